@@ -1,0 +1,1 @@
+//! Injects faults into libc calls, below the shim.

@@ -1,0 +1,1 @@
+//! The lab: disposable hosts and real servers for tests.
