@@ -1,1 +1,32 @@
 //! The lab: disposable hosts and real servers for tests.
+//!
+//! ```text
+//! test process ──stdin pipe──> supervisor        ends the lab when the test process ends, however it ends
+//!                                └─ lab init      PID 1 of the lab: own PID, mount, network (bridge), UTS, IPC namespaces
+//!                                     ├─ host-1   PID 1 of a host: own PID, mount, network, UTS, IPC, cgroup namespaces
+//!                                     └─ host-2 …
+//! ```
+//!
+//! Everything a host writes lies in a tmpfs of its mount namespace, every process of the lab is in one cgroup
+//! (`spc-lab-PID`) and below one PID 1, so that nothing survives the test process and nothing reaches the machine.
+
+mod boot;
+mod cache;
+mod cgroup;
+mod enter;
+mod exec;
+mod host;
+mod mountinfo;
+mod net;
+mod outer;
+mod packages;
+mod roots;
+mod supervisor;
+
+pub mod cli;
+
+pub use exec::{Output, Process, Run, Status};
+pub use host::{Host, HostOptions, Propagation};
+pub use mountinfo::Mount;
+pub use outer::{Lab, shared};
+pub use roots::Root;

@@ -1,0 +1,147 @@
+//! The cgroup that holds every process of a lab, so that all of them can be found and killed.
+
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::mountinfo;
+
+const PREFIX: &str = "spc-lab-";
+
+/// A directory of the version 2 hierarchy.
+#[derive(Debug, Clone)]
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Creates the cgroup of a lab whose supervisor is this process.
+    pub fn create_lab() -> Result<Self> {
+        let root = hierarchy()?;
+        sweep(&root);
+        Self(root).child(&format!("{PREFIX}{}", std::process::id()))
+    }
+
+    /// Names a cgroup that exists.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// Where it is in the file system of this mount namespace.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Creates a cgroup below this one.
+    pub fn child(&self, name: &str) -> Result<Self> {
+        let path = self.0.join(name);
+        fs::create_dir(&path)
+            .with_context(|| format!("cannot create cgroup: {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// Moves the calling process here.
+    pub fn join(&self) -> Result<()> {
+        self.write("cgroup.procs", "0")
+    }
+
+    /// Lets children use whatever controllers there are. A hybrid machine has hardly any, and a controller that
+    /// refuses is one that the tests do without.
+    pub fn delegate(&self) -> Result<()> {
+        let controllers = fs::read_to_string(self.0.join("cgroup.controllers"))?;
+        for controller in controllers.split_whitespace() {
+            let _ = self.write("cgroup.subtree_control", &format!("+{controller}"));
+        }
+        Ok(())
+    }
+
+    /// The processes here and below, numbered as the caller's PID namespace does.
+    pub fn processes(&self) -> Vec<i32> {
+        let own = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+        let mut pids: Vec<i32> = own
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .filter(|pid| *pid > 0)
+            .collect();
+        for child in self.children() {
+            pids.extend(child.processes());
+        }
+        pids
+    }
+
+    /// Kills everything here and below, at once.
+    pub fn kill(&self) -> Result<()> {
+        self.write("cgroup.kill", "1")
+    }
+
+    /// Kills what is left and removes the directories.
+    pub fn remove(&self) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let _ = self.kill();
+            match self.remove_empty() {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() > end => {
+                    let path = self.0.display();
+                    return Err(error)
+                        .with_context(|| format!("cgroup does not become empty: {path}"));
+                }
+                Err(_) => sleep(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    /// Removes the directories if no process is in them.
+    pub fn remove_empty(&self) -> std::io::Result<()> {
+        for child in self.children() {
+            child.remove_empty()?;
+        }
+        match fs::remove_dir(&self.0) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn children(&self) -> Vec<Self> {
+        let Ok(entries) = fs::read_dir(&self.0) else {
+            return Vec::new();
+        };
+        let directories = entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        directories.map(|entry| Self(entry.path())).collect()
+    }
+
+    fn write(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.0.join(file);
+        fs::write(&path, text).with_context(|| format!("cannot write {text} to {}", path.display()))
+    }
+}
+
+/// Where the version 2 hierarchy is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside version 1.
+fn hierarchy() -> Result<PathBuf> {
+    match mountinfo::of_process(std::process::id() as i32)?
+        .into_iter()
+        .find(|mount| mount.fstype == "cgroup2")
+    {
+        Some(mount) => Ok(mount.target),
+        None => bail!("no cgroup2 is mounted\nhint: mount -t cgroup2 none /sys/fs/cgroup"),
+    }
+}
+
+/// Removes what the supervisors that were killed left: no process is in it, and its maker is gone.
+fn sweep(root: &Path) {
+    let Ok(entries) = fs::read_dir(root) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(maker) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else {
+            continue;
+        };
+        if !Path::new("/proc").join(maker).exists() {
+            let _ = Cgroup(entry.path()).remove_empty();
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The `lab` program: what a developer types, and the steps that the lab runs of itself.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::enter::Enter;
+use crate::{HostOptions, Lab, Propagation, Status, boot, cache, enter, packages, supervisor};
+
+/// Disposable hosts and real servers for tests.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Installs the Debian packages that the lab needs
+    Setup,
+    /// Boots a host and runs a shell in it
+    Shell {
+        /// A host whose mounts do not propagate
+        #[arg(long)]
+        private: bool,
+    },
+    /// Removes everything that the lab keeps in the user's cache directory
+    Clean,
+    /// Makes a lab and ends it at the end of standard input
+    #[command(hide = true)]
+    Supervise,
+    /// PID 1 of a lab
+    #[command(hide = true)]
+    LabInit {
+        /// The cgroup to join
+        cgroup: PathBuf,
+    },
+    /// Boots a host inside of a lab
+    #[command(hide = true)]
+    HostUp {
+        /// The host, as JSON
+        boot: String,
+    },
+    /// PID 1 of a host
+    #[command(hide = true)]
+    HostInit {
+        /// The host, as JSON
+        boot: String,
+    },
+    /// Runs a command in the namespaces of a process
+    #[command(hide = true)]
+    Enter(Enter),
+}
+
+/// Runs the program.
+pub fn main() -> Result<ExitCode> {
+    match Cli::parse().command {
+        Task::Setup => packages::setup()?,
+        Task::Shell { private } => return shell(private),
+        Task::Clean => cache::remove(&cache::directory()?)?,
+        Task::Supervise => supervisor::supervise()?,
+        Task::LabInit { cgroup } => supervisor::init(&cgroup)?,
+        Task::HostUp { boot } => boot::up(&boot)?,
+        Task::HostInit { boot } => boot::init(&boot)?,
+        Task::Enter(arguments) => return enter::enter(&arguments),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shell(private: bool) -> Result<ExitCode> {
+    let lab = Lab::start()?;
+    let propagation = if private {
+        Propagation::Private
+    } else {
+        Propagation::Shared
+    };
+    let host = lab.host(HostOptions {
+        propagation,
+        ..HostOptions::default()
+    })?;
+    match host.command(&["sh"])?.interactive()? {
+        Status::Code(0) => Ok(ExitCode::SUCCESS),
+        _ => Ok(ExitCode::FAILURE),
+    }
+}

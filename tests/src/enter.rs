@@ -1,0 +1,74 @@
+//! `lab enter`: runs one command in a cgroup and in the namespaces of a host, and ends as it ended.
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use crate::cgroup::Cgroup;
+
+/// What a shell says when it cannot start a command.
+const NOT_STARTED: u8 = 127;
+
+/// The arguments of `lab enter`.
+#[derive(Debug, clap::Args)]
+pub struct Enter {
+    /// The process whose namespaces are entered.
+    pub pid: i32,
+    /// The cgroup that is joined first.
+    pub cgroup: PathBuf,
+    /// The working directory there.
+    pub directory: PathBuf,
+    /// The command, which inherits the environment.
+    #[arg(last = true, required = true)]
+    pub command: Vec<OsString>,
+}
+
+/// Runs the command. A process in another PID namespace has to be a child, so this one waits for it.
+pub fn enter(arguments: &Enter) -> Result<ExitCode> {
+    let Enter {
+        pid,
+        cgroup,
+        directory,
+        command,
+    } = arguments;
+    let init = Pid::from_raw(*pid).context("no such process: 0")?;
+    let init = pidfd_open(init, PidfdFlags::empty())
+        .with_context(|| format!("the host has ended: pid {pid}"))?;
+    Cgroup::at(cgroup).join()?;
+    let kinds = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::PROCESS_ID
+        | ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::CONTROL_GROUP;
+    move_into_thread_name_spaces(init.as_fd(), kinds)
+        .context("cannot enter the host's namespaces")?;
+    std::env::set_current_dir(directory)
+        .with_context(|| format!("no such directory: {}", directory.display()))?;
+    let (program, rest) = command.split_first().context("no command")?;
+    let status = match Command::new(program).args(rest).status() {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("lab: cannot start {}: {error}", program.display());
+            return Ok(ExitCode::from(NOT_STARTED));
+        }
+    };
+    if let Some(signal) = status.signal() {
+        die_of(signal)?;
+    }
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn die_of(signal: i32) -> Result<()> {
+    let signal =
+        Signal::from_named_raw(signal).with_context(|| format!("unknown signal: {signal}"))?;
+    kill_process(getpid(), signal).context("cannot send a signal to this process")
+}

@@ -1,0 +1,131 @@
+//! A running lab, seen from the test process.
+
+use anyhow::{Context, Result, bail};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::io::BufReader;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use crate::cgroup::Cgroup;
+use crate::exec::{Run, binary, expect_line};
+use crate::host::{Host, HostOptions};
+use crate::mountinfo::{self, Mount};
+use crate::supervisor::Address;
+use crate::{net, packages};
+
+/// A lab: a place for hosts that ends with the process that started it.
+#[derive(Debug)]
+pub struct Lab {
+    supervisor: Child,
+    init: i32,
+    pub(crate) cgroup: Cgroup,
+    numbers: Mutex<BTreeSet<u8>>,
+}
+
+impl Lab {
+    /// Starts a lab of its own. Most tests want [`shared`].
+    pub fn start() -> Result<Self> {
+        let mut supervisor = Command::new(binary()?)
+            .arg("supervise")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start the lab's supervisor")?;
+        let output = supervisor.stdout.take().context("no standard output")?;
+        let line = expect_line(&mut BufReader::new(output), "the lab's supervisor")?;
+        let Address { init, cgroup } =
+            serde_json::from_str(&line).context("bad answer from the supervisor")?;
+        Ok(Self {
+            supervisor,
+            init,
+            cgroup: Cgroup::at(cgroup),
+            numbers: Mutex::default(),
+        })
+    }
+
+    /// Boots a host.
+    pub fn host(&self, options: HostOptions) -> Result<Host<'_>> {
+        Host::boot(self, options)
+    }
+
+    /// The process that ends the lab; nothing of the lab outlives it for long.
+    pub fn supervisor(&self) -> u32 {
+        self.supervisor.id()
+    }
+
+    /// The directory of the cgroup that holds the lab.
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// Every process of the lab, as the machine numbers them.
+    pub fn processes(&self) -> Vec<i32> {
+        self.cgroup.processes()
+    }
+
+    /// The mount table of every mount namespace that a process of the lab is in, by the namespace's number.
+    pub fn mount_tables(&self) -> BTreeMap<u64, Vec<Mount>> {
+        let mut tables: BTreeMap<u64, Vec<Mount>> = BTreeMap::new();
+        for pid in self.processes() {
+            // A process that has ended meanwhile has no table.
+            let Ok(namespace) = fs::metadata(format!("/proc/{pid}/ns/mnt")) else {
+                continue;
+            };
+            let Ok(mounts) = mountinfo::of_process(pid) else {
+                continue;
+            };
+            // Somebody in a chroot sees only a part of the table.
+            let table = tables.entry(namespace.ino()).or_default();
+            if mounts.len() > table.len() {
+                *table = mounts;
+            }
+        }
+        tables
+    }
+
+    /// A command in the lab itself, where the hosts are made.
+    pub(crate) fn command(&self, cgroup: Cgroup, argv: &[OsString]) -> Result<Run> {
+        Run::new("lab", self.init, cgroup, argv)
+    }
+
+    /// The lowest number that no living host has.
+    pub(crate) fn take_number(&self) -> Result<u8> {
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(number) = (1..=net::HOSTS).find(|number| !numbers.contains(number)) else {
+            bail!("the lab's network is full: {} hosts", net::HOSTS)
+        };
+        numbers.insert(number);
+        Ok(number)
+    }
+
+    pub(crate) fn give_back_number(&self, number: u8) {
+        self.numbers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&number);
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        drop(self.supervisor.stdin.take());
+        let _ = self.supervisor.wait();
+    }
+}
+
+/// The lab that all tests of this process share, or nothing where it cannot be: then the test has to end, and the
+/// reason was printed. With `CI=true` that is a failure.
+pub fn shared() -> Option<&'static Lab> {
+    static LAB: OnceLock<Option<Lab>> = OnceLock::new();
+    let lab = LAB.get_or_init(|| {
+        packages::require().then(|| Lab::start().unwrap_or_else(|error| panic!("{error:?}")))
+    });
+    if lab.is_none() {
+        packages::require();
+    }
+    lab.as_ref()
+}

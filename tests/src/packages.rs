@@ -1,0 +1,87 @@
+//! What the lab needs of the machine, and how to get it.
+
+use anyhow::{Result, ensure};
+use std::ffi::OsStr;
+use std::path::Path;
+
+use crate::exec::machine;
+
+/// What the lab runs, and the Debian package it comes in.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("/usr/bin/busybox", "busybox-static"),
+    ("/usr/bin/containerd", "containerd"),
+    ("/usr/bin/crun", "crun"),
+    ("/usr/bin/docker", "docker.io"),
+    ("/usr/bin/mmdebstrap", "mmdebstrap"),
+    ("/usr/bin/nsenter", "util-linux"),
+    ("/usr/bin/podman", "podman"),
+    ("/usr/sbin/ip", "iproute2"),
+    ("/usr/sbin/runc", "runc"),
+];
+
+/// The packages that are missing.
+fn missing() -> Vec<&'static str> {
+    PROGRAMS
+        .iter()
+        .filter(|(path, _)| !Path::new(path).exists())
+        .map(|(_, package)| *package)
+        .collect()
+}
+
+/// `lab setup`: installs what is missing.
+pub fn setup() -> Result<()> {
+    let missing = missing();
+    if missing.is_empty() {
+        eprintln!("lab: every package is installed");
+        return Ok(());
+    }
+    ensure!(
+        is_root(),
+        "cannot install packages: not root\nhint: {}",
+        hint(&missing)
+    );
+    eprintln!("lab: installing {}", missing.join(" "));
+    let environment = |arguments: &[&str]| {
+        let words: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+        machine("env", &words)
+    };
+    environment(&["apt-get", "update", "-q"])?;
+    let install = [
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "install",
+        "-qy",
+        "--no-install-recommends",
+    ];
+    environment(&[&install, missing.as_slice()].concat())
+}
+
+/// Whether a lab can be made here. Where it cannot, a test is skipped loudly on a laptop and fails in CI.
+pub fn require() -> bool {
+    let missing = missing();
+    let reason = if !is_root() {
+        "the lab needs root\nhint: run the tests as root".to_owned()
+    } else if !missing.is_empty() {
+        format!("missing: {}\nhint: {}", missing.join(" "), hint(&missing))
+    } else {
+        return true;
+    };
+    assert!(
+        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+        "a skip is a failure in CI: {reason}"
+    );
+    let thread = std::thread::current();
+    eprintln!("SKIPPED {}: {reason}", thread.name().unwrap_or("a test"));
+    false
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn hint(missing: &[&str]) -> String {
+    format!(
+        "apt-get install --no-install-recommends {}",
+        missing.join(" ")
+    )
+}

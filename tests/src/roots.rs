@@ -1,0 +1,176 @@
+//! What is installed on hosts: trees that are made once, kept in the user's cache directory by the content of what
+//! makes them, and only ever read.
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cache::{Key, cached};
+use crate::exec::machine;
+
+/// What is installed on a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Root {
+    /// busybox, docker and podman with what they run, and nsenter: a container host without any storage client.
+    #[default]
+    Minimal,
+    /// Debian trixie with the GlusterFS server and client.
+    Gluster,
+}
+
+/// The programs of a container host; their libraries come along.
+const PROGRAMS: &[&str] = &[
+    "/usr/bin/busybox",
+    "/usr/bin/conmon",
+    "/usr/bin/containerd",
+    "/usr/bin/containerd-shim-runc-v2",
+    "/usr/bin/crun",
+    "/usr/bin/docker",
+    "/usr/bin/nsenter",
+    "/usr/bin/podman",
+    "/usr/sbin/dockerd",
+    "/usr/sbin/runc",
+];
+
+/// The tree of a root, made now if it never was.
+pub fn path(root: Root) -> Result<PathBuf> {
+    match root {
+        Root::Minimal => {
+            let files = closure(PROGRAMS)?;
+            let mut key = Key::new(include_str!("roots.rs"));
+            for file in &files {
+                let data = fs::metadata(file)?;
+                key.add(file.as_os_str().as_bytes());
+                key.add(
+                    format!("{} {}.{}", data.size(), data.mtime(), data.mtime_nsec()).as_bytes(),
+                );
+            }
+            cached("minimal", key, |path| minimal(path, &files))
+        }
+        Root::Gluster => cached("gluster", Key::new(&GLUSTER.join(" ")), |path| {
+            debian(path, &GLUSTER)
+        }),
+    }
+}
+
+/// What mmdebstrap is told for a Debian with the GlusterFS server, which brings the client.
+const GLUSTER: [&str; 3] = [
+    "--variant=essential",
+    "--include=busybox-static,glusterfs-server",
+    "trixie",
+];
+
+/// The files and every library that one of them loads.
+fn closure(programs: &[&str]) -> Result<BTreeSet<PathBuf>> {
+    let mut files: BTreeSet<PathBuf> = programs.iter().map(PathBuf::from).collect();
+    // ldd says "not a dynamic executable" about a static one and exits with 1; a missing file would fail later.
+    let output = Command::new("ldd")
+        .args(programs)
+        .output()
+        .context("cannot run ldd")?;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        ensure!(
+            !line.contains("not found"),
+            "a library is missing: {}",
+            line.trim()
+        );
+        files.extend(
+            line.split_whitespace()
+                .filter(|word| word.starts_with('/') && !word.ends_with(':'))
+                .map(PathBuf::from),
+        );
+    }
+    Ok(files)
+}
+
+/// A tree with busybox's applets and these files, each at its own path.
+fn minimal(root: &Path, files: &BTreeSet<PathBuf>) -> Result<()> {
+    for directory in [
+        "dev",
+        "etc/containers",
+        "home",
+        "media",
+        "mnt",
+        "opt",
+        "proc",
+        "root",
+        "run",
+        "srv",
+        "sys",
+        "tmp",
+    ] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    for directory in [
+        "usr/bin",
+        "usr/sbin",
+        "usr/lib",
+        "usr/lib64",
+        "usr/libexec",
+        "var/lib",
+        "var/log",
+        "var/tmp",
+    ] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        symlink(format!("usr/{name}"), root.join(name))?;
+    }
+    symlink("../run", root.join("var/run"))?;
+    for name in ["tmp", "var/tmp"] {
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o1777))?;
+    }
+    for file in files {
+        let path = root.join(file.strip_prefix("/")?);
+        let parent = path.parent().context("no parent")?;
+        fs::create_dir_all(parent)?;
+        fs::copy(file, &path).with_context(|| format!("cannot copy {}", file.display()))?;
+    }
+    let applets = Command::new("/usr/bin/busybox")
+        .arg("--list")
+        .output()
+        .context("cannot run busybox")?;
+    for applet in String::from_utf8(applets.stdout)?.lines() {
+        // What is there already is the real program.
+        let link = root.join("usr/bin").join(applet);
+        if !link.exists() && !root.join("usr/sbin").join(applet).exists() {
+            symlink("busybox", link)?;
+        }
+    }
+    for (path, text) in [
+        (
+            "etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+        ),
+        ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
+        (
+            "etc/nsswitch.conf",
+            "passwd: files\ngroup: files\nhosts: files\n",
+        ),
+        (
+            "etc/os-release",
+            "ID=lab\nNAME=\"A minimal container host\"\n",
+        ),
+        ("etc/resolv.conf", ""),
+        (
+            "etc/containers/policy.json",
+            r#"{"default": [{"type": "insecureAcceptAnything"}]}"#,
+        ),
+    ] {
+        fs::write(root.join(path), text)?;
+    }
+    Ok(())
+}
+
+/// A Debian tree. Recommended packages do not come along: mmdebstrap leaves them out.
+fn debian(root: &Path, arguments: &[&str]) -> Result<()> {
+    let mut arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+    arguments.push(root.as_os_str());
+    machine("mmdebstrap", &arguments)
+}

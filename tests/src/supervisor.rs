@@ -1,0 +1,89 @@
+//! Outside of the lab: starts it, and ends it when the test process has ended. And the lab's own PID 1.
+
+use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::process::{Signal, WaitOptions, set_parent_process_death_signal, setsid, wait};
+use serde::{Deserialize, Serialize};
+use std::io::{BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::cgroup::Cgroup;
+use crate::exec::expect_line;
+use crate::net;
+
+/// What the test process has to know of a lab.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Address {
+    /// The lab's PID 1, as the machine numbers it.
+    pub init: i32,
+    /// The cgroup of everything in the lab.
+    pub cgroup: PathBuf,
+}
+
+/// `lab supervise`: makes a lab, writes its address to standard output, ends it at the end of standard input.
+pub fn supervise() -> Result<()> {
+    // A Ctrl-C on the terminal is for the test process alone: this one has to clean up after it.
+    setsid().context("cannot start a session")?;
+    let cgroup = Cgroup::create_lab()?;
+    let result = run(&cgroup);
+    cgroup.remove()?;
+    result
+}
+
+fn run(cgroup: &Cgroup) -> Result<()> {
+    let own = cgroup.child("lab")?;
+    cgroup.delegate()?;
+    unshare(CloneFlags::CLONE_NEWPID)
+        .context("cannot make a PID namespace\nhint: the lab needs root")?;
+    let mut init = Command::new("/proc/self/exe")
+        .arg("lab-init")
+        .arg(own.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the lab's init")?;
+    let mut output = BufReader::new(init.stdout.take().context("no standard output")?);
+    expect_line(&mut output, "the lab's init")?;
+    let address = Address {
+        init: init.id() as i32,
+        cgroup: cgroup.path().to_owned(),
+    };
+    let mut stdout = std::io::stdout().lock();
+    serde_json::to_writer(&mut stdout, &address)?;
+    stdout.write_all(b"\n")?;
+    stdout.flush()?;
+    // Nothing is ever sent: the end comes when the test process closes the pipe or ends, by whatever means.
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    init.kill()?;
+    init.wait()?;
+    Ok(())
+}
+
+/// `lab lab-init`: PID 1 of the lab. All hosts are below it, and end with it.
+pub fn init(cgroup: &Path) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    Cgroup::at(cgroup).join()?;
+    let kinds = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC;
+    unshare(kinds).context("cannot make namespaces")?;
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .context("cannot make / private")?;
+    mount("proc", "/proc", "proc", MountFlags::empty(), None).context("cannot mount /proc")?;
+    rustix::system::sethostname(b"lab")?;
+    net::create_bridge()?;
+    println!("ready");
+    loop {
+        if wait(WaitOptions::empty()).is_err() {
+            sleep(Duration::from_millis(50));
+        }
+    }
+}

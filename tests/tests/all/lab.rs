@@ -1,0 +1,263 @@
+//! The lab itself.
+
+use anyhow::{Context, Result, ensure};
+use lab::{HostOptions, Lab, Propagation, Status};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_host_boots_fast_and_is_its_own_machine() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    drop(lab.host(HostOptions::default())?);
+    let started = Instant::now();
+    let host = lab.host(HostOptions::default())?;
+    let elapsed = started.elapsed();
+    ensure!(elapsed < Duration::from_secs(1), "a host took {elapsed:?}");
+    eprintln!("a host took {elapsed:?}");
+    ensure!(host.sh("hostname")?.ok()?.text() == host.name());
+    ensure!(
+        host.sh("ip -4 address show eth0")?
+            .ok()?
+            .text()
+            .contains(&host.address().to_string())
+    );
+    ensure!(host.sh("ls /dev | grep -c vda")?.text() == "0");
+    Ok(())
+}
+
+#[test]
+fn propagation_is_as_asked() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    for (propagation, shared) in [(Propagation::Shared, true), (Propagation::Private, false)] {
+        let host = lab.host(HostOptions {
+            propagation,
+            ..HostOptions::default()
+        })?;
+        let mounts = host.mountinfo()?;
+        ensure!(
+            mounts.iter().all(|mount| mount.is_shared() == shared),
+            "{propagation:?}: {mounts:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_command_ends_as_it_ended() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    let host = lab.host(HostOptions::default())?;
+    host.sh("exit 42")?.code(42)?;
+    ensure!(host.sh("kill -9 $$")?.status == Status::Signal(9));
+    ensure!(host.run(&["no-such-program"])?.status == Status::Code(127));
+    Ok(())
+}
+
+#[test]
+fn a_command_that_hangs_is_killed_with_all_it_started() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    let host = lab.host(HostOptions::default())?;
+    let before = host.processes().len();
+    let limit = Duration::from_millis(300);
+    let output = host
+        .command(&["sh", "-c", "echo begun; setsid sleep 1000 & sleep 1000"])?
+        .limit(limit)
+        .run()?;
+    ensure!(
+        output.status == Status::TimedOut(limit) && output.text() == "begun",
+        "{output}"
+    );
+    wait_until("the host is idle", || Ok(host.processes().len() <= before))
+}
+
+#[test]
+fn a_daemon_does_not_keep_its_command_waiting() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    let host = lab.host(HostOptions::default())?;
+    let output = host.sh("setsid sleep 1000 & echo left")?.ok()?;
+    ensure!(
+        output.text() == "left" && output.elapsed < Duration::from_secs(5),
+        "{output}"
+    );
+    ensure!(host.sh("pidof sleep")?.success(), "the daemon has gone");
+    Ok(())
+}
+
+#[test]
+fn files_go_in_and_out() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    let host = lab.host(HostOptions::default())?;
+    let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    host.write("/srv/new dir/file", &bytes)?;
+    ensure!(host.read("/srv/new dir/file")? == bytes);
+    host.copy_in("/usr/bin/env", "/opt/env")?;
+    host.sh("test -x /opt/env && test ! -u /opt/env")?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn hosts_reach_each_other_and_nothing_else() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    let (one, two) = (
+        lab.host(HostOptions::default())?,
+        lab.host(HostOptions::default())?,
+    );
+    one.sh(&format!("ping -c 1 -W 2 {}", two.address()))?.ok()?;
+    ensure!(
+        one.sh("ip route")?.text().lines().count() == 1,
+        "only the lab's own network has a route"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_mount_in_a_host_is_in_no_other_table() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    let (one, two) = (
+        lab.host(HostOptions::default())?,
+        lab.host(HostOptions::default())?,
+    );
+    let two_before = two.mountinfo()?;
+    one.sh("mkdir '/mnt/a b' && mount -t tmpfs seen '/mnt/a b'")?
+        .ok()?;
+    let has_it = |mounts: &[lab::Mount]| mounts.iter().any(|mount| mount.source == "seen");
+    ensure!(has_it(&one.mountinfo()?));
+    ensure!(
+        lab.mount_tables()
+            .values()
+            .filter(|table| has_it(table))
+            .count()
+            == 1
+    );
+    ensure!(two.mountinfo()? == two_before);
+    ensure!(!fs::read_to_string("/proc/self/mountinfo")?.contains("seen"));
+    Ok(())
+}
+
+#[test]
+fn nothing_is_left_when_a_test_is_killed() -> Result<()> {
+    if lab::shared().is_none() {
+        return Ok(());
+    }
+    let before = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut shell = Command::new(env!("CARGO_BIN_EXE_lab"))
+        .arg("shell")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut output = BufReader::new(shell.stdout.take().context("no output")?);
+    let mut input = shell.stdin.take().context("no input")?;
+    input.write_all(
+        b"mount -t tmpfs x /mnt; setsid sleep 1000 & grep 0:: /proc/1/cgroup; exec sleep 1000\n",
+    )?;
+    let mut line = String::new();
+    output.read_line(&mut line)?;
+    let family = descendants(shell.id());
+    ensure!(
+        family.len() >= 6,
+        "supervisor, init, init, sleep, enter, sleep: {family:?}"
+    );
+    let cgroups: BTreeSet<PathBuf> = family.iter().filter_map(|pid| lab_cgroup(*pid)).collect();
+    ensure!(cgroups.len() == 1, "one lab: {cgroups:?}");
+
+    shell.kill()?;
+    shell.wait()?;
+    wait_until("every process has ended", || {
+        Ok(family.iter().all(|pid| !is_alive(*pid)))
+    })?;
+    wait_until("the cgroup has gone", || {
+        Ok(cgroups.iter().all(|path| !path.exists()))
+    })?;
+    ensure!(fs::read_to_string("/proc/self/mountinfo")? == before);
+    Ok(())
+}
+
+#[test]
+fn a_killed_supervisor_takes_the_lab_along_and_the_next_one_sweeps() -> Result<()> {
+    if lab::shared().is_none() {
+        return Ok(());
+    }
+    let lab = Lab::start()?;
+    let host = lab.host(HostOptions::default())?;
+    let (family, cgroup) = (lab.processes(), lab.cgroup().to_owned());
+    ensure!(
+        family.len() == 2,
+        "the inits of the lab and of the host: {family:?}"
+    );
+    Command::new("kill")
+        .args(["-9", &lab.supervisor().to_string()])
+        .status()?;
+    wait_until("every process has ended", || {
+        Ok(family.iter().all(|pid| !is_alive(*pid)))
+    })?;
+    drop(host);
+    drop(lab);
+    ensure!(cgroup.exists(), "nobody was there to remove it");
+    drop(Lab::start()?);
+    ensure!(!cgroup.exists(), "not swept: {}", cgroup.display());
+    Ok(())
+}
+
+/// Every process below this one.
+fn descendants(pid: u32) -> Vec<u32> {
+    let children =
+        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children: Vec<u32> = children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect();
+    children
+        .iter()
+        .flat_map(|child| std::iter::once(*child).chain(descendants(*child)))
+        .collect()
+}
+
+/// The directory of the lab's cgroup that a process is in.
+fn lab_cgroup(pid: u32) -> Option<PathBuf> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let name = groups
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("0::/")?
+                .split('/')
+                .find(|name| name.starts_with("spc-lab-"))
+        })?
+        .to_owned();
+    ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .iter()
+        .map(|root| Path::new(root).join(&name))
+        .find(|path| path.exists())
+}
+
+fn is_alive(pid: impl std::fmt::Display) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !condition()? {
+        ensure!(Instant::now() < end, "not within ten seconds: {what}");
+        sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

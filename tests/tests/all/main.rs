@@ -1,0 +1,3 @@
+//! Every test that needs root, in one program, so that all of them share a lab.
+
+mod lab;
