@@ -1,1 +1,11 @@
-//! The launcher: plans a mount, runs its helper, proves and records the result.
+//! The launcher: plans a mount, runs its helper, proves the result from the host's side, records
+//! it, and looks after it until it is unmounted.
+#![deny(unsafe_code)]
+
+pub mod doors;
+pub mod error;
+pub mod health;
+pub mod host;
+pub mod kinds;
+pub mod mount;
+pub mod sys;

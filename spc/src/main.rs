@@ -1,2 +1,7 @@
 //! Command line of the launcher.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    spc::doors::cli::main()
+}

@@ -1,0 +1,327 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::show;
+use crate::error::{Class, Error, Result};
+use crate::health::{doctor, look, serve};
+use crate::host::Host;
+use crate::host::Settings;
+use crate::mount::mounter::{Done, Session, mount};
+use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
+use crate::mount::run::Interrupts;
+use crate::mount::unmounter::{self, How, umount};
+use crate::mount::{Options, Plan, Request};
+
+/// Mounts network file systems on a host that ships no client for them.
+///
+/// Runs in a super-privileged container that has the clients; the mount appears on the host.
+#[derive(Debug, Parser)]
+#[command(name = "spc", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mount SOURCE on the host's TARGET
+    #[command(after_help = EXIT_STATUS)]
+    Mount(MountArgs),
+    /// Unmount what `spc mount` mounted
+    #[command(visible_alias = "unmount", after_help = EXIT_STATUS)]
+    Umount(UmountArgs),
+    /// List what is mounted, and whether it answers
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check whether this container can do its job
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show how a mount would be made, and change nothing
+    Explain {
+        #[command(flatten)]
+        mount: MountArgs,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Reap, watch the host's mounts, and log; the container's first process
+    Serve {
+        /// Log every decision of the shim
+        #[arg(short, long)]
+        verbose: bool,
+    },
+    /// Look at one target and answer by the exit code
+    #[command(hide = true)]
+    Look {
+        /// The target
+        target: PathBuf,
+    },
+}
+
+const EXIT_STATUS: &str = "Exit status, as of mount(8): 0 success, 1 usage, 2 system, 8 interrupted, 32 failure, 64 some succeeded";
+
+#[derive(Debug, Args)]
+struct MountArgs {
+    /// File system type: glusterfs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the container
+    #[arg(short = 't', long = "types", value_name = "TYPE", default_value = "")]
+    fs_type: String,
+    /// Options, separated by commas; x-mount.mkdir[=MODE] makes the target
+    #[arg(short, long, value_name = "LIST")]
+    options: Vec<String>,
+    /// Read-only
+    #[arg(short, long)]
+    read_only: bool,
+    /// Read-write, which is the default
+    #[arg(short = 'w', long, visible_alias = "rw", conflicts_with = "read_only")]
+    read_write: bool,
+    /// Bind the host's directory SOURCE
+    #[arg(short = 'B', long)]
+    bind: bool,
+    /// Do everything but the mount
+    #[arg(short, long)]
+    fake: bool,
+    /// Say what is done
+    #[arg(short, long)]
+    verbose: bool,
+    /// Limit for the whole mount in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86400))]
+    timeout: u64,
+    /// How the mount gets to the host
+    #[arg(long, value_enum, default_value = "auto")]
+    route: RouteChoice,
+    /// Mount over /etc, /usr, /run and their like
+    #[arg(long)]
+    over_system_directory: bool,
+    /// What to mount, as the type's helper wants it
+    source: String,
+    /// Directory on the host; /host/DIR means the same
+    target: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct UmountArgs {
+    /// Unmount everything that spc mounted
+    #[arg(long, conflicts_with = "targets")]
+    all: bool,
+    /// Give up on outstanding requests
+    #[arg(short, long)]
+    force: bool,
+    /// Detach now, clean up when it is no longer busy
+    #[arg(short, long)]
+    lazy: bool,
+    /// Unmount what spc mounted below the targets as well
+    #[arg(short = 'R', long)]
+    recursive: bool,
+    /// Say what is done
+    #[arg(short, long)]
+    verbose: bool,
+    /// Directories on the host
+    #[arg(required_unless_present = "all")]
+    targets: Vec<PathBuf>,
+}
+
+impl MountArgs {
+    fn request(&self) -> Result<Request> {
+        let mut options = Options::parse(self.options.iter().map(String::as_str))?;
+        if self.bind {
+            options.push("bind".into())?;
+        }
+        if self.read_only {
+            options.push("ro".into())?;
+        }
+        if self.read_write {
+            options.push("rw".into())?;
+        }
+        Request {
+            fs_type: self.fs_type.clone(),
+            source: self.source.clone(),
+            target: self.target.clone(),
+            options,
+            timeout: Duration::from_secs(self.timeout),
+            route: self.route,
+            over_system_directory: self.over_system_directory,
+        }
+        .validated()
+    }
+}
+
+/// Reads the command line, runs the command, and gives its exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() {
+                Class::Usage.exit_code()
+            } else {
+                0
+            };
+            // Nothing is left to say if stderr is closed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let verbose = match &cli.command {
+        Command::Mount(args) | Command::Explain { mount: args, .. } => args.verbose,
+        Command::Umount(args) => args.verbose,
+        Command::Serve { verbose } => *verbose,
+        _ => false,
+    };
+    let serving = matches!(cli.command, Command::Serve { .. });
+    let level = match (verbose, serving) {
+        (true, _) => tracing::Level::DEBUG,
+        (false, true) => tracing::Level::INFO,
+        (false, false) => tracing::Level::WARN,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+    match run(cli.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("spc: {error}");
+            ExitCode::from(error.class().exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<u8> {
+    match command {
+        Command::Mount(args) => {
+            let request = args.request()?;
+            let interrupts = Interrupts::hold()?;
+            let session = Session::open()?;
+            if args.fake {
+                Plan::make(request, &session.host, &session.settings)?;
+                return Ok(0);
+            }
+            let done = mount(&session, request, &interrupts)?;
+            if args.verbose {
+                show::mounted(&done)?;
+            } else if let Done::Already(record) = done {
+                tracing::info!(target = %record.target, "already mounted");
+            }
+            Ok(0)
+        }
+        Command::Umount(args) => unmount(&args),
+        Command::Ls { json } => {
+            let session = Session::open()?;
+            let (records, bad) = session.ledger.all()?;
+            let states = look::states(&session, &records)?;
+            show::list(&records, &states, json)?;
+            for corrupt in &bad {
+                eprintln!(
+                    "spc: the record {} on the host cannot be read: {}\nhint: unmount its target on the host, then remove the file",
+                    corrupt.file.display(),
+                    corrupt.cause
+                );
+            }
+            Ok(if bad.is_empty() {
+                0
+            } else {
+                Class::System.exit_code()
+            })
+        }
+        Command::Doctor { json } => {
+            let checks = doctor::examine();
+            show::checks(&checks, json)?;
+            Ok(if checks.iter().all(|check| check.ok) {
+                0
+            } else {
+                Class::System.exit_code()
+            })
+        }
+        Command::Explain { mount, json } => {
+            let request = mount.request()?;
+            let settings = Settings::read()?;
+            let host = Host::open(&settings)?;
+            let plan = Plan::make(request, &host, &settings)?;
+            show::plan(&plan, &host, json)?;
+            Ok(0)
+        }
+        Command::Serve { .. } => serve::serve().map(|()| 0),
+        Command::Look { target } => look::child(&Session::open()?, &target),
+    }
+}
+
+fn unmount(args: &UmountArgs) -> Result<u8> {
+    let session = Session::open()?;
+    let how = How {
+        lazy: args.lazy,
+        force: args.force,
+    };
+    let (records, bad) = session.ledger.all()?;
+    if args.all
+        && let Some(corrupt) = bad.first()
+    {
+        tracing::warn!(file = %corrupt.file.display(), "a record cannot be read; its mount stays");
+    }
+    let below = |top: &PathBuf| {
+        records
+            .iter()
+            .map(|r| PathBuf::from(&r.target))
+            .filter(|t| t != top && t.starts_with(top))
+            .collect::<Vec<_>>()
+    };
+    let mut failed = Vec::new();
+    let mut targets = Vec::new();
+    if args.all {
+        targets.extend(records.iter().map(|r| PathBuf::from(&r.target)));
+    }
+    for written in &args.targets {
+        match unmounter::resolve(&session, written) {
+            Ok(target) => {
+                if args.recursive {
+                    targets.extend(below(&target));
+                }
+                targets.push(target);
+            }
+            Err(error) => failed.push(error),
+        }
+    }
+    // Innermost first.
+    targets.sort_by_key(|target| std::cmp::Reverse(target.components().count()));
+    targets.dedup();
+    let mut succeeded = 0;
+    for target in &targets {
+        match umount(&session, target, how) {
+            Ok(()) => {
+                succeeded += 1;
+                if args.verbose {
+                    println!("{}: unmounted", crate::host::target::show(target));
+                }
+            }
+            Err(error) => failed.push(error),
+        }
+    }
+    match failed.len() {
+        0 => Ok(0),
+        1 if succeeded == 0 => Err(failed.remove(0)),
+        n => {
+            let lines = failed.iter().map(ToString::to_string).collect();
+            let class = if succeeded > 0 {
+                Class::Some
+            } else {
+                Class::Mount
+            };
+            Err(Error::new(
+                class,
+                format!("{n} of {} targets stay mounted", n + succeeded),
+            )
+            .log(lines))
+        }
+    }
+}

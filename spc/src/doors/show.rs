@@ -1,0 +1,191 @@
+//! What commands print on stdout, for people and as JSON.
+
+use std::io::{ErrorKind, Write};
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::error::{Error, Result, errno_text};
+use crate::health::doctor::Check;
+use crate::health::look::Health;
+use crate::host::Host;
+use crate::host::target::show;
+use crate::kinds::Maker;
+use crate::mount::Plan;
+use crate::mount::ledger::Record;
+use crate::mount::mounter::Done;
+use crate::mount::plan::Linkage;
+
+/// Prints to stdout; a reader that has gone away is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::system("cannot write to stdout").because(errno_text(error)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::system("cannot write JSON").because(e))?;
+    print(&format!("{text}\n"))
+}
+
+/// `spc mount -v`.
+///
+/// # Errors
+/// Stdout cannot be written.
+pub fn mounted(done: &Done) -> Result<()> {
+    let (record, how) = match done {
+        Done::Mounted(record) => (record, "mounted"),
+        Done::Already(record) => (record, "already mounted"),
+    };
+    let target = show(record.target.as_ref());
+    print(&format!(
+        "{target}: {how}: {} ({}, {}, mount id {})\n",
+        record.source, record.fs_type, record.route, record.mount_id
+    ))
+}
+
+/// `spc ls`.
+///
+/// # Errors
+/// Stdout cannot be written.
+pub fn list(records: &[Record], states: &[Health], json: bool) -> Result<()> {
+    if json {
+        let list: Vec<_> = records
+            .iter()
+            .zip(states)
+            .map(|(r, state)| {
+                json!({
+                    "target": r.target, "source": r.source, "type": r.fs_type, "state": state,
+                    "daemon": r.daemon, "age_seconds": r.age(), "route": r.route,
+                    "mount_id": r.mount_id, "options": r.options,
+                })
+            })
+            .collect();
+        return print_json(&list);
+    }
+    let mut rows = vec![["TARGET", "SOURCE", "TYPE", "STATE", "DAEMON", "AGE"].map(str::to_owned)];
+    for (record, state) in records.iter().zip(states) {
+        let daemon = record
+            .daemon
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
+        rows.push([
+            show(record.target.as_ref()),
+            record.source.clone(),
+            record.fs_type.clone(),
+            state.word().to_owned(),
+            if daemon.is_empty() {
+                "-".into()
+            } else {
+                daemon
+            },
+            age(record.age()),
+        ]);
+    }
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths = [0, 1, 2, 3, 4, 5].map(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    print(&text)
+}
+
+/// `42s`, `3m`, `5h`, `12d`.
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds}s"),
+        120..=7199 => format!("{}m", seconds / 60),
+        7200..=172_799 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    }
+}
+
+/// `spc doctor`.
+///
+/// # Errors
+/// Stdout cannot be written.
+pub fn checks(checks: &[Check], json: bool) -> Result<()> {
+    if json {
+        return print_json(&checks);
+    }
+    let mut text = String::new();
+    for check in checks {
+        let mark = if check.ok { "ok  " } else { "FAIL" };
+        text.push_str(&format!("{mark} {:13} {}\n", check.name, check.found));
+        if let Some(hint) = &check.hint {
+            text.push_str(&format!("     hint: {hint}\n"));
+        }
+    }
+    print(&text)
+}
+
+/// `spc explain`.
+///
+/// # Errors
+/// Stdout cannot be written.
+pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
+    let program = plan.program.as_ref().map(|p| p.path.display().to_string());
+    let linkage = plan.program.as_ref().map(|p| match &p.linkage {
+        Linkage::Dynamic(interpreter) => format!("dynamic, {}", interpreter.display()),
+        Linkage::Static => "static".into(),
+    });
+    let argv = plan.argv("STAND-IN");
+    let maker = match plan.chosen.maker {
+        Maker::Helper(_) => "helper",
+        Maker::Kernel => "kernel",
+        Maker::Bind { .. } => "bind",
+    };
+    let missing = plan.missing.as_deref().map(show);
+    if json {
+        return print_json(&json!({
+            "type": plan.request.fs_type, "source": plan.request.source, "target": show(&plan.target),
+            "to_be_made": missing, "made_by": maker, "program": program, "linkage": linkage, "argv": argv,
+            "options": plan.request.options.to_string(), "route": plan.route, "shows_as": plan.chosen.shows,
+            "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
+        }));
+    }
+    let mut text = format!(
+        "type       {}\nsource     {}\ntarget     {} on the host\n",
+        plan.request.fs_type,
+        plan.request.source,
+        show(&plan.target)
+    );
+    if let Some(missing) = missing {
+        text.push_str(&format!("to be made {missing}\n"));
+    }
+    match (&program, &linkage) {
+        (Some(program), Some(linkage)) => text.push_str(&format!(
+            "helper     {program} ({linkage})\nargv       {}\n",
+            argv.join(" ")
+        )),
+        _ => text.push_str(&format!(
+            "made by    the {maker}, in the host's namespace\n"
+        )),
+    }
+    text.push_str(&format!(
+        "route      {}\nproof      a new mount on the target that shows as {}\nnamespace  {}\nlimit      {} s\n",
+        plan.route,
+        if plan.chosen.shows.is_empty() { "any type".into() } else { plan.chosen.shows.join(" or ") },
+        host.namespace().display(),
+        plan.request.timeout.as_secs(),
+    ));
+    print(&text)
+}

@@ -1,0 +1,146 @@
+//! The one error type: what was tried, on what, what came back, and what to do about it.
+
+use std::fmt;
+
+/// What went wrong, in the classes that mount(8) has exit codes for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The request is wrong, or the caller may not make it.
+    Usage,
+    /// This container or host cannot do it: privilege, namespace, disk.
+    System,
+    /// Stopped by a signal.
+    Interrupted,
+    /// The mount or unmount itself failed.
+    Mount,
+    /// Some of several targets failed.
+    Some,
+}
+
+impl Class {
+    /// The exit code, as mount(8) "EXIT STATUS" gives it.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 1,
+            Self::System => 2,
+            Self::Interrupted => 8,
+            Self::Mount => 32,
+            Self::Some => 64,
+        }
+    }
+}
+
+/// An error with its context; printed as `what: cause`, then log lines, then `hint: …`.
+#[derive(Debug)]
+pub struct Error {
+    class: Class,
+    what: String,
+    cause: Option<String>,
+    log: Vec<String>,
+    hint: Option<String>,
+}
+
+/// Result with this crate's error.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of a class; `what` says what was tried, and on what.
+    pub fn new(class: Class, what: impl Into<String>) -> Self {
+        Self {
+            class,
+            what: what.into(),
+            cause: None,
+            log: Vec::new(),
+            hint: None,
+        }
+    }
+
+    /// Short for a [`Class::Usage`] error.
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::new(Class::Usage, what)
+    }
+
+    /// Short for a [`Class::System`] error.
+    pub fn system(what: impl Into<String>) -> Self {
+        Self::new(Class::System, what)
+    }
+
+    /// Short for a [`Class::Mount`] error.
+    pub fn mount(what: impl Into<String>) -> Self {
+        Self::new(Class::Mount, what)
+    }
+
+    /// What came back.
+    #[must_use]
+    pub fn because(mut self, cause: impl fmt::Display) -> Self {
+        self.cause = Some(cause.to_string());
+        self
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// What to do about it, unless the error says so already.
+    #[must_use]
+    pub fn hint_if_none(self, hint: &str) -> Self {
+        if self.hint.is_some() {
+            self
+        } else {
+            self.hint(hint)
+        }
+    }
+
+    /// Lines that a helper or the kernel wrote about it.
+    #[must_use]
+    pub fn log(mut self, lines: Vec<String>) -> Self {
+        self.log.extend(lines);
+        self
+    }
+
+    /// The class, and with it the exit code.
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// The hint, if there is one.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// The first line: what was tried and what came back.
+    pub fn summary(&self) -> String {
+        match &self.cause {
+            Some(cause) => format!("{}: {cause}", self.what),
+            None => self.what.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.summary())?;
+        for line in &self.log {
+            write!(f, "\n  {line}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The text of an errno without Rust's `(os error N)`, as strerror(3) has it.
+pub fn errno_text(errno: impl Into<std::io::Error>) -> String {
+    let error: std::io::Error = errno.into();
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}

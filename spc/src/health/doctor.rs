@@ -1,0 +1,182 @@
+//! `spc doctor`: is this container able to do its job?
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result, errno_text};
+use crate::host::{Host, Settings, namespace};
+use crate::mount::run::SHIM;
+
+/// The oldest kernel with every call that is used (mount_setattr(2)).
+const KERNEL: (u32, u32) = (5, 12);
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Looks at everything; one failure does not stop the rest.
+pub fn examine() -> Vec<Check> {
+    let settings = Settings::read();
+    let claims = settings
+        .as_ref()
+        .map(Settings::claims)
+        .unwrap_or_else(|_| "/spc/targets".into());
+    vec![
+        check("kernel", kernel()),
+        check("capabilities", capabilities()),
+        check(
+            "settings",
+            settings.as_ref().map(|_| "readable".into()).map_err(copy),
+        ),
+        check("host", settings.as_ref().map_err(copy).and_then(host)),
+        check("network", network(settings.as_ref().ok())),
+        check("shim", shim()),
+        check("claims", writable(&claims)),
+        check("fuse", fuse()),
+        check("mtab", mtab()),
+    ]
+}
+
+fn check(name: &'static str, result: Result<String>) -> Check {
+    match result {
+        Ok(found) => Check {
+            name,
+            ok: true,
+            found,
+            hint: None,
+        },
+        Err(error) => Check {
+            name,
+            ok: false,
+            found: error.summary(),
+            hint: error.hint_text().map(str::to_owned),
+        },
+    }
+}
+
+fn copy(error: &Error) -> Error {
+    let copy = Error::system(error.summary());
+    match error.hint_text() {
+        Some(hint) => copy.hint(hint),
+        None => copy,
+    }
+}
+
+fn kernel() -> Result<String> {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= KERNEL {
+        Ok(release)
+    } else {
+        Err(Error::system(format!("Linux {release}")).hint(format!(
+            "Linux {}.{} or newer is needed",
+            KERNEL.0, KERNEL.1
+        )))
+    }
+}
+
+fn capabilities() -> Result<String> {
+    let missing = namespace::missing_capabilities()?;
+    if missing.is_empty() {
+        return Ok("all there".into());
+    }
+    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+    let options: Vec<_> = names
+        .iter()
+        .map(|name| format!("--cap-add={name}"))
+        .collect();
+    Err(
+        Error::system(format!("missing: {}", names.join(", "))).hint(format!(
+            "start the container with --privileged, or {}",
+            options.join(" ")
+        )),
+    )
+}
+
+fn host(settings: &Settings) -> Result<String> {
+    let host = Host::open(settings)?;
+    Ok(format!("entered through {}", host.namespace().display()))
+}
+
+fn network(settings: Option<&Settings>) -> Result<String> {
+    let own = fs::metadata("/proc/self/ns/net").map(|m| m.ino());
+    let hosts = settings
+        .map(Settings::namespaces)
+        .unwrap_or_default()
+        .iter()
+        .find_map(|path| fs::metadata(path.with_file_name("net")).ok())
+        .map(|m| m.ino());
+    match (own, hosts) {
+        (Ok(own), Some(hosts)) if own == hosts => Ok("the host's".into()),
+        (Ok(_), Some(_)) => Err(Error::system("the container has a network of its own")
+            .hint("start it with --net=host; mounts of the kernel's network file systems would end with the container")),
+        _ => Err(Error::system("cannot tell whether the network is the host's").hint("start the container with --net=host --pid=host")),
+    }
+}
+
+fn shim() -> Result<String> {
+    let preload = fs::read_to_string("/etc/ld.so.preload").unwrap_or_default();
+    if !Path::new(SHIM).is_file() {
+        return Err(Error::system(format!("{SHIM} is missing"))
+            .hint("use the image, or install the shim there"));
+    }
+    if !preload.split_ascii_whitespace().any(|line| line == SHIM) {
+        return Err(
+            Error::system(format!("/etc/ld.so.preload does not name {SHIM}"))
+                .hint(format!("echo {SHIM} >>/etc/ld.so.preload in the container")),
+        );
+    }
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    if maps.contains("libspc_shim.so") {
+        Ok("loaded into every program".into())
+    } else {
+        Err(Error::system("the shim is not loaded into this program")
+            .hint("`ldd /usr/bin/spc` in the container tells why"))
+    }
+}
+
+fn writable(claims: &Path) -> Result<String> {
+    let probe = claims.join("doctor");
+    let result = fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe));
+    match result {
+        Ok(()) => Ok(format!("{} is writable", claims.display())),
+        Err(error) => Err(Error::system(format!("cannot write {}", claims.display()))
+            .because(errno_text(error))
+            .hint("with a read-only container, add --tmpfs /spc/targets")),
+    }
+}
+
+fn fuse() -> Result<String> {
+    match fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Ok("/dev/fuse opens".into()),
+        Err(error) => Err(Error::system("cannot open /dev/fuse")
+            .because(errno_text(error))
+            .hint("start the container with --device=/dev/fuse, or --privileged; on the host, try: modprobe fuse")),
+    }
+}
+
+fn mtab() -> Result<String> {
+    if fs::symlink_metadata("/etc/mtab").is_ok_and(|m| m.file_type().is_symlink()) {
+        Ok("a symbolic link".into())
+    } else {
+        Err(Error::system("/etc/mtab is not a symbolic link")
+            .hint("ln -sf ../proc/self/mounts /etc/mtab in the container; helpers would write it"))
+    }
+}

@@ -1,0 +1,5 @@
+//! Looks at mounts and at the container, and the process that watches both.
+
+pub mod doctor;
+pub mod look;
+pub mod serve;

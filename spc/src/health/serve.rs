@@ -1,0 +1,217 @@
+//! `spc serve`: the container's first process. It reaps orphans, notices mounts that were taken
+//! away on the host, and writes the shim's decisions to the log.
+
+use std::fs::File;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{WaitOptions, set_child_subreaper, wait};
+
+use crate::error::{Error, Result, errno_text};
+use crate::host::{Claim, Settings, claim};
+use crate::mount::ledger::State;
+use crate::mount::mounter::{Session, entry_of, settle};
+
+/// How long to wait before trying again what failed.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Runs until SIGTERM or SIGINT. What is mounted stays mounted.
+///
+/// # Errors
+/// Signals cannot be watched.
+pub fn serve() -> Result<()> {
+    let system =
+        |what: &str, e: std::io::Error| Error::system(what.to_owned()).because(errno_text(e));
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        set.add(signal);
+    }
+    let signals = set
+        .thread_block()
+        .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
+        .map_err(|e| system("cannot watch for signals", e.into()))?;
+    // With --pid=host it is not PID 1, but daemons of its children still come to it.
+    set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|e| system("cannot become a subreaper", e.into()))?;
+    let reports = listen();
+    let mut watch = Watch::default();
+    loop {
+        let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
+        if let Some(reports) = &reports {
+            fds.push(PollFd::new(reports, PollFlags::IN));
+        }
+        if let Some(Watching { mounts, .. }) = &watch.on {
+            // procfs reports a change of the mount table as POLLPRI (proc_pid_mounts(5)).
+            fds.push(PollFd::new(mounts, PollFlags::PRI));
+        }
+        let timeout = Timespec::try_from(watch.due()).unwrap_or_default();
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(system("cannot wait for events", error.into())),
+        }
+        let changed = fds
+            .last()
+            .is_some_and(|fd| fd.revents().contains(PollFlags::PRI));
+        drop(fds);
+        while let Ok(Some(signal)) = signals.read_signal() {
+            if signal.ssi_signo == Signal::SIGCHLD as u32 {
+                while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+            } else {
+                tracing::info!("stopping; mounts stay");
+                return Ok(());
+            }
+        }
+        if let Some(reports) = &reports {
+            log_reports(reports);
+        }
+        watch.turn(changed);
+    }
+}
+
+/// The socket that the shim reports to, in the container.
+fn listen() -> Option<UnixDatagram> {
+    let path = Settings::read().ok()?.report()?;
+    // A socket left by an earlier start cannot be bound again.
+    let _ = std::fs::remove_file(&path);
+    match UnixDatagram::bind(&path).and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
+    {
+        Ok(socket) => Some(socket),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), error = %errno_text(error), "the shim's reports will not be logged");
+            None
+        }
+    }
+}
+
+fn log_reports(socket: &UnixDatagram) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(length) = socket.recv(&mut buffer) {
+        let line = String::from_utf8_lossy(&buffer[..length]);
+        let line = line.trim_end();
+        if line.contains("decision=failed") {
+            tracing::warn!("shim: {line}");
+        } else {
+            tracing::debug!("shim: {line}");
+        }
+    }
+}
+
+struct Watching {
+    session: Session,
+    mounts: File,
+}
+
+/// The watch over the host's mount table.
+#[derive(Default)]
+struct Watch {
+    on: Option<Watching>,
+    complained: bool,
+    next: Option<Instant>,
+}
+
+impl Watch {
+    fn due(&self) -> Duration {
+        match self.next {
+            Some(at) => at.saturating_duration_since(Instant::now()),
+            None => Duration::from_secs(3600),
+        }
+    }
+
+    fn turn(&mut self, changed: bool) {
+        let due = self.next.is_none_or(|at| Instant::now() >= at);
+        if self.on.is_none() && due {
+            match begin() {
+                Ok(watching) => {
+                    tracing::info!(host = %watching.session.host.namespace().display(), "serving");
+                    sweep(&watching.session);
+                    self.on = Some(watching);
+                }
+                Err(error) => {
+                    if !self.complained {
+                        tracing::error!("{error}");
+                    }
+                    self.complained = true;
+                    self.next = Some(Instant::now() + RETRY);
+                    return;
+                }
+            }
+        } else if !changed && !due {
+            return;
+        }
+        let Some(watching) = &self.on else { return };
+        self.next = match tidy(&watching.session) {
+            Ok(true) => None,
+            Ok(false) => Some(Instant::now() + RETRY),
+            Err(error) => {
+                tracing::warn!("{error}");
+                Some(Instant::now() + RETRY)
+            }
+        };
+        if self.next.is_none() {
+            self.next = Some(Instant::now() + Duration::from_secs(3600));
+        }
+    }
+}
+
+fn begin() -> Result<Watching> {
+    let session = Session::open()?;
+    let path = session
+        .host
+        .proc_file("mountinfo")
+        .unwrap_or_else(|| "/proc/1/mountinfo".into());
+    let mounts = File::open(&path).map_err(|e| {
+        Error::system(format!("cannot watch {}", path.display())).because(errno_text(e))
+    })?;
+    Ok(Watching { session, mounts })
+}
+
+/// Forgets mounts that were taken away on the host. False if something is left to do.
+fn tidy(session: &Session) -> Result<bool> {
+    let mut done = true;
+    let (records, bad) = session.ledger.all()?;
+    for corrupt in bad {
+        tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
+    }
+    for record in records.iter().filter(|r| r.state == State::Mounted) {
+        if entry_of(session, record)?.is_some() {
+            continue;
+        }
+        // Whoever is at work on it will see to it.
+        let target = Path::new(&record.target);
+        let Ok(_lock) = session.ledger.lock(target, Instant::now()) else {
+            done = false;
+            continue;
+        };
+        // It may have been mounted again before we had the lock.
+        if let Some(record) = session.ledger.get(target)? {
+            match settle(session, &record) {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    tracing::info!(target = %record.target, "unmounted on the host; forgotten")
+                }
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    done = false;
+                }
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// Removes claims of an earlier life of this container that no record knows.
+fn sweep(session: &Session) {
+    let Ok((records, _)) = session.ledger.all() else {
+        return;
+    };
+    let claims = session.settings.claims();
+    for id in claim::ids(&claims) {
+        if !records.iter().any(|record| record.id == id) {
+            Claim::named(&claims, &id).remove();
+        }
+    }
+}

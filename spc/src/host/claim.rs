@@ -1,0 +1,132 @@
+//! Claims: how the launcher tells the shim about one mount.
+//!
+//! In the claims directory, which lies in the container's own root, a claim is
+//! - `ID/`, the stand-in: an empty directory that the helper is given as its target;
+//! - `ID.claim`, a symbolic link that reads `MODE MAJOR:MINOR INO PATH` and names the pinned target;
+//! - `ID.mount`, a symbolic link that reads `MNTID UNIQUEID`, made by the shim after the mount.
+//!
+//! Links are read and made in one step each and need no environment, which helpers may clear.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+
+use super::target::Pinned;
+use crate::error::{Error, Result, errno_text};
+
+/// What the shim does with calls on the stand-in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Carry them to the host.
+    Carry,
+    /// Let them pass: the launcher grafts the finished mount itself.
+    Stay,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Carry => "carry",
+            Self::Stay => "stay",
+        })
+    }
+}
+
+/// One claim, by its paths.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    stand_in: PathBuf,
+}
+
+impl Claim {
+    /// The claim with this id, which need not exist.
+    pub fn named(claims: &Path, id: &str) -> Self {
+        Self {
+            stand_in: claims.join(id),
+        }
+    }
+
+    /// Makes a claim for a pinned target.
+    ///
+    /// # Errors
+    /// The claims directory is missing or cannot be written.
+    pub fn make(claims: &Path, id: &str, mode: Mode, target: &Pinned) -> Result<Self> {
+        let claim = Self::named(claims, id);
+        let (major, minor) = target.dev;
+        let mut text = OsString::from(format!("{mode} {major}:{minor} {} ", target.ino));
+        text.push(&target.path);
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&claim.stand_in)
+            .and_then(|()| symlink(text, claim.file("claim")))
+            .map_err(|e| {
+                claim.remove();
+                Error::system(format!("cannot make a stand-in below {}", claims.display()))
+                    .because(errno_text(e))
+                    .hint("the directory must be writable: with a read-only container, add --tmpfs /spc/targets")
+            })?;
+        Ok(claim)
+    }
+
+    /// The directory that the helper is given as its target.
+    pub fn stand_in(&self) -> &Path {
+        &self.stand_in
+    }
+
+    /// Where the launcher listens for the shim's reports on this mount.
+    pub fn report(&self) -> PathBuf {
+        self.file("report")
+    }
+
+    /// Id and unique id of the mount that the shim made for it, if it did.
+    pub fn mounted(&self) -> Option<(u64, u64)> {
+        let link = fs::read_link(self.file("mount"))
+            .ok()?
+            .into_os_string()
+            .into_vec();
+        let text = String::from_utf8(link).ok()?;
+        let (id, unique) = text.split_once(' ')?;
+        Some((id.parse().ok()?, unique.parse().ok()?))
+    }
+
+    /// Takes the claim away. What is not there is not missed.
+    pub fn remove(&self) {
+        for suffix in ["claim", "mount", "report"] {
+            ignore_missing(fs::remove_file(self.file(suffix)), &self.stand_in);
+        }
+        ignore_missing(fs::remove_dir(&self.stand_in), &self.stand_in);
+    }
+
+    fn file(&self, suffix: &str) -> PathBuf {
+        self.stand_in.with_extension(suffix)
+    }
+}
+
+fn ignore_missing(result: std::io::Result<()>, path: &Path) {
+    if let Err(error) = result
+        && error.kind() != ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "a claim could not be removed");
+    }
+}
+
+/// Ids of all claims in the directory, whole or half made.
+pub fn ids(claims: &Path) -> Vec<String> {
+    let mut ids: Vec<String> = fs::read_dir(claims)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.ok()?.file_name();
+            let stem = Path::new(&name).file_stem()?.as_bytes();
+            let hex = !stem.is_empty() && stem.iter().all(u8::is_ascii_hexdigit);
+            hex.then(|| String::from_utf8_lossy(stem).into_owned())
+        })
+        .collect();
+    ids.sort();
+    ids.dedup();
+    ids
+}

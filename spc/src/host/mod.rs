@@ -1,0 +1,12 @@
+//! Everything that looks at or changes the host.
+
+pub mod claim;
+pub mod mountinfo;
+pub mod namespace;
+pub mod process;
+pub mod settings;
+pub mod target;
+
+pub use claim::{Claim, Mode};
+pub use namespace::Host;
+pub use settings::Settings;

@@ -1,0 +1,135 @@
+//! One line of `/proc/PID/mountinfo`, as proc_pid_mountinfo(5) describes it.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// An entry of a mount table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// Mount id; unique among the mounts that exist now, used again later.
+    pub id: u64,
+    /// Mount id of the mount this one is attached to.
+    pub parent: u64,
+    /// Where it is attached, below the reading process's root.
+    pub target: PathBuf,
+    /// File system type, with subtype.
+    pub fs_type: String,
+    /// What the file system calls its source.
+    pub source: String,
+}
+
+impl Entry {
+    /// Reads one line; none if it is not one.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let mut fields = line.split(|&b| b == b' ');
+        let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+        let (id, parent) = (number()?, number()?);
+        let target = fields.nth(2)?;
+        // Optional fields end with a lone hyphen.
+        fields.by_ref().find(|field| *field == b"-")?;
+        let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
+        Some(Self {
+            id,
+            parent,
+            target: PathBuf::from(OsString::from_vec(unescape(target))),
+            fs_type: text(fields.next()?),
+            source: text(fields.next()?),
+        })
+    }
+}
+
+/// Undoes the octal escapes of space, tab, newline and backslash.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = tail
+            .get(..3)
+            .filter(|digits| byte == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)))
+            .and_then(|d| {
+                u8::try_from(
+                    (u32::from(d[0] - b'0') << 6)
+                        | u32::from((d[1] - b'0') << 3)
+                        | u32::from(d[2] - b'0'),
+                )
+                .ok()
+            });
+        match octal {
+            Some(value) => {
+                out.push(value);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// The calling thread's whole mount table. Run it on the host's thread to see the host's.
+///
+/// # Errors
+/// procfs cannot be read.
+pub fn read() -> std::io::Result<Vec<Entry>> {
+    let file = std::fs::File::open("/proc/thread-self/mountinfo")?;
+    let mut entries = Vec::new();
+    for line in BufReader::new(file).split(b'\n') {
+        entries.extend(Entry::parse(&line?));
+    }
+    Ok(entries)
+}
+
+/// The entry with this mount id, reading no further than needed.
+///
+/// # Errors
+/// procfs cannot be read.
+pub fn find(id: u64) -> std::io::Result<Option<Entry>> {
+    let file = std::fs::File::open("/proc/thread-self/mountinfo")?;
+    let prefix = format!("{id} ");
+    for line in BufReader::new(file).split(b'\n') {
+        let line = line?;
+        if line.starts_with(prefix.as_bytes()) {
+            return Ok(Entry::parse(&line));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_line_with_optional_fields_and_escapes() {
+        let line = br"36 35 98:0 /root /mnt/a\040b\134c\012d rw,noatime shared:1 master:2 - fuse.glusterfs n\0401:/vol rw,a=b";
+        let entry = Entry::parse(line).unwrap();
+        assert_eq!((entry.id, entry.parent), (36, 35));
+        assert_eq!(entry.target, PathBuf::from("/mnt/a b\\c\nd"));
+        assert_eq!(entry.fs_type, "fuse.glusterfs");
+        assert_eq!(entry.source, "n 1:/vol");
+    }
+
+    #[test]
+    fn refuses_what_is_no_entry() {
+        for line in [
+            &b""[..],
+            b"x",
+            b"1 2 0:1 / /mnt rw shared:1",
+            b"1 2 0:1 / /mnt rw -",
+        ] {
+            assert_eq!(Entry::parse(line), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_lone_backslash_stays() {
+        assert_eq!(unescape(br"a\9b\"), br"a\9b\");
+        assert_eq!(unescape(br"\040\777"), br" \777");
+    }
+}

@@ -1,0 +1,193 @@
+//! The way into the host's mount namespace: one thread that lives there.
+//!
+//! A thread with an fs struct of its own (`CLONE_FS` unshared) may enter another mount namespace
+//! while the rest of the process stays where it is (setns(2)). Nothing is forked and nothing has
+//! to be restored; descriptors opened there serve the whole process.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::thread::CapabilitySet;
+
+use super::Settings;
+use crate::error::{Error, Result, errno_text};
+
+/// How long one look at or change of the host may take.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Capabilities without which nothing works, and what each is for.
+pub const NEEDED: [(CapabilitySet, &str, &str); 3] = [
+    (
+        CapabilitySet::SYS_ADMIN,
+        "SYS_ADMIN",
+        "to mount, and to enter the host's mount namespace",
+    ),
+    (
+        CapabilitySet::SYS_CHROOT,
+        "SYS_CHROOT",
+        "to enter the host's mount namespace",
+    ),
+    (
+        CapabilitySet::SYS_PTRACE,
+        "SYS_PTRACE",
+        "to open the host's mount namespace",
+    ),
+];
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The host's mount namespace, entered.
+pub struct Host {
+    jobs: Sender<Job>,
+    namespace: PathBuf,
+}
+
+impl Host {
+    /// Finds the host's mount namespace and starts a thread in it.
+    ///
+    /// # Errors
+    /// A capability is missing, no namespace file can be opened, or all of them are our own.
+    pub fn open(settings: &Settings) -> Result<Self> {
+        if let Some((name, why)) = missing_capabilities()?.first() {
+            return Err(Error::system(format!("capability CAP_{name} is missing"))
+                .because(format!("it is needed {why}"))
+                .hint(format!(
+                    "start the container with --privileged or --cap-add={name}"
+                )));
+        }
+        let (namespace, file) = find(settings)?;
+        let (jobs, inbox) = channel::<Job>();
+        let (entered, answer) = channel();
+        let spawned = std::thread::Builder::new()
+            .name("host".into())
+            .spawn(move || {
+                let result = enter(&file);
+                drop(file);
+                let go_on = result.is_ok();
+                if entered.send(result).is_ok() && go_on {
+                    work(&inbox);
+                }
+            });
+        if let Err(error) = spawned {
+            return Err(Error::system("cannot start a thread").because(errno_text(error)));
+        }
+        match answer.recv_timeout(LIMIT) {
+            Ok(Ok(())) => Ok(Self { jobs, namespace }),
+            Ok(Err(error)) => Err(Error::system(format!(
+                "cannot enter the host's mount namespace {}",
+                namespace.display()
+            ))
+            .because(error)
+            .hint("the container must run as root of the host's user namespace, with SYS_ADMIN and SYS_CHROOT, and without a seccomp filter on setns")),
+            Err(_) => Err(too_slow("entering the host's mount namespace")),
+        }
+    }
+
+    /// Runs a job with the host's root as its root; its result comes back here.
+    ///
+    /// # Errors
+    /// The job took longer than 20 s; it is then left behind, with the thread.
+    pub fn run<T: Send + 'static>(
+        &self,
+        what: &str,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        let (done, answer) = channel();
+        let job: Job = Box::new(move || {
+            // The caller may have given up; then nobody wants the result.
+            let _ = done.send(job());
+        });
+        if self.jobs.send(job).is_err() {
+            return Err(too_slow(what));
+        }
+        match answer.recv_timeout(LIMIT) {
+            Ok(result) => Ok(result),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(too_slow(what)),
+        }
+    }
+
+    /// The namespace file that was used.
+    pub fn namespace(&self) -> &Path {
+        &self.namespace
+    }
+
+    /// A file of procfs for the host's first process, next to the namespace file: `/proc/1/NAME`.
+    pub fn proc_file(&self, name: &str) -> Option<PathBuf> {
+        Some(self.namespace.parent()?.parent()?.join(name))
+    }
+}
+
+fn too_slow(what: &str) -> Error {
+    Error::system(format!("no answer from the host: {what}"))
+        .because(format!("waited {} s", LIMIT.as_secs()))
+        .hint(
+            "a dead network file system on the way to the target can cause this; look at `spc ls`",
+        )
+}
+
+fn enter(namespace: &File) -> std::result::Result<(), String> {
+    unshare(CloneFlags::CLONE_FS).map_err(|e| format!("unshare: {}", errno_text(e)))?;
+    setns(namespace, CloneFlags::CLONE_NEWNS).map_err(|e| format!("setns: {}", errno_text(e)))
+}
+
+fn work(inbox: &Receiver<Job>) {
+    while let Ok(job) = inbox.recv() {
+        job();
+    }
+}
+
+/// The capabilities of [`NEEDED`] that this process lacks.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn missing_capabilities() -> Result<Vec<(&'static str, &'static str)>> {
+    let sets = rustix::thread::capabilities(None)
+        .map_err(|e| Error::system("cannot read the capabilities").because(errno_text(e)))?;
+    Ok(NEEDED
+        .iter()
+        .filter(|(bit, ..)| !sets.effective.contains(*bit))
+        .map(|(_, name, why)| (*name, *why))
+        .collect())
+}
+
+/// The first namespace file that opens and is not our own.
+fn find(settings: &Settings) -> Result<(PathBuf, File)> {
+    let own = std::fs::metadata("/proc/self/ns/mnt").map_err(|e| {
+        Error::system("cannot look at our own mount namespace: /proc/self/ns/mnt")
+            .because(errno_text(e))
+            .hint("a procfs of this PID namespace must be on /proc")
+    })?;
+    let mut tried = Vec::new();
+    let mut own_seen = false;
+    for path in settings.namespaces() {
+        match File::open(&path) {
+            Ok(file) => {
+                let found = file.metadata().map_err(|e| {
+                    Error::system(format!("cannot look at {}", path.display()))
+                        .because(errno_text(e))
+                })?;
+                if (found.dev(), found.ino()) != (own.dev(), own.ino()) {
+                    return Ok((path, file));
+                }
+                own_seen = true;
+                tried.push(format!(
+                    "{}: this is our own mount namespace",
+                    path.display()
+                ));
+            }
+            Err(error) => tried.push(format!("{}: {}", path.display(), errno_text(error))),
+        }
+    }
+    let hint = if own_seen {
+        "spc runs inside the container, and needs the host's processes there: start the container with --pid=host"
+    } else {
+        "the host's /proc is needed: start the container with --pid=host and --cap-add=SYS_PTRACE"
+    };
+    Err(Error::system("the host's mount namespace was not found")
+        .log(tried)
+        .hint(hint))
+}

@@ -1,0 +1,240 @@
+//! Mounts that the kernel makes without a helper, and the attaching of finished mounts.
+//!
+//! All of it uses detached mounts: made and configured where nobody sees them, then attached to
+//! the pinned target in one step (fsopen(2), open_tree(2), move_mount(2); Linux 5.2).
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+    open_tree, unmount,
+};
+
+use super::Options;
+use crate::error::{Error, Result, errno_text};
+use crate::host::mountinfo;
+use crate::host::target::{MountId, Pinned, mount_id, show};
+use crate::kinds::{Chosen, Maker, Source};
+use crate::sys;
+
+/// A mount that is attached nowhere; the kernel removes it when this is dropped.
+#[derive(Debug)]
+pub struct Detached {
+    fd: OwnedFd,
+    /// Its ids, which it keeps when it is attached.
+    pub mount: MountId,
+}
+
+impl Detached {
+    fn of(fd: OwnedFd) -> Result<Self> {
+        let mount = mount_id(&fd, OsStr::new(""))
+            .map_err(|e| Error::system("cannot look at a detached mount").because(errno_text(e)))?;
+        Ok(Self { fd, mount })
+    }
+
+    /// A clone of the mount at a path of the calling thread's namespace.
+    ///
+    /// # Errors
+    /// open_tree(2) fails.
+    pub fn clone_of(path: &std::path::Path) -> Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let fd = open_tree(CWD, path, flags).map_err(|e| {
+            Error::system(format!("cannot clone the mount at {}", path.display()))
+                .because(errno_text(e))
+        })?;
+        Self::of(fd)
+    }
+
+    /// Attaches it to a pinned target; run it on the host's thread.
+    ///
+    /// # Errors
+    /// move_mount(2) fails.
+    pub fn attach(self, target: &Pinned) -> Result<()> {
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(&self.fd, "", &target.dir, "", flags).map_err(|e| {
+            Error::mount(format!("cannot attach the mount to {}", show(&target.path)))
+                .because(errno_text(e))
+        })
+    }
+}
+
+/// Makes the mount, attached nowhere yet; run it on the host's thread, for sources are the host's.
+///
+/// # Errors
+/// The kernel refuses; its own log lines are in the error.
+pub fn make(chosen: &Chosen, fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
+    match chosen.maker {
+        Maker::Bind { recursive } => bind(source, options, recursive),
+        _ => {
+            if chosen.source == Source::BlockDevice {
+                check_device(fs_type, source)?;
+            }
+            new(fs_type, source, options)
+        }
+    }
+}
+
+fn check_device(fs_type: &str, source: &str) -> Result<()> {
+    let fail = || Error::mount(format!("bad source for {fs_type}: {source}"));
+    let meta = std::fs::metadata(source).map_err(|e| {
+        fail()
+            .because(errno_text(e))
+            .hint("name a block device of the host, such as /dev/sdb1")
+    })?;
+    if meta.file_type().is_block_device() {
+        Ok(())
+    } else {
+        Err(fail()
+            .because("not a block device")
+            .hint("for an image file, attach it with losetup on the host first"))
+    }
+}
+
+fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
+    let fail = |e| Error::mount(format!("cannot bind {source}")).because(e);
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    if !source.starts_with('/') {
+        return Err(fail(
+            "the source of a bind must be an absolute path of the host".into(),
+        ));
+    }
+    let (attributes, rest) = attributes(options);
+    if let Some((key, _)) = rest
+        .iter()
+        .find(|(key, _)| *key != "bind" && *key != "rbind")
+    {
+        return Err(Error::usage(format!("bad option for a bind: {key}")));
+    }
+    let fd = open_tree(CWD, source, flags).map_err(|e| fail(errno_text(e)))?;
+    if !attributes.is_empty() {
+        sys::mount_setattr(&fd, u64::from(attributes.bits()), recursive)
+            .map_err(|e| fail(errno_text(e)))?;
+    }
+    Detached::of(fd)
+}
+
+fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
+    let fail = || Error::mount(format!("cannot mount {source} as {fs_type}"));
+    let fs = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| match e {
+        Errno::NODEV => fail()
+            .because(format!("the host's kernel has no file system {fs_type}"))
+            .hint(format!("on the host, try: modprobe {fs_type}")),
+        e => fail().because(errno_text(e)),
+    })?;
+    let refused = |e: Errno| fail().because(errno_text(e)).log(kernel_log(&fs));
+    fsconfig_set_string(&fs, "source", source).map_err(refused)?;
+    let (attributes, rest) = attributes(options);
+    if options.read_only() {
+        fsconfig_set_flag(&fs, "ro").map_err(refused)?;
+    }
+    for (key, value) in rest {
+        match value {
+            // fsconfig(2) takes strings of 255 bytes at most.
+            Some(value) if value.len() > 255 => {
+                return Err(Error::usage(format!(
+                    "bad option {key}: longer than 255 bytes"
+                )));
+            }
+            Some(value) => fsconfig_set_string(&fs, key, value).map_err(refused)?,
+            None => fsconfig_set_flag(&fs, key).map_err(refused)?,
+        }
+    }
+    fsconfig_create(&fs).map_err(refused)?;
+    let fd = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused)?;
+    Detached::of(fd)
+}
+
+/// Splits what belongs to the mount from what belongs to the file system.
+fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Option<&str>)>) {
+    let mut flags = MountAttrFlags::empty();
+    let mut rest = Vec::new();
+    for (key, value) in options.iter() {
+        let flag = match key {
+            "nosuid" => MountAttrFlags::MOUNT_ATTR_NOSUID,
+            "nodev" => MountAttrFlags::MOUNT_ATTR_NODEV,
+            "noexec" => MountAttrFlags::MOUNT_ATTR_NOEXEC,
+            "noatime" => MountAttrFlags::MOUNT_ATTR_NOATIME,
+            "nodiratime" => MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+            "strictatime" => MountAttrFlags::MOUNT_ATTR_STRICTATIME,
+            "nosymfollow" => MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW,
+            "ro" => MountAttrFlags::MOUNT_ATTR_RDONLY,
+            // What the kernel does anyway.
+            "suid" | "dev" | "exec" | "atime" | "diratime" | "relatime" | "async" => {
+                MountAttrFlags::empty()
+            }
+            _ => {
+                rest.push((key, value));
+                continue;
+            }
+        };
+        flags |= flag;
+    }
+    (flags, rest)
+}
+
+/// What the kernel wrote about a file system context: one message a read, `e text` (fsopen(2)).
+fn kernel_log(fs: &OwnedFd) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut buffer = [0_u8; 1024];
+    while let Ok(length) = rustix::io::read(fs, &mut buffer) {
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        let text = text.trim_end();
+        lines.push(format!(
+            "kernel: {}",
+            text.split_once(' ').map_or(text, |(_, message)| message)
+        ));
+        if length == 0 || lines.len() == 16 {
+            break;
+        }
+    }
+    lines
+}
+
+/// Takes the mount with these ids away from the host, wherever it is; run it on the host's thread.
+/// True if it was there.
+///
+/// # Errors
+/// The errno of umount2(2).
+pub fn detach(
+    target: &std::path::Path,
+    id: u64,
+    unique: u64,
+    flags: UnmountFlags,
+) -> std::result::Result<bool, Errno> {
+    // By name in its parent directory: a look at the mount itself might wait for a dead server.
+    let at = |path: &std::path::Path| -> Option<(OwnedFd, std::ffi::OsString)> {
+        let parent = rustix::fs::open(
+            path.parent()?,
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .ok()?;
+        let name = path.file_name()?.to_owned();
+        mount_id(&parent, &name)
+            .is_ok_and(|top| top.is_root && top.is(id, unique))
+            .then_some((parent, name))
+    };
+    let elsewhere = || {
+        mountinfo::find(id)
+            .ok()
+            .flatten()
+            .and_then(|entry| at(&entry.target))
+    };
+    let Some((parent, name)) = at(target).or_else(elsewhere) else {
+        return Ok(false);
+    };
+    rustix::process::fchdir(&parent)?;
+    let result = unmount(name.as_os_str(), flags | UnmountFlags::NOFOLLOW);
+    // The thread must not keep the directory busy.
+    rustix::process::chdir("/")?;
+    result.map(|()| true)
+}

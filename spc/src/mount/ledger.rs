@@ -1,0 +1,309 @@
+//! The ledger: one JSON file per mount, in `/run/spc/mounts` on the host.
+//!
+//! A file is written under another name and renamed, so it is there whole or not at all. `/run` is
+//! a tmpfs, so records end with the boot they belong to. Records are named after a hash of the
+//! canonical target, and guarded by one byte of one lock file each (OFD locks, fcntl(2)), which
+//! needs no file per lock and is released by the kernel when its holder dies.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use serde::{Deserialize, Serialize};
+
+use super::plan::Route;
+use crate::error::{Class, Error, Result, errno_text};
+use crate::host::Host;
+use crate::host::target::show;
+
+const DIR: &str = "/run/spc/mounts";
+
+/// How far a mount has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Begun; if its maker is dead, it has to be undone.
+    Mounting,
+    /// Proven.
+    Mounted,
+    /// Being taken away; if its unmaker is dead, that has to be finished.
+    Unmounting,
+}
+
+/// What is remembered of a mount.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Name of the claim and mark of the processes.
+    pub id: String,
+    /// How far it has come.
+    pub state: State,
+    /// Canonical path on the host.
+    pub target: String,
+    /// Type that was asked for.
+    pub fs_type: String,
+    /// Source that was asked for.
+    pub source: String,
+    /// Options that were asked for.
+    pub options: String,
+    /// Equal for requests that mean the same mount.
+    pub request: String,
+    /// How it got to the host.
+    pub route: Route,
+    /// Mount id, as in mountinfo; 0 until it is proven.
+    pub mount_id: u64,
+    /// Mount id that is never used again; 0 where the kernel has none.
+    pub unique_id: u64,
+    /// Processes that keep it alive, by their ids in the container.
+    pub daemon: Vec<i32>,
+    /// Seconds since the epoch.
+    pub since: u64,
+}
+
+impl Record {
+    /// Seconds since the mount was made.
+    pub fn age(&self) -> u64 {
+        now().saturating_sub(self.since)
+    }
+}
+
+/// Seconds since the epoch.
+pub fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+/// Exclusive right to a target, until dropped.
+pub struct Lock {
+    _file: File,
+}
+
+/// A record that cannot be read.
+#[derive(Debug)]
+pub struct Corrupt {
+    /// Its file on the host.
+    pub file: PathBuf,
+    /// What is wrong with it.
+    pub cause: String,
+}
+
+/// The ledger of one host.
+#[derive(Clone)]
+pub struct Ledger {
+    host: Arc<Host>,
+}
+
+impl Ledger {
+    /// The ledger of this host; nothing is looked at yet.
+    pub fn of(host: Arc<Host>) -> Self {
+        Self { host }
+    }
+
+    /// Takes the lock of a target, waiting until `deadline` for another command to finish.
+    ///
+    /// # Errors
+    /// The lock file cannot be made, or another command held the lock all the time.
+    pub fn lock(&self, target: &Path, deadline: Instant) -> Result<Lock> {
+        let file = self.host.run("locking the ledger", || {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(DIR)?;
+            OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(format!("{DIR}/lock"))
+        })?;
+        let file = file.map_err(|e| {
+            Error::system(format!("cannot open {DIR}/lock on the host")).because(errno_text(e))
+        })?;
+        let lock = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            // Offsets are not negative.
+            l_start: (hash(target) >> 1).cast_signed(),
+            l_len: 1,
+            l_pid: 0,
+        };
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
+                Ok(_) => return Ok(Lock { _file: file }),
+                Err(nix::Error::EAGAIN | nix::Error::EACCES) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
+                    return Err(Error::mount(format!(
+                        "another spc is at work on {}",
+                        show(target)
+                    ))
+                    .hint("wait for it, or give it more time with --timeout"));
+                }
+                Err(error) => {
+                    return Err(Error::system(format!("cannot lock {DIR}/lock on the host"))
+                        .because(errno_text(error)));
+                }
+            }
+        }
+    }
+
+    /// The record of a target.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not a record of this target.
+    pub fn get(&self, target: &Path) -> Result<Option<Record>> {
+        let file = file_of(target);
+        let read = self.host.run("reading the ledger", {
+            let file = file.clone();
+            move || load(&file)
+        })?;
+        match read {
+            Ok(Some(record)) if Path::new(&record.target) != target => Err(corrupt(&Corrupt {
+                file,
+                cause: format!("it is about {}", record.target),
+            })),
+            Ok(record) => Ok(record),
+            Err(bad) => Err(corrupt(&bad)),
+        }
+    }
+
+    /// All records, by target, and the files that are none.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn all(&self) -> Result<(Vec<Record>, Vec<Corrupt>)> {
+        let read = self.host.run("reading the ledger", || {
+            let entries = match fs::read_dir(DIR) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    return Ok((Vec::new(), Vec::new()));
+                }
+                Err(error) => return Err(error),
+            };
+            let (mut records, mut bad) = (Vec::new(), Vec::new());
+            for entry in entries {
+                let file = entry?.path();
+                if file.extension().is_some_and(|e| e == "json") {
+                    match load(&file) {
+                        Ok(record) => records.extend(record),
+                        Err(corrupt) => bad.push(corrupt),
+                    }
+                }
+            }
+            Ok((records, bad))
+        })?;
+        let (mut records, bad) = read.map_err(|e| {
+            Error::system(format!("cannot read {DIR} on the host")).because(errno_text(e))
+        })?;
+        records.sort_by(|a, b| a.target.cmp(&b.target));
+        Ok((records, bad))
+    }
+
+    /// Writes a record, whole or not at all.
+    ///
+    /// # Errors
+    /// The disk is full, or the directory cannot be written.
+    pub fn put(&self, record: &Record) -> Result<()> {
+        let file = file_of(Path::new(&record.target));
+        let text = serde_json::to_vec(record)
+            .map_err(|e| Error::new(Class::System, "cannot write a record").because(e))?;
+        let shown = file.display().to_string();
+        let written = self.host.run("writing the ledger", move || {
+            let new = file.with_extension("new");
+            let write = || {
+                let mut out = OpenOptions::new()
+                    .create(true)
+                    .truncate(true)
+                    .write(true)
+                    .mode(0o600)
+                    .open(&new)?;
+                out.write_all(&text)?;
+                out.sync_all()?;
+                fs::rename(&new, &file)
+            };
+            write().inspect_err(|_| {
+                // Best effort: the next write of this record replaces it.
+                let _ = fs::remove_file(&new);
+            })
+        })?;
+        written.map_err(|e| {
+            Error::system(format!("cannot write the record {shown} on the host"))
+                .because(errno_text(e))
+                .hint("make room below /run on the host; nothing was mounted")
+        })
+    }
+
+    /// Removes the record of a target; what is not there is not missed.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn remove(&self, target: &Path) -> Result<()> {
+        let file = file_of(target);
+        let removed = self
+            .host
+            .run("writing the ledger", move || fs::remove_file(file))?;
+        match removed {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::system(format!(
+                "cannot remove the record of {}",
+                show(target)
+            ))
+            .because(errno_text(error))),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn load(file: &Path) -> std::result::Result<Option<Record>, Corrupt> {
+    let bad = |cause: String| Corrupt {
+        file: file.to_owned(),
+        cause,
+    };
+    match fs::read(file) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|e| bad(e.to_string())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(bad(errno_text(error))),
+    }
+}
+
+fn corrupt(bad: &Corrupt) -> Error {
+    Error::system(format!(
+        "the record {} on the host cannot be read",
+        bad.file.display()
+    ))
+    .because(&bad.cause)
+    .hint("unmount the target on the host if something is mounted there, then remove the file")
+}
+
+fn file_of(target: &Path) -> PathBuf {
+    PathBuf::from(format!("{DIR}/{:016x}.json", hash(target)))
+}
+
+/// FNV-1a, 64 bits: the same in every version, unlike the standard library's hasher.
+fn hash(target: &Path) -> u64 {
+    target
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        assert_eq!(hash(Path::new("")), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(hash(Path::new("a")), 0xaf63_dc4c_8601_ec8c);
+    }
+}

@@ -1,0 +1,17 @@
+//! The pipeline: Request, Plan, run, Proof, Record. It does not know which door a request came through.
+
+pub mod direct;
+pub mod ledger;
+pub mod mounter;
+pub mod options;
+pub mod plan;
+pub mod proof;
+pub mod request;
+pub mod run;
+pub mod unmounter;
+
+pub use ledger::{Ledger, Record};
+pub use options::Options;
+pub use plan::Plan;
+pub use proof::Proof;
+pub use request::Request;

@@ -1,0 +1,206 @@
+//! Mount options: a comma list as mount(8) has it.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// Options that only mean something to fstab and its readers (fstab(5), mount(8)).
+const FSTAB_ONLY: [&str; 12] = [
+    "auto", "noauto", "defaults", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
+    "comment", "rw",
+];
+
+/// Keys whose value is a secret wherever they appear.
+const SECRET: [&str; 7] = [
+    "password",
+    "pass",
+    "passwd",
+    "password2",
+    "secret",
+    "passphrase",
+    "key",
+];
+
+/// A list of options, in the order given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options(Vec<String>);
+
+impl Options {
+    /// Reads comma lists; a comma inside double quotes belongs to its value.
+    ///
+    /// # Errors
+    /// A quote is not closed, an option is a secret, or one holds a NUL.
+    pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let mut all = Self::default();
+        for list in lists {
+            let mut quoted = false;
+            let mut option = String::new();
+            for c in list.chars() {
+                match c {
+                    '"' => {
+                        quoted = !quoted;
+                        option.push(c);
+                    }
+                    ',' if !quoted => all.push(std::mem::take(&mut option))?,
+                    _ => option.push(c),
+                }
+            }
+            if quoted {
+                return Err(Error::usage("bad options: a quote is not closed"));
+            }
+            all.push(option)?;
+        }
+        Ok(all)
+    }
+
+    /// Adds one option; an empty one is dropped.
+    ///
+    /// # Errors
+    /// It is a secret, which would be seen in argv, or holds a NUL.
+    pub fn push(&mut self, option: String) -> Result<()> {
+        let (key, value) = split(&option);
+        if value.is_some() && SECRET.contains(&key) {
+            return Err(Error::usage(format!("bad option {key}=: a secret in an option is seen by everyone who lists processes"))
+                .hint("name a file instead, as in credentials=FILE (SMB), secretfile=FILE (CephFS) or IdentityFile=FILE (sshfs)"));
+        }
+        if option.contains('\0') {
+            return Err(Error::usage(format!(
+                "bad option {key}: it holds a NUL byte"
+            )));
+        }
+        if !option.is_empty() {
+            self.0.push(option);
+        }
+        Ok(())
+    }
+
+    /// Whether this very option is there.
+    pub fn has(&self, option: &str) -> bool {
+        self.0.iter().any(|o| o == option)
+    }
+
+    /// The value of the last `key=value`, quotes taken off.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.iter()
+            .filter(|(k, _)| *k == key)
+            .filter_map(|(_, v)| v)
+            .next_back()
+    }
+
+    /// Keys, and values with their quotes taken off.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, Option<&str>)> {
+        self.0.iter().map(|option| {
+            let (key, value) = split(option);
+            let unquoted = value.map(|v| {
+                v.strip_prefix('"')
+                    .and_then(|v| v.strip_suffix('"'))
+                    .unwrap_or(v)
+            });
+            (key, unquoted)
+        })
+    }
+
+    /// Whether the mount is to be read-only: the last of `ro` and `rw` counts.
+    pub fn read_only(&self) -> bool {
+        self.0
+            .iter()
+            .rev()
+            .find(|o| *o == "ro" || *o == "rw")
+            .is_some_and(|o| o == "ro")
+    }
+
+    /// What a helper or the kernel gets: without `x-*` and what only fstab's readers know.
+    #[must_use]
+    pub fn for_file_system(&self) -> Self {
+        let keep = |option: &&String| {
+            let (key, _) = split(option);
+            !FSTAB_ONLY.contains(&key)
+                && !key.starts_with("x-")
+                && !key.starts_with("X-")
+                && key != "ro"
+        };
+        let mut kept: Vec<String> = self.0.iter().filter(keep).cloned().collect();
+        if self.read_only() {
+            kept.insert(0, "ro".into());
+        }
+        Self(kept)
+    }
+
+    /// The same options in one order, to tell whether two requests are the same.
+    #[must_use]
+    pub fn sorted(&self) -> Self {
+        let mut sorted = self.for_file_system().0;
+        sorted.sort();
+        Self(sorted)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(","))
+    }
+}
+
+fn split(option: &str) -> (&str, Option<&str>) {
+    match option.split_once('=') {
+        Some((key, value)) => (key, Some(value)),
+        None => (option, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(list: &str) -> Options {
+        Options::parse([list]).unwrap()
+    }
+
+    #[test]
+    fn commas_in_quotes_stay() {
+        let options = parse(r#"ro,context="a:b,c",size=1m"#);
+        assert_eq!(options.value("context"), Some("a:b,c"));
+        assert_eq!(options.to_string(), r#"ro,context="a:b,c",size=1m"#);
+        assert!(Options::parse([r#"a="b"#]).is_err());
+    }
+
+    #[test]
+    fn user_space_options_stay_here() {
+        let options = parse("defaults,_netdev,x-mount.mkdir=0700,noatime,,rw,log-level=INFO");
+        assert_eq!(
+            options.for_file_system().to_string(),
+            "noatime,log-level=INFO"
+        );
+        assert_eq!(options.value("x-mount.mkdir"), Some("0700"));
+    }
+
+    #[test]
+    fn the_last_of_ro_and_rw_counts() {
+        assert!(parse("rw,ro").read_only());
+        assert!(!parse("ro,rw").read_only());
+        assert_eq!(parse("ro,a,rw").for_file_system().to_string(), "a");
+        assert_eq!(parse("a,ro").for_file_system().to_string(), "ro,a");
+    }
+
+    #[test]
+    fn order_does_not_make_a_different_request() {
+        assert_eq!(parse("b,a,rw").sorted(), parse("a,b").sorted());
+        assert_ne!(parse("a").sorted(), parse("a,ro").sorted());
+    }
+
+    #[test]
+    fn secrets_are_refused_and_not_repeated() {
+        let error = Options::parse(["user=me,password=hunter2"])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("password") && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
+}

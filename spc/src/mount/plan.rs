@@ -1,0 +1,305 @@
+//! Everything decided before anything is changed.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Request;
+use super::request::RouteChoice;
+use crate::error::{Error, Result, errno_text};
+use crate::host::target::{Rules, Walk, on_host, show, walk};
+use crate::host::{Host, Settings};
+use crate::kinds::{self, Asked, Chosen, Maker};
+
+/// Where mount helpers and FUSE programs are looked for, in this order.
+const PROGRAM_DIRS: [&str; 6] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
+
+/// How a mount gets to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// The shim carries the helper's own call.
+    Preload,
+    /// The helper mounts in the container, and the finished mount is moved to the host.
+    Graft,
+    /// No helper: the kernel makes the mount in the host's namespace.
+    Direct,
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preload => "preload",
+            Self::Graft => "graft",
+            Self::Direct => "direct",
+        })
+    }
+}
+
+/// How a program is linked, which decides whether the shim can enter it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Linkage {
+    /// Started by this ELF interpreter, which loads the shim.
+    Dynamic(PathBuf),
+    /// Nothing can be preloaded.
+    Static,
+}
+
+/// A program that was found.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its linkage, or that of the interpreter its `#!` line leads to.
+    pub linkage: Linkage,
+}
+
+/// A mount, decided.
+#[derive(Debug)]
+pub struct Plan {
+    /// What was asked.
+    pub request: Request,
+    /// What the table of kinds says.
+    pub chosen: Chosen,
+    /// The helper, where the kind has one.
+    pub program: Option<Program>,
+    /// How the mount gets to the host.
+    pub route: Route,
+    /// Canonical path of the target on the host.
+    pub target: PathBuf,
+    /// Part of the target that has to be made.
+    pub missing: Option<PathBuf>,
+    /// What the walk to the target may do when the plan is run.
+    pub rules: Rules,
+}
+
+impl Plan {
+    /// Decides; changes nothing.
+    ///
+    /// # Errors
+    /// The type is unknown, its helper is missing, or the target cannot be one.
+    pub fn make(request: Request, host: &Host, settings: &Settings) -> Result<Self> {
+        let cwd = std::env::current_dir().map_err(|e| {
+            Error::system("cannot tell the working directory").because(errno_text(e))
+        })?;
+        let asked_target = on_host(&request.target, &cwd, &settings.hosts());
+        let chosen = kinds::choose(&Asked {
+            fs_type: &request.fs_type,
+            source: &request.source,
+            options: &request.options,
+            log_name: &log_name(&asked_target),
+        })?;
+        let (program, route) = match &chosen.maker {
+            Maker::Helper(helper) => {
+                let program = find(&helper.programs, &request.fs_type)?;
+                let route = match (request.route, &program.linkage) {
+                    (RouteChoice::Preload, _) | (RouteChoice::Auto, Linkage::Dynamic(_)) => {
+                        Route::Preload
+                    }
+                    (RouteChoice::Graft, _) | (RouteChoice::Auto, Linkage::Static) => Route::Graft,
+                };
+                (Some(program), route)
+            }
+            Maker::Kernel | Maker::Bind { .. } => (None, Route::Direct),
+        };
+        let rules = Rules {
+            mkdir: request.mkdir()?,
+            system: request.over_system_directory,
+        };
+        let look = Rules {
+            mkdir: None,
+            ..rules
+        };
+        let found = host.run("looking at the target", {
+            let target = asked_target.clone();
+            move || walk(&target, look)
+        })??;
+        let (target, missing) = match found {
+            Walk::Pinned(pinned, _) => (pinned.path, None),
+            Walk::Missing(there, missing) if rules.mkdir.is_some() => {
+                (there.join(&missing), Some(missing))
+            }
+            Walk::Missing(..) => return Err(crate::host::target::missing(&asked_target)),
+        };
+        if target.to_str().is_none() {
+            return Err(Error::usage(format!(
+                "bad target {}: not UTF-8",
+                show(&target)
+            )));
+        }
+        Ok(Self {
+            request,
+            chosen,
+            program,
+            route,
+            target,
+            missing,
+            rules,
+        })
+    }
+
+    /// The helper's arguments, with this in the target's place.
+    pub fn argv(&self, target: &str) -> Vec<String> {
+        let Maker::Helper(helper) = &self.chosen.maker else {
+            return Vec::new();
+        };
+        let mut argv: Vec<String> = helper
+            .args
+            .iter()
+            .map(|arg| {
+                if arg == kinds::TARGET {
+                    target.to_owned()
+                } else {
+                    arg.clone()
+                }
+            })
+            .collect();
+        if !helper.options.is_empty() {
+            argv.push("-o".into());
+            argv.push(helper.options.to_string());
+        }
+        argv
+    }
+}
+
+/// A file name for a target: dashes for what is no plain character, and not too long.
+fn log_name(target: &Path) -> String {
+    let text = target.to_string_lossy();
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "._".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
+    text.trim_matches('/')
+        .chars()
+        .map(plain)
+        .take(100)
+        .collect()
+}
+
+fn find(names: &[String], fs_type: &str) -> Result<Program> {
+    let path = names
+        .iter()
+        .flat_map(|name| {
+            PROGRAM_DIRS
+                .iter()
+                .map(move |dir| Path::new(dir).join(name))
+        })
+        .find(|path| {
+            rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+        });
+    match path {
+        Some(path) => Ok(Program {
+            linkage: linkage(&path, 4)?,
+            path,
+        }),
+        None => {
+            let names = names.join(", ");
+            let known: Vec<_> = kinds::names().collect();
+            Err(Error::mount(format!("cannot mount type {fs_type}: this container has no program {names}"))
+                .hint(format!("install it in the image, or check the type; known without a helper of their own name: {}", known.join(", "))))
+        }
+    }
+}
+
+/// Reads a program's header; a `#!` line leads on to its interpreter (execve(2)).
+fn linkage(path: &Path, depth: u8) -> Result<Linkage> {
+    let fail =
+        |cause: String| Error::mount(format!("cannot run {}", path.display())).because(cause);
+    let mut file = BufReader::new(File::open(path).map_err(|e| fail(errno_text(e)))?);
+    let head = file.fill_buf().map_err(|e| fail(errno_text(e)))?;
+    if head.starts_with(b"#!") {
+        if depth == 0 {
+            return Err(fail("too many interpreters".into()));
+        }
+        let mut line = Vec::new();
+        file.take(256)
+            .read_until(b'\n', &mut line)
+            .map_err(|e| fail(errno_text(e)))?;
+        let line = String::from_utf8_lossy(&line[2..]).into_owned();
+        let mut words = line.split_whitespace();
+        let interpreter = words.next().unwrap_or_default();
+        // env(1) finds the real one by name.
+        let named = if interpreter.ends_with("/env") {
+            words.next()
+        } else {
+            None
+        };
+        let next = match named {
+            Some(name) => PROGRAM_DIRS
+                .iter()
+                .map(|dir| Path::new(dir).join(name))
+                .find(|p| p.is_file()),
+            None => Some(PathBuf::from(interpreter)),
+        };
+        return match next.filter(|p| p.is_file()) {
+            Some(next) => linkage(&next, depth - 1),
+            None => Err(fail(format!("its interpreter is missing: {interpreter}"))),
+        };
+    }
+    let file = file.into_inner();
+    let mut elf = elf::ElfStream::<elf::endian::AnyEndian, _>::open_stream(file)
+        .map_err(|_| fail("neither an ELF program nor a script".into()))?;
+    let interp = elf
+        .segments()
+        .iter()
+        .find(|s| s.p_type == elf::abi::PT_INTERP)
+        .copied();
+    let Some(interp) = interp else {
+        return Ok(Linkage::Static);
+    };
+    let data = elf.segment_data(&interp).map_err(|e| fail(e.to_string()))?;
+    let text: Vec<u8> = data.iter().copied().take_while(|b| *b != 0).collect();
+    Ok(Linkage::Dynamic(PathBuf::from(
+        String::from_utf8_lossy(&text).into_owned(),
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_is_dynamic_and_a_script_is_its_interpreter() {
+        assert!(matches!(
+            linkage(Path::new("/bin/sh"), 4).unwrap(),
+            Linkage::Dynamic(_)
+        ));
+        let dir = std::env::temp_dir().join(format!("spc-plan-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let script = dir.join("helper");
+        std::fs::write(&script, "#! /usr/bin/env sh\n").unwrap();
+        assert!(matches!(linkage(&script, 4).unwrap(), Linkage::Dynamic(_)));
+        std::fs::write(&script, "#!/no/such\n").unwrap();
+        assert!(
+            linkage(&script, 4)
+                .unwrap_err()
+                .to_string()
+                .contains("/no/such")
+        );
+        std::fs::write(&script, "plain text").unwrap();
+        assert!(linkage(&script, 4).is_err());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn log_names_are_plain_and_short() {
+        assert_eq!(log_name(Path::new("/mnt/a b\n,c")), "mnt-a-b--c");
+        assert_eq!(
+            log_name(Path::new(&format!("/{}", "x".repeat(500)))).len(),
+            100
+        );
+    }
+}

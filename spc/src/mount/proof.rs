@@ -1,0 +1,66 @@
+//! Proof: what the host's namespace itself says about a new mount.
+
+use std::path::Path;
+
+use crate::error::{Error, Result, errno_text};
+use crate::host::claim::Claim;
+use crate::host::mountinfo::{self, Entry};
+use crate::host::target::{MountId, Pinned, show};
+
+/// A mount that was seen on the host, where it was asked for, with a type it should have.
+#[derive(Clone, Debug)]
+pub struct Proof {
+    /// Its ids.
+    pub mount: MountId,
+    /// Its entry in the host's mount table.
+    pub entry: Entry,
+}
+
+/// Looks for a new mount on a pinned target; run it on the host's thread. None means there is none.
+///
+/// # Errors
+/// Something else is mounted there, or a mount was made but not where it was asked for.
+pub fn look(pinned: &Pinned, shows: &[String], claim: Option<&Claim>) -> Result<Option<Proof>> {
+    let fail = |what: &str, cause: String| {
+        Error::system(format!(
+            "cannot prove the mount on {}: {what}",
+            show(&pinned.path)
+        ))
+        .because(cause)
+    };
+    let made = claim.and_then(Claim::mounted);
+    let top = pinned.top().map_err(|e| fail("statx", errno_text(e)))?;
+    if !top.is_root || top.is(pinned.mount.id, pinned.mount.unique) {
+        return match made {
+            None => Ok(None),
+            Some(_) => Err(moved(&pinned.path)),
+        };
+    }
+    if let Some((id, unique)) = made
+        && !top.is(id, unique)
+    {
+        return Err(moved(&pinned.path));
+    }
+    let entry = mountinfo::find(top.id)
+        .map_err(|e| fail("mountinfo", errno_text(e)))?
+        .ok_or_else(|| fail("mountinfo", format!("no entry with mount id {}", top.id)))?;
+    if entry.parent != pinned.mount.id || entry.target != pinned.path {
+        return Err(moved(&pinned.path));
+    }
+    if !shows.is_empty() && !shows.contains(&entry.fs_type) {
+        return Err(fail(
+            "wrong type",
+            format!(
+                "the host shows {} where {} was expected",
+                entry.fs_type,
+                shows.join(" or ")
+            ),
+        ));
+    }
+    Ok(Some(Proof { mount: top, entry }))
+}
+
+fn moved(path: &Path) -> Error {
+    Error::mount(format!("the mount did not stay on {}: its path was changed meanwhile", show(path)))
+        .hint("somebody renames directories on the way to the target; choose one that only root can change")
+}

@@ -1,0 +1,170 @@
+//! What was asked, validated; nothing is looked at yet.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Options;
+use crate::error::{Error, Result};
+
+/// How long a mount may take when nobody says.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How a mount gets to the host, as the user may insist.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum RouteChoice {
+    /// By what the helper is.
+    #[default]
+    Auto,
+    /// The shim carries the helper's own call.
+    Preload,
+    /// The helper mounts in the container, and the finished mount is moved.
+    Graft,
+}
+
+/// A mount that somebody wants.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// File system type, as `mount -t` has it.
+    pub fs_type: String,
+    /// What to mount.
+    pub source: String,
+    /// Where, as the user wrote it.
+    pub target: PathBuf,
+    /// Mount options.
+    pub options: Options,
+    /// Limit for the whole mount.
+    pub timeout: Duration,
+    /// Preload, graft, or whichever fits.
+    pub route: RouteChoice,
+    /// Mount over `/etc`, `/usr` and their like.
+    pub over_system_directory: bool,
+}
+
+impl Request {
+    /// Checks what can be checked without looking at anything.
+    ///
+    /// # Errors
+    /// Type, source or target is missing or cannot be one.
+    pub fn validated(mut self) -> Result<Self> {
+        if self.options.has("bind") || self.options.has("rbind") {
+            self.fs_type = "bind".into();
+        }
+        if self.fs_type.is_empty() || self.fs_type == "auto" {
+            return Err(Error::usage("which type of file system is not said")
+                .hint("add -t TYPE, for example -t glusterfs"));
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
+        if !self.fs_type.chars().all(plain) || self.fs_type.starts_with(['.', '-']) {
+            return Err(Error::usage(format!(
+                "bad type: {}",
+                self.fs_type.escape_default()
+            )));
+        }
+        if self.source.is_empty() {
+            return Err(Error::usage("the source is empty"));
+        }
+        // A helper would take it for an option.
+        if self.source.starts_with('-') {
+            return Err(Error::usage(format!("bad source: {}", self.source)));
+        }
+        if self.source.contains('\0') || self.target.as_os_str().as_encoded_bytes().contains(&0) {
+            return Err(Error::usage("source or target holds a NUL byte"));
+        }
+        if self.target.as_os_str().is_empty() {
+            return Err(Error::usage("the target is empty"));
+        }
+        if let Some(operation) = [
+            "remount",
+            "move",
+            "shared",
+            "private",
+            "slave",
+            "unbindable",
+        ]
+        .iter()
+        .find(|o| self.options.has(o))
+        {
+            return Err(Error::usage(format!(
+                "bad option {operation}: spc makes mounts, it does not change them"
+            ))
+            .hint(format!("on the host, run: mount -o {operation} TARGET")));
+        }
+        self.mkdir()?;
+        Ok(self)
+    }
+
+    /// Mode for missing directories, if they may be made (`x-mount.mkdir[=MODE]`, mount(8)).
+    ///
+    /// # Errors
+    /// The mode is not octal.
+    pub fn mkdir(&self) -> Result<Option<u32>> {
+        for key in ["x-mount.mkdir", "X-mount.mkdir"] {
+            if let Some(mode) = self.options.value(key) {
+                return match u32::from_str_radix(mode, 8) {
+                    Ok(mode) if mode <= 0o7777 => Ok(Some(mode)),
+                    _ => Err(Error::usage(format!(
+                        "bad option {key}: not an octal mode: {mode}"
+                    ))),
+                };
+            }
+            if self.options.has(key) {
+                return Ok(Some(0o755));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Equal for requests that mean the same mount.
+    pub fn fingerprint(&self) -> String {
+        format!("{} {} {}", self.fs_type, self.source, self.options.sorted())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(fs_type: &str, source: &str, options: &str) -> Request {
+        Request {
+            fs_type: fs_type.into(),
+            source: source.into(),
+            target: "/mnt".into(),
+            options: Options::parse([options]).unwrap(),
+            timeout: DEFAULT_TIMEOUT,
+            route: RouteChoice::Auto,
+            over_system_directory: false,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (fs_type, source, options) in [
+            ("", "a", ""),
+            ("../x", "a", ""),
+            ("a b", "a", ""),
+            ("-x", "a", ""),
+            ("tmpfs", "", ""),
+            ("tmpfs", "-o", ""),
+            ("tmpfs", "a", "remount"),
+            ("tmpfs", "a", "x-mount.mkdir=9"),
+        ] {
+            assert!(
+                request(fs_type, source, options).validated().is_err(),
+                "{fs_type} {source} {options}"
+            );
+        }
+        assert!(
+            request("fuse.sshfs", "me@host:/dir", "ro,x-mount.mkdir=0700")
+                .validated()
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn bind_is_an_option_as_in_mount() {
+        assert_eq!(
+            request("", "/a", "bind").validated().unwrap().fs_type,
+            "bind"
+        );
+    }
+}

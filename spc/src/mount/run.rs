@@ -1,0 +1,288 @@
+//! Runs a helper: directly, bounded in time, killable, with its output kept.
+
+use std::fs::File;
+use std::io::{IsTerminal, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal as NixSignal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use crate::error::{Class, Error, Result, errno_text};
+use crate::host::{Claim, process};
+use crate::sys;
+
+/// The shim in the image; named to helpers whose libc does not read `/etc/ld.so.preload`.
+pub const SHIM: &str = "/usr/lib/spc/libspc_shim.so";
+
+/// How many lines of a helper's output or log go into an error.
+const TAIL: usize = 8;
+
+/// Termination signals, held back and looked at where it is safe to stop.
+pub struct Interrupts(SignalFd);
+
+impl Interrupts {
+    /// Blocks SIGINT, SIGTERM and SIGHUP. Call it before any thread is started.
+    ///
+    /// # Errors
+    /// The kernel refuses a signalfd.
+    pub fn hold() -> Result<Self> {
+        let mut set = SigSet::empty();
+        for signal in [NixSignal::SIGINT, NixSignal::SIGTERM, NixSignal::SIGHUP] {
+            set.add(signal);
+        }
+        set.thread_block()
+            .and_then(|()| {
+                SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            })
+            .map(Self)
+            .map_err(|e| Error::system("cannot watch for signals").because(errno_text(e)))
+    }
+
+    /// Fails if a signal has come.
+    ///
+    /// # Errors
+    /// [`Class::Interrupted`], once per signal.
+    pub fn check(&self) -> Result<()> {
+        match self.0.read_signal() {
+            Ok(Some(info)) => Err(Error::new(
+                Class::Interrupted,
+                format!("stopped by signal {}", info.ssi_signo),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl AsFd for Interrupts {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A helper, ready to run.
+pub struct Run<'a> {
+    /// Its program.
+    pub program: &'a Path,
+    /// Its arguments.
+    pub argv: Vec<String>,
+    /// The claim whose stand-in it mounts on.
+    pub claim: &'a Claim,
+    /// Mark for its processes.
+    pub id: &'a str,
+    /// Its own log file, if it has one.
+    pub log: Option<PathBuf>,
+}
+
+impl Run<'_> {
+    /// Runs the helper to its end. What it leaves running afterwards is the mount's daemon.
+    ///
+    /// # Errors
+    /// It cannot be started, fails, dies by a signal, takes too long, or a signal stops us.
+    pub fn to_end(&self, deadline: Instant, interrupts: &Interrupts) -> Result<()> {
+        let name = self.program.display().to_string();
+        let start_of_log = self
+            .log
+            .as_ref()
+            .and_then(|log| log.metadata().ok())
+            .map_or(0, |m| m.len());
+        let fail = |cause: String| Error::mount(format!("{name} failed")).because(cause);
+        let output = Output::new().map_err(|e| fail(errno_text(e)))?;
+        let reports = UnixDatagram::bind(self.claim.report()).map_err(|e| fail(errno_text(e)))?;
+        let started = Instant::now();
+        let mut command = Command::new(self.program);
+        command
+            .args(&self.argv)
+            .env("LD_PRELOAD", SHIM)
+            .env(process::MARK, self.id)
+            .env("SPC_REPORT", self.claim.report())
+            .stdin(Stdio::null())
+            .stdout(output.handle().map_err(|e| fail(errno_text(e)))?)
+            .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
+        tracing::debug!(helper = %name, argv = ?self.argv, "running");
+        let mut child = sys::tie_to_parent(&mut command)
+            .spawn()
+            .map_err(|e| fail(errno_text(e)))?;
+        let ended = wait(&mut child, &name, started, deadline, interrupts);
+        output.seal();
+        let shim = reports_of(&reports);
+        for line in &shim {
+            tracing::debug!(shim = %line, "decision");
+        }
+        let cause = match ended {
+            Ok(status) if status.success() => return Ok(()),
+            Ok(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => format!("exit status {code}"),
+                (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
+            },
+            Err(error) if error.class() == Class::Interrupted => return Err(error),
+            Err(error) => error.summary(),
+        };
+        let mut log = output.tail();
+        log.extend(self.log.iter().flat_map(|log| errors_in(log, start_of_log)));
+        log.extend(
+            shim.into_iter()
+                .filter(|line| line.contains("decision=failed"))
+                .map(|line| format!("shim: {line}")),
+        );
+        Err(fail(cause).log(log))
+    }
+}
+
+fn wait(
+    child: &mut Child,
+    name: &str,
+    started: Instant,
+    deadline: Instant,
+    interrupts: &Interrupts,
+) -> Result<ExitStatus> {
+    let system =
+        |e: std::io::Error| Error::system(format!("cannot wait for {name}")).because(errno_text(e));
+    let pid = Pid::from_child(child);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| system(e.into()))?;
+    let mut progress = Progress::default();
+    let stopped = loop {
+        let now = Instant::now();
+        if now >= deadline {
+            let after = deadline.saturating_duration_since(started).as_secs_f32();
+            break Error::mount("no result").because(format!("ended by spc after {after:.0} s"));
+        }
+        let mut fds = [
+            PollFd::new(&pidfd, PollFlags::IN),
+            PollFd::new(interrupts, PollFlags::IN),
+        ];
+        let step = deadline
+            .saturating_duration_since(now)
+            .min(Duration::from_secs(1));
+        match poll(
+            &mut fds,
+            Some(&Timespec::try_from(step).unwrap_or_default()),
+        ) {
+            Ok(_) if fds[0].revents().contains(PollFlags::IN) => {
+                return child.wait().map_err(system);
+            }
+            Ok(0) => progress.show(name, started, deadline),
+            Ok(_) => {
+                if let Err(signal) = interrupts.check() {
+                    break signal;
+                }
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => break system(error.into()),
+        }
+    };
+    drop(progress);
+    for signal in [Signal::TERM, Signal::KILL] {
+        // It may have ended by itself.
+        let _ = kill_process_group(pid, signal);
+        if process::ended(&pidfd, Duration::from_secs(2)) {
+            // Reaped; the status does not matter any more.
+            let _ = child.wait();
+            break;
+        }
+    }
+    Err(stopped)
+}
+
+/// A line on the terminal while a helper takes long; nothing where nobody looks.
+#[derive(Default)]
+struct Progress {
+    shown: bool,
+}
+
+impl Progress {
+    fn show(&mut self, name: &str, started: Instant, deadline: Instant) {
+        if started.elapsed() >= Duration::from_secs(2) && std::io::stderr().is_terminal() {
+            self.shown = true;
+            let limit = deadline.saturating_duration_since(started).as_secs();
+            eprint!(
+                "\r\x1b[Kspc: {name} is at work: {} s of at most {limit} s",
+                started.elapsed().as_secs()
+            );
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// What a helper prints, in memory: a daemon that keeps the descriptor can neither block us, as a
+/// pipe's reader would be, nor be killed by SIGPIPE later.
+struct Output(File);
+
+impl Output {
+    fn new() -> std::io::Result<Self> {
+        use rustix::fs::{MemfdFlags, memfd_create};
+        let fd = memfd_create(
+            "helper output",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+        )?;
+        Ok(Self(File::from(fd)))
+    }
+
+    fn handle(&self) -> std::io::Result<OwnedFd> {
+        Ok(self.0.try_clone()?.into())
+    }
+
+    /// From now on a daemon's writes fail instead of filling memory.
+    fn seal(&self) {
+        use rustix::fs::{SealFlags, fcntl_add_seals};
+        if let Err(error) = fcntl_add_seals(&self.0, SealFlags::GROW) {
+            tracing::warn!(%error, "cannot seal a helper's output");
+        }
+    }
+
+    fn tail(&self) -> Vec<String> {
+        last_lines(&self.0, 0).unwrap_or_default()
+    }
+}
+
+fn last_lines(mut file: &File, from: u64) -> std::io::Result<Vec<String>> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(from.max(length.saturating_sub(64 * 1024))))?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
+    Ok(lines[lines.len().saturating_sub(TAIL)..]
+        .iter()
+        .map(|line| (*line).to_owned())
+        .collect())
+}
+
+/// The last lines a helper wrote to its log during this run.
+fn errors_in(log: &Path, from: u64) -> Vec<String> {
+    File::open(log)
+        .and_then(|file| last_lines(&file, from))
+        .unwrap_or_default()
+}
+
+fn reports_of(socket: &UnixDatagram) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut buffer = vec![0; 16 * 1024];
+    if socket.set_nonblocking(true).is_ok() {
+        while let Ok(length) = socket.recv(&mut buffer) {
+            lines.push(
+                String::from_utf8_lossy(&buffer[..length])
+                    .trim_end()
+                    .to_owned(),
+            );
+        }
+    }
+    lines
+}

@@ -1,0 +1,134 @@
+//! Takes a mount away, waits for its processes, and forgets it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
+use super::direct;
+use super::ledger::{Record, State};
+use super::mounter::{Session, entry_of, forget};
+use crate::error::{Error, Result, errno_text};
+use crate::host::target::{self, Rules, show};
+use crate::host::{Claim, process, target::on_host};
+
+/// How long a daemon may take to end by itself once its mount is gone.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long to wait for another command at work on the same target.
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
+
+/// umount(8)'s ways.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How {
+    /// `-l`: detach now, clean up when it is no longer busy.
+    pub lazy: bool,
+    /// `-f`: give up on outstanding requests.
+    pub force: bool,
+}
+
+/// The canonical path of a target that may be mounted, as the user wrote it.
+///
+/// # Errors
+/// It does not exist, or the walk to it is refused.
+pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
+    let cwd = std::env::current_dir()
+        .map_err(|e| Error::system("cannot tell the working directory").because(errno_text(e)))?;
+    let path = on_host(written, &cwd, &session.settings.hosts());
+    let rules = Rules {
+        mkdir: None,
+        system: true,
+    };
+    let (pinned, _) = session
+        .host
+        .run("looking at the target", move || target::pin(&path, rules))??;
+    Ok(pinned.path)
+}
+
+/// Unmounts a recorded mount.
+///
+/// # Errors
+/// It is not ours, is busy, or its processes do not end.
+pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
+    let _lock = session.ledger.lock(target, Instant::now() + LOCK_LIMIT)?;
+    let Some(mut record) = session.ledger.get(target)? else {
+        return Err(not_ours(session, target));
+    };
+    let claim = Claim::named(&session.settings.claims(), &record.id);
+    if record.state == State::Mounting {
+        // Its maker died; what there is of it goes.
+        return super::mounter::undo(session, &record);
+    }
+    if entry_of(session, &record)?.is_some() {
+        record.state = State::Unmounting;
+        session.ledger.put(&record)?;
+        if let Err(error) = take_away(session, &record, how) {
+            record.state = State::Mounted;
+            session.ledger.put(&record)?;
+            return Err(error);
+        }
+    } else {
+        tracing::info!(target = %record.target, "it was unmounted on the host already");
+    }
+    // A detached mount lives until its last user is gone, and its daemon with it.
+    let left = if how.lazy {
+        Vec::new()
+    } else {
+        process::end(&record.id, PATIENCE)
+    };
+    forget(session, &record, &claim, left)
+}
+
+fn take_away(session: &Session, record: &Record, how: How) -> Result<()> {
+    let mut flags = UnmountFlags::empty();
+    flags.set(UnmountFlags::DETACH, how.lazy);
+    flags.set(UnmountFlags::FORCE, how.force);
+    let (target, id, unique) = (
+        PathBuf::from(&record.target),
+        record.mount_id,
+        record.unique_id,
+    );
+    let fail = || Error::mount(format!("cannot unmount {}", record.target));
+    match session.host.run("unmounting", move || {
+        direct::detach(&target, id, unique, flags)
+    })? {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(fail()
+            .because("another mount covers it")
+            .hint("on the host, unmount that one first")),
+        Err(Errno::BUSY) => Err(fail()
+            .because(errno_text(Errno::BUSY))
+            .hint("end what uses it, or detach it with -l")),
+        Err(error) => Err(fail().because(errno_text(error))),
+    }
+}
+
+fn not_ours(session: &Session, target: &Path) -> Error {
+    let path = target.to_owned();
+    let rules = Rules {
+        mkdir: None,
+        system: true,
+    };
+    let there = session.host.run("looking at the target", move || {
+        let (pinned, _) = target::pin(&path, rules)?;
+        if pinned.mount.is_root {
+            pinned.entry()
+        } else {
+            Ok(None)
+        }
+    });
+    match there {
+        Ok(Ok(Some(entry))) => Error::mount(format!(
+            "{} was not mounted by spc: {} ({})",
+            show(target),
+            entry.source,
+            entry.fs_type
+        ))
+        .hint("to unmount it all the same, run umount on the host"),
+        Ok(Ok(None)) => {
+            Error::mount(format!("{}: not mounted", show(target))).hint("`spc ls` shows what is")
+        }
+        Ok(Err(error)) | Err(error) => error,
+    }
+}
