@@ -183,12 +183,17 @@ pub fn main() -> ExitCode {
         (false, true) => tracing::Level::INFO,
         (false, false) => tracing::Level::WARN,
     };
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        .with_target(false)
-        .init();
+        .with_target(false);
+    // A person looks at a command's log at once; a service's is read later.
+    if serving {
+        log.init();
+    } else {
+        log.without_time().init();
+    }
     match run(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

@@ -19,6 +19,9 @@ use crate::mount::mounter::{Session, entry_of, settle};
 /// How long to wait before trying again what failed.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// How often to look for what a dead command left, which no event tells.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Runs until SIGTERM or SIGINT. What is mounted stays mounted.
 ///
 /// # Errors
@@ -117,7 +120,7 @@ impl Watch {
     fn due(&self) -> Duration {
         match self.next {
             Some(at) => at.saturating_duration_since(Instant::now()),
-            None => Duration::from_secs(3600),
+            None => Duration::ZERO,
         }
     }
 
@@ -143,17 +146,11 @@ impl Watch {
             return;
         }
         let Some(watching) = &self.on else { return };
-        self.next = match tidy(&watching.session) {
-            Ok(true) => None,
-            Ok(false) => Some(Instant::now() + RETRY),
-            Err(error) => {
-                tracing::warn!("{error}");
-                Some(Instant::now() + RETRY)
-            }
-        };
-        if self.next.is_none() {
-            self.next = Some(Instant::now() + Duration::from_secs(3600));
-        }
+        let done = tidy(&watching.session).unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            false
+        });
+        self.next = Some(Instant::now() + if done { IDLE } else { RETRY });
     }
 }
 
@@ -169,15 +166,16 @@ fn begin() -> Result<Watching> {
     Ok(Watching { session, mounts })
 }
 
-/// Forgets mounts that were taken away on the host. False if something is left to do.
+/// Forgets mounts that were taken away on the host, and undoes what a dead command left half made.
+/// False if something is left to do.
 fn tidy(session: &Session) -> Result<bool> {
     let mut done = true;
     let (records, bad) = session.ledger.all()?;
     for corrupt in bad {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }
-    for record in records.iter().filter(|r| r.state == State::Mounted) {
-        if entry_of(session, record)?.is_some() {
+    for record in &records {
+        if record.state == State::Mounted && entry_of(session, record)?.is_some() {
             continue;
         }
         // Whoever is at work on it will see to it.

@@ -112,6 +112,8 @@ impl Run<'_> {
         let ended = wait(&mut child, &name, started, deadline, interrupts);
         output.seal();
         let shim = reports_of(&reports);
+        // What the daemon's shim says later goes to the log of `spc serve`.
+        let _ = std::fs::remove_file(self.claim.report());
         for line in &shim {
             tracing::debug!(shim = %line, "decision");
         }

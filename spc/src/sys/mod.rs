@@ -42,13 +42,16 @@ pub fn mount_setattr(mount: impl AsFd, set: u64, recursive: bool) -> io::Result<
     }
 }
 
-/// Makes a child a session of its own that the kernel kills when the thread that starts it ends.
+/// Makes a child a session of its own, with no signal blocked, that the kernel kills when the thread
+/// that starts it ends.
 pub fn tie_to_parent(command: &mut Command) -> &mut Command {
     let parent = rustix::process::getpid();
     // SAFETY: between fork and exec only async-signal-safe system calls are made; nothing is allocated.
     unsafe {
         command.pre_exec(move || {
             rustix::process::setsid()?;
+            // The mask is inherited, and ours holds termination signals back.
+            nix::sys::signal::SigSet::empty().thread_set_mask()?;
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
             // The parent may have died before the line above.
             if rustix::process::getppid() != Some(parent) {
