@@ -1,6 +1,7 @@
 //! What commands print on stdout, for people and as JSON.
 
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::json;
@@ -59,7 +60,7 @@ pub fn list(records: &[Record], states: &[Health], json: bool) -> Result<()> {
             .zip(states)
             .map(|(r, state)| {
                 json!({
-                    "target": r.target, "source": r.source, "type": r.fs_type, "state": state,
+                    "target": r.target, "written": r.written, "source": r.source, "type": r.fs_type, "state": state,
                     "daemon": r.daemon, "age_seconds": r.age(), "route": r.route,
                     "mount_id": r.mount_id, "options": r.options,
                 })
@@ -76,7 +77,7 @@ pub fn list(records: &[Record], states: &[Health], json: bool) -> Result<()> {
             .collect::<Vec<_>>()
             .join(",");
         rows.push([
-            show(record.target.as_ref()),
+            names(record),
             record.source.clone(),
             record.fs_type.clone(),
             state.word().to_owned(),
@@ -106,6 +107,16 @@ pub fn list(records: &[Record], states: &[Health], json: bool) -> Result<()> {
         text.push('\n');
     }
     print(&text)
+}
+
+/// The target, and the name it was asked for by where a link makes that another one.
+fn names(record: &Record) -> String {
+    let target = show(record.target.as_ref());
+    if Path::new(&record.written) == Path::new(&record.target) {
+        target
+    } else {
+        format!("{target} (as {})", show(record.written.as_ref()))
+    }
 }
 
 /// `42s`, `3m`, `5h`, `12d`.

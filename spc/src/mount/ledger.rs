@@ -43,6 +43,8 @@ pub struct Record {
     pub state: State,
     /// Canonical path on the host.
     pub target: String,
+    /// The path as it was asked for, on the host.
+    pub written: String,
     /// Type that was asked for.
     pub fs_type: String,
     /// Source that was asked for.

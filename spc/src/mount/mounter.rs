@@ -137,6 +137,7 @@ impl<'a> Attempt<'a> {
             id: new_id(),
             state: State::Mounting,
             target: plan.target.to_string_lossy().into_owned(),
+            written: plan.written.to_string_lossy().into_owned(),
             fs_type: request.fs_type.clone(),
             source: request.source.clone(),
             options: request.options.to_string(),

@@ -77,6 +77,8 @@ pub struct Plan {
     pub route: Route,
     /// Canonical path of the target on the host.
     pub target: PathBuf,
+    /// Path of the target as it was asked for, on the host.
+    pub written: PathBuf,
     /// Part of the target that has to be made.
     pub missing: Option<PathBuf>,
     /// What the walk to the target may do when the plan is run.
@@ -143,6 +145,7 @@ impl Plan {
             program,
             route,
             target,
+            written: asked_target,
             missing,
             rules,
         })
