@@ -19,6 +19,7 @@ use std::process::{Command, Stdio};
 use crate::cgroup::Cgroup;
 use crate::exec::{expect_line, is_plain};
 use crate::net;
+use crate::runtime::DIRECTORY;
 
 /// Whether mounts below `/` propagate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +136,12 @@ fn lay_out(boot: &Boot) -> Result<PathBuf> {
         let directory = root.join(directory);
         fs::create_dir_all(&directory)?;
         attach(&directory, "tmpfs", "mode=0711")?;
+    }
+    // Roots with container engines have a place for the program that is in front of their runtimes.
+    let own = root.join(DIRECTORY.trim_start_matches('/'));
+    if own.exists() {
+        fs::copy("/proc/self/exe", own.join("lab"))
+            .context("cannot install the lab's own program")?;
     }
     let name = net::name(boot.number);
     fs::write(root.join("etc/hostname"), format!("{name}\n"))?;

@@ -6,6 +6,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+/// How many outdated things of a kind stay.
+const KEPT: usize = 2;
+
 /// Where the lab keeps what it has made.
 pub fn directory() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
@@ -71,8 +74,33 @@ pub fn cached(kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> R
     remove(&unfinished)?;
     make(&unfinished).with_context(|| format!("cannot make {}", path.display()))?;
     fs::rename(&unfinished, &path)?;
+    forget_old(&cache, kind, &path)?;
     eprintln!("lab: made {} in {:.1?}", path.display(), started.elapsed());
     Ok(path)
+}
+
+/// Keeps the newest few of a kind: other checkouts, and tests that are running, may be using them.
+fn forget_old(cache: &Path, kind: &str, newest: &Path) -> Result<()> {
+    let mut old = Vec::new();
+    for entry in fs::read_dir(cache)? {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if path != newest
+            && name
+                .rsplit_once('-')
+                .is_some_and(|(start, _)| start == kind)
+        {
+            old.push((fs::metadata(&path)?.modified()?, path));
+        }
+    }
+    old.sort();
+    let surplus = old.len().saturating_sub(KEPT);
+    old.iter()
+        .take(surplus)
+        .try_for_each(|(_, path)| remove(path))
 }
 
 /// Removes a file or a tree that may not exist.

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::enter::Enter;
-use crate::{HostOptions, Lab, Propagation, Status, boot, cache, enter, packages, supervisor};
+use crate::{
+    Engine, HostOptions, Lab, Propagation, Status, boot, cache, enter, packages, runtime,
+    supervisor,
+};
 
 /// Disposable hosts and real servers for tests.
 #[derive(Debug, Parser)]
@@ -24,6 +27,9 @@ enum Task {
         /// A host whose mounts do not propagate
         #[arg(long)]
         private: bool,
+        /// Start dockerd first
+        #[arg(long)]
+        docker: bool,
     },
     /// Removes everything that the lab keeps in the user's cache directory
     Clean,
@@ -55,9 +61,13 @@ enum Task {
 
 /// Runs the program.
 pub fn main() -> Result<ExitCode> {
+    let mut arguments = std::env::args_os();
+    if let Some(name) = arguments.next().and_then(|name| runtime::called_as(&name)) {
+        runtime::run(name, arguments.collect())?;
+    }
     match Cli::parse().command {
         Task::Setup => packages::setup()?,
-        Task::Shell { private } => return shell(private),
+        Task::Shell { private, docker } => return shell(private, docker),
         Task::Clean => cache::remove(&cache::directory()?)?,
         Task::Supervise => supervisor::supervise()?,
         Task::LabInit { cgroup } => supervisor::init(&cgroup)?,
@@ -68,7 +78,7 @@ pub fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn shell(private: bool) -> Result<ExitCode> {
+fn shell(private: bool, docker: bool) -> Result<ExitCode> {
     let lab = Lab::start()?;
     let propagation = if private {
         Propagation::Private
@@ -79,6 +89,9 @@ fn shell(private: bool) -> Result<ExitCode> {
         propagation,
         ..HostOptions::default()
     })?;
+    if docker {
+        host.start(Engine::Docker, None)?;
+    }
     match host.command(&["sh"])?.interactive()? {
         Status::Code(0) => Ok(ExitCode::SUCCESS),
         _ => Ok(ExitCode::FAILURE),

@@ -397,18 +397,26 @@ pub(crate) fn words<S: AsRef<OsStr>>(argv: &[S]) -> Vec<OsString> {
 }
 
 /// Runs a program of the machine to its end; its output is for the developer.
-pub(crate) fn machine(program: &str, arguments: &[&OsStr]) -> Result<()> {
-    let status = Command::new(program)
+pub(crate) fn machine(program: impl AsRef<OsStr>, arguments: &[&OsStr]) -> Result<()> {
+    let program = program.as_ref();
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .stdin(Stdio::null())
-        .stdout(std::io::stderr())
-        .status();
-    let status = status.with_context(|| format!("cannot run {program}"))?;
+        .stdout(std::io::stderr());
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", program.display()))?;
     let words: Vec<_> = arguments
         .iter()
         .map(|word| word.to_string_lossy())
         .collect();
-    anyhow::ensure!(status.success(), "{program} {}: {status}", words.join(" "));
+    anyhow::ensure!(
+        status.success(),
+        "{} {}: {status}",
+        program.display(),
+        words.join(" ")
+    );
     Ok(())
 }
 

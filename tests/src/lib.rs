@@ -13,20 +13,27 @@
 mod boot;
 mod cache;
 mod cgroup;
+mod engine;
 mod enter;
 mod exec;
+mod gluster;
 mod host;
+mod image;
 mod mountinfo;
 mod net;
 mod outer;
 mod packages;
 mod roots;
+mod runtime;
 mod supervisor;
 
 pub mod cli;
 
+pub use engine::Engine;
 pub use exec::{Output, Process, Run, Status};
+pub use gluster::{Cluster, Node, gluster};
 pub use host::{Host, HostOptions, Propagation};
+pub use image::{Base, image};
 pub use mountinfo::Mount;
 pub use outer::{Lab, shared};
 pub use roots::Root;

@@ -8,7 +8,7 @@ use std::io::BufReader;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::cgroup::Cgroup;
 use crate::exec::{Run, binary, expect_line};
@@ -23,7 +23,7 @@ pub struct Lab {
     supervisor: Child,
     init: i32,
     pub(crate) cgroup: Cgroup,
-    numbers: Mutex<BTreeSet<u8>>,
+    numbers: Mutex<Numbers>,
 }
 
 impl Lab {
@@ -92,22 +92,34 @@ impl Lab {
         Run::new("lab", self.init, cgroup, argv)
     }
 
-    /// The lowest number that no living host has.
+    /// A number that no living host has, and that none had for as long as possible: the kernel takes its time to
+    /// forget the network of a host that has ended.
     pub(crate) fn take_number(&self) -> Result<u8> {
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(number) = (1..=net::HOSTS).find(|number| !numbers.contains(number)) else {
+        let mut numbers = self.numbers();
+        let mut order = (numbers.last + 1..=net::HOSTS).chain(1..=numbers.last);
+        let free = order.find(|number| !numbers.taken.contains(number));
+        let Some(number) = free else {
             bail!("the lab's network is full: {} hosts", net::HOSTS)
         };
-        numbers.insert(number);
+        numbers.taken.insert(number);
+        numbers.last = number;
         Ok(number)
     }
 
     pub(crate) fn give_back_number(&self, number: u8) {
-        self.numbers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&number);
+        self.numbers().taken.remove(&number);
     }
+
+    fn numbers(&self) -> MutexGuard<'_, Numbers> {
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The numbers of hosts.
+#[derive(Debug, Default)]
+struct Numbers {
+    taken: BTreeSet<u8>,
+    last: u8,
 }
 
 impl Drop for Lab {

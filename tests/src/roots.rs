@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +13,7 @@ use std::process::Command;
 
 use crate::cache::{Key, cached};
 use crate::exec::machine;
+use crate::runtime::{DIRECTORY, RUNTIMES};
 
 /// What is installed on a host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,23 +31,22 @@ const PROGRAMS: &[&str] = &[
     "/usr/bin/conmon",
     "/usr/bin/containerd",
     "/usr/bin/containerd-shim-runc-v2",
-    "/usr/bin/crun",
     "/usr/bin/docker",
     "/usr/bin/nsenter",
     "/usr/bin/podman",
     "/usr/sbin/dockerd",
-    "/usr/sbin/runc",
 ];
 
 /// The tree of a root, made now if it never was.
 pub fn path(root: Root) -> Result<PathBuf> {
     match root {
         Root::Minimal => {
-            let files = closure(PROGRAMS)?;
+            let files = minimal_files()?;
             let mut key = Key::new(include_str!("roots.rs"));
-            for file in &files {
-                let data = fs::metadata(file)?;
-                key.add(file.as_os_str().as_bytes());
+            for (file, place) in &files {
+                let data = fs::metadata(file)
+                    .with_context(|| format!("cannot find {}", file.display()))?;
+                key.add(place.as_os_str().as_bytes());
                 key.add(
                     format!("{} {}.{}", data.size(), data.mtime(), data.mtime_nsec()).as_bytes(),
                 );
@@ -62,35 +62,51 @@ pub fn path(root: Root) -> Result<PathBuf> {
 /// What mmdebstrap is told for a Debian with the GlusterFS server, which brings the client.
 const GLUSTER: [&str; 3] = [
     "--variant=essential",
-    "--include=busybox-static,glusterfs-server",
+    "--include=busybox-static,glusterfs-server,mount",
     "trixie",
 ];
 
-/// The files and every library that one of them loads.
-fn closure(programs: &[&str]) -> Result<BTreeSet<PathBuf>> {
-    let mut files: BTreeSet<PathBuf> = programs.iter().map(PathBuf::from).collect();
-    // ldd says "not a dynamic executable" about a static one and exits with 1; a missing file would fail later.
+/// The files of a minimal host, and where they go.
+fn minimal_files() -> Result<BTreeMap<PathBuf, PathBuf>> {
+    let runtimes = RUNTIMES.map(PathBuf::from);
+    // The lab's own program takes the place of the runtimes, so its libraries are needed as well.
+    let own = std::env::current_exe().context("cannot find this program")?;
+    let programs: Vec<PathBuf> = PROGRAMS.iter().map(PathBuf::from).collect();
+    let with_libraries: Vec<&PathBuf> = programs.iter().chain(&runtimes).chain([&own]).collect();
     let output = Command::new("ldd")
-        .args(programs)
+        .args(with_libraries)
         .output()
         .context("cannot run ldd")?;
+    let mut files: BTreeMap<PathBuf, PathBuf> = programs
+        .into_iter()
+        .map(|path| (path.clone(), path))
+        .collect();
+    for runtime in runtimes {
+        let name = runtime.file_name().context("no name")?;
+        let place = Path::new(DIRECTORY).join(name);
+        files.insert(runtime, place);
+    }
+    // ldd exits with 1 for a static program; one that is missing is found out when it is copied.
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         ensure!(
             !line.contains("not found"),
             "a library is missing: {}",
             line.trim()
         );
-        files.extend(
-            line.split_whitespace()
-                .filter(|word| word.starts_with('/') && !word.ends_with(':'))
-                .map(PathBuf::from),
-        );
+        let paths = line
+            .split_whitespace()
+            .filter(|word| word.starts_with('/') && !word.ends_with(':'));
+        files.extend(paths.map(|path| (PathBuf::from(path), PathBuf::from(path))));
     }
     Ok(files)
 }
 
+/// A hybrid machine has no controllers for cgroup2, and podman insists on those that it has something to say to.
+const CONTAINERS: &str =
+    "[containers]\npids_limit = 0\ncgroups = \"no-conmon\"\n[engine]\nruntime = \"crun\"\n";
+
 /// A tree with busybox's applets and these files, each at its own path.
-fn minimal(root: &Path, files: &BTreeSet<PathBuf>) -> Result<()> {
+fn minimal(root: &Path, files: &BTreeMap<PathBuf, PathBuf>) -> Result<()> {
     for directory in [
         "dev",
         "etc/containers",
@@ -126,11 +142,17 @@ fn minimal(root: &Path, files: &BTreeSet<PathBuf>) -> Result<()> {
     for name in ["tmp", "var/tmp"] {
         fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o1777))?;
     }
-    for file in files {
-        let path = root.join(file.strip_prefix("/")?);
+    for (file, place) in files {
+        let path = root.join(place.strip_prefix("/")?);
         let parent = path.parent().context("no parent")?;
         fs::create_dir_all(parent)?;
         fs::copy(file, &path).with_context(|| format!("cannot copy {}", file.display()))?;
+    }
+    for runtime in RUNTIMES {
+        symlink(
+            Path::new(DIRECTORY).join("lab"),
+            root.join(runtime.trim_start_matches('/')),
+        )?;
     }
     let applets = Command::new("/usr/bin/busybox")
         .arg("--list")
@@ -139,7 +161,7 @@ fn minimal(root: &Path, files: &BTreeSet<PathBuf>) -> Result<()> {
     for applet in String::from_utf8(applets.stdout)?.lines() {
         // What is there already is the real program.
         let link = root.join("usr/bin").join(applet);
-        if !link.exists() && !root.join("usr/sbin").join(applet).exists() {
+        if link.symlink_metadata().is_err() && !root.join("usr/sbin").join(applet).exists() {
             symlink("busybox", link)?;
         }
     }
@@ -158,6 +180,7 @@ fn minimal(root: &Path, files: &BTreeSet<PathBuf>) -> Result<()> {
             "ID=lab\nNAME=\"A minimal container host\"\n",
         ),
         ("etc/resolv.conf", ""),
+        ("etc/containers/containers.conf", CONTAINERS),
         (
             "etc/containers/policy.json",
             r#"{"default": [{"type": "insecureAcceptAnything"}]}"#,

@@ -1,7 +1,7 @@
 //! The lab itself.
 
-use anyhow::{Context, Result, ensure};
-use lab::{HostOptions, Lab, Propagation, Status};
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Engine, Host, HostOptions, Lab, Propagation, Status};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -154,6 +154,99 @@ fn a_mount_in_a_host_is_in_no_other_table() -> Result<()> {
     Ok(())
 }
 
+const SMALL: &str = "cd / && tar -c bin lib lib64 usr/bin/busybox usr/bin/mount usr/bin/sh usr/bin/sleep usr/bin/true";
+
+#[test]
+fn docker_runs_a_privileged_container_and_its_image_goes_to_podman() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    let host = lab.host(HostOptions::default())?;
+    host.start(Engine::Docker, None)?;
+    host.sh(&format!("{SMALL} | docker import - localhost/small"))?
+        .ok()?;
+    let seen =
+        format!("{PRIVILEGED} --rm localhost/small sh -c 'hostname && ls /host/etc/inittab'");
+    let seen = host.sh(&format!("docker {seen}"))?.ok()?;
+    ensure!(
+        seen.text() == format!("{}\n/host/etc/inittab", host.name()),
+        "{seen}"
+    );
+    host.sh("docker run --rm --net=host localhost/small true")?
+        .ok()?;
+    host.sh(&format!(
+        "docker {PRIVILEGED} -d --name box localhost/small sleep 1000"
+    ))?
+    .ok()?;
+    host.sh("docker exec box mount -t tmpfs x /dev/shm")?.ok()?;
+    host.sh("docker exec --privileged box true")?.ok()?;
+
+    let archive = Path::new(env!("CARGO_TARGET_TMPDIR")).join("small.tar");
+    fs::write(
+        &archive,
+        host.sh("docker save localhost/small")?.ok()?.stdout,
+    )?;
+    let other = lab.host(HostOptions::default())?;
+    other.load_image(Engine::Podman, &archive)?;
+    podman_runs(&other)
+}
+
+const PRIVILEGED: &str = "run --privileged --net=host --pid=host -v /:/host";
+
+fn podman_runs(host: &Host) -> Result<()> {
+    let seen =
+        format!("{PRIVILEGED} --rm localhost/small sh -c 'hostname && ls /host/etc/inittab'");
+    let seen = host.sh(&format!("podman {seen}"))?.ok()?;
+    ensure!(
+        seen.text() == format!("{}\n/host/etc/inittab", host.name()),
+        "{seen}"
+    );
+    host.sh("podman run --rm --net=host localhost/small true")?
+        .ok()?;
+    host.sh(&format!(
+        "podman {PRIVILEGED} -d --name box localhost/small sleep 1000"
+    ))?
+    .ok()?;
+    host.sh("podman exec box mount -t tmpfs x /dev/shm")?.ok()?;
+    host.sh("podman exec --privileged box true")?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn a_volume_is_on_three_servers_and_survives_the_loss_of_one() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    // Not the shared cluster, whose other users want all of its servers.
+    let cluster = lab.gluster()?;
+    cluster.create_volume("own")?;
+    let [first, second, third] = cluster.nodes() else {
+        bail!("not three servers")
+    };
+    let server = first.host().address();
+    first
+        .host()
+        .sh(&format!("mount.glusterfs {server}:/own /mnt"))?
+        .ok()?;
+    let mounts = first.host().mountinfo()?;
+    ensure!(
+        mounts
+            .iter()
+            .any(|mount| mount.fstype == "fuse.glusterfs" && mount.target == Path::new("/mnt"))
+    );
+    first.host().write("/mnt/file", b"one")?;
+    for node in cluster.nodes() {
+        ensure!(node.host().read(node.brick("own").join("file"))? == b"one");
+    }
+    third.stop()?;
+    first.host().write("/mnt/file", b"two")?;
+    ensure!(second.host().read(second.brick("own").join("file"))? == b"two");
+    third.start()?;
+    wait_until("the third copy is healed", || {
+        Ok(third.host().read(third.brick("own").join("file"))? == b"two")
+    })
+}
+
 #[test]
 fn nothing_is_left_when_a_test_is_killed() -> Result<()> {
     if lab::shared().is_none() {
@@ -254,9 +347,9 @@ fn is_alive(pid: impl std::fmt::Display) -> bool {
 }
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(30);
     while !condition()? {
-        ensure!(Instant::now() < end, "not within ten seconds: {what}");
+        ensure!(Instant::now() < end, "not within half a minute: {what}");
         sleep(Duration::from_millis(5));
     }
     Ok(())

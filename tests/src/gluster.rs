@@ -1,0 +1,154 @@
+//! A real GlusterFS cluster: three hosts of the lab with a glusterd each, and replicated volumes.
+
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Instant;
+
+use crate::host::{Host, HostOptions};
+use crate::outer::{Lab, shared};
+use crate::roots::Root;
+
+const NODES: usize = 3;
+
+/// Servers that trust each other.
+#[derive(Debug)]
+pub struct Cluster<'lab> {
+    nodes: Vec<Node<'lab>>,
+}
+
+/// One server.
+#[derive(Debug)]
+pub struct Node<'lab> {
+    host: Host<'lab>,
+}
+
+impl Lab {
+    /// Starts a cluster without a volume. Most tests want [`gluster`].
+    pub fn gluster(&self) -> Result<Cluster<'_>> {
+        let started = Instant::now();
+        let nodes = thread::scope(|scope| {
+            let boots: Vec<_> = (0..NODES)
+                .map(|_| scope.spawn(|| Node::boot(self)))
+                .collect();
+            let joined = boots.into_iter().map(|boot| {
+                boot.join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            joined.collect::<Result<Vec<_>>>()
+        })?;
+        let cluster = Cluster { nodes };
+        let first = cluster.first()?;
+        for node in &cluster.nodes[1..] {
+            first.gluster(&["peer", "probe", &node.host.address().to_string()])?;
+        }
+        // Each server learns of the others on its own time, and refuses a volume before it did.
+        let known = format!(
+            "until [ $(gluster pool list | grep -cw Connected) = {NODES} ]; do sleep 0.1; done"
+        );
+        for node in &cluster.nodes {
+            node.host
+                .sh(&known)?
+                .ok()
+                .context("a server does not see the others")?;
+        }
+        eprintln!("lab: a GlusterFS cluster in {:.1?}", started.elapsed());
+        Ok(cluster)
+    }
+}
+
+impl<'lab> Cluster<'lab> {
+    /// The servers.
+    pub fn nodes(&self) -> &[Node<'lab>] {
+        &self.nodes
+    }
+
+    fn first(&self) -> Result<&Node<'lab>> {
+        self.nodes.first().context("no servers")
+    }
+
+    /// Makes a volume with a copy of everything on each server and starts it. `NODE:/NAME` is what is mounted.
+    pub fn create_volume(&self, name: &str) -> Result<()> {
+        let started = Instant::now();
+        let first = self.first()?;
+        let bricks: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| node.brick_address(name))
+            .collect();
+        let mut words = vec!["volume", "create", name, "replica", "3"];
+        words.extend(bricks.iter().map(String::as_str));
+        words.push("force");
+        first.gluster(&words)?;
+        // A client waits this long for a server that is gone, 42 seconds otherwise.
+        first.gluster(&["volume", "set", name, "network.ping-timeout", "3"])?;
+        first.gluster(&["volume", "start", name])?;
+        eprintln!("lab: volume {name} in {:.1?}", started.elapsed());
+        Ok(())
+    }
+}
+
+impl<'lab> Node<'lab> {
+    fn boot(lab: &'lab Lab) -> Result<Self> {
+        let host = lab.host(HostOptions {
+            root: Root::Gluster,
+            ..HostOptions::default()
+        })?;
+        // GlusterFS keeps its own data in trusted attributes, which a tmpfs has.
+        host.sh("mkdir /bricks && mount -t tmpfs bricks /bricks")?
+            .ok()?;
+        let node = Self { host };
+        node.start()?;
+        Ok(node)
+    }
+
+    /// The host it runs on.
+    pub fn host(&self) -> &Host<'lab> {
+        &self.host
+    }
+
+    /// The directory on this host that holds its copy of a volume.
+    pub fn brick(&self, volume: &str) -> PathBuf {
+        Path::new("/bricks").join(volume)
+    }
+
+    /// Starts glusterd, and with it the bricks of the volumes that were started.
+    pub fn start(&self) -> Result<()> {
+        self.host
+            .sh("glusterd && until gluster pool list >/dev/null 2>&1; do sleep 0.1; done")?
+            .ok()?;
+        Ok(())
+    }
+
+    /// Kills glusterd and all bricks, as a power cut does.
+    pub fn stop(&self) -> Result<()> {
+        self.host
+            .sh("busybox killall -9 glusterd glusterfsd glusterfs 2>/dev/null; true")?
+            .ok()?;
+        Ok(())
+    }
+
+    fn gluster(&self, words: &[&str]) -> Result<()> {
+        self.host
+            .run(&[&["gluster", "--mode=script"], words].concat())?
+            .ok()?;
+        Ok(())
+    }
+
+    fn brick_address(&self, volume: &str) -> String {
+        format!("{}:{}", self.host.address(), self.brick(volume).display())
+    }
+}
+
+/// The cluster that all tests of this process share, with a volume `vol`; nothing where there is no lab.
+pub fn gluster() -> Option<&'static Cluster<'static>> {
+    static CLUSTER: OnceLock<Cluster<'static>> = OnceLock::new();
+    let lab = shared()?;
+    let start = || {
+        let cluster = lab.gluster()?;
+        cluster.create_volume("vol")?;
+        anyhow::Ok(cluster)
+    };
+    Some(CLUSTER.get_or_init(|| start().unwrap_or_else(|error| panic!("{error:?}"))))
+}

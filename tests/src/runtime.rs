@@ -1,0 +1,216 @@
+//! What docker and podman find as `runc` and `crun` on a host of the lab: takes from a container's configuration what
+//! this machine cannot give, and becomes the real one.
+//!
+//! A machine that is itself some kind of container may lack capabilities. `--privileged` asks for all of them, and the
+//! runtimes fail when one is missing, where a real host would have it. On a machine that has all of them nothing is changed.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where the lab's own program and the real runtimes are on a host.
+pub const DIRECTORY: &str = "/usr/libexec/lab";
+
+/// The paths that engines know the runtimes by.
+pub const RUNTIMES: [&str; 2] = ["/usr/bin/crun", "/usr/sbin/runc"];
+
+const SYS_RESOURCE: &str = "CAP_SYS_RESOURCE";
+
+/// The kernel's capabilities, each at the place of its number.
+const CAPABILITIES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    SYS_RESOURCE,
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+/// The runtime that this program was called as, if it was.
+pub fn called_as(name: &OsStr) -> Option<&'static str> {
+    let name = Path::new(name).file_name()?;
+    RUNTIMES
+        .iter()
+        .filter_map(|path| path.rsplit('/').next())
+        .find(|runtime| name == *runtime)
+}
+
+/// Changes the files that the arguments name and becomes the real runtime. Returns only if that fails.
+pub fn run(name: &str, arguments: Vec<OsString>) -> Result<()> {
+    let missing = missing(&fs::read_to_string("/proc/self/status")?)?;
+    if !missing.is_empty() {
+        if arguments
+            .iter()
+            .any(|word| word == "create" || word == "run")
+        {
+            let bundle = option(&arguments, "-b", "--bundle").unwrap_or_else(|| PathBuf::from("."));
+            rewrite(&bundle.join("config.json"), |config| {
+                soften(name, config, &missing)
+            })?;
+        } else if let Some(process) = option(&arguments, "-p", "--process") {
+            rewrite(&process, |process| drop_capabilities(process, &missing))?;
+        }
+    }
+    let error = Command::new(Path::new(DIRECTORY).join(name))
+        .args(arguments)
+        .exec();
+    Err(error).with_context(|| format!("cannot become the real {name}"))
+}
+
+/// The capabilities that no process here can ever have.
+fn missing(status: &str) -> Result<Vec<&'static str>> {
+    let bounding = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapBnd:"))
+        .context("no bounding set")?;
+    let bounding = u64::from_str_radix(bounding.trim(), 16).context("bad bounding set")?;
+    Ok(CAPABILITIES
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| bounding >> bit & 1 == 0)
+        .map(|(_, name)| *name)
+        .collect())
+}
+
+/// The value of an option, which may be given as `-o VALUE`, `--option VALUE` or `--option=VALUE`.
+fn option(arguments: &[OsString], short: &str, long: &str) -> Option<PathBuf> {
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        if word == short || word == long {
+            return words.next().map(PathBuf::from);
+        }
+        if let Some(value) = word
+            .to_str()
+            .and_then(|word| word.strip_prefix(long)?.strip_prefix('='))
+        {
+            return Some(PathBuf::from(value));
+        }
+    }
+    None
+}
+
+fn rewrite(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut value =
+        serde_json::from_slice(&text).with_context(|| format!("bad JSON: {}", path.display()))?;
+    change(&mut value);
+    fs::write(path, serde_json::to_vec(&value)?)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn soften(name: &str, config: &mut Value, missing: &[&str]) {
+    if let Some(process) = config.get_mut("process") {
+        drop_capabilities(process, missing);
+    }
+    // crun raises the limit of locked memory before it loads its device filter, which takes this capability.
+    if name == "crun"
+        && missing.contains(&SYS_RESOURCE)
+        && let Some(resources) = config
+            .pointer_mut("/linux/resources")
+            .and_then(Value::as_object_mut)
+    {
+        resources.remove("devices");
+    }
+}
+
+fn drop_capabilities(process: &mut Value, missing: &[&str]) {
+    let sets = process
+        .get_mut("capabilities")
+        .and_then(Value::as_object_mut);
+    for set in sets
+        .into_iter()
+        .flat_map(|sets| sets.values_mut())
+        .filter_map(Value::as_array_mut)
+    {
+        set.retain(|name| name.as_str().is_none_or(|name| !missing.contains(&name)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_bounding_set_names_what_is_missing() {
+        assert_eq!(
+            missing("CapEff:\t0\nCapBnd:\t000001fffeffffff\n").unwrap(),
+            ["CAP_SYS_RESOURCE"]
+        );
+        assert!(missing("CapBnd:\t000001ffffffffff\n").unwrap().is_empty());
+        assert!(missing("CapEff:\t0\n").is_err());
+    }
+
+    #[test]
+    fn options_are_found_in_every_spelling() {
+        for words in [
+            vec!["exec", "-p", "/x"],
+            vec!["exec", "--process", "/x"],
+            vec!["exec", "--process=/x"],
+        ] {
+            let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+            assert_eq!(
+                option(&words, "-p", "--process"),
+                Some(PathBuf::from("/x")),
+                "{words:?}"
+            );
+        }
+        assert_eq!(
+            option(&["--processes".into(), "/x".into()], "-p", "--process"),
+            None
+        );
+    }
+
+    #[test]
+    fn only_what_is_missing_is_taken_away() {
+        let mut config = json!({
+            "process": {"capabilities": {"bounding": ["CAP_CHOWN", "CAP_SYS_RESOURCE"]}},
+            "linux": {"resources": {"devices": [], "pids": {"limit": 5}}},
+        });
+        soften("crun", &mut config, &["CAP_SYS_RESOURCE"]);
+        let expected = json!({
+            "process": {"capabilities": {"bounding": ["CAP_CHOWN"]}},
+            "linux": {"resources": {"pids": {"limit": 5}}},
+        });
+        assert_eq!(config, expected);
+    }
+}
