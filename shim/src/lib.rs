@@ -1,5 +1,43 @@
 //! Carries mount(2) calls of a container into the host's mount namespace.
+//!
+//! Preloaded into every program of the container. A call that the settings send to the host happens there, or
+//! fails; every other call is made as if this library were not there. `hooks` has the exported symbols,
+//! `dispatch` is where they meet, `policy` decides, `cross` is the way to the host.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(
+    test,
+    allow(dead_code, reason = "the hooks are not exported into the test program")
+)]
+
+mod area;
+mod call;
+mod config;
+mod cross;
+mod dispatch;
+mod hooks;
+mod host;
+mod namespace;
+mod next;
+mod policy;
+mod report;
+mod settings;
+mod sys;
+mod text;
+mod walk;
+mod watch;
+
+#[cfg(not(test))]
+ctor::declarative::ctor! {
+    /// Reads the settings before the program can change its environment. Nothing depends on it: a constructor
+    /// of another library may mount earlier.
+    #[ctor(unsafe)]
+    fn warm() {
+        next::warm();
+        if sys::has_environment() {
+            let _ = settings::get();
+        }
+    }
+}
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -1,0 +1,122 @@
+//! Memory for one crossing: a stack for the child behind a guard, and the texts that are too big for the
+//! caller's stack.
+
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use crate::sys::{self, Result};
+use crate::text::Text;
+use crate::walk::{Path, Walk};
+
+/// As large as the largest page of the supported architectures.
+const GUARD: usize = 64 * 1024;
+/// Enough for a library below this one that is not frugal.
+const STACK: usize = 64 * 1024;
+const LEN: usize = GUARD + STACK + size_of::<Work>();
+
+/// Texts of one crossing. All zero bytes are a valid value.
+#[repr(C)]
+pub struct Work {
+    /// Where paths are followed.
+    pub walk: Walk,
+    /// The canonical target in the caller's view.
+    pub target: Path,
+    /// The target's path on the host.
+    pub host: Path,
+    /// The source's path on the host, for calls whose source is a path.
+    pub source: Path,
+    /// The type of a new mount, as much of it as a pattern could match.
+    pub kind: Text<1024>,
+    /// The id of the claim, with a suffix.
+    pub claim: Text<80>,
+    /// Content of a claim: two paths' length and some numbers.
+    pub link: Text<8192>,
+    /// A piece of a mount table; at the end the report. Room for two paths with every byte escaped, and more.
+    pub line: Text<40960>,
+}
+
+/// One crossing's memory. The last one used is kept for the next crossing.
+pub struct Area(*mut u8);
+
+static SPARE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+static RUNNING: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
+
+impl Area {
+    pub fn take() -> Result<Self> {
+        let spare = SPARE.swap(core::ptr::null_mut(), Ordering::Acquire);
+        if spare.is_null() {
+            return sys::map(LEN, GUARD).map(Self);
+        }
+        let mut area = Self(spare);
+        let work = area.work();
+        work.target.clear();
+        work.host.clear();
+        work.source.clear();
+        work.kind.clear();
+        Ok(area)
+    }
+
+    pub fn work(&mut self) -> &mut Work {
+        // SAFETY: mapped, aligned to a page plus the sizes above, zeroed or a `Work` from before, and ours alone.
+        unsafe { &mut *self.0.wrapping_add(GUARD + STACK).cast::<Work>() }
+    }
+
+    pub fn stack(&self) -> Stack {
+        Stack(self.0)
+    }
+}
+
+/// The stack in an area.
+#[derive(Clone, Copy)]
+pub struct Stack(*mut u8);
+
+impl Stack {
+    pub fn top(self) -> *mut u8 {
+        self.0.wrapping_add(GUARD + STACK)
+    }
+
+    /// Notes that a child runs on this stack, for [`inside`].
+    pub fn enter(self) -> Running {
+        for (at, slot) in RUNNING.iter().enumerate() {
+            let order = (Ordering::AcqRel, Ordering::Relaxed);
+            if slot
+                .compare_exchange(0, self.0 as usize, order.0, order.1)
+                .is_ok()
+            {
+                return Running(at);
+            }
+        }
+        Running(RUNNING.len())
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        let old = SPARE.swap(self.0, Ordering::AcqRel);
+        if !old.is_null() {
+            // SAFETY: mapped by `take` with this length, and of nobody after the swap.
+            unsafe { sys::unmap(old, LEN) };
+        }
+    }
+}
+
+/// A child is running, until dropped.
+pub struct Running(usize);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(slot) = RUNNING.get(self.0) {
+            slot.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// Whether this code runs in a child of ours: a library below this one may make the real call through a symbol
+/// that leads back here. Recognised by the stack, which nobody else ever runs on, also after a fork.
+pub fn inside() -> bool {
+    let here = 0u8;
+    let here = &raw const here as usize;
+    RUNNING.iter().any(|slot| {
+        let base = slot.load(Ordering::Acquire);
+        base != 0 && (base..base + LEN).contains(&here)
+    })
+}

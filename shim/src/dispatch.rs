@@ -1,0 +1,195 @@
+//! The one way of every hooked call: what the arguments say, a child if that is not enough, the real call if the
+//! decision is to pass, errno, report.
+
+use crate::area::{self, Area, Stack, Work};
+use crate::call::Call;
+use crate::config::Config;
+use crate::cross::{self, Crossing, Decision, Failure, Outcome, at};
+use crate::namespace::child_would_be_init;
+use crate::next;
+use crate::policy::{Change, names_type};
+use crate::sys::{self, Errno, Result};
+use crate::watch::{self, Known};
+use crate::{report, settings};
+
+/// Makes or carries a call. The result is the real call's, errno is untouched on success.
+pub fn dispatch(call: &Call) -> isize {
+    let errno = sys::errno();
+    let result = if area::inside() {
+        call.real()
+    } else {
+        judge_and_call(call)
+    };
+    finish(errno, result)
+}
+
+fn finish(errno: i32, result: Result<usize>) -> isize {
+    match result {
+        Ok(result) => {
+            sys::set_errno(errno);
+            result as isize
+        }
+        Err(Errno(error)) => {
+            sys::set_errno(error);
+            -1
+        }
+    }
+}
+
+fn judge_and_call(call: &Call) -> Result<usize> {
+    let mut area = Area::take()?;
+    let stack = area.stack();
+    let work = area.work();
+    let config = settings::get();
+    let mut outcome = match &config {
+        Ok(config) => judge(config, call, stack, work),
+        // Taking something away, or looking at it, is never in the wrong place.
+        Err(_) if matches!(call, Call::Unmount { .. } | Call::OpenTree { .. }) => {
+            Outcome::passed("settings")
+        }
+        Err(error) => Outcome::failed("-", at("settings")(*error)),
+    };
+    if outcome.decision == Decision::Passed {
+        outcome.result = call.real();
+    }
+    remember(call, &outcome);
+    // A handle changes nothing: only one that is of the host is worth a word.
+    if !matches!(call, Call::OpenTree { .. }) || outcome.decision != Decision::Passed {
+        report::send(config.ok(), call, work, &outcome);
+    }
+    outcome.result
+}
+
+fn judge(config: &Config, call: &Call, stack: Stack, work: &mut Work) -> Outcome {
+    let Ok(nature) = call
+        .nature()
+        .and_then(|nature| read_arguments(call, work).map(|()| nature))
+    else {
+        return Outcome::passed("arguments");
+    };
+    if nature.detached {
+        return Outcome::passed("detached");
+    }
+    let named =
+        nature.named || (nature.change == Change::New && names_type(config, work.kind.as_bytes()));
+    let mut crossing = Crossing {
+        config,
+        call,
+        change: nature.change,
+        named,
+        on_host: nature.on_host,
+        pid: sys::pid(),
+        work,
+        origin: None,
+        reason: "-",
+        outcome: Outcome::passed("unnamed"),
+    };
+    let must_cross = nature.on_host || crossing.must_cross();
+    // Who names no target and has no launcher needs no child to find out that nothing is meant.
+    let may_cross = must_cross
+        || nature.change == Change::Unmount
+        || config.targets().next().is_some()
+        || has_claims(config, crossing.work);
+    if !may_cross {
+        return crossing.outcome;
+    }
+    if child_would_be_init() {
+        if must_cross {
+            return Outcome::failed(
+                "-",
+                Failure {
+                    step: "call",
+                    error: Errno(libc::EBUSY),
+                },
+            );
+        }
+        return Outcome::passed("unresolved");
+    }
+    cross::run(stack, &mut crossing);
+    crossing.outcome
+}
+
+/// Copies what decides. An error means that the kernel will not take the arguments either.
+fn read_arguments(call: &Call, work: &mut Work) -> Result<()> {
+    if let Call::Mount { kind, .. } = *call
+        && !kind.is_null()
+    {
+        work.kind.fill(|into| sys::copy_string(kind, into))?;
+    }
+    let place = call.place();
+    let path = &mut work.walk.path;
+    path.clear();
+    if !place.path.is_null() {
+        path.fill(|into| match sys::copy_string(place.path, into)? {
+            len if len == into.len() => Err(Errno(libc::ENAMETOOLONG)),
+            len => Ok(len),
+        })?;
+    }
+    if path.as_bytes().is_empty() && !place.may_be_empty {
+        return Err(Errno(libc::ENOENT));
+    }
+    // For the report, until the canonical path is known.
+    let _ = work.target.set(path.as_bytes());
+    Ok(())
+}
+
+fn has_claims(config: &Config, work: &mut Work) -> bool {
+    let path = &mut work.host;
+    let there = config
+        .claims()
+        .is_some_and(|dir| path.set(dir) && sys::statx_follow(path.as_cstr(), 0).is_ok());
+    path.clear();
+    there
+}
+
+fn remember(call: &Call, outcome: &Outcome) {
+    let Ok(result) = outcome.result else {
+        return;
+    };
+    let carried = outcome.decision == Decision::Carried;
+    match *call {
+        Call::OpenTree { flags, .. } => {
+            let known = match flags & sys::OPEN_TREE_CLONE {
+                0 => carried.then_some(Known::Host),
+                _ => Some(Known::Copy),
+            };
+            watch::set_mount(result as i32, known);
+        }
+        Call::MoveMount { from_fd, flags, .. } if flags & sys::MOVE_MOUNT_F_EMPTY_PATH != 0 => {
+            watch::set_mount(from_fd, carried.then_some(Known::Host));
+        }
+        _ => {}
+    }
+}
+
+/// `fsopen`, whose type decides where the mount will go.
+pub fn fsopen(kind: *const core::ffi::c_char, flags: core::ffi::c_uint) -> isize {
+    let errno = sys::errno();
+    let mut named = false;
+    if !kind.is_null()
+        && let Ok(config) = settings::get()
+    {
+        let mut name = [0; 256];
+        if let Ok(len) = sys::copy_string(kind, &mut name) {
+            named = names_type(config, name.get(..len).unwrap_or(&[]));
+        }
+    }
+    let result = next::fsopen(kind, flags).and_then(|fd| {
+        let known = watch::set_context(fd as i32, named);
+        known.map(|()| fd).inspect_err(|_| sys::close(fd as i32))
+    });
+    finish(errno, result)
+}
+
+/// `fsmount`, whose mount has the type of its context.
+pub fn fsmount(context: i32, flags: core::ffi::c_uint, attributes: core::ffi::c_uint) -> isize {
+    let errno = sys::errno();
+    let result = next::fsmount(context, flags, attributes).inspect(|fd| {
+        let known = match watch::context_is_named(context) {
+            true => Known::Named,
+            false => Known::Other,
+        };
+        watch::set_mount(*fd as i32, Some(known));
+    });
+    finish(errno, result)
+}

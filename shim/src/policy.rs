@@ -1,0 +1,401 @@
+//! What happens to a call: pure, so that every rule is tested without root.
+
+use crate::config::{Config, Operation};
+use crate::text::{number, split_once};
+
+/// What a call does to a mount table, as the kernel reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A new mount.
+    New,
+    /// The same tree at another place as well.
+    Bind,
+    /// A mount moved to another place.
+    Move,
+    /// Flags or options of a mount.
+    Remount,
+    /// Propagation of a mount.
+    Propagation,
+    /// A mount taken away.
+    Unmount,
+    /// A descriptor of a mount, or of a copy of it.
+    Handle { copy: bool },
+}
+
+impl Change {
+    /// Order and precedence are those of the kernel's `path_mount`.
+    pub fn of_mount_flags(flags: u64) -> Self {
+        const MAGIC_MASK: u64 = 0xffff_0000;
+        let flags = if flags & MAGIC_MASK == libc::MS_MGC_VAL {
+            flags & !MAGIC_MASK
+        } else {
+            flags
+        };
+        let propagation = libc::MS_SHARED | libc::MS_PRIVATE | libc::MS_SLAVE | libc::MS_UNBINDABLE;
+        if flags & libc::MS_REMOUNT != 0 {
+            Self::Remount
+        } else if flags & libc::MS_BIND != 0 {
+            Self::Bind
+        } else if flags & propagation != 0 {
+            Self::Propagation
+        } else if flags & libc::MS_MOVE != 0 {
+            Self::Move
+        } else {
+            Self::New
+        }
+    }
+
+    /// The operation that the settings must name for this to go to the host whatever the target.
+    pub fn operation(self) -> Option<Operation> {
+        match self {
+            Self::New | Self::Unmount => None,
+            Self::Bind | Self::Handle { copy: true } => Some(Operation::Bind),
+            Self::Move => Some(Operation::Move),
+            // Reconfiguring a file system begins with a descriptor of it.
+            Self::Remount | Self::Handle { copy: false } => Some(Operation::Remount),
+            Self::Propagation => Some(Operation::Propagation),
+        }
+    }
+
+    /// Whether the topmost mount at the target is another one afterwards.
+    pub fn attaches(self) -> bool {
+        matches!(self, Self::New | Self::Bind | Self::Move)
+    }
+}
+
+/// The decision for one call, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// The container's own business.
+    Pass,
+    /// The launcher may have claimed this target: its claim decides.
+    Claim(&'a [u8]),
+    /// To this path on the host.
+    Carry {
+        reason: &'static str,
+        host: &'a [u8],
+    },
+    /// An unmount: whose mount this is shows only there.
+    Look { host: &'a [u8], mapped: bool },
+}
+
+/// Whether a new mount of this type goes to the host.
+pub fn names_type(config: &Config, kind: &[u8]) -> bool {
+    config
+        .types()
+        .any(|pattern| match pattern.strip_suffix(b"*") {
+            Some(start) => kind.starts_with(start),
+            None => kind == pattern,
+        })
+}
+
+/// Decides by the canonical target; `named`: the type of a new mount is one for the host.
+pub fn decide<'a>(
+    config: &'a Config,
+    change: Change,
+    named: bool,
+    target: &'a [u8],
+) -> Verdict<'a> {
+    match claim_id(config, target) {
+        Some(id) => Verdict::Claim(id),
+        None => decide_unclaimed(config, change, named, target),
+    }
+}
+
+/// [`decide`] for a target that nobody claimed.
+pub fn decide_unclaimed<'a>(
+    config: &'a Config,
+    change: Change,
+    named: bool,
+    target: &'a [u8],
+) -> Verdict<'a> {
+    let mapped = map_host(config, target);
+    let host = mapped.unwrap_or(target);
+    if let Some((_, host)) = config
+        .targets()
+        .find(|(path, _)| *path == target || *path == host)
+    {
+        return Verdict::Carry {
+            reason: "target",
+            host,
+        };
+    }
+    if named && change == Change::New {
+        return Verdict::Carry {
+            reason: "type",
+            host,
+        };
+    }
+    if change
+        .operation()
+        .is_some_and(|operation| config.names(operation))
+    {
+        return Verdict::Carry {
+            reason: "operation",
+            host,
+        };
+    }
+    if change == Change::Unmount {
+        return Verdict::Look {
+            host,
+            mapped: mapped.is_some(),
+        };
+    }
+    Verdict::Pass
+}
+
+/// The same path on the host, when this one is at or below a place where the host's root is seen.
+pub fn map_host<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
+    config
+        .hosts()
+        .find_map(|host| match path.strip_prefix(host)? {
+            [] => Some(b"/".as_slice()),
+            rest @ [b'/', ..] => Some(rest),
+            _ => None,
+        })
+}
+
+/// The ID of a stand-in: a directory of lower hex digits directly below the claims directory.
+fn claim_id<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
+    let id = path.strip_prefix(config.claims()?)?.strip_prefix(b"/")?;
+    let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    ((1..=64).contains(&id.len()) && id.iter().all(is_hex)).then_some(id)
+}
+
+/// What the launcher says about a stand-in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Claim<'a> {
+    /// The launcher brings the mount to the host itself.
+    Stay,
+    /// The mount belongs on this directory of the host: device, inode, path.
+    Carry {
+        inode: (u32, u32, u64),
+        path: &'a [u8],
+    },
+}
+
+/// Reads `MODE MAJOR:MINOR INO PATH`.
+pub fn parse_claim(text: &[u8]) -> Option<Claim<'_>> {
+    let (mode, rest) = split_once(text, b' ');
+    let (device, rest) = split_once(rest?, b' ');
+    let (inode, path) = split_once(rest?, b' ');
+    let (major, minor) = split_once(device, b':');
+    let major = u32::try_from(number(major)?).ok()?;
+    let minor = u32::try_from(number(minor?)?).ok()?;
+    let inode = (major, minor, number(inode)?);
+    let path = path?;
+    match mode {
+        b"stay" => Some(Claim::Stay),
+        b"carry" if path.starts_with(b"/") => Some(Claim::Carry { inode, path }),
+        _ => None,
+    }
+}
+
+/// Reads `MNTID UNIQUEID`.
+pub fn parse_claimed_mount(text: &[u8]) -> Option<(u64, u64)> {
+    let (id, unique) = split_once(text, b' ');
+    Some((number(id)?, number(unique?)?))
+}
+
+/// The descriptor, and the rest, of a path like `/proc/self/fd/7/rest`. Recognised by its words, because
+/// /proc may belong to another PID namespace, where it leads nowhere.
+pub fn fd_path(path: &[u8], pid: u64) -> Option<(i32, &[u8])> {
+    let rest = path
+        .strip_prefix(b"/dev/fd/")
+        .or_else(|| path.strip_prefix(b"/proc/self/fd/"))
+        .or_else(|| path.strip_prefix(b"/proc/thread-self/fd/"))
+        .or_else(|| {
+            let (owner, rest) = split_once(path.strip_prefix(b"/proc/")?, b'/');
+            (number(owner)? == pid).then_some(())?;
+            rest?.strip_prefix(b"fd/")
+        })?;
+    let (fd, rest) = split_once(rest, b'/');
+    let mut rest = rest.unwrap_or(&[]);
+    while let Some(shorter) = rest.strip_prefix(b"/") {
+        rest = shorter;
+    }
+    Some((i32::try_from(number(fd)?).ok()?, rest))
+}
+
+/// The type of a FUSE mount names only who made it; such a source is a label, not a path.
+pub fn is_fuse(kind: &[u8]) -> bool {
+    kind == b"fuse" || kind.starts_with(b"fuse.")
+}
+
+/// Splits before the last name; trailing slashes belong to neither. The first part keeps its slash.
+pub fn split_last(path: &[u8]) -> (&[u8], &[u8]) {
+    let end = path
+        .iter()
+        .rposition(|byte| *byte != b'/')
+        .map_or(0, |at| at + 1);
+    let trimmed = path.get(..end).unwrap_or(&[]);
+    let start = trimmed
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .map_or(0, |at| at + 1);
+    if trimmed.is_empty() {
+        return (path, &[]);
+    }
+    (
+        trimmed.get(..start).unwrap_or(&[]),
+        trimmed.get(start..).unwrap_or(&[]),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::parse_file(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn flags_are_read_in_the_kernels_order() {
+        use libc::*;
+        for (flags, change) in [
+            (0, Change::New),
+            (MS_RDONLY | MS_NOSUID, Change::New),
+            (MS_REMOUNT | MS_BIND, Change::Remount),
+            (MS_REMOUNT | MS_PRIVATE, Change::Remount),
+            (MS_BIND | MS_REC, Change::Bind),
+            (MS_BIND | MS_PRIVATE, Change::Bind),
+            (MS_PRIVATE | MS_MOVE, Change::Propagation),
+            (MS_UNBINDABLE, Change::Propagation),
+            (MS_MOVE, Change::Move),
+            (MS_MGC_VAL, Change::New),
+            (MS_MGC_VAL | MS_BIND, Change::Bind),
+        ] {
+            assert_eq!(Change::of_mount_flags(flags), change, "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn types_match_whole_or_by_their_start() {
+        let config = config("type fuse fuse.* nfs");
+        for kind in [&b"fuse"[..], b"fuse.glusterfs", b"fuse.", b"nfs"] {
+            assert!(names_type(&config, kind));
+        }
+        for kind in [&b""[..], b"fusectl", b"nfs4", b"tmpfs", b"Fuse"] {
+            assert!(!names_type(&config, kind));
+        }
+    }
+
+    #[test]
+    fn only_what_is_named_goes_to_the_host() {
+        let config = config("target /data /srv/x=/mnt/x\noperation bind");
+        let decide = |change, named, target| decide(&config, change, named, target);
+        let to = |reason, host| Verdict::Carry { reason, host };
+        assert_eq!(decide(Change::New, false, b"/mnt"), Verdict::Pass);
+        assert_eq!(decide(Change::New, true, b"/mnt"), to("type", b"/mnt"));
+        assert_eq!(decide(Change::New, true, b"/host/mnt"), to("type", b"/mnt"));
+        assert_eq!(decide(Change::New, true, b"/host"), to("type", b"/"));
+        assert_eq!(
+            decide(Change::New, true, b"/hostess"),
+            to("type", b"/hostess")
+        );
+        assert_eq!(decide(Change::New, false, b"/data"), to("target", b"/data"));
+        assert_eq!(
+            decide(Change::New, false, b"/host/data"),
+            to("target", b"/data")
+        );
+        assert_eq!(decide(Change::New, false, b"/data/x"), Verdict::Pass);
+        assert_eq!(
+            decide(Change::Unmount, false, b"/srv/x"),
+            to("target", b"/mnt/x")
+        );
+        assert_eq!(decide(Change::Bind, false, b"/m"), to("operation", b"/m"));
+        assert_eq!(
+            decide(Change::Handle { copy: true }, false, b"/m"),
+            to("operation", b"/m")
+        );
+        for change in [Change::Remount, Change::Move, Change::Propagation] {
+            assert_eq!(decide(change, true, b"/m"), Verdict::Pass);
+        }
+        assert_eq!(
+            decide(Change::Unmount, false, b"/host/m"),
+            Verdict::Look {
+                host: b"/m",
+                mapped: true
+            }
+        );
+    }
+
+    #[test]
+    fn a_claim_comes_before_everything() {
+        let config = config("target /spc/targets/ab");
+        assert_eq!(
+            decide(&config, Change::New, true, b"/spc/targets/ab"),
+            Verdict::Claim(b"ab")
+        );
+        for other in [
+            &b"/spc/targets/"[..],
+            b"/spc/targets/AB",
+            b"/spc/targets/ab/c",
+            b"/spc/targetsab",
+        ] {
+            assert_eq!(decide(&config, Change::New, false, other), Verdict::Pass);
+        }
+    }
+
+    #[test]
+    fn claims_hold_any_path() {
+        assert_eq!(
+            parse_claim(b"carry 8:1 77 /mnt/a b\nc"),
+            Some(Claim::Carry {
+                inode: (8, 1, 77),
+                path: b"/mnt/a b\nc"
+            })
+        );
+        assert_eq!(parse_claim(b"stay 0:0 0 /x"), Some(Claim::Stay));
+        for bad in [
+            &b""[..],
+            b"carry",
+            b"carry 8:1 77",
+            b"carry 8:1 77 x",
+            b"carry 8 77 /x",
+            b"go 8:1 77 /x",
+        ] {
+            assert_eq!(parse_claim(bad), None);
+        }
+        assert_eq!(parse_claimed_mount(b"12 0"), Some((12, 0)));
+        assert_eq!(parse_claimed_mount(b"12"), None);
+    }
+
+    #[test]
+    fn descriptor_paths_need_no_proc() {
+        assert_eq!(fd_path(b"/proc/self/fd/7", 1), Some((7, &b""[..])));
+        assert_eq!(fd_path(b"/dev/fd/0//a/b", 1), Some((0, &b"a/b"[..])));
+        assert_eq!(fd_path(b"/proc/42/fd/3", 42), Some((3, &b""[..])));
+        for other in [
+            &b"/proc/42/fd/3"[..],
+            b"/proc/self/fd/",
+            b"/proc/self/fd/x",
+            b"/proc/self/fd/99999999999",
+            b"/proc/self/fdinfo/1",
+            b"/mnt",
+        ] {
+            assert_eq!(fd_path(other, 1), None);
+        }
+    }
+
+    #[test]
+    fn the_last_name_is_found() {
+        for (path, head, last) in [
+            ("/a/b", "/a/", "b"),
+            ("/a//b//", "/a//", "b"),
+            ("b", "", "b"),
+            ("/b", "/", "b"),
+            ("/", "/", ""),
+            ("//", "//", ""),
+            ("", "", ""),
+            ("a/..", "a/", ".."),
+        ] {
+            assert_eq!(
+                split_last(path.as_bytes()),
+                (head.as_bytes(), last.as_bytes()),
+                "{path}"
+            );
+        }
+    }
+}

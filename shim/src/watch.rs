@@ -1,0 +1,135 @@
+//! Which descriptors lead to which kind of mount.
+//!
+//! `move_mount` attaches what `fsopen` and `fsmount` made, and says nothing of its type; asking the mount would
+//! wait for a FUSE daemon that is busy in this very call. So the type is remembered from `fsopen` on. A mount is
+//! known by its id and not by the descriptor's number, which can be closed, used again and duplicated.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::sys::{self, Errno, Result};
+
+/// What is known of a mount behind a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// New, not attached, of a type that goes to the host.
+    Named,
+    /// New, not attached, of another type.
+    Other,
+    /// A copy of a mount, not attached.
+    Copy,
+    /// Attached on the host.
+    Host,
+}
+
+/// Descriptors of `fsopen` calls for a type that goes to the host, a bit each.
+static CONTEXTS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
+static MOUNTS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
+
+/// Remembers what `fsopen` was asked for. Fails for a number beyond the table: not knowing would mean mounting
+/// in the wrong place later.
+pub fn set_context(fd: i32, named: bool) -> Result<()> {
+    let (word, bit) = context(fd);
+    match CONTEXTS.get(word) {
+        Some(word) if named => word.fetch_or(bit, Relaxed),
+        Some(word) => word.fetch_and(!bit, Relaxed),
+        None if named => return Err(Errno(libc::EMFILE)),
+        None => 0,
+    };
+    Ok(())
+}
+
+/// Whether this descriptor came from `fsopen` for a type that goes to the host.
+pub fn context_is_named(fd: i32) -> bool {
+    let (word, bit) = context(fd);
+    CONTEXTS
+        .get(word)
+        .is_some_and(|word| word.load(Relaxed) & bit != 0)
+}
+
+fn context(fd: i32) -> (usize, u64) {
+    (fd as u32 as usize / 64, 1 << (fd & 63))
+}
+
+/// Remembers the mount behind a descriptor; `None` forgets it.
+pub fn set_mount(fd: i32, known: Option<Known>) {
+    let Some(key) = key(fd) else {
+        return;
+    };
+    for slot in &MOUNTS {
+        let entry = slot.load(Relaxed);
+        if entry >> 2 == key {
+            let _ = slot.compare_exchange(entry, 0, Relaxed, Relaxed);
+        }
+    }
+    if let (Some(known), Some(slot)) = (known, MOUNTS.get(fd as usize % MOUNTS.len())) {
+        slot.store(key << 2 | code(known), Relaxed);
+    }
+}
+
+/// What is known of the mount behind a descriptor.
+pub fn mount(fd: i32) -> Option<Known> {
+    let key = key(fd)?;
+    let entry = MOUNTS
+        .iter()
+        .map(|slot| slot.load(Relaxed))
+        .find(|entry| entry >> 2 == key)?;
+    Some(match entry & 3 {
+        0 => Known::Named,
+        1 => Known::Other,
+        2 => Known::Copy,
+        _ => Known::Host,
+    })
+}
+
+fn code(known: Known) -> u64 {
+    match known {
+        Known::Named => 0,
+        Known::Other => 1,
+        Known::Copy => 2,
+        Known::Host => 3,
+    }
+}
+
+/// The unique id where the kernel has one (6.8) and the file system lets this user look, else the plain id,
+/// which can come again but is then remembered anew. Never 0, which is an empty slot.
+fn key(fd: i32) -> Option<u64> {
+    if fd < 0 {
+        return None;
+    }
+    let unique = sys::statx(fd, c"", libc::STATX_MNT_ID_UNIQUE)
+        .ok()
+        .filter(|stat| stat.has(libc::STATX_MNT_ID_UNIQUE))
+        .map(|stat| stat.mount_id() << 1 | 1);
+    unique.or_else(|| Some(sys::statx(fd, c"", 0).ok()?.mount_id() << 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_context_is_forgotten_when_its_number_is_used_again() {
+        set_context(70, true).unwrap();
+        assert!(context_is_named(70));
+        set_context(70, false).unwrap();
+        assert!(!context_is_named(70));
+        assert!(!context_is_named(-1));
+        assert_eq!(set_context(1 << 20, true), Err(Errno(libc::EMFILE)));
+        assert_eq!(set_context(1 << 20, false), Ok(()));
+    }
+
+    #[test]
+    fn a_mount_is_known_by_every_descriptor_of_it() {
+        let one = std::fs::File::open("/").unwrap();
+        let two = one.try_clone().unwrap();
+        let other = std::fs::File::open("/proc").unwrap();
+        set_mount(one.as_raw_fd(), Some(Known::Copy));
+        assert_eq!(mount(two.as_raw_fd()), Some(Known::Copy));
+        assert_eq!(mount(other.as_raw_fd()), None);
+        set_mount(two.as_raw_fd(), Some(Known::Host));
+        assert_eq!(mount(one.as_raw_fd()), Some(Known::Host));
+        set_mount(one.as_raw_fd(), None);
+        assert_eq!(mount(two.as_raw_fd()), None);
+    }
+}
