@@ -16,6 +16,8 @@ pub struct Entry {
     pub parent: u64,
     /// Where it is attached, below the reading process's root.
     pub target: PathBuf,
+    /// In a peer group: what is mounted on it, or taken away, shows at its peers.
+    pub shared: bool,
     /// File system type, with subtype.
     pub fs_type: String,
     /// What the file system calls its source.
@@ -29,13 +31,21 @@ impl Entry {
         let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
         let (id, parent) = (number()?, number()?);
         let target = fields.nth(2)?;
+        fields.next()?;
+        let mut shared = false;
         // Optional fields end with a lone hyphen.
-        fields.by_ref().find(|field| *field == b"-")?;
+        loop {
+            match fields.next()? {
+                b"-" => break,
+                field => shared |= field.starts_with(b"shared:"),
+            }
+        }
         let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
         Some(Self {
             id,
             parent,
             target: PathBuf::from(OsString::from_vec(unescape(target))),
+            shared,
             fs_type: text(fields.next()?),
             source: text(fields.next()?),
         })
@@ -112,6 +122,9 @@ mod tests {
         assert_eq!((entry.id, entry.parent), (36, 35));
         assert_eq!(entry.target, PathBuf::from("/mnt/a b\\c\nd"));
         assert_eq!(entry.fs_type, "fuse.glusterfs");
+        assert!(entry.shared);
+        let slave = Entry::parse(b"1 2 0:1 / /a rw master:2 - tmpfs t rw").unwrap();
+        assert!(!slave.shared);
         assert_eq!(entry.source, "n 1:/vol");
     }
 

@@ -1,9 +1,11 @@
 //! Request to Record: the one way a mount is made, whichever door the request came through.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::direct::{self, Detached};
@@ -197,6 +199,7 @@ impl<'a> Attempt<'a> {
             }
         };
         interrupts.check()?;
+        self.drop_copies()?;
         self.record.state = State::Mounted;
         self.note(proof.mount);
         self.session.ledger.put(&self.record)?;
@@ -242,6 +245,44 @@ impl<'a> Attempt<'a> {
         self.session.host.run("proving the mount", move || {
             proof::look(&pinned, &shows, claim.as_ref())
         })?
+    }
+
+    /// Where the host's tree is bound into the container as a slave, as docker does it for `-v /:/host`,
+    /// the new mount has come along. It is no use there, and one more entry to keep.
+    fn drop_copies(&self) -> Result<()> {
+        let look = AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+        // Mount id and device, if the path is the root of a mount.
+        let mounted = |dir: BorrowedFd<'_>, path: &Path| {
+            let seen = statx(dir, path, look, StatxFlags::MNT_ID).ok()?;
+            let root = seen.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+            root.then_some((seen.stx_mnt_id, (seen.stx_dev_major, seen.stx_dev_minor)))
+        };
+        let Some((_, made)) = mounted(self.pinned.parent.as_fd(), Path::new(&self.pinned.name))
+        else {
+            return Ok(());
+        };
+        for host in self.session.settings.hosts() {
+            let copy = host.join(
+                self.plan
+                    .target
+                    .strip_prefix("/")
+                    .unwrap_or(&self.plan.target),
+            );
+            let Some((id, device)) = mounted(CWD, &copy) else {
+                continue;
+            };
+            if device != made || !is_slave(id)? {
+                continue;
+            }
+            unmount(&copy, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|e| {
+                Error::system(format!(
+                    "cannot drop the copy of the mount at {}",
+                    show(&copy)
+                ))
+                .because(errno_text(e))
+            })?;
+        }
+        Ok(())
     }
 
     /// Attaches a finished mount, whose id is in the ledger before it can be seen.
@@ -372,8 +413,23 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
     session.ledger.remove(Path::new(&record.target))
 }
 
+/// Whether a mount of the container can be taken away without its peers noticing: the mount that it
+/// is on is in no peer group.
+fn is_slave(id: u64) -> Result<bool> {
+    let look = || -> std::io::Result<Option<bool>> {
+        let Some(entry) = mountinfo::find(id)? else {
+            return Ok(None);
+        };
+        Ok(mountinfo::find(entry.parent)?.map(|parent| !parent.shared))
+    };
+    let seen = look().map_err(|e| {
+        Error::system("cannot read the container's mount table").because(errno_text(e))
+    })?;
+    Ok(seen.unwrap_or(false))
+}
+
 fn is_mount(stand_in: &Path) -> bool {
-    mount_id(rustix::fs::CWD, stand_in.as_os_str()).is_ok_and(|mount| mount.is_root)
+    mount_id(CWD, stand_in.as_os_str()).is_ok_and(|mount| mount.is_root)
 }
 
 fn leave_stand_in(stand_in: &Path) -> Result<()> {
