@@ -1,3 +1,5 @@
 //! Every test that needs root, in one program, so that all of them share a lab.
 
+mod docker;
 mod lab;
+mod support;

@@ -1,0 +1,119 @@
+//! The main job: a real GlusterFS volume on a minimal host, from a container that docker or podman runs.
+
+use anyhow::{Result, ensure};
+use lab::{Base, Cluster, Engine, Lab, Propagation};
+
+use crate::support::{FULL, Spc, entries, until, with_gluster};
+
+/// A literal run line, a mount, data on the bricks, and two ways to unmount; nothing is left in any mount table.
+fn main_job(
+    lab: &Lab,
+    cluster: &Cluster<'_>,
+    engine: Engine,
+    propagation: Propagation,
+    target: &str,
+) -> Result<()> {
+    let spc = Spc::start(lab, propagation, engine, Base::Trixie, &FULL)?;
+    let node = cluster.nodes()[0].host().address();
+    let source = format!("{node}:/vol");
+    spc.host.run(&["mkdir", "-p", target])?.ok()?;
+    let before = entries(&spc.host);
+    let container = spc.mounts()?;
+
+    let mount = ["spc", "mount", "-t", "glusterfs", &source, target];
+    spc.exec(&mount)?.ok()?;
+
+    let on = spc.on(target)?;
+    ensure!(on.len() == 1, "mounts on the target: {on:?}");
+    ensure!(
+        on[0].fstype == "fuse.glusterfs" && on[0].source == *source,
+        "{on:?}"
+    );
+    ensure!(
+        spc.mounts()? == container,
+        "the container's mount table changed"
+    );
+    ensure!(
+        entries(&spc.host) == before + 1,
+        "{} entries before, {} after",
+        before,
+        entries(&spc.host)
+    );
+
+    let name = format!("{}-{}", engine.command(), target.len());
+    let file = format!("{target}/{name}");
+    spc.host.write(&file, b"written on the host\n")?;
+    for node in cluster.nodes() {
+        let copy = node.host().read(node.brick("vol").join(&name))?;
+        ensure!(copy == b"written on the host\n", "on a brick: {copy:?}");
+    }
+
+    let list = spc.exec(&["spc", "ls", "--json"])?.ok()?.text();
+    let list: serde_json::Value = serde_json::from_str(&list)?;
+    ensure!(
+        list[0]["target"] == target && list[0]["state"] == "ok",
+        "{list}"
+    );
+    let daemon = list[0]["daemon"][0].to_string();
+    spc.exec(&["kill", "-0", &daemon])?.ok()?;
+
+    spc.exec(&["spc", "umount", target])?.ok()?;
+    ensure!(
+        spc.on(target)?.is_empty() && entries(&spc.host) == before,
+        "umount left an entry"
+    );
+    ensure!(
+        !spc.exec(&["kill", "-0", &daemon])?.success(),
+        "the daemon is still there"
+    );
+    spc.is_clean()?;
+
+    spc.exec(&mount)?.ok()?;
+    spc.host.run(&["umount", target])?.ok()?;
+    ensure!(
+        spc.on(target)?.is_empty() && entries(&spc.host) == before,
+        "umount on the host left an entry"
+    );
+    until("spc serve forgets the mount", || Ok(spc.is_clean().is_ok()))?;
+    ensure!(spc.exec(&["spc", "ls", "--json"])?.ok()?.text().trim() == "[]");
+    Ok(())
+}
+
+#[test]
+fn docker_with_a_shared_root() {
+    with_gluster(|lab, cluster| {
+        main_job(
+            lab,
+            cluster,
+            Engine::Docker,
+            Propagation::Shared,
+            "/mnt/data",
+        )
+    });
+}
+
+#[test]
+fn docker_with_a_private_root() {
+    with_gluster(|lab, cluster| {
+        main_job(
+            lab,
+            cluster,
+            Engine::Docker,
+            Propagation::Private,
+            "/mnt/private data",
+        )
+    });
+}
+
+#[test]
+fn podman() {
+    with_gluster(|lab, cluster| {
+        main_job(
+            lab,
+            cluster,
+            Engine::Podman,
+            Propagation::Shared,
+            "/mnt/podman",
+        )
+    });
+}

@@ -1,0 +1,141 @@
+//! What the tests of the container share: a host with an engine, the container started on it, and what is
+//! asked of both.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Mount, Output, Propagation};
+
+/// The run line of the documents: all privileges, and the host's tree bound.
+pub const FULL: [&str; 5] = ["--privileged", "--net=host", "--pid=host", "-v", "/:/host"];
+
+/// A host on which the container runs as `spc`.
+pub struct Spc<'lab> {
+    /// The host.
+    pub host: Host<'lab>,
+    engine: Engine,
+}
+
+impl<'lab> Spc<'lab> {
+    /// Boots a host, starts the engine and the container with these arguments of `run`.
+    pub fn start(
+        lab: &'lab Lab,
+        propagation: Propagation,
+        engine: Engine,
+        base: Base,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let host = lab.host(HostOptions {
+            propagation,
+            ..HostOptions::default()
+        })?;
+        host.start(engine, Some(&lab::image(base)?))?;
+        let spc = Self { host, engine };
+        spc.run(base, arguments)?.ok()?;
+        Ok(spc)
+    }
+
+    /// `docker run -d --name spc ARGUMENTS IMAGE`.
+    pub fn run(&self, base: Base, arguments: &[&str]) -> Result<Output> {
+        let start = [self.engine.command(), "run", "-d", "--name", "spc"];
+        self.host
+            .run(&[&start, arguments, &[base.image()]].concat())
+    }
+
+    /// `docker exec spc WORDS`.
+    pub fn exec(&self, words: &[&str]) -> Result<Output> {
+        self.host
+            .run(&[&[self.engine.command(), "exec", "spc"], words].concat())
+    }
+
+    /// A script in the container.
+    pub fn sh(&self, script: &str) -> Result<Output> {
+        self.exec(&["sh", "-c", script])
+    }
+
+    /// The container's first process, as the host numbers it.
+    pub fn pid(&self) -> Result<String> {
+        let words = [
+            self.engine.command(),
+            "inspect",
+            "--format",
+            "{{.State.Pid}}",
+            "spc",
+        ];
+        Ok(self.host.run(&words)?.ok()?.text().trim().to_owned())
+    }
+
+    /// The container's mount table, line by line.
+    pub fn mounts(&self) -> Result<Vec<String>> {
+        let table = self
+            .host
+            .run(&["cat", &format!("/proc/{}/mountinfo", self.pid()?)])?
+            .ok()?;
+        Ok(table.text().lines().map(str::to_owned).collect())
+    }
+
+    /// The host's mounts on a target, the topmost last.
+    pub fn on(&self, target: impl AsRef<Path>) -> Result<Vec<Mount>> {
+        let all = self.host.mountinfo()?;
+        Ok(all
+            .into_iter()
+            .filter(|mount| mount.target == target.as_ref())
+            .collect())
+    }
+
+    /// Nothing of any mount is left: no record, no claim, no helper's process.
+    pub fn is_clean(&self) -> Result<()> {
+        let records = self
+            .host
+            .sh("ls -A /run/spc/mounts 2>/dev/null | grep -v '^lock$'")?
+            .text();
+        ensure!(records.is_empty(), "records are left: {records}");
+        let claims = self
+            .sh("ls -A /spc/targets | grep -v '^report.sock$'")?
+            .text();
+        ensure!(claims.is_empty(), "claims are left: {claims}");
+        let marked = self
+            .sh("grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ")?
+            .text();
+        ensure!(marked.is_empty(), "processes are left: {marked}");
+        Ok(())
+    }
+}
+
+/// How many entries all mount tables of a host's processes have, containers included.
+pub fn entries(host: &Host<'_>) -> usize {
+    let tables: BTreeMap<_, _> = host
+        .processes()
+        .into_iter()
+        .filter_map(|pid| {
+            let namespace = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
+            let table = fs::read(format!("/proc/{pid}/mountinfo")).ok()?;
+            Some((
+                namespace,
+                table.iter().filter(|byte| **byte == b'\n').count(),
+            ))
+        })
+        .collect();
+    tables.values().sum()
+}
+
+/// Runs a test's body with the lab and its GlusterFS; where there is no lab, that has been said.
+pub fn with_gluster(body: impl FnOnce(&'static Lab, &'static Cluster<'static>) -> Result<()>) {
+    let (Some(lab), Some(cluster)) = (lab::shared(), lab::gluster()) else {
+        return;
+    };
+    body(lab, cluster).unwrap_or_else(|error| panic!("{error:?}"));
+}
+
+/// Waits until something holds, for at most 20 seconds.
+pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    for _ in 0..200 {
+        if holds()? {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    None.with_context(|| format!("did not come to be: {what}"))
+}
