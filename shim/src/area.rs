@@ -3,6 +3,7 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
+use crate::claim;
 use crate::sys::{self, Result};
 use crate::text::Text;
 use crate::walk::{Path, Walk};
@@ -26,10 +27,8 @@ pub struct Work {
     pub source: Path,
     /// The type of a new mount, as much of it as a pattern could match.
     pub kind: Text<1024>,
-    /// The id of the claim, with a suffix.
-    pub claim: Text<80>,
-    /// Content of a claim: two paths' length and some numbers.
-    pub link: Text<8192>,
+    pub claim: claim::Name,
+    pub link: claim::Content,
     /// A piece of a mount table; at the end the report. Room for two paths with every byte escaped, and more.
     pub line: Text<40960>,
 }

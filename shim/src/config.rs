@@ -28,16 +28,27 @@ enum Key {
     Report,
 }
 
-const DEFAULTS: [(Key, &[u8]); 5] = [
-    (
-        Key::Namespace,
-        b"/host/proc/1/ns/mnt /proc/1/ns/mnt".as_slice(),
-    ),
-    (Key::Host, b"/host"),
-    (Key::Type, b"fuse fuse.* fuseblk nfs nfs4 ceph cifs smb3 9p"),
-    (Key::Claims, b"/spc/targets"),
-    (Key::Report, b"/spc/report.sock"),
+/// In the order of [`Key`]. One text, because a table of texts costs a relocation for each.
+const KEYS: &[u8] = b"namespace host type target operation claims report";
+const VARIABLES: &[u8] =
+    b"SPC_NAMESPACE SPC_HOST SPC_TYPES SPC_TARGETS SPC_OPERATIONS - SPC_REPORT sysimage";
+const ALL_KEYS: [Key; 8] = [
+    Key::Namespace,
+    Key::Host,
+    Key::Type,
+    Key::Target,
+    Key::Operation,
+    Key::Claims,
+    Key::Report,
+    Key::Host,
 ];
+const OPERATIONS: &[u8] = b"remount bind move propagation";
+
+const DEFAULTS: &[u8] = b"namespace /host/proc/1/ns/mnt /proc/1/ns/mnt
+host /host
+type fuse fuse.* fuseblk nfs nfs4 ceph cifs smb3 9p
+claims /spc/targets
+report /spc/report.sock";
 
 /// Changes of existing mounts that go to the host only when the settings name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,52 +125,52 @@ impl Config {
 
     /// [`Config::parse_file`] in place, for callers with a small stack; `self` must be without settings.
     pub fn load(&mut self, text: &[u8]) -> Result<(), Broken> {
-        for (line, words) in (1..).zip(text.split(|byte| *byte == b'\n')) {
-            self.load_line(words)
-                .map_err(|reason| Broken { line, reason })?;
-        }
-        for (key, values) in DEFAULTS {
-            if self.values(key).next().is_none() {
-                self.add_list(key, values, false)
-                    .map_err(|reason| Broken { line: 0, reason })?;
-            }
-        }
-        Ok(())
+        self.load_lines(text, false)?;
+        self.load_lines(DEFAULTS, true)
     }
 
-    fn load_line(&mut self, line: &[u8]) -> Result<(), &'static str> {
-        let mut words = words(line).take_while(|word| !word.starts_with(b"#"));
-        let Some(name) = words.next() else {
+    /// `missing`: only the keys that have no value yet.
+    fn load_lines(&mut self, mut text: &[u8], missing: bool) -> Result<(), Broken> {
+        let mut line = 1;
+        loop {
+            let end = text.iter().position(|byte| *byte == b'\n');
+            let words = text.get(..end.unwrap_or(text.len())).unwrap_or(&[]);
+            self.load_line(words, missing)
+                .map_err(|reason| Broken { line, reason })?;
+            match end.and_then(|end| text.get(end + 1..)) {
+                Some(rest) => text = rest,
+                None => return Ok(()),
+            }
+            line += 1;
+        }
+    }
+
+    fn load_line(&mut self, line: &[u8], missing: bool) -> Result<(), &'static str> {
+        let mut words = Words(line);
+        let Some(name) = words.next().filter(|name| !name.starts_with(b"#")) else {
             return Ok(());
         };
-        let key = match name {
-            b"namespace" => Key::Namespace,
-            b"host" => Key::Host,
-            b"type" => Key::Type,
-            b"target" => Key::Target,
-            b"operation" => Key::Operation,
-            b"claims" => Key::Claims,
-            b"report" => Key::Report,
-            _ => return Err("unknown key"),
+        let Some(key) = index(KEYS, name).and_then(|at| ALL_KEYS.get(at)) else {
+            return Err("unknown key");
         };
-        let mut any = false;
-        for word in words {
-            self.add(key, word, false)?;
-            any = true;
+        if missing && self.values(*key).next().is_some() {
+            return Ok(());
         }
-        if any { Ok(()) } else { Err("no value") }
+        if self.add_list(*key, words, false)? {
+            Ok(())
+        } else {
+            Err("no value")
+        }
     }
 
     /// Takes one variable of the environment; those that mean nothing here are ignored.
     pub fn add_env(&mut self, name: &[u8], value: &[u8]) -> Result<(), Broken> {
-        match name {
-            b"SPC_NAMESPACE" => self.add_list(Key::Namespace, value, true),
-            b"SPC_TYPES" => self.add_list(Key::Type, value, true),
-            b"SPC_TARGETS" => self.add_list(Key::Target, value, true),
-            b"SPC_OPERATIONS" => self.add_list(Key::Operation, value, true),
-            b"SPC_REPORT" => self.add_list(Key::Report, value, true),
-            b"SPC_HOST" | b"sysimage" => self.add_host(value),
-            _ => Ok(()),
+        let Some(key) = index(VARIABLES, name).and_then(|at| ALL_KEYS.get(at)) else {
+            return Ok(());
+        };
+        match key {
+            Key::Host => self.add_host(value),
+            key => self.add_list(*key, Words(value), true).map(drop),
         }
         .map_err(|reason| Broken { line: 0, reason })
     }
@@ -183,13 +194,26 @@ impl Config {
         })
     }
 
-    fn add_list(&mut self, key: Key, values: &[u8], from_env: bool) -> Result<(), &'static str> {
-        for word in words(values) {
+    /// Whether there was any value.
+    #[inline(never)]
+    fn add_list(
+        &mut self,
+        key: Key,
+        words: Words<'_>,
+        from_env: bool,
+    ) -> Result<bool, &'static str> {
+        let mut any = false;
+        for word in words {
+            if word.starts_with(b"#") {
+                break;
+            }
             self.add(key, word, from_env)?;
+            any = true;
         }
-        Ok(())
+        Ok(any)
     }
 
+    #[inline(never)]
     fn add(&mut self, key: Key, word: &[u8], from_env: bool) -> Result<(), &'static str> {
         let (value, host) = match word.iter().position(|byte| *byte == b'=') {
             Some(at) if key == Key::Target => (
@@ -216,7 +240,7 @@ impl Config {
                 let name = value.strip_suffix(b"*").unwrap_or(value);
                 !value.is_empty() && !name.contains(&b'*')
             }
-            Key::Operation => operation(value).is_some(),
+            Key::Operation => index(OPERATIONS, value).is_some(),
             Key::Target => is_normal(value) && is_normal(host) && !maps_to_nothing,
             Key::Host => is_normal(value) && value != b"/",
             Key::Namespace | Key::Claims | Key::Report => is_normal(value),
@@ -254,6 +278,7 @@ impl Config {
         Ok(())
     }
 
+    #[inline(never)]
     fn store(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
         let start = usize::from(self.used);
         let Some(room) = self.text.get_mut(start..start + bytes.len()) else {
@@ -276,6 +301,7 @@ impl Config {
     }
 
     /// The value of an item, and the host's name for it (the same unless the item maps it).
+    #[inline(never)]
     fn item(&self, item: &Item) -> (&[u8], &[u8]) {
         let start = usize::from(item.start);
         let middle = start + usize::from(item.len);
@@ -287,13 +313,13 @@ impl Config {
         }
     }
 
-    fn items(&self, key: Key) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let all = self.items.get(..usize::from(self.count)).unwrap_or(&[]);
-        let env = all.iter().filter(|item| item.from_env);
-        let file = all.iter().filter(|item| !item.from_env);
-        env.chain(file)
-            .filter(move |item| item.key == key)
-            .map(|item| self.item(item))
+    fn items(&self, key: Key) -> Items<'_> {
+        Items {
+            config: self,
+            key,
+            env: true,
+            at: 0,
+        }
     }
 
     fn values(&self, key: Key) -> impl Iterator<Item = &[u8]> {
@@ -323,7 +349,7 @@ impl Config {
     /// Whether this operation goes to the host.
     pub fn names(&self, wanted: Operation) -> bool {
         self.values(Key::Operation)
-            .any(|value| operation(value) == Some(wanted))
+            .any(|value| index(OPERATIONS, value) == Some(wanted as usize))
     }
 
     /// The directory where the launcher claims targets.
@@ -337,19 +363,58 @@ impl Config {
     }
 }
 
-fn operation(name: &[u8]) -> Option<Operation> {
-    match name {
-        b"remount" => Some(Operation::Remount),
-        b"bind" => Some(Operation::Bind),
-        b"move" => Some(Operation::Move),
-        b"propagation" => Some(Operation::Propagation),
-        _ => None,
+/// The values of one key: first those of the environment, then those of the file.
+struct Items<'a> {
+    config: &'a Config,
+    key: Key,
+    env: bool,
+    at: u16,
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    #[inline(never)]
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if self.at >= self.config.count {
+                if !self.env {
+                    return None;
+                }
+                (self.env, self.at) = (false, 0);
+                continue;
+            }
+            let item = self.config.items.get(usize::from(self.at));
+            self.at += 1;
+            if let Some(item) =
+                item.filter(|item| item.key == self.key && item.from_env == self.env)
+            {
+                return Some(self.config.item(item));
+            }
+        }
     }
 }
 
-fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(|byte| matches!(byte, b' ' | b'\t'))
-        .filter(|word| !word.is_empty())
+/// Where a word stands in a list of words.
+#[inline(never)]
+fn index(words: &[u8], wanted: &[u8]) -> Option<usize> {
+    Words(words).position(|word| word == wanted)
+}
+
+struct Words<'a>(&'a [u8]);
+
+impl<'a> Iterator for Words<'a> {
+    type Item = &'a [u8];
+
+    #[inline(never)]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+        let start = self.0.iter().position(|byte| !blank(byte))?;
+        let rest = self.0.get(start..)?;
+        let end = rest.iter().position(blank).unwrap_or(rest.len());
+        self.0 = rest.get(end..)?;
+        rest.get(..end)
+    }
 }
 
 fn trim_end_slashes(mut path: &[u8]) -> &[u8] {

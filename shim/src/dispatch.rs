@@ -4,10 +4,10 @@
 use crate::area::{self, Area, Stack, Work};
 use crate::call::Call;
 use crate::config::Config;
-use crate::cross::{self, Crossing, Decision, Failure, Outcome, at};
+use crate::cross::{self, Crossing, Decision, Outcome, Step};
 use crate::namespace::child_would_be_init;
 use crate::next;
-use crate::policy::{Change, names_type};
+use crate::policy::{Change, Reason, names_type};
 use crate::sys::{self, Errno, Result};
 use crate::watch::{self, Known};
 use crate::{report, settings};
@@ -23,13 +23,13 @@ pub fn dispatch(call: &Call) -> isize {
     finish(errno, result)
 }
 
-fn finish(errno: i32, result: Result<usize>) -> isize {
+fn finish(errno: Errno, result: Result<usize>) -> isize {
     match result {
         Ok(result) => {
             sys::set_errno(errno);
             result as isize
         }
-        Err(Errno(error)) => {
+        Err(error) => {
             sys::set_errno(error);
             -1
         }
@@ -45,9 +45,9 @@ fn judge_and_call(call: &Call) -> Result<usize> {
         Ok(config) => judge(config, call, stack, work),
         // Taking something away, or looking at it, is never in the wrong place.
         Err(_) if matches!(call, Call::Unmount { .. } | Call::OpenTree { .. }) => {
-            Outcome::passed("settings")
+            Outcome::passed(Reason::Settings)
         }
-        Err(error) => Outcome::failed("-", at("settings")(*error)),
+        Err(error) => Outcome::failed(Step::Settings, *error),
     };
     if outcome.decision == Decision::Passed {
         outcome.result = call.real();
@@ -65,10 +65,10 @@ fn judge(config: &Config, call: &Call, stack: Stack, work: &mut Work) -> Outcome
         .nature()
         .and_then(|nature| read_arguments(call, work).map(|()| nature))
     else {
-        return Outcome::passed("arguments");
+        return Outcome::passed(Reason::Arguments);
     };
     if nature.detached {
-        return Outcome::passed("detached");
+        return Outcome::passed(Reason::Detached);
     }
     let named =
         nature.named || (nature.change == Change::New && names_type(config, work.kind.as_bytes()));
@@ -80,9 +80,7 @@ fn judge(config: &Config, call: &Call, stack: Stack, work: &mut Work) -> Outcome
         on_host: nature.on_host,
         pid: sys::pid(),
         work,
-        origin: None,
-        reason: "-",
-        outcome: Outcome::passed("unnamed"),
+        outcome: Outcome::passed(Reason::Unnamed),
     };
     let must_cross = nature.on_host || crossing.must_cross();
     // Who names no target and has no launcher needs no child to find out that nothing is meant.
@@ -95,15 +93,9 @@ fn judge(config: &Config, call: &Call, stack: Stack, work: &mut Work) -> Outcome
     }
     if child_would_be_init() {
         if must_cross {
-            return Outcome::failed(
-                "-",
-                Failure {
-                    step: "call",
-                    error: Errno(libc::EBUSY),
-                },
-            );
+            return Outcome::failed(Step::Call, Errno::BUSY);
         }
-        return Outcome::passed("unresolved");
+        return Outcome::passed(Reason::Unresolved);
     }
     cross::run(stack, &mut crossing);
     crossing.outcome
@@ -114,19 +106,21 @@ fn read_arguments(call: &Call, work: &mut Work) -> Result<()> {
     if let Call::Mount { kind, .. } = *call
         && !kind.is_null()
     {
-        work.kind.fill(|into| sys::copy_string(kind, into))?;
+        let len = sys::copy_string(kind, work.kind.room())?;
+        work.kind.truncate(len);
     }
     let place = call.place();
     let path = &mut work.walk.path;
     path.clear();
     if !place.path.is_null() {
-        path.fill(|into| match sys::copy_string(place.path, into)? {
-            len if len == into.len() => Err(Errno(libc::ENAMETOOLONG)),
-            len => Ok(len),
-        })?;
+        let len = sys::copy_string(place.path, path.room())?;
+        path.truncate(len);
+        if path.as_bytes().len() != len {
+            return Err(Errno::NAMETOOLONG);
+        }
     }
     if path.as_bytes().is_empty() && !place.may_be_empty {
-        return Err(Errno(libc::ENOENT));
+        return Err(Errno::NOENT);
     }
     // For the report, until the canonical path is known.
     let _ = work.target.set(path.as_bytes());

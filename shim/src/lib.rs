@@ -11,6 +11,7 @@
 
 mod area;
 mod call;
+mod claim;
 mod config;
 mod cross;
 mod dispatch;

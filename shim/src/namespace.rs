@@ -1,17 +1,17 @@
 //! The host's mount namespace, and whether it is another one than the caller's.
 
 use crate::config::Config;
-use crate::sys::{self, CWD, Errno, Fd, Result};
+use crate::sys::{self, CWD, Errno, Fd, Inode, Result};
 use crate::text::{number, split_once};
 use crate::walk::{Path, fits};
 
 /// No namespace but the caller's own was found.
-const ONLY_OWN: Errno = Errno(libc::ENOLINK);
+const ONLY_OWN: Errno = Errno::NOLINK;
 
 /// How the caller's namespace is recognised.
 enum Own {
     /// By its file in nsfs, which exists once for each namespace.
-    File((u32, u32, u64)),
+    File(Inode),
     /// Before Linux 6.11 without a /proc that knows this process: by the mount that is the caller's root. It is
     /// in this namespace and in no other, also when the caller is in a chroot.
     Root(u64),
@@ -29,25 +29,25 @@ impl Host {
     /// Opens the first candidate that is not the caller's own namespace.
     pub fn find(config: &Config, path: &mut Path, buffer: &mut [u8]) -> Result<Self> {
         let mut own = find_own()?;
-        let mut error = Errno(libc::ENOENT);
+        let mut error = Errno::NOENT;
         for candidate in config.namespaces() {
             fits(path.set(candidate))?;
             let namespace = match sys::open_read(path.as_cstr()) {
                 Ok(namespace) => namespace,
-                Err(Errno(libc::ENOENT)) => continue,
+                Err(Errno::NOENT) => continue,
                 Err(other) => {
                     error = if error == ONLY_OWN { error } else { other };
                     continue;
                 }
             };
-            let file = sys::statx(namespace.raw(), c"", libc::STATX_INO)?.inode();
+            let file = sys::statx(namespace.raw(), c"", libc::STATX_INO)?.inode;
             let mounts = candidate.strip_suffix(b"/ns/mnt").and_then(|process| {
                 let named = path.set(process) && path.push(b"/mountinfo");
                 sys::open_read(path.as_cstr()).ok().filter(|_| named)
             });
             let is_own = match (&own, &mounts) {
                 (Own::File(own), _) => *own == file,
-                (Own::Root(id), Some(mounts)) => find_mount(mounts, *id, buffer, |_| ())?.is_some(),
+                (Own::Root(id), Some(mounts)) => find_mount(mounts, *id, buffer)?.is_some(),
                 (Own::Root(_), None) => false,
             };
             if is_own {
@@ -68,7 +68,7 @@ impl Host {
     pub fn enter(&self) -> Result<()> {
         sys::enter_mount_namespace(&self.namespace)?;
         match self.own {
-            Own::Root(id) if sys::statx(CWD, c"/", 0)?.mount_id() == id => Err(ONLY_OWN),
+            Own::Root(id) if sys::statx(CWD, c"/", 0)?.mount_id == id => Err(ONLY_OWN),
             _ => Ok(()),
         }
     }
@@ -76,14 +76,14 @@ impl Host {
 
 fn find_own() -> Result<Own> {
     if let Ok(stat) = sys::statx_follow(c"/proc/self/ns/mnt", libc::STATX_INO) {
-        return Ok(Own::File(stat.inode()));
+        return Ok(Own::File(stat.inode));
     }
     if let Ok(file) = sys::own_namespace(sys::PIDFD_GET_MNT_NAMESPACE) {
         return Ok(Own::File(
-            sys::statx(file.raw(), c"", libc::STATX_INO)?.inode(),
+            sys::statx(file.raw(), c"", libc::STATX_INO)?.inode,
         ));
     }
-    Ok(Own::Root(sys::statx(CWD, c"/", 0)?.mount_id()))
+    Ok(Own::Root(sys::statx(CWD, c"/", 0)?.mount_id))
 }
 
 /// Whether the next child would be the first process of a new PID namespace: it would end with that child, and
@@ -98,13 +98,8 @@ pub fn child_would_be_init() -> bool {
             && sys::own_namespace(sys::PIDFD_GET_PID_FOR_CHILDREN_NAMESPACE).is_err())
 }
 
-/// Looks for one mount in a mountinfo file and shows `found` its type.
-pub fn find_mount<T>(
-    mounts: &Fd,
-    id: u64,
-    buffer: &mut [u8],
-    mut found: impl FnMut(&[u8]) -> T,
-) -> Result<Option<T>> {
+/// The type of one mount in a mountinfo file.
+pub fn find_mount<'a>(mounts: &Fd, id: u64, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>> {
     let mut kept = 0;
     loop {
         let got = sys::read(mounts, buffer.get_mut(kept..).unwrap_or(&mut []))?;
@@ -114,10 +109,11 @@ pub fn find_mount<T>(
         let end = kept + got;
         let mut start = 0;
         while let (line, Some(_)) = split_once(buffer.get(start..end).unwrap_or(&[]), b'\n') {
+            let len = line.len();
             if number(split_once(line, b' ').0) == Some(id) {
-                return Ok(Some(found(kind_of_line(line))));
+                return Ok(buffer.get(start..start + len).map(kind_of_line));
             }
-            start += line.len() + 1;
+            start += len + 1;
         }
         kept = 0;
         for at in start..end {
@@ -152,7 +148,7 @@ mod tests {
             for size in [512, 4096] {
                 let file = sys::open_read(c"/proc/self/mountinfo").unwrap();
                 let mut buffer = vec![0; size];
-                let found = find_mount(&file, id, &mut buffer, |kind| kind.to_vec()).unwrap();
+                let found = find_mount(&file, id, &mut buffer).unwrap();
                 if line.len() < size {
                     assert_eq!(found.unwrap(), kind.as_bytes(), "{line}");
                 }
@@ -162,10 +158,6 @@ mod tests {
         assert!(count > 1);
         let file = sys::open_read(c"/proc/self/mountinfo").unwrap();
         let mut buffer = vec![0; 64];
-        assert!(
-            find_mount(&file, u64::MAX, &mut buffer, |_| ())
-                .unwrap()
-                .is_none()
-        );
+        assert!(find_mount(&file, u64::MAX, &mut buffer).unwrap().is_none());
     }
 }

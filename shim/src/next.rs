@@ -9,8 +9,7 @@ use crate::sys::{self, Errno, Result};
 
 /// A hooked symbol.
 #[derive(Clone, Copy)]
-#[repr(usize)]
-pub enum Symbol {
+enum Symbol {
     Mount,
     Umount,
     Umount2,
@@ -22,17 +21,37 @@ pub enum Symbol {
     MountSetattr,
 }
 
-const NAMES: [&core::ffi::CStr; 9] = [
-    c"mount",
-    c"umount",
-    c"umount2",
-    c"syscall",
-    c"fsopen",
-    c"fsmount",
-    c"move_mount",
-    c"open_tree",
-    c"mount_setattr",
-];
+impl Symbol {
+    fn name(self) -> *const c_char {
+        match self {
+            Self::Mount => c"mount",
+            Self::Umount => c"umount",
+            Self::Umount2 => c"umount2",
+            Self::Syscall => c"syscall",
+            Self::Fsopen => c"fsopen",
+            Self::Fsmount => c"fsmount",
+            Self::MoveMount => c"move_mount",
+            Self::OpenTree => c"open_tree",
+            Self::MountSetattr => c"mount_setattr",
+        }
+        .as_ptr()
+    }
+
+    fn number(self) -> c_long {
+        match self {
+            Self::Mount => libc::SYS_mount,
+            Self::Umount | Self::Umount2 => libc::SYS_umount2,
+            Self::Fsopen => sys::SYS_FSOPEN,
+            Self::Fsmount => sys::SYS_FSMOUNT,
+            Self::MoveMount => sys::SYS_MOVE_MOUNT,
+            Self::OpenTree => sys::SYS_OPEN_TREE,
+            Self::MountSetattr => sys::SYS_MOUNT_SETATTR,
+            // None, so that the kernel refuses it: `syscall` has its own fallback.
+            Self::Syscall => -1,
+        }
+    }
+}
+
 const UNKNOWN: usize = 0;
 const ABSENT: usize = 1;
 static FOUND: [AtomicUsize; 9] = [const { AtomicUsize::new(UNKNOWN) }; 9];
@@ -49,70 +68,52 @@ pub fn warm() {
     }
 }
 
+fn found(symbol: Symbol) -> usize {
+    FOUND
+        .get(symbol as usize)
+        .map_or(ABSENT, |slot| slot.load(Relaxed))
+}
+
+#[inline(never)]
 fn find(symbol: Symbol) -> usize {
-    let Some((slot, name)) = FOUND.get(symbol as usize).zip(NAMES.get(symbol as usize)) else {
-        return ABSENT;
-    };
-    let found = slot.load(Relaxed);
-    if found != UNKNOWN {
-        return found;
+    let mut address = found(symbol);
+    if address != UNKNOWN {
+        return address;
     }
-    let mut found = ABSENT;
+    address = ABSENT;
     let dlsym = sys::dlsym_address();
     if dlsym != 0 {
         type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
         // SAFETY: the address of dlsym, which has this type.
         let dlsym = unsafe { core::mem::transmute::<usize, Dlsym>(dlsym) };
         // SAFETY: a pseudo handle and a string.
-        let address = unsafe { dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-        if !address.is_null() {
-            found = address as usize;
-        }
+        address = unsafe { dlsym(libc::RTLD_NEXT, symbol.name()) } as usize;
+        address = address.max(ABSENT);
     }
-    slot.store(found, Relaxed);
-    found
+    if let Some(slot) = FOUND.get(symbol as usize) {
+        slot.store(address, Relaxed);
+    }
+    address
 }
 
-fn check(result: c_long) -> Result<usize> {
-    if result < 0 {
-        Err(Errno(sys::errno()))
-    } else {
-        Ok(result as usize)
-    }
-}
-
-fn check_raw(result: isize) -> Result<usize> {
-    if result < 0 {
-        Err(Errno(-result as c_int))
-    } else {
-        Ok(result as usize)
-    }
-}
-
-/// Calls the next definition with this type, or the system call with the same arguments.
-macro_rules! next {
-    ($symbol:expr, $number:expr, fn($($name:ident: $type:ty),* $(,)?) -> $result:ty) => {
-        match find($symbol) {
-            // SAFETY: the arguments are the caller's own or made to the same rules.
-            ABSENT => check_raw(unsafe { sys::raw($number, args![$($name),*]) }),
-            address => {
-                // SAFETY: the address of this symbol, which has this type.
-                let next = unsafe {
-                    core::mem::transmute::<usize, unsafe extern "C" fn($($type),*) -> $result>(address)
-                };
-                // SAFETY: as above.
-                check(c_long::from(unsafe { next($($name),*) }))
+/// Calls the next definition, or the system call. All arguments are integers and pointers, each in a register
+/// of its own on x86_64 and aarch64, so one type serves all symbols.
+#[inline(never)]
+fn call(symbol: Symbol, [a, b, c, d, e]: [usize; 5]) -> Result<usize> {
+    type Next = unsafe extern "C" fn(usize, usize, usize, usize, usize) -> c_int;
+    match find(symbol) {
+        // SAFETY: the arguments are the caller's own, or made to the same rules.
+        ABSENT => sys::check(unsafe { sys::raw5(symbol.number(), a, b, c, d, e) }),
+        address => {
+            // SAFETY: the address of this symbol, which can be called like that.
+            let next = unsafe { core::mem::transmute::<usize, Next>(address) };
+            // SAFETY: as above.
+            match unsafe { next(a, b, c, d, e) } {
+                ..0 => Err(sys::errno()),
+                result => Ok(result as usize),
             }
         }
-    };
-}
-
-macro_rules! args {
-    ($a:expr, $b:expr) => { [$a as usize, $b as usize, 0, 0, 0, 0] };
-    ($a:expr, $b:expr, $c:expr) => { [$a as usize, $b as usize, $c as usize, 0, 0, 0] };
-    ($a:expr, $b:expr, $c:expr, $d:expr, $e:expr) => {
-        [$a as usize, $b as usize, $c as usize, $d as usize, $e as usize, 0]
-    };
+    }
 }
 
 pub fn mount(
@@ -122,54 +123,30 @@ pub fn mount(
     flags: c_ulong,
     data: *const c_void,
 ) -> Result<usize> {
-    next!(
+    let (source, target, kind) = (source as usize, target as usize, kind as usize);
+    call(
         Symbol::Mount,
-        libc::SYS_mount,
-        fn(
-            source: *const c_char,
-            target: *const c_char,
-            kind: *const c_char,
-            flags: c_ulong,
-            data: *const c_void,
-        ) -> c_int
+        [source, target, kind, flags as usize, data as usize],
     )
 }
 
 pub fn umount(target: *const c_char) -> Result<usize> {
-    match find(Symbol::Umount) {
-        ABSENT => umount2(target, 0),
-        address => {
-            // SAFETY: the address of this symbol, which has this type.
-            let next = unsafe {
-                core::mem::transmute::<usize, unsafe extern "C" fn(*const c_char) -> c_int>(address)
-            };
-            // SAFETY: the argument is the caller's own.
-            check(c_long::from(unsafe { next(target) }))
-        }
-    }
+    // The second argument is for the system call, where there is no such function.
+    call(Symbol::Umount, [target as usize, 0, 0, 0, 0])
 }
 
 pub fn umount2(target: *const c_char, flags: c_int) -> Result<usize> {
-    next!(
-        Symbol::Umount2,
-        libc::SYS_umount2,
-        fn(target: *const c_char, flags: c_int) -> c_int
-    )
+    call(Symbol::Umount2, [target as usize, flags as usize, 0, 0, 0])
 }
 
 pub fn fsopen(kind: *const c_char, flags: c_uint) -> Result<usize> {
-    next!(
-        Symbol::Fsopen,
-        sys::SYS_FSOPEN,
-        fn(kind: *const c_char, flags: c_uint) -> c_int
-    )
+    call(Symbol::Fsopen, [kind as usize, flags as usize, 0, 0, 0])
 }
 
 pub fn fsmount(fd: c_int, flags: c_uint, attributes: c_uint) -> Result<usize> {
-    next!(
+    call(
         Symbol::Fsmount,
-        sys::SYS_FSMOUNT,
-        fn(fd: c_int, flags: c_uint, attributes: c_uint) -> c_int
+        [fd as usize, flags as usize, attributes as usize, 0, 0],
     )
 }
 
@@ -180,24 +157,17 @@ pub fn move_mount(
     to: *const c_char,
     flags: c_uint,
 ) -> Result<usize> {
-    next!(
+    let (from, to, flags) = (from as usize, to as usize, flags as usize);
+    call(
         Symbol::MoveMount,
-        sys::SYS_MOVE_MOUNT,
-        fn(
-            from_fd: c_int,
-            from: *const c_char,
-            to_fd: c_int,
-            to: *const c_char,
-            flags: c_uint,
-        ) -> c_int
+        [from_fd as usize, from, to_fd as usize, to, flags],
     )
 }
 
 pub fn open_tree(dir: c_int, path: *const c_char, flags: c_uint) -> Result<usize> {
-    next!(
+    call(
         Symbol::OpenTree,
-        sys::SYS_OPEN_TREE,
-        fn(dir: c_int, path: *const c_char, flags: c_uint) -> c_int
+        [dir as usize, path as usize, flags as usize, 0, 0],
     )
 }
 
@@ -208,39 +178,30 @@ pub fn mount_setattr(
     attributes: *const c_void,
     size: usize,
 ) -> Result<usize> {
-    next!(
+    let (path, flags, attributes) = (path as usize, flags as usize, attributes as usize);
+    call(
         Symbol::MountSetattr,
-        sys::SYS_MOUNT_SETATTR,
-        fn(
-            dir: c_int,
-            path: *const c_char,
-            flags: c_uint,
-            attributes: *const c_void,
-            size: usize,
-        ) -> c_int
+        [dir as usize, path, flags, attributes, size],
     )
 }
 
 /// A system call that is none of ours, with the C library's result and errno. Never looks the symbol up: any
 /// program may be here at any time, with the loader's lock held by somebody who waits for it.
-pub fn syscall(number: c_long, a: [usize; 6]) -> c_long {
-    let found = FOUND
-        .get(Symbol::Syscall as usize)
-        .map_or(ABSENT, |slot| slot.load(Relaxed));
-    if found > ABSENT {
+pub fn syscall(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> c_long {
+    let address = found(Symbol::Syscall);
+    if address > ABSENT {
         type Syscall = unsafe extern "C" fn(c_long, ...) -> c_long;
         // SAFETY: the address of syscall, which has this type.
-        let next = unsafe { core::mem::transmute::<usize, Syscall>(found) };
-        let [a1, a2, a3, a4, a5, a6] = a;
+        let next = unsafe { core::mem::transmute::<usize, Syscall>(address) };
         // SAFETY: the caller's own arguments.
-        return unsafe { next(number, a1, a2, a3, a4, a5, a6) };
+        return unsafe { next(number, a, b, c, d, e, f) };
     }
     // SAFETY: the caller's own arguments.
-    match check_raw(unsafe { sys::raw(number, a) }) {
-        Ok(result) => result as c_long,
-        Err(Errno(error)) => {
-            sys::set_errno(error);
+    match unsafe { sys::raw6(number, a, b, c, d, e, f) } {
+        error @ -4095..0 => {
+            sys::set_errno(Errno(error.unsigned_abs()));
             -1
         }
+        result => result as c_long,
     }
 }

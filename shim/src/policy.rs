@@ -1,6 +1,7 @@
 //! What happens to a call: pure, so that every rule is tested without root.
 
 use crate::config::{Config, Operation};
+use crate::sys::Inode;
 use crate::text::{number, split_once};
 
 /// What a call does to a mount table, as the kernel reads it.
@@ -63,6 +64,35 @@ impl Change {
     }
 }
 
+/// Why a call went where it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It never came to a decision.
+    None,
+    /// The kernel will not take the arguments either.
+    Arguments,
+    /// A mount that is attached nowhere.
+    Detached,
+    /// Nothing in the settings says that it is for the host.
+    Unnamed,
+    /// The target could not be found, and will not be by the kernel.
+    Unresolved,
+    /// An unmount of what is mounted in the caller's own view.
+    Own,
+    /// Unusable settings, and nothing that could go wrong.
+    Settings,
+    /// The launcher's claim.
+    Claim,
+    /// The type of a new mount, or of the mount to be taken away.
+    Type,
+    /// An exact target.
+    Target,
+    /// An operation that the settings name.
+    Operation,
+    /// A descriptor of a mount of the host.
+    Descriptor,
+}
+
 /// The decision for one call, and why.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
@@ -71,10 +101,7 @@ pub enum Verdict<'a> {
     /// The launcher may have claimed this target: its claim decides.
     Claim(&'a [u8]),
     /// To this path on the host.
-    Carry {
-        reason: &'static str,
-        host: &'a [u8],
-    },
+    Carry { reason: Reason, host: &'a [u8] },
     /// An unmount: whose mount this is shows only there.
     Look { host: &'a [u8], mapped: bool },
 }
@@ -116,13 +143,13 @@ pub fn decide_unclaimed<'a>(
         .find(|(path, _)| *path == target || *path == host)
     {
         return Verdict::Carry {
-            reason: "target",
+            reason: Reason::Target,
             host,
         };
     }
     if named && change == Change::New {
         return Verdict::Carry {
-            reason: "type",
+            reason: Reason::Type,
             host,
         };
     }
@@ -131,7 +158,7 @@ pub fn decide_unclaimed<'a>(
         .is_some_and(|operation| config.names(operation))
     {
         return Verdict::Carry {
-            reason: "operation",
+            reason: Reason::Operation,
             host,
         };
     }
@@ -168,10 +195,7 @@ pub enum Claim<'a> {
     /// The launcher brings the mount to the host itself.
     Stay,
     /// The mount belongs on this directory of the host: device, inode, path.
-    Carry {
-        inode: (u32, u32, u64),
-        path: &'a [u8],
-    },
+    Carry { inode: Inode, path: &'a [u8] },
 }
 
 /// Reads `MODE MAJOR:MINOR INO PATH`.
@@ -182,7 +206,11 @@ pub fn parse_claim(text: &[u8]) -> Option<Claim<'_>> {
     let (major, minor) = split_once(device, b':');
     let major = u32::try_from(number(major)?).ok()?;
     let minor = u32::try_from(number(minor?)?).ok()?;
-    let inode = (major, minor, number(inode)?);
+    let inode = Inode {
+        major,
+        minor,
+        number: number(inode)?,
+    };
     let path = path?;
     match mode {
         b"stay" => Some(Claim::Stay),
@@ -287,27 +315,39 @@ mod tests {
         let decide = |change, named, target| decide(&config, change, named, target);
         let to = |reason, host| Verdict::Carry { reason, host };
         assert_eq!(decide(Change::New, false, b"/mnt"), Verdict::Pass);
-        assert_eq!(decide(Change::New, true, b"/mnt"), to("type", b"/mnt"));
-        assert_eq!(decide(Change::New, true, b"/host/mnt"), to("type", b"/mnt"));
-        assert_eq!(decide(Change::New, true, b"/host"), to("type", b"/"));
+        assert_eq!(
+            decide(Change::New, true, b"/mnt"),
+            to(Reason::Type, b"/mnt")
+        );
+        assert_eq!(
+            decide(Change::New, true, b"/host/mnt"),
+            to(Reason::Type, b"/mnt")
+        );
+        assert_eq!(decide(Change::New, true, b"/host"), to(Reason::Type, b"/"));
         assert_eq!(
             decide(Change::New, true, b"/hostess"),
-            to("type", b"/hostess")
+            to(Reason::Type, b"/hostess")
         );
-        assert_eq!(decide(Change::New, false, b"/data"), to("target", b"/data"));
+        assert_eq!(
+            decide(Change::New, false, b"/data"),
+            to(Reason::Target, b"/data")
+        );
         assert_eq!(
             decide(Change::New, false, b"/host/data"),
-            to("target", b"/data")
+            to(Reason::Target, b"/data")
         );
         assert_eq!(decide(Change::New, false, b"/data/x"), Verdict::Pass);
         assert_eq!(
             decide(Change::Unmount, false, b"/srv/x"),
-            to("target", b"/mnt/x")
+            to(Reason::Target, b"/mnt/x")
         );
-        assert_eq!(decide(Change::Bind, false, b"/m"), to("operation", b"/m"));
+        assert_eq!(
+            decide(Change::Bind, false, b"/m"),
+            to(Reason::Operation, b"/m")
+        );
         assert_eq!(
             decide(Change::Handle { copy: true }, false, b"/m"),
-            to("operation", b"/m")
+            to(Reason::Operation, b"/m")
         );
         for change in [Change::Remount, Change::Move, Change::Propagation] {
             assert_eq!(decide(change, true, b"/m"), Verdict::Pass);
@@ -343,7 +383,11 @@ mod tests {
         assert_eq!(
             parse_claim(b"carry 8:1 77 /mnt/a b\nc"),
             Some(Claim::Carry {
-                inode: (8, 1, 77),
+                inode: Inode {
+                    major: 8,
+                    minor: 1,
+                    number: 77
+                },
                 path: b"/mnt/a b\nc"
             })
         );

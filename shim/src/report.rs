@@ -3,7 +3,8 @@
 use crate::area::Work;
 use crate::call::Call;
 use crate::config::Config;
-use crate::cross::{Decision, Outcome};
+use crate::cross::{Decision, Outcome, Step};
+use crate::policy::Reason;
 use crate::sys::{self, Errno};
 use crate::text::Text;
 
@@ -51,10 +52,40 @@ fn write(call: &Call, work: &mut Work, outcome: &Outcome) -> bool {
         && line.push_number(errno)
         && line.push(b" mount=")
         && line.push_number(outcome.mount)
-        && word(line, b" step=", outcome.step.as_bytes())
-        && word(line, b" reason=", outcome.reason.as_bytes())
+        && word(line, b" step=", step(outcome))
+        && word(line, b" reason=", reason(outcome.reason))
         && line.push(b" pid=")
         && line.push_number(sys::pid() as u64)
+}
+
+fn step(outcome: &Outcome) -> &'static [u8] {
+    match outcome.step {
+        _ if outcome.decision != Decision::Failed => b"-",
+        Step::Settings => b"settings",
+        Step::Target => b"target",
+        Step::Namespace => b"namespace",
+        Step::Setns => b"setns",
+        Step::Pin => b"pin",
+        Step::Call => b"call",
+        Step::Proof => b"proof",
+    }
+}
+
+fn reason(reason: Reason) -> &'static [u8] {
+    match reason {
+        Reason::None => b"-",
+        Reason::Arguments => b"arguments",
+        Reason::Detached => b"detached",
+        Reason::Unnamed => b"unnamed",
+        Reason::Unresolved => b"unresolved",
+        Reason::Own => b"own",
+        Reason::Settings => b"settings",
+        Reason::Claim => b"claim",
+        Reason::Type => b"type",
+        Reason::Target => b"target",
+        Reason::Operation => b"operation",
+        Reason::Descriptor => b"descriptor",
+    }
 }
 
 /// A value as in mountinfo: what would end it, and the backslash, in octal; `-` when there is none.

@@ -6,7 +6,7 @@ use crate::config::{Broken, Config, FILE, TEXT_MAX};
 use crate::sys::{self, Errno};
 
 /// Settings that cannot be used: nothing may be mounted, because nobody knows where.
-pub const BROKEN: Errno = Errno(libc::EBADMSG);
+pub const BROKEN: Errno = Errno::BADMSG;
 
 #[repr(C)]
 struct Loaded {
@@ -64,7 +64,7 @@ fn load(loaded: &mut Loaded) -> Result<(), Broken> {
                 .filter(|text| text.len() <= TEXT_MAX)
                 .ok_or(UNREADABLE)?
         }
-        Err(Errno(libc::ENOENT)) => &[],
+        Err(Errno::NOENT) => &[],
         Err(_) => return Err(UNREADABLE),
     };
     loaded.config.load(text)?;

@@ -5,9 +5,30 @@
 use core::arch::asm;
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 
-/// An error number of the kernel.
+/// An error number of the kernel. A whole word, so that a result with one travels in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Errno(pub c_int);
+pub struct Errno(pub usize);
+
+impl Errno {
+    pub const ACCES: Self = Self(libc::EACCES as usize);
+    pub const BADF: Self = Self(libc::EBADF as usize);
+    pub const BADMSG: Self = Self(libc::EBADMSG as usize);
+    pub const BUSY: Self = Self(libc::EBUSY as usize);
+    pub const EXIST: Self = Self(libc::EEXIST as usize);
+    pub const FAULT: Self = Self(libc::EFAULT as usize);
+    pub const INTR: Self = Self(libc::EINTR as usize);
+    pub const INVAL: Self = Self(libc::EINVAL as usize);
+    pub const IO: Self = Self(libc::EIO as usize);
+    pub const LOOP: Self = Self(libc::ELOOP as usize);
+    pub const MFILE: Self = Self(libc::EMFILE as usize);
+    pub const NAMETOOLONG: Self = Self(libc::ENAMETOOLONG as usize);
+    pub const NOENT: Self = Self(libc::ENOENT as usize);
+    pub const NOLINK: Self = Self(libc::ENOLINK as usize);
+    pub const NOSYS: Self = Self(libc::ENOSYS as usize);
+    pub const NOTDIR: Self = Self(libc::ENOTDIR as usize);
+    pub const SRCH: Self = Self(libc::ESRCH as usize);
+    pub const STALE: Self = Self(libc::ESTALE as usize);
+}
 
 pub type Result<T> = core::result::Result<T, Errno>;
 
@@ -35,70 +56,69 @@ pub const RESOLVE_NO_SYMLINKS: u64 = 0x04;
 pub const CWD: c_int = libc::AT_FDCWD;
 const PATH_FD: c_int = libc::O_PATH | libc::O_CLOEXEC;
 
-/// # Safety
-/// As unsafe as the system call made.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-pub unsafe fn raw(number: c_long, a: [usize; 6]) -> isize {
-    let [a1, a2, a3, a4, a5, a6] = a;
-    let result;
-    // SAFETY: the kernel's convention: it changes rax, rcx and r11 only; the rest is the caller's promise.
-    unsafe {
-        asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a1, in("rsi") a2, in("rdx") a3,
-            in("r10") a4, in("r8") a5, in("r9") a6, lateout("rcx") _, lateout("r11") _, options(nostack));
-    }
-    result
+/// Raw system calls by their number of arguments.
+macro_rules! raw_calls {
+    ($($name:ident($($argument:ident $x86_64:tt $aarch64:tt),*);)*) => { $(
+        /// # Safety
+        /// As unsafe as the system call made.
+        #[inline(always)]
+        pub unsafe fn $name(number: c_long, $($argument: usize),*) -> isize {
+            let result;
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the kernel changes rax, rcx and r11 only; the rest is the caller's promise.
+            unsafe {
+                asm!("syscall", inlateout("rax") number as isize => result, $(in($x86_64) $argument,)*
+                    lateout("rcx") _, lateout("r11") _, options(nostack));
+            }
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: the kernel changes x0 only; the rest is the caller's promise.
+            unsafe {
+                asm!("svc 0", in("x8") number, $(in($aarch64) $argument,)* lateout("x0") result, options(nostack));
+            }
+            result
+        }
+    )* };
 }
 
-/// # Safety
-/// As unsafe as the system call made.
-#[cfg(target_arch = "aarch64")]
-#[inline]
-pub unsafe fn raw(number: c_long, a: [usize; 6]) -> isize {
-    let [a1, a2, a3, a4, a5, a6] = a;
-    let result;
-    // SAFETY: the kernel's convention: it changes x0 only; the rest is the caller's promise.
-    unsafe {
-        asm!("svc 0", in("x8") number, inlateout("x0") a1 => result, in("x1") a2, in("x2") a3, in("x3") a4,
-            in("x4") a5, in("x5") a6, options(nostack));
-    }
-    result
+raw_calls! {
+    raw0();
+    raw1(a "rdi" "x0");
+    raw2(a "rdi" "x0", b "rsi" "x1");
+    raw3(a "rdi" "x0", b "rsi" "x1", c "rdx" "x2");
+    raw4(a "rdi" "x0", b "rsi" "x1", c "rdx" "x2", d "r10" "x3");
+    raw5(a "rdi" "x0", b "rsi" "x1", c "rdx" "x2", d "r10" "x3", e "r8" "x4");
+    raw6(a "rdi" "x0", b "rsi" "x1", c "rdx" "x2", d "r10" "x3", e "r8" "x4", f "r9" "x5");
 }
 
-fn check(result: isize) -> Result<usize> {
-    if (-4095..0).contains(&result) {
-        Err(Errno(-result as c_int))
+#[inline(never)]
+pub fn check(result: isize) -> Result<usize> {
+    if result < 0 {
+        Err(Errno(result.unsigned_abs()))
     } else {
         Ok(result as usize)
     }
 }
 
-/// # Safety
-/// As unsafe as the system call made.
-unsafe fn call(number: c_long, a: [usize; 6]) -> Result<usize> {
-    // SAFETY: the caller's promise.
-    check(unsafe { raw(number, a) })
-}
-
 /// An open file that is closed when it goes out of use.
-pub struct Fd(c_int);
+pub struct Fd(usize);
 
 impl Fd {
     pub fn raw(&self) -> c_int {
-        self.0
+        self.0 as c_int
     }
 }
 
 impl Drop for Fd {
     fn drop(&mut self) {
-        close(self.0);
+        close(self.raw());
     }
 }
 
 /// Closes a descriptor that nothing uses any more.
+#[inline(never)]
 pub fn close(fd: c_int) {
     // SAFETY: takes no memory.
-    let _ = unsafe { call(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) };
+    let _ = check(unsafe { raw1(libc::SYS_close, fd as usize) });
 }
 
 fn path_arg(path: &CStr) -> usize {
@@ -111,121 +131,116 @@ pub fn open_read(path: &CStr) -> Result<Fd> {
 }
 
 /// A descriptor of a directory that only names it.
+#[inline(never)]
 pub fn open_dir(dir: c_int, path: &CStr) -> Result<Fd> {
     openat(dir, path, PATH_FD | libc::O_DIRECTORY)
 }
 
+#[inline(never)]
 fn openat(dir: c_int, path: &CStr, flags: c_int) -> Result<Fd> {
-    let args = [dir as usize, path_arg(path), flags as usize, 0, 0, 0];
     // SAFETY: the path ends with NUL and outlives the call.
-    unsafe { call(libc::SYS_openat, args) }.map(|fd| Fd(fd as c_int))
+    check(unsafe {
+        raw3(
+            libc::SYS_openat,
+            dir as usize,
+            path_arg(path),
+            flags as usize,
+        )
+    })
+    .map(Fd)
 }
 
 /// Names a file with `openat2`, which refuses what `resolve` says (Linux 5.6).
-pub fn pin(path: &CStr, directory: bool, resolve: u64) -> Result<Fd> {
-    let flags = PATH_FD | if directory { libc::O_DIRECTORY } else { 0 };
-    let how = [flags as u64, 0, resolve];
-    let args = [
-        CWD as usize,
-        path_arg(path),
-        how.as_ptr() as usize,
-        size_of_val(&how),
-        0,
-        0,
-    ];
+#[inline(never)]
+pub fn pin(path: &CStr, flags: c_int, resolve: u64) -> Result<Fd> {
+    let how = [(PATH_FD | flags) as u64, 0, resolve];
+    let (path, size) = (path_arg(path), size_of_val(&how));
+    let how = how.as_ptr() as usize;
     // SAFETY: the path ends with NUL; `how` has the layout of struct open_how and its size is given.
-    unsafe { call(SYS_OPENAT2, args) }.map(|fd| Fd(fd as c_int))
+    check(unsafe { raw4(SYS_OPENAT2, CWD as usize, path, how, size) }).map(Fd)
 }
 
+#[inline(never)]
 pub fn fchdir(dir: c_int) -> Result<()> {
     // SAFETY: takes no memory.
-    unsafe { call(libc::SYS_fchdir, [dir as usize, 0, 0, 0, 0, 0]) }.map(drop)
+    check(unsafe { raw1(libc::SYS_fchdir, dir as usize) }).map(drop)
 }
 
 /// Makes the current directory the root.
 pub fn chroot_here() -> Result<()> {
     // SAFETY: the path ends with NUL.
-    unsafe { call(libc::SYS_chroot, [path_arg(c"."), 0, 0, 0, 0, 0]) }.map(drop)
+    check(unsafe { raw1(libc::SYS_chroot, path_arg(c".")) }).map(drop)
 }
 
 /// Length of the current directory's path, without NUL.
+#[inline(never)]
 pub fn getcwd(into: &mut [u8]) -> Result<usize> {
-    let args = [into.as_mut_ptr() as usize, into.len(), 0, 0, 0, 0];
     // SAFETY: the kernel writes at most as many bytes as it is given.
-    let len = unsafe { call(libc::SYS_getcwd, args) }?;
+    let len = check(unsafe { raw2(libc::SYS_getcwd, into.as_mut_ptr() as usize, into.len()) })?;
     // Outside the root the kernel answers "(unreachable)/..."; the C library calls that ENOENT.
     match into.first() {
         Some(b'/') => Ok(len.saturating_sub(1)),
-        _ => Err(Errno(libc::ENOENT)),
+        _ => Err(Errno::NOENT),
     }
 }
 
+#[inline(never)]
 pub fn readlink(dir: c_int, path: &CStr, into: &mut [u8]) -> Result<usize> {
-    let args = [
-        dir as usize,
-        path_arg(path),
-        into.as_mut_ptr() as usize,
-        into.len(),
-        0,
-        0,
-    ];
     // SAFETY: the path ends with NUL; the kernel writes at most as many bytes as it is given.
-    unsafe { call(libc::SYS_readlinkat, args) }
+    check(unsafe {
+        raw4(
+            libc::SYS_readlinkat,
+            dir as usize,
+            path_arg(path),
+            into.as_mut_ptr() as usize,
+            into.len(),
+        )
+    })
 }
 
 pub fn symlink(content: &CStr, dir: c_int, path: &CStr) -> Result<()> {
-    let args = [path_arg(content), dir as usize, path_arg(path), 0, 0, 0];
     // SAFETY: both strings end with NUL.
-    unsafe { call(libc::SYS_symlinkat, args) }.map(drop)
+    check(unsafe {
+        raw3(
+            libc::SYS_symlinkat,
+            path_arg(content),
+            dir as usize,
+            path_arg(path),
+        )
+    })
+    .map(drop)
 }
 
 pub fn unlink(dir: c_int, path: &CStr) -> Result<()> {
     // SAFETY: the path ends with NUL.
-    unsafe {
-        call(
-            libc::SYS_unlinkat,
-            [dir as usize, path_arg(path), 0, 0, 0, 0],
-        )
-    }
-    .map(drop)
+    check(unsafe { raw3(libc::SYS_unlinkat, dir as usize, path_arg(path), 0) }).map(drop)
 }
 
 pub fn read(fd: &Fd, into: &mut [u8]) -> Result<usize> {
-    let args = [
-        fd.0 as usize,
-        into.as_mut_ptr() as usize,
-        into.len(),
-        0,
-        0,
-        0,
-    ];
     // SAFETY: the kernel writes at most as many bytes as it is given.
-    unsafe { call(libc::SYS_read, args) }
+    check(unsafe { raw3(libc::SYS_read, fd.0, into.as_mut_ptr() as usize, into.len()) })
 }
 
 /// What `statx` says about a file, without asking a file system that may be busy or gone.
-pub struct Stat(libc::statx);
+#[derive(Clone, Copy)]
+pub struct Stat {
+    pub mask: u32,
+    pub is_mount_root: bool,
+    pub mount_id: u64,
+    pub inode: Inode,
+}
 
-impl Stat {
-    pub fn mount_id(&self) -> u64 {
-        self.0.stx_mnt_id
-    }
-
-    pub fn has(&self, mask: u32) -> bool {
-        self.0.stx_mask & mask == mask
-    }
-
-    pub fn is_mount_root(&self) -> bool {
-        self.0.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0
-    }
-
-    pub fn inode(&self) -> (u32, u32, u64) {
-        (self.0.stx_dev_major, self.0.stx_dev_minor, self.0.stx_ino)
-    }
+/// Device and inode number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inode {
+    pub major: u32,
+    pub minor: u32,
+    pub number: u64,
 }
 
 /// With mask 0 the kernel answers alone: the mount id, and whether this is a mount's root. Even a FUSE file
 /// system that refuses this user, or whose daemon is the caller, is not asked.
+#[inline(never)]
 pub fn statx(dir: c_int, path: &CStr, mask: u32) -> Result<Stat> {
     let flags = libc::AT_EMPTY_PATH
         | libc::AT_SYMLINK_NOFOLLOW
@@ -235,6 +250,7 @@ pub fn statx(dir: c_int, path: &CStr, mask: u32) -> Result<Stat> {
 }
 
 /// [`statx`], following a symlink.
+#[inline(never)]
 pub fn statx_follow(path: &CStr, mask: u32) -> Result<Stat> {
     statx_flags(
         CWD,
@@ -244,21 +260,32 @@ pub fn statx_follow(path: &CStr, mask: u32) -> Result<Stat> {
     )
 }
 
+#[inline(never)]
 fn statx_flags(dir: c_int, path: &CStr, mask: u32, flags: c_int) -> Result<Stat> {
     // SAFETY: all zero bytes are a valid struct statx.
-    let mut stat = Stat(unsafe { core::mem::zeroed() });
-    let into = &raw mut stat.0;
-    let args = [
-        dir as usize,
-        path_arg(path),
-        flags as usize,
-        mask as usize,
-        into as usize,
-        0,
-    ];
+    let mut stat: libc::statx = unsafe { core::mem::zeroed() };
+    let (flags, mask, into) = (flags as usize, mask as usize, &raw mut stat as usize);
     // SAFETY: the path ends with NUL; the kernel fills in one struct statx.
-    unsafe { call(libc::SYS_statx, args) }?;
-    Ok(stat)
+    check(unsafe {
+        raw5(
+            libc::SYS_statx,
+            dir as usize,
+            path_arg(path),
+            flags,
+            mask,
+            into,
+        )
+    })?;
+    Ok(Stat {
+        mask: stat.stx_mask,
+        is_mount_root: stat.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0,
+        mount_id: stat.stx_mnt_id,
+        inode: Inode {
+            major: stat.stx_dev_major,
+            minor: stat.stx_dev_minor,
+            number: stat.stx_ino,
+        },
+    })
 }
 
 /// The statmount answer's fixed part: 64 words, then strings.
@@ -270,17 +297,18 @@ pub const STATMOUNT_FS_SUBTYPE: u64 = 0x100;
 pub fn statmount(unique_id: u64, mask: u64, into: &mut StatmountBuffer) -> Result<()> {
     let request = [24u64, unique_id, mask];
     let size = size_of_val(into);
-    let args = [
-        request.as_ptr() as usize,
-        into.as_mut_ptr() as usize,
-        size,
-        0,
-        0,
-        0,
-    ];
     // SAFETY: the request has the layout of struct mnt_id_req and begins with its size (24, spare 0); the
     // kernel writes at most `size` bytes.
-    unsafe { call(SYS_STATMOUNT, args) }.map(drop)
+    check(unsafe {
+        raw4(
+            SYS_STATMOUNT,
+            request.as_ptr() as usize,
+            into.as_mut_ptr() as usize,
+            size,
+            0,
+        )
+    })
+    .map(drop)
 }
 
 /// Type and subtype in a statmount answer; empty where the kernel did not say.
@@ -305,22 +333,17 @@ pub fn statmount_types(answer: &StatmountBuffer) -> (&[u8], &[u8]) {
 }
 
 pub fn enter_mount_namespace(namespace: &Fd) -> Result<()> {
-    let args = [namespace.0 as usize, libc::CLONE_NEWNS as usize, 0, 0, 0, 0];
     // SAFETY: takes no memory.
-    unsafe { call(libc::SYS_setns, args) }.map(drop)
+    check(unsafe { raw2(libc::SYS_setns, namespace.0, libc::CLONE_NEWNS as usize) }).map(drop)
 }
 
 /// A namespace of this process by its ioctl number on a pidfd (Linux 6.11), for when /proc is somebody else's.
 pub fn own_namespace(ioctl: u32) -> Result<Fd> {
-    // SAFETY: take no memory.
-    unsafe {
-        let pidfd = Fd(call(SYS_PIDFD_OPEN, [pid() as usize, 0, 0, 0, 0, 0])? as c_int);
-        let fd = call(
-            libc::SYS_ioctl,
-            [pidfd.0 as usize, ioctl as usize, 0, 0, 0, 0],
-        )?;
-        Ok(Fd(fd as c_int))
-    }
+    // SAFETY: takes no memory.
+    let pidfd = Fd(check(unsafe { raw2(SYS_PIDFD_OPEN, pid() as usize, 0) })?);
+    // SAFETY: takes no memory.
+    let fd = check(unsafe { raw3(libc::SYS_ioctl, pidfd.0, ioctl as usize, 0) })?;
+    Ok(Fd(fd))
 }
 
 pub const PIDFD_GET_MNT_NAMESPACE: u32 = 0xff03;
@@ -329,32 +352,32 @@ pub const PIDFD_GET_PID_FOR_CHILDREN_NAMESPACE: u32 = 0xff06;
 
 pub fn pid() -> c_int {
     // SAFETY: takes no memory.
-    unsafe { raw(libc::SYS_getpid, [0; 6]) as c_int }
+    unsafe { raw0(libc::SYS_getpid) as c_int }
 }
 
 pub fn parent_pid() -> c_int {
     // SAFETY: takes no memory.
-    unsafe { raw(libc::SYS_getppid, [0; 6]) as c_int }
+    unsafe { raw0(libc::SYS_getppid) as c_int }
 }
 
 /// The kernel kills this process when the thread that made it ends.
 pub fn die_with_parent() -> Result<()> {
-    let args = [
-        libc::PR_SET_PDEATHSIG as usize,
-        libc::SIGKILL as usize,
-        0,
-        0,
-        0,
-        0,
-    ];
     // SAFETY: takes no memory.
-    unsafe { call(libc::SYS_prctl, args) }.map(drop)
+    check(unsafe {
+        raw2(
+            libc::SYS_prctl,
+            libc::PR_SET_PDEATHSIG as usize,
+            libc::SIGKILL as usize,
+        )
+    })
+    .map(drop)
 }
 
 pub fn wait(pid: c_int) {
-    let args = [pid as usize, 0, libc::__WALL as usize, 0, 0, 0];
     // SAFETY: asks for no status, so nothing is written.
-    while unsafe { call(libc::SYS_wait4, args) } == Err(Errno(libc::EINTR)) {}
+    while check(unsafe { raw4(libc::SYS_wait4, pid as usize, 0, libc::__WALL as usize, 0) })
+        == Err(Errno::INTR)
+    {}
 }
 
 /// All signals blocked in this thread until dropped.
@@ -367,23 +390,23 @@ impl SignalsBlocked {
         let how = libc::SIG_SETMASK as usize;
         let (all, into) = (&raw const all as usize, &raw mut old as usize);
         // SAFETY: the kernel's signal set is eight bytes on these architectures.
-        let _ = unsafe { call(libc::SYS_rt_sigprocmask, [how, all, into, 8, 0, 0]) };
+        let _ = check(unsafe { raw4(libc::SYS_rt_sigprocmask, how, all, into, 8) });
         Self(old)
     }
 }
 
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
-        let args = [
-            libc::SIG_SETMASK as usize,
-            &raw const self.0 as usize,
-            0,
-            8,
-            0,
-            0,
-        ];
         // SAFETY: as above.
-        let _ = unsafe { call(libc::SYS_rt_sigprocmask, args) };
+        let _ = check(unsafe {
+            raw4(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK as usize,
+                &raw const self.0 as usize,
+                0,
+                8,
+            )
+        });
     }
 }
 
@@ -392,20 +415,11 @@ pub fn map(len: usize, guard: usize) -> Result<*mut u8> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK;
     let none = libc::PROT_NONE as usize;
     // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
-    let base = unsafe {
-        call(
-            libc::SYS_mmap,
-            [0, len, none, flags as usize, usize::MAX, 0],
-        )
-    }?;
+    let base = check(unsafe { raw6(libc::SYS_mmap, 0, len, none, flags as usize, usize::MAX, 0) })?;
     let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
     // SAFETY: within the mapping made above.
-    if let Err(error) = unsafe {
-        call(
-            libc::SYS_mprotect,
-            [base + guard, len - guard, open, 0, 0, 0],
-        )
-    } {
+    if let Err(error) = check(unsafe { raw3(libc::SYS_mprotect, base + guard, len - guard, open) })
+    {
         // SAFETY: as above.
         unsafe { unmap(base as *mut u8, len) };
         return Err(error);
@@ -417,11 +431,12 @@ pub fn map(len: usize, guard: usize) -> Result<*mut u8> {
 /// `base` and `len` are those of [`map`], and nothing refers to the memory any more.
 pub unsafe fn unmap(base: *mut u8, len: usize) {
     // SAFETY: the caller's promise.
-    let _ = unsafe { call(libc::SYS_munmap, [base as usize, len, 0, 0, 0, 0]) };
+    let _ = check(unsafe { raw2(libc::SYS_munmap, base as usize, len) });
 }
 
 /// Copies the caller's string. A bad pointer is an error here and not a crash, as it would be in the kernel.
 /// What does not fit into `into` is left out.
+#[inline(never)]
 pub fn copy_string(from: *const c_char, into: &mut [u8]) -> Result<usize> {
     const PAGE: usize = 4096;
     let mut at = from.cast::<u8>();
@@ -449,22 +464,24 @@ pub fn copy_word(from: *const c_void, index: usize) -> Result<u64> {
 }
 
 /// The kernel reads a signal set before it looks at `how`: EFAULT or EINVAL, and nothing is changed.
+#[inline(never)]
 fn is_readable(at: *const u8) -> Result<()> {
     let word = at as usize & !7;
     // SAFETY: `how` is invalid, so the call has no effect.
-    match unsafe { call(libc::SYS_rt_sigprocmask, [usize::MAX, word, 0, 8, 0, 0]) } {
-        Err(Errno(libc::EFAULT)) => Err(Errno(libc::EFAULT)),
+    match check(unsafe { raw4(libc::SYS_rt_sigprocmask, usize::MAX, word, 0, 8) }) {
+        Err(Errno::FAULT) => Err(Errno::FAULT),
         _ => Ok(()),
     }
 }
 
 /// Sends one datagram to a unix socket, if that is possible at once.
+#[inline(never)]
 pub fn send(socket: &[u8], message: &[u8]) -> Result<()> {
     // SAFETY: all zero bytes are a valid struct sockaddr_un.
     let mut address: libc::sockaddr_un = unsafe { core::mem::zeroed() };
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;
     if socket.len() >= address.sun_path.len() {
-        return Err(Errno(libc::ENAMETOOLONG));
+        return Err(Errno::NAMETOOLONG);
     }
     for (to, from) in address.sun_path.iter_mut().zip(socket) {
         *to = *from as c_char;
@@ -472,25 +489,23 @@ pub fn send(socket: &[u8], message: &[u8]) -> Result<()> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: takes no memory.
-    let fd = unsafe {
-        call(
-            libc::SYS_socket,
-            [libc::AF_UNIX as usize, kind as usize, 0, 0, 0, 0],
-        )
-    }?;
-    let fd = Fd(fd as c_int);
+    let fd = check(unsafe { raw3(libc::SYS_socket, libc::AF_UNIX as usize, kind as usize, 0) })?;
+    let fd = Fd(fd);
     let to = &raw const address as usize;
     let (data, len) = (message.as_ptr() as usize, message.len());
-    let args = [
-        fd.0 as usize,
-        data,
-        len,
-        flags as usize,
-        to,
-        size_of_val(&address),
-    ];
     // SAFETY: the kernel reads `len` bytes of the message and one address.
-    unsafe { call(libc::SYS_sendto, args) }.map(drop)
+    check(unsafe {
+        raw6(
+            libc::SYS_sendto,
+            fd.0,
+            data,
+            len,
+            flags as usize,
+            to,
+            size_of_val(&address),
+        )
+    })
+    .map(drop)
 }
 
 unsafe extern "C" {
@@ -499,14 +514,14 @@ unsafe extern "C" {
 }
 
 /// This thread's errno.
-pub fn errno() -> c_int {
+pub fn errno() -> Errno {
     // SAFETY: the C library's pointer is valid for this thread.
-    unsafe { *__errno_location() }
+    Errno(unsafe { *__errno_location() } as usize)
 }
 
-pub fn set_errno(value: c_int) {
+pub fn set_errno(Errno(value): Errno) {
     // SAFETY: as above.
-    unsafe { *__errno_location() = value }
+    unsafe { *__errno_location() = value as c_int }
 }
 
 /// Whether the C library has set up the environment; constructors of other libraries can run earlier.
@@ -546,18 +561,19 @@ pub fn is_privileged_program() -> bool {
 
 /// `dlsym`, or 0. A weak reference: before glibc 2.34 it is in a library of its own, which not every program
 /// has. The oldest version, so that the library loads into old ones.
+#[inline(never)]
 pub fn dlsym_address() -> usize {
     let address: usize;
     #[cfg(target_arch = "x86_64")]
     // SAFETY: reads one entry of the offset table.
     unsafe {
-        asm!(".weak dlsym", "mov {}, qword ptr [rip + dlsym@GOTPCREL]", out(reg) address,
+        asm!(".symver dlsym, dlsym@GLIBC_2.2.5", ".weak dlsym", "mov {}, qword ptr [rip + dlsym@GOTPCREL]", out(reg) address,
             options(pure, readonly, nostack, preserves_flags));
     }
     #[cfg(target_arch = "aarch64")]
     // SAFETY: reads one entry of the offset table.
     unsafe {
-        asm!(".weak dlsym", "adrp {0}, :got:dlsym", "ldr {0}, [{0}, :got_lo12:dlsym]", out(reg) address,
+        asm!(".symver dlsym, dlsym@GLIBC_2.17", ".weak dlsym", "adrp {0}, :got:dlsym", "ldr {0}, [{0}, :got_lo12:dlsym]", out(reg) address,
             options(pure, readonly, nostack, preserves_flags));
     }
     address
@@ -579,7 +595,7 @@ pub unsafe fn spawn_and_wait(
     // SAFETY: the caller's promise.
     let pid = unsafe { libc::clone(child, stack_top.cast(), flags, argument) };
     if pid < 0 {
-        return Err(Errno(errno()));
+        return Err(errno());
     }
     wait(pid);
     Ok(())

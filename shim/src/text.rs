@@ -23,31 +23,13 @@ impl<const N: usize> Text<N> {
     }
 
     pub fn truncate(&mut self, len: usize) {
-        if let Some(end) = self.bytes.get_mut(len) {
-            *end = 0;
-            self.len = len;
-        }
+        truncate(&mut self.len, &mut self.bytes, len);
     }
 
     /// Appends all of `more`, or nothing when it does not fit.
     #[must_use]
     pub fn push(&mut self, more: &[u8]) -> bool {
-        let Some(room) = self.bytes.get_mut(self.len..) else {
-            return false;
-        };
-        if room.len() <= more.len() {
-            return false;
-        }
-        let mut written = 0;
-        for (to, from) in room.iter_mut().zip(more) {
-            *to = *from;
-            written += 1;
-        }
-        if let Some(end) = room.get_mut(written) {
-            *end = 0;
-        }
-        self.len += written;
-        true
+        push(&mut self.len, &mut self.bytes, more)
     }
 
     #[must_use]
@@ -57,39 +39,78 @@ impl<const N: usize> Text<N> {
     }
 
     #[must_use]
-    pub fn push_number(&mut self, mut value: u64) -> bool {
-        let mut digits = [0u8; 20];
-        let mut first = digits.len();
-        for (at, digit) in digits.iter_mut().enumerate().rev() {
-            *digit = b'0' + (value % 10) as u8;
-            value /= 10;
-            first = at;
-            if value == 0 {
-                break;
-            }
-        }
-        self.push(digits.get(first..).unwrap_or(&[]))
+    pub fn push_number(&mut self, value: u64) -> bool {
+        push_number(&mut self.len, &mut self.bytes, value)
     }
 
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or(&[])
+        start(self.len, &self.bytes)
     }
 
     pub fn as_cstr(&self) -> &CStr {
-        CStr::from_bytes_until_nul(&self.bytes).unwrap_or(c"")
+        as_cstr(&self.bytes)
     }
 
-    /// Lets `fill` write into the whole buffer; what it returns is the new length.
-    pub fn fill<E>(&mut self, fill: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
+    /// The whole buffer, for somebody who writes into it and calls [`Text::truncate`] with the new length.
+    pub fn room(&mut self) -> &mut [u8] {
         self.clear();
-        let room = self.bytes.len().saturating_sub(1);
-        let len = fill(self.bytes.get_mut(..room).unwrap_or(&mut []))?;
-        self.truncate(len.min(room));
-        Ok(())
+        &mut self.bytes
     }
 }
 
+// One copy for texts of every size.
+
+#[inline(never)]
+fn truncate(len: &mut usize, bytes: &mut [u8], to: usize) {
+    let to = to.min(bytes.len().saturating_sub(1));
+    if let Some(end) = bytes.get_mut(to) {
+        *end = 0;
+        *len = to;
+    }
+}
+
+#[inline(never)]
+fn start(len: usize, bytes: &[u8]) -> &[u8] {
+    bytes.get(..len).unwrap_or(&[])
+}
+
+#[inline(never)]
+fn push(len: &mut usize, bytes: &mut [u8], more: &[u8]) -> bool {
+    let Some(room) = bytes.get_mut(*len..) else {
+        return false;
+    };
+    if room.len() <= more.len() {
+        return false;
+    }
+    for (to, from) in room.iter_mut().zip(more.iter().chain(&[0])) {
+        *to = *from;
+    }
+    *len += more.len();
+    true
+}
+
+#[inline(never)]
+fn push_number(len: &mut usize, bytes: &mut [u8], mut value: u64) -> bool {
+    let mut digits = [0u8; 20];
+    let mut first = digits.len();
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' + (value % 10) as u8;
+        value /= 10;
+        first = at;
+        if value == 0 {
+            break;
+        }
+    }
+    push(len, bytes, digits.get(first..).unwrap_or(&[]))
+}
+
+#[inline(never)]
+fn as_cstr(bytes: &[u8]) -> &CStr {
+    CStr::from_bytes_until_nul(bytes).unwrap_or(c"")
+}
+
 /// Splits at the first `byte`; the second part is absent when there is none.
+#[inline(never)]
 pub fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|b| *b == byte) {
         Some(at) => (text.get(..at).unwrap_or(&[]), text.get(at + 1..)),
@@ -98,6 +119,7 @@ pub fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
 }
 
 /// A decimal number and nothing else.
+#[inline(never)]
 pub fn number(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
@@ -145,13 +167,10 @@ mod tests {
     }
 
     #[test]
-    fn fill_keeps_the_terminator() {
+    fn the_terminator_stays() {
         let mut text = Text::<4>::new();
-        let filled = text.fill(|room| {
-            room.fill(b'x');
-            Ok::<_, ()>(100)
-        });
-        assert_eq!(filled, Ok(()));
+        text.room().fill(b'x');
+        text.truncate(100);
         assert_eq!(text.as_cstr(), c"xxx");
     }
 }

@@ -46,13 +46,14 @@ impl Walk {
                 return Ok(());
             }
             let name = self.name.as_cstr();
-            match self.link.fill(|into| sys::readlink(CWD, name, into)) {
-                Ok(()) => fits(self.path.set(self.link.as_bytes()))?,
-                Err(Errno(libc::EINVAL | libc::ENOENT)) => return Ok(()),
+            match sys::readlink(CWD, name, self.path.room()) {
+                Ok(len) => self.path.truncate(len),
+                // Not a link. The path is done with, whatever it holds now.
+                Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
-        Err(Errno(libc::ELOOP))
+        Err(Errno::LOOP)
     }
 
     /// The canonical form of `path` in the caller's view. What does not exist there may exist on the host and
@@ -67,31 +68,30 @@ impl Walk {
         if self.path.as_bytes().is_empty() && dir != CWD {
             match sys::fchdir(dir) {
                 // Not a directory: only /proc knows its name.
-                Err(Errno(libc::ENOTDIR)) => self.path_of_file(dir)?,
+                Err(Errno::NOTDIR) => self.path_of_file(dir)?,
                 result => result?,
             }
             dir = CWD;
         }
         match self.go(dir, follow) {
             Ok(()) => {
-                into.fill(sys::getcwd)?;
+                getcwd(into)?;
                 match self.name.as_bytes() {
                     [] => Ok(()),
                     name => append(into, name),
                 }
             }
-            Err(Errno(libc::ENOENT | libc::ENOTDIR)) => self.clean_up(dir, into),
+            Err(Errno::NOENT | Errno::NOTDIR) => self.clean_up(dir, into),
             Err(error) => Err(error),
         }
     }
 
     fn path_of_file(&mut self, fd: i32) -> Result<()> {
-        const NOT_A_DIRECTORY: Errno = Errno(libc::ENOTDIR);
+        const NOT_A_DIRECTORY: Errno = Errno::NOTDIR;
         fits(self.name.set(b"/proc/self/fd/") && self.name.push_number(fd as u64))?;
         let name = self.name.as_cstr();
-        self.path
-            .fill(|into| sys::readlink(CWD, name, into))
-            .map_err(|_| NOT_A_DIRECTORY)?;
+        let len = sys::readlink(CWD, name, self.path.room()).map_err(|_| NOT_A_DIRECTORY)?;
+        self.path.truncate(len);
         if self.path.as_bytes().starts_with(b"/") {
             Ok(())
         } else {
@@ -105,7 +105,7 @@ impl Walk {
             if dir != CWD {
                 sys::fchdir(dir)?;
             }
-            into.fill(sys::getcwd)?;
+            getcwd(into)?;
         }
         for name in self.path.as_bytes().split(|byte| *byte == b'/') {
             match name {
@@ -125,6 +125,12 @@ impl Walk {
     }
 }
 
+fn getcwd(into: &mut Path) -> Result<()> {
+    let len = sys::getcwd(into.room())?;
+    into.truncate(len);
+    Ok(())
+}
+
 fn append(path: &mut Path, name: &[u8]) -> Result<()> {
     fits((path.as_bytes().ends_with(b"/") || path.push(b"/")) && path.push(name))
 }
@@ -134,6 +140,6 @@ pub fn fits(done: bool) -> Result<()> {
     if done {
         Ok(())
     } else {
-        Err(Errno(libc::ENAMETOOLONG))
+        Err(Errno::NAMETOOLONG)
     }
 }

@@ -32,7 +32,7 @@ pub fn set_context(fd: i32, named: bool) -> Result<()> {
     match CONTEXTS.get(word) {
         Some(word) if named => word.fetch_or(bit, Relaxed),
         Some(word) => word.fetch_and(!bit, Relaxed),
-        None if named => return Err(Errno(libc::EMFILE)),
+        None if named => return Err(Errno::MFILE),
         None => 0,
     };
     Ok(())
@@ -98,9 +98,9 @@ fn key(fd: i32) -> Option<u64> {
     }
     let unique = sys::statx(fd, c"", libc::STATX_MNT_ID_UNIQUE)
         .ok()
-        .filter(|stat| stat.has(libc::STATX_MNT_ID_UNIQUE))
-        .map(|stat| stat.mount_id() << 1 | 1);
-    unique.or_else(|| Some(sys::statx(fd, c"", 0).ok()?.mount_id() << 1))
+        .filter(|stat| stat.mask & libc::STATX_MNT_ID_UNIQUE != 0)
+        .map(|stat| stat.mount_id << 1 | 1);
+    unique.or_else(|| Some(sys::statx(fd, c"", 0).ok()?.mount_id << 1))
 }
 
 #[cfg(test)]
@@ -115,7 +115,7 @@ mod tests {
         set_context(70, false).unwrap();
         assert!(!context_is_named(70));
         assert!(!context_is_named(-1));
-        assert_eq!(set_context(1 << 20, true), Err(Errno(libc::EMFILE)));
+        assert_eq!(set_context(1 << 20, true), Err(Errno::MFILE));
         assert_eq!(set_context(1 << 20, false), Ok(()));
     }
 
