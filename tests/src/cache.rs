@@ -75,8 +75,18 @@ pub fn cached(kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> R
     make(&unfinished).with_context(|| format!("cannot make {}", path.display()))?;
     fs::rename(&unfinished, &path)?;
     forget_old(&cache, kind, &path)?;
-    eprintln!("lab: made {} in {:.1?}", path.display(), started.elapsed());
+    let (time, size) = (started.elapsed(), size(&path)? / 1_000_000);
+    eprintln!("lab: made {} in {time:.1?}: {size} MB", path.display());
     Ok(path)
+}
+
+/// The bytes in a file or in all files of a tree.
+fn size(path: &Path) -> Result<u64> {
+    let data = fs::symlink_metadata(path)?;
+    if !data.is_dir() {
+        return Ok(data.len());
+    }
+    fs::read_dir(path)?.map(|entry| size(&entry?.path())).sum()
 }
 
 /// Keeps the newest few of a kind: other checkouts, and tests that are running, may be using them.

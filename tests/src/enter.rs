@@ -21,8 +21,6 @@ pub struct Enter {
     pub pid: i32,
     /// The cgroup that is joined first.
     pub cgroup: PathBuf,
-    /// The working directory there.
-    pub directory: PathBuf,
     /// The command, which inherits the environment.
     #[arg(last = true, required = true)]
     pub command: Vec<OsString>,
@@ -33,7 +31,6 @@ pub fn enter(arguments: &Enter) -> Result<ExitCode> {
     let Enter {
         pid,
         cgroup,
-        directory,
         command,
     } = arguments;
     let init = Pid::from_raw(*pid).context("no such process: 0")?;
@@ -48,8 +45,6 @@ pub fn enter(arguments: &Enter) -> Result<ExitCode> {
         | ThreadNameSpaceType::CONTROL_GROUP;
     move_into_thread_name_spaces(init.as_fd(), kinds)
         .context("cannot enter the host's namespaces")?;
-    std::env::set_current_dir(directory)
-        .with_context(|| format!("no such directory: {}", directory.display()))?;
     let (program, rest) = command.split_first().context("no command")?;
     let status = match Command::new(program).args(rest).status() {
         Ok(status) => status,

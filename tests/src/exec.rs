@@ -1,9 +1,9 @@
 //! Commands in a host: bounded in time, captured, and said in full when they fail.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
@@ -139,7 +139,6 @@ impl Run {
             .arg("enter")
             .arg(pid.to_string())
             .arg(cgroup.path())
-            .arg("/")
             .arg("--")
             .args(argv);
         command
@@ -250,12 +249,28 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process, as the machine numbers it, once it has been started.
-    pub fn pid(&self) -> Option<i32> {
+    /// The command's own process, as the machine numbers it.
+    pub fn pid(&self) -> Result<i32> {
         let enter = self.child.id();
-        let children =
-            std::fs::read_to_string(format!("/proc/{enter}/task/{enter}/children")).ok()?;
-        children.split_whitespace().next()?.parse().ok()
+        let path = format!("/proc/{enter}/task/{enter}/children");
+        loop {
+            let children = std::fs::read_to_string(&path).unwrap_or_default();
+            if let Some(pid) = children.split_whitespace().next() {
+                return pid.parse().context("bad list of children");
+            }
+            ensure!(
+                self.started.elapsed() < self.limit,
+                "never started: {}",
+                self.title
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Sends a signal to the command itself.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.pid()?).context("no process")?;
+        kill_process(pid, signal).with_context(|| format!("cannot send a signal: {}", self.title))
     }
 
     /// Kills it, with all it has started.
@@ -411,7 +426,7 @@ pub(crate) fn machine(program: impl AsRef<OsStr>, arguments: &[&OsStr]) -> Resul
         .iter()
         .map(|word| word.to_string_lossy())
         .collect();
-    anyhow::ensure!(
+    ensure!(
         status.success(),
         "{} {}: {status}",
         program.display(),
@@ -426,7 +441,7 @@ pub(crate) fn expect_line(reader: &mut impl std::io::BufRead, what: &str) -> Res
     reader
         .read_line(&mut line)
         .with_context(|| format!("cannot read from {what}"))?;
-    anyhow::ensure!(!line.is_empty(), "{what} failed, see its message above");
+    ensure!(!line.is_empty(), "{what} failed, see its message above");
     Ok(line.trim_end().to_owned())
 }
 

@@ -92,7 +92,7 @@ impl<'lab> Cluster<'lab> {
 impl<'lab> Node<'lab> {
     fn boot(lab: &'lab Lab) -> Result<Self> {
         let host = lab.host(HostOptions {
-            root: Root::Gluster,
+            root: Root::Server,
             ..HostOptions::default()
         })?;
         // GlusterFS keeps its own data in trusted attributes, which a tmpfs has.

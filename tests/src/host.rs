@@ -14,7 +14,7 @@ use crate::exec::{Output, Process, Run, binary};
 use crate::mountinfo::{self, Mount};
 use crate::outer::Lab;
 use crate::roots::{self, Root};
-use crate::{cache, exec, net};
+use crate::{cache, exec, loops, net};
 
 pub use crate::boot::Propagation;
 
@@ -186,12 +186,20 @@ impl<'lab> Host<'lab> {
     }
 }
 
+impl Host<'_> {
+    /// Its PID namespace ends with its init, and its mount namespace and files with the last process.
+    fn end(&self) -> Result<()> {
+        let loops = loops::of_processes(&self.processes())?;
+        let _ = pidfd_send_signal(&self.init, Signal::KILL);
+        self.cgroup.remove()?;
+        loops::detach(&loops)
+    }
+}
+
 impl Drop for Host<'_> {
     fn drop(&mut self) {
-        // Its PID namespace ends with its init, and its mount namespace and files with the last process.
-        let _ = pidfd_send_signal(&self.init, Signal::KILL);
-        if let Err(error) = self.cgroup.remove() {
-            eprintln!("lab: {error:#}");
+        if let Err(error) = self.end() {
+            eprintln!("lab: {} does not end: {error:#}", self.name());
         }
         self.lab.give_back_number(self.number);
     }

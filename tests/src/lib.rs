@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Everything a host writes lies in a tmpfs of its mount namespace, every process of the lab is in one cgroup
-//! (`spc-lab-PID`) and below one PID 1, so that nothing survives the test process and nothing reaches the machine.
+//! (`spc-lab-PID`) and below one PID 1, so that nothing survives the test process and nothing reaches the machine. What the kernel has only once is
+//! shared with it: loop devices, which are given back, and the settings in `/proc/sys` that no namespace holds.
 
 mod boot;
 mod cache;
@@ -19,6 +20,7 @@ mod exec;
 mod gluster;
 mod host;
 mod image;
+mod loops;
 mod mountinfo;
 mod net;
 mod outer;
@@ -36,4 +38,6 @@ pub use host::{Host, HostOptions, Propagation};
 pub use image::{Base, image};
 pub use mountinfo::Mount;
 pub use outer::{Lab, shared};
+pub use packages::require;
 pub use roots::Root;
+pub use rustix::process::Signal;

@@ -16,6 +16,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/nsenter", "util-linux"),
     ("/usr/bin/podman", "podman"),
     ("/usr/sbin/ip", "iproute2"),
+    ("/usr/sbin/losetup", "mount"),
     ("/usr/sbin/runc", "runc"),
 ];
 

@@ -21,8 +21,8 @@ pub enum Root {
     /// busybox, docker and podman with what they run, and nsenter: a container host without any storage client.
     #[default]
     Minimal,
-    /// Debian trixie with the GlusterFS server and client.
-    Gluster,
+    /// Debian trixie with the servers of GlusterFS and SSH, and the native client of GlusterFS.
+    Server,
 }
 
 /// The programs of a container host; their libraries come along.
@@ -53,16 +53,16 @@ pub fn path(root: Root) -> Result<PathBuf> {
             }
             cached("minimal", key, |path| minimal(path, &files))
         }
-        Root::Gluster => cached("gluster", Key::new(&GLUSTER.join(" ")), |path| {
-            debian(path, &GLUSTER)
+        Root::Server => cached("server", Key::new(&SERVER.join(" ")), |path| {
+            debian(path, &SERVER)
         }),
     }
 }
 
-/// What mmdebstrap is told for a Debian with the GlusterFS server, which brings the client.
-const GLUSTER: [&str; 3] = [
+/// What mmdebstrap is told for a Debian with servers. GlusterFS's brings its client.
+const SERVER: [&str; 3] = [
     "--variant=essential",
-    "--include=busybox-static,glusterfs-server,mount",
+    "--include=busybox-static,glusterfs-server,mount,openssh-server",
     "trixie",
 ];
 
@@ -191,9 +191,20 @@ fn minimal(root: &Path, files: &BTreeMap<PathBuf, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// A Debian tree. Recommended packages do not come along: mmdebstrap leaves them out.
+/// A Debian tree. Recommended packages do not come along: mmdebstrap leaves them out. What it mounts and starts on its
+/// way is in namespaces of its own, and ends with the thread that asked for it.
 fn debian(root: &Path, arguments: &[&str]) -> Result<()> {
-    let mut arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
-    arguments.push(root.as_os_str());
-    machine("mmdebstrap", &arguments)
+    let contained = [
+        "--pdeathsig=KILL",
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ];
+    let words = contained.iter().chain(&["mmdebstrap"]).chain(arguments);
+    let mut words: Vec<&OsStr> = words.map(OsStr::new).collect();
+    words.push(root.as_os_str());
+    machine("setpriv", &words)
 }

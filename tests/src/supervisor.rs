@@ -4,8 +4,11 @@ use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Signal, WaitOptions, set_parent_process_death_signal, setsid, wait};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io::{BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -13,7 +16,7 @@ use std::time::Duration;
 
 use crate::cgroup::Cgroup;
 use crate::exec::expect_line;
-use crate::net;
+use crate::{loops, net};
 
 /// What the test process has to know of a lab.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,6 +49,9 @@ fn run(cgroup: &Cgroup) -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the lab's init")?;
+    // From here on children are in the machine's PID namespace again, like this process itself.
+    let own_namespace = File::open("/proc/self/ns/pid")?;
+    move_into_link_name_space(own_namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
     let mut output = BufReader::new(init.stdout.take().context("no standard output")?);
     expect_line(&mut output, "the lab's init")?;
     let address = Address {
@@ -58,9 +64,11 @@ fn run(cgroup: &Cgroup) -> Result<()> {
     stdout.flush()?;
     // Nothing is ever sent: the end comes when the test process closes the pipe or ends, by whatever means.
     std::io::stdin().read_to_end(&mut Vec::new())?;
+    let loops = loops::of_processes(&cgroup.processes())?;
     init.kill()?;
     init.wait()?;
-    Ok(())
+    cgroup.remove()?;
+    loops::detach(&loops)
 }
 
 /// `lab lab-init`: PID 1 of the lab. All hosts are below it, and end with it.

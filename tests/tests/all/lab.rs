@@ -1,12 +1,12 @@
 //! The lab itself.
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Engine, Host, HostOptions, Lab, Propagation, Status};
+use lab::{Engine, Host, HostOptions, Lab, Propagation, Signal, Status};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -94,6 +94,38 @@ fn a_daemon_does_not_keep_its_command_waiting() -> Result<()> {
         "{output}"
     );
     ensure!(host.sh("pidof sleep")?.success(), "the daemon has gone");
+    Ok(())
+}
+
+#[test]
+fn a_command_in_the_background_is_watched_and_signalled() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    let host = lab.host(HostOptions::default())?;
+    let mut process = host.spawn(&["sh", "-c", "echo begun; exec sleep 1000"])?;
+    wait_until("it says so", || Ok(process.so_far()?.0 == b"begun\n"))?;
+    ensure!(is_alive(process.pid()?));
+    process.signal(Signal::TERM)?;
+    let output = process.wait()?;
+    ensure!(output.status == Status::Signal(15), "{output}");
+    let process = host.spawn(&["sleep", "1000"])?;
+    let pid = process.pid()?;
+    drop(process);
+    wait_until("dropping it has killed it", || Ok(!is_alive(pid)))
+}
+
+#[test]
+fn loop_devices_are_given_back() -> Result<()> {
+    let Some(lab) = lab::shared() else {
+        return Ok(());
+    };
+    let host = lab.host(HostOptions::default())?;
+    host.sh("truncate -s 8388608 /srv/disk && losetup -f /srv/disk")?
+        .ok()?;
+    ensure!(loop_files()?.contains("/srv/disk"), "{}", loop_files()?);
+    drop(host);
+    ensure!(!loop_files()?.contains("/srv/disk"), "{}", loop_files()?);
     Ok(())
 }
 
@@ -253,19 +285,22 @@ fn nothing_is_left_when_a_test_is_killed() -> Result<()> {
         return Ok(());
     }
     let before = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut shell = Command::new(env!("CARGO_BIN_EXE_lab"))
-        .arg("shell")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut output = BufReader::new(shell.stdout.take().context("no output")?);
-    let mut input = shell.stdin.take().context("no input")?;
+    let mut shell = Killed(
+        Command::new(env!("CARGO_BIN_EXE_lab"))
+            .arg("shell")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
+    let mut output = BufReader::new(shell.0.stdout.take().context("no output")?);
+    let mut input = shell.0.stdin.take().context("no input")?;
     input.write_all(
-        b"mount -t tmpfs x /mnt; setsid sleep 1000 & grep 0:: /proc/1/cgroup; exec sleep 1000\n",
+        b"mount -t tmpfs x /mnt; truncate -s 8388608 /tmp/disk; losetup -f /tmp/disk; setsid sleep 1000 & grep 0:: /proc/1/cgroup; exec sleep 1000\n",
     )?;
     let mut line = String::new();
     output.read_line(&mut line)?;
-    let family = descendants(shell.id());
+    ensure!(loop_files()?.contains("/tmp/disk"), "{}", loop_files()?);
+    let family = descendants(shell.0.id());
     ensure!(
         family.len() >= 6,
         "supervisor, init, init, sleep, enter, sleep: {family:?}"
@@ -273,8 +308,7 @@ fn nothing_is_left_when_a_test_is_killed() -> Result<()> {
     let cgroups: BTreeSet<PathBuf> = family.iter().filter_map(|pid| lab_cgroup(*pid)).collect();
     ensure!(cgroups.len() == 1, "one lab: {cgroups:?}");
 
-    shell.kill()?;
-    shell.wait()?;
+    drop(shell);
     wait_until("every process has ended", || {
         Ok(family.iter().all(|pid| !is_alive(*pid)))
     })?;
@@ -282,7 +316,9 @@ fn nothing_is_left_when_a_test_is_killed() -> Result<()> {
         Ok(cgroups.iter().all(|path| !path.exists()))
     })?;
     ensure!(fs::read_to_string("/proc/self/mountinfo")? == before);
-    Ok(())
+    wait_until("the loop device is free", || {
+        Ok(!loop_files()?.contains("/tmp/disk"))
+    })
 }
 
 #[test]
@@ -309,6 +345,24 @@ fn a_killed_supervisor_takes_the_lab_along_and_the_next_one_sweeps() -> Result<(
     drop(Lab::start()?);
     ensure!(!cgroup.exists(), "not swept: {}", cgroup.display());
     Ok(())
+}
+
+/// A process that gets SIGKILL at the end, also when the test fails before.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The files behind the machine's loop devices.
+fn loop_files() -> Result<String> {
+    let list = Command::new("losetup")
+        .args(["--list", "--noheadings", "--output", "BACK-FILE"])
+        .output()?;
+    Ok(String::from_utf8(list.stdout)?)
 }
 
 /// Every process below this one.
