@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::cgroup::Cgroup;
-use crate::exec::{expect_line, is_plain};
+use crate::machine::{expect_line, is_plain};
 use crate::net;
 use crate::runtime::DIRECTORY;
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::mountinfo;
 
@@ -20,7 +20,9 @@ impl Cgroup {
     pub fn create_lab() -> Result<Self> {
         let root = hierarchy()?;
         sweep(&root);
-        Self(root).child(&format!("{PREFIX}{}", std::process::id()))
+        // Process ids alone repeat: another PID namespace may share the hierarchy.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
+        Self(root).child(&format!("{PREFIX}{}-{now:x}", std::process::id()))
     }
 
     /// Names a cgroup that exists.
@@ -137,7 +139,8 @@ fn sweep(root: &Path) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let Some(maker) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else {
+        let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let Some((maker, _)) = rest.and_then(|rest| rest.split_once('-')) else {
             continue;
         };
         if !Path::new("/proc").join(maker).exists() {

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cache::{Key, cached};
-use crate::exec::machine;
 use crate::host::{Host, HostOptions};
+use crate::machine;
 
 /// A program that runs containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,5 +102,5 @@ impl Host<'_> {
 /// Copies a tree with owners, modes, links, devices and extended attributes, into a directory that may exist.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let arguments = [OsStr::new("-aT"), from.as_os_str(), to.as_os_str()];
-    machine("/usr/bin/cp", &arguments)
+    machine::run("/usr/bin/cp", &arguments)
 }

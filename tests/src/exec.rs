@@ -1,121 +1,23 @@
 //! Commands in a host: bounded in time, captured, and said in full when they fail.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use std::ffi::{OsStr, OsString};
-use std::fmt;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroup;
+use crate::machine::binary;
+use crate::output::{Output, Status};
 
 /// Where programs are looked for in a host.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// How a command ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// With an exit code.
-    Code(i32),
-    /// By a signal.
-    Signal(i32),
-    /// It did not, and was killed with all it had started.
-    TimedOut(Duration),
-}
-
-impl From<ExitStatus> for Status {
-    fn from(status: ExitStatus) -> Self {
-        status.code().map_or_else(
-            || Self::Signal(status.signal().unwrap_or_default()),
-            Self::Code,
-        )
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Code(code) => write!(f, "exit {code}"),
-            Self::Signal(signal) => write!(f, "signal {signal}"),
-            Self::TimedOut(limit) => write!(f, "still running after {limit:?}, killed"),
-        }
-    }
-}
-
-/// What a command did.
-#[derive(Debug, Clone)]
-pub struct Output {
-    /// How it ended.
-    pub status: Status,
-    /// What it wrote to standard output until it ended.
-    pub stdout: Vec<u8>,
-    /// What it wrote to standard error until it ended.
-    pub stderr: Vec<u8>,
-    /// How long it took.
-    pub elapsed: Duration,
-    title: String,
-}
-
-impl Output {
-    /// Whether it exited with 0.
-    pub fn success(&self) -> bool {
-        self.status == Status::Code(0)
-    }
-
-    /// Itself, or an error that shows everything when it did not exit with 0.
-    #[track_caller]
-    pub fn ok(self) -> Result<Self> {
-        self.code(0)
-    }
-
-    /// Itself, or an error that shows everything when it did not exit with this code.
-    #[track_caller]
-    pub fn code(self, code: i32) -> Result<Self> {
-        if self.status == Status::Code(code) {
-            return Ok(self);
-        }
-        let place = std::panic::Location::caller();
-        bail!(
-            "expected exit {code} at {}:{}\n{self}",
-            place.file(),
-            place.line()
-        )
-    }
-
-    /// Standard output as text, without the newline at its end.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.stdout)
-            .trim_end_matches('\n')
-            .to_owned()
-    }
-
-    /// Standard error as text, without the newline at its end.
-    pub fn error_text(&self) -> String {
-        String::from_utf8_lossy(&self.stderr)
-            .trim_end_matches('\n')
-            .to_owned()
-    }
-}
-
-impl fmt::Display for Output {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{}: {} after {:?}",
-            self.title, self.status, self.elapsed
-        )?;
-        writeln!(f, "--- stdout\n{}", self.text())?;
-        write!(f, "--- stderr\n{}", self.error_text())
-    }
-}
 
 /// A command that is about to be run in a host.
 #[derive(Debug)]
@@ -384,68 +286,4 @@ impl Stream {
         }
         Ok(())
     }
-}
-
-/// The `lab` binary: this program, or the one that cargo puts beside or above the test program.
-pub(crate) fn binary() -> Result<PathBuf> {
-    let this = std::env::current_exe().context("cannot find this program")?;
-    if this.file_name() == Some(OsStr::new("lab")) {
-        return Ok(this);
-    }
-    let places = this
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|place| place.join("lab"));
-    let found = places.into_iter().find(|path| path.is_file());
-    found.with_context(|| {
-        format!(
-            "no program named lab near {}\nhint: cargo build -p spc-tests",
-            this.display()
-        )
-    })
-}
-
-/// Words as arguments of a command.
-pub(crate) fn words<S: AsRef<OsStr>>(argv: &[S]) -> Vec<OsString> {
-    argv.iter().map(|word| word.as_ref().to_owned()).collect()
-}
-
-/// Runs a program of the machine to its end; its output is for the developer.
-pub(crate) fn machine(program: impl AsRef<OsStr>, arguments: &[&OsStr]) -> Result<()> {
-    let program = program.as_ref();
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(std::io::stderr());
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {}", program.display()))?;
-    let words: Vec<_> = arguments
-        .iter()
-        .map(|word| word.to_string_lossy())
-        .collect();
-    ensure!(
-        status.success(),
-        "{} {}: {status}",
-        program.display(),
-        words.join(" ")
-    );
-    Ok(())
-}
-
-/// Reads a line from a process that the lab has just started, or says that it failed.
-pub(crate) fn expect_line(reader: &mut impl std::io::BufRead, what: &str) -> Result<String> {
-    let mut line = String::new();
-    reader
-        .read_line(&mut line)
-        .with_context(|| format!("cannot read from {what}"))?;
-    ensure!(!line.is_empty(), "{what} failed, see its message above");
-    Ok(line.trim_end().to_owned())
-}
-
-/// Whether a path can stand in the options of an overlay without quoting.
-pub(crate) fn is_plain(path: &Path) -> bool {
-    !path.to_string_lossy().contains([',', ':', '\\'])
 }

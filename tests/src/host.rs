@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -10,11 +10,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::boot::Boot;
 use crate::cgroup::Cgroup;
-use crate::exec::{Output, Process, Run, binary};
+use crate::exec::{Process, Run};
+use crate::machine::binary;
 use crate::mountinfo::{self, Mount};
 use crate::outer::Lab;
+use crate::output::Output;
 use crate::roots::{self, Root};
-use crate::{cache, exec, loops, net};
+use crate::{cache, loops, net};
 
 pub use crate::boot::Propagation;
 
@@ -212,13 +214,9 @@ fn is_init(pid: i32) -> bool {
     numbers.and_then(|numbers| numbers.split_whitespace().last()) == Some("1")
 }
 
-fn write_argv(path: &Path) -> Vec<OsString> {
+/// Writes a file in the host from standard input.
+fn write_argv(path: &Path) -> [&OsStr; 5] {
     let script = r#"mkdir -p -- "$(dirname -- "$1")" && cat > "$1""#;
-    exec::words(&[
-        OsStr::new("sh"),
-        OsStr::new("-c"),
-        OsStr::new(script),
-        OsStr::new("write"),
-        path.as_os_str(),
-    ])
+    let [shell, option, script, name] = ["sh", "-c", script, "write"].map(OsStr::new);
+    [shell, option, script, name, path.as_os_str()]
 }

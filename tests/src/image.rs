@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::cache::{Key, cached};
-use crate::exec::machine;
+use crate::machine;
 
 /// The Debian that an image is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub fn image(base: Base) -> Result<PathBuf> {
     let script = checkout.join("scripts/build-image");
     cached(&format!("image-{}", base.suite()), key, |path| {
         let words = ["--base", base.suite(), "--output"].map(OsStr::new);
-        machine(script, &[words.as_slice(), &[path.as_os_str()]].concat())
+        machine::run(script, &[words.as_slice(), &[path.as_os_str()]].concat())
     })
 }
 

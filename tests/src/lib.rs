@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Everything a host writes lies in a tmpfs of its mount namespace, every process of the lab is in one cgroup
-//! (`spc-lab-PID`) and below one PID 1, so that nothing survives the test process and nothing reaches the machine. What the kernel has only once is
+//! (`spc-lab-PID-…`) and below one PID 1, so that nothing survives the test process and nothing reaches the machine. What the kernel has only once is
 //! shared with it: loop devices, which are given back, and the settings in `/proc/sys` that no namespace holds.
 
 mod boot;
@@ -21,9 +21,11 @@ mod gluster;
 mod host;
 mod image;
 mod loops;
+mod machine;
 mod mountinfo;
 mod net;
 mod outer;
+mod output;
 mod packages;
 mod roots;
 mod runtime;
@@ -32,12 +34,13 @@ mod supervisor;
 pub mod cli;
 
 pub use engine::Engine;
-pub use exec::{Output, Process, Run, Status};
+pub use exec::{Process, Run};
 pub use gluster::{Cluster, Node, gluster};
 pub use host::{Host, HostOptions, Propagation};
 pub use image::{Base, image};
 pub use mountinfo::Mount;
 pub use outer::{Lab, shared};
+pub use output::{Output, Status};
 pub use packages::require;
 pub use roots::Root;
 pub use rustix::process::Signal;

@@ -11,8 +11,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::cgroup::Cgroup;
-use crate::exec::{Run, binary, expect_line};
+use crate::exec::Run;
 use crate::host::{Host, HostOptions};
+use crate::machine::{binary, expect_line};
 use crate::mountinfo::{self, Mount};
 use crate::supervisor::Address;
 use crate::{net, packages};
@@ -132,12 +133,7 @@ impl Drop for Lab {
 /// The lab that all tests of this process share, or nothing where it cannot be: then the test has to end, and the
 /// reason was printed. With `CI=true` that is a failure.
 pub fn shared() -> Option<&'static Lab> {
-    static LAB: OnceLock<Option<Lab>> = OnceLock::new();
-    let lab = LAB.get_or_init(|| {
-        packages::require().then(|| Lab::start().unwrap_or_else(|error| panic!("{error:?}")))
-    });
-    if lab.is_none() {
-        packages::require();
-    }
-    lab.as_ref()
+    static LAB: OnceLock<Lab> = OnceLock::new();
+    let start = || Lab::start().unwrap_or_else(|error| panic!("{error:?}"));
+    packages::require().then(|| LAB.get_or_init(start))
 }

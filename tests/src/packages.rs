@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use std::ffi::OsStr;
 use std::path::Path;
 
-use crate::exec::machine;
+use crate::machine;
 
 /// What the lab runs, and the Debian package it comes in.
 const PROGRAMS: &[(&str, &str)] = &[
@@ -44,7 +44,7 @@ pub fn setup() -> Result<()> {
     eprintln!("lab: installing {}", missing.join(" "));
     let environment = |arguments: &[&str]| {
         let words: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
-        machine("env", &words)
+        machine::run("env", &words)
     };
     environment(&["apt-get", "update", "-q"])?;
     let install = [

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cache::{Key, cached};
-use crate::exec::machine;
+use crate::machine;
 use crate::runtime::{DIRECTORY, RUNTIMES};
 
 /// What is installed on a host.
@@ -70,7 +70,7 @@ const SERVER: [&str; 3] = [
 fn minimal_files() -> Result<BTreeMap<PathBuf, PathBuf>> {
     let runtimes = RUNTIMES.map(PathBuf::from);
     // The lab's own program takes the place of the runtimes, so its libraries are needed as well.
-    let own = std::env::current_exe().context("cannot find this program")?;
+    let own = machine::binary()?;
     let programs: Vec<PathBuf> = PROGRAMS.iter().map(PathBuf::from).collect();
     let with_libraries: Vec<&PathBuf> = programs.iter().chain(&runtimes).chain([&own]).collect();
     let output = Command::new("ldd")
@@ -206,5 +206,5 @@ fn debian(root: &Path, arguments: &[&str]) -> Result<()> {
     let words = contained.iter().chain(&["mmdebstrap"]).chain(arguments);
     let mut words: Vec<&OsStr> = words.map(OsStr::new).collect();
     words.push(root.as_os_str());
-    machine("setpriv", &words)
+    machine::run("setpriv", &words)
 }

@@ -15,7 +15,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::cgroup::Cgroup;
-use crate::exec::expect_line;
+use crate::machine::expect_line;
 use crate::{loops, net};
 
 /// What the test process has to know of a lab.

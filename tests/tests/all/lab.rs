@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Engine, Host, HostOptions, Lab, Propagation, Signal, Status};
+use rustix::process::{Pid, kill_process};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -333,9 +334,8 @@ fn a_killed_supervisor_takes_the_lab_along_and_the_next_one_sweeps() -> Result<(
         family.len() == 2,
         "the inits of the lab and of the host: {family:?}"
     );
-    Command::new("kill")
-        .args(["-9", &lab.supervisor().to_string()])
-        .status()?;
+    let supervisor = Pid::from_raw(i32::try_from(lab.supervisor())?).context("no supervisor")?;
+    kill_process(supervisor, Signal::KILL)?;
     wait_until("every process has ended", || {
         Ok(family.iter().all(|pid| !is_alive(*pid)))
     })?;
@@ -396,8 +396,12 @@ fn lab_cgroup(pid: u32) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
+/// Whether a process is there and more than a zombie, which is somebody else's to bury.
 fn is_alive(pid: impl std::fmt::Display) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status
+        .lines()
+        .any(|line| line.starts_with("State:") && !line.contains('Z'))
 }
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {

@@ -1,0 +1,65 @@
+//! Programs that run on the machine itself, outside of every lab.
+
+use anyhow::{Context, Result, ensure};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The `lab` binary: this program, or the one that cargo puts beside or above the test program.
+pub(crate) fn binary() -> Result<PathBuf> {
+    let this = std::env::current_exe().context("cannot find this program")?;
+    if this.file_name() == Some(OsStr::new("lab")) {
+        return Ok(this);
+    }
+    let places = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|place| place.join("lab"));
+    let found = places.into_iter().find(|path| path.is_file());
+    found.with_context(|| {
+        format!(
+            "no program named lab near {}\nhint: cargo build -p spc-tests",
+            this.display()
+        )
+    })
+}
+
+/// Runs a program of the machine to its end; its output is for the developer.
+pub(crate) fn run(program: impl AsRef<OsStr>, arguments: &[&OsStr]) -> Result<()> {
+    let program = program.as_ref();
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr());
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    let words: Vec<_> = arguments
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    ensure!(
+        status.success(),
+        "{} {}: {status}",
+        program.display(),
+        words.join(" ")
+    );
+    Ok(())
+}
+
+/// Reads a line from a process that the lab has just started, or says that it failed.
+pub(crate) fn expect_line(reader: &mut impl std::io::BufRead, what: &str) -> Result<String> {
+    let mut line = String::new();
+    reader
+        .read_line(&mut line)
+        .with_context(|| format!("cannot read from {what}"))?;
+    ensure!(!line.is_empty(), "{what} failed, see its message above");
+    Ok(line.trim_end().to_owned())
+}
+
+/// Whether a path can stand in the options of an overlay without quoting.
+pub(crate) fn is_plain(path: &Path) -> bool {
+    !path.to_string_lossy().contains([',', ':', '\\'])
+}
