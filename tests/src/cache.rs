@@ -1,12 +1,15 @@
 //! What takes long is made once and kept in the user's cache directory, by the content of what makes it.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// How many outdated things of a kind stay.
+/// How many things of a kind stay that nobody is using: other checkouts may want them.
 const KEPT: usize = 2;
 
 /// Where the lab keeps what it has made.
@@ -57,15 +60,16 @@ impl Key {
 }
 
 /// Finds something in the cache or makes it: under a lock, under another name, so that it is there whole or not at all.
+/// It stays there for as long as this process runs.
 pub fn cached(kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let cache = directory()?;
     let path = cache.join(format!("{kind}-{}", key.name()));
-    if path.exists() {
+    if hold(&path)? {
         return Ok(path);
     }
     let lock = File::create(cache.join(format!("{kind}.lock")))?;
     lock.lock().context("cannot lock the cache")?;
-    if path.exists() {
+    if hold(&path)? {
         return Ok(path);
     }
     let started = Instant::now();
@@ -74,10 +78,30 @@ pub fn cached(kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> R
     remove(&unfinished)?;
     make(&unfinished).with_context(|| format!("cannot make {}", path.display()))?;
     fs::rename(&unfinished, &path)?;
-    forget_old(&cache, kind, &path)?;
+    ensure!(hold(&path)?, "removed by somebody: {}", path.display());
     let (time, size) = (started.elapsed(), size(&path)? / 1_000_000);
     eprintln!("lab: made {} in {time:.1?}: {size} MB", path.display());
+    forget_old(&cache, kind)?;
     Ok(path)
+}
+
+/// Keeps something from being forgotten, if it is there.
+fn hold(path: &Path) -> Result<bool> {
+    static HELD: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    if held.contains_key(path) {
+        return Ok(true);
+    }
+    let Ok(file) = File::open(path) else {
+        return Ok(false);
+    };
+    file.lock_shared().context("cannot lock the cache")?;
+    // It may have been removed before it was locked.
+    let is_there = path.exists();
+    if is_there {
+        held.insert(path.to_owned(), file);
+    }
+    Ok(is_there)
 }
 
 /// The bytes in a file or in all files of a tree.
@@ -89,28 +113,24 @@ fn size(path: &Path) -> Result<u64> {
     fs::read_dir(path)?.map(|entry| size(&entry?.path())).sum()
 }
 
-/// Keeps the newest few of a kind: other checkouts, and tests that are running, may be using them.
-fn forget_old(cache: &Path, kind: &str, newest: &Path) -> Result<()> {
-    let mut old = Vec::new();
+/// Removes what is outdated, but for the newest few and what other processes hold. Called under the lock of the kind.
+fn forget_old(cache: &Path, kind: &str) -> Result<()> {
+    let mut free = Vec::new();
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
-        if path != newest
-            && name
-                .rsplit_once('-')
-                .is_some_and(|(start, _)| start == kind)
-        {
-            old.push((fs::metadata(&path)?.modified()?, path));
+        let name = path.file_name().and_then(|name| name.to_str());
+        let start = name.and_then(|name| Some(name.rsplit_once('-')?.0));
+        if start == Some(kind) {
+            let file = File::open(&path)?;
+            if file.try_lock().is_ok() {
+                free.push((file.metadata()?.modified()?, path, file));
+            }
         }
     }
-    old.sort();
-    let surplus = old.len().saturating_sub(KEPT);
-    old.iter()
-        .take(surplus)
-        .try_for_each(|(_, path)| remove(path))
+    free.sort_by_key(|(modified, ..)| Reverse(*modified));
+    free.iter()
+        .skip(KEPT)
+        .try_for_each(|(_, path, _)| remove(path))
 }
 
 /// Removes a file or a tree that may not exist.
@@ -121,4 +141,30 @@ pub fn remove(path: &Path) -> Result<()> {
         Err(_) => return Ok(()),
     };
     result.with_context(|| format!("cannot remove {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_outdated_goes_and_what_is_in_use_stays() {
+        let cache = std::env::temp_dir().join(format!("lab-cache-{}", std::process::id()));
+        fs::create_dir(&cache).unwrap();
+        let paths: Vec<PathBuf> = (0..5)
+            .map(|number| cache.join(format!("a-{number}")))
+            .collect();
+        for path in &paths {
+            fs::write(path, "").unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        fs::write(cache.join("a-b-0"), "").unwrap();
+        assert!(hold(&paths[0]).unwrap());
+        assert!(!hold(&cache.join("a-none")).unwrap());
+        forget_old(&cache, "a").unwrap();
+        let left: Vec<bool> = paths.iter().map(|path| path.exists()).collect();
+        assert_eq!(left, [true, false, false, true, true]);
+        assert!(cache.join("a-b-0").exists(), "another kind");
+        fs::remove_dir_all(&cache).unwrap();
+    }
 }

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Everything a host writes lies in a tmpfs of its mount namespace, every process of the lab is in one cgroup
-//! (`spc-lab-PID-…`) and below one PID 1, so that nothing survives the test process and nothing reaches the machine. What the kernel has only once is
-//! shared with it: loop devices, which are given back, and the settings in `/proc/sys` that no namespace holds.
+//! (`spc-lab-PID-…`) and below one PID 1, so that nothing survives the test process and nothing reaches the machine.
+//! What the kernel has only once is shared with it: loop devices, which are given back, and the settings in `/proc/sys`
+//! that no namespace holds.
 
 mod boot;
 mod cache;
