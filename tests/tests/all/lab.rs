@@ -94,8 +94,7 @@ fn a_daemon_does_not_keep_its_command_waiting() -> Result<()> {
         output.text() == "left" && output.elapsed < Duration::from_secs(5),
         "{output}"
     );
-    ensure!(host.sh("pidof sleep")?.success(), "the daemon has gone");
-    Ok(())
+    wait_until("the daemon runs", || Ok(host.sh("pidof sleep")?.success()))
 }
 
 #[test]
