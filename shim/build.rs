@@ -2,8 +2,18 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // No start files: they register frames and clone tables that nobody here has.
-    for argument in ["-nostartfiles", "-Wl,--strip-all", "-Wl,-z,noseparate-code"] {
-        println!("cargo::rustc-cdylib-link-arg={argument}");
+    println!("cargo::rerun-if-changed=link.ld");
+    let script = format!("-Wl,-T,{}/link.ld", env!("CARGO_MANIFEST_DIR"));
+    let options = [
+        // The start files register frames and clone tables that nobody here has.
+        "-nostartfiles",
+        "-Wl,--strip-all",
+        "-Wl,-z,noseparate-code",
+        "-Wl,--no-eh-frame-hdr",
+        "-Wl,--build-id=none",
+        &script,
+    ];
+    for option in options {
+        println!("cargo::rustc-cdylib-link-arg={option}");
     }
 }

@@ -3,10 +3,8 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use crate::claim;
 use crate::sys::{self, Result};
 use crate::text::Text;
-use crate::walk::{Path, Walk};
 
 /// As large as the largest page of the supported architectures.
 const GUARD: usize = 64 * 1024;
@@ -17,20 +15,22 @@ const LEN: usize = GUARD + STACK + size_of::<Work>();
 /// Texts of one crossing. All zero bytes are a valid value.
 #[repr(C)]
 pub struct Work {
-    /// Where paths are followed.
-    pub walk: Walk,
+    /// A path on its way through the file system.
+    pub path: Text,
+    /// The last name of that path.
+    pub name: Text,
     /// The canonical target in the caller's view.
-    pub target: Path,
+    pub target: Text,
     /// The target's path on the host.
-    pub host: Path,
+    pub host: Text,
     /// The source's path on the host, for calls whose source is a path.
-    pub source: Path,
-    /// The type of a new mount, as much of it as a pattern could match.
-    pub kind: Text<1024>,
-    pub claim: claim::Name,
-    pub link: claim::Content,
-    /// A piece of a mount table; at the end the report. Room for two paths with every byte escaped, and more.
-    pub line: Text<40960>,
+    pub source: Text,
+    /// The type of a new mount.
+    pub kind: Text,
+    /// The id of the claim, with a suffix.
+    pub claim: Text,
+    /// Content of a claim, a piece of a mount table, at the end the report.
+    pub line: Text,
 }
 
 /// One crossing's memory. The last one used is kept for the next crossing.

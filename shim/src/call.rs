@@ -59,11 +59,14 @@ pub struct Nature {
     pub named: bool,
     /// Its descriptor is a mount of the host.
     pub on_host: bool,
+    /// The descriptor of what it moves is a mount of the host.
+    pub from_host: bool,
     /// Its descriptor is a mount that is attached nowhere.
     pub detached: bool,
 }
 
 impl Call {
+    #[inline(never)]
     pub fn name(&self) -> &'static [u8] {
         match self {
             Self::Mount { .. } => b"mount",
@@ -75,6 +78,7 @@ impl Call {
         }
     }
 
+    #[inline(never)]
     pub fn place(&self) -> Place {
         let at = |dir, path, flags: c_uint| Place {
             dir,
@@ -104,11 +108,13 @@ impl Call {
     }
 
     /// An error means that the kernel will find the same fault in the arguments.
+    #[inline(never)]
     pub fn nature(&self) -> Result<Nature> {
         let mut nature = Nature {
             change: Change::Unmount,
             named: false,
             on_host: false,
+            from_host: false,
             detached: false,
         };
         match *self {
@@ -120,9 +126,10 @@ impl Call {
                 flags,
                 ..
             } => {
-                let by_fd = flags & sys::MOVE_MOUNT_F_EMPTY_PATH != 0 && is_empty(from)?;
+                let by_fd = flags & sys::MOVE_MOUNT_F_EMPTY_PATH != 0 && sys::is_empty(from)?;
                 let known = if by_fd { watch::mount(from_fd) } else { None };
                 nature.named = known == Some(Known::Named);
+                nature.from_host = known == Some(Known::Host);
                 nature.change = match known {
                     Some(Known::Named | Known::Other) => Change::New,
                     Some(Known::Copy) => Change::Bind,
@@ -147,7 +154,7 @@ impl Call {
                 } else {
                     Change::Remount
                 };
-                if flags & sys::AT_EMPTY_PATH != 0 && is_empty(path)? {
+                if flags & sys::AT_EMPTY_PATH != 0 && sys::is_empty(path)? {
                     let known = watch::mount(dir);
                     nature.on_host = known == Some(Known::Host);
                     nature.detached = known.is_some() && !nature.on_host;
@@ -158,6 +165,7 @@ impl Call {
     }
 
     /// The call as the caller made it.
+    #[inline(never)]
     pub fn real(&self) -> Result<usize> {
         match *self {
             Self::Mount {
@@ -192,8 +200,4 @@ impl Call {
             } => next::mount_setattr(dir, path, flags, attributes, size),
         }
     }
-}
-
-fn is_empty(path: *const c_char) -> Result<bool> {
-    Ok(path.is_null() || sys::copy_string(path, &mut [0])? == 0)
 }

@@ -5,12 +5,6 @@ use crate::config::Config;
 use crate::policy::parse_claimed_mount;
 use crate::sys::{self, CWD, Errno, Fd, Inode, Result};
 use crate::text::{Text, split_once};
-use crate::walk::fits;
-
-/// The id of a claim, with a suffix.
-pub type Name = Text<80>;
-/// Content of a claim: a path and some numbers.
-pub type Content = Text<8192>;
 
 /// The claim that a target stands for.
 pub struct Claimed {
@@ -20,58 +14,54 @@ pub struct Claimed {
     pub inode: Inode,
 }
 
-/// The claims directory, if the launcher claims this id; `content` then holds the claim.
-pub fn read(
-    config: &Config,
-    id: &[u8],
-    name: &mut Name,
-    content: &mut Content,
-) -> Result<Option<Fd>> {
-    fits(content.set(config.claims().unwrap_or(&[])))?;
+/// The claims directory, if the launcher claims this id; `content` then holds the claim. Leaves the id in `name`.
+#[inline(never)]
+pub fn read(config: &Config, name: &mut Text, content: &mut Text) -> Result<Option<Fd>> {
+    content.set(config.claims().unwrap_or(&[]));
     let dir = sys::open_dir(CWD, content.as_cstr())?;
-    fits(name.set(id) && name.push(b".claim"))?;
-    match sys::readlink(dir.raw(), name.as_cstr(), content.room()) {
-        Ok(len) => {
-            content.truncate(len);
-            Ok(Some(dir))
-        }
+    match read_link(&dir, name, b".claim", content) {
+        Ok(()) => Ok(Some(dir)),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
+/// Reads the file of this claim with this suffix.
+#[inline(never)]
+fn read_link(dir: &Fd, name: &mut Text, suffix: &[u8], content: &mut Text) -> Result<()> {
+    with_suffix(name, suffix);
+    let len = sys::readlink(dir.raw(), name.as_cstr(), content.room())?;
+    content.truncate(len);
+    Ok(())
+}
+
+#[inline(never)]
+fn with_suffix(name: &mut Text, suffix: &[u8]) {
+    let id = split_once(name.as_bytes(), b'.').0.len();
+    name.truncate(id);
+    name.push(suffix);
+}
+
 impl Claimed {
     /// Ids (plain, unique) of the mount that was made for this claim. EINVAL, as for any target that is not
     /// mounted, when there is none: what is mounted there now belongs to somebody else.
+    #[inline(never)]
     pub fn read_mount(&self, work: &mut Work) -> Result<(u64, u64)> {
-        let Work { claim, link, .. } = work;
-        name_mount(claim)?;
-        if let Ok(len) = sys::readlink(self.dir.raw(), claim.as_cstr(), link.room()) {
-            link.truncate(len);
-        }
-        parse_claimed_mount(link.as_bytes()).ok_or(Errno::INVAL)
+        let _ = read_link(&self.dir, &mut work.claim, b".mount", &mut work.line);
+        parse_claimed_mount(work.line.as_bytes()).ok_or(Errno::INVAL)
     }
 
     /// Leaves the ids of the new mount beside the claim, for the launcher and for the unmount.
+    #[inline(never)]
     pub fn write_mount(&self, work: &mut Work, id: u64, unique: u64) -> Result<()> {
-        let Work { claim, link, .. } = work;
-        name_mount(claim)?;
-        link.clear();
-        fits(link.push_number(id) && link.push(b" ") && link.push_number(unique))?;
-        let (dir, name) = (self.dir.raw(), claim.as_cstr());
-        match sys::symlink(link.as_cstr(), dir, name) {
-            // Of an earlier mount, which is gone: its id would have been found at the target.
-            Err(Errno::EXIST) => {
-                sys::unlink(dir, name)?;
-                sys::symlink(link.as_cstr(), dir, name)
-            }
-            result => result,
-        }
+        let Work { claim, line, .. } = work;
+        with_suffix(claim, b".mount");
+        line.clear();
+        line.push_number(id);
+        line.push_byte(b' ');
+        line.push_number(unique);
+        // Of an earlier mount, which is gone: the target would have been another directory.
+        sys::unlink(self.dir.raw(), claim.as_cstr());
+        sys::symlink(line.as_cstr(), self.dir.raw(), claim.as_cstr())
     }
-}
-
-fn name_mount(claim: &mut Name) -> Result<()> {
-    let id = split_once(claim.as_bytes(), b'.').0.len();
-    claim.truncate(id);
-    fits(claim.push(b".mount"))
 }

@@ -11,10 +11,10 @@ use crate::call::Call;
 use crate::claim::{self, Claimed};
 use crate::config::Config;
 use crate::host;
-use crate::namespace::Host;
+use crate::namespace::enter_host;
 use crate::policy::{self, Change, Claim, Reason, Verdict};
 use crate::sys::{self, CWD, Errno, Fd, Result};
-use crate::walk::fits;
+use crate::walk;
 
 /// What became of a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,6 +90,8 @@ pub struct Crossing<'a> {
     pub named: bool,
     /// The descriptor given instead of a path is a mount of the host.
     pub on_host: bool,
+    /// The descriptor of what is moved is a mount of the host.
+    pub from_host: bool,
     pub pid: c_int,
     pub work: &'a mut Work,
     /// Kept up to date on the way, so that an error needs to bring nothing but its number.
@@ -98,15 +100,17 @@ pub struct Crossing<'a> {
 
 impl Crossing<'_> {
     /// Whether the call goes to the host whatever its target.
+    #[inline(never)]
     pub fn must_cross(&self) -> bool {
         let operation = self.change.operation();
         (self.named && self.change == Change::New)
             || operation.is_some_and(|operation| self.config.names(operation))
     }
 
-    /// Finds the host's namespace. The buffer of the report is free until there is something to report.
-    pub fn find_host(&mut self) -> Result<Host> {
-        Host::find(self.config, &mut self.work.walk.name, self.work.line.room())
+    /// From here on paths are the host's.
+    #[inline(never)]
+    pub fn enter_host(&mut self) -> Result<()> {
+        enter_host(self.config, &mut self.work.path, &mut self.outcome.step)
     }
 }
 
@@ -141,6 +145,7 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
 }
 
 /// The result of the call on the host, or nothing when it is the caller's.
+#[inline(never)]
 fn carry_or_pass(c: &mut Crossing<'_>) -> Result<Option<usize>> {
     let parent = sys::parent_pid();
     sys::die_with_parent()?;
@@ -164,10 +169,7 @@ fn carry_or_pass(c: &mut Crossing<'_>) -> Result<Option<usize>> {
         claimed.read_mount(c.work)?;
     }
     find_source(c, origin)?;
-    c.outcome.step = Step::Namespace;
-    let host = c.find_host()?;
-    c.outcome.step = Step::Setns;
-    host.enter()?;
+    c.enter_host()?;
     host::make(c, claimed.as_ref()).map(Some)
 }
 
@@ -177,6 +179,7 @@ enum Route {
     Look { mapped: bool },
 }
 
+#[inline(never)]
 fn find_route(c: &mut Crossing<'_>) -> Result<Route> {
     if c.on_host {
         c.outcome.reason = Reason::Descriptor;
@@ -186,15 +189,16 @@ fn find_route(c: &mut Crossing<'_>) -> Result<Route> {
     let must_cross = c.must_cross();
     let (config, change, named) = (c.config, c.change, c.named);
     let Work {
-        walk,
+        path,
+        name,
         target,
         host,
         claim,
-        link,
+        line,
         ..
     } = &mut *c.work;
     let reason = &mut c.outcome.reason;
-    if let Err(error) = walk.canonical(place.dir, place.follow, c.pid, target) {
+    if let Err(error) = walk::canonical(path, name, place.dir, place.follow, c.pid, target) {
         *reason = Reason::Unresolved;
         return if must_cross || !is_the_kernels_answer(error) {
             Err(error)
@@ -205,11 +209,12 @@ fn find_route(c: &mut Crossing<'_>) -> Result<Route> {
     let mut verdict = policy::decide(config, change, named, target.as_bytes());
     if let Verdict::Claim(id) = verdict {
         *reason = Reason::Claim;
-        if let Some(dir) = claim::read(config, id, claim, link)? {
-            return match policy::parse_claim(link.as_bytes()) {
+        claim.set(id);
+        if let Some(dir) = claim::read(config, claim, line)? {
+            return match policy::parse_claim(line.as_bytes()) {
                 Some(Claim::Stay) => Ok(Route::Pass),
                 Some(Claim::Carry { inode, path }) => {
-                    fits(host.set(path))?;
+                    host.set(path);
                     Ok(Route::Carry(Some(Claimed { dir, inode })))
                 }
                 None => Err(Errno::BADMSG),
@@ -228,7 +233,7 @@ fn find_route(c: &mut Crossing<'_>) -> Result<Route> {
             return Ok(Route::Pass);
         }
     };
-    fits(host.set(path))?;
+    host.set(path);
     Ok(route)
 }
 
@@ -246,9 +251,14 @@ fn is_the_kernels_answer(error: Errno) -> bool {
 }
 
 /// Paths among the sources mean paths of the host, as targets do.
+#[inline(never)]
 fn find_source(c: &mut Crossing<'_>, origin: Option<Fd>) -> Result<()> {
     let Work {
-        walk, source, kind, ..
+        path,
+        name,
+        source,
+        kind,
+        ..
     } = &mut *c.work;
     let (dir, from, follow) = match *c.call {
         Call::Mount { source, .. } if !source.is_null() => (CWD, source, true),
@@ -257,24 +267,21 @@ fn find_source(c: &mut Crossing<'_>, origin: Option<Fd>) -> Result<()> {
             from,
             flags,
             ..
-        } if c.change == Change::Move => (from_fd, from, flags & sys::MOVE_MOUNT_F_SYMLINKS != 0),
+        } if c.change == Change::Move && !c.from_host => {
+            (from_fd, from, flags & sys::MOVE_MOUNT_F_SYMLINKS != 0)
+        }
         _ => return Ok(()),
     };
-    let len = if from.is_null() {
-        0
-    } else {
-        sys::copy_string(from, walk.path.room())?
-    };
-    walk.path.truncate(len);
+    sys::copy_string_or_none(from, path)?;
     if let Some(origin) = origin {
         sys::fchdir(origin.raw())?;
-        walk.canonical(dir, follow, c.pid, source)?;
-        fits(walk.path.set(source.as_bytes()))?;
+        walk::canonical(path, name, dir, follow, c.pid, source)?;
+        path.set(source.as_bytes());
     } else if policy::is_fuse(kind.as_bytes()) {
         return Ok(());
     }
-    match policy::map_host(c.config, walk.path.as_bytes()) {
-        Some(path) => fits(source.set(path)),
-        None => Ok(()),
+    if let Some(mapped) = policy::map_host(c.config, path.as_bytes()) {
+        source.set(mapped);
     }
+    Ok(())
 }

@@ -13,6 +13,7 @@ use crate::watch::{self, Known};
 use crate::{report, settings};
 
 /// Makes or carries a call. The result is the real call's, errno is untouched on success.
+#[inline(never)]
 pub fn dispatch(call: &Call) -> isize {
     let errno = sys::errno();
     let result = if area::inside() {
@@ -23,19 +24,21 @@ pub fn dispatch(call: &Call) -> isize {
     finish(errno, result)
 }
 
-fn finish(errno: Errno, result: Result<usize>) -> isize {
+#[inline(never)]
+fn finish(errno: i32, result: Result<usize>) -> isize {
     match result {
         Ok(result) => {
             sys::set_errno(errno);
             result as isize
         }
         Err(error) => {
-            sys::set_errno(error);
+            sys::set_errno(error.number() as i32);
             -1
         }
     }
 }
 
+#[inline(never)]
 fn judge_and_call(call: &Call) -> Result<usize> {
     let mut area = Area::take()?;
     let stack = area.stack();
@@ -60,6 +63,7 @@ fn judge_and_call(call: &Call) -> Result<usize> {
     outcome.result
 }
 
+#[inline(never)]
 fn judge(config: &Config, call: &Call, stack: Stack, work: &mut Work) -> Outcome {
     let Ok(nature) = call
         .nature()
@@ -78,19 +82,12 @@ fn judge(config: &Config, call: &Call, stack: Stack, work: &mut Work) -> Outcome
         change: nature.change,
         named,
         on_host: nature.on_host,
+        from_host: nature.from_host,
         pid: sys::pid(),
         work,
         outcome: Outcome::passed(Reason::Unnamed),
     };
     let must_cross = nature.on_host || crossing.must_cross();
-    // Who names no target and has no launcher needs no child to find out that nothing is meant.
-    let may_cross = must_cross
-        || nature.change == Change::Unmount
-        || config.targets().next().is_some()
-        || has_claims(config, crossing.work);
-    if !may_cross {
-        return crossing.outcome;
-    }
     if child_would_be_init() {
         if must_cross {
             return Outcome::failed(Step::Call, Errno::BUSY);
@@ -102,40 +99,22 @@ fn judge(config: &Config, call: &Call, stack: Stack, work: &mut Work) -> Outcome
 }
 
 /// Copies what decides. An error means that the kernel will not take the arguments either.
+#[inline(never)]
 fn read_arguments(call: &Call, work: &mut Work) -> Result<()> {
-    if let Call::Mount { kind, .. } = *call
-        && !kind.is_null()
-    {
-        let len = sys::copy_string(kind, work.kind.room())?;
-        work.kind.truncate(len);
+    if let Call::Mount { kind, .. } = *call {
+        sys::copy_string_or_none(kind, &mut work.kind)?;
     }
     let place = call.place();
-    let path = &mut work.walk.path;
-    path.clear();
-    if !place.path.is_null() {
-        let len = sys::copy_string(place.path, path.room())?;
-        path.truncate(len);
-        if path.as_bytes().len() != len {
-            return Err(Errno::NAMETOOLONG);
-        }
-    }
-    if path.as_bytes().is_empty() && !place.may_be_empty {
+    sys::copy_string_or_none(place.path, &mut work.path)?;
+    if work.path.is_empty() && !place.may_be_empty {
         return Err(Errno::NOENT);
     }
     // For the report, until the canonical path is known.
-    let _ = work.target.set(path.as_bytes());
+    work.target.set(work.path.as_bytes());
     Ok(())
 }
 
-fn has_claims(config: &Config, work: &mut Work) -> bool {
-    let path = &mut work.host;
-    let there = config
-        .claims()
-        .is_some_and(|dir| path.set(dir) && sys::statx_follow(path.as_cstr(), 0).is_ok());
-    path.clear();
-    there
-}
-
+#[inline(never)]
 fn remember(call: &Call, outcome: &Outcome) {
     let Ok(result) = outcome.result else {
         return;
@@ -159,23 +138,26 @@ fn remember(call: &Call, outcome: &Outcome) {
 /// `fsopen`, whose type decides where the mount will go.
 pub fn fsopen(kind: *const core::ffi::c_char, flags: core::ffi::c_uint) -> isize {
     let errno = sys::errno();
-    let mut named = false;
-    if !kind.is_null()
-        && let Ok(config) = settings::get()
-    {
-        let mut name = [0; 256];
-        if let Ok(len) = sys::copy_string(kind, &mut name) {
-            named = names_type(config, name.get(..len).unwrap_or(&[]));
-        }
+    finish(errno, open_context(kind, flags))
+}
+
+#[inline(never)]
+fn open_context(kind: *const core::ffi::c_char, flags: core::ffi::c_uint) -> Result<usize> {
+    let mut area = Area::take()?;
+    let name = &mut area.work().kind;
+    // With a bad pointer or without settings there will be no mount.
+    let named = sys::copy_string_or_none(kind, name).is_ok()
+        && settings::get().is_ok_and(|config| names_type(config, name.as_bytes()));
+    let fd = next::fsopen(kind, flags)?;
+    if let Err(error) = watch::set_context(fd as i32, named) {
+        sys::close(fd as i32);
+        return Err(error);
     }
-    let result = next::fsopen(kind, flags).and_then(|fd| {
-        let known = watch::set_context(fd as i32, named);
-        known.map(|()| fd).inspect_err(|_| sys::close(fd as i32))
-    });
-    finish(errno, result)
+    Ok(fd)
 }
 
 /// `fsmount`, whose mount has the type of its context.
+#[inline(never)]
 pub fn fsmount(context: i32, flags: core::ffi::c_uint, attributes: core::ffi::c_uint) -> isize {
     let errno = sys::errno();
     let result = next::fsmount(context, flags, attributes).inspect(|fd| {

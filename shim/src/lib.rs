@@ -12,11 +12,16 @@
 mod area;
 mod call;
 mod claim;
+#[allow(
+    dead_code,
+    reason = "the launcher compiles the same file and uses another part"
+)]
 mod config;
 mod cross;
 mod dispatch;
 mod hooks;
 mod host;
+mod mounts;
 mod namespace;
 mod next;
 mod policy;

@@ -22,6 +22,7 @@ enum Symbol {
 }
 
 impl Symbol {
+    #[inline(never)]
     fn name(self) -> *const c_char {
         match self {
             Self::Mount => c"mount",
@@ -109,7 +110,7 @@ fn call(symbol: Symbol, [a, b, c, d, e]: [usize; 5]) -> Result<usize> {
             let next = unsafe { core::mem::transmute::<usize, Next>(address) };
             // SAFETY: as above.
             match unsafe { next(a, b, c, d, e) } {
-                ..0 => Err(sys::errno()),
+                ..0 => Err(Errno::new(sys::errno() as usize)),
                 result => Ok(result as usize),
             }
         }
@@ -199,7 +200,7 @@ pub fn syscall(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> c_long {
     // SAFETY: the caller's own arguments.
     match unsafe { sys::raw6(number, a, b, c, d, e, f) } {
         error @ -4095..0 => {
-            sys::set_errno(Errno(error.unsigned_abs()));
+            sys::set_errno(-error as c_int);
             -1
         }
         result => result as c_long,

@@ -107,13 +107,12 @@ pub enum Verdict<'a> {
 }
 
 /// Whether a new mount of this type goes to the host.
+#[inline(never)]
 pub fn names_type(config: &Config, kind: &[u8]) -> bool {
-    config
-        .types()
-        .any(|pattern| match pattern.strip_suffix(b"*") {
-            Some(start) => kind.starts_with(start),
-            None => kind == pattern,
-        })
+    config.types().any(|pattern| match pattern.split_last() {
+        Some((b'*', start)) => kind.starts_with(start),
+        _ => kind == pattern,
+    })
 }
 
 /// Decides by the canonical target; `named`: the type of a new mount is one for the host.
@@ -130,6 +129,7 @@ pub fn decide<'a>(
 }
 
 /// [`decide`] for a target that nobody claimed.
+#[inline(never)]
 pub fn decide_unclaimed<'a>(
     config: &'a Config,
     change: Change,
@@ -138,14 +138,9 @@ pub fn decide_unclaimed<'a>(
 ) -> Verdict<'a> {
     let mapped = map_host(config, target);
     let host = mapped.unwrap_or(target);
-    if let Some((_, host)) = config
-        .targets()
-        .find(|(path, _)| *path == target || *path == host)
-    {
-        return Verdict::Carry {
-            reason: Reason::Target,
-            host,
-        };
+    if let Some(host) = config.target(target, host) {
+        let reason = Reason::Target;
+        return Verdict::Carry { reason, host };
     }
     if named && change == Change::New {
         return Verdict::Carry {
@@ -172,6 +167,7 @@ pub fn decide_unclaimed<'a>(
 }
 
 /// The same path on the host, when this one is at or below a place where the host's root is seen.
+#[inline(never)]
 pub fn map_host<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
     config
         .hosts()
@@ -183,6 +179,7 @@ pub fn map_host<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// The ID of a stand-in: a directory of lower hex digits directly below the claims directory.
+#[inline(never)]
 fn claim_id<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
     let id = path.strip_prefix(config.claims()?)?.strip_prefix(b"/")?;
     let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -194,49 +191,53 @@ fn claim_id<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
 pub enum Claim<'a> {
     /// The launcher brings the mount to the host itself.
     Stay,
-    /// The mount belongs on this directory of the host: device, inode, path.
+    /// The mount belongs on this directory of the host.
     Carry { inode: Inode, path: &'a [u8] },
 }
 
 /// Reads `MODE MAJOR:MINOR INO PATH`.
+#[inline(never)]
 pub fn parse_claim(text: &[u8]) -> Option<Claim<'_>> {
-    let (mode, rest) = split_once(text, b' ');
-    let (device, rest) = split_once(rest?, b' ');
-    let (inode, path) = split_once(rest?, b' ');
-    let (major, minor) = split_once(device, b':');
-    let major = u32::try_from(number(major)?).ok()?;
-    let minor = u32::try_from(number(minor?)?).ok()?;
-    let inode = Inode {
-        major,
-        minor,
-        number: number(inode)?,
-    };
-    let path = path?;
-    match mode {
-        b"stay" => Some(Claim::Stay),
-        b"carry" if path.starts_with(b"/") => Some(Claim::Carry { inode, path }),
-        _ => None,
+    if text.starts_with(b"stay ") {
+        return Some(Claim::Stay);
     }
+    let mut path = text.strip_prefix(b"carry ")?;
+    let inode = Inode {
+        major: take_number(&mut path, b':')? as u32,
+        minor: take_number(&mut path, b' ')? as u32,
+        number: take_number(&mut path, b' ')?,
+    };
+    path.starts_with(b"/")
+        .then_some(Claim::Carry { inode, path })
+}
+
+/// Takes a number and the byte that ends it off the text.
+#[inline(never)]
+fn take_number(text: &mut &[u8], end: u8) -> Option<u64> {
+    let (word, rest) = split_once(text, end);
+    *text = rest?;
+    number(word)
 }
 
 /// Reads `MNTID UNIQUEID`.
-pub fn parse_claimed_mount(text: &[u8]) -> Option<(u64, u64)> {
-    let (id, unique) = split_once(text, b' ');
-    Some((number(id)?, number(unique?)?))
+pub fn parse_claimed_mount(mut text: &[u8]) -> Option<(u64, u64)> {
+    Some((take_number(&mut text, b' ')?, number(text)?))
 }
 
 /// The descriptor, and the rest, of a path like `/proc/self/fd/7/rest`. Recognised by its words, because
 /// /proc may belong to another PID namespace, where it leads nowhere.
+#[inline(never)]
 pub fn fd_path(path: &[u8], pid: u64) -> Option<(i32, &[u8])> {
-    let rest = path
-        .strip_prefix(b"/dev/fd/")
-        .or_else(|| path.strip_prefix(b"/proc/self/fd/"))
-        .or_else(|| path.strip_prefix(b"/proc/thread-self/fd/"))
-        .or_else(|| {
+    let rest = match path.strip_prefix(b"/dev/fd/") {
+        Some(rest) => rest,
+        None => {
             let (owner, rest) = split_once(path.strip_prefix(b"/proc/")?, b'/');
-            (number(owner)? == pid).then_some(())?;
-            rest?.strip_prefix(b"fd/")
-        })?;
+            if owner != b"self" && owner != b"thread-self" && number(owner) != Some(pid) {
+                return None;
+            }
+            rest?.strip_prefix(b"fd/")?
+        }
+    };
     let (fd, rest) = split_once(rest, b'/');
     let mut rest = rest.unwrap_or(&[]);
     while let Some(shorter) = rest.strip_prefix(b"/") {
@@ -251,22 +252,22 @@ pub fn is_fuse(kind: &[u8]) -> bool {
 }
 
 /// Splits before the last name; trailing slashes belong to neither. The first part keeps its slash.
+#[inline(never)]
 pub fn split_last(path: &[u8]) -> (&[u8], &[u8]) {
-    let end = path
-        .iter()
-        .rposition(|byte| *byte != b'/')
-        .map_or(0, |at| at + 1);
-    let trimmed = path.get(..end).unwrap_or(&[]);
-    let start = trimmed
-        .iter()
-        .rposition(|byte| *byte == b'/')
-        .map_or(0, |at| at + 1);
-    if trimmed.is_empty() {
-        return (path, &[]);
+    let mut name = path;
+    while let Some(shorter) = name.strip_suffix(b"/") {
+        name = shorter;
+    }
+    let mut start = name.len();
+    while start > 0 && name.get(start - 1) != Some(&b'/') {
+        start -= 1;
+    }
+    if name.is_empty() {
+        start = path.len();
     }
     (
-        trimmed.get(..start).unwrap_or(&[]),
-        trimmed.get(start..).unwrap_or(&[]),
+        path.get(..start).unwrap_or(&[]),
+        name.get(start..).unwrap_or(&[]),
     )
 }
 

@@ -13,27 +13,26 @@ const FALLBACK: &[u8] = b"/spc/report.sock";
 
 /// Sends the report, if somebody takes it at once. Nothing depends on it.
 pub fn send(config: Option<&Config>, call: &Call, work: &mut Work, outcome: &Outcome) {
-    if !write(call, work, outcome) {
-        return;
-    }
+    write(call, work, outcome);
     let line = work.line.as_bytes();
-    let mut sockets = config.into_iter().flat_map(Config::reports);
-    let sent = sockets.any(|socket| sys::send(socket, line).is_ok());
-    if !sent && config.is_none() {
-        let _ = sys::send(FALLBACK, line);
-    }
+    let sent = match config {
+        Some(config) => config
+            .reports()
+            .any(|socket| sys::send(socket, line).is_ok()),
+        None => sys::send(FALLBACK, line).is_ok(),
+    };
+    // Nobody listens: then nobody needs it.
+    let _ = sent;
 }
 
-fn write(call: &Call, work: &mut Work, outcome: &Outcome) -> bool {
+#[inline(never)]
+fn write(call: &Call, work: &mut Work, outcome: &Outcome) {
     let decision = match outcome.decision {
         Decision::Passed => b"passed".as_slice(),
         Decision::Carried => b"carried",
         Decision::Failed => b"failed",
     };
-    let errno = match outcome.result {
-        Ok(_) => 0,
-        Err(Errno(error)) => error as u64,
-    };
+    let errno = outcome.result.map_or_else(Errno::number, |_| 0);
     let Work {
         line,
         kind,
@@ -42,20 +41,21 @@ fn write(call: &Call, work: &mut Work, outcome: &Outcome) -> bool {
         ..
     } = work;
     line.clear();
-    line.push(b"decision=")
-        && line.push(decision)
-        && word(line, b" call=", call.name())
-        && word(line, b" type=", kind.as_bytes())
-        && word(line, b" target=", target.as_bytes())
-        && word(line, b" host=", host.as_bytes())
-        && line.push(b" errno=")
-        && line.push_number(errno)
-        && line.push(b" mount=")
-        && line.push_number(outcome.mount)
-        && word(line, b" step=", step(outcome))
-        && word(line, b" reason=", reason(outcome.reason))
-        && line.push(b" pid=")
-        && line.push_number(sys::pid() as u64)
+    word(line, b"decision=", decision);
+    word(line, b" call=", call.name());
+    word(line, b" type=", kind.as_bytes());
+    word(line, b" target=", target.as_bytes());
+    word(line, b" host=", host.as_bytes());
+    number(line, b" errno=", errno as u64);
+    number(line, b" mount=", outcome.mount);
+    word(line, b" step=", step(outcome));
+    word(line, b" reason=", reason(outcome.reason));
+    number(line, b" pid=", sys::pid() as u64);
+}
+
+fn number(line: &mut Text, name: &[u8], value: u64) {
+    line.push(name);
+    line.push_number(value);
 }
 
 fn step(outcome: &Outcome) -> &'static [u8] {
@@ -89,16 +89,19 @@ fn reason(reason: Reason) -> &'static [u8] {
 }
 
 /// A value as in mountinfo: what would end it, and the backslash, in octal; `-` when there is none.
-fn word<const N: usize>(line: &mut Text<N>, name: &[u8], value: &[u8]) -> bool {
-    let value = if value.is_empty() { b"-" } else { value };
-    line.push(name)
-        && value.iter().all(|byte| match byte {
-            b' ' | b'\t' | b'\n' | b'\\' => {
-                let digit = |shift: u32| b'0' + ((*byte >> shift) & 7);
-                line.push(&[b'\\', digit(6), digit(3), digit(0)])
+#[inline(never)]
+fn word(line: &mut Text, name: &[u8], value: &[u8]) {
+    line.push(name);
+    for byte in if value.is_empty() { b"-" } else { value } {
+        if matches!(byte, b' ' | b'\t' | b'\n' | b'\\') {
+            line.push_byte(b'\\');
+            for shift in [6, 3, 0] {
+                line.push_byte(b'0' + (byte >> shift & 7));
             }
-            _ => line.push(&[*byte]),
-        })
+        } else {
+            line.push_byte(*byte);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -107,9 +110,9 @@ mod tests {
 
     #[test]
     fn values_are_escaped_like_mountinfo() {
-        let mut line = Text::<64>::new();
-        assert!(word(&mut line, b"a=", b"x \t\n\\y"));
-        assert!(word(&mut line, b" b=", b""));
+        let mut line = Text::new();
+        word(&mut line, b"a=", b"x \t\n\\y");
+        word(&mut line, b" b=", b"");
         assert_eq!(line.as_bytes(), b"a=x\\040\\011\\012\\134y b=-");
     }
 }

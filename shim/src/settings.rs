@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::config::{Broken, Config, FILE, TEXT_MAX};
+use crate::config::{Config, FILE, TEXT_MAX};
 use crate::sys::{self, Errno};
 
 /// Settings that cannot be used: nothing may be mounted, because nobody knows where.
@@ -25,7 +25,7 @@ pub fn get() -> Result<&'static Config, Errno> {
         loaded = sys::map(size_of::<Loaded>(), 0)?.cast();
         // SAFETY: new, zeroed and aligned to a page; all zero bytes are a valid `Loaded`.
         let fresh = unsafe { &mut *loaded };
-        fresh.broken = load(fresh).is_err();
+        fresh.broken = load(fresh).is_none();
         let order = (Ordering::AcqRel, Ordering::Acquire);
         if let Err(winner) =
             LOADED.compare_exchange(core::ptr::null_mut(), loaded, order.0, order.1)
@@ -43,37 +43,29 @@ pub fn get() -> Result<&'static Config, Errno> {
     Ok(&loaded.config)
 }
 
-fn load(loaded: &mut Loaded) -> Result<(), Broken> {
-    const UNREADABLE: Broken = Broken {
-        line: 0,
-        reason: "unreadable",
-    };
-    let text = match sys::open_read(FILE) {
-        Ok(file) => {
-            let mut len = 0;
-            while let Some(room) = loaded.file.get_mut(len..).filter(|room| !room.is_empty()) {
-                match sys::read(&file, room).map_err(|_| UNREADABLE)? {
-                    0 => break,
-                    more => len += more,
-                }
-            }
+/// Nothing when there is a file that cannot be read or understood.
+#[inline(never)]
+fn load(loaded: &mut Loaded) -> Option<()> {
+    let mut len = 0;
+    match sys::open_read(FILE) {
+        Ok(file) => loop {
             // A file that fills all of the buffer may go on.
-            loaded
-                .file
-                .get(..len)
-                .filter(|text| text.len() <= TEXT_MAX)
-                .ok_or(UNREADABLE)?
-        }
-        Err(Errno::NOENT) => &[],
-        Err(_) => return Err(UNREADABLE),
-    };
-    loaded.config.load(text)?;
-    let mut result = Ok(());
+            let room = loaded.file.get_mut(len..)?;
+            match sys::read(&file, room) {
+                Ok(0) if !room.is_empty() => break,
+                Ok(more) if more > 0 => len += more,
+                _ => return None,
+            }
+        },
+        Err(Errno::NOENT) => {}
+        Err(_) => return None,
+    }
+    let (_, fault) = loaded.config.load(loaded.file.get(..len)?);
+    let mut good = fault.is_none();
     if !sys::is_privileged_program() {
         sys::environment(|name, value| {
-            let added = loaded.config.add_env(name, value);
-            result = result.and(added);
+            good &= loaded.config.add_variable(name, value).is_none();
         });
     }
-    result
+    good.then_some(())
 }

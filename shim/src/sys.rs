@@ -4,30 +4,44 @@
 
 use core::arch::asm;
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
+use core::num::NonZero;
 
-/// An error number of the kernel. A whole word, so that a result with one travels in registers.
+use crate::text::Text;
+
+/// An error number of the kernel. A whole word that is never 0, so that a result with one travels in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Errno(pub usize);
+pub struct Errno(NonZero<usize>);
 
 impl Errno {
-    pub const ACCES: Self = Self(libc::EACCES as usize);
-    pub const BADF: Self = Self(libc::EBADF as usize);
-    pub const BADMSG: Self = Self(libc::EBADMSG as usize);
-    pub const BUSY: Self = Self(libc::EBUSY as usize);
-    pub const EXIST: Self = Self(libc::EEXIST as usize);
-    pub const FAULT: Self = Self(libc::EFAULT as usize);
-    pub const INTR: Self = Self(libc::EINTR as usize);
-    pub const INVAL: Self = Self(libc::EINVAL as usize);
-    pub const IO: Self = Self(libc::EIO as usize);
-    pub const LOOP: Self = Self(libc::ELOOP as usize);
-    pub const MFILE: Self = Self(libc::EMFILE as usize);
-    pub const NAMETOOLONG: Self = Self(libc::ENAMETOOLONG as usize);
-    pub const NOENT: Self = Self(libc::ENOENT as usize);
-    pub const NOLINK: Self = Self(libc::ENOLINK as usize);
-    pub const NOSYS: Self = Self(libc::ENOSYS as usize);
-    pub const NOTDIR: Self = Self(libc::ENOTDIR as usize);
-    pub const SRCH: Self = Self(libc::ESRCH as usize);
-    pub const STALE: Self = Self(libc::ESTALE as usize);
+    /// 0 is no error number; it becomes 1, so that an error stays one.
+    pub const fn new(number: usize) -> Self {
+        match NonZero::new(number) {
+            Some(number) => Self(number),
+            None => Self(NonZero::<usize>::MIN),
+        }
+    }
+
+    pub fn number(self) -> usize {
+        self.0.get()
+    }
+
+    pub const ACCES: Self = Self::new(libc::EACCES as usize);
+    pub const BADF: Self = Self::new(libc::EBADF as usize);
+    pub const BADMSG: Self = Self::new(libc::EBADMSG as usize);
+    pub const BUSY: Self = Self::new(libc::EBUSY as usize);
+    pub const FAULT: Self = Self::new(libc::EFAULT as usize);
+    pub const INTR: Self = Self::new(libc::EINTR as usize);
+    pub const INVAL: Self = Self::new(libc::EINVAL as usize);
+    pub const IO: Self = Self::new(libc::EIO as usize);
+    pub const LOOP: Self = Self::new(libc::ELOOP as usize);
+    pub const MFILE: Self = Self::new(libc::EMFILE as usize);
+    pub const NAMETOOLONG: Self = Self::new(libc::ENAMETOOLONG as usize);
+    pub const NOENT: Self = Self::new(libc::ENOENT as usize);
+    pub const NOLINK: Self = Self::new(libc::ENOLINK as usize);
+    pub const NOSYS: Self = Self::new(libc::ENOSYS as usize);
+    pub const NOTDIR: Self = Self::new(libc::ENOTDIR as usize);
+    pub const SRCH: Self = Self::new(libc::ESRCH as usize);
+    pub const STALE: Self = Self::new(libc::ESTALE as usize);
 }
 
 pub type Result<T> = core::result::Result<T, Errno>;
@@ -40,7 +54,6 @@ pub const SYS_FSMOUNT: c_long = 432;
 const SYS_PIDFD_OPEN: c_long = 434;
 const SYS_OPENAT2: c_long = 437;
 pub const SYS_MOUNT_SETATTR: c_long = 442;
-const SYS_STATMOUNT: c_long = 457;
 
 pub const OPEN_TREE_CLONE: u32 = 1;
 pub const MOVE_MOUNT_F_SYMLINKS: u32 = 0x1;
@@ -93,7 +106,7 @@ raw_calls! {
 #[inline(never)]
 pub fn check(result: isize) -> Result<usize> {
     if result < 0 {
-        Err(Errno(result.unsigned_abs()))
+        Err(Errno::new(result.unsigned_abs()))
     } else {
         Ok(result as usize)
     }
@@ -211,9 +224,9 @@ pub fn symlink(content: &CStr, dir: c_int, path: &CStr) -> Result<()> {
     .map(drop)
 }
 
-pub fn unlink(dir: c_int, path: &CStr) -> Result<()> {
+pub fn unlink(dir: c_int, path: &CStr) {
     // SAFETY: the path ends with NUL.
-    check(unsafe { raw3(libc::SYS_unlinkat, dir as usize, path_arg(path), 0) }).map(drop)
+    let _ = check(unsafe { raw3(libc::SYS_unlinkat, dir as usize, path_arg(path), 0) });
 }
 
 pub fn read(fd: &Fd, into: &mut [u8]) -> Result<usize> {
@@ -247,6 +260,17 @@ pub fn statx(dir: c_int, path: &CStr, mask: u32) -> Result<Stat> {
         | libc::AT_NO_AUTOMOUNT
         | libc::AT_STATX_DONT_SYNC;
     statx_flags(dir, path, mask, flags)
+}
+
+/// The id of the mount that a file is on. ENOSYS before Linux 5.8, where nothing could be proved.
+#[inline(never)]
+pub fn mount_id(dir: c_int, path: &CStr) -> Result<u64> {
+    let stat = statx(dir, path, 0)?;
+    if stat.mask & libc::STATX_MNT_ID != 0 {
+        Ok(stat.mount_id)
+    } else {
+        Err(Errno::NOSYS)
+    }
 }
 
 /// [`statx`], following a symlink.
@@ -288,67 +312,18 @@ fn statx_flags(dir: c_int, path: &CStr, mask: u32, flags: c_int) -> Result<Stat>
     })
 }
 
-/// The statmount answer's fixed part: 64 words, then strings.
-pub type StatmountBuffer = [u64; 128];
-pub const STATMOUNT_FS_TYPE: u64 = 0x20;
-pub const STATMOUNT_FS_SUBTYPE: u64 = 0x100;
-
-/// Asks the kernel about one mount of this namespace by its unique id (Linux 6.8).
-pub fn statmount(unique_id: u64, mask: u64, into: &mut StatmountBuffer) -> Result<()> {
-    let request = [24u64, unique_id, mask];
-    let size = size_of_val(into);
-    // SAFETY: the request has the layout of struct mnt_id_req and begins with its size (24, spare 0); the
-    // kernel writes at most `size` bytes.
-    check(unsafe {
-        raw4(
-            SYS_STATMOUNT,
-            request.as_ptr() as usize,
-            into.as_mut_ptr() as usize,
-            size,
-            0,
-        )
-    })
-    .map(drop)
-}
-
-/// Type and subtype in a statmount answer; empty where the kernel did not say.
-pub fn statmount_types(answer: &StatmountBuffer) -> (&[u8], &[u8]) {
-    const STRINGS: usize = 512;
-    // SAFETY: any memory may be read as bytes.
-    let bytes =
-        unsafe { core::slice::from_raw_parts(answer.as_ptr().cast::<u8>(), size_of_val(answer)) };
-    let [_, mask, ..] = *answer;
-    let string = |flag, at: usize| {
-        let offset = match bytes.get(at..at + 4) {
-            Some(&[a, b, c, d]) if mask & flag != 0 => u32::from_ne_bytes([a, b, c, d]) as usize,
-            _ => return [].as_slice(),
-        };
-        let text = bytes.get(STRINGS + offset..).unwrap_or(&[]);
-        crate::text::split_once(text, 0).0
-    };
-    (
-        string(STATMOUNT_FS_TYPE, 36),
-        string(STATMOUNT_FS_SUBTYPE, 120),
-    )
-}
-
+/// Also with a pidfd (Linux 5.8).
+#[inline(never)]
 pub fn enter_mount_namespace(namespace: &Fd) -> Result<()> {
     // SAFETY: takes no memory.
     check(unsafe { raw2(libc::SYS_setns, namespace.0, libc::CLONE_NEWNS as usize) }).map(drop)
 }
 
-/// A namespace of this process by its ioctl number on a pidfd (Linux 6.11), for when /proc is somebody else's.
-pub fn own_namespace(ioctl: u32) -> Result<Fd> {
+/// A handle of this process that needs no /proc (Linux 5.3).
+pub fn pidfd_of_self() -> Result<Fd> {
     // SAFETY: takes no memory.
-    let pidfd = Fd(check(unsafe { raw2(SYS_PIDFD_OPEN, pid() as usize, 0) })?);
-    // SAFETY: takes no memory.
-    let fd = check(unsafe { raw3(libc::SYS_ioctl, pidfd.0, ioctl as usize, 0) })?;
-    Ok(Fd(fd))
+    check(unsafe { raw2(SYS_PIDFD_OPEN, pid() as usize, 0) }).map(Fd)
 }
-
-pub const PIDFD_GET_MNT_NAMESPACE: u32 = 0xff03;
-pub const PIDFD_GET_PID_NAMESPACE: u32 = 0xff05;
-pub const PIDFD_GET_PID_FOR_CHILDREN_NAMESPACE: u32 = 0xff06;
 
 pub fn pid() -> c_int {
     // SAFETY: takes no memory.
@@ -434,24 +409,40 @@ pub unsafe fn unmap(base: *mut u8, len: usize) {
     let _ = check(unsafe { raw2(libc::SYS_munmap, base as usize, len) });
 }
 
-/// Copies the caller's string. A bad pointer is an error here and not a crash, as it would be in the kernel.
-/// What does not fit into `into` is left out.
+/// Copies the caller's string; a null pointer is an empty one. A bad pointer is an error here and not a crash, as
+/// it would be in the kernel, and so is a string that the kernel would not take for its length.
 #[inline(never)]
-pub fn copy_string(from: *const c_char, into: &mut [u8]) -> Result<usize> {
+pub fn copy_string_or_none(from: *const c_char, into: &mut Text) -> Result<()> {
     const PAGE: usize = 4096;
+    into.clear();
     let mut at = from.cast::<u8>();
-    for (len, to) in into.iter_mut().enumerate() {
-        if len == 0 || (at as usize).is_multiple_of(PAGE) {
+    while !from.is_null() {
+        if at == from.cast() || (at as usize).is_multiple_of(PAGE) {
             is_readable(at)?;
         }
         // SAFETY: the page was readable a moment ago; a caller that unmaps it meanwhile breaks its own promise.
-        *to = unsafe { at.read() };
-        if *to == 0 {
-            return Ok(len);
+        let byte = unsafe { at.read() };
+        if byte == 0 {
+            break;
         }
+        if at as usize - from as usize >= libc::PATH_MAX as usize - 1 {
+            return Err(Errno::NAMETOOLONG);
+        }
+        into.push_byte(byte);
         at = at.wrapping_add(1);
     }
-    Ok(into.len())
+    Ok(())
+}
+
+/// Whether the caller's string is empty, or there is none.
+#[inline(never)]
+pub fn is_empty(from: *const c_char) -> Result<bool> {
+    if from.is_null() {
+        return Ok(true);
+    }
+    is_readable(from.cast())?;
+    // SAFETY: readable a moment ago.
+    Ok(unsafe { from.read() } == 0)
 }
 
 /// Reads the 64-bit word number `index` of the caller's structure.
@@ -514,14 +505,16 @@ unsafe extern "C" {
 }
 
 /// This thread's errno.
-pub fn errno() -> Errno {
+#[inline(never)]
+pub fn errno() -> c_int {
     // SAFETY: the C library's pointer is valid for this thread.
-    Errno(unsafe { *__errno_location() } as usize)
+    unsafe { *__errno_location() }
 }
 
-pub fn set_errno(Errno(value): Errno) {
+#[inline(never)]
+pub fn set_errno(value: c_int) {
     // SAFETY: as above.
-    unsafe { *__errno_location() = value as c_int }
+    unsafe { *__errno_location() = value }
 }
 
 /// Whether the C library has set up the environment; constructors of other libraries can run earlier.
@@ -595,7 +588,7 @@ pub unsafe fn spawn_and_wait(
     // SAFETY: the caller's promise.
     let pid = unsafe { libc::clone(child, stack_top.cast(), flags, argument) };
     if pid < 0 {
-        return Err(errno());
+        return Err(Errno::new(errno() as usize));
     }
     wait(pid);
     Ok(())

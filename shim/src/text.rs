@@ -2,19 +2,23 @@
 
 use core::ffi::CStr;
 
-/// At most `N - 1` bytes. All zero bytes are a valid empty text, so mapped memory needs no set-up.
+/// Longer than anything that is put together here: two paths with every byte escaped, or a value of the settings.
+const MAX: usize = 40960;
+
+/// A byte string without NUL. What would not fit leaves it empty, which no caller takes for a path. All zero bytes
+/// are a valid empty text, so mapped memory needs no set-up.
 #[repr(C)]
-pub struct Text<const N: usize> {
+pub struct Text {
     len: usize,
-    bytes: [u8; N],
+    bytes: [u8; MAX],
 }
 
-impl<const N: usize> Text<N> {
+impl Text {
     #[cfg(test)]
     pub const fn new() -> Self {
         Self {
             len: 0,
-            bytes: [0; N],
+            bytes: [0; MAX],
         }
     }
 
@@ -22,33 +26,57 @@ impl<const N: usize> Text<N> {
         self.truncate(0);
     }
 
+    #[inline(never)]
     pub fn truncate(&mut self, len: usize) {
-        truncate(&mut self.len, &mut self.bytes, len);
+        if let Some(end) = self.bytes.get_mut(len) {
+            *end = 0;
+            self.len = len;
+        }
     }
 
-    /// Appends all of `more`, or nothing when it does not fit.
-    #[must_use]
-    pub fn push(&mut self, more: &[u8]) -> bool {
-        push(&mut self.len, &mut self.bytes, more)
+    #[inline(never)]
+    pub fn push(&mut self, more: &[u8]) {
+        for byte in more {
+            self.push_byte(*byte);
+        }
     }
 
-    #[must_use]
-    pub fn set(&mut self, value: &[u8]) -> bool {
+    #[inline(never)]
+    pub fn push_byte(&mut self, byte: u8) {
+        if let Some([to, end, ..]) = self.bytes.get_mut(self.len..) {
+            (*to, *end) = (byte, 0);
+            self.len += 1;
+        } else {
+            self.clear();
+        }
+    }
+
+    #[inline(never)]
+    pub fn set(&mut self, value: &[u8]) {
         self.clear();
-        self.push(value)
+        self.push(value);
     }
 
-    #[must_use]
-    pub fn push_number(&mut self, value: u64) -> bool {
-        push_number(&mut self.len, &mut self.bytes, value)
+    #[inline(never)]
+    pub fn push_number(&mut self, value: u64) {
+        if value > 9 {
+            self.push_number(value / 10);
+        }
+        self.push_byte(b'0' + (value % 10) as u8);
     }
 
+    #[inline(never)]
     pub fn as_bytes(&self) -> &[u8] {
-        start(self.len, &self.bytes)
+        self.bytes.get(..self.len).unwrap_or(&[])
     }
 
+    #[inline(never)]
     pub fn as_cstr(&self) -> &CStr {
-        as_cstr(&self.bytes)
+        CStr::from_bytes_until_nul(&self.bytes).unwrap_or(c"")
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// The whole buffer, for somebody who writes into it and calls [`Text::truncate`] with the new length.
@@ -56,57 +84,6 @@ impl<const N: usize> Text<N> {
         self.clear();
         &mut self.bytes
     }
-}
-
-// One copy for texts of every size.
-
-#[inline(never)]
-fn truncate(len: &mut usize, bytes: &mut [u8], to: usize) {
-    let to = to.min(bytes.len().saturating_sub(1));
-    if let Some(end) = bytes.get_mut(to) {
-        *end = 0;
-        *len = to;
-    }
-}
-
-#[inline(never)]
-fn start(len: usize, bytes: &[u8]) -> &[u8] {
-    bytes.get(..len).unwrap_or(&[])
-}
-
-#[inline(never)]
-fn push(len: &mut usize, bytes: &mut [u8], more: &[u8]) -> bool {
-    let Some(room) = bytes.get_mut(*len..) else {
-        return false;
-    };
-    if room.len() <= more.len() {
-        return false;
-    }
-    for (to, from) in room.iter_mut().zip(more.iter().chain(&[0])) {
-        *to = *from;
-    }
-    *len += more.len();
-    true
-}
-
-#[inline(never)]
-fn push_number(len: &mut usize, bytes: &mut [u8], mut value: u64) -> bool {
-    let mut digits = [0u8; 20];
-    let mut first = digits.len();
-    for (at, digit) in digits.iter_mut().enumerate().rev() {
-        *digit = b'0' + (value % 10) as u8;
-        value /= 10;
-        first = at;
-        if value == 0 {
-            break;
-        }
-    }
-    push(len, bytes, digits.get(first..).unwrap_or(&[]))
-}
-
-#[inline(never)]
-fn as_cstr(bytes: &[u8]) -> &CStr {
-    CStr::from_bytes_until_nul(bytes).unwrap_or(c"")
 }
 
 /// Splits at the first `byte`; the second part is absent when there is none.
@@ -121,19 +98,20 @@ pub fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
 /// A decimal number and nothing else.
 #[inline(never)]
 pub fn number(text: &[u8]) -> Option<u64> {
-    if text.is_empty() {
-        return None;
-    }
-    let mut value = 0u64;
+    let mut value = None;
     for byte in text {
-        if !byte.is_ascii_digit() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
             return None;
         }
-        value = value
-            .checked_mul(10)?
-            .checked_add(u64::from(*byte - b'0'))?;
+        value = Some(
+            value
+                .unwrap_or(0u64)
+                .checked_mul(10)?
+                .checked_add(u64::from(digit))?,
+        );
     }
-    Some(value)
+    value
 }
 
 #[cfg(test)]
@@ -142,35 +120,38 @@ mod tests {
 
     #[test]
     fn a_text_takes_all_or_nothing() {
-        let mut text = Text::<6>::new();
-        assert!(text.push(b"abc"));
-        assert!(!text.push(b"def"));
-        assert!(text.push(b"de"));
+        let mut text = Text::new();
+        text.push(b"abc");
+        text.push(b"de");
         assert_eq!(text.as_bytes(), b"abcde");
         assert_eq!(text.as_cstr(), c"abcde");
         text.truncate(2);
         assert_eq!(text.as_cstr(), c"ab");
-        assert!(!text.set(b"too long"));
-        assert_eq!(text.as_bytes(), b"");
+        text.set(&[b'x'; MAX - 1]);
+        assert_eq!(text.as_cstr().to_bytes().len(), MAX - 1);
+        text.set(&[b'x'; MAX]);
+        assert!(text.as_bytes().is_empty() && text.as_cstr().is_empty());
     }
 
     #[test]
     fn numbers_go_out_as_they_came_in() {
         for value in [0, 7, 10, 4095, u64::MAX] {
-            let mut text = Text::<32>::new();
-            assert!(text.push_number(value));
+            let mut text = Text::new();
+            text.push_number(value);
             assert_eq!(number(text.as_bytes()), Some(value));
         }
-        for bad in [&b""[..], b"-1", b"1x", b"18446744073709551616"] {
+        for bad in [&b""[..], b"-1", b"1x", b":", b"18446744073709551616"] {
             assert_eq!(number(bad), None);
         }
     }
 
     #[test]
     fn the_terminator_stays() {
-        let mut text = Text::<4>::new();
+        let mut text = Text::new();
         text.room().fill(b'x');
-        text.truncate(100);
+        text.truncate(MAX);
+        assert_eq!(text.as_bytes(), b"");
+        text.truncate(3);
         assert_eq!(text.as_cstr(), c"xxx");
     }
 }
