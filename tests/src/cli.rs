@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use crate::enter::Enter;
 use crate::{
-    Engine, HostOptions, Lab, Propagation, Status, boot, cache, enter, packages, runtime,
+    Engine, HostOptions, Lab, Propagation, Status, boot, cache, enter, measure, packages, runtime,
     supervisor,
 };
 
@@ -31,6 +31,8 @@ enum Task {
         #[arg(long)]
         docker: bool,
     },
+    /// Measures what a preload library costs
+    Measure,
     /// Removes everything that the lab keeps in the user's cache directory
     Clean,
     /// Makes a lab and ends it at the end of standard input
@@ -68,6 +70,7 @@ pub fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Task::Setup => packages::setup()?,
         Task::Shell { private, docker } => return shell(private, docker),
+        Task::Measure => measure::measure()?,
         Task::Clean => cache::remove(&cache::directory()?)?,
         Task::Supervise => supervisor::supervise()?,
         Task::LabInit { cgroup } => supervisor::init(&cgroup)?,

@@ -23,6 +23,7 @@ mod host;
 mod image;
 mod loops;
 mod machine;
+mod measure;
 mod mountinfo;
 mod net;
 mod outer;

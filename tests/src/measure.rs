@@ -1,0 +1,150 @@
+//! `lab measure`: what a preload library costs, for docs/preload.md. Ratios within one run, sides interleaved.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::machine::run;
+
+/// Runs of each side.
+const RUNS: usize = 400;
+
+/// Something that is preloaded into a small program.
+struct Side {
+    name: &'static str,
+    library: Option<PathBuf>,
+    times: Vec<Duration>,
+}
+
+/// Measures and prints a table in Markdown.
+pub fn measure() -> Result<()> {
+    let dir = std::env::temp_dir().join(format!("spc-measure-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let result = table(&dir);
+    std::fs::remove_dir_all(&dir)?;
+    result
+}
+
+fn table(dir: &Path) -> Result<()> {
+    let empty = dir.join("empty.so");
+    std::fs::write(dir.join("empty.c"), "int spc_empty;\n")?;
+    let source = dir.join("empty.c");
+    run(
+        "gcc",
+        &[
+            "-shared".as_ref(),
+            "-fPIC".as_ref(),
+            "-s".as_ref(),
+            "-o".as_ref(),
+            empty.as_os_str(),
+            source.as_os_str(),
+        ],
+    )?;
+    let mut sides = [
+        Side {
+            name: "nothing",
+            library: None,
+            times: Vec::new(),
+        },
+        Side {
+            name: "an empty C library",
+            library: Some(empty),
+            times: Vec::new(),
+        },
+        Side {
+            name: "the shim",
+            library: Some(built("spc-shim", "libspc_shim.so")?),
+            times: Vec::new(),
+        },
+        Side {
+            name: "a library on redhook and std",
+            library: Some(built("spc-fault", "libspc_fault.so")?),
+            times: Vec::new(),
+        },
+    ];
+    for _ in 0..RUNS {
+        for side in &mut sides {
+            side.times.push(exec(side.library.as_deref())?);
+        }
+    }
+    let median = |side: &mut Side| {
+        side.times.sort_unstable();
+        side.times[RUNS / 2].as_secs_f64() * 1e6
+    };
+    let cores = std::thread::available_parallelism()?;
+    let kernel = rustix::system::uname();
+    println!(
+        "{RUNS} runs of each, taken in turn; Linux {}, {cores} cores\n",
+        kernel.release().to_string_lossy()
+    );
+    let base = median(&mut sides[0]);
+    println!(
+        "| preloaded | size in bytes | needs | exec of /bin/true, median | against nothing | quartiles |"
+    );
+    println!("|---|---|---|---|---|---|");
+    for side in &mut sides {
+        let time = median(side);
+        let (size, needs) = match &side.library {
+            Some(library) => (
+                std::fs::metadata(library)?.len().to_string(),
+                needed(library)?,
+            ),
+            None => ("-".into(), "-".into()),
+        };
+        let quartile = |part: usize| side.times[RUNS * part / 4].as_secs_f64() * 1e6;
+        println!(
+            "| {} | {size} | {needs} | {time:.0} µs | {:.2} | {:.0} to {:.0} µs |",
+            side.name,
+            time / base,
+            quartile(1),
+            quartile(3)
+        );
+    }
+    Ok(())
+}
+
+fn exec(library: Option<&Path>) -> Result<Duration> {
+    let mut command = Command::new("/bin/true");
+    command.stdin(Stdio::null());
+    if let Some(library) = library {
+        command.env("LD_PRELOAD", library);
+    }
+    let started = Instant::now();
+    let status = command.status().context("cannot run /bin/true")?;
+    let time = started.elapsed();
+    ensure!(status.success(), "/bin/true: {status}");
+    Ok(time)
+}
+
+/// Builds a library as it is shipped, and tells where it is.
+fn built(package: &str, file: &str) -> Result<PathBuf> {
+    let words = ["build", "--quiet", "--locked", "--release", "-p", package].map(AsRef::as_ref);
+    run("cargo", &words)?;
+    let own = std::env::current_exe()?;
+    let target = own
+        .parent()
+        .and_then(Path::parent)
+        .context("no target directory")?;
+    Ok(target.join("release").join(file))
+}
+
+fn needed(library: &Path) -> Result<String> {
+    let output = Command::new("readelf")
+        .arg("-d")
+        .arg(library)
+        .output()
+        .context("readelf is missing: apt-get install binutils")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let names: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| line.split_once('[')?.1.strip_suffix(']'))
+        .collect();
+    Ok(if names.is_empty() {
+        "nothing".into()
+    } else {
+        names.join(", ")
+    })
+}
