@@ -2,7 +2,7 @@
 
 use core::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 
-use crate::next;
+use crate::next::{self, Via};
 use crate::policy::Change;
 use crate::sys::{self, CWD, Result};
 use crate::watch::{self, Known};
@@ -166,7 +166,7 @@ impl Call {
 
     /// The call as the caller made it.
     #[inline(never)]
-    pub fn real(&self) -> Result<usize> {
+    pub fn real(&self, via: Via) -> Result<usize> {
         match *self {
             Self::Mount {
                 source,
@@ -174,30 +174,30 @@ impl Call {
                 kind,
                 flags,
                 data,
-            } => next::mount(source, target, kind, flags, data),
+            } => next::mount(via, source, target, kind, flags, data),
             Self::Unmount {
                 target,
                 flags: None,
-            } => next::umount(target),
+            } => next::umount(via, target),
             Self::Unmount {
                 target,
                 flags: Some(flags),
-            } => next::umount2(target, flags),
+            } => next::umount2(via, target, flags),
             Self::MoveMount {
                 from_fd,
                 from,
                 to_fd,
                 to,
                 flags,
-            } => next::move_mount(from_fd, from, to_fd, to, flags),
-            Self::OpenTree { dir, path, flags } => next::open_tree(dir, path, flags),
+            } => next::move_mount(via, from_fd, from, to_fd, to, flags),
+            Self::OpenTree { dir, path, flags } => next::open_tree(via, dir, path, flags),
             Self::MountSetattr {
                 dir,
                 path,
                 flags,
                 attributes,
                 size,
-            } => next::mount_setattr(dir, path, flags, attributes, size),
+            } => next::mount_setattr(via, dir, path, flags, attributes, size),
         }
     }
 }

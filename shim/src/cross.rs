@@ -12,6 +12,7 @@ use crate::claim::{self, Claimed};
 use crate::config::Config;
 use crate::host;
 use crate::namespace::enter_host;
+use crate::next::Via;
 use crate::policy::{self, Change, Claim, Reason, Verdict};
 use crate::sys::{self, CWD, Errno, Fd, Result};
 use crate::walk;
@@ -85,6 +86,7 @@ impl Outcome {
 pub struct Crossing<'a> {
     pub config: &'a Config,
     pub call: &'a Call,
+    pub via: Via,
     pub change: Change,
     /// The type of the new mount is one for the host.
     pub named: bool,

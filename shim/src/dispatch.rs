@@ -6,7 +6,7 @@ use crate::call::Call;
 use crate::config::Config;
 use crate::cross::{self, Crossing, Decision, Outcome, Step};
 use crate::namespace::child_would_be_init;
-use crate::next;
+use crate::next::{self, Via};
 use crate::policy::{Change, Reason, names_type};
 use crate::sys::{self, Errno, Result};
 use crate::watch::{self, Known};
@@ -14,12 +14,12 @@ use crate::{report, settings};
 
 /// Makes or carries a call. The result is the real call's, errno is untouched on success.
 #[inline(never)]
-pub fn dispatch(call: &Call) -> isize {
+pub fn dispatch(via: Via, call: &Call) -> isize {
     let errno = sys::errno();
     let result = if area::inside() {
-        call.real()
+        call.real(via)
     } else {
-        judge_and_call(call)
+        judge_and_call(via, call)
     };
     finish(errno, result)
 }
@@ -39,13 +39,13 @@ fn finish(errno: i32, result: Result<usize>) -> isize {
 }
 
 #[inline(never)]
-fn judge_and_call(call: &Call) -> Result<usize> {
+fn judge_and_call(via: Via, call: &Call) -> Result<usize> {
     let mut area = Area::take()?;
     let stack = area.stack();
     let work = area.work();
     let config = settings::get();
     let mut outcome = match &config {
-        Ok(config) => judge(config, call, stack, work),
+        Ok(config) => judge(config, via, call, stack, work),
         // Taking something away, or looking at it, is never in the wrong place.
         Err(_) if matches!(call, Call::Unmount { .. } | Call::OpenTree { .. }) => {
             Outcome::passed(Reason::Settings)
@@ -53,7 +53,7 @@ fn judge_and_call(call: &Call) -> Result<usize> {
         Err(error) => Outcome::failed(Step::Settings, *error),
     };
     if outcome.decision == Decision::Passed {
-        outcome.result = call.real();
+        outcome.result = call.real(via);
     }
     remember(call, &outcome);
     // A handle changes nothing: only one that is of the host is worth a word.
@@ -64,7 +64,7 @@ fn judge_and_call(call: &Call) -> Result<usize> {
 }
 
 #[inline(never)]
-fn judge(config: &Config, call: &Call, stack: Stack, work: &mut Work) -> Outcome {
+fn judge(config: &Config, via: Via, call: &Call, stack: Stack, work: &mut Work) -> Outcome {
     let Ok(nature) = call
         .nature()
         .and_then(|nature| read_arguments(call, work).map(|()| nature))
@@ -79,6 +79,7 @@ fn judge(config: &Config, call: &Call, stack: Stack, work: &mut Work) -> Outcome
     let mut crossing = Crossing {
         config,
         call,
+        via,
         change: nature.change,
         named,
         on_host: nature.on_host,
@@ -136,19 +137,23 @@ fn remember(call: &Call, outcome: &Outcome) {
 }
 
 /// `fsopen`, whose type decides where the mount will go.
-pub fn fsopen(kind: *const core::ffi::c_char, flags: core::ffi::c_uint) -> isize {
+pub fn fsopen(via: Via, kind: *const core::ffi::c_char, flags: core::ffi::c_uint) -> isize {
     let errno = sys::errno();
-    finish(errno, open_context(kind, flags))
+    finish(errno, open_context(via, kind, flags))
 }
 
 #[inline(never)]
-fn open_context(kind: *const core::ffi::c_char, flags: core::ffi::c_uint) -> Result<usize> {
+fn open_context(
+    via: Via,
+    kind: *const core::ffi::c_char,
+    flags: core::ffi::c_uint,
+) -> Result<usize> {
     let mut area = Area::take()?;
     let name = &mut area.work().kind;
     // With a bad pointer or without settings there will be no mount.
     let named = sys::copy_string_or_none(kind, name).is_ok()
         && settings::get().is_ok_and(|config| names_type(config, name.as_bytes()));
-    let fd = next::fsopen(kind, flags)?;
+    let fd = next::fsopen(via, kind, flags)?;
     if let Err(error) = watch::set_context(fd as i32, named) {
         sys::close(fd as i32);
         return Err(error);
@@ -158,9 +163,14 @@ fn open_context(kind: *const core::ffi::c_char, flags: core::ffi::c_uint) -> Res
 
 /// `fsmount`, whose mount has the type of its context.
 #[inline(never)]
-pub fn fsmount(context: i32, flags: core::ffi::c_uint, attributes: core::ffi::c_uint) -> isize {
+pub fn fsmount(
+    via: Via,
+    context: i32,
+    flags: core::ffi::c_uint,
+    attributes: core::ffi::c_uint,
+) -> isize {
     let errno = sys::errno();
-    let result = next::fsmount(context, flags, attributes).inspect(|fd| {
+    let result = next::fsmount(via, context, flags, attributes).inspect(|fd| {
         let known = match watch::context_is_named(context) {
             true => Known::Named,
             false => Known::Other,

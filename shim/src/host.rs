@@ -36,7 +36,7 @@ pub fn make(c: &mut Crossing<'_>, claimed: Option<&Claimed>) -> Result<usize> {
     match *c.call {
         Call::OpenTree { flags, .. } => {
             c.outcome.step = Step::Call;
-            next::open_tree(pin.raw(), EMPTY.as_ptr(), flags | sys::AT_EMPTY_PATH)
+            next::open_tree(c.via, pin.raw(), EMPTY.as_ptr(), flags | sys::AT_EMPTY_PATH)
         }
         Call::MountSetattr { .. } => set_attributes(c, pin.raw()),
         _ => change_mounts(c, claimed, &pin),
@@ -56,6 +56,7 @@ fn set_attributes(c: &mut Crossing<'_>, dir: c_int) -> Result<usize> {
     };
     c.outcome.step = Step::Call;
     next::mount_setattr(
+        c.via,
         dir,
         EMPTY.as_ptr(),
         flags | sys::AT_EMPTY_PATH,
@@ -143,7 +144,7 @@ fn change_mounts(c: &mut Crossing<'_>, claimed: Option<&Claimed>, pin: &Fd) -> R
             } else {
                 c.work.name.as_cstr()
             };
-            next::mount(source, target.as_ptr(), kind, flags, data)?
+            next::mount(c.via, source, target.as_ptr(), kind, flags, data)?
         }
         Call::MoveMount { from_fd, flags, .. } => {
             let moved = has_source.then(|| sys::pin(moved, 0, sys::RESOLVE_NO_MAGICLINKS));
@@ -153,7 +154,14 @@ fn change_mounts(c: &mut Crossing<'_>, claimed: Option<&Claimed>, pin: &Fd) -> R
                 beneath = Some(mount_id(from_fd, EMPTY)?);
             }
             let flags = flags | sys::MOVE_MOUNT_F_EMPTY_PATH | sys::MOVE_MOUNT_T_EMPTY_PATH;
-            next::move_mount(from_fd, EMPTY.as_ptr(), pin.raw(), EMPTY.as_ptr(), flags)?
+            next::move_mount(
+                c.via,
+                from_fd,
+                EMPTY.as_ptr(),
+                pin.raw(),
+                EMPTY.as_ptr(),
+                flags,
+            )?
         }
         _ => return Err(Errno::INVAL),
     };
@@ -186,7 +194,7 @@ fn prove_directory(c: &mut Crossing<'_>, claimed: Option<&Claimed>, before: u64)
         None => Ok(()),
     };
     if proved.is_err() && c.change != Change::Move {
-        let _ = next::umount2(TOP.as_ptr(), libc::MNT_DETACH);
+        let _ = next::umount2(c.via, TOP.as_ptr(), libc::MNT_DETACH);
     }
     proved.map(|()| top)
 }
@@ -241,7 +249,11 @@ fn unmount_here(c: &mut Crossing<'_>) -> Result<usize> {
         root if root.is_empty() => TOP,
         name => name,
     };
-    next::umount2(name.as_ptr(), flags.unwrap_or(0) | libc::UMOUNT_NOFOLLOW)
+    next::umount2(
+        c.via,
+        name.as_ptr(),
+        flags.unwrap_or(0) | libc::UMOUNT_NOFOLLOW,
+    )
 }
 
 /// An unmount that nothing sends to the host by itself: it goes there when a mount of a type for the host is

@@ -97,27 +97,41 @@ fn find(symbol: Symbol) -> usize {
     address
 }
 
+/// Which symbol the caller used. The same one is called next: a library below this one may make `mount` of
+/// `syscall`, and would come back here for ever.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    Own,
+    Syscall,
+}
+
 /// Calls the next definition, or the system call. All arguments are integers and pointers, each in a register
 /// of its own on x86_64 and aarch64, so one type serves all symbols.
 #[inline(never)]
-fn call(symbol: Symbol, [a, b, c, d, e]: [usize; 5]) -> Result<usize> {
+fn call(via: Via, symbol: Symbol, [a, b, c, d, e]: [usize; 5]) -> Result<usize> {
     type Next = unsafe extern "C" fn(usize, usize, usize, usize, usize) -> c_int;
-    match find(symbol) {
-        // SAFETY: the arguments are the caller's own, or made to the same rules.
-        ABSENT => sys::check(unsafe { sys::raw5(symbol.number(), a, b, c, d, e) }),
-        address => {
-            // SAFETY: the address of this symbol, which can be called like that.
-            let next = unsafe { core::mem::transmute::<usize, Next>(address) };
-            // SAFETY: as above.
-            match unsafe { next(a, b, c, d, e) } {
-                ..0 => Err(Errno::new(sys::errno() as usize)),
-                result => Ok(result as usize),
+    let number = symbol.number();
+    let result = match via {
+        Via::Syscall => syscall(number, [a, b, c, d, e, 0]),
+        Via::Own => match find(symbol) {
+            // SAFETY: the arguments are the caller's own, or made to the same rules.
+            ABSENT => return sys::check(unsafe { sys::raw5(number, a, b, c, d, e) }),
+            address => {
+                // SAFETY: the address of this symbol, which can be called like that.
+                let next = unsafe { core::mem::transmute::<usize, Next>(address) };
+                // SAFETY: as above.
+                c_long::from(unsafe { next(a, b, c, d, e) })
             }
-        }
+        },
+    };
+    match result {
+        ..0 => Err(Errno::new(sys::errno() as usize)),
+        result => Ok(result as usize),
     }
 }
 
 pub fn mount(
+    via: Via,
     source: *const c_char,
     target: *const c_char,
     kind: *const c_char,
@@ -126,32 +140,43 @@ pub fn mount(
 ) -> Result<usize> {
     let (source, target, kind) = (source as usize, target as usize, kind as usize);
     call(
+        via,
         Symbol::Mount,
         [source, target, kind, flags as usize, data as usize],
     )
 }
 
-pub fn umount(target: *const c_char) -> Result<usize> {
+pub fn umount(via: Via, target: *const c_char) -> Result<usize> {
     // The second argument is for the system call, where there is no such function.
-    call(Symbol::Umount, [target as usize, 0, 0, 0, 0])
+    call(via, Symbol::Umount, [target as usize, 0, 0, 0, 0])
 }
 
-pub fn umount2(target: *const c_char, flags: c_int) -> Result<usize> {
-    call(Symbol::Umount2, [target as usize, flags as usize, 0, 0, 0])
-}
-
-pub fn fsopen(kind: *const c_char, flags: c_uint) -> Result<usize> {
-    call(Symbol::Fsopen, [kind as usize, flags as usize, 0, 0, 0])
-}
-
-pub fn fsmount(fd: c_int, flags: c_uint, attributes: c_uint) -> Result<usize> {
+pub fn umount2(via: Via, target: *const c_char, flags: c_int) -> Result<usize> {
     call(
+        via,
+        Symbol::Umount2,
+        [target as usize, flags as usize, 0, 0, 0],
+    )
+}
+
+pub fn fsopen(via: Via, kind: *const c_char, flags: c_uint) -> Result<usize> {
+    call(
+        via,
+        Symbol::Fsopen,
+        [kind as usize, flags as usize, 0, 0, 0],
+    )
+}
+
+pub fn fsmount(via: Via, fd: c_int, flags: c_uint, attributes: c_uint) -> Result<usize> {
+    call(
+        via,
         Symbol::Fsmount,
         [fd as usize, flags as usize, attributes as usize, 0, 0],
     )
 }
 
 pub fn move_mount(
+    via: Via,
     from_fd: c_int,
     from: *const c_char,
     to_fd: c_int,
@@ -160,19 +185,22 @@ pub fn move_mount(
 ) -> Result<usize> {
     let (from, to, flags) = (from as usize, to as usize, flags as usize);
     call(
+        via,
         Symbol::MoveMount,
         [from_fd as usize, from, to_fd as usize, to, flags],
     )
 }
 
-pub fn open_tree(dir: c_int, path: *const c_char, flags: c_uint) -> Result<usize> {
+pub fn open_tree(via: Via, dir: c_int, path: *const c_char, flags: c_uint) -> Result<usize> {
     call(
+        via,
         Symbol::OpenTree,
         [dir as usize, path as usize, flags as usize, 0, 0],
     )
 }
 
 pub fn mount_setattr(
+    via: Via,
     dir: c_int,
     path: *const c_char,
     flags: c_uint,
@@ -181,6 +209,7 @@ pub fn mount_setattr(
 ) -> Result<usize> {
     let (path, flags, attributes) = (path as usize, flags as usize, attributes as usize);
     call(
+        via,
         Symbol::MountSetattr,
         [dir as usize, path, flags, attributes, size],
     )
