@@ -458,6 +458,10 @@ pub fn copy_word(from: *const c_void, index: usize) -> Result<u64> {
 #[inline(never)]
 fn is_readable(at: *const u8) -> Result<()> {
     let word = at as usize & !7;
+    // No set at all is not read, and no error.
+    if word == 0 {
+        return Err(Errno::FAULT);
+    }
     // SAFETY: `how` is invalid, so the call has no effect.
     match check(unsafe { raw4(libc::SYS_rt_sigprocmask, usize::MAX, word, 0, 8) }) {
         Err(Errno::FAULT) => Err(Errno::FAULT),
@@ -592,4 +596,22 @@ pub unsafe fn spawn_and_wait(
     }
     wait(pid);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // mount(8) asks for mount_setattr(2) without any attributes, to see whether there is such a call.
+    #[test]
+    fn what_cannot_be_read_is_an_error() {
+        let words = [1_u64, 2];
+        assert_eq!(copy_word(words.as_ptr().cast(), 1), Ok(2));
+        for nowhere in [0_usize, 1, 4096] {
+            assert_eq!(
+                copy_word(core::ptr::without_provenance(nowhere), 0),
+                Err(Errno::FAULT)
+            );
+        }
+    }
 }
