@@ -19,6 +19,8 @@ mod claim;
 mod config;
 mod cross;
 mod dispatch;
+#[cfg(test)]
+mod gates;
 mod hooks;
 mod host;
 mod mounts;
