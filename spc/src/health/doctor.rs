@@ -1,13 +1,12 @@
 //! `spc doctor`: is this container able to do its job?
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::error::{Error, Result, errno_text};
-use crate::host::{Host, Settings, namespace};
+use crate::host::{Host, Settings, container, namespace};
 use crate::mount::run::SHIM;
 
 /// The oldest kernel with every call that is used (mount_setattr(2)).
@@ -45,7 +44,7 @@ pub fn examine() -> Vec<Check> {
         check("network", network(settings.as_ref().ok())),
         check("shim", shim()),
         check("claims", writable(&claims)),
-        check("fuse", fuse()),
+        check("fuse", container::fuse().map(|()| "/dev/fuse opens".into())),
         check("mtab", mtab()),
     ]
 }
@@ -116,18 +115,11 @@ fn host(settings: &Settings) -> Result<String> {
 }
 
 fn network(settings: Option<&Settings>) -> Result<String> {
-    let own = fs::metadata("/proc/self/ns/net").map(|m| m.ino());
-    let hosts = settings
-        .map(Settings::namespaces)
-        .unwrap_or_default()
-        .iter()
-        .find_map(|path| fs::metadata(path.with_file_name("net")).ok())
-        .map(|m| m.ino());
-    match (own, hosts) {
-        (Ok(own), Some(hosts)) if own == hosts => Ok("the host's".into()),
-        (Ok(_), Some(_)) => Err(Error::system("the container has a network of its own")
+    match settings.and_then(container::shares_network) {
+        Some(true) => Ok("the host's".into()),
+        Some(false) => Err(Error::system("the container has a network of its own")
             .hint("start it with --net=host; mounts of the kernel's network file systems would end with the container")),
-        _ => Err(Error::system("cannot tell whether the network is the host's").hint("start the container with --net=host --pid=host")),
+        None => Err(Error::system("cannot tell whether the network is the host's").hint("start the container with --net=host --pid=host")),
     }
 }
 
@@ -160,15 +152,6 @@ fn writable(claims: &Path) -> Result<String> {
         Err(error) => Err(Error::system(format!("cannot write {}", claims.display()))
             .because(errno_text(error))
             .hint("with a read-only container, add --tmpfs /spc/targets")),
-    }
-}
-
-fn fuse() -> Result<String> {
-    match fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Ok("/dev/fuse opens".into()),
-        Err(error) => Err(Error::system("cannot open /dev/fuse")
-            .because(errno_text(error))
-            .hint("start the container with --device=/dev/fuse, or --privileged; on the host, try: modprobe fuse")),
     }
 }
 

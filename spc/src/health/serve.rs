@@ -12,7 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, set_child_subreaper, wait};
 
 use crate::error::{Error, Result, errno_text};
-use crate::host::{Claim, Settings, claim};
+use crate::host::copies::drop_copies;
+use crate::host::{Claim, Settings, claim, mountinfo};
 use crate::mount::ledger::State;
 use crate::mount::mounter::{Session, entry_of, settle};
 
@@ -69,7 +70,9 @@ pub fn serve() -> Result<()> {
             }
         }
         if let Some(reports) = &reports {
-            log_reports(reports);
+            for line in read_reports(reports) {
+                watch.heed(&line);
+            }
         }
         watch.turn(changed);
     }
@@ -90,17 +93,25 @@ fn listen() -> Option<UnixDatagram> {
     }
 }
 
-fn log_reports(socket: &UnixDatagram) {
+fn read_reports(socket: &UnixDatagram) -> Vec<String> {
+    let mut lines = Vec::new();
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(length) = socket.recv(&mut buffer) {
         let line = String::from_utf8_lossy(&buffer[..length]);
-        let line = line.trim_end();
-        if line.contains("decision=failed") {
-            tracing::warn!("shim: {line}");
-        } else {
-            tracing::debug!("shim: {line}");
-        }
+        lines.push(line.trim_end().to_owned());
     }
+    lines
+}
+
+/// The id of a mount that the shim made on the host, from its report.
+fn carried_mount(report: &str) -> Option<u64> {
+    let field = |key: &str| {
+        report
+            .split(' ')
+            .find_map(|field| field.strip_prefix(key)?.strip_prefix('='))
+    };
+    let id = field("mount")?.parse().ok()?;
+    (field("decision")? == "carried" && id != 0).then_some(id)
 }
 
 struct Watching {
@@ -121,6 +132,28 @@ impl Watch {
         match self.next {
             Some(at) => at.saturating_duration_since(Instant::now()),
             None => Duration::ZERO,
+        }
+    }
+
+    /// A report is logged. A mount that somebody made without the launcher has its copies dropped, as the launcher
+    /// does it for its own.
+    fn heed(&self, report: &str) {
+        if report.contains("decision=failed") {
+            tracing::warn!("shim: {report}");
+        } else {
+            tracing::debug!("shim: {report}");
+        }
+        let (Some(id), Some(watching)) = (carried_mount(report), &self.on) else {
+            return;
+        };
+        let look = move || mountinfo::find(id).ok().flatten();
+        let dropped = match watching.session.host.run("looking at a mount", look) {
+            Ok(Some(entry)) => drop_copies(&entry),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = dropped {
+            tracing::warn!("{error}");
         }
     }
 
@@ -211,5 +244,23 @@ fn sweep(session: &Session) {
         if !records.iter().any(|record| record.id == id) {
             Claim::named(&claims, &id).remove();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::carried_mount;
+
+    #[test]
+    fn only_a_carried_mount_has_an_id() {
+        let report = |decision: &str, mount: &str| {
+            format!(
+                "decision={decision} call=mount type=nfs target=/mnt host=/mnt errno=0 mount={mount} step=- reason=type pid=7"
+            )
+        };
+        assert_eq!(carried_mount(&report("carried", "123")), Some(123));
+        assert_eq!(carried_mount(&report("carried", "0")), None);
+        assert_eq!(carried_mount(&report("carried", "-")), None);
+        assert_eq!(carried_mount(&report("passed", "123")), None);
     }
 }

@@ -1,6 +1,8 @@
 //! Everything that looks at or changes the host.
 
 pub mod claim;
+pub mod container;
+pub mod copies;
 pub mod mountinfo;
 pub mod namespace;
 pub mod process;

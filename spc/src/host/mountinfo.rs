@@ -16,8 +16,10 @@ pub struct Entry {
     pub parent: u64,
     /// Where it is attached, below the reading process's root.
     pub target: PathBuf,
-    /// In a peer group: what is mounted on it, or taken away, shows at its peers.
-    pub shared: bool,
+    /// Its peer group: what is mounted on it, or taken away, shows at its peers.
+    pub peers: Option<u64>,
+    /// The peer group whose changes it follows, while nobody follows its own.
+    pub master: Option<u64>,
     /// File system type, with subtype.
     pub fs_type: String,
     /// What the file system calls its source.
@@ -32,12 +34,19 @@ impl Entry {
         let (id, parent) = (number()?, number()?);
         let target = fields.nth(2)?;
         fields.next()?;
-        let mut shared = false;
+        let (mut peers, mut master) = (None, None);
         // Optional fields end with a lone hyphen.
         loop {
             match fields.next()? {
                 b"-" => break,
-                field => shared |= field.starts_with(b"shared:"),
+                field => {
+                    let field = std::str::from_utf8(field).ok()?;
+                    match field.split_once(':') {
+                        Some(("shared", group)) => peers = group.parse().ok(),
+                        Some(("master", group)) => master = group.parse().ok(),
+                        _ => {}
+                    }
+                }
             }
         }
         let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
@@ -45,7 +54,8 @@ impl Entry {
             id,
             parent,
             target: PathBuf::from(OsString::from_vec(unescape(target))),
-            shared,
+            peers,
+            master,
             fs_type: text(fields.next()?),
             source: text(fields.next()?),
         })
@@ -122,9 +132,9 @@ mod tests {
         assert_eq!((entry.id, entry.parent), (36, 35));
         assert_eq!(entry.target, PathBuf::from("/mnt/a b\\c\nd"));
         assert_eq!(entry.fs_type, "fuse.glusterfs");
-        assert!(entry.shared);
+        assert_eq!((entry.peers, entry.master), (Some(1), Some(2)));
         let slave = Entry::parse(b"1 2 0:1 / /a rw master:2 - tmpfs t rw").unwrap();
-        assert!(!slave.shared);
+        assert_eq!((slave.peers, slave.master), (None, Some(2)));
         assert_eq!(entry.source, "n 1:/vol");
     }
 

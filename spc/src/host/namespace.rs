@@ -5,6 +5,7 @@
 //! to be restored; descriptors opened there serve the whole process.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::thread::CapabilitySet;
 
-use super::Settings;
+use super::{Settings, container};
 use crate::error::{Error, Result, errno_text};
 
 /// How long one look at or change of the host may take.
@@ -155,14 +156,17 @@ pub fn missing_capabilities() -> Result<Vec<(&'static str, &'static str)>> {
 }
 
 /// The first namespace file that opens and is not our own.
-fn find(settings: &Settings) -> Result<(PathBuf, File)> {
+///
+/// # Errors
+/// There is none.
+pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
     let own = std::fs::metadata("/proc/self/ns/mnt").map_err(|e| {
         Error::system("cannot look at our own mount namespace: /proc/self/ns/mnt")
             .because(errno_text(e))
             .hint("a procfs of this PID namespace must be on /proc")
     })?;
     let mut tried = Vec::new();
-    let mut own_seen = false;
+    let (mut own_seen, mut denied) = (false, false);
     for path in settings.namespaces() {
         match File::open(&path) {
             Ok(file) => {
@@ -179,13 +183,16 @@ fn find(settings: &Settings) -> Result<(PathBuf, File)> {
                     path.display()
                 ));
             }
-            Err(error) => tried.push(format!("{}: {}", path.display(), errno_text(error))),
+            Err(error) => {
+                denied |= error.kind() == ErrorKind::PermissionDenied;
+                tried.push(format!("{}: {}", path.display(), errno_text(error)));
+            }
         }
     }
-    let hint = if own_seen {
-        "spc runs inside the container, and needs the host's processes there: start the container with --pid=host"
-    } else {
-        "the host's /proc is needed: start the container with --pid=host and --cap-add=SYS_PTRACE"
+    let hint = match container::confinement().filter(|_| denied) {
+        Some(option) => format!("the host's security module forbids it: start the container with {option}"),
+        None if own_seen => "spc runs inside the container, and needs the host's processes there: start the container with --pid=host".into(),
+        None => "the host's /proc is needed: start the container with --pid=host and --cap-add=SYS_PTRACE".into(),
     };
     Err(Error::system("the host's mount namespace was not found")
         .log(tried)

@@ -80,6 +80,17 @@ pub struct Chosen {
     pub source: Source,
 }
 
+impl Chosen {
+    /// Whether the mount can only be a FUSE file system.
+    pub fn is_fuse(&self) -> bool {
+        !self.shows.is_empty()
+            && self
+                .shows
+                .iter()
+                .all(|shown| shown == "fuse" || shown.starts_with("fuse."))
+    }
+}
+
 const TABLE: [Kind; 8] = [
     Kind {
         name: "glusterfs",
@@ -222,12 +233,13 @@ mod tests {
     fn a_fuse_program_needs_no_row_of_its_own() {
         let options = Options::parse(["rw,allow_other"]).unwrap();
         let chosen = choose(&asked("fuse.sshfs", "me@host:/d", &options)).unwrap();
-        let Maker::Helper(helper) = chosen.maker else {
+        let Maker::Helper(helper) = &chosen.maker else {
             panic!("{chosen:?}")
         };
         assert_eq!(helper.programs, ["sshfs"]);
         assert_eq!(helper.args, ["me@host:/d", TARGET]);
         assert_eq!(helper.options.to_string(), "allow_other");
+        assert!(chosen.is_fuse());
         assert_eq!(chosen.shows, ["fuse.sshfs", "fuse"]);
     }
 
@@ -235,10 +247,10 @@ mod tests {
     fn other_types_have_their_helper() {
         let options = Options::default();
         let chosen = choose(&asked("nfs", "h:/x", &options)).unwrap();
-        let Maker::Helper(helper) = chosen.maker else {
+        let Maker::Helper(helper) = &chosen.maker else {
             panic!("{chosen:?}")
         };
         assert_eq!(helper.programs, ["mount.nfs"]);
-        assert!(chosen.shows.contains(&"nfs4".to_owned()));
+        assert!(chosen.shows.contains(&"nfs4".to_owned()) && !chosen.is_fuse());
     }
 }

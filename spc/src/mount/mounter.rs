@@ -1,11 +1,10 @@
 //! Request to Record: the one way a mount is made, whichever door the request came through.
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::fs::CWD;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::direct::{self, Detached};
@@ -15,11 +14,11 @@ use super::proof;
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run};
 use super::{Ledger, Plan, Proof, Request};
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Class, Error, Result, errno_text};
 use crate::host::claim::{Claim, Mode};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{self, MountId, Pinned, mount_id, show};
-use crate::host::{Host, Settings, process};
+use crate::host::{Host, Settings, container, copies, process};
 use crate::kinds::Maker;
 
 /// How long a helper that ended well may take until its mount is there.
@@ -183,7 +182,8 @@ impl<'a> Attempt<'a> {
                     id: &self.record.id,
                     log: helper.log.as_ref().map(PathBuf::from),
                 };
-                run.to_end(deadline, interrupts)?;
+                run.to_end(deadline, interrupts)
+                    .map_err(|error| self.hint_at_network(error))?;
                 let proof = self.land(&claim, &program.path)?;
                 self.record.daemon = process::marked(&self.record.id);
                 proof
@@ -199,7 +199,7 @@ impl<'a> Attempt<'a> {
             }
         };
         interrupts.check()?;
-        self.drop_copies()?;
+        copies::drop_copies(&proof.entry)?;
         self.record.state = State::Mounted;
         self.note(proof.mount);
         self.session.ledger.put(&self.record)?;
@@ -247,44 +247,6 @@ impl<'a> Attempt<'a> {
         })?
     }
 
-    /// Where the host's tree is bound into the container as a slave, as docker does it for `-v /:/host`,
-    /// the new mount has come along. It is no use there, and one more entry to keep.
-    fn drop_copies(&self) -> Result<()> {
-        let look = AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
-        // Mount id and device, if the path is the root of a mount.
-        let mounted = |dir: BorrowedFd<'_>, path: &Path| {
-            let seen = statx(dir, path, look, StatxFlags::MNT_ID).ok()?;
-            let root = seen.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
-            root.then_some((seen.stx_mnt_id, (seen.stx_dev_major, seen.stx_dev_minor)))
-        };
-        let Some((_, made)) = mounted(self.pinned.parent.as_fd(), Path::new(&self.pinned.name))
-        else {
-            return Ok(());
-        };
-        for host in self.session.settings.hosts() {
-            let copy = host.join(
-                self.plan
-                    .target
-                    .strip_prefix("/")
-                    .unwrap_or(&self.plan.target),
-            );
-            let Some((id, device)) = mounted(CWD, &copy) else {
-                continue;
-            };
-            if device != made || !is_slave(id)? {
-                continue;
-            }
-            unmount(&copy, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|e| {
-                Error::system(format!(
-                    "cannot drop the copy of the mount at {}",
-                    show(&copy)
-                ))
-                .because(errno_text(e))
-            })?;
-        }
-        Ok(())
-    }
-
     /// Attaches a finished mount, whose id is in the ledger before it can be seen.
     fn attach(&mut self, detached: Detached) -> Result<()> {
         self.note(detached.mount);
@@ -298,6 +260,15 @@ impl<'a> Attempt<'a> {
     fn note(&mut self, mount: MountId) {
         self.record.mount_id = mount.id;
         self.record.unique_id = mount.unique;
+    }
+
+    fn hint_at_network(&self, error: Error) -> Error {
+        let own = container::shares_network(&self.session.settings) == Some(false);
+        if own && error.class() == Class::Mount {
+            error.hint_if_none("the container has a network of its own, which may not reach the server: start it with --net=host")
+        } else {
+            error
+        }
     }
 
     fn nothing(&self, who: &str) -> Error {
@@ -411,21 +382,6 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
     }
     claim.remove();
     session.ledger.remove(Path::new(&record.target))
-}
-
-/// Whether a mount of the container can be taken away without its peers noticing: the mount that it
-/// is on is in no peer group.
-fn is_slave(id: u64) -> Result<bool> {
-    let look = || -> std::io::Result<Option<bool>> {
-        let Some(entry) = mountinfo::find(id)? else {
-            return Ok(None);
-        };
-        Ok(mountinfo::find(entry.parent)?.map(|parent| !parent.shared))
-    };
-    let seen = look().map_err(|e| {
-        Error::system("cannot read the container's mount table").because(errno_text(e))
-    })?;
-    Ok(seen.unwrap_or(false))
 }
 
 fn is_mount(stand_in: &Path) -> bool {

@@ -11,7 +11,7 @@ use super::Request;
 use super::request::RouteChoice;
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{Rules, Walk, on_host, show, walk};
-use crate::host::{Host, Settings};
+use crate::host::{Host, Settings, container};
 use crate::kinds::{self, Asked, Chosen, Maker};
 
 /// Where mount helpers and FUSE programs are looked for, in this order.
@@ -104,6 +104,9 @@ impl Plan {
         let (program, route) = match &chosen.maker {
             Maker::Helper(helper) => {
                 let program = find(&helper.programs, &request.fs_type)?;
+                if chosen.is_fuse() {
+                    container::fuse()?;
+                }
                 let route = match (request.route, &program.linkage) {
                     (RouteChoice::Preload, _) | (RouteChoice::Auto, Linkage::Dynamic(_)) => {
                         Route::Preload

@@ -1,0 +1,62 @@
+//! What the container must have been given, besides capabilities and a way to the host's namespace.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+
+use super::{Settings, namespace};
+use crate::error::{Error, Result, errno_text};
+
+/// Opens `/dev/fuse`, as every FUSE file system does first.
+///
+/// # Errors
+/// It is not there, or the container may not use it.
+pub fn fuse() -> Result<()> {
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    opened.map(drop).map_err(|e| {
+        Error::system("cannot open /dev/fuse").because(errno_text(e)).hint(
+            "start the container with --device=/dev/fuse, or --privileged; on the host, try: modprobe fuse",
+        )
+    })
+}
+
+/// Whether the container is in the host's network; none where that cannot be told.
+pub fn shares_network(settings: &Settings) -> Option<bool> {
+    let (host, _) = namespace::find(settings).ok()?;
+    let host = fs::metadata(host.with_file_name("net")).ok()?;
+    let own = fs::metadata("/proc/self/ns/net").ok()?;
+    Some((own.dev(), own.ino()) == (host.dev(), host.ino()))
+}
+
+/// The option of `run` that lifts what a security module forbids the container, if one confines it.
+pub fn confinement() -> Option<&'static str> {
+    lifting(&fs::read_to_string("/proc/self/attr/current").ok()?)
+}
+
+/// By the label of a process: `PROFILE (enforce)` is AppArmor's, `USER:ROLE:TYPE:LEVEL` SELinux's.
+fn lifting(label: &str) -> Option<&'static str> {
+    let label = label.trim_end_matches(['\0', '\n']);
+    if label.ends_with(" (enforce)") {
+        return Some("--security-opt apparmor=unconfined");
+    }
+    (label.split(':').nth(2)? == "container_t").then_some("--security-opt label=disable")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_confined_process_is_told_by_its_label() {
+        assert_eq!(
+            lifting("docker-default (enforce)\n"),
+            Some("--security-opt apparmor=unconfined")
+        );
+        assert_eq!(
+            lifting("system_u:system_r:container_t:s0:c1,c2\0"),
+            Some("--security-opt label=disable")
+        );
+        for free in ["unconfined\n", "system_u:system_r:spc_t:s0\0", ""] {
+            assert_eq!(lifting(free), None, "{free:?}");
+        }
+    }
+}
