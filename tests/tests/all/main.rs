@@ -2,4 +2,5 @@
 
 mod docker;
 mod lab;
+mod nsenter;
 mod support;
