@@ -178,7 +178,13 @@ pub fn walk(target: &Path, rules: Rules) -> Result<Walk> {
             other => other,
         };
         let here = path_of(&levels).join(&name);
-        let found = found.map_err(|e| fail(format!("{}: {}", show(&here), errno_text(e))))?;
+        let found = found.map_err(|e| {
+            let error = fail(format!("{}: {}", show(&here), errno_text(e)));
+            match e {
+                Errno::ACCESS => error.hint("only another user may enter a directory on the way: start the container with --cap-add=DAC_READ_SEARCH"),
+                _ => error,
+            }
+        })?;
         let stat = rustix::fs::fstat(&found).map_err(|e| fail(errno_text(e)))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
