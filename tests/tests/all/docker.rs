@@ -5,15 +5,8 @@ use lab::{Base, Cluster, Engine, Lab, Propagation};
 
 use crate::support::{FULL, Spc, entries, until, with_gluster};
 
-/// A literal run line, a mount, data on the bricks, and two ways to unmount; nothing is left in any mount table.
-fn main_job(
-    lab: &Lab,
-    cluster: &Cluster<'_>,
-    engine: Engine,
-    propagation: Propagation,
-    target: &str,
-) -> Result<()> {
-    let spc = Spc::start(lab, propagation, engine, Base::Trixie, &FULL)?;
+/// A mount, data on the bricks, and two ways to unmount; nothing is left in any mount table.
+pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()> {
     let node = cluster.nodes()[0].host().address();
     let source = format!("{node}:/vol");
     spc.host.run(&["mkdir", "-p", target])?.ok()?;
@@ -40,7 +33,7 @@ fn main_job(
         entries(&spc.host)
     );
 
-    let name = format!("{}-{}", engine.command(), target.len());
+    let name = target.replace('/', "-");
     let file = format!("{target}/{name}");
     spc.host.write(&file, b"written on the host\n")?;
     for node in cluster.nodes() {
@@ -79,10 +72,21 @@ fn main_job(
     Ok(())
 }
 
+fn with_everything(
+    lab: &Lab,
+    cluster: &Cluster<'_>,
+    engine: Engine,
+    propagation: Propagation,
+    target: &str,
+) -> Result<()> {
+    let spc = Spc::start(lab, propagation, engine, Base::Trixie, &FULL)?;
+    main_job(&spc, cluster, target)
+}
+
 #[test]
 fn docker_with_a_shared_root() {
     with_gluster(|lab, cluster| {
-        main_job(
+        with_everything(
             lab,
             cluster,
             Engine::Docker,
@@ -95,7 +99,7 @@ fn docker_with_a_shared_root() {
 #[test]
 fn docker_with_a_private_root() {
     with_gluster(|lab, cluster| {
-        main_job(
+        with_everything(
             lab,
             cluster,
             Engine::Docker,
@@ -108,7 +112,7 @@ fn docker_with_a_private_root() {
 #[test]
 fn podman() {
     with_gluster(|lab, cluster| {
-        main_job(
+        with_everything(
             lab,
             cluster,
             Engine::Podman,

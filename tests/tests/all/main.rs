@@ -3,4 +3,6 @@
 mod docker;
 mod lab;
 mod nsenter;
+mod privilege;
 mod support;
+mod targets;

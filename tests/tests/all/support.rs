@@ -11,6 +11,17 @@ use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Mount, Output, Propagat
 /// The run line of the documents: all privileges, and the host's tree bound.
 pub const FULL: [&str; 5] = ["--privileged", "--net=host", "--pid=host", "-v", "/:/host"];
 
+/// The recommended run line: what is needed and no more.
+pub const LEAST: [&str; 7] = [
+    "--cap-drop=ALL",
+    "--cap-add=SYS_ADMIN",
+    "--cap-add=SYS_CHROOT",
+    "--cap-add=SYS_PTRACE",
+    "--device=/dev/fuse",
+    "--pid=host",
+    "--net=host",
+];
+
 /// A host on which the container runs as `spc`.
 pub struct Spc<'lab> {
     /// The host.
@@ -48,6 +59,20 @@ impl<'lab> Spc<'lab> {
     pub fn exec(&self, words: &[&str]) -> Result<Output> {
         self.host
             .run(&[&[self.engine.command(), "exec", "spc"], words].concat())
+    }
+
+    /// `docker exec -w CWD spc WORDS`.
+    pub fn exec_in(&self, cwd: &str, words: &[&str]) -> Result<Output> {
+        self.host
+            .run(&[&[self.engine.command(), "exec", "-w", cwd, "spc"], words].concat())
+    }
+
+    /// Takes the container away.
+    pub fn remove(&self) -> Result<()> {
+        self.host
+            .run(&[self.engine.command(), "rm", "-f", "spc"])?
+            .ok()?;
+        Ok(())
     }
 
     /// A script in the container.
