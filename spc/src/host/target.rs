@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags, mkdirat, open, openat,
+    AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags, mkdirat, open, openat,
     readlinkat, statx, unlinkat,
 };
 use rustix::io::Errno;
@@ -138,7 +138,7 @@ pub fn walk(target: &Path, rules: Rules) -> Result<Walk> {
     .map_err(|e| fail(format!("/: {}", errno_text(e))))?;
     let mut levels = vec![Level {
         name: OsString::new(),
-        trusted: trusted(&root, true)?,
+        trusted: stat(&root).is_ok_and(|stat| trusted(&stat)),
         dir: root,
     }];
     let mut pending: VecDeque<OsString> = parts(target);
@@ -185,10 +185,10 @@ pub fn walk(target: &Path, rules: Rules) -> Result<Walk> {
                 _ => error,
             }
         })?;
-        let stat = rustix::fs::fstat(&found).map_err(|e| fail(errno_text(e)))?;
-        match FileType::from_raw_mode(stat.st_mode) {
+        let stat = stat(&found).map_err(|e| fail(format!("{}: {}", show(&here), errno_text(e))))?;
+        match FileType::from_raw_mode(stat.stx_mode.into()) {
             FileType::Directory => {
-                let trusted = trusted(&found, level.trusted)?;
+                let trusted = level.trusted && trusted(&stat);
                 levels.push(Level {
                     name,
                     dir: found,
@@ -200,7 +200,7 @@ pub fn walk(target: &Path, rules: Rules) -> Result<Walk> {
                 if links > LINKS {
                     return Err(fail(errno_text(Errno::LOOP)));
                 }
-                if !(level.trusted && stat.st_uid == 0) {
+                if !(level.trusted && stat.stx_uid == 0) {
                     return Err(fail(format!(
                         "{} is a symbolic link that a user other than root controls",
                         show(&here)
@@ -236,17 +236,14 @@ pub fn walk(target: &Path, rules: Rules) -> Result<Walk> {
         ))
         .hint("choose a directory below it, or insist with --over-system-directory"));
     }
-    let stat = rustix::fs::fstat(&last.dir).map_err(|e| fail(errno_text(e)))?;
+    let stat = stat(&last.dir).map_err(|e| fail(format!("statx: {}", errno_text(e))))?;
     let mount = mount_id(&last.dir, OsStr::new(""))
         .map_err(|e| fail(format!("statx: {}", errno_text(e))))?;
     Ok(Walk::Pinned(
         Pinned {
             mount,
-            dev: (
-                rustix::fs::major(stat.st_dev),
-                rustix::fs::minor(stat.st_dev),
-            ),
-            ino: stat.st_ino,
+            dev: (stat.stx_dev_major, stat.stx_dev_minor),
+            ino: stat.stx_ino,
             dir: last.dir,
             parent: parent.dir,
             name: last.name,
@@ -320,14 +317,19 @@ impl Pinned {
     }
 }
 
-/// Root's, and others can at most add to it (sticky), on a way where that is so for every step.
-fn trusted(dir: &OwnedFd, parent: bool) -> Result<bool> {
-    let stat = rustix::fs::fstat(dir).map_err(|e| {
-        Error::system("cannot look at a directory on the host").because(errno_text(e))
-    })?;
-    let shared = stat.st_mode & 0o022 != 0;
-    let sticky = stat.st_mode & 0o1000 != 0;
-    Ok(parent && stat.st_uid == 0 && (!shared || sticky))
+/// What is known of a file without asking its file system, which may be dead or slow: the lookup that led
+/// to it has brought all there is to know of one that is alive.
+fn stat(file: &OwnedFd) -> std::result::Result<Statx, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let wanted = StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::UID | StatxFlags::INO;
+    statx(file, "", flags, wanted)
+}
+
+/// Root's, and others can at most add to it (sticky).
+fn trusted(stat: &Statx) -> bool {
+    let shared = stat.stx_mode & 0o022 != 0;
+    let sticky = stat.stx_mode & 0o1000 != 0;
+    stat.stx_uid == 0 && (!shared || sticky)
 }
 
 fn parts(path: &Path) -> VecDeque<OsString> {
