@@ -221,8 +221,11 @@ fn tidy(session: &Session) -> Result<bool> {
         if let Some(record) = session.ledger.get(target)? {
             match settle(session, &record) {
                 Ok(Some(_)) => {}
+                Ok(None) if record.state == State::Mounted => {
+                    tracing::info!(target = %record.target, "unmounted on the host; forgotten");
+                }
                 Ok(None) => {
-                    tracing::info!(target = %record.target, "unmounted on the host; forgotten")
+                    tracing::info!(target = %record.target, "cleared away what a dead command left");
                 }
                 Err(error) => {
                     tracing::warn!("{error}");
@@ -231,6 +234,7 @@ fn tidy(session: &Session) -> Result<bool> {
             }
         }
     }
+    session.ledger.sweep()?;
     Ok(done)
 }
 

@@ -30,7 +30,7 @@ pub enum State {
     Mounting,
     /// Proven.
     Mounted,
-    /// Being taken away; if its unmaker is dead, that has to be finished.
+    /// Being taken away; if its unmaker is dead, either that has to be finished, or it never began.
     Unmounting,
 }
 
@@ -59,6 +59,8 @@ pub struct Record {
     pub mount_id: u64,
     /// Mount id that is never used again; 0 where the kernel has none.
     pub unique_id: u64,
+    /// Id of the mount that the target was pinned on.
+    pub on: u64,
     /// Processes that keep it alive, by their ids in the container.
     pub daemon: Vec<i32>,
     /// Seconds since the epoch.
@@ -111,6 +113,21 @@ impl Ledger {
     /// # Errors
     /// The lock file cannot be made, or another command held the lock all the time.
     pub fn lock(&self, target: &Path, deadline: Instant) -> Result<Lock> {
+        match self.lock_at(hash(target), deadline)? {
+            Some(lock) => {
+                // What a dead command began to write and did not finish.
+                self.unlink(file_of(target).with_extension("new"))?;
+                Ok(lock)
+            }
+            None => Err(
+                Error::mount(format!("another spc is at work on {}", show(target)))
+                    .hint("wait for it, or give it more time with --timeout"),
+            ),
+        }
+    }
+
+    /// Takes the lock of the target with this hash; None if another command held it all the time.
+    fn lock_at(&self, hash: u64, deadline: Instant) -> Result<Option<Lock>> {
         let file = self.host.run("locking the ledger", || {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -130,23 +147,17 @@ impl Ledger {
             l_type: libc::F_WRLCK as libc::c_short,
             l_whence: libc::SEEK_SET as libc::c_short,
             // Offsets are not negative.
-            l_start: (hash(target) >> 1).cast_signed(),
+            l_start: (hash >> 1).cast_signed(),
             l_len: 1,
             l_pid: 0,
         };
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
-                Ok(_) => return Ok(Lock { _file: file }),
+                Ok(_) => return Ok(Some(Lock { _file: file })),
                 Err(nix::Error::EAGAIN | nix::Error::EACCES) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
-                Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
-                    return Err(Error::mount(format!(
-                        "another spc is at work on {}",
-                        show(target)
-                    ))
-                    .hint("wait for it, or give it more time with --timeout"));
-                }
+                Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Ok(None),
                 Err(error) => {
                     return Err(Error::system(format!("cannot lock {DIR}/lock on the host"))
                         .because(errno_text(error)));
@@ -180,31 +191,40 @@ impl Ledger {
     /// # Errors
     /// The directory cannot be read.
     pub fn all(&self) -> Result<(Vec<Record>, Vec<Corrupt>)> {
-        let read = self.host.run("reading the ledger", || {
-            let entries = match fs::read_dir(DIR) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    return Ok((Vec::new(), Vec::new()));
-                }
-                Err(error) => return Err(error),
-            };
-            let (mut records, mut bad) = (Vec::new(), Vec::new());
-            for entry in entries {
-                let file = entry?.path();
-                if file.extension().is_some_and(|e| e == "json") {
-                    match load(&file) {
-                        Ok(record) => records.extend(record),
-                        Err(corrupt) => bad.push(corrupt),
-                    }
-                }
+        let files = self.files("json")?;
+        let (mut records, mut bad) = (Vec::new(), Vec::new());
+        let read = self.host.run("reading the ledger", move || {
+            files.iter().map(|file| load(file)).collect::<Vec<_>>()
+        })?;
+        for read in read {
+            match read {
+                Ok(record) => records.extend(record),
+                Err(corrupt) => bad.push(corrupt),
             }
-            Ok((records, bad))
-        })?;
-        let (mut records, bad) = read.map_err(|e| {
-            Error::system(format!("cannot read {DIR} on the host")).because(errno_text(e))
-        })?;
+        }
         records.sort_by(|a, b| a.target.cmp(&b.target));
         Ok((records, bad))
+    }
+
+    /// The ledger's files with this extension.
+    fn files(&self, extension: &'static str) -> Result<Vec<PathBuf>> {
+        let read = self.host.run("reading the ledger", move || {
+            let entries = match fs::read_dir(DIR) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+                entries => entries?,
+            };
+            let files = entries.map(|entry| Ok(entry?.path()));
+            files
+                .filter(|file: &std::io::Result<PathBuf>| {
+                    file.as_ref().map_or(true, |file| {
+                        file.extension().is_some_and(|e| e == extension)
+                    })
+                })
+                .collect()
+        })?;
+        read.map_err(|e| {
+            Error::system(format!("cannot read {DIR} on the host")).because(errno_text(e))
+        })
     }
 
     /// Writes a record, whole or not at all.
@@ -241,21 +261,42 @@ impl Ledger {
         })
     }
 
+    /// Removes records that a dead command began to write, and that nobody will finish.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or a file cannot be removed.
+    pub fn sweep(&self) -> Result<()> {
+        for file in self.files("new")? {
+            let name = file.file_stem().and_then(|stem| stem.to_str());
+            let Some(hash) = name.and_then(|name| u64::from_str_radix(name, 16).ok()) else {
+                continue;
+            };
+            // Whoever holds the lock is writing it.
+            if let Some(_lock) = self.lock_at(hash, Instant::now())? {
+                self.unlink(file)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the record of a target; what is not there is not missed.
     ///
     /// # Errors
     /// The file cannot be removed.
     pub fn remove(&self, target: &Path) -> Result<()> {
-        let file = file_of(target);
+        self.unlink(file_of(target))
+    }
+
+    fn unlink(&self, file: PathBuf) -> Result<()> {
+        let shown = file.display().to_string();
         let removed = self
             .host
             .run("writing the ledger", move || fs::remove_file(file))?;
         match removed {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::system(format!(
-                "cannot remove the record of {}",
-                show(target)
-            ))
-            .because(errno_text(error))),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::system(format!("cannot remove {shown} on the host"))
+                    .because(errno_text(error)))
+            }
             _ => Ok(()),
         }
     }

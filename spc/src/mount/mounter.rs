@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode as Permissions, OFlags, open};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::direct::{self, Detached};
@@ -23,6 +23,9 @@ use crate::kinds::Maker;
 
 /// How long a helper that ended well may take until its mount is there.
 const SETTLE: Duration = Duration::from_millis(500);
+
+/// How long a daemon may take to end by itself once its mount is gone.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What every command works with.
 pub struct Session {
@@ -134,6 +137,7 @@ struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     fn new(session: &'a Session, plan: &'a Plan, pinned: Arc<Pinned>, lock: Lock) -> Self {
         let request = &plan.request;
+        let on = pinned.mount.id;
         let record = Record {
             id: new_id(),
             state: State::Mounting,
@@ -146,6 +150,7 @@ impl<'a> Attempt<'a> {
             route: plan.route,
             mount_id: 0,
             unique_id: 0,
+            on,
             daemon: Vec::new(),
             since: now(),
         };
@@ -212,7 +217,10 @@ impl<'a> Attempt<'a> {
     fn land(&mut self, claim: &Claim, program: &Path) -> Result<Proof> {
         let until = Instant::now() + SETTLE;
         loop {
-            if let Some(proof) = self.look(Some(claim))? {
+            // Without the shim's note it is somebody else's mount, or one that was not finished.
+            if let Some(made) = claim.mounted()
+                && let Some(proof) = self.look(Some(made))?
+            {
                 return Ok(proof);
             }
             if is_mount(claim.stand_in()) {
@@ -230,20 +238,26 @@ impl<'a> Attempt<'a> {
                 return self.look(None)?.ok_or_else(|| self.nothing("the helper"));
             }
             if Instant::now() >= until {
-                return Err(self.nothing(&program.display().to_string()));
+                let who = program.display().to_string();
+                if self.pinned.top().is_ok_and(|top| top != self.pinned.mount) {
+                    return Err(Error::mount(format!(
+                        "{who} reported success, but what is on {} is not a mount that it finished",
+                        show(&self.plan.target)
+                    ))
+                    .hint(
+                        "one of its processes was killed, perhaps for want of memory; see dmesg",
+                    ));
+                }
+                return Err(self.nothing(&who));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    fn look(&self, claim: Option<&Claim>) -> Result<Option<Proof>> {
-        let (pinned, shows, claim) = (
-            Arc::clone(&self.pinned),
-            self.plan.chosen.shows.clone(),
-            claim.cloned(),
-        );
+    fn look(&self, made: Option<(u64, u64)>) -> Result<Option<Proof>> {
+        let (pinned, shows) = (Arc::clone(&self.pinned), self.plan.chosen.shows.clone());
         self.session.host.run("proving the mount", move || {
-            proof::look(&pinned, &shows, claim.as_ref())
+            proof::look(&pinned, &shows, made)
         })?
     }
 
@@ -302,9 +316,20 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
         return Ok(None);
     }
     let entry = entry_of(session, record)?;
-    if entry.is_none() {
+    match (&entry, record.state) {
+        (None, State::Unmounting) => {
+            let left = process::end(&record.id, PATIENCE);
+            forget(session, record, &session.claim(&record.id), left)?;
+        }
         // Its daemon is left alone: after `umount -l` somebody may still use the mount.
-        forget(session, record, &session.claim(&record.id), Vec::new())?;
+        (None, _) => forget(session, record, &session.claim(&record.id), Vec::new())?,
+        // Whoever was to take it away died before that: it is a mount like any other.
+        (Some(_), State::Unmounting) => {
+            let mut record = record.clone();
+            record.state = State::Mounted;
+            session.ledger.put(&record)?;
+        }
+        (Some(_), _) => {}
     }
     Ok(entry)
 }
@@ -324,10 +349,10 @@ pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
             return Ok(None);
         };
         // The plain id may have been given to another mount since.
-        let same = match rustix::fs::open(
+        let same = match open(
             target.parent().unwrap_or(Path::new("/")),
-            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
+            OFlags::PATH | OFlags::CLOEXEC,
+            Permissions::empty(),
         ) {
             Ok(parent) => match mount_id(&parent, target.file_name().unwrap_or_default()) {
                 Ok(top) if top.id == id => top.is(id, unique),
@@ -352,9 +377,15 @@ pub fn undo(session: &Session, record: &Record) -> Result<()> {
     let claim = session.claim(&record.id);
     // A helper still at work could mount after we looked.
     let left = process::end(&record.id, Duration::ZERO);
-    let ids = claim
+    let mut ids = claim
         .mounted()
         .or((record.mount_id != 0).then_some((record.mount_id, record.unique_id)));
+    if ids.is_none() && record.route == Route::Preload {
+        let seen = record.clone();
+        ids = session
+            .host
+            .run("looking at the target", move || unnoted(&seen))?;
+    }
     if let Some((id, unique)) = ids {
         let target = PathBuf::from(&record.target);
         let detach = move || direct::detach(&target, id, unique, UnmountFlags::DETACH);
@@ -363,6 +394,19 @@ pub fn undo(session: &Session, record: &Record) -> Result<()> {
         })?;
     }
     forget(session, record, &claim, left)
+}
+
+/// The mount of a helper that was killed when the shim had carried its call, but had not yet noted the
+/// id, or whose claim went with its container. Nothing was on the target before; what is there now,
+/// and shows the source of the record, is that mount.
+fn unnoted(record: &Record) -> Option<(u64, u64)> {
+    let target = Path::new(&record.target);
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let parent = open(target.parent()?, flags, Permissions::empty()).ok()?;
+    let top = mount_id(&parent, target.file_name()?).ok()?;
+    let entry = mountinfo::find(top.id).ok()??;
+    let ours = entry.parent == record.on && entry.target == target && entry.source == record.source;
+    (top.is_root && ours).then_some((top.id, top.unique))
 }
 
 /// The mount is gone: clears away its stand-in, claim and record.

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use crate::error::{Error, Result, errno_text};
-use crate::host::claim::Claim;
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, Pinned, show};
 
@@ -17,10 +16,11 @@ pub struct Proof {
 }
 
 /// Looks for a new mount on a pinned target; run it on the host's thread. None means there is none.
+/// Whoever made it may have told its ids.
 ///
 /// # Errors
 /// Something else is mounted there, or a mount was made but not where it was asked for.
-pub fn look(pinned: &Pinned, shows: &[String], claim: Option<&Claim>) -> Result<Option<Proof>> {
+pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Result<Option<Proof>> {
     let fail = |what: &str, cause: String| {
         Error::system(format!(
             "cannot prove the mount on {}: {what}",
@@ -28,7 +28,6 @@ pub fn look(pinned: &Pinned, shows: &[String], claim: Option<&Claim>) -> Result<
         ))
         .because(cause)
     };
-    let made = claim.and_then(Claim::mounted);
     let top = pinned.top().map_err(|e| fail("statx", errno_text(e)))?;
     if !top.is_root || top.is(pinned.mount.id, pinned.mount.unique) {
         return match made {

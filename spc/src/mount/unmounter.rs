@@ -8,13 +8,10 @@ use rustix::mount::UnmountFlags;
 
 use super::direct;
 use super::ledger::{Record, State};
-use super::mounter::{Session, entry_of, forget};
+use super::mounter::{PATIENCE, Session, entry_of, forget};
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{self, Rules, show};
 use crate::host::{Claim, process, target::on_host};
-
-/// How long a daemon may take to end by itself once its mount is gone.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long to wait for another command at work on the same target.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -61,8 +58,11 @@ pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
         return super::mounter::undo(session, &record);
     }
     if entry_of(session, &record)?.is_some() {
-        record.state = State::Unmounting;
-        session.ledger.put(&record)?;
+        // After a lazy one there is nothing to finish: the daemon stays until the last user is gone.
+        if !how.lazy {
+            record.state = State::Unmounting;
+            session.ledger.put(&record)?;
+        }
         if let Err(error) = take_away(session, &record, how) {
             record.state = State::Mounted;
             session.ledger.put(&record)?;
