@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::enter::Enter;
+use crate::step::Step;
 use crate::{
     Engine, HostOptions, Lab, Propagation, Status, boot, cache, enter, measure, packages, runtime,
-    supervisor,
+    step, supervisor,
 };
 
 /// Disposable hosts and real servers for tests.
@@ -59,6 +60,9 @@ enum Task {
     /// Runs a command in the namespaces of a process
     #[command(hide = true)]
     Enter(Enter),
+    /// Runs a command like `enter`, from one change to the next
+    #[command(hide = true)]
+    Step(Step),
 }
 
 /// Runs the program.
@@ -77,6 +81,7 @@ pub fn main() -> Result<ExitCode> {
         Task::HostUp { boot } => boot::up(&boot)?,
         Task::HostInit { boot } => boot::init(&boot)?,
         Task::Enter(arguments) => return enter::enter(&arguments),
+        Task::Step(arguments) => return step::step(&arguments),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -26,8 +26,8 @@ pub struct Enter {
     pub command: Vec<OsString>,
 }
 
-/// Runs the command. A process in another PID namespace has to be a child, so this one waits for it.
-pub fn enter(arguments: &Enter) -> Result<ExitCode> {
+/// Joins the cgroup and enters the namespaces; the PID namespace is entered by children only. Gives back the command.
+pub fn go(arguments: &Enter) -> Result<(&OsString, &[OsString])> {
     let Enter {
         pid,
         cgroup,
@@ -45,7 +45,12 @@ pub fn enter(arguments: &Enter) -> Result<ExitCode> {
         | ThreadNameSpaceType::CONTROL_GROUP;
     move_into_thread_name_spaces(init.as_fd(), kinds)
         .context("cannot enter the host's namespaces")?;
-    let (program, rest) = command.split_first().context("no command")?;
+    command.split_first().context("no command")
+}
+
+/// Runs the command. A process in another PID namespace has to be a child, so this one waits for it.
+pub fn enter(arguments: &Enter) -> Result<ExitCode> {
+    let (program, rest) = go(arguments)?;
     let status = match Command::new(program).args(rest).status() {
         Ok(status) => status,
         Err(error) => {
@@ -53,11 +58,15 @@ pub fn enter(arguments: &Enter) -> Result<ExitCode> {
             return Ok(ExitCode::from(NOT_STARTED));
         }
     };
-    if let Some(signal) = status.signal() {
+    end_as(status.code(), status.signal())
+}
+
+/// Ends as a command did: by the same signal, or with the same exit code.
+pub fn end_as(code: Option<i32>, signal: Option<i32>) -> Result<ExitCode> {
+    if let Some(signal) = signal {
         die_of(signal)?;
     }
-    Ok(status
-        .code()
+    Ok(code
         .and_then(|code| u8::try_from(code).ok())
         .map_or(ExitCode::FAILURE, ExitCode::from))
 }

@@ -36,9 +36,20 @@ impl Run {
         cgroup: Cgroup,
         argv: &[S],
     ) -> Result<Self> {
+        Self::task(&["enter"], host, pid, cgroup, argv)
+    }
+
+    /// The same, by another task of the `lab` program than `enter`.
+    pub(crate) fn task<S: AsRef<OsStr>>(
+        task: &[&str],
+        host: &str,
+        pid: i32,
+        cgroup: Cgroup,
+        argv: &[S],
+    ) -> Result<Self> {
         let mut command = Command::new(binary()?);
         command
-            .arg("enter")
+            .args(task)
             .arg(pid.to_string())
             .arg(cgroup.path())
             .arg("--")

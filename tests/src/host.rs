@@ -120,13 +120,18 @@ impl<'lab> Host<'lab> {
 
     /// A command to be run in the host.
     pub fn command<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Run> {
+        self.command_at(self.pid, argv)
+    }
+
+    /// A command to be run in the namespaces of a process of the host, such as a container's.
+    pub fn command_at<S: AsRef<OsStr>>(&self, pid: i32, argv: &[S]) -> Result<Run> {
+        Run::new(&self.name(), pid, self.next_cgroup()?, argv)
+    }
+
+    /// A cgroup for one command.
+    pub(crate) fn next_cgroup(&self) -> Result<Cgroup> {
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
-        Run::new(
-            &self.name(),
-            self.pid,
-            self.cgroup.child(&format!("run-{run}"))?,
-            argv,
-        )
+        self.cgroup.child(&format!("run-{run}"))
     }
 
     /// Runs a command in the host, for a minute at most.

@@ -31,6 +31,7 @@ mod output;
 mod packages;
 mod roots;
 mod runtime;
+mod step;
 mod supervisor;
 
 pub mod cli;
@@ -46,3 +47,4 @@ pub use output::{Output, Status};
 pub use packages::require;
 pub use roots::Root;
 pub use rustix::process::Signal;
+pub use step::{Kill, Stepped, Victim};

@@ -1,0 +1,276 @@
+//! `lab step`: runs a command of a host from one change to the next, and kills it where it is told to.
+//!
+//! The command is traced (ptrace(2)) and stops at the entry of every system call that changes something: a file, a
+//! mount, a process. What is killed there has not made that change, and all changes before it are made.
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::fs::{Mode, OFlags, openat};
+use std::fs::File;
+use std::process::{Command, ExitCode};
+
+use crate::enter::{Enter, end_as, go};
+use crate::exec::Run;
+use crate::host::Host;
+use crate::output::Output;
+
+/// The system calls at which the command itself stops.
+const STEPS: &[(libc::c_long, &str)] = &[
+    (libc::SYS_bind, "bind"),
+    (libc::SYS_clone, "clone"),
+    (libc::SYS_clone3, "clone3"),
+    (libc::SYS_execve, "execve"),
+    (libc::SYS_exit_group, "exit_group"),
+    (libc::SYS_fsmount, "fsmount"),
+    (libc::SYS_fsync, "fsync"),
+    (libc::SYS_kill, "kill"),
+    (libc::SYS_mkdirat, "mkdirat"),
+    (libc::SYS_mount, "mount"),
+    (libc::SYS_move_mount, "move_mount"),
+    (libc::SYS_open_tree, "open_tree"),
+    (libc::SYS_openat, "openat"),
+    (libc::SYS_pidfd_send_signal, "pidfd_send_signal"),
+    (libc::SYS_ppoll, "ppoll"),
+    (libc::SYS_renameat, "renameat"),
+    (libc::SYS_renameat2, "renameat2"),
+    (libc::SYS_setns, "setns"),
+    (libc::SYS_symlinkat, "symlinkat"),
+    (libc::SYS_umount2, "umount2"),
+    (libc::SYS_unlinkat, "unlinkat"),
+    (libc::SYS_wait4, "wait4"),
+    (libc::SYS_waitid, "waitid"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_fork, "fork"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_mkdir, "mkdir"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_poll, "poll"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_rename, "rename"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_rmdir, "rmdir"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_symlink, "symlink"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_unlink, "unlink"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_vfork, "vfork"),
+];
+
+/// The system calls at which its descendants stop: shells and daemons make too many of the others.
+const FAMILY_STEPS: [&str; 7] = [
+    "execve",
+    "mount",
+    "move_mount",
+    "setns",
+    "symlinkat",
+    "umount2",
+    "unlinkat",
+];
+
+/// Who is killed at a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Victim {
+    /// The command.
+    Command,
+    /// The process that is about to make the step.
+    Caller,
+}
+
+/// The arguments of `lab step`.
+#[derive(Debug, clap::Args)]
+pub struct Step {
+    /// The step to be killed at, from 1 on
+    #[arg(long)]
+    kill: Option<usize>,
+    /// Who is killed
+    #[arg(long, value_enum, default_value = "command")]
+    victim: Victim,
+    /// Stop the command's descendants as well
+    #[arg(long)]
+    family: bool,
+    #[command(flatten)]
+    enter: Enter,
+}
+
+/// What became of a command that was run in steps.
+#[derive(Debug)]
+pub struct Stepped {
+    /// The steps, up to the last that it came to: `PROGRAM SYSTEM_CALL`.
+    pub steps: Vec<String>,
+    /// Something was killed at the last of them.
+    pub killed: bool,
+    /// How it ended.
+    pub output: Output,
+}
+
+/// How a command is to be run.
+#[derive(Debug, Clone, Copy)]
+pub struct Kill {
+    /// The step to be killed at, from 1 on.
+    pub at: usize,
+    /// Who is killed.
+    pub victim: Victim,
+    /// Whether its descendants' steps count as well.
+    pub family: bool,
+}
+
+impl Host<'_> {
+    /// Runs a command in the namespaces of a process of this host, as the machine numbers it, and kills it at a step.
+    pub fn step(&self, pid: i32, argv: &[&str], order: Kill) -> Result<Stepped> {
+        let at = order.at.to_string();
+        let mut task = vec!["step", "--kill", &at];
+        if order.victim == Victim::Caller {
+            task.extend(["--victim", "caller"]);
+        }
+        if order.family {
+            task.push("--family");
+        }
+        let run = Run::task(&task, &self.name(), pid, self.next_cgroup()?, argv)?;
+        let output = run.run()?;
+        let text = output.text();
+        let steps: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("step "))
+            .map(str::to_owned)
+            .collect();
+        Ok(Stepped {
+            killed: steps.len() == order.at,
+            steps,
+            output,
+        })
+    }
+}
+
+/// Runs the command.
+pub fn step(arguments: &Step) -> Result<ExitCode> {
+    // Inside, /proc numbers processes in another way than the tracer, or is not there.
+    let proc = File::open("/proc").context("cannot open /proc")?;
+    let (program, rest) = go(&arguments.enter)?;
+    // It stops itself, so that the tracer sees it from its first instruction on.
+    let mut command = Command::new("sh");
+    command.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]);
+    let child = command
+        .arg(program)
+        .args(rest)
+        .spawn()
+        .context("cannot start a shell")?;
+    let leader = Pid::from_raw(child.id().cast_signed());
+    match waitpid(leader, Some(WaitPidFlag::WUNTRACED))? {
+        WaitStatus::Stopped(..) => {}
+        other => bail!("the shell did not stop: {other:?}"),
+    }
+    let mut options =
+        Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_TRACECLONE;
+    if arguments.family {
+        options |= Options::PTRACE_O_TRACEFORK | Options::PTRACE_O_TRACEVFORK;
+    }
+    ptrace::seize(leader, options).context("cannot trace the command")?;
+    kill(leader, Signal::SIGCONT)?;
+    let mut tracer = Tracer {
+        arguments,
+        proc,
+        leader,
+        begun: false,
+        steps: 0,
+    };
+    loop {
+        let signal = match waitpid(None, Some(WaitPidFlag::__WALL))? {
+            WaitStatus::Exited(pid, code) if pid == leader => return end_as(Some(code), None),
+            WaitStatus::Signaled(pid, signal, _) if pid == leader => {
+                return end_as(None, Some(signal as i32));
+            }
+            WaitStatus::PtraceSyscall(pid) => tracer.stopped(pid).map(|()| (pid, None))?,
+            WaitStatus::PtraceEvent(pid, _, event) => {
+                tracer.begun |= pid == leader && event == libc::PTRACE_EVENT_EXEC;
+                (pid, None)
+            }
+            WaitStatus::Stopped(pid, signal) => (pid, Some(signal)),
+            _ => continue,
+        };
+        match ptrace::syscall(signal.0, signal.1) {
+            // It was killed meanwhile.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error).context("cannot resume the command"),
+        }
+    }
+}
+
+struct Tracer<'a> {
+    arguments: &'a Step,
+    proc: File,
+    leader: Pid,
+    begun: bool,
+    steps: usize,
+}
+
+impl Tracer<'_> {
+    /// A thread is at the entry of a system call, or at its exit.
+    fn stopped(&mut self, thread: Pid) -> Result<()> {
+        let info = match ptrace::syscall_info(thread) {
+            Err(Errno::ESRCH) => return Ok(()),
+            info => info.context("cannot look at a system call")?,
+        };
+        if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY || !self.begun {
+            return Ok(());
+        }
+        let Some((process, call)) = self.process_of(thread).zip(self.call_of(thread)) else {
+            return Ok(());
+        };
+        if process != self.leader && !FAMILY_STEPS.contains(&call) {
+            return Ok(());
+        }
+        if self.arguments.kill.is_some_and(|at| self.steps >= at) {
+            return Ok(());
+        }
+        self.steps += 1;
+        let name = self.read(process, "comm").unwrap_or_default();
+        println!("step {} {call}", name.trim());
+        if self.arguments.kill == Some(self.steps) {
+            let victim = match self.arguments.victim {
+                Victim::Command => self.leader,
+                Victim::Caller => process,
+            };
+            kill(victim, Signal::SIGKILL).context("cannot kill")?;
+        }
+        Ok(())
+    }
+
+    /// The step that a thread is about to make, if its system call is one.
+    fn call_of(&self, thread: Pid) -> Option<&'static str> {
+        let text = self.read(thread, "syscall")?;
+        let mut words = text.split_whitespace();
+        let number: libc::c_long = words.next()?.parse().ok()?;
+        let (_, name) = STEPS.iter().find(|(step, _)| *step == number)?;
+        if *name == "openat" {
+            let flags = words.nth(2)?.strip_prefix("0x")?;
+            let flags = i64::from_str_radix(flags, 16).ok()?;
+            return (flags & i64::from(libc::O_CREAT) != 0).then_some(name);
+        }
+        Some(name)
+    }
+
+    /// The process that a thread belongs to.
+    fn process_of(&self, thread: Pid) -> Option<Pid> {
+        let status = self.read(thread, "status")?;
+        let id = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+        id.trim().parse().ok().map(Pid::from_raw)
+    }
+
+    /// A file of procfs; none if the process has ended.
+    fn read(&self, process: Pid, name: &str) -> Option<String> {
+        let path = format!("{process}/{name}");
+        let file = openat(
+            &self.proc,
+            path,
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .ok()?;
+        std::io::read_to_string(File::from(file)).ok()
+    }
+}
