@@ -164,3 +164,87 @@ pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> 
     }
     None.with_context(|| format!("did not come to be: {what}"))
 }
+
+/// What there is of mounts on a host and in its container, read from outside: no process is started for it.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// The host's records.
+    pub records: Vec<serde_json::Value>,
+    /// Other files beside them, the lock apart.
+    pub strays: Vec<String>,
+    /// The files of the claims, by id.
+    pub claims: BTreeMap<String, Vec<String>>,
+    /// The helpers and daemons, by the id of their mount.
+    pub marked: BTreeMap<String, Vec<i32>>,
+}
+
+impl Spc<'_> {
+    /// The container's first process, as the machine numbers it.
+    pub fn first(&self) -> Result<i32> {
+        let pid = self.pid()?;
+        let inner = |process: i32| {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+            let numbers = status
+                .lines()
+                .find_map(|line| line.strip_prefix("NSpid:"))?;
+            Some(numbers.split_whitespace().last()?.to_owned())
+        };
+        let mut processes = self.host.processes().into_iter();
+        processes
+            .find(|process| inner(*process).as_ref() == Some(&pid))
+            .context("the container has no first process")
+    }
+
+    /// Counts everything; `first` is the container's first process.
+    pub fn census(&self, first: i32) -> Result<Census> {
+        let mut census = Census::default();
+        let ledger = format!("/proc/{}/root/run/spc/mounts", self.host.pid());
+        for name in names(&ledger)? {
+            match name.as_str() {
+                "lock" => {}
+                name if name.ends_with(".json") => {
+                    let text = fs::read(format!("{ledger}/{name}"))?;
+                    census.records.push(serde_json::from_slice(&text)?);
+                }
+                name => census.strays.push(name.to_owned()),
+            }
+        }
+        for name in names(&format!("/proc/{first}/root/spc/targets"))? {
+            let id = name.split('.').next().unwrap_or_default().to_owned();
+            census.claims.entry(id).or_default().push(name);
+        }
+        for process in self.host.processes() {
+            let environ = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+            let mark = environ.split(|byte| *byte == 0).find_map(|variable| {
+                let id = variable.strip_prefix(b"SPC_MOUNT=")?;
+                Some(String::from_utf8_lossy(id).into_owned())
+            });
+            if let Some(id) = mark {
+                census.marked.entry(id).or_default().push(process);
+            }
+        }
+        Ok(census)
+    }
+}
+
+impl Census {
+    /// Nothing of any mount is left.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+            && self.strays.is_empty()
+            && self.claims.is_empty()
+            && self.marked.is_empty()
+    }
+}
+
+/// The names in a directory, which may not exist.
+fn names(directory: &str) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,412 @@
+//! `spc` killed at each step of a mount and of an unmount: the same command again does the job, and nothing is orphaned.
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Base, Engine, Kill, Lab, Propagation, Signal, Status, Victim};
+use rustix::process::{Pid, kill_process};
+
+use crate::support::{FULL, Spc, entries, until, with_gluster};
+
+/// A mount that is killed again and again.
+struct Case<'a> {
+    title: &'a str,
+    /// The command.
+    mount: Vec<&'a str>,
+    target: &'a str,
+    /// How many files its claim has, and how many processes keep it alive.
+    claims: usize,
+    daemons: usize,
+}
+
+impl<'a> Case<'a> {
+    fn new(
+        title: &'a str,
+        words: &[&'a str],
+        target: &'a str,
+        claims: usize,
+        daemons: usize,
+    ) -> Self {
+        let mount = [&["spc", "mount"], words, &[target]].concat();
+        Self {
+            title,
+            mount,
+            target,
+            claims,
+            daemons,
+        }
+    }
+}
+
+/// A host and its container, and what their mount tables were before.
+struct Scene<'lab> {
+    spc: Spc<'lab>,
+    first: i32,
+    entries: usize,
+    /// `spc serve` is at work; otherwise it is stopped, and does not interfere.
+    serving: bool,
+}
+
+impl<'lab> Scene<'lab> {
+    fn new(lab: &'lab Lab, serving: bool) -> Result<Self> {
+        let spc = Spc::start(
+            lab,
+            Propagation::Shared,
+            Engine::Docker,
+            Base::Trixie,
+            &FULL,
+        )?;
+        let first = spc.first()?;
+        if !serving {
+            let serve = Pid::from_raw(first).context("no process")?;
+            kill_process(serve, Signal::STOP)?;
+        }
+        Ok(Self {
+            entries: entries(&spc.host),
+            spc,
+            first,
+            serving,
+        })
+    }
+
+    fn run(&self, words: &[&str]) -> Result<lab::Output> {
+        self.spc.host.command_at(self.first, words)?.run()
+    }
+
+    /// Wakes `spc serve` up: the host's mount table changes.
+    fn poke(&self) -> Result<()> {
+        let script = "mkdir -p /mnt/poke && mount -t tmpfs poke /mnt/poke && umount /mnt/poke";
+        self.spc.host.sh(script)?.ok()?;
+        Ok(())
+    }
+
+    /// One mount on the host, one record of it, one claim, and its daemons.
+    fn is_mounted(&self, case: &Case<'_>) -> Result<()> {
+        let on = self.spc.on(case.target)?;
+        ensure!(on.len() == 1, "mounts on the target: {on:?}");
+        let total = entries(&self.spc.host);
+        ensure!(
+            total == self.entries + 1,
+            "{} entries before, {total} with one mount",
+            self.entries
+        );
+        let census = self.spc.census(self.first)?;
+        let [record] = census.records.as_slice() else {
+            bail!("records: {census:?}")
+        };
+        ensure!(
+            record["state"] == "mounted"
+                && record["target"] == case.target
+                && record["mount_id"] == on[0].id,
+            "{record} for {on:?}"
+        );
+        let id = record["id"].as_str().unwrap_or_default();
+        ensure!(census.strays.is_empty(), "{census:?}");
+        let claims: Vec<_> = census
+            .claims
+            .iter()
+            .map(|(id, files)| (id.as_str(), files.len()))
+            .collect();
+        let marked: Vec<_> = census
+            .marked
+            .iter()
+            .map(|(id, all)| (id.as_str(), all.len()))
+            .collect();
+        let expected = |number| {
+            if number == 0 {
+                vec![]
+            } else {
+                vec![(id, number)]
+            }
+        };
+        ensure!(claims == expected(case.claims), "claims: {census:?}");
+        ensure!(marked == expected(case.daemons), "processes: {census:?}");
+        Ok(())
+    }
+
+    /// No mount, record, claim or process, and the mount tables as they were.
+    fn is_clean(&self) -> Result<()> {
+        let census = self.spc.census(self.first)?;
+        ensure!(census.is_empty(), "left: {census:?}");
+        let total = entries(&self.spc.host);
+        ensure!(
+            total == self.entries,
+            "{} entries before, {total} after",
+            self.entries
+        );
+        Ok(())
+    }
+
+    /// Kills the mount at each step, and gives the same command again.
+    fn mounts(&self, case: &Case<'_>, family: bool) -> Result<()> {
+        let mut steps = Vec::new();
+        for at in 1.. {
+            let stepped = self.spc.host.step(
+                self.first,
+                &case.mount,
+                Kill {
+                    at,
+                    victim: Victim::Command,
+                    family,
+                },
+            )?;
+            let here = || {
+                format!(
+                    "{}, killed at step {at} of its mount: {:?}",
+                    case.title,
+                    stepped.steps.last()
+                )
+            };
+            if !stepped.killed {
+                stepped.output.ok()?;
+                break;
+            }
+            ensure!(
+                stepped.output.status == Status::Signal(9),
+                "{}\n{}",
+                here(),
+                stepped.output
+            );
+            if self.serving {
+                self.poke()?;
+            }
+            self.run(&case.mount)?.ok().with_context(here)?;
+            self.is_mounted(case).with_context(here)?;
+            self.run(&["spc", "umount", case.target])?
+                .ok()
+                .with_context(here)?;
+            self.is_clean().with_context(here)?;
+            steps = stepped.steps;
+        }
+        self.is_mounted(case)?;
+        self.run(&["spc", "umount", case.target])?.ok()?;
+        self.is_clean()?;
+        // The ledger twice, a claim or the mount, the end.
+        ensure!(steps.len() > 10, "only {} steps were seen", steps.len());
+        eprintln!(
+            "{}: its mount killed at {} steps: {}",
+            case.title,
+            steps.len(),
+            summary(&steps)
+        );
+        Ok(())
+    }
+
+    /// Kills the unmount at each step, and gives the same command again, or that of the mount.
+    fn unmounts(&self, case: &Case<'_>, again: Again) -> Result<()> {
+        let umount = ["spc", "umount", case.target];
+        let mut steps = Vec::new();
+        for at in 1.. {
+            self.run(&case.mount)?.ok()?;
+            let order = Kill {
+                at,
+                victim: Victim::Command,
+                family: false,
+            };
+            let stepped = self.spc.host.step(self.first, &umount, order)?;
+            let here = || {
+                format!(
+                    "{}, killed at step {at} of its unmount: {:?}",
+                    case.title,
+                    stepped.steps.last()
+                )
+            };
+            if !stepped.killed {
+                stepped.output.ok()?;
+                break;
+            }
+            ensure!(
+                stepped.output.status == Status::Signal(9),
+                "{}\n{}",
+                here(),
+                stepped.output
+            );
+            let mounted = !self.spc.on(case.target)?.is_empty();
+            let recorded = !self.spc.census(self.first)?.records.is_empty();
+            if self.serving {
+                self.poke()?;
+            }
+            if again == Again::Mount {
+                self.run(&case.mount)?.ok().with_context(here)?;
+                self.is_mounted(case).with_context(here)?;
+                self.run(&umount)?.ok().with_context(here)?;
+            } else {
+                let output = self.run(&umount)?;
+                let gone = output.status == Status::Code(32)
+                    && output.error_text().contains(": not mounted");
+                // As umount(8): what has nothing left of it is not mounted. `spc serve` may have finished it meanwhile.
+                ensure!(
+                    if mounted || (recorded && !self.serving) {
+                        output.success()
+                    } else {
+                        gone || (recorded && output.success())
+                    },
+                    "{}: mounted {mounted}, recorded {recorded}\n{output}",
+                    here()
+                );
+            }
+            self.is_clean().with_context(here)?;
+            steps = stepped.steps;
+        }
+        self.is_clean()?;
+        ensure!(steps.len() > 5, "only {} steps were seen", steps.len());
+        eprintln!(
+            "{}: its unmount killed at {} steps: {}",
+            case.title,
+            steps.len(),
+            summary(&steps)
+        );
+        Ok(())
+    }
+}
+
+/// The steps in words, each repetition counted.
+fn summary(steps: &[String]) -> String {
+    let runs = steps.chunk_by(|a, b| a == b).map(|run| match run {
+        [step] => step.clone(),
+        [step, ..] => format!("{step} ({} times)", run.len()),
+        [] => String::new(),
+    });
+    runs.collect::<Vec<_>>().join(", ")
+}
+
+/// What is done after a killed unmount.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    Unmount,
+    Mount,
+}
+
+fn tmpfs() -> Case<'static> {
+    Case::new(
+        "tmpfs",
+        &["-t", "tmpfs", "-o", "size=1m", "scratch"],
+        "/mnt/scratch",
+        0,
+        0,
+    )
+}
+
+#[test]
+fn a_killed_command_can_be_given_again() {
+    with_gluster(|lab, cluster| {
+        let scene = Scene::new(lab, false)?;
+        let source = format!("{}:/vol", cluster.nodes()[0].host().address());
+        scene.spc.host.sh("mkdir /mnt/scratch /mnt/data")?.ok()?;
+        let gluster = ["-t", "glusterfs", &source];
+        let preload = Case::new("glusterfs", &gluster, "/mnt/data", 3, 1);
+        let graft = [&["--route", "graft"], gluster.as_slice()].concat();
+        let graft = Case::new("glusterfs by graft", &graft, "/mnt/data", 2, 1);
+        for (case, family) in [(&tmpfs(), false), (&preload, true), (&graft, false)] {
+            scene.mounts(case, family)?;
+            scene.unmounts(case, Again::Unmount)?;
+            scene.unmounts(case, Again::Mount)?;
+        }
+        scene.spc.is_clean()
+    });
+}
+
+#[test]
+fn spc_serve_may_clean_up_meanwhile() {
+    with_gluster(|lab, cluster| {
+        let scene = Scene::new(lab, true)?;
+        let source = format!("{}:/vol", cluster.nodes()[0].host().address());
+        scene.spc.host.sh("mkdir /mnt/scratch /mnt/data")?.ok()?;
+        let preload = Case::new(
+            "glusterfs, served",
+            &["-t", "glusterfs", &source],
+            "/mnt/data",
+            3,
+            1,
+        );
+        for case in [&tmpfs(), &preload] {
+            scene.mounts(case, false)?;
+            scene.unmounts(case, Again::Unmount)?;
+        }
+        // Nobody gives the command again.
+        let order = |at| Kill {
+            at,
+            victim: Victim::Command,
+            family: false,
+        };
+        for at in 1.. {
+            let stepped = scene
+                .spc
+                .host
+                .step(scene.first, &preload.mount, order(at))?;
+            if !stepped.killed {
+                break;
+            }
+            let records = scene.spc.census(scene.first)?.records;
+            if records.iter().any(|record| record["state"] == "mounted") {
+                // It was done, and died before it could say so.
+                scene.run(&["spc", "umount", preload.target])?.ok()?;
+            }
+            scene.poke()?;
+            until("spc serve clears away what a dead command left", || {
+                Ok(scene.is_clean().is_ok())
+            })
+            .with_context(|| format!("step {at}: {:?}", stepped.steps.last()))?;
+        }
+        scene.run(&["spc", "umount", preload.target])?.ok()?;
+        scene.spc.is_clean()
+    });
+}
+
+#[test]
+fn a_helper_is_killed_at_its_work() {
+    with_gluster(|lab, cluster| {
+        let scene = Scene::new(lab, false)?;
+        let source = format!("{}:/vol", cluster.nodes()[0].host().address());
+        scene.spc.host.sh("mkdir /mnt/data")?.ok()?;
+        let case = Case::new(
+            "glusterfs, its helpers",
+            &["-t", "glusterfs", &source],
+            "/mnt/data",
+            3,
+            1,
+        );
+        let (mut failed, mut done) = (Vec::new(), Vec::new());
+        for at in 1.. {
+            let order = Kill {
+                at,
+                victim: Victim::Caller,
+                family: true,
+            };
+            let stepped = scene.spc.host.step(scene.first, &case.mount, order)?;
+            if !stepped.killed {
+                break;
+            }
+            let step = stepped.steps.last().context("no step")?;
+            let here = || format!("killed at step {at}: {step}\n{}", stepped.output);
+            match stepped.output.status {
+                // It was the command itself, which is another test.
+                Status::Signal(9) => {
+                    scene.run(&case.mount)?.ok().with_context(here)?;
+                }
+                // The helper could do without it.
+                Status::Code(0) => done.push(step.clone()),
+                Status::Code(32) => {
+                    scene.is_clean().with_context(here)?;
+                    failed.push(step.clone());
+                    scene.run(&case.mount)?.ok().with_context(here)?;
+                }
+                _ => bail!(here()),
+            }
+            scene.is_mounted(&case).with_context(here)?;
+            scene.run(&["spc", "umount", case.target])?.ok()?;
+            scene.is_clean().with_context(here)?;
+        }
+        // The shim's mount was made, and its caller was told that it was not.
+        ensure!(
+            failed.iter().any(|step| step == "glusterfs symlinkat"),
+            "{failed:?}"
+        );
+        eprintln!(
+            "a helper's process was killed at {} steps: {} errors, {} mounts",
+            failed.len() + done.len(),
+            failed.len(),
+            done.len()
+        );
+        scene.run(&["spc", "umount", case.target])?.ok()?;
+        scene.spc.is_clean()
+    });
+}
