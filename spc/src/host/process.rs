@@ -10,24 +10,51 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// Environment variable that helpers and their daemons inherit; its value is the mount's id.
 pub const MARK: &str = "SPC_MOUNT";
 
+/// A process, by its number in procfs and by the one that our own PID namespace has for it. They differ where the
+/// host's procfs is bound over the container's.
+#[derive(Clone, Copy)]
+struct Number {
+    listed: i32,
+    own: i32,
+}
+
 /// Processes that carry the mark of this mount, in ascending order, our own left out.
 ///
 /// A process that cleared its environment is not found.
 pub fn marked(id: &str) -> Vec<i32> {
-    let mark = format!("{MARK}={id}");
-    let own = rustix::process::getpid().as_raw_nonzero().get();
-    let mut found: Vec<i32> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != own && has_mark(*pid, mark.as_bytes()))
-        .collect();
+    let mut found: Vec<i32> = listed(id).iter().map(|number| number.own).collect();
     found.sort_unstable();
     found
 }
 
-fn has_mark(pid: i32, mark: &[u8]) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
+fn listed(id: &str) -> Vec<Number> {
+    let mark = format!("{MARK}={id}");
+    let depth = numbers("self").len().saturating_sub(1);
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|listed| has_mark(*listed, mark.as_bytes()))
+        .filter_map(|listed| {
+            let own = *numbers(&listed.to_string()).get(depth)?;
+            Some(Number { listed, own })
+        })
+        .filter(|number| number.own != rustix::process::getpid().as_raw_nonzero().get())
+        .collect()
+}
+
+/// A process's numbers, from procfs's namespace down to its own (proc_pid_status(5), `NSpid`).
+fn numbers(process: &str) -> Vec<i32> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    line.unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|number| number.parse().ok())
+        .collect()
+}
+
+fn has_mark(listed: i32, mark: &[u8]) -> bool {
+    fs::read(format!("/proc/{listed}/environ"))
         .is_ok_and(|environ| environ.split(|&b| b == 0).any(|variable| variable == mark))
 }
 
@@ -63,11 +90,11 @@ pub fn end(id: &str, patience: Duration) -> Vec<i32> {
 /// Descriptors of the marked processes; the mark is looked at again after opening, since pids are reused.
 fn hold(id: &str) -> Vec<OwnedFd> {
     let mark = format!("{MARK}={id}");
-    marked(id)
+    listed(id)
         .into_iter()
-        .filter_map(|pid| {
-            let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-            has_mark(pid, mark.as_bytes()).then_some(pidfd)
+        .filter_map(|number| {
+            let pidfd = pidfd_open(Pid::from_raw(number.own)?, PidfdFlags::empty()).ok()?;
+            has_mark(number.listed, mark.as_bytes()).then_some(pidfd)
         })
         .collect()
 }
@@ -82,4 +109,23 @@ pub fn ended(pidfd: &OwnedFd, within: Duration) -> bool {
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
     let timeout = Timespec::try_from(within).unwrap_or_default();
     matches!(poll(&mut fds, Some(&timeout)), Ok(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marked_process_is_found_and_ended() {
+        let id = format!("test-{}", std::process::id());
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .env(MARK, &id)
+            .spawn()
+            .unwrap();
+        assert_eq!(marked(&id), [i32::try_from(child.id()).unwrap()]);
+        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        assert_eq!(end(&id, Duration::ZERO), Vec::<i32>::new());
+        assert!(!reaper.join().unwrap().success());
+    }
 }

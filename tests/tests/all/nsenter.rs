@@ -4,6 +4,7 @@
 use anyhow::{Result, ensure};
 use lab::{Base, Cluster, Engine, Lab, Output, Propagation};
 
+use crate::docker::main_job;
 use crate::support::{Spc, entries, until, with_gluster};
 
 const ORIGINAL: [&str; 14] = [
@@ -186,6 +187,8 @@ fn original_words_on_a_private_root() {
     with_gluster(|lab, cluster| {
         let nsenter = Nsenter::start(lab, cluster, Propagation::Private, Base::Trixie)?;
         original(&nsenter, cluster, "nsenter-private", "2.41")?;
-        corners(&nsenter)
+        corners(&nsenter)?;
+        // The launcher works there, too.
+        main_job(&nsenter.spc, cluster, "/mnt/original")
     });
 }
