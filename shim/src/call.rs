@@ -1,45 +1,69 @@
 //! A call of the mount family with its arguments, whichever symbol it came through.
 
-use core::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
+use core::ffi::{c_char, c_int};
 
 use crate::next::{self, Via};
 use crate::policy::Change;
 use crate::sys::{self, CWD, Result};
 use crate::watch::{self, Known};
 
-/// The caller's arguments, not looked at yet: any pointer may be null or bad.
-pub enum Call {
-    Mount {
-        source: *const c_char,
-        target: *const c_char,
-        kind: *const c_char,
-        flags: c_ulong,
-        data: *const c_void,
-    },
-    /// `flags` is absent in `umount`.
-    Unmount {
-        target: *const c_char,
-        flags: Option<c_int>,
-    },
-    MoveMount {
-        from_fd: c_int,
-        from: *const c_char,
-        to_fd: c_int,
-        to: *const c_char,
-        flags: c_uint,
-    },
-    OpenTree {
-        dir: c_int,
-        path: *const c_char,
-        flags: c_uint,
-    },
-    MountSetattr {
-        dir: c_int,
-        path: *const c_char,
-        flags: c_uint,
-        attributes: *const c_void,
-        size: usize,
-    },
+/// The hooked symbols but `syscall`, in the order of [`NAMES`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Symbol {
+    Mount,
+    Umount,
+    Umount2,
+    Fsopen,
+    Fsmount,
+    MoveMount,
+    OpenTree,
+    MountSetattr,
+}
+
+/// Names of the symbols, each a string of its own.
+pub const NAMES: &[u8] =
+    b"mount\0umount\0umount2\0fsopen\0fsmount\0move_mount\0open_tree\0mount_setattr\0syscall\0";
+
+/// Numbers of their system calls.
+pub const NUMBERS: [u16; 8] = [
+    libc::SYS_mount as u16,
+    libc::SYS_umount2 as u16,
+    libc::SYS_umount2 as u16,
+    sys::SYS_FSOPEN,
+    sys::SYS_FSMOUNT,
+    sys::SYS_MOVE_MOUNT,
+    sys::SYS_OPEN_TREE,
+    sys::SYS_MOUNT_SETATTR,
+];
+
+impl Symbol {
+    /// The symbol whose system call has this number. `umount` is not among them.
+    pub fn of_number(number: i64) -> Option<Self> {
+        const ALL: [Symbol; 8] = [
+            Symbol::Mount,
+            Symbol::Umount2,
+            Symbol::Umount2,
+            Symbol::Fsopen,
+            Symbol::Fsmount,
+            Symbol::MoveMount,
+            Symbol::OpenTree,
+            Symbol::MountSetattr,
+        ];
+        let found = NUMBERS
+            .iter()
+            .zip(ALL)
+            .find(|(known, _)| i64::from(**known) == number);
+        found.map(|(_, symbol)| symbol)
+    }
+}
+
+/// The caller's arguments as words, not looked at yet: any pointer may be null or bad.
+#[derive(Clone, Copy)]
+pub struct Call {
+    pub symbol: Symbol,
+    pub via: Via,
+    pub args: [usize; 5],
 }
 
 /// The path that decides about a call.
@@ -52,152 +76,79 @@ pub struct Place {
     pub may_be_empty: bool,
 }
 
-/// What a call does, as far as its arguments and descriptors tell.
-pub struct Nature {
-    pub change: Change,
-    /// A new mount of a type for the host, known from its descriptor.
-    pub named: bool,
-    /// Its descriptor is a mount of the host.
-    pub on_host: bool,
-    /// The descriptor of what it moves is a mount of the host.
-    pub from_host: bool,
-    /// Its descriptor is a mount that is attached nowhere.
-    pub detached: bool,
-}
-
 impl Call {
-    #[inline(never)]
-    pub fn name(&self) -> &'static [u8] {
-        match self {
-            Self::Mount { .. } => b"mount",
-            Self::Unmount { flags: None, .. } => b"umount",
-            Self::Unmount { .. } => b"umount2",
-            Self::MoveMount { .. } => b"move_mount",
-            Self::OpenTree { .. } => b"open_tree",
-            Self::MountSetattr { .. } => b"mount_setattr",
-        }
+    /// The call as the caller made it.
+    pub fn real(&self) -> Result<usize> {
+        next::call(self.via, self.symbol, self.args)
     }
 
     #[inline(never)]
     pub fn place(&self) -> Place {
-        let at = |dir, path, flags: c_uint| Place {
+        let [a, b, c, d, e] = self.args;
+        let (dir, path, flags, nofollow, empty) = match self.symbol {
+            Symbol::Umount2 => (CWD, a, b as u32, libc::UMOUNT_NOFOLLOW as u32, 0),
+            Symbol::Umount => (CWD, a, 0, 0, 0),
+            Symbol::MoveMount => {
+                let flags = e as u32 ^ sys::MOVE_MOUNT_T_SYMLINKS;
+                let follow = sys::MOVE_MOUNT_T_SYMLINKS;
+                (c as c_int, d, flags, follow, sys::MOVE_MOUNT_T_EMPTY_PATH)
+            }
+            Symbol::OpenTree | Symbol::MountSetattr => {
+                let nofollow = libc::AT_SYMLINK_NOFOLLOW as u32;
+                (a as c_int, b, c as u32, nofollow, sys::AT_EMPTY_PATH)
+            }
+            _ => (CWD, b, 0, 0, 0),
+        };
+        Place {
             dir,
-            path,
-            follow: flags & libc::AT_SYMLINK_NOFOLLOW as c_uint == 0,
-            may_be_empty: flags & sys::AT_EMPTY_PATH != 0,
-        };
-        match *self {
-            Self::Mount { target, .. } => at(CWD, target, 0),
-            Self::Unmount { target, flags } => Place {
-                follow: flags.unwrap_or(0) & libc::UMOUNT_NOFOLLOW == 0,
-                ..at(CWD, target, 0)
-            },
-            Self::MoveMount {
-                to_fd, to, flags, ..
-            } => Place {
-                dir: to_fd,
-                path: to,
-                follow: flags & sys::MOVE_MOUNT_T_SYMLINKS != 0,
-                may_be_empty: flags & sys::MOVE_MOUNT_T_EMPTY_PATH != 0,
-            },
-            Self::OpenTree { dir, path, flags } => at(dir, path, flags),
-            Self::MountSetattr {
-                dir, path, flags, ..
-            } => at(dir, path, flags),
+            path: path as *const c_char,
+            follow: flags & nofollow == 0,
+            may_be_empty: flags & empty != 0,
         }
     }
 
-    /// An error means that the kernel will find the same fault in the arguments.
-    #[inline(never)]
-    pub fn nature(&self) -> Result<Nature> {
-        let mut nature = Nature {
-            change: Change::Unmount,
-            named: false,
-            on_host: false,
-            from_host: false,
-            detached: false,
+    /// The flags, where they say what the call does.
+    fn flags(&self) -> u32 {
+        let [_, _, c, d, e] = self.args;
+        let flags = match self.symbol {
+            Symbol::Mount => d,
+            Symbol::MoveMount => e,
+            _ => c,
         };
-        match *self {
-            Self::Mount { flags, .. } => nature.change = Change::of_mount_flags(flags),
-            Self::Unmount { .. } => {}
-            Self::MoveMount {
-                from_fd,
-                from,
-                flags,
-                ..
-            } => {
-                let by_fd = flags & sys::MOVE_MOUNT_F_EMPTY_PATH != 0 && sys::is_empty(from)?;
-                let known = if by_fd { watch::mount(from_fd) } else { None };
-                nature.named = known == Some(Known::Named);
-                nature.from_host = known == Some(Known::Host);
-                nature.change = match known {
-                    Some(Known::Named | Known::Other) => Change::New,
-                    Some(Known::Copy) => Change::Bind,
-                    Some(Known::Host) | None => Change::Move,
-                };
-            }
-            Self::OpenTree { flags, .. } => {
-                let copy = flags & sys::OPEN_TREE_CLONE != 0;
-                nature.change = Change::Handle { copy };
-            }
-            Self::MountSetattr {
-                dir,
-                path,
-                flags,
-                attributes,
-                ..
-            } => {
-                let set = sys::copy_word(attributes, 0)? | sys::copy_word(attributes, 1)?;
-                let propagation = sys::copy_word(attributes, 2)?;
-                nature.change = if set == 0 && propagation != 0 {
-                    Change::Propagation
-                } else {
-                    Change::Remount
-                };
-                if flags & sys::AT_EMPTY_PATH != 0 && sys::is_empty(path)? {
-                    let known = watch::mount(dir);
-                    nature.on_host = known == Some(Known::Host);
-                    nature.detached = known.is_some() && !nature.on_host;
-                }
-            }
-        }
-        Ok(nature)
+        flags as u32
     }
 
-    /// The call as the caller made it.
+    /// What the call does, and what is known of the descriptor that stands for its mount. An error means that
+    /// the kernel will find the same fault in the arguments.
     #[inline(never)]
-    pub fn real(&self, via: Via) -> Result<usize> {
-        match *self {
-            Self::Mount {
-                source,
-                target,
-                kind,
-                flags,
-                data,
-            } => next::mount(via, source, target, kind, flags, data),
-            Self::Unmount {
-                target,
-                flags: None,
-            } => next::umount(via, target),
-            Self::Unmount {
-                target,
-                flags: Some(flags),
-            } => next::umount2(via, target, flags),
-            Self::MoveMount {
-                from_fd,
-                from,
-                to_fd,
-                to,
-                flags,
-            } => next::move_mount(via, from_fd, from, to_fd, to, flags),
-            Self::OpenTree { dir, path, flags } => next::open_tree(via, dir, path, flags),
-            Self::MountSetattr {
-                dir,
-                path,
-                flags,
-                attributes,
-                size,
-            } => next::mount_setattr(via, dir, path, flags, attributes, size),
-        }
+    pub fn change(&self) -> Result<(Change, Option<Known>)> {
+        let [a, b, _, attributes, _] = self.args;
+        let flags = self.flags();
+        let by_fd = match self.symbol {
+            Symbol::Mount => return Ok((Change::of_mount_flags(u64::from(flags)), None)),
+            Symbol::OpenTree if flags & sys::OPEN_TREE_CLONE != 0 => {
+                return Ok((Change::Copy, None));
+            }
+            Symbol::OpenTree => return Ok((Change::Handle, None)),
+            Symbol::MoveMount => sys::MOVE_MOUNT_F_EMPTY_PATH,
+            Symbol::MountSetattr => sys::AT_EMPTY_PATH,
+            _ => return Ok((Change::Unmount, None)),
+        };
+        let by_fd = flags & by_fd != 0 && sys::is_empty(b as *const c_char)?;
+        let known = if by_fd {
+            watch::mount(a as c_int)
+        } else {
+            None
+        };
+        let change = match known {
+            _ if self.symbol == Symbol::MountSetattr => match sys::copy_word(attributes, 2)? {
+                0 => Change::Remount,
+                _ => Change::Propagation,
+            },
+            Some(Known::Named | Known::Other) => Change::New,
+            Some(Known::Copy) => Change::Bind,
+            Some(Known::Host) | None => Change::Move,
+        };
+        Ok((change, known))
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::area::Work;
 use crate::config::Config;
+use crate::config::split_once;
 use crate::policy::parse_claimed_mount;
 use crate::sys::{self, CWD, Errno, Fd, Inode, Result};
-use crate::text::{Text, split_once};
+use crate::text::Text;
 
 /// The claim that a target stands for.
 pub struct Claimed {

@@ -202,7 +202,7 @@ impl Config {
     /// The host's root as the original named it: its `/proc` is the first place to look for the namespace.
     #[inline(never)]
     fn add_host(&mut self, mut value: &[u8]) -> Option<Fault> {
-        while let Some(shorter) = value.strip_suffix(b"/") {
+        while let Some((b'/', shorter)) = value.split_last() {
             value = shorter;
         }
         if value.is_empty() {
@@ -211,12 +211,12 @@ impl Config {
         if let Some(fault) = self.add(HOST | FROM_ENV, value) {
             return Some(fault);
         }
-        let whole = self.store(NAMESPACE | FROM_ENV)
-            && value
-                .iter()
-                .chain(b"/proc/1/ns/mnt\0")
-                .all(|byte| self.store(*byte));
-        (!whole).then_some(Fault::TooLong)
+        // The namespace's file below it, as if it had been written in full.
+        self.store(NAMESPACE | FROM_ENV);
+        for byte in value.iter().chain(b"/proc/1/ns/mnt\0") {
+            self.store(*byte);
+        }
+        (self.used == TEXT_MAX).then_some(Fault::TooLong)
     }
 
     #[inline(never)]
@@ -240,46 +240,46 @@ impl Config {
 
     #[inline(never)]
     fn add(&mut self, key: Key, word: &[u8]) -> Option<Fault> {
-        let start = self.used + 1;
-        if !self.store(key) {
-            return Some(Fault::TooLong);
-        }
-        let mut at = 0;
-        while let Some(byte) = word.get(at).copied() {
-            let (byte, len) = match word.get(at + 1..at + 4) {
-                _ if byte != b'\\' => (byte, 1),
-                Some([a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7']) => {
-                    ((a & 3) << 6 | (b & 7) << 3 | c & 7, 4)
+        self.store(key);
+        let start = self.used;
+        let mut word = word.iter();
+        while let Some(byte) = word.next() {
+            let mut byte = u32::from(*byte);
+            if byte == u32::from(b'\\') {
+                byte = 0;
+                for _ in 0..3 {
+                    // Not a digit, or none: too big for a byte.
+                    let digit = word.next().map_or(255, |digit| digit.wrapping_sub(b'0'));
+                    byte = byte * 8 + if digit < 8 { u32::from(digit) } else { 1 << 16 };
                 }
-                _ => (0, 0),
-            };
-            if byte == 0 {
+            }
+            if byte == 0 || byte > 255 {
                 return Some(Fault::BadValue);
             }
-            if !self.store(byte) {
-                return Some(Fault::TooLong);
-            }
-            at += len;
+            self.store(byte as u8);
         }
         let value = self.text.get(start..self.used).unwrap_or(&[]);
         let good = match key & !FROM_ENV {
-            TYPE => !value.is_empty() && !value.strip_suffix(b"*").unwrap_or(value).contains(&b'*'),
+            TYPE => {
+                let star = value.iter().position(|byte| *byte == b'*');
+                star.is_none_or(|at| at + 1 == value.len())
+            }
             OPERATION => index(OPERATIONS, value).is_some(),
             key => is_normal(value) && (key != HOST || value.len() > 1),
         };
         if !good {
             return Some(Fault::BadValue);
         }
-        (!self.store(0)).then_some(Fault::TooLong)
+        self.store(0);
+        (self.used == TEXT_MAX).then_some(Fault::TooLong)
     }
 
-    fn store(&mut self, byte: u8) -> bool {
-        let Some(to) = self.text.get_mut(self.used) else {
-            return false;
-        };
-        *to = byte;
-        self.used += 1;
-        true
+    /// What does not fit is noticed at the end of the value.
+    fn store(&mut self, byte: u8) {
+        if let Some(to) = self.text.get_mut(self.used) {
+            *to = byte;
+            self.used += 1;
+        }
     }
 
     fn values(&self, key: Key) -> Values<'_> {
@@ -366,11 +366,13 @@ impl<'a> Iterator for Values<'a> {
     }
 }
 
-/// Takes the first word off; empty at the end of the line, or where a comment begins.
+/// Takes the first word off; empty at the end of the line, or where a comment begins. A NUL ends a word as well.
 #[inline(never)]
-fn next_word<'a>(line: &mut &'a [u8]) -> &'a [u8] {
+pub fn next_word<'a>(line: &mut &'a [u8]) -> &'a [u8] {
     loop {
-        let end = line.iter().position(|byte| matches!(byte, b' ' | b'\t'));
+        let end = line
+            .iter()
+            .position(|byte| matches!(byte, b' ' | b'\t' | 0));
         let word = line.get(..end.unwrap_or(line.len())).unwrap_or(&[]);
         let rest = end.and_then(|end| line.get(end + 1..));
         *line = rest.unwrap_or(&[]);
@@ -382,6 +384,15 @@ fn next_word<'a>(line: &mut &'a [u8]) -> &'a [u8] {
             return word;
         }
     }
+}
+
+/// The word at this place.
+#[inline(never)]
+pub fn nth_word(mut words: &[u8], at: usize) -> &[u8] {
+    for _ in 0..at {
+        next_word(&mut words);
+    }
+    next_word(&mut words)
 }
 
 /// Where a word stands in a list of words.
@@ -399,27 +410,37 @@ fn index(mut words: &[u8], wanted: &[u8]) -> Option<Key> {
     None
 }
 
-fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
+/// Splits at the first `byte`; the second part is absent when there is none.
+#[inline(never)]
+pub fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|b| *b == byte) {
         Some(at) => (text.get(..at).unwrap_or(&[]), text.get(at + 1..)),
         None => (text, None),
     }
 }
 
+/// What follows this prefix.
+#[inline(never)]
+pub fn strip<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+    if text.starts_with(prefix) {
+        text.get(prefix.len()..)
+    } else {
+        None
+    }
+}
+
 /// Absolute, and without `.`, `..`, doubled or trailing slashes: comparable byte by byte.
 #[inline(never)]
 fn is_normal(path: &[u8]) -> bool {
-    let Some(mut rest) = path.strip_prefix(b"/") else {
-        return false;
-    };
-    while !rest.is_empty() {
-        let (name, more) = split_once(rest, b'/');
-        if matches!(name, b"" | b"." | b"..") || more.is_some_and(<[u8]>::is_empty) {
+    let (before, mut rest) = split_once(path, b'/');
+    while let Some(names) = rest.filter(|_| path.len() > 1) {
+        let (name, more) = split_once(names, b'/');
+        if name.is_empty() || name == b"." || name == b".." {
             return false;
         }
-        rest = more.unwrap_or(&[]);
+        rest = more;
     }
-    true
+    before.is_empty() && !path.is_empty()
 }
 
 #[cfg(test)]

@@ -4,21 +4,21 @@
 //! whatever threads the caller has, and there is nothing to restore. It decides too, because only it can find
 //! out what a path means without disturbing the caller.
 
-use core::ffi::{c_int, c_void};
+use core::ffi::{c_char, c_int, c_void};
 
 use crate::area::{Stack, Work};
-use crate::call::Call;
+use crate::call::{Call, Symbol};
 use crate::claim::{self, Claimed};
 use crate::config::Config;
 use crate::host;
 use crate::namespace::enter_host;
-use crate::next::Via;
 use crate::policy::{self, Change, Claim, Reason, Verdict};
 use crate::sys::{self, CWD, Errno, Fd, Result};
 use crate::walk;
 
 /// What became of a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Decision {
     /// The caller has to make the real call itself.
     Passed,
@@ -30,6 +30,7 @@ pub enum Decision {
 
 /// How far a call came.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Step {
     /// Reading the settings.
     Settings,
@@ -47,60 +48,53 @@ pub enum Step {
     Proof,
 }
 
-/// What the report says about a call.
-#[derive(Clone, Copy)]
-pub struct Outcome {
+/// One call on its way to the host, and what became of it.
+pub struct Crossing<'a> {
+    pub config: &'a Config,
+    pub call: &'a Call,
+    pub work: &'a mut Work,
+    pub pid: c_int,
+    pub change: Change,
+    /// The type of the new mount is one for the host.
+    pub named: bool,
+    /// The descriptor given instead of a path is a mount of the host.
+    pub on_host: bool,
+    /// What the launcher claims, if it claims the target.
+    pub claimed: Option<Claimed>,
     pub decision: Decision,
     pub reason: Reason,
+    /// Kept up to date on the way, so that an error needs to bring nothing but its number.
     pub step: Step,
     pub result: Result<usize>,
     /// Id of the new mount on the host, or 0.
     pub mount: u64,
 }
 
-impl Outcome {
-    pub fn passed(reason: Reason) -> Self {
-        let (decision, step) = (Decision::Passed, Step::Call);
+impl<'a> Crossing<'a> {
+    pub fn new(config: &'a Config, call: &'a Call, work: &'a mut Work) -> Self {
         Self {
-            decision,
-            reason,
-            step,
+            config,
+            call,
+            work,
+            pid: sys::pid(),
+            change: Change::Unmount,
+            named: false,
+            on_host: false,
+            claimed: None,
+            decision: Decision::Passed,
+            reason: Reason::None,
+            step: Step::Settings,
             result: Ok(0),
             mount: 0,
         }
     }
 
-    pub fn failed(step: Step, error: Errno) -> Self {
-        let (decision, reason) = (Decision::Failed, Reason::None);
-        Self {
-            decision,
-            reason,
-            step,
-            result: Err(error),
-            mount: 0,
-        }
+    pub fn fail(&mut self, step: Step, error: Errno) {
+        self.decision = Decision::Failed;
+        self.step = step;
+        self.result = Err(error);
     }
-}
 
-/// One call on its way to the host.
-pub struct Crossing<'a> {
-    pub config: &'a Config,
-    pub call: &'a Call,
-    pub via: Via,
-    pub change: Change,
-    /// The type of the new mount is one for the host.
-    pub named: bool,
-    /// The descriptor given instead of a path is a mount of the host.
-    pub on_host: bool,
-    /// The descriptor of what is moved is a mount of the host.
-    pub from_host: bool,
-    pub pid: c_int,
-    pub work: &'a mut Work,
-    /// Kept up to date on the way, so that an error needs to bring nothing but its number.
-    pub outcome: Outcome,
-}
-
-impl Crossing<'_> {
     /// Whether the call goes to the host whatever its target.
     #[inline(never)]
     pub fn must_cross(&self) -> bool {
@@ -112,80 +106,90 @@ impl Crossing<'_> {
     /// From here on paths are the host's.
     #[inline(never)]
     pub fn enter_host(&mut self) -> Result<()> {
-        enter_host(self.config, &mut self.work.path, &mut self.outcome.step)
+        enter_host(self.config, &mut self.work.path, &mut self.step)
     }
 }
 
 /// Runs the child and returns when it has ended, however it did.
-pub fn run(stack: Stack, crossing: &mut Crossing<'_>) {
+#[inline(never)]
+pub fn run(stack: Stack, c: &mut Crossing<'_>) {
     // What stays if the child is killed before it can say more.
-    crossing.outcome = Outcome::failed(Step::Call, Errno::IO);
-    let share_files = matches!(crossing.change, Change::Handle { .. });
-    let argument = (&raw mut *crossing).cast::<c_void>();
+    c.fail(Step::Call, Errno::IO);
+    let share_files = matches!(c.change, Change::Handle | Change::Copy);
     let signals = sys::SignalsBlocked::new();
     let running = stack.enter();
+    let argument = (&raw mut *c).cast::<c_void>();
     // SAFETY: signals are blocked, the stack is ours alone, and the argument is a `Crossing`.
     let result = unsafe { sys::spawn_and_wait(child, stack.top(), share_files, argument) };
     drop(running);
     drop(signals);
     if let Err(error) = result {
-        crossing.outcome = Outcome::failed(Step::Call, error);
+        c.fail(Step::Call, error);
     }
 }
 
 extern "C" fn child(argument: *mut c_void) -> c_int {
     // SAFETY: `run` passes a `Crossing` and does not touch it until this process has ended.
-    let crossing = unsafe { &mut *argument.cast::<Crossing<'_>>() };
-    let result = carry_or_pass(crossing);
-    let outcome = &mut crossing.outcome;
-    (outcome.decision, outcome.result) = match result {
-        Ok(Some(result)) => (Decision::Carried, Ok(result)),
-        Ok(None) => (Decision::Passed, Ok(0)),
-        Err(error) => (Decision::Failed, Err(error)),
-    };
+    let c = unsafe { &mut *argument.cast::<Crossing<'_>>() };
+    let parent = sys::parent_pid();
+    c.result = sys::die_with_parent().and_then(|()| {
+        // An orphan's result is for nobody.
+        if sys::parent_pid() == parent {
+            carry_or_pass(c)
+        } else {
+            Err(Errno::SRCH)
+        }
+    });
+    if c.result.is_ok() && c.decision != Decision::Passed {
+        c.decision = Decision::Carried;
+    }
+    c.claimed = None;
     0
 }
 
-/// The result of the call on the host, or nothing when it is the caller's.
+/// The result of the call on the host. When it is the caller's, the decision says so.
 #[inline(never)]
-fn carry_or_pass(c: &mut Crossing<'_>) -> Result<Option<usize>> {
-    let parent = sys::parent_pid();
-    sys::die_with_parent()?;
-    if sys::parent_pid() != parent {
-        return Err(Errno::SRCH);
-    }
-    c.outcome.step = Step::Target;
+fn carry_or_pass(c: &mut Crossing<'_>) -> Result<usize> {
+    c.step = Step::Target;
     // Relative sources need the directory that following the target leaves.
-    let origin = match c.change {
-        Change::Bind | Change::Move => Some(sys::open_dir(CWD, c".")?),
-        _ => None,
-    };
-    let claimed = match find_route(c)? {
-        Route::Pass => return Ok(None),
-        Route::Look { mapped } => return host::unmount_if_ours(c, mapped),
-        Route::Carry(claimed) => claimed,
-    };
-    if c.change == Change::Unmount
-        && let Some(claimed) = &claimed
-    {
-        claimed.read_mount(c.work)?;
+    let mut origin = None;
+    if matches!(c.change, Change::Bind | Change::Move) {
+        origin = Some(sys::open_dir(CWD, c".")?);
     }
-    find_source(c, origin)?;
-    c.enter_host()?;
-    host::make(c, claimed.as_ref()).map(Some)
+    let route = find_route(c)?;
+    if route == Route::Carry {
+        if c.change == Change::Unmount
+            && let Some(claimed) = &c.claimed
+        {
+            claimed.read_mount(c.work)?;
+        }
+        find_source(c, origin)?;
+        c.enter_host()?;
+        return host::make(c);
+    }
+    if route != Route::Pass && host::find_ours(c, route == Route::LookFirst) == Ok(true) {
+        c.reason = Reason::Type;
+        return host::unmount_here(c);
+    }
+    c.decision = Decision::Passed;
+    Ok(0)
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Route {
     Pass,
-    Carry(Option<Claimed>),
-    Look { mapped: bool },
+    Carry,
+    /// An unmount of what may be mounted in the caller's view, and if not, on the host.
+    Look,
+    /// An unmount by a path that means the host's.
+    LookFirst,
 }
 
 #[inline(never)]
 fn find_route(c: &mut Crossing<'_>) -> Result<Route> {
-    if c.on_host {
-        c.outcome.reason = Reason::Descriptor;
-        return Ok(Route::Carry(None));
+    if c.on_host && c.call.symbol == Symbol::MountSetattr {
+        c.reason = Reason::Descriptor;
+        return Ok(Route::Carry);
     }
     let place = c.call.place();
     let must_cross = c.must_cross();
@@ -199,44 +203,45 @@ fn find_route(c: &mut Crossing<'_>) -> Result<Route> {
         line,
         ..
     } = &mut *c.work;
-    let reason = &mut c.outcome.reason;
-    if let Err(error) = walk::canonical(path, name, place.dir, place.follow, c.pid, target) {
-        *reason = Reason::Unresolved;
-        return if must_cross || !is_the_kernels_answer(error) {
-            Err(error)
-        } else {
-            Ok(Route::Pass)
-        };
+    c.reason = Reason::Unresolved;
+    match walk::canonical(path, name, place.dir, place.follow, c.pid, target) {
+        Err(error) if !must_cross && is_the_kernels_answer(error) => return Ok(Route::Pass),
+        result => result?,
     }
     let mut verdict = policy::decide(config, change, named, target.as_bytes());
     if let Verdict::Claim(id) = verdict {
-        *reason = Reason::Claim;
+        c.reason = Reason::Claim;
         claim.set(id);
         if let Some(dir) = claim::read(config, claim, line)? {
             return match policy::parse_claim(line.as_bytes()) {
                 Some(Claim::Stay) => Ok(Route::Pass),
                 Some(Claim::Carry { inode, path }) => {
                     host.set(path);
-                    Ok(Route::Carry(Some(Claimed { dir, inode })))
+                    c.claimed = Some(Claimed { dir, inode });
+                    Ok(Route::Carry)
                 }
                 None => Err(Errno::BADMSG),
             };
         }
         verdict = policy::decide_unclaimed(config, change, named, target.as_bytes());
     }
-    let (path, route) = match verdict {
-        Verdict::Carry { reason: why, host } => {
-            *reason = why;
-            (host, Route::Carry(None))
+    c.reason = Reason::Unnamed;
+    match verdict {
+        Verdict::Carry { reason, host: path } => {
+            c.reason = reason;
+            host.set(path);
+            Ok(Route::Carry)
         }
-        Verdict::Look { host, mapped } => (host, Route::Look { mapped }),
-        Verdict::Pass | Verdict::Claim(_) => {
-            *reason = Reason::Unnamed;
-            return Ok(Route::Pass);
+        Verdict::Look { host: path, mapped } => {
+            host.set(path);
+            Ok(if mapped {
+                Route::LookFirst
+            } else {
+                Route::Look
+            })
         }
-    };
-    host.set(path);
-    Ok(route)
+        _ => Ok(Route::Pass),
+    }
 }
 
 /// Whether the real call would fail in the same way, so that nothing is mounted in the wrong place.
@@ -255,6 +260,16 @@ fn is_the_kernels_answer(error: Errno) -> bool {
 /// Paths among the sources mean paths of the host, as targets do.
 #[inline(never)]
 fn find_source(c: &mut Crossing<'_>, origin: Option<Fd>) -> Result<()> {
+    let [a, b, _, _, flags] = c.call.args;
+    let (dir, from, follow) = match c.call.symbol {
+        Symbol::Mount if a != 0 => (CWD, a, true),
+        Symbol::MoveMount if c.change == Change::Move && !c.on_host => (
+            a as c_int,
+            b,
+            flags as u32 & sys::MOVE_MOUNT_F_SYMLINKS != 0,
+        ),
+        _ => return Ok(()),
+    };
     let Work {
         path,
         name,
@@ -262,19 +277,7 @@ fn find_source(c: &mut Crossing<'_>, origin: Option<Fd>) -> Result<()> {
         kind,
         ..
     } = &mut *c.work;
-    let (dir, from, follow) = match *c.call {
-        Call::Mount { source, .. } if !source.is_null() => (CWD, source, true),
-        Call::MoveMount {
-            from_fd,
-            from,
-            flags,
-            ..
-        } if c.change == Change::Move && !c.from_host => {
-            (from_fd, from, flags & sys::MOVE_MOUNT_F_SYMLINKS != 0)
-        }
-        _ => return Ok(()),
-    };
-    sys::copy_string_or_none(from, path)?;
+    sys::copy_string_or_none(from as *const c_char, path)?;
     if let Some(origin) = origin {
         sys::fchdir(origin.raw())?;
         walk::canonical(path, name, dir, follow, c.pid, source)?;

@@ -1,12 +1,13 @@
 //! The one way of every hooked call: what the arguments say, a child if that is not enough, the real call if the
 //! decision is to pass, errno, report.
 
-use crate::area::{self, Area, Stack, Work};
-use crate::call::Call;
-use crate::config::Config;
-use crate::cross::{self, Crossing, Decision, Outcome, Step};
+use core::ffi::{c_char, c_int};
+
+use crate::area::{self, Area, Stack};
+use crate::call::{Call, Symbol};
+use crate::cross::{self, Crossing, Decision, Step};
 use crate::namespace::child_would_be_init;
-use crate::next::{self, Via};
+use crate::next::Via;
 use crate::policy::{Change, Reason, names_type};
 use crate::sys::{self, Errno, Result};
 use crate::watch::{self, Known};
@@ -14,168 +15,134 @@ use crate::{report, settings};
 
 /// Makes or carries a call. The result is the real call's, errno is untouched on success.
 #[inline(never)]
-pub fn dispatch(via: Via, call: &Call) -> isize {
+pub fn dispatch(via: Via, symbol: Symbol, args: [usize; 5]) -> isize {
     let errno = sys::errno();
+    let call = Call { symbol, via, args };
     let result = if area::inside() {
-        call.real(via)
+        call.real()
     } else {
-        judge_and_call(via, call)
+        judge_and_call(&call)
     };
-    finish(errno, result)
+    let (errno, result) = match result {
+        Ok(result) => (errno, result as isize),
+        Err(error) => (error.number() as c_int, -1),
+    };
+    sys::set_errno(errno);
+    result
 }
 
 #[inline(never)]
-fn finish(errno: i32, result: Result<usize>) -> isize {
-    match result {
-        Ok(result) => {
-            sys::set_errno(errno);
-            result as isize
-        }
-        Err(error) => {
-            sys::set_errno(error.number() as i32);
-            -1
-        }
-    }
-}
-
-#[inline(never)]
-fn judge_and_call(via: Via, call: &Call) -> Result<usize> {
+fn judge_and_call(call: &Call) -> Result<usize> {
+    let settings = settings::get()?;
     let mut area = Area::take()?;
     let stack = area.stack();
-    let work = area.work();
-    let config = settings::get();
-    let mut outcome = match &config {
-        Ok(config) => judge(config, via, call, stack, work),
-        // Taking something away, or looking at it, is never in the wrong place.
-        Err(_) if matches!(call, Call::Unmount { .. } | Call::OpenTree { .. }) => {
-            Outcome::passed(Reason::Settings)
-        }
-        Err(error) => Outcome::failed(Step::Settings, *error),
-    };
-    if outcome.decision == Decision::Passed {
-        outcome.result = call.real(via);
+    let c = &mut Crossing::new(&settings.config, call, area.work());
+    match call.symbol {
+        Symbol::Fsopen => return open_context(c),
+        Symbol::Fsmount => return make_mount(call),
+        _ => judge(c, settings.broken, stack),
     }
-    remember(call, &outcome);
+    if c.decision == Decision::Passed {
+        c.result = call.real();
+    }
+    remember(c);
     // A handle changes nothing: only one that is of the host is worth a word.
-    if !matches!(call, Call::OpenTree { .. }) || outcome.decision != Decision::Passed {
-        report::send(config.ok(), call, work, &outcome);
+    if c.decision != Decision::Passed || call.symbol != Symbol::OpenTree {
+        report::send(c);
     }
-    outcome.result
+    c.result
 }
 
+/// Decides; if that takes a child, the child makes the call as well.
 #[inline(never)]
-fn judge(config: &Config, via: Via, call: &Call, stack: Stack, work: &mut Work) -> Outcome {
-    let Ok(nature) = call
-        .nature()
-        .and_then(|nature| read_arguments(call, work).map(|()| nature))
-    else {
-        return Outcome::passed(Reason::Arguments);
-    };
-    if nature.detached {
-        return Outcome::passed(Reason::Detached);
-    }
-    let named =
-        nature.named || (nature.change == Change::New && names_type(config, work.kind.as_bytes()));
-    let mut crossing = Crossing {
-        config,
-        call,
-        via,
-        change: nature.change,
-        named,
-        on_host: nature.on_host,
-        from_host: nature.from_host,
-        pid: sys::pid(),
-        work,
-        outcome: Outcome::passed(Reason::Unnamed),
-    };
-    let must_cross = nature.on_host || crossing.must_cross();
-    if child_would_be_init() {
-        if must_cross {
-            return Outcome::failed(Step::Call, Errno::BUSY);
+fn judge(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
+    let detached = match c.call.change() {
+        Ok((change, known)) => {
+            c.change = change;
+            c.named = known == Some(Known::Named);
+            c.on_host = known == Some(Known::Host);
+            c.call.symbol == Symbol::MountSetattr && known.is_some() && !c.on_host
         }
-        return Outcome::passed(Reason::Unresolved);
+        Err(_) => false,
+    };
+    if read_arguments(c).is_err() {
+        c.reason = Reason::Arguments;
+    } else if detached {
+        c.reason = Reason::Detached;
+    } else if broken {
+        c.reason = Reason::Settings;
+        // Taking something away, or looking at it, is never in the wrong place.
+        if !matches!(c.change, Change::Unmount | Change::Handle | Change::Copy) {
+            c.fail(Step::Settings, settings::BROKEN);
+        }
+    } else {
+        c.named |= c.change == Change::New && names_type(c.config, c.work.kind.as_bytes());
+        if !child_would_be_init() {
+            cross::run(stack, c);
+        } else if c.must_cross() {
+            c.fail(Step::Call, Errno::BUSY);
+        } else {
+            c.reason = Reason::Unresolved;
+        }
     }
-    cross::run(stack, &mut crossing);
-    crossing.outcome
 }
 
 /// Copies what decides. An error means that the kernel will not take the arguments either.
 #[inline(never)]
-fn read_arguments(call: &Call, work: &mut Work) -> Result<()> {
-    if let Call::Mount { kind, .. } = *call {
-        sys::copy_string_or_none(kind, &mut work.kind)?;
+fn read_arguments(c: &mut Crossing<'_>) -> Result<()> {
+    if c.call.symbol == Symbol::Mount {
+        sys::copy_string_or_none(c.call.args[2] as *const c_char, &mut c.work.kind)?;
     }
-    let place = call.place();
-    sys::copy_string_or_none(place.path, &mut work.path)?;
-    if work.path.is_empty() && !place.may_be_empty {
+    let place = c.call.place();
+    sys::copy_string_or_none(place.path, &mut c.work.path)?;
+    if c.work.path.is_empty() && !place.may_be_empty {
         return Err(Errno::NOENT);
     }
     // For the report, until the canonical path is known.
-    work.target.set(work.path.as_bytes());
+    c.work.target.set(c.work.path.as_bytes());
     Ok(())
 }
 
 #[inline(never)]
-fn remember(call: &Call, outcome: &Outcome) {
-    let Ok(result) = outcome.result else {
+fn remember(c: &Crossing<'_>) {
+    let Ok(result) = c.result else {
         return;
     };
-    let carried = outcome.decision == Decision::Carried;
-    match *call {
-        Call::OpenTree { flags, .. } => {
-            let known = match flags & sys::OPEN_TREE_CLONE {
-                0 => carried.then_some(Known::Host),
-                _ => Some(Known::Copy),
-            };
-            watch::set_mount(result as i32, known);
-        }
-        Call::MoveMount { from_fd, flags, .. } if flags & sys::MOVE_MOUNT_F_EMPTY_PATH != 0 => {
-            watch::set_mount(from_fd, carried.then_some(Known::Host));
-        }
-        _ => {}
+    let [from, _, _, _, flags] = c.call.args;
+    let on_host = (c.decision == Decision::Carried).then_some(Known::Host);
+    match c.change {
+        Change::Copy => watch::set_mount(result, Some(Known::Copy)),
+        Change::Handle => watch::set_mount(result, on_host),
+        _ if c.call.symbol != Symbol::MoveMount => {}
+        _ if flags as u32 & sys::MOVE_MOUNT_F_EMPTY_PATH == 0 => {}
+        _ => watch::set_mount(from, on_host),
     }
 }
 
 /// `fsopen`, whose type decides where the mount will go.
-pub fn fsopen(via: Via, kind: *const core::ffi::c_char, flags: core::ffi::c_uint) -> isize {
-    let errno = sys::errno();
-    finish(errno, open_context(via, kind, flags))
-}
-
 #[inline(never)]
-fn open_context(
-    via: Via,
-    kind: *const core::ffi::c_char,
-    flags: core::ffi::c_uint,
-) -> Result<usize> {
-    let mut area = Area::take()?;
-    let name = &mut area.work().kind;
-    // With a bad pointer or without settings there will be no mount.
-    let named = sys::copy_string_or_none(kind, name).is_ok()
-        && settings::get().is_ok_and(|config| names_type(config, name.as_bytes()));
-    let fd = next::fsopen(via, kind, flags)?;
-    if let Err(error) = watch::set_context(fd as i32, named) {
-        sys::close(fd as i32);
-        return Err(error);
+fn open_context(c: &mut Crossing<'_>) -> Result<usize> {
+    let name = &mut c.work.kind;
+    // With a bad pointer there will be no mount.
+    let _ = sys::copy_string_or_none(c.call.args[0] as *const c_char, name);
+    let fd = c.call.real()?;
+    match watch::set_context(fd, names_type(c.config, name.as_bytes())) {
+        Ok(()) => Ok(fd),
+        Err(error) => {
+            sys::close(fd as c_int);
+            Err(error)
+        }
     }
-    Ok(fd)
 }
 
 /// `fsmount`, whose mount has the type of its context.
 #[inline(never)]
-pub fn fsmount(
-    via: Via,
-    context: i32,
-    flags: core::ffi::c_uint,
-    attributes: core::ffi::c_uint,
-) -> isize {
-    let errno = sys::errno();
-    let result = next::fsmount(via, context, flags, attributes).inspect(|fd| {
-        let known = match watch::context_is_named(context) {
-            true => Known::Named,
-            false => Known::Other,
-        };
-        watch::set_mount(*fd as i32, Some(known));
-    });
-    finish(errno, result)
+fn make_mount(call: &Call) -> Result<usize> {
+    let fd = call.real()?;
+    let known = match watch::context_is_named(call.args[0]) {
+        true => Known::Named,
+        false => Known::Other,
+    };
+    watch::set_mount(fd, Some(known));
+    Ok(fd)
 }

@@ -3,11 +3,10 @@
 use core::ffi::{CStr, c_int};
 
 use crate::area::Work;
-use crate::call::Call;
-use crate::claim::Claimed;
+use crate::call::Symbol;
 use crate::cross::{Crossing, Step};
 use crate::mounts::kind_of_mount;
-use crate::next;
+use crate::next::{self, Via};
 use crate::policy::{Change, Reason, names_type, split_last};
 use crate::sys::{self, CWD, Errno, Fd, Result, mount_id};
 use crate::walk;
@@ -19,75 +18,56 @@ const EMPTY: &CStr = c"";
 /// From a root that is mounted on, this leads to what is on top of it.
 const TOP: &CStr = c"/..";
 
-/// Makes the call on the host.
-#[inline(never)]
-pub fn make(c: &mut Crossing<'_>, claimed: Option<&Claimed>) -> Result<usize> {
-    c.outcome.step = Step::Pin;
-    if c.change == Change::Unmount {
-        go_to_unmount(c, claimed)?;
-        return unmount_here(c);
-    }
-    if let Call::MountSetattr { dir, .. } = *c.call
-        && c.on_host
-    {
-        return set_attributes(c, dir);
-    }
-    let pin = pin(c, claimed)?;
-    match *c.call {
-        Call::OpenTree { flags, .. } => {
-            c.outcome.step = Step::Call;
-            next::open_tree(c.via, pin.raw(), EMPTY.as_ptr(), flags | sys::AT_EMPTY_PATH)
-        }
-        Call::MountSetattr { .. } => set_attributes(c, pin.raw()),
-        _ => change_mounts(c, claimed, &pin),
-    }
+const NO_LINKS: u64 = sys::RESOLVE_NO_SYMLINKS | sys::RESOLVE_NO_MAGICLINKS;
+
+fn word(path: &CStr) -> usize {
+    path.as_ptr() as usize
 }
 
+/// Makes the call on the host.
 #[inline(never)]
-fn set_attributes(c: &mut Crossing<'_>, dir: c_int) -> Result<usize> {
-    let Call::MountSetattr {
-        flags,
-        attributes,
-        size,
-        ..
-    } = *c.call
-    else {
-        return Err(Errno::INVAL);
-    };
-    c.outcome.step = Step::Call;
-    next::mount_setattr(
-        c.via,
-        dir,
-        EMPTY.as_ptr(),
-        flags | sys::AT_EMPTY_PATH,
-        attributes,
-        size,
-    )
+pub fn make(c: &mut Crossing<'_>) -> Result<usize> {
+    c.step = Step::Pin;
+    if c.change == Change::Unmount {
+        go_to_unmount(c)?;
+        return unmount_here(c);
+    }
+    let mut args = c.call.args;
+    let pin;
+    if c.reason != Reason::Descriptor {
+        pin = pin_target(c)?;
+        if c.change.attaches() || c.call.symbol == Symbol::Mount {
+            return change_mounts(c, &pin);
+        }
+        args[0] = pin.raw() as usize;
+        args[1] = word(EMPTY);
+        args[2] |= sys::AT_EMPTY_PATH as usize;
+    }
+    c.step = Step::Call;
+    next::call(c.call.via, c.call.symbol, args)
 }
 
 /// Holds the target, so that what happens to its path meanwhile does not matter.
 #[inline(never)]
-fn pin(c: &mut Crossing<'_>, claimed: Option<&Claimed>) -> Result<Fd> {
+fn pin_target(c: &mut Crossing<'_>) -> Result<Fd> {
     if c.work.host.as_bytes() == b"/" {
         c.work.host.set(TOP.to_bytes());
     }
-    let path = c.work.host.as_cstr();
-    let Some(claimed) = claimed else {
-        return sys::pin(path, 0, sys::RESOLVE_NO_MAGICLINKS);
-    };
-    let pin = sys::pin(
-        path,
-        0,
-        sys::RESOLVE_NO_SYMLINKS | sys::RESOLVE_NO_MAGICLINKS,
-    )?;
-    if c.change.attaches() {
-        let inode = sys::statx(pin.raw(), EMPTY, libc::STATX_INO).map(|stat| stat.inode);
-        if inode != Ok(claimed.inode) {
-            return Err(ELSEWHERE);
-        }
+    let resolve = if c.claimed.is_some() {
+        NO_LINKS
     } else {
-        let made = claimed.read_mount(c.work)?;
-        is_that_mount(made, pin.raw(), EMPTY)?;
+        sys::RESOLVE_NO_MAGICLINKS
+    };
+    let pin = sys::pin(c.work.host.as_cstr(), 0, resolve)?;
+    if let Some(claimed) = &c.claimed {
+        if c.change.attaches() {
+            if sys::statx(pin.raw(), EMPTY, libc::STATX_INO)?.inode != claimed.inode {
+                return Err(ELSEWHERE);
+            }
+        } else {
+            let made = claimed.read_mount(c.work)?;
+            is_that_mount(made, pin.raw(), EMPTY)?;
+        }
     }
     Ok(pin)
 }
@@ -114,64 +94,45 @@ fn unique_id(dir: c_int, name: &CStr) -> u64 {
 /// mount(2) on `.`, which is the pinned directory; move_mount(2) on the pin. A file has no such name for
 /// mount(2): it is called by its own, in its directory, and the proof shows whether that was still the same.
 #[inline(never)]
-fn change_mounts(c: &mut Crossing<'_>, claimed: Option<&Claimed>, pin: &Fd) -> Result<usize> {
+fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
     let before = mount_id(pin.raw(), EMPTY)?;
-    let is_directory = match sys::fchdir(pin.raw()) {
-        Err(Errno::NOTDIR) => {
-            go_to_host_path(c.work)?;
-            false
+    let mut args = c.call.args;
+    c.work.name.clear();
+    match sys::fchdir(pin.raw()) {
+        Err(Errno::NOTDIR) => go_to_host_path(c.work)?,
+        result => result?,
+    }
+    let is_file = !c.work.name.is_empty();
+    let source = c.work.source.as_cstr();
+    let mut beneath = 0;
+    let moved;
+    if c.call.symbol == Symbol::Mount {
+        args[1] = word(if is_file { c.work.name.as_cstr() } else { c"." });
+        if !source.is_empty() {
+            args[0] = word(source);
         }
-        result => {
-            result?;
-            true
+    } else {
+        if !source.is_empty() {
+            moved = sys::pin(source, 0, sys::RESOLVE_NO_MAGICLINKS)?;
+            args[0] = moved.raw() as usize;
         }
-    };
-    c.outcome.step = Step::Call;
-    let moved = c.work.source.as_cstr();
-    let has_source = !moved.is_empty();
-    let mut beneath = None;
-    let result = match *c.call {
-        Call::Mount {
-            source,
-            kind,
-            flags,
-            data,
-            ..
-        } => {
-            let source = if has_source { moved.as_ptr() } else { source };
-            let target = if is_directory {
-                c"."
-            } else {
-                c.work.name.as_cstr()
-            };
-            next::mount(c.via, source, target.as_ptr(), kind, flags, data)?
+        if args[4] as u32 & sys::MOVE_MOUNT_BENEATH != 0 {
+            beneath = mount_id(args[0] as c_int, EMPTY)?;
         }
-        Call::MoveMount { from_fd, flags, .. } => {
-            let moved = has_source.then(|| sys::pin(moved, 0, sys::RESOLVE_NO_MAGICLINKS));
-            let moved = moved.transpose()?;
-            let from_fd = moved.as_ref().map_or(from_fd, Fd::raw);
-            if flags & sys::MOVE_MOUNT_BENEATH != 0 {
-                beneath = Some(mount_id(from_fd, EMPTY)?);
-            }
-            let flags = flags | sys::MOVE_MOUNT_F_EMPTY_PATH | sys::MOVE_MOUNT_T_EMPTY_PATH;
-            next::move_mount(
-                c.via,
-                from_fd,
-                EMPTY.as_ptr(),
-                pin.raw(),
-                EMPTY.as_ptr(),
-                flags,
-            )?
-        }
-        _ => return Err(Errno::INVAL),
-    };
+        args[1] = word(EMPTY);
+        args[2] = pin.raw() as usize;
+        args[3] = word(EMPTY);
+        args[4] |= (sys::MOVE_MOUNT_F_EMPTY_PATH | sys::MOVE_MOUNT_T_EMPTY_PATH) as usize;
+    }
+    c.step = Step::Call;
+    let result = next::call(c.call.via, c.call.symbol, args)?;
     if c.change.attaches() {
-        c.outcome.step = Step::Proof;
-        c.outcome.mount = match beneath {
-            // What is on top stays there.
-            Some(id) => id,
-            None if is_directory => prove_directory(c, claimed, before)?,
-            None => prove_file(c, before)?,
+        c.step = Step::Proof;
+        // What is on top stays there when the new mount goes beneath it.
+        c.mount = if beneath != 0 {
+            beneath
+        } else {
+            prove(c, before, is_file)?
         };
     }
     Ok(result)
@@ -180,38 +141,30 @@ fn change_mounts(c: &mut Crossing<'_>, claimed: Option<&Claimed>, pin: &Fd) -> R
 /// The id of the new mount: it is on top of the pinned directory, and the target's path leads to it. Otherwise
 /// it is taken away again. Asks the kernel only, never the file system.
 #[inline(never)]
-fn prove_directory(c: &mut Crossing<'_>, claimed: Option<&Claimed>, before: u64) -> Result<u64> {
-    let by_path = id_by_path(c.work);
-    // With the pinned directory as root, `..` leads to what is mounted on it, whatever it is called now.
-    sys::chroot_here()?;
-    let top = mount_id(CWD, TOP)?;
+fn prove(c: &mut Crossing<'_>, before: u64, is_file: bool) -> Result<u64> {
+    let by_path = sys::statx_follow(c.work.host.as_cstr(), 0).map_or(0, |stat| stat.mount_id);
+    let top = if is_file {
+        mount_id(CWD, c.work.name.as_cstr())?
+    } else {
+        // With the pinned directory as root, `..` leads to what is mounted on it, whatever it is called now.
+        sys::chroot_here()?;
+        mount_id(CWD, TOP)?
+    };
     if top == before {
         return Err(ELSEWHERE);
     }
-    let proved = match claimed {
-        _ if by_path != Ok(top) => Err(ELSEWHERE),
+    let proved = match &c.claimed {
+        _ if by_path != top => Err(ELSEWHERE),
         Some(claimed) => claimed.write_mount(c.work, top, unique_id(CWD, TOP)),
         None => Ok(()),
     };
-    if proved.is_err() && c.change != Change::Move {
-        let _ = next::umount2(c.via, TOP.as_ptr(), libc::MNT_DETACH);
+    if let Err(error) = proved {
+        if !is_file && c.change != Change::Move {
+            unmount(Via::Own, TOP, libc::MNT_DETACH)?;
+        }
+        return Err(error);
     }
-    proved.map(|()| top)
-}
-
-#[inline(never)]
-fn prove_file(c: &mut Crossing<'_>, before: u64) -> Result<u64> {
-    let top = mount_id(CWD, c.work.name.as_cstr())?;
-    if top != before && id_by_path(c.work) == Ok(top) {
-        Ok(top)
-    } else {
-        Err(ELSEWHERE)
-    }
-}
-
-#[inline(never)]
-fn id_by_path(work: &Work) -> Result<u64> {
-    sys::statx_follow(work.host.as_cstr(), 0).map(|stat| stat.mount_id)
+    Ok(top)
 }
 
 /// To the directory that holds the target; its name is then in `work.name`.
@@ -222,8 +175,8 @@ fn go_to_host_path(work: &mut Work) -> Result<()> {
 }
 
 #[inline(never)]
-fn go_to_unmount(c: &mut Crossing<'_>, claimed: Option<&Claimed>) -> Result<()> {
-    let Some(claimed) = claimed else {
+fn go_to_unmount(c: &mut Crossing<'_>) -> Result<()> {
+    let Some(claimed) = &c.claimed else {
         return go_to_host_path(c.work);
     };
     let made = claimed.read_mount(c.work)?;
@@ -233,54 +186,47 @@ fn go_to_unmount(c: &mut Crossing<'_>, claimed: Option<&Claimed>) -> Result<()> 
     let (head, last) = split_last(host.as_bytes());
     path.set(head);
     name.set(last);
-    let resolve = sys::RESOLVE_NO_SYMLINKS | sys::RESOLVE_NO_MAGICLINKS;
-    sys::fchdir(sys::pin(path.as_cstr(), libc::O_DIRECTORY, resolve)?.raw())?;
+    sys::fchdir(sys::pin(path.as_cstr(), libc::O_DIRECTORY, NO_LINKS)?.raw())?;
     is_that_mount(made, CWD, name.as_cstr())
 }
 
 /// Unmounts by name in the target's directory, without following a link and without looking at what may be dead.
 #[inline(never)]
-fn unmount_here(c: &mut Crossing<'_>) -> Result<usize> {
-    let Call::Unmount { flags, .. } = *c.call else {
-        return Err(Errno::INVAL);
+pub fn unmount_here(c: &mut Crossing<'_>) -> Result<usize> {
+    c.step = Step::Call;
+    let name = if c.work.name.is_empty() {
+        TOP
+    } else {
+        c.work.name.as_cstr()
     };
-    c.outcome.step = Step::Call;
-    let name = match c.work.name.as_cstr() {
-        root if root.is_empty() => TOP,
-        name => name,
-    };
-    next::umount2(
-        c.via,
-        name.as_ptr(),
-        flags.unwrap_or(0) | libc::UMOUNT_NOFOLLOW,
+    unmount(
+        c.call.via,
+        name,
+        c.call.args[1] as c_int | libc::UMOUNT_NOFOLLOW,
     )
 }
 
-/// An unmount that nothing sends to the host by itself: it goes there when a mount of a type for the host is
-/// there, and none in the caller's view. A path that means the host's is looked at there first.
-#[inline(never)]
-pub fn unmount_if_ours(c: &mut Crossing<'_>, mapped: bool) -> Result<Option<usize>> {
-    c.outcome.reason = Reason::Unnamed;
-    let own = sys::statx(CWD, c.work.target.as_cstr(), 0);
-    if !mapped && own.is_ok_and(|stat| stat.is_mount_root) {
-        c.outcome.reason = Reason::Own;
-        return Ok(None);
-    }
-    // Whatever stands in the way here: the real call has the right error for what is not mounted.
-    if c.enter_host().is_err() || is_ours(c) != Ok(true) {
-        return Ok(None);
-    }
-    c.outcome.reason = Reason::Type;
-    unmount_here(c).map(Some)
+fn unmount(via: Via, name: &CStr, flags: c_int) -> Result<usize> {
+    next::call(via, Symbol::Umount2, [word(name), flags as usize, 0, 0, 0])
 }
 
+/// Whether an unmount that nothing sends to the host by itself belongs there: a mount of a type for the host is
+/// there, and none in the caller's view, unless the path means the host's. Goes to its directory. Whatever
+/// stands in the way: the real call has the right error for what is not mounted.
 #[inline(never)]
-fn is_ours(c: &mut Crossing<'_>) -> Result<bool> {
+pub fn find_ours(c: &mut Crossing<'_>, mapped: bool) -> Result<bool> {
+    let own = sys::statx(CWD, c.work.target.as_cstr(), 0);
+    if !mapped && own.is_ok_and(|stat| stat.is_mount_root) {
+        c.reason = Reason::Own;
+        return Ok(false);
+    }
+    c.enter_host()?;
     go_to_host_path(c.work)?;
     let stat = sys::statx(CWD, c.work.name.as_cstr(), 0)?;
     if !stat.is_mount_root {
         return Ok(false);
     }
-    let kind = kind_of_mount(stat.mount_id, c.work.line.room())?;
-    Ok(kind.is_some_and(|kind| names_type(c.config, kind)))
+    let Work { line, kind, .. } = &mut *c.work;
+    kind_of_mount(stat.mount_id, line.room(), kind)?;
+    Ok(names_type(c.config, kind.as_bytes()))
 }

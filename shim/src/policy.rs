@@ -1,8 +1,8 @@
 //! What happens to a call: pure, so that every rule is tested without root.
 
-use crate::config::{Config, Operation};
+use crate::config::{Config, Operation, split_once, strip};
 use crate::sys::Inode;
-use crate::text::{number, split_once};
+use crate::text::number;
 
 /// What a call does to a mount table, as the kernel reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +19,10 @@ pub enum Change {
     Propagation,
     /// A mount taken away.
     Unmount,
-    /// A descriptor of a mount, or of a copy of it.
-    Handle { copy: bool },
+    /// A descriptor of a mount.
+    Handle,
+    /// A descriptor of a copy of a mount.
+    Copy,
 }
 
 impl Change {
@@ -50,10 +52,10 @@ impl Change {
     pub fn operation(self) -> Option<Operation> {
         match self {
             Self::New | Self::Unmount => None,
-            Self::Bind | Self::Handle { copy: true } => Some(Operation::Bind),
+            Self::Bind | Self::Copy => Some(Operation::Bind),
             Self::Move => Some(Operation::Move),
             // Reconfiguring a file system begins with a descriptor of it.
-            Self::Remount | Self::Handle { copy: false } => Some(Operation::Remount),
+            Self::Remount | Self::Handle => Some(Operation::Remount),
             Self::Propagation => Some(Operation::Propagation),
         }
     }
@@ -66,6 +68,7 @@ impl Change {
 
 /// Why a call went where it went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Reason {
     /// It never came to a decision.
     None,
@@ -110,7 +113,7 @@ pub enum Verdict<'a> {
 #[inline(never)]
 pub fn names_type(config: &Config, kind: &[u8]) -> bool {
     config.types().any(|pattern| match pattern.split_last() {
-        Some((b'*', start)) => kind.starts_with(start),
+        Some((b'*', start)) => strip(kind, start).is_some(),
         _ => kind == pattern,
     })
 }
@@ -169,19 +172,17 @@ pub fn decide_unclaimed<'a>(
 /// The same path on the host, when this one is at or below a place where the host's root is seen.
 #[inline(never)]
 pub fn map_host<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
-    config
-        .hosts()
-        .find_map(|host| match path.strip_prefix(host)? {
-            [] => Some(b"/".as_slice()),
-            rest @ [b'/', ..] => Some(rest),
-            _ => None,
-        })
+    config.hosts().find_map(|host| match strip(path, host)? {
+        [] => Some(b"/".as_slice()),
+        rest @ [b'/', ..] => Some(rest),
+        _ => None,
+    })
 }
 
 /// The ID of a stand-in: a directory of lower hex digits directly below the claims directory.
 #[inline(never)]
 fn claim_id<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
-    let id = path.strip_prefix(config.claims()?)?.strip_prefix(b"/")?;
+    let id = strip(strip(path, config.claims()?)?, b"/")?;
     let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     ((1..=64).contains(&id.len()) && id.iter().all(is_hex)).then_some(id)
 }
@@ -198,10 +199,10 @@ pub enum Claim<'a> {
 /// Reads `MODE MAJOR:MINOR INO PATH`.
 #[inline(never)]
 pub fn parse_claim(text: &[u8]) -> Option<Claim<'_>> {
-    if text.starts_with(b"stay ") {
+    if strip(text, b"stay ").is_some() {
         return Some(Claim::Stay);
     }
-    let mut path = text.strip_prefix(b"carry ")?;
+    let mut path = strip(text, b"carry ")?;
     let inode = Inode {
         major: take_number(&mut path, b':')? as u32,
         minor: take_number(&mut path, b' ')? as u32,
@@ -224,38 +225,33 @@ pub fn parse_claimed_mount(mut text: &[u8]) -> Option<(u64, u64)> {
     Some((take_number(&mut text, b' ')?, number(text)?))
 }
 
-/// The descriptor, and the rest, of a path like `/proc/self/fd/7/rest`. Recognised by its words, because
-/// /proc may belong to another PID namespace, where it leads nowhere.
+/// The descriptor, and the rest with its slash, of a path like `/proc/self/fd/7/rest`. Recognised by its words,
+/// because /proc may belong to another PID namespace, where it leads nowhere.
 #[inline(never)]
 pub fn fd_path(path: &[u8], pid: u64) -> Option<(i32, &[u8])> {
-    let rest = match path.strip_prefix(b"/dev/fd/") {
-        Some(rest) => rest,
-        None => {
-            let (owner, rest) = split_once(path.strip_prefix(b"/proc/")?, b'/');
-            if owner != b"self" && owner != b"thread-self" && number(owner) != Some(pid) {
-                return None;
-            }
-            rest?.strip_prefix(b"fd/")?
+    let mut rest = strip(path, b"/dev/");
+    if rest.is_none() {
+        let (owner, after) = split_once(strip(path, b"/proc/")?, b'/');
+        if owner == b"self" || owner == b"thread-self" || number(owner) == Some(pid) {
+            rest = after;
         }
-    };
-    let (fd, rest) = split_once(rest, b'/');
-    let mut rest = rest.unwrap_or(&[]);
-    while let Some(shorter) = rest.strip_prefix(b"/") {
-        rest = shorter;
     }
-    Some((i32::try_from(number(fd)?).ok()?, rest))
+    let rest = strip(rest?, b"fd/")?;
+    let end = split_once(rest, b'/').0.len();
+    let fd = number(rest.get(..end)?)?;
+    Some((i32::try_from(fd).ok()?, rest.get(end..)?))
 }
 
 /// The type of a FUSE mount names only who made it; such a source is a label, not a path.
 pub fn is_fuse(kind: &[u8]) -> bool {
-    kind == b"fuse" || kind.starts_with(b"fuse.")
+    kind == b"fuse" || strip(kind, b"fuse.").is_some()
 }
 
 /// Splits before the last name; trailing slashes belong to neither. The first part keeps its slash.
 #[inline(never)]
 pub fn split_last(path: &[u8]) -> (&[u8], &[u8]) {
     let mut name = path;
-    while let Some(shorter) = name.strip_suffix(b"/") {
+    while let Some((b'/', shorter)) = name.split_last() {
         name = shorter;
     }
     let mut start = name.len();
@@ -347,7 +343,7 @@ mod tests {
             to(Reason::Operation, b"/m")
         );
         assert_eq!(
-            decide(Change::Handle { copy: true }, false, b"/m"),
+            decide(Change::Copy, false, b"/m"),
             to(Reason::Operation, b"/m")
         );
         for change in [Change::Remount, Change::Move, Change::Propagation] {
@@ -410,7 +406,7 @@ mod tests {
     #[test]
     fn descriptor_paths_need_no_proc() {
         assert_eq!(fd_path(b"/proc/self/fd/7", 1), Some((7, &b""[..])));
-        assert_eq!(fd_path(b"/dev/fd/0//a/b", 1), Some((0, &b"a/b"[..])));
+        assert_eq!(fd_path(b"/dev/fd/0//a/b", 1), Some((0, &b"//a/b"[..])));
         assert_eq!(fd_path(b"/proc/42/fd/3", 42), Some((3, &b""[..])));
         for other in [
             &b"/proc/42/fd/3"[..],

@@ -8,10 +8,12 @@ use crate::sys::{self, Errno};
 /// Settings that cannot be used: nothing may be mounted, because nobody knows where.
 pub const BROKEN: Errno = Errno::BADMSG;
 
+/// Settings as they were found.
 #[repr(C)]
-struct Loaded {
-    config: Config,
-    broken: bool,
+pub struct Loaded {
+    pub config: Config,
+    /// The file or the environment cannot be read or understood.
+    pub broken: bool,
     file: [u8; TEXT_MAX + 1],
 }
 
@@ -19,7 +21,7 @@ static LOADED: AtomicPtr<Loaded> = AtomicPtr::new(core::ptr::null_mut());
 
 /// The settings. No lock, so that a signal handler or a forked child never waits for somebody else's turn: two
 /// threads that come first both read, and one of them wins.
-pub fn get() -> Result<&'static Config, Errno> {
+pub fn get() -> Result<&'static Loaded, Errno> {
     let mut loaded = LOADED.load(Ordering::Acquire);
     if loaded.is_null() {
         loaded = sys::map(size_of::<Loaded>(), 0)?.cast();
@@ -36,11 +38,7 @@ pub fn get() -> Result<&'static Config, Errno> {
         }
     }
     // SAFETY: published once, never written or unmapped afterwards.
-    let loaded = unsafe { &*loaded };
-    if loaded.broken {
-        return Err(BROKEN);
-    }
-    Ok(&loaded.config)
+    Ok(unsafe { &*loaded })
 }
 
 /// Nothing when there is a file that cannot be read or understood.

@@ -47,13 +47,13 @@ impl Errno {
 pub type Result<T> = core::result::Result<T, Errno>;
 
 // New mount API and its neighbours: the same numbers on every architecture, and absent from older headers.
-pub const SYS_OPEN_TREE: c_long = 428;
-pub const SYS_MOVE_MOUNT: c_long = 429;
-pub const SYS_FSOPEN: c_long = 430;
-pub const SYS_FSMOUNT: c_long = 432;
+pub const SYS_OPEN_TREE: u16 = 428;
+pub const SYS_MOVE_MOUNT: u16 = 429;
+pub const SYS_FSOPEN: u16 = 430;
+pub const SYS_FSMOUNT: u16 = 432;
 const SYS_PIDFD_OPEN: c_long = 434;
 const SYS_OPENAT2: c_long = 437;
-pub const SYS_MOUNT_SETATTR: c_long = 442;
+pub const SYS_MOUNT_SETATTR: u16 = 442;
 
 pub const OPEN_TREE_CLONE: u32 = 1;
 pub const MOVE_MOUNT_F_SYMLINKS: u32 = 0x1;
@@ -446,8 +446,8 @@ pub fn is_empty(from: *const c_char) -> Result<bool> {
 }
 
 /// Reads the 64-bit word number `index` of the caller's structure.
-pub fn copy_word(from: *const c_void, index: usize) -> Result<u64> {
-    let at = from.cast::<u8>().wrapping_add(8 * index);
+pub fn copy_word(from: usize, index: usize) -> Result<u64> {
+    let at = from.wrapping_add(8 * index) as *const u8;
     is_readable(at)?;
     is_readable(at.wrapping_add(7))?;
     // SAFETY: all eight bytes were readable a moment ago.
@@ -542,8 +542,8 @@ pub fn environment(mut each: impl FnMut(&[u8], &[u8])) {
         }
         // SAFETY: every entry is a string.
         let entry = unsafe { CStr::from_ptr(entry) }.to_bytes();
-        if entry.starts_with(b"SPC_") || entry.starts_with(b"sysimage=") {
-            let (name, value) = crate::text::split_once(entry, b'=');
+        if matches!(entry.first(), Some(b'S' | b's')) {
+            let (name, value) = crate::config::split_once(entry, b'=');
             each(name, value.unwrap_or(&[]));
         }
         at = at.wrapping_add(1);
@@ -606,12 +606,9 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_an_error() {
         let words = [1_u64, 2];
-        assert_eq!(copy_word(words.as_ptr().cast(), 1), Ok(2));
+        assert_eq!(copy_word(words.as_ptr() as usize, 1), Ok(2));
         for nowhere in [0_usize, 1, 4096] {
-            assert_eq!(
-                copy_word(core::ptr::without_provenance(nowhere), 0),
-                Err(Errno::FAULT)
-            );
+            assert_eq!(copy_word(nowhere, 0), Err(Errno::FAULT));
         }
     }
 }

@@ -86,15 +86,6 @@ impl Text {
     }
 }
 
-/// Splits at the first `byte`; the second part is absent when there is none.
-#[inline(never)]
-pub fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
-    match text.iter().position(|b| *b == byte) {
-        Some(at) => (text.get(..at).unwrap_or(&[]), text.get(at + 1..)),
-        None => (text, None),
-    }
-}
-
 /// A decimal number and nothing else.
 #[inline(never)]
 pub fn number(text: &[u8]) -> Option<u64> {

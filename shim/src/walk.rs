@@ -11,7 +11,7 @@ const LINKS_MAX: usize = 40;
 #[inline(never)]
 pub fn go(path: &mut Text, name: &mut Text, mut dir: i32, mut follow: bool) -> Result<()> {
     for _ in 0..LINKS_MAX {
-        follow |= path.as_bytes().ends_with(b"/");
+        follow |= path.as_bytes().last() == Some(&b'/');
         let (head, last) = split_last(path.as_bytes());
         name.set(last);
         if is_plain(last) {
@@ -55,7 +55,8 @@ pub fn canonical(
     into: &mut Text,
 ) -> Result<()> {
     if let Some((fd, rest)) = fd_path(path.as_bytes(), pid as u64) {
-        name.set(rest);
+        name.set(b".");
+        name.push(rest);
         path.set(name.as_bytes());
         dir = fd;
     }
@@ -64,7 +65,7 @@ pub fn canonical(
             return Err(error);
         }
         into.clear();
-        if !path.as_bytes().starts_with(b"/") {
+        if path.as_bytes().first() != Some(&b'/') {
             if dir != CWD {
                 sys::fchdir(dir)?;
             }
@@ -74,7 +75,7 @@ pub fn canonical(
         into.push(path.as_bytes());
     } else {
         getcwd(into)?;
-        if !into.as_bytes().ends_with(b"/") && !name.is_empty() {
+        if into.as_bytes().last() != Some(&b'/') && !name.is_empty() {
             into.push_byte(b'/');
         }
     }

@@ -27,7 +27,7 @@ static MOUNTS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
 
 /// Remembers what `fsopen` was asked for. Fails for a number beyond the table: not knowing would mean mounting
 /// in the wrong place later.
-pub fn set_context(fd: i32, named: bool) -> Result<()> {
+pub fn set_context(fd: usize, named: bool) -> Result<()> {
     let (word, bit) = context(fd);
     match CONTEXTS.get(word) {
         Some(word) if named => word.fetch_or(bit, Relaxed),
@@ -39,20 +39,20 @@ pub fn set_context(fd: i32, named: bool) -> Result<()> {
 }
 
 /// Whether this descriptor came from `fsopen` for a type that goes to the host.
-pub fn context_is_named(fd: i32) -> bool {
+pub fn context_is_named(fd: usize) -> bool {
     let (word, bit) = context(fd);
     CONTEXTS
         .get(word)
         .is_some_and(|word| word.load(Relaxed) & bit != 0)
 }
 
-fn context(fd: i32) -> (usize, u64) {
-    (fd as u32 as usize / 64, 1 << (fd & 63))
+fn context(fd: usize) -> (usize, u64) {
+    (fd / 64, 1 << (fd & 63))
 }
 
 /// Remembers the mount behind a descriptor; `None` forgets it.
-pub fn set_mount(fd: i32, known: Option<Known>) {
-    let Some(key) = key(fd) else {
+pub fn set_mount(fd: usize, known: Option<Known>) {
+    let Some(key) = key(fd as i32) else {
         return;
     };
     for slot in &MOUNTS {
@@ -61,7 +61,7 @@ pub fn set_mount(fd: i32, known: Option<Known>) {
             let _ = slot.compare_exchange(entry, 0, Relaxed, Relaxed);
         }
     }
-    if let (Some(known), Some(slot)) = (known, MOUNTS.get(fd as usize % MOUNTS.len())) {
+    if let (Some(known), Some(slot)) = (known, MOUNTS.get(fd % MOUNTS.len())) {
         slot.store(key << 2 | code(known), Relaxed);
     }
 }
@@ -114,7 +114,7 @@ mod tests {
         assert!(context_is_named(70));
         set_context(70, false).unwrap();
         assert!(!context_is_named(70));
-        assert!(!context_is_named(-1));
+        assert!(!context_is_named(usize::MAX));
         assert_eq!(set_context(1 << 20, true), Err(Errno::MFILE));
         assert_eq!(set_context(1 << 20, false), Ok(()));
     }
@@ -124,12 +124,12 @@ mod tests {
         let one = std::fs::File::open("/").unwrap();
         let two = one.try_clone().unwrap();
         let other = std::fs::File::open("/proc").unwrap();
-        set_mount(one.as_raw_fd(), Some(Known::Copy));
+        set_mount(one.as_raw_fd() as usize, Some(Known::Copy));
         assert_eq!(mount(two.as_raw_fd()), Some(Known::Copy));
         assert_eq!(mount(other.as_raw_fd()), None);
-        set_mount(two.as_raw_fd(), Some(Known::Host));
+        set_mount(two.as_raw_fd() as usize, Some(Known::Host));
         assert_eq!(mount(one.as_raw_fd()), Some(Known::Host));
-        set_mount(one.as_raw_fd(), None);
+        set_mount(one.as_raw_fd() as usize, None);
         assert_eq!(mount(two.as_raw_fd()), None);
     }
 }
