@@ -240,11 +240,13 @@ fn tidy(session: &Session) -> Result<bool> {
 
 /// Removes claims of an earlier life of this container that no record knows.
 fn sweep(session: &Session) {
+    let claims = session.settings.claims();
+    // In this order: a record is there before its claim, so a mount that begins now is left alone.
+    let ids = claim::ids(&claims);
     let Ok((records, _)) = session.ledger.all() else {
         return;
     };
-    let claims = session.settings.claims();
-    for id in claim::ids(&claims) {
+    for id in ids {
         if !records.iter().any(|record| record.id == id) {
             Claim::named(&claims, &id).remove();
         }
