@@ -1,5 +1,6 @@
 //! Every test that needs root, in one program, so that all of them share a lab.
 
+mod at_once;
 mod crash;
 mod docker;
 mod lab;
