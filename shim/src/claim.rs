@@ -1,37 +1,31 @@
 //! The launcher's claims: files beside a stand-in that say what is to become of calls on it.
 
+use core::ffi::c_int;
+
 use crate::area::Work;
 use crate::config::Config;
 use crate::config::split_once;
 use crate::policy::parse_claimed_mount;
-use crate::sys::{self, CWD, Errno, Fd, Inode, Result};
+use crate::sys::{self, CWD, Errno, Result};
 use crate::text::Text;
 
-/// The claim that a target stands for.
-pub struct Claimed {
-    /// The claims directory, opened in the caller's namespace.
-    pub dir: Fd,
-    /// The directory that the launcher pinned.
-    pub inode: Inode,
-}
-
-/// The claims directory, if the launcher claims this id; `content` then holds the claim. Leaves the id in `name`.
+/// Opens the claims directory, if the launcher claims this id; `content` then holds the claim. Otherwise -1.
 #[inline(never)]
-pub fn read(config: &Config, name: &mut Text, content: &mut Text) -> Result<Option<Fd>> {
+pub fn read(config: &Config, name: &mut Text, content: &mut Text) -> Result<c_int> {
     content.set(config.claims().unwrap_or(&[]));
     let dir = sys::open_dir(CWD, content.as_cstr())?;
-    match read_link(&dir, name, b".claim", content) {
-        Ok(()) => Ok(Some(dir)),
-        Err(Errno::NOENT) => Ok(None),
+    match read_link(dir.raw(), name, b".claim", content) {
+        Ok(()) => Ok(dir.into_raw()),
+        Err(Errno::NOENT) => Ok(-1),
         Err(error) => Err(error),
     }
 }
 
 /// Reads the file of this claim with this suffix.
 #[inline(never)]
-fn read_link(dir: &Fd, name: &mut Text, suffix: &[u8], content: &mut Text) -> Result<()> {
+fn read_link(dir: c_int, name: &mut Text, suffix: &[u8], content: &mut Text) -> Result<()> {
     with_suffix(name, suffix);
-    let len = sys::readlink(dir.raw(), name.as_cstr(), content.room())?;
+    let len = sys::readlink(dir, name.as_cstr(), content.room())?;
     content.truncate(len);
     Ok(())
 }
@@ -43,26 +37,33 @@ fn with_suffix(name: &mut Text, suffix: &[u8]) {
     name.push(suffix);
 }
 
-impl Claimed {
-    /// Ids (plain, unique) of the mount that was made for this claim. EINVAL, as for any target that is not
-    /// mounted, when there is none: what is mounted there now belongs to somebody else.
-    #[inline(never)]
-    pub fn read_mount(&self, work: &mut Work) -> Result<(u64, u64)> {
-        let _ = read_link(&self.dir, &mut work.claim, b".mount", &mut work.line);
-        parse_claimed_mount(work.line.as_bytes()).ok_or(Errno::INVAL)
-    }
+/// Ids (plain, unique) of the mount that was made for this claim. EINVAL, as for any target that is not mounted,
+/// when there is none: what is mounted there now belongs to somebody else.
+#[inline(never)]
+pub fn read_mount(dir: c_int, work: &mut Work) -> Result<(u64, u64)> {
+    let _ = read_link(dir, &mut work.claim, b".mount", &mut work.line);
+    parse_claimed_mount(work.line.as_bytes()).ok_or(Errno::INVAL)
+}
 
-    /// Leaves the ids of the new mount beside the claim, for the launcher and for the unmount.
-    #[inline(never)]
-    pub fn write_mount(&self, work: &mut Work, id: u64, unique: u64) -> Result<()> {
-        let Work { claim, line, .. } = work;
-        with_suffix(claim, b".mount");
-        line.clear();
-        line.push_number(id);
-        line.push_byte(b' ');
-        line.push_number(unique);
-        // Of an earlier mount, which is gone: the target would have been another directory.
-        sys::unlink(self.dir.raw(), claim.as_cstr());
-        sys::symlink(line.as_cstr(), self.dir.raw(), claim.as_cstr())
-    }
+/// EINVAL unless the topmost mount there is the one that was made for this claim.
+#[inline(never)]
+pub fn is_that_mount(dir: c_int, work: &mut Work, at: c_int, by_name: bool) -> Result<()> {
+    let (id, unique) = read_mount(dir, work)?;
+    let name = if by_name { work.name.as_cstr() } else { c"" };
+    let same = sys::unique_id(at, name) == unique && sys::mount_id(at, name)? == id;
+    if same { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+/// Leaves the ids of the new mount beside the claim, for the launcher and for the unmount.
+#[inline(never)]
+pub fn write_mount(dir: c_int, work: &mut Work, id: u64, unique: u64) -> Result<()> {
+    let Work { claim, line, .. } = work;
+    with_suffix(claim, b".mount");
+    line.clear();
+    line.push_number(id);
+    line.push_byte(b' ');
+    line.push_number(unique);
+    // Of an earlier mount, which is gone: the target would have been another directory.
+    sys::unlink(dir, claim.as_cstr());
+    sys::symlink(line.as_cstr(), dir, claim.as_cstr())
 }

@@ -369,21 +369,21 @@ impl<'a> Iterator for Values<'a> {
 /// Takes the first word off; empty at the end of the line, or where a comment begins. A NUL ends a word as well.
 #[inline(never)]
 pub fn next_word<'a>(line: &mut &'a [u8]) -> &'a [u8] {
-    loop {
-        let end = line
-            .iter()
-            .position(|byte| matches!(byte, b' ' | b'\t' | 0));
-        let word = line.get(..end.unwrap_or(line.len())).unwrap_or(&[]);
-        let rest = end.and_then(|end| line.get(end + 1..));
-        *line = rest.unwrap_or(&[]);
-        if word.first() == Some(&b'#') {
-            *line = &[];
-            return &[];
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t' | 0);
+    while let Some((byte, rest)) = line.split_first() {
+        if !is_blank(byte) {
+            break;
         }
-        if !word.is_empty() || rest.is_none() {
-            return word;
-        }
+        *line = rest;
     }
+    let mut len = 0;
+    if line.first() != Some(&b'#') {
+        len = line.iter().position(is_blank).unwrap_or(line.len());
+    }
+    let (word, rest) = line.split_at_checked(len).unwrap_or_default();
+    // Nothing is left after a comment's beginning: its first word is empty again.
+    *line = rest;
+    word
 }
 
 /// The word at this place.

@@ -8,12 +8,12 @@ use core::ffi::{c_char, c_int, c_void};
 
 use crate::area::{Stack, Work};
 use crate::call::{Call, Symbol};
-use crate::claim::{self, Claimed};
+use crate::claim;
 use crate::config::Config;
 use crate::host;
 use crate::namespace::enter_host;
 use crate::policy::{self, Change, Claim, Reason, Verdict};
-use crate::sys::{self, CWD, Errno, Fd, Result};
+use crate::sys::{self, CWD, Errno, Fd, Inode, Result};
 use crate::walk;
 
 /// What became of a call.
@@ -59,8 +59,11 @@ pub struct Crossing<'a> {
     pub named: bool,
     /// The descriptor given instead of a path is a mount of the host.
     pub on_host: bool,
-    /// What the launcher claims, if it claims the target.
-    pub claimed: Option<Claimed>,
+    /// The launcher claims the target for this directory.
+    pub claimed: Option<Inode>,
+    /// The claims directory, opened in the caller's namespace.
+    pub claims: c_int,
+    pub route: Route,
     pub decision: Decision,
     pub reason: Reason,
     /// Kept up to date on the way, so that an error needs to bring nothing but its number.
@@ -81,6 +84,8 @@ impl<'a> Crossing<'a> {
             named: false,
             on_host: false,
             claimed: None,
+            claims: -1,
+            route: Route::Pass,
             decision: Decision::Passed,
             reason: Reason::None,
             step: Step::Settings,
@@ -143,7 +148,7 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
     if c.result.is_ok() && c.decision != Decision::Passed {
         c.decision = Decision::Carried;
     }
-    c.claimed = None;
+    sys::close(c.claims);
     0
 }
 
@@ -156,18 +161,16 @@ fn carry_or_pass(c: &mut Crossing<'_>) -> Result<usize> {
     if matches!(c.change, Change::Bind | Change::Move) {
         origin = Some(sys::open_dir(CWD, c".")?);
     }
-    let route = find_route(c)?;
-    if route == Route::Carry {
-        if c.change == Change::Unmount
-            && let Some(claimed) = &c.claimed
-        {
-            claimed.read_mount(c.work)?;
+    find_route(c)?;
+    if c.route == Route::Carry {
+        if c.change == Change::Unmount && c.claimed.is_some() {
+            claim::read_mount(c.claims, c.work)?;
         }
         find_source(c, origin)?;
         c.enter_host()?;
         return host::make(c);
     }
-    if route != Route::Pass && host::find_ours(c, route == Route::LookFirst) == Ok(true) {
+    if c.route != Route::Pass && host::find_ours(c) == Ok(true) {
         c.reason = Reason::Type;
         return host::unmount_here(c);
     }
@@ -175,8 +178,9 @@ fn carry_or_pass(c: &mut Crossing<'_>) -> Result<usize> {
     Ok(0)
 }
 
+/// Where a call goes, as far as its target tells.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Route {
+pub enum Route {
     Pass,
     Carry,
     /// An unmount of what may be mounted in the caller's view, and if not, on the host.
@@ -186,14 +190,14 @@ enum Route {
 }
 
 #[inline(never)]
-fn find_route(c: &mut Crossing<'_>) -> Result<Route> {
+fn find_route(c: &mut Crossing<'_>) -> Result<()> {
+    c.route = Route::Carry;
+    c.reason = Reason::Descriptor;
     if c.on_host && c.call.symbol == Symbol::MountSetattr {
-        c.reason = Reason::Descriptor;
-        return Ok(Route::Carry);
+        return Ok(());
     }
     let place = c.call.place();
     let must_cross = c.must_cross();
-    let (config, change, named) = (c.config, c.change, c.named);
     let Work {
         path,
         name,
@@ -205,43 +209,41 @@ fn find_route(c: &mut Crossing<'_>) -> Result<Route> {
     } = &mut *c.work;
     c.reason = Reason::Unresolved;
     match walk::canonical(path, name, place.dir, place.follow, c.pid, target) {
-        Err(error) if !must_cross && is_the_kernels_answer(error) => return Ok(Route::Pass),
+        Err(error) if !must_cross && is_the_kernels_answer(error) => {
+            c.route = Route::Pass;
+            return Ok(());
+        }
         result => result?,
     }
-    let mut verdict = policy::decide(config, change, named, target.as_bytes());
-    if let Verdict::Claim(id) = verdict {
-        c.reason = Reason::Claim;
+    if let Some(id) = policy::claim_id(c.config, target.as_bytes()) {
         claim.set(id);
-        if let Some(dir) = claim::read(config, claim, line)? {
-            return match policy::parse_claim(line.as_bytes()) {
-                Some(Claim::Stay) => Ok(Route::Pass),
+        c.reason = Reason::Claim;
+        c.claims = claim::read(c.config, claim, line)?;
+        if c.claims >= 0 {
+            match policy::parse_claim(line.as_bytes()) {
+                Some(Claim::Stay) => c.route = Route::Pass,
                 Some(Claim::Carry { inode, path }) => {
                     host.set(path);
-                    c.claimed = Some(Claimed { dir, inode });
-                    Ok(Route::Carry)
+                    c.claimed = Some(inode);
                 }
-                None => Err(Errno::BADMSG),
-            };
+                None => return Err(Errno::BADMSG),
+            }
+            return Ok(());
         }
-        verdict = policy::decide_unclaimed(config, change, named, target.as_bytes());
     }
-    c.reason = Reason::Unnamed;
-    match verdict {
-        Verdict::Carry { reason, host: path } => {
-            c.reason = reason;
-            host.set(path);
-            Ok(Route::Carry)
-        }
-        Verdict::Look { host: path, mapped } => {
-            host.set(path);
-            Ok(if mapped {
-                Route::LookFirst
-            } else {
-                Route::Look
-            })
-        }
-        _ => Ok(Route::Pass),
-    }
+    let (route, reason, path) = match policy::decide(c.config, c.change, c.named, target.as_bytes())
+    {
+        Verdict::Carry { reason, host } => (Route::Carry, reason, host),
+        Verdict::Look { host, mapped: true } => (Route::LookFirst, Reason::Unnamed, host),
+        Verdict::Look {
+            host,
+            mapped: false,
+        } => (Route::Look, Reason::Unnamed, host),
+        Verdict::Pass => (Route::Pass, Reason::Unnamed, [].as_slice()),
+    };
+    (c.route, c.reason) = (route, reason);
+    host.set(path);
+    Ok(())
 }
 
 /// Whether the real call would fail in the same way, so that nothing is mounted in the wrong place.

@@ -38,19 +38,24 @@ fn judge_and_call(call: &Call) -> Result<usize> {
     let stack = area.stack();
     let c = &mut Crossing::new(&settings.config, call, area.work());
     match call.symbol {
-        Symbol::Fsopen => return open_context(c),
-        Symbol::Fsmount => return make_mount(call),
-        _ => judge(c, settings.broken, stack),
+        Symbol::Fsopen => c.result = open_context(c),
+        Symbol::Fsmount => c.result = make_mount(call),
+        _ => judge_and_report(c, settings.broken, stack),
     }
+    c.result
+}
+
+#[inline(never)]
+fn judge_and_report(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
+    judge(c, broken, stack);
     if c.decision == Decision::Passed {
-        c.result = call.real();
+        c.result = c.call.real();
     }
     remember(c);
     // A handle changes nothing: only one that is of the host is worth a word.
-    if c.decision != Decision::Passed || call.symbol != Symbol::OpenTree {
+    if c.decision != Decision::Passed || c.call.symbol != Symbol::OpenTree {
         report::send(c);
     }
-    c.result
 }
 
 /// Decides; if that takes a child, the child makes the call as well.

@@ -4,11 +4,12 @@ use core::ffi::{CStr, c_int};
 
 use crate::area::Work;
 use crate::call::Symbol;
-use crate::cross::{Crossing, Step};
+use crate::claim;
+use crate::cross::{Crossing, Route, Step};
 use crate::mounts::kind_of_mount;
 use crate::next::{self, Via};
 use crate::policy::{Change, Reason, names_type, split_last};
-use crate::sys::{self, CWD, Errno, Fd, Result, mount_id};
+use crate::sys::{self, CWD, Errno, Fd, Result, mount_id, unique_id};
 use crate::walk;
 
 /// The target's path leads to another place than what was pinned or mounted on.
@@ -59,36 +60,14 @@ fn pin_target(c: &mut Crossing<'_>) -> Result<Fd> {
         sys::RESOLVE_NO_MAGICLINKS
     };
     let pin = sys::pin(c.work.host.as_cstr(), 0, resolve)?;
-    if let Some(claimed) = &c.claimed {
-        if c.change.attaches() {
-            if sys::statx(pin.raw(), EMPTY, libc::STATX_INO)?.inode != claimed.inode {
-                return Err(ELSEWHERE);
-            }
-        } else {
-            let made = claimed.read_mount(c.work)?;
-            is_that_mount(made, pin.raw(), EMPTY)?;
+    if let Some(inode) = c.claimed {
+        if !c.change.attaches() {
+            claim::is_that_mount(c.claims, c.work, pin.raw(), false)?;
+        } else if sys::statx(pin.raw(), EMPTY, libc::STATX_INO)?.inode != inode {
+            return Err(ELSEWHERE);
         }
     }
     Ok(pin)
-}
-
-/// EINVAL unless the topmost mount there is the one with these ids.
-#[inline(never)]
-fn is_that_mount((id, unique): (u64, u64), dir: c_int, name: &CStr) -> Result<()> {
-    let same = match unique {
-        0 => mount_id(dir, name)? == id,
-        _ => unique_id(dir, name) == unique,
-    };
-    if same { Ok(()) } else { Err(Errno::INVAL) }
-}
-
-/// The unique id of a mount, or 0 where the kernel has none (before Linux 6.8).
-#[inline(never)]
-fn unique_id(dir: c_int, name: &CStr) -> u64 {
-    match sys::statx(dir, name, libc::STATX_MNT_ID_UNIQUE) {
-        Ok(stat) if stat.mask & libc::STATX_MNT_ID_UNIQUE != 0 => stat.mount_id,
-        _ => 0,
-    }
 }
 
 /// mount(2) on `.`, which is the pinned directory; move_mount(2) on the pin. A file has no such name for
@@ -153,10 +132,12 @@ fn prove(c: &mut Crossing<'_>, before: u64, is_file: bool) -> Result<u64> {
     if top == before {
         return Err(ELSEWHERE);
     }
-    let proved = match &c.claimed {
-        _ if by_path != top => Err(ELSEWHERE),
-        Some(claimed) => claimed.write_mount(c.work, top, unique_id(CWD, TOP)),
-        None => Ok(()),
+    let proved = if by_path != top {
+        Err(ELSEWHERE)
+    } else if c.claimed.is_some() {
+        claim::write_mount(c.claims, c.work, top, unique_id(CWD, TOP))
+    } else {
+        Ok(())
     };
     if let Err(error) = proved {
         if !is_file && c.change != Change::Move {
@@ -176,10 +157,9 @@ fn go_to_host_path(work: &mut Work) -> Result<()> {
 
 #[inline(never)]
 fn go_to_unmount(c: &mut Crossing<'_>) -> Result<()> {
-    let Some(claimed) = &c.claimed else {
+    if c.claimed.is_none() {
         return go_to_host_path(c.work);
-    };
-    let made = claimed.read_mount(c.work)?;
+    }
     let Work {
         host, path, name, ..
     } = &mut *c.work;
@@ -187,7 +167,7 @@ fn go_to_unmount(c: &mut Crossing<'_>) -> Result<()> {
     path.set(head);
     name.set(last);
     sys::fchdir(sys::pin(path.as_cstr(), libc::O_DIRECTORY, NO_LINKS)?.raw())?;
-    is_that_mount(made, CWD, name.as_cstr())
+    claim::is_that_mount(c.claims, c.work, CWD, true)
 }
 
 /// Unmounts by name in the target's directory, without following a link and without looking at what may be dead.
@@ -214,9 +194,9 @@ fn unmount(via: Via, name: &CStr, flags: c_int) -> Result<usize> {
 /// there, and none in the caller's view, unless the path means the host's. Goes to its directory. Whatever
 /// stands in the way: the real call has the right error for what is not mounted.
 #[inline(never)]
-pub fn find_ours(c: &mut Crossing<'_>, mapped: bool) -> Result<bool> {
+pub fn find_ours(c: &mut Crossing<'_>) -> Result<bool> {
     let own = sys::statx(CWD, c.work.target.as_cstr(), 0);
-    if !mapped && own.is_ok_and(|stat| stat.is_mount_root) {
+    if c.route == Route::Look && own.is_ok_and(|stat| stat.is_mount_root) {
         c.reason = Reason::Own;
         return Ok(false);
     }

@@ -101,8 +101,6 @@ pub enum Reason {
 pub enum Verdict<'a> {
     /// The container's own business.
     Pass,
-    /// The launcher may have claimed this target: its claim decides.
-    Claim(&'a [u8]),
     /// To this path on the host.
     Carry { reason: Reason, host: &'a [u8] },
     /// An unmount: whose mount this is shows only there.
@@ -118,22 +116,10 @@ pub fn names_type(config: &Config, kind: &[u8]) -> bool {
     })
 }
 
-/// Decides by the canonical target; `named`: the type of a new mount is one for the host.
-pub fn decide<'a>(
-    config: &'a Config,
-    change: Change,
-    named: bool,
-    target: &'a [u8],
-) -> Verdict<'a> {
-    match claim_id(config, target) {
-        Some(id) => Verdict::Claim(id),
-        None => decide_unclaimed(config, change, named, target),
-    }
-}
-
-/// [`decide`] for a target that nobody claimed.
+/// Decides by the canonical target, which the launcher has not claimed; `named`: the type of a new mount is one for
+/// the host.
 #[inline(never)]
-pub fn decide_unclaimed<'a>(
+pub fn decide<'a>(
     config: &'a Config,
     change: Change,
     named: bool,
@@ -179,9 +165,9 @@ pub fn map_host<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
     })
 }
 
-/// The ID of a stand-in: a directory of lower hex digits directly below the claims directory.
+/// The ID of a stand-in, whose claim decides before everything else: a directory of lower hex digits directly below the claims directory.
 #[inline(never)]
-fn claim_id<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
+pub fn claim_id<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
     let id = strip(strip(path, config.claims()?)?, b"/")?;
     let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     ((1..=64).contains(&id.len()) && id.iter().all(is_hex)).then_some(id)
@@ -359,19 +345,16 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_comes_before_everything() {
-        let config = config("target /spc/targets/ab");
-        assert_eq!(
-            decide(&config, Change::New, true, b"/spc/targets/ab"),
-            Verdict::Claim(b"ab")
-        );
+    fn stand_ins_are_known_by_their_place() {
+        let config = config("type fuse");
+        assert_eq!(claim_id(&config, b"/spc/targets/ab"), Some(&b"ab"[..]));
         for other in [
             &b"/spc/targets/"[..],
             b"/spc/targets/AB",
             b"/spc/targets/ab/c",
             b"/spc/targetsab",
         ] {
-            assert_eq!(decide(&config, Change::New, false, other), Verdict::Pass);
+            assert_eq!(claim_id(&config, other), None);
         }
     }
 

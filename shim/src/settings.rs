@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::config::{Config, FILE, TEXT_MAX};
+use crate::config::{Config, FILE, TEXT_MAX, split_once};
 use crate::sys::{self, Errno};
 
 /// Settings that cannot be used: nothing may be mounted, because nobody knows where.
@@ -44,24 +44,22 @@ pub fn get() -> Result<&'static Loaded, Errno> {
 /// Nothing when there is a file that cannot be read or understood.
 #[inline(never)]
 fn load(loaded: &mut Loaded) -> Option<()> {
-    let mut len = 0;
-    match sys::open_read(FILE) {
-        Ok(file) => loop {
-            // A file that fills all of the buffer may go on.
-            let room = loaded.file.get_mut(len..)?;
-            match sys::read(&file, room) {
-                Ok(0) if !room.is_empty() => break,
-                Ok(more) if more > 0 => len += more,
-                _ => return None,
-            }
-        },
-        Err(Errno::NOENT) => {}
+    let len = match sys::open_read(FILE) {
+        // One read: it is a file, or no settings.
+        Ok(file) => sys::read(&file, &mut loaded.file).ok()?,
+        Err(Errno::NOENT) => 0,
         Err(_) => return None,
+    };
+    // A file that fills all of the buffer may go on.
+    if len > TEXT_MAX {
+        return None;
     }
     let (_, fault) = loaded.config.load(loaded.file.get(..len)?);
     let mut good = fault.is_none();
     if !sys::is_privileged_program() {
-        sys::environment(|name, value| {
+        sys::environment(|entry| {
+            let (name, value) = split_once(entry, b'=');
+            let value = value.unwrap_or(&[]);
             good &= loaded.config.add_variable(name, value).is_none();
         });
     }

@@ -116,6 +116,11 @@ pub fn check(result: isize) -> Result<usize> {
 pub struct Fd(usize);
 
 impl Fd {
+    /// Leaves it open.
+    pub fn into_raw(self) -> c_int {
+        core::mem::ManuallyDrop::new(self).raw()
+    }
+
     pub fn raw(&self) -> c_int {
         self.0 as c_int
     }
@@ -270,6 +275,16 @@ pub fn mount_id(dir: c_int, path: &CStr) -> Result<u64> {
         Ok(stat.mount_id)
     } else {
         Err(Errno::NOSYS)
+    }
+}
+
+/// The unique id of the mount that a file is on; 0 where the kernel has none (before Linux 6.8), or the file
+/// system does not let this user look.
+#[inline(never)]
+pub fn unique_id(dir: c_int, path: &CStr) -> u64 {
+    match statx(dir, path, libc::STATX_MNT_ID_UNIQUE) {
+        Ok(stat) if stat.mask & libc::STATX_MNT_ID_UNIQUE != 0 => stat.mount_id,
+        _ => 0,
     }
 }
 
@@ -527,8 +542,8 @@ pub fn has_environment() -> bool {
     !unsafe { environ }.is_null()
 }
 
-/// Calls `each` with the name and the value of every variable that matters here.
-pub fn environment(mut each: impl FnMut(&[u8], &[u8])) {
+/// Calls `each` with every variable that may matter here.
+pub fn environment(mut each: impl FnMut(&[u8])) {
     // SAFETY: as above.
     let mut at = unsafe { environ };
     if at.is_null() {
@@ -536,15 +551,19 @@ pub fn environment(mut each: impl FnMut(&[u8], &[u8])) {
     }
     loop {
         // SAFETY: the list ends with a null pointer, and has not ended yet.
-        let entry = unsafe { *at };
+        let entry = unsafe { *at }.cast::<u8>();
         if entry.is_null() {
             return;
         }
         // SAFETY: every entry is a string.
-        let entry = unsafe { CStr::from_ptr(entry) }.to_bytes();
-        if matches!(entry.first(), Some(b'S' | b's')) {
-            let (name, value) = crate::config::split_once(entry, b'=');
-            each(name, value.unwrap_or(&[]));
+        if matches!(unsafe { *entry }, b'S' | b's') {
+            let mut len = 0;
+            // SAFETY: the string has not ended yet.
+            while unsafe { *entry.wrapping_add(len) } != 0 {
+                len += 1;
+            }
+            // SAFETY: that many bytes of it were read.
+            each(unsafe { core::slice::from_raw_parts(entry, len) });
         }
         at = at.wrapping_add(1);
     }

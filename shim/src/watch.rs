@@ -96,11 +96,10 @@ fn key(fd: i32) -> Option<u64> {
     if fd < 0 {
         return None;
     }
-    let unique = sys::statx(fd, c"", libc::STATX_MNT_ID_UNIQUE)
-        .ok()
-        .filter(|stat| stat.mask & libc::STATX_MNT_ID_UNIQUE != 0)
-        .map(|stat| stat.mount_id << 1 | 1);
-    unique.or_else(|| Some(sys::statx(fd, c"", 0).ok()?.mount_id << 1))
+    match sys::unique_id(fd, c"") {
+        0 => Some(sys::mount_id(fd, c"").ok()? << 1),
+        unique => Some(unique << 1 | 1),
+    }
 }
 
 #[cfg(test)]
