@@ -140,6 +140,17 @@ fn corners(nsenter: &Nsenter<'_>) -> Result<()> {
     nsenter.run(&["umount", below])?.ok()?;
     nsenter.is_gone()?;
 
+    // Any name, as far as the helper takes it; mount.glusterfs is a shell script and does not.
+    let (below, above) = ("/host/opt/a b,c\nd", "/opt/a b,c\nd");
+    host.run(&["mkdir", above])?.ok()?;
+    nsenter
+        .run(&["bindfs", "/host/opt/host-only", below])?
+        .ok()?;
+    let on = nsenter.spc.on(above)?;
+    ensure!(on.len() == 1 && on[0].fstype == "fuse", "{on:?}");
+    nsenter.run(&["umount", below])?.ok()?;
+    nsenter.is_gone()?;
+
     // Only the container has this directory. Nothing is mounted, there neither, and the log of the container says
     // why; what mount says is mount.glusterfs's word, which looks only whether its target exists.
     nsenter.run(&["mount", "-t", "glusterfs", &nsenter.source, "/etc/spc"])?;
