@@ -120,7 +120,6 @@ impl Call {
 
     /// What the call does, and what is known of the descriptor that stands for its mount. An error means that
     /// the kernel will find the same fault in the arguments.
-    #[inline(never)]
     pub fn change(&self) -> Result<(Change, Option<Known>)> {
         let [a, b, _, attributes, _] = self.args;
         let flags = self.flags();

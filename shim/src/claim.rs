@@ -7,13 +7,12 @@ use crate::config::Config;
 use crate::config::split_once;
 use crate::policy::parse_claimed_mount;
 use crate::sys::{self, CWD, Errno, Result};
-use crate::text::Text;
+use crate::text::{Text, name};
 
 /// Opens the claims directory, if the launcher claims this id; `content` then holds the claim. Otherwise -1.
-#[inline(never)]
 pub fn read(config: &Config, name: &mut Text, content: &mut Text) -> Result<c_int> {
     content.set(config.claims().unwrap_or(&[]));
-    let dir = sys::open_dir(CWD, content.as_cstr())?;
+    let dir = sys::open_dir(CWD, content.as_name())?;
     match read_link(dir.raw(), name, b".claim", content) {
         Ok(()) => Ok(dir.into_raw()),
         Err(Errno::NOENT) => Ok(-1),
@@ -23,11 +22,9 @@ pub fn read(config: &Config, name: &mut Text, content: &mut Text) -> Result<c_in
 
 /// Reads the file of this claim with this suffix.
 #[inline(never)]
-fn read_link(dir: c_int, name: &mut Text, suffix: &[u8], content: &mut Text) -> Result<()> {
-    with_suffix(name, suffix);
-    let len = sys::readlink(dir, name.as_cstr(), content.room())?;
-    content.truncate(len);
-    Ok(())
+fn read_link(dir: c_int, claim: &mut Text, suffix: &[u8], content: &mut Text) -> Result<()> {
+    with_suffix(claim, suffix);
+    sys::readlink(dir, claim.as_name(), content)
 }
 
 #[inline(never)]
@@ -49,8 +46,12 @@ pub fn read_mount(dir: c_int, work: &mut Work) -> Result<(u64, u64)> {
 #[inline(never)]
 pub fn is_that_mount(dir: c_int, work: &mut Work, at: c_int, by_name: bool) -> Result<()> {
     let (id, unique) = read_mount(dir, work)?;
-    let name = if by_name { work.name.as_cstr() } else { c"" };
-    let same = sys::unique_id(at, name) == unique && sys::mount_id(at, name)? == id;
+    let at_name = if by_name {
+        work.name.as_name()
+    } else {
+        name(c"")
+    };
+    let same = sys::unique_id(at, at_name) == unique && sys::mount_id(at, at_name)? == id;
     if same { Ok(()) } else { Err(Errno::INVAL) }
 }
 
@@ -64,6 +65,6 @@ pub fn write_mount(dir: c_int, work: &mut Work, id: u64, unique: u64) -> Result<
     line.push_byte(b' ');
     line.push_number(unique);
     // Of an earlier mount, which is gone: the target would have been another directory.
-    sys::unlink(dir, claim.as_cstr());
-    sys::symlink(line.as_cstr(), dir, claim.as_cstr())
+    sys::unlink(dir, claim.as_name());
+    sys::symlink(line.as_name(), dir, claim.as_name())
 }

@@ -168,7 +168,6 @@ impl Config {
         }
     }
 
-    #[inline(never)]
     fn load_line(&mut self, mut line: &[u8], skip: u8) -> Option<Fault> {
         let name = next_word(&mut line);
         if name.is_empty() {
@@ -189,7 +188,6 @@ impl Config {
     }
 
     /// [`Config::add_env`] without the words for it.
-    #[inline(never)]
     pub fn add_variable(&mut self, name: &[u8], value: &[u8]) -> Option<Fault> {
         match index(VARIABLES, name) {
             Some(HOST) => self.add_host(value),
@@ -306,7 +304,6 @@ impl Config {
     }
 
     /// Where a target goes that always goes to the host; also by its `mapped` name.
-    #[inline(never)]
     pub fn target<'a>(&'a self, path: &[u8], mapped: &[u8]) -> Option<&'a [u8]> {
         let mut targets = self.values(TARGET);
         let found = targets.find(|target| *target == path || *target == mapped)?;
@@ -420,7 +417,6 @@ pub fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
 }
 
 /// What follows this prefix.
-#[inline(never)]
 pub fn strip<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
     if text.starts_with(prefix) {
         text.get(prefix.len()..)

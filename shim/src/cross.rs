@@ -14,6 +14,7 @@ use crate::host;
 use crate::namespace::enter_host;
 use crate::policy::{self, Change, Claim, Reason, Verdict};
 use crate::sys::{self, CWD, Errno, Fd, Inode, Result};
+use crate::text::name;
 use crate::walk;
 
 /// What became of a call.
@@ -116,7 +117,6 @@ impl<'a> Crossing<'a> {
 }
 
 /// Runs the child and returns when it has ended, however it did.
-#[inline(never)]
 pub fn run(stack: Stack, c: &mut Crossing<'_>) {
     // What stays if the child is killed before it can say more.
     c.fail(Step::Call, Errno::IO);
@@ -153,13 +153,12 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
 }
 
 /// The result of the call on the host. When it is the caller's, the decision says so.
-#[inline(never)]
 fn carry_or_pass(c: &mut Crossing<'_>) -> Result<usize> {
     c.step = Step::Target;
     // Relative sources need the directory that following the target leaves.
     let mut origin = None;
     if matches!(c.change, Change::Bind | Change::Move) {
-        origin = Some(sys::open_dir(CWD, c".")?);
+        origin = Some(sys::open_dir(CWD, name(c"."))?);
     }
     find_route(c)?;
     if c.route == Route::Carry {
@@ -260,7 +259,6 @@ fn is_the_kernels_answer(error: Errno) -> bool {
 }
 
 /// Paths among the sources mean paths of the host, as targets do.
-#[inline(never)]
 fn find_source(c: &mut Crossing<'_>, origin: Option<Fd>) -> Result<()> {
     let [a, b, _, _, flags] = c.call.args;
     let (dir, from, follow) = match c.call.symbol {

@@ -31,7 +31,6 @@ pub fn dispatch(via: Via, symbol: Symbol, args: [usize; 5]) -> isize {
     result
 }
 
-#[inline(never)]
 fn judge_and_call(call: &Call) -> Result<usize> {
     let settings = settings::get()?;
     let mut area = Area::take()?;
@@ -59,7 +58,6 @@ fn judge_and_report(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
 }
 
 /// Decides; if that takes a child, the child makes the call as well.
-#[inline(never)]
 fn judge(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
     let detached = match c.call.change() {
         Ok((change, known)) => {
@@ -108,7 +106,6 @@ fn read_arguments(c: &mut Crossing<'_>) -> Result<()> {
     Ok(())
 }
 
-#[inline(never)]
 fn remember(c: &Crossing<'_>) {
     let Ok(result) = c.result else {
         return;
@@ -125,7 +122,6 @@ fn remember(c: &Crossing<'_>) {
 }
 
 /// `fsopen`, whose type decides where the mount will go.
-#[inline(never)]
 fn open_context(c: &mut Crossing<'_>) -> Result<usize> {
     let name = &mut c.work.kind;
     // With a bad pointer there will be no mount.
@@ -141,7 +137,6 @@ fn open_context(c: &mut Crossing<'_>) -> Result<usize> {
 }
 
 /// `fsmount`, whose mount has the type of its context.
-#[inline(never)]
 fn make_mount(call: &Call) -> Result<usize> {
     let fd = call.real()?;
     let known = match watch::context_is_named(call.args[0]) {

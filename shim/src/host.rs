@@ -1,6 +1,6 @@
 //! What a child does once it is in the host's namespace: pin the target, make the real call, prove it.
 
-use core::ffi::{CStr, c_int};
+use core::ffi::c_int;
 
 use crate::area::Work;
 use crate::call::Symbol;
@@ -10,23 +10,19 @@ use crate::mounts::kind_of_mount;
 use crate::next::{self, Via};
 use crate::policy::{Change, Reason, names_type, split_last};
 use crate::sys::{self, CWD, Errno, Fd, Result, mount_id, unique_id};
+use crate::text::{Name, name};
 use crate::walk;
 
 /// The target's path leads to another place than what was pinned or mounted on.
 const ELSEWHERE: Errno = Errno::STALE;
 
-const EMPTY: &CStr = c"";
+const EMPTY: Name<'static> = name(c"");
 /// From a root that is mounted on, this leads to what is on top of it.
-const TOP: &CStr = c"/..";
+const TOP: Name<'static> = name(c"/..");
 
 const NO_LINKS: u64 = sys::RESOLVE_NO_SYMLINKS | sys::RESOLVE_NO_MAGICLINKS;
 
-fn word(path: &CStr) -> usize {
-    path.as_ptr() as usize
-}
-
 /// Makes the call on the host.
-#[inline(never)]
 pub fn make(c: &mut Crossing<'_>) -> Result<usize> {
     c.step = Step::Pin;
     if c.change == Change::Unmount {
@@ -41,7 +37,7 @@ pub fn make(c: &mut Crossing<'_>) -> Result<usize> {
             return change_mounts(c, &pin);
         }
         args[0] = pin.raw() as usize;
-        args[1] = word(EMPTY);
+        args[1] = EMPTY.word();
         args[2] |= sys::AT_EMPTY_PATH as usize;
     }
     c.step = Step::Call;
@@ -49,17 +45,16 @@ pub fn make(c: &mut Crossing<'_>) -> Result<usize> {
 }
 
 /// Holds the target, so that what happens to its path meanwhile does not matter.
-#[inline(never)]
 fn pin_target(c: &mut Crossing<'_>) -> Result<Fd> {
     if c.work.host.as_bytes() == b"/" {
-        c.work.host.set(TOP.to_bytes());
+        c.work.host.set(b"/..");
     }
     let resolve = if c.claimed.is_some() {
         NO_LINKS
     } else {
         sys::RESOLVE_NO_MAGICLINKS
     };
-    let pin = sys::pin(c.work.host.as_cstr(), 0, resolve)?;
+    let pin = sys::pin(c.work.host.as_name(), 0, resolve)?;
     if let Some(inode) = c.claimed {
         if !c.change.attaches() {
             claim::is_that_mount(c.claims, c.work, pin.raw(), false)?;
@@ -72,7 +67,6 @@ fn pin_target(c: &mut Crossing<'_>) -> Result<Fd> {
 
 /// mount(2) on `.`, which is the pinned directory; move_mount(2) on the pin. A file has no such name for
 /// mount(2): it is called by its own, in its directory, and the proof shows whether that was still the same.
-#[inline(never)]
 fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
     let before = mount_id(pin.raw(), EMPTY)?;
     let mut args = c.call.args;
@@ -82,13 +76,18 @@ fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
         result => result?,
     }
     let is_file = !c.work.name.is_empty();
-    let source = c.work.source.as_cstr();
+    let source = c.work.source.as_name();
     let mut beneath = 0;
     let moved;
     if c.call.symbol == Symbol::Mount {
-        args[1] = word(if is_file { c.work.name.as_cstr() } else { c"." });
+        args[1] = (if is_file {
+            c.work.name.as_name()
+        } else {
+            name(c".")
+        })
+        .word();
         if !source.is_empty() {
-            args[0] = word(source);
+            args[0] = source.word();
         }
     } else {
         if !source.is_empty() {
@@ -98,9 +97,9 @@ fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
         if args[4] as u32 & sys::MOVE_MOUNT_BENEATH != 0 {
             beneath = mount_id(args[0] as c_int, EMPTY)?;
         }
-        args[1] = word(EMPTY);
+        args[1] = EMPTY.word();
         args[2] = pin.raw() as usize;
-        args[3] = word(EMPTY);
+        args[3] = EMPTY.word();
         args[4] |= (sys::MOVE_MOUNT_F_EMPTY_PATH | sys::MOVE_MOUNT_T_EMPTY_PATH) as usize;
     }
     c.step = Step::Call;
@@ -121,9 +120,9 @@ fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
 /// it is taken away again. Asks the kernel only, never the file system.
 #[inline(never)]
 fn prove(c: &mut Crossing<'_>, before: u64, is_file: bool) -> Result<u64> {
-    let by_path = sys::statx_follow(c.work.host.as_cstr(), 0).map_or(0, |stat| stat.mount_id);
+    let by_path = sys::statx_follow(c.work.host.as_name(), 0).map_or(0, |stat| stat.mount_id);
     let top = if is_file {
-        mount_id(CWD, c.work.name.as_cstr())?
+        mount_id(CWD, c.work.name.as_name())?
     } else {
         // With the pinned directory as root, `..` leads to what is mounted on it, whatever it is called now.
         sys::chroot_here()?;
@@ -155,7 +154,6 @@ fn go_to_host_path(work: &mut Work) -> Result<()> {
     walk::go(&mut work.path, &mut work.name, CWD, true)
 }
 
-#[inline(never)]
 fn go_to_unmount(c: &mut Crossing<'_>) -> Result<()> {
     if c.claimed.is_none() {
         return go_to_host_path(c.work);
@@ -166,7 +164,7 @@ fn go_to_unmount(c: &mut Crossing<'_>) -> Result<()> {
     let (head, last) = split_last(host.as_bytes());
     path.set(head);
     name.set(last);
-    sys::fchdir(sys::pin(path.as_cstr(), libc::O_DIRECTORY, NO_LINKS)?.raw())?;
+    sys::fchdir(sys::pin(path.as_name(), libc::O_DIRECTORY, NO_LINKS)?.raw())?;
     claim::is_that_mount(c.claims, c.work, CWD, true)
 }
 
@@ -177,7 +175,7 @@ pub fn unmount_here(c: &mut Crossing<'_>) -> Result<usize> {
     let name = if c.work.name.is_empty() {
         TOP
     } else {
-        c.work.name.as_cstr()
+        c.work.name.as_name()
     };
     unmount(
         c.call.via,
@@ -186,23 +184,22 @@ pub fn unmount_here(c: &mut Crossing<'_>) -> Result<usize> {
     )
 }
 
-fn unmount(via: Via, name: &CStr, flags: c_int) -> Result<usize> {
-    next::call(via, Symbol::Umount2, [word(name), flags as usize, 0, 0, 0])
+fn unmount(via: Via, name: Name<'_>, flags: c_int) -> Result<usize> {
+    next::call(via, Symbol::Umount2, [name.word(), flags as usize, 0, 0, 0])
 }
 
 /// Whether an unmount that nothing sends to the host by itself belongs there: a mount of a type for the host is
 /// there, and none in the caller's view, unless the path means the host's. Goes to its directory. Whatever
 /// stands in the way: the real call has the right error for what is not mounted.
-#[inline(never)]
 pub fn find_ours(c: &mut Crossing<'_>) -> Result<bool> {
-    let own = sys::statx(CWD, c.work.target.as_cstr(), 0);
+    let own = sys::statx(CWD, c.work.target.as_name(), 0);
     if c.route == Route::Look && own.is_ok_and(|stat| stat.is_mount_root) {
         c.reason = Reason::Own;
         return Ok(false);
     }
     c.enter_host()?;
     go_to_host_path(c.work)?;
-    let stat = sys::statx(CWD, c.work.name.as_cstr(), 0)?;
+    let stat = sys::statx(CWD, c.work.name.as_name(), 0)?;
     if !stat.is_mount_root {
         return Ok(false);
     }

@@ -1,13 +1,13 @@
 //! Reading a mount table.
 
 use crate::sys::{self, Result};
-use crate::text::{Text, number};
+use crate::text::{Text, name, number};
 
 /// The type of one mount of this process's namespace; empty when there is no such mount. Not statmount(2), which
 /// says it without reading the whole table, but only from Linux 6.13 on with the part after the dot of a FUSE type.
 #[inline(never)]
 pub fn kind_of_mount(id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> {
-    let table = sys::open_read(c"/proc/self/mountinfo")?;
+    let table = sys::open_read(name(c"/proc/self/mountinfo"))?;
     let (mut field, mut is_it, mut ended) = (0, false, false);
     word.clear();
     loop {

@@ -1,9 +1,11 @@
 //! The host's mount namespace, and whether it is another one than the caller's.
 
+use core::ffi::CStr;
+
 use crate::config::Config;
 use crate::cross::Step;
 use crate::sys::{self, CWD, Errno, Result};
-use crate::text::Text;
+use crate::text::{Text, name};
 
 /// No namespace but the caller's own was found.
 const ONLY_OWN: Errno = Errno::NOLINK;
@@ -14,20 +16,19 @@ const ONLY_OWN: Errno = Errno::NOLINK;
 /// Two namespaces are told apart by the mount that is their root, because /proc may not know this process. The
 /// own root is found by entering the own namespace, which also leaves a chroot of the caller, where the
 /// candidates need not be.
-#[inline(never)]
 pub fn enter_host(config: &Config, path: &mut Text, step: &mut Step) -> Result<()> {
     *step = Step::Setns;
     sys::enter_mount_namespace(&sys::pidfd_of_self()?)?;
-    let own = sys::mount_id(CWD, c"/")?;
+    let own = sys::mount_id(CWD, name(c"/"))?;
     let mut error = Errno::NOENT;
     for candidate in config.namespaces() {
         *step = Step::Namespace;
         path.set(candidate);
-        match sys::open_read(path.as_cstr()) {
+        match sys::open_read(path.as_name()) {
             Ok(namespace) => {
                 *step = Step::Setns;
                 sys::enter_mount_namespace(&namespace)?;
-                if sys::mount_id(CWD, c"/")? != own {
+                if sys::mount_id(CWD, name(c"/"))? != own {
                     return Ok(());
                 }
                 error = ONLY_OWN;
@@ -44,7 +45,7 @@ pub fn enter_host(config: &Config, path: &mut Text, step: &mut Step) -> Result<(
 /// Whether the next child would be the first process of a new PID namespace: it would end with that child, and
 /// the caller could never fork again.
 pub fn child_would_be_init() -> bool {
-    let exists = |path| sys::statx_follow(path, 0).is_ok();
+    let exists = |path: &'static CStr| sys::statx_follow(name(path), 0).is_ok();
     // Not there as long as nobody is in it.
     !exists(c"/proc/self/ns/pid_for_children") && exists(c"/proc/self/ns/pid")
 }

@@ -118,7 +118,6 @@ pub fn names_type(config: &Config, kind: &[u8]) -> bool {
 
 /// Decides by the canonical target, which the launcher has not claimed; `named`: the type of a new mount is one for
 /// the host.
-#[inline(never)]
 pub fn decide<'a>(
     config: &'a Config,
     change: Change,
@@ -166,7 +165,6 @@ pub fn map_host<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// The ID of a stand-in, whose claim decides before everything else: a directory of lower hex digits directly below the claims directory.
-#[inline(never)]
 pub fn claim_id<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
     let id = strip(strip(path, config.claims()?)?, b"/")?;
     let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -183,7 +181,6 @@ pub enum Claim<'a> {
 }
 
 /// Reads `MODE MAJOR:MINOR INO PATH`.
-#[inline(never)]
 pub fn parse_claim(text: &[u8]) -> Option<Claim<'_>> {
     if strip(text, b"stay ").is_some() {
         return Some(Claim::Stay);
@@ -213,7 +210,6 @@ pub fn parse_claimed_mount(mut text: &[u8]) -> Option<(u64, u64)> {
 
 /// The descriptor, and the rest with its slash, of a path like `/proc/self/fd/7/rest`. Recognised by its words,
 /// because /proc may belong to another PID namespace, where it leads nowhere.
-#[inline(never)]
 pub fn fd_path(path: &[u8], pid: u64) -> Option<(i32, &[u8])> {
     let mut rest = strip(path, b"/dev/");
     if rest.is_none() {

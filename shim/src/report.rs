@@ -16,7 +16,6 @@ const REASONS: &[u8] = b"- arguments detached unnamed unresolved own settings cl
 operation descriptor";
 
 /// Sends the report, if somebody takes it at once. Nothing depends on it.
-#[inline(never)]
 pub fn send(c: &mut Crossing<'_>) {
     write(c);
     let line = c.work.line.as_bytes();
@@ -30,7 +29,6 @@ pub fn send(c: &mut Crossing<'_>) {
     }
 }
 
-#[inline(never)]
 fn write(c: &mut Crossing<'_>) {
     let mut step = nth_word(STEPS, c.step as usize);
     if c.decision != Decision::Failed {

@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::config::{Config, FILE, TEXT_MAX, split_once};
 use crate::sys::{self, Errno};
+use crate::text::name;
 
 /// Settings that cannot be used: nothing may be mounted, because nobody knows where.
 pub const BROKEN: Errno = Errno::BADMSG;
@@ -42,9 +43,8 @@ pub fn get() -> Result<&'static Loaded, Errno> {
 }
 
 /// Nothing when there is a file that cannot be read or understood.
-#[inline(never)]
 fn load(loaded: &mut Loaded) -> Option<()> {
-    let len = match sys::open_read(FILE) {
+    let len = match sys::open_read(name(FILE)) {
         // One read: it is a file, or no settings.
         Ok(file) => sys::read(&file, &mut loaded.file).ok()?,
         Err(Errno::NOENT) => 0,

@@ -3,10 +3,10 @@
 //! Raw, because the functions of the C library are what this library replaces, and may be replaced by others.
 
 use core::arch::asm;
-use core::ffi::{CStr, c_char, c_int, c_long, c_void};
+use core::ffi::{c_char, c_int, c_long, c_void};
 use core::num::NonZero;
 
-use crate::text::Text;
+use crate::text::{Name, Text, name};
 
 /// An error number of the kernel. A whole word that is never 0, so that a result with one travels in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,6 @@ raw_calls! {
     raw6(a "rdi" "x0", b "rsi" "x1", c "rdx" "x2", d "r10" "x3", e "r8" "x4", f "r9" "x5");
 }
 
-#[inline(never)]
 pub fn check(result: isize) -> Result<usize> {
     if result < 0 {
         Err(Errno::new(result.unsigned_abs()))
@@ -139,40 +138,28 @@ pub fn close(fd: c_int) {
     let _ = check(unsafe { raw1(libc::SYS_close, fd as usize) });
 }
 
-fn path_arg(path: &CStr) -> usize {
-    path.as_ptr() as usize
-}
-
-pub fn open_read(path: &CStr) -> Result<Fd> {
+pub fn open_read(path: Name<'_>) -> Result<Fd> {
     let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
     openat(CWD, path, flags)
 }
 
 /// A descriptor of a directory that only names it.
 #[inline(never)]
-pub fn open_dir(dir: c_int, path: &CStr) -> Result<Fd> {
+pub fn open_dir(dir: c_int, path: Name<'_>) -> Result<Fd> {
     openat(dir, path, PATH_FD | libc::O_DIRECTORY)
 }
 
 #[inline(never)]
-fn openat(dir: c_int, path: &CStr, flags: c_int) -> Result<Fd> {
+fn openat(dir: c_int, path: Name<'_>, flags: c_int) -> Result<Fd> {
     // SAFETY: the path ends with NUL and outlives the call.
-    check(unsafe {
-        raw3(
-            libc::SYS_openat,
-            dir as usize,
-            path_arg(path),
-            flags as usize,
-        )
-    })
-    .map(Fd)
+    check(unsafe { raw3(libc::SYS_openat, dir as usize, path.word(), flags as usize) }).map(Fd)
 }
 
 /// Names a file with `openat2`, which refuses what `resolve` says (Linux 5.6).
 #[inline(never)]
-pub fn pin(path: &CStr, flags: c_int, resolve: u64) -> Result<Fd> {
+pub fn pin(path: Name<'_>, flags: c_int, resolve: u64) -> Result<Fd> {
     let how = [(PATH_FD | flags) as u64, 0, resolve];
-    let (path, size) = (path_arg(path), size_of_val(&how));
+    let (path, size) = (path.word(), size_of_val(&how));
     let how = how.as_ptr() as usize;
     // SAFETY: the path ends with NUL; `how` has the layout of struct open_how and its size is given.
     check(unsafe { raw4(SYS_OPENAT2, CWD as usize, path, how, size) }).map(Fd)
@@ -187,51 +174,49 @@ pub fn fchdir(dir: c_int) -> Result<()> {
 /// Makes the current directory the root.
 pub fn chroot_here() -> Result<()> {
     // SAFETY: the path ends with NUL.
-    check(unsafe { raw1(libc::SYS_chroot, path_arg(c".")) }).map(drop)
+    check(unsafe { raw1(libc::SYS_chroot, name(c".").word()) }).map(drop)
 }
 
-/// Length of the current directory's path, without NUL.
+/// The current directory's path.
 #[inline(never)]
-pub fn getcwd(into: &mut [u8]) -> Result<usize> {
+pub fn getcwd(into: &mut Text) -> Result<()> {
+    let room = into.room();
     // SAFETY: the kernel writes at most as many bytes as it is given.
-    let len = check(unsafe { raw2(libc::SYS_getcwd, into.as_mut_ptr() as usize, into.len()) })?;
+    let len = check(unsafe { raw2(libc::SYS_getcwd, room.as_mut_ptr() as usize, room.len()) })?;
     // Outside the root the kernel answers "(unreachable)/..."; the C library calls that ENOENT.
-    match into.first() {
-        Some(b'/') => Ok(len.saturating_sub(1)),
-        _ => Err(Errno::NOENT),
+    if room.first() != Some(&b'/') {
+        return Err(Errno::NOENT);
     }
+    into.truncate(len.saturating_sub(1));
+    Ok(())
 }
 
 #[inline(never)]
-pub fn readlink(dir: c_int, path: &CStr, into: &mut [u8]) -> Result<usize> {
+pub fn readlink(dir: c_int, path: Name<'_>, into: &mut Text) -> Result<()> {
+    let room = into.room();
+    let (to, len) = (room.as_mut_ptr() as usize, room.len());
     // SAFETY: the path ends with NUL; the kernel writes at most as many bytes as it is given.
-    check(unsafe {
-        raw4(
-            libc::SYS_readlinkat,
-            dir as usize,
-            path_arg(path),
-            into.as_mut_ptr() as usize,
-            into.len(),
-        )
-    })
+    let len = check(unsafe { raw4(libc::SYS_readlinkat, dir as usize, path.word(), to, len) })?;
+    into.truncate(len);
+    Ok(())
 }
 
-pub fn symlink(content: &CStr, dir: c_int, path: &CStr) -> Result<()> {
+pub fn symlink(content: Name<'_>, dir: c_int, path: Name<'_>) -> Result<()> {
     // SAFETY: both strings end with NUL.
     check(unsafe {
         raw3(
             libc::SYS_symlinkat,
-            path_arg(content),
+            content.word(),
             dir as usize,
-            path_arg(path),
+            path.word(),
         )
     })
     .map(drop)
 }
 
-pub fn unlink(dir: c_int, path: &CStr) {
+pub fn unlink(dir: c_int, path: Name<'_>) {
     // SAFETY: the path ends with NUL.
-    let _ = check(unsafe { raw3(libc::SYS_unlinkat, dir as usize, path_arg(path), 0) });
+    let _ = check(unsafe { raw3(libc::SYS_unlinkat, dir as usize, path.word(), 0) });
 }
 
 pub fn read(fd: &Fd, into: &mut [u8]) -> Result<usize> {
@@ -259,7 +244,7 @@ pub struct Inode {
 /// With mask 0 the kernel answers alone: the mount id, and whether this is a mount's root. Even a FUSE file
 /// system that refuses this user, or whose daemon is the caller, is not asked.
 #[inline(never)]
-pub fn statx(dir: c_int, path: &CStr, mask: u32) -> Result<Stat> {
+pub fn statx(dir: c_int, path: Name<'_>, mask: u32) -> Result<Stat> {
     let flags = libc::AT_EMPTY_PATH
         | libc::AT_SYMLINK_NOFOLLOW
         | libc::AT_NO_AUTOMOUNT
@@ -269,7 +254,7 @@ pub fn statx(dir: c_int, path: &CStr, mask: u32) -> Result<Stat> {
 
 /// The id of the mount that a file is on. ENOSYS before Linux 5.8, where nothing could be proved.
 #[inline(never)]
-pub fn mount_id(dir: c_int, path: &CStr) -> Result<u64> {
+pub fn mount_id(dir: c_int, path: Name<'_>) -> Result<u64> {
     let stat = statx(dir, path, 0)?;
     if stat.mask & libc::STATX_MNT_ID != 0 {
         Ok(stat.mount_id)
@@ -281,7 +266,7 @@ pub fn mount_id(dir: c_int, path: &CStr) -> Result<u64> {
 /// The unique id of the mount that a file is on; 0 where the kernel has none (before Linux 6.8), or the file
 /// system does not let this user look.
 #[inline(never)]
-pub fn unique_id(dir: c_int, path: &CStr) -> u64 {
+pub fn unique_id(dir: c_int, path: Name<'_>) -> u64 {
     match statx(dir, path, libc::STATX_MNT_ID_UNIQUE) {
         Ok(stat) if stat.mask & libc::STATX_MNT_ID_UNIQUE != 0 => stat.mount_id,
         _ => 0,
@@ -290,7 +275,7 @@ pub fn unique_id(dir: c_int, path: &CStr) -> u64 {
 
 /// [`statx`], following a symlink.
 #[inline(never)]
-pub fn statx_follow(path: &CStr, mask: u32) -> Result<Stat> {
+pub fn statx_follow(path: Name<'_>, mask: u32) -> Result<Stat> {
     statx_flags(
         CWD,
         path,
@@ -300,7 +285,7 @@ pub fn statx_follow(path: &CStr, mask: u32) -> Result<Stat> {
 }
 
 #[inline(never)]
-fn statx_flags(dir: c_int, path: &CStr, mask: u32, flags: c_int) -> Result<Stat> {
+fn statx_flags(dir: c_int, path: Name<'_>, mask: u32, flags: c_int) -> Result<Stat> {
     // SAFETY: all zero bytes are a valid struct statx.
     let mut stat: libc::statx = unsafe { core::mem::zeroed() };
     let (flags, mask, into) = (flags as usize, mask as usize, &raw mut stat as usize);
@@ -309,7 +294,7 @@ fn statx_flags(dir: c_int, path: &CStr, mask: u32, flags: c_int) -> Result<Stat>
         raw5(
             libc::SYS_statx,
             dir as usize,
-            path_arg(path),
+            path.word(),
             flags,
             mask,
             into,
@@ -450,7 +435,6 @@ pub fn copy_string_or_none(from: *const c_char, into: &mut Text) -> Result<()> {
 }
 
 /// Whether the caller's string is empty, or there is none.
-#[inline(never)]
 pub fn is_empty(from: *const c_char) -> Result<bool> {
     if from.is_null() {
         return Ok(true);
@@ -485,7 +469,6 @@ fn is_readable(at: *const u8) -> Result<()> {
 }
 
 /// Sends one datagram to a unix socket, if that is possible at once.
-#[inline(never)]
 pub fn send(socket: &[u8], message: &[u8]) -> Result<()> {
     // SAFETY: all zero bytes are a valid struct sockaddr_un.
     let mut address: libc::sockaddr_un = unsafe { core::mem::zeroed() };
@@ -577,7 +560,6 @@ pub fn is_privileged_program() -> bool {
 
 /// `dlsym`, or 0. A weak reference: before glibc 2.34 it is in a library of its own, which not every program
 /// has. The oldest version, so that the library loads into old ones.
-#[inline(never)]
 pub fn dlsym_address() -> usize {
     let address: usize;
     #[cfg(target_arch = "x86_64")]

@@ -2,6 +2,29 @@
 
 use core::ffi::CStr;
 
+/// A string that ends with NUL: the place of its first byte. One word, where `&CStr` takes two.
+#[derive(Clone, Copy)]
+pub struct Name<'a>(&'a u8);
+
+/// The name that a literal is.
+pub const fn name(text: &'static CStr) -> Name<'static> {
+    match text.to_bytes_with_nul().first() {
+        Some(first) => Name(first),
+        None => Name(&0),
+    }
+}
+
+impl Name<'_> {
+    pub fn is_empty(self) -> bool {
+        *self.0 == 0
+    }
+
+    /// For a system call.
+    pub fn word(self) -> usize {
+        core::ptr::from_ref(self.0) as usize
+    }
+}
+
 /// Longer than anything that is put together here: two paths with every byte escaped, or a value of the settings.
 const MAX: usize = 40960;
 
@@ -70,9 +93,8 @@ impl Text {
         self.bytes.get(..self.len).unwrap_or(&[])
     }
 
-    #[inline(never)]
-    pub fn as_cstr(&self) -> &CStr {
-        CStr::from_bytes_until_nul(&self.bytes).unwrap_or(c"")
+    pub fn as_name(&self) -> Name<'_> {
+        Name(self.bytes.first().unwrap_or(&0))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -109,19 +131,23 @@ pub fn number(text: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn cstr(text: &Text) -> &CStr {
+        CStr::from_bytes_until_nul(&text.bytes).unwrap()
+    }
+
     #[test]
     fn a_text_takes_all_or_nothing() {
         let mut text = Text::new();
         text.push(b"abc");
         text.push(b"de");
         assert_eq!(text.as_bytes(), b"abcde");
-        assert_eq!(text.as_cstr(), c"abcde");
+        assert_eq!(cstr(&text), c"abcde");
         text.truncate(2);
-        assert_eq!(text.as_cstr(), c"ab");
+        assert_eq!(cstr(&text), c"ab");
         text.set(&[b'x'; MAX - 1]);
-        assert_eq!(text.as_cstr().to_bytes().len(), MAX - 1);
+        assert_eq!(cstr(&text).to_bytes().len(), MAX - 1);
         text.set(&[b'x'; MAX]);
-        assert!(text.as_bytes().is_empty() && text.as_cstr().is_empty());
+        assert!(text.as_bytes().is_empty() && text.as_name().is_empty());
     }
 
     #[test]
@@ -143,6 +169,6 @@ mod tests {
         text.truncate(MAX);
         assert_eq!(text.as_bytes(), b"");
         text.truncate(3);
-        assert_eq!(text.as_cstr(), c"xxx");
+        assert_eq!(cstr(&text), c"xxx");
     }
 }

@@ -21,7 +21,7 @@ pub fn go(path: &mut Text, name: &mut Text, mut dir: i32, mut follow: bool) -> R
             name.clear();
         }
         if !path.is_empty() {
-            sys::fchdir(sys::open_dir(dir, path.as_cstr())?.raw())?;
+            sys::fchdir(sys::open_dir(dir, path.as_name())?.raw())?;
         } else if dir != CWD {
             sys::fchdir(dir)?;
         }
@@ -29,8 +29,8 @@ pub fn go(path: &mut Text, name: &mut Text, mut dir: i32, mut follow: bool) -> R
         if name.is_empty() || !follow {
             return Ok(());
         }
-        match sys::readlink(CWD, name.as_cstr(), path.room()) {
-            Ok(len) => path.truncate(len),
+        match sys::readlink(CWD, name.as_name(), path) {
+            Ok(()) => {}
             Err(error) if error == Errno::INVAL || error == Errno::NOENT => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -69,22 +69,16 @@ pub fn canonical(
             if dir != CWD {
                 sys::fchdir(dir)?;
             }
-            getcwd(into)?;
+            sys::getcwd(into)?;
             into.push_byte(b'/');
         }
         into.push(path.as_bytes());
     } else {
-        getcwd(into)?;
+        sys::getcwd(into)?;
         if into.as_bytes().last() != Some(&b'/') && !name.is_empty() {
             into.push_byte(b'/');
         }
     }
     into.push(name.as_bytes());
-    Ok(())
-}
-
-fn getcwd(into: &mut Text) -> Result<()> {
-    let len = sys::getcwd(into.room())?;
-    into.truncate(len);
     Ok(())
 }

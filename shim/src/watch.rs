@@ -7,6 +7,7 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::sys::{self, Errno, Result};
+use crate::text::name;
 
 /// What is known of a mount behind a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,8 +97,8 @@ fn key(fd: i32) -> Option<u64> {
     if fd < 0 {
         return None;
     }
-    match sys::unique_id(fd, c"") {
-        0 => Some(sys::mount_id(fd, c"").ok()? << 1),
+    match sys::unique_id(fd, name(c"")) {
+        0 => Some(sys::mount_id(fd, name(c"")).ok()? << 1),
         unique => Some(unique << 1 | 1),
     }
 }
