@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::machine::run;
+use crate::programs::library;
 
 /// Runs of each side.
 const RUNS: usize = 400;
@@ -55,12 +56,12 @@ fn table(dir: &Path) -> Result<()> {
         },
         Side {
             name: "the shim",
-            library: Some(built("spc-shim", "libspc_shim.so")?),
+            library: Some(library("spc-shim", "libspc_shim.so")?),
             times: Vec::new(),
         },
         Side {
             name: "a library on redhook and std",
-            library: Some(built("spc-fault", "libspc_fault.so")?),
+            library: Some(library("spc-fault", "libspc_fault.so")?),
             times: Vec::new(),
         },
     ];
@@ -116,18 +117,6 @@ fn exec(library: Option<&Path>) -> Result<Duration> {
     let time = started.elapsed();
     ensure!(status.success(), "/bin/true: {status}");
     Ok(time)
-}
-
-/// Builds a library as it is shipped, and tells where it is.
-fn built(package: &str, file: &str) -> Result<PathBuf> {
-    let words = ["build", "--quiet", "--locked", "--release", "-p", package].map(AsRef::as_ref);
-    run("cargo", &words)?;
-    let own = std::env::current_exe()?;
-    let target = own
-        .parent()
-        .and_then(Path::parent)
-        .context("no target directory")?;
-    Ok(target.join("release").join(file))
 }
 
 fn needed(library: &Path) -> Result<String> {

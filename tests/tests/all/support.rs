@@ -182,13 +182,16 @@ impl Spc<'_> {
     /// The container's first process, as the machine numbers it.
     pub fn first(&self) -> Result<i32> {
         let pid = self.pid()?;
-        let inner = |process: i32| {
+        // Its ids in each PID namespace, the machine's first.
+        let ids = |process: i32| -> Option<Vec<String>> {
             let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
             let numbers = status
                 .lines()
                 .find_map(|line| line.strip_prefix("NSpid:"))?;
-            Some(numbers.split_whitespace().last()?.to_owned())
+            Some(numbers.split_whitespace().map(str::to_owned).collect())
         };
+        let level = ids(self.host.pid()).context("the host has ended")?.len();
+        let inner = |process: i32| ids(process)?.get(level - 1).cloned();
         let mut processes = self.host.processes().into_iter();
         processes
             .find(|process| inner(*process).as_ref() == Some(&pid))
