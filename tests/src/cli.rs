@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use crate::enter::Enter;
 use crate::step::Step;
 use crate::{
-    Engine, HostOptions, Lab, Propagation, Status, boot, cache, enter, measure, packages, runtime,
-    step, supervisor,
+    Engine, HostOptions, Lab, Propagation, Status, boot, cache, demo, enter, measure, packages,
+    runtime, step, supervisor,
 };
 
 /// Disposable hosts and real servers for tests.
@@ -34,6 +34,8 @@ enum Task {
     },
     /// Measures what a preload library costs
     Measure,
+    /// Mounts a GlusterFS volume on a disposable host and shows how
+    Demo,
     /// Removes everything that the lab keeps in the user's cache directory
     Clean,
     /// Makes a lab and ends it at the end of standard input
@@ -75,6 +77,7 @@ pub fn main() -> Result<ExitCode> {
         Task::Setup => packages::setup()?,
         Task::Shell { private, docker } => return shell(private, docker),
         Task::Measure => measure::measure()?,
+        Task::Demo => demo::run()?,
         Task::Clean => cache::remove(&cache::directory()?)?,
         Task::Supervise => supervisor::supervise()?,
         Task::LabInit { cgroup } => supervisor::init(&cgroup)?,

@@ -15,6 +15,7 @@
 mod boot;
 mod cache;
 mod cgroup;
+mod demo;
 mod engine;
 mod enter;
 mod exec;
@@ -37,6 +38,7 @@ mod supervisor;
 
 pub mod cli;
 
+pub use demo::demo;
 pub use engine::Engine;
 pub use exec::{Process, Run};
 pub use gluster::{Cluster, Node, gluster};

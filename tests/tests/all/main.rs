@@ -4,6 +4,7 @@ mod at_once;
 mod callers;
 mod crash;
 mod crossing;
+mod demo;
 mod docker;
 mod lab;
 mod nsenter;
