@@ -93,6 +93,9 @@ pub struct Step {
     /// Stop the command's descendants as well
     #[arg(long)]
     family: bool,
+    /// Stop at this system call only
+    #[arg(long)]
+    only: Option<String>,
     #[command(flatten)]
     enter: Enter,
 }
@@ -117,6 +120,8 @@ pub struct Kill {
     pub victim: Victim,
     /// Whether its descendants' steps count as well.
     pub family: bool,
+    /// The one system call that counts, if not all do.
+    pub only: Option<&'static str>,
 }
 
 impl Host<'_> {
@@ -129,6 +134,9 @@ impl Host<'_> {
         }
         if order.family {
             task.push("--family");
+        }
+        if let Some(call) = order.only {
+            task.extend(["--only", call]);
         }
         let run = Run::task(&task, &self.name(), pid, self.next_cgroup()?, argv)?;
         let output = run.run()?;
@@ -224,7 +232,10 @@ impl Tracer<'_> {
         if process != self.leader && !FAMILY_STEPS.contains(&call) {
             return Ok(());
         }
-        if self.arguments.kill.is_some_and(|at| self.steps >= at) {
+        let other = |only: &String| only != call;
+        let over = |at| self.steps >= at;
+        if self.arguments.only.as_ref().is_some_and(other) || self.arguments.kill.is_some_and(over)
+        {
             return Ok(());
         }
         self.steps += 1;
