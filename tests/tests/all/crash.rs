@@ -78,6 +78,16 @@ impl<'lab> Scene<'lab> {
         Ok(())
     }
 
+    /// Kills what keeps mounts alive.
+    fn kill_daemons(&self) -> Result<()> {
+        let marked = self.spc.census(self.first)?.marked;
+        ensure!(!marked.is_empty(), "no daemon");
+        for pid in marked.into_values().flatten() {
+            kill_process(Pid::from_raw(pid).context("no process")?, Signal::KILL)?;
+        }
+        Ok(())
+    }
+
     /// One mount on the host, one record of it, one claim, and its daemons.
     fn is_mounted(&self, case: &Case<'_>) -> Result<()> {
         let on = self.spc.on(case.target)?;
@@ -413,6 +423,49 @@ fn a_helper_is_killed_at_its_work() {
             failed.len(),
             done.len()
         );
+        scene.spc.is_clean()
+    });
+}
+
+#[test]
+fn a_daemon_or_the_container_is_killed() {
+    with_gluster(|lab, cluster| {
+        let mut scene = Scene::new(lab, true)?;
+        let source = format!("{}:/vol", cluster.nodes()[0].host().address());
+        scene.spc.host.sh("mkdir /mnt/data")?.ok()?;
+        let case = Case::new(
+            "glusterfs",
+            &["-t", "glusterfs", &source],
+            "/mnt/data",
+            3,
+            1,
+        );
+
+        // A mount whose daemon is gone answers nothing but errors, and has to be unmounted all the same.
+        scene.run(&case.mount)?.ok()?;
+        scene.kill_daemons()?;
+        let ls = scene.spc.host.run(&["ls", case.target])?;
+        ensure!(!ls.success(), "the daemon lives: {ls}");
+        scene.run(&["spc", "umount", case.target])?.ok()?;
+        scene.is_clean()?;
+
+        // The command dies when its mount is made and not yet proven, and then all of the container goes.
+        let order = Kill {
+            at: 1,
+            victim: Victim::Command,
+            family: false,
+            only: Some("wait4"),
+        };
+        let stepped = scene.spc.host.step(scene.first, &case.mount, order)?;
+        ensure!(stepped.killed && scene.spc.on(case.target)?.len() == 1);
+        scene.kill_daemons()?;
+        scene.spc.host.run(&["docker", "rm", "-f", "spc"])?.ok()?;
+        scene.spc.run(Base::Trixie, &FULL)?.ok()?;
+        scene.first = scene.spc.first()?;
+        scene.run(&case.mount)?.ok()?;
+        scene.is_mounted(&case)?;
+        scene.run(&["spc", "umount", case.target])?.ok()?;
+        scene.is_clean()?;
         scene.spc.is_clean()
     });
 }
