@@ -1,7 +1,7 @@
 //! Memory for one crossing: a stack for the child behind a guard, and the texts that are too big for the
 //! caller's stack.
 
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::sys::{self, Result};
 use crate::text::Text;
@@ -37,7 +37,6 @@ pub struct Work {
 pub struct Area(*mut u8);
 
 static SPARE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
-static RUNNING: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
 
 impl Area {
     pub fn take() -> Result<Self> {
@@ -72,20 +71,6 @@ impl Stack {
     pub fn top(self) -> *mut u8 {
         self.0.wrapping_add(GUARD + STACK)
     }
-
-    /// Notes that a child runs on this stack, for [`inside`].
-    pub fn enter(self) -> Running {
-        for (at, slot) in RUNNING.iter().enumerate() {
-            let order = (Ordering::AcqRel, Ordering::Relaxed);
-            if slot
-                .compare_exchange(0, self.0 as usize, order.0, order.1)
-                .is_ok()
-            {
-                return Running(at);
-            }
-        }
-        Running(RUNNING.len())
-    }
 }
 
 impl Drop for Area {
@@ -96,26 +81,4 @@ impl Drop for Area {
             unsafe { sys::unmap(old, LEN) };
         }
     }
-}
-
-/// A child is running, until dropped.
-pub struct Running(usize);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(slot) = RUNNING.get(self.0) {
-            slot.store(0, Ordering::Release);
-        }
-    }
-}
-
-/// Whether this code runs in a child of ours: a library below this one may make the real call through a symbol
-/// that leads back here. Recognised by the stack, which nobody else ever runs on, also after a fork.
-pub fn inside() -> bool {
-    let here = 0u8;
-    let here = &raw const here as usize;
-    RUNNING.iter().any(|slot| {
-        let base = slot.load(Ordering::Acquire);
-        base != 0 && (base..base + LEN).contains(&here)
-    })
 }

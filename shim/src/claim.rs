@@ -56,7 +56,6 @@ pub fn is_that_mount(dir: c_int, work: &mut Work, at: c_int, by_name: bool) -> R
 }
 
 /// Leaves the ids of the new mount beside the claim, for the launcher and for the unmount.
-#[inline(never)]
 pub fn write_mount(dir: c_int, work: &mut Work, id: u64, unique: u64) -> Result<()> {
     let Work { claim, line, .. } = work;
     with_suffix(claim, b".mount");

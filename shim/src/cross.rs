@@ -60,10 +60,10 @@ pub struct Crossing<'a> {
     pub named: bool,
     /// The descriptor given instead of a path is a mount of the host.
     pub on_host: bool,
-    /// The launcher claims the target for this directory.
-    pub claimed: Option<Inode>,
-    /// The claims directory, opened in the caller's namespace.
+    /// The claims directory, opened in the caller's namespace, if the launcher claims the target; or -1.
     pub claims: c_int,
+    /// The directory that it is claimed for.
+    pub inode: Inode,
     pub route: Route,
     pub decision: Decision,
     pub reason: Reason,
@@ -84,8 +84,8 @@ impl<'a> Crossing<'a> {
             change: Change::Unmount,
             named: false,
             on_host: false,
-            claimed: None,
             claims: -1,
+            inode: Inode::default(),
             route: Route::Pass,
             decision: Decision::Passed,
             reason: Reason::None,
@@ -116,17 +116,19 @@ impl<'a> Crossing<'a> {
     }
 }
 
+/// The name of a child, and of no program: a library below this one may make the real call through a symbol that
+/// leads back here.
+pub const MARK: [u64; 2] = [u64::from_le_bytes(*b"\x1bspc-cro"), u64::from_le_bytes(*b"ssing\0\0\0")];
+
 /// Runs the child and returns when it has ended, however it did.
 pub fn run(stack: Stack, c: &mut Crossing<'_>) {
     // What stays if the child is killed before it can say more.
     c.fail(Step::Call, Errno::IO);
     let share_files = matches!(c.change, Change::Handle | Change::Copy);
     let signals = sys::SignalsBlocked::new();
-    let running = stack.enter();
     let argument = (&raw mut *c).cast::<c_void>();
     // SAFETY: signals are blocked, the stack is ours alone, and the argument is a `Crossing`.
     let result = unsafe { sys::spawn_and_wait(child, stack.top(), share_files, argument) };
-    drop(running);
     drop(signals);
     if let Err(error) = result {
         c.fail(Step::Call, error);
@@ -136,15 +138,8 @@ pub fn run(stack: Stack, c: &mut Crossing<'_>) {
 extern "C" fn child(argument: *mut c_void) -> c_int {
     // SAFETY: `run` passes a `Crossing` and does not touch it until this process has ended.
     let c = unsafe { &mut *argument.cast::<Crossing<'_>>() };
-    let parent = sys::parent_pid();
-    c.result = sys::die_with_parent().and_then(|()| {
-        // An orphan's result is for nobody.
-        if sys::parent_pid() == parent {
-            carry_or_pass(c)
-        } else {
-            Err(Errno::SRCH)
-        }
-    });
+    sys::set_mark(MARK);
+    c.result = sys::die_with_parent().and_then(|()| carry_or_pass(c));
     if c.result.is_ok() && c.decision != Decision::Passed {
         c.decision = Decision::Carried;
     }
@@ -162,7 +157,7 @@ fn carry_or_pass(c: &mut Crossing<'_>) -> Result<usize> {
     }
     find_route(c)?;
     if c.route == Route::Carry {
-        if c.change == Change::Unmount && c.claimed.is_some() {
+        if c.change == Change::Unmount && c.claims >= 0 {
             claim::read_mount(c.claims, c.work)?;
         }
         find_source(c, origin)?;
@@ -223,7 +218,7 @@ fn find_route(c: &mut Crossing<'_>) -> Result<()> {
                 Some(Claim::Stay) => c.route = Route::Pass,
                 Some(Claim::Carry { inode, path }) => {
                     host.set(path);
-                    c.claimed = Some(inode);
+                    c.inode = inode;
                 }
                 None => return Err(Errno::BADMSG),
             }

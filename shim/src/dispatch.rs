@@ -3,7 +3,7 @@
 
 use core::ffi::{c_char, c_int};
 
-use crate::area::{self, Area, Stack};
+use crate::area::{Area, Stack};
 use crate::call::{Call, Symbol};
 use crate::cross::{self, Crossing, Decision, Step};
 use crate::namespace::child_would_be_init;
@@ -18,7 +18,7 @@ use crate::{report, settings};
 pub fn dispatch(via: Via, symbol: Symbol, args: [usize; 5]) -> isize {
     let errno = sys::errno();
     let call = Call { symbol, via, args };
-    let result = if area::inside() {
+    let result = if sys::has_mark(cross::MARK) {
         call.real()
     } else {
         judge_and_call(&call)

@@ -49,16 +49,16 @@ fn pin_target(c: &mut Crossing<'_>) -> Result<Fd> {
     if c.work.host.as_bytes() == b"/" {
         c.work.host.set(b"/..");
     }
-    let resolve = if c.claimed.is_some() {
+    let resolve = if c.claims >= 0 {
         NO_LINKS
     } else {
         sys::RESOLVE_NO_MAGICLINKS
     };
     let pin = sys::pin(c.work.host.as_name(), 0, resolve)?;
-    if let Some(inode) = c.claimed {
+    if c.claims >= 0 {
         if !c.change.attaches() {
             claim::is_that_mount(c.claims, c.work, pin.raw(), false)?;
-        } else if sys::statx(pin.raw(), EMPTY, libc::STATX_INO)?.inode != inode {
+        } else if sys::statx(pin.raw(), EMPTY, libc::STATX_INO)?.inode != c.inode {
             return Err(ELSEWHERE);
         }
     }
@@ -77,7 +77,6 @@ fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
     }
     let is_file = !c.work.name.is_empty();
     let source = c.work.source.as_name();
-    let mut beneath = 0;
     let moved;
     if c.call.symbol == Symbol::Mount {
         args[1] = (if is_file {
@@ -94,9 +93,6 @@ fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
             moved = sys::pin(source, 0, sys::RESOLVE_NO_MAGICLINKS)?;
             args[0] = moved.raw() as usize;
         }
-        if args[4] as u32 & sys::MOVE_MOUNT_BENEATH != 0 {
-            beneath = mount_id(args[0] as c_int, EMPTY)?;
-        }
         args[1] = EMPTY.word();
         args[2] = pin.raw() as usize;
         args[3] = EMPTY.word();
@@ -104,21 +100,17 @@ fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
     }
     c.step = Step::Call;
     let result = next::call(c.call.via, c.call.symbol, args)?;
-    if c.change.attaches() {
+    // What is on top stays there when the new mount goes beneath it.
+    let beneath = c.call.symbol == Symbol::MoveMount && args[4] as u32 & sys::MOVE_MOUNT_BENEATH != 0;
+    if c.change.attaches() && !beneath {
         c.step = Step::Proof;
-        // What is on top stays there when the new mount goes beneath it.
-        c.mount = if beneath != 0 {
-            beneath
-        } else {
-            prove(c, before, is_file)?
-        };
+        c.mount = prove(c, before, is_file)?;
     }
     Ok(result)
 }
 
 /// The id of the new mount: it is on top of the pinned directory, and the target's path leads to it. Otherwise
 /// it is taken away again. Asks the kernel only, never the file system.
-#[inline(never)]
 fn prove(c: &mut Crossing<'_>, before: u64, is_file: bool) -> Result<u64> {
     let by_path = sys::statx_follow(c.work.host.as_name(), 0).map_or(0, |stat| stat.mount_id);
     let top = if is_file {
@@ -133,7 +125,7 @@ fn prove(c: &mut Crossing<'_>, before: u64, is_file: bool) -> Result<u64> {
     }
     let proved = if by_path != top {
         Err(ELSEWHERE)
-    } else if c.claimed.is_some() {
+    } else if c.claims >= 0 {
         claim::write_mount(c.claims, c.work, top, unique_id(CWD, TOP))
     } else {
         Ok(())
@@ -155,7 +147,7 @@ fn go_to_host_path(work: &mut Work) -> Result<()> {
 }
 
 fn go_to_unmount(c: &mut Crossing<'_>) -> Result<()> {
-    if c.claimed.is_none() {
+    if c.claims < 0 {
         return go_to_host_path(c.work);
     }
     let Work {

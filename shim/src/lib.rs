@@ -41,9 +41,8 @@ ctor::declarative::ctor! {
     #[ctor(unsafe)]
     fn warm() {
         next::warm();
-        if sys::has_environment() {
-            let _ = settings::get();
-        }
+        // The C library's own constructor has run: this library needs it, so it comes later.
+        let _ = settings::get();
     }
 }
 

@@ -8,7 +8,7 @@ use crate::text::{Text, name, number};
 #[inline(never)]
 pub fn kind_of_mount(id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> {
     let table = sys::open_read(name(c"/proc/self/mountinfo"))?;
-    let (mut field, mut is_it, mut ended) = (0, false, false);
+    let (mut field, mut is_it) = (0, false);
     word.clear();
     loop {
         let got = sys::read(&table, buffer)?;
@@ -19,19 +19,27 @@ pub fn kind_of_mount(id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> 
             }
             if field == 0 {
                 is_it = number(word.as_bytes()) == Some(id);
-            } else if ended && is_it {
+            } else if field > AFTER_DASH && is_it {
                 return Ok(());
             }
             // A dash ends the optional fields, which begin with the seventh.
-            ended = field > 5 && word.as_bytes() == b"-";
+            if field > 5 && word.as_bytes() == b"-" {
+                field = AFTER_DASH;
+            }
             word.clear();
-            field = if *byte == b'\n' { 0 } else { field + 1 };
+            field += 1;
+            if *byte == b'\n' {
+                field = 0;
+            }
         }
         if got == 0 {
             return Ok(());
         }
     }
 }
+
+/// More fields than a line has.
+const AFTER_DASH: u32 = 1 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -2,14 +2,13 @@
 
 use crate::area::Work;
 use crate::call::NAMES;
-use crate::config::nth_word;
+use crate::config::{next_word, nth_word};
 use crate::cross::{Crossing, Decision};
 use crate::sys;
 use crate::text::Text;
 
-/// Where to report when the settings do not say it, because they are broken.
-const FALLBACK: &[u8] = b"/spc/report.sock";
-
+/// The fields in their order.
+const FIELDS: &[u8] = b"decision call type target host errno mount step reason pid";
 const DECISIONS: &[u8] = b"passed carried failed";
 const STEPS: &[u8] = b"settings target namespace setns pin call proof";
 const REASONS: &[u8] = b"- arguments detached unnamed unresolved own settings claim type target \
@@ -19,14 +18,7 @@ operation descriptor";
 pub fn send(c: &mut Crossing<'_>) {
     write(c);
     let line = c.work.line.as_bytes();
-    let mut sockets = c.config.reports();
-    let mut socket = sockets.next().unwrap_or(FALLBACK);
-    while sys::send(socket, line).is_err() {
-        match sockets.next() {
-            Some(other) => socket = other,
-            None => return,
-        }
-    }
+    let _ = c.config.reports().any(|socket| sys::send(socket, line).is_ok());
 }
 
 fn write(c: &mut Crossing<'_>) {
@@ -43,28 +35,32 @@ fn write(c: &mut Crossing<'_>) {
         ..
     } = &mut *c.work;
     line.clear();
-    text(line, b"decision=", nth_word(DECISIONS, c.decision as usize));
-    text(line, b" call=", nth_word(NAMES, c.call.symbol as usize));
-    text(line, b" type=", kind.as_bytes());
-    text(line, b" target=", target.as_bytes());
-    text(line, b" host=", host.as_bytes());
-    number(line, b" errno=", errno as u64);
-    number(line, b" mount=", c.mount);
-    text(line, b" step=", step);
-    text(line, b" reason=", nth_word(REASONS, c.reason as usize));
-    number(line, b" pid=", sys::pid() as u64);
+    let names = &mut FIELDS.as_ref();
+    text(line, names, nth_word(DECISIONS, c.decision as usize));
+    text(line, names, nth_word(NAMES, c.call.symbol as usize));
+    text(line, names, kind.as_bytes());
+    text(line, names, target.as_bytes());
+    text(line, names, host.as_bytes());
+    number(line, names, errno as u64);
+    number(line, names, c.mount);
+    text(line, names, step);
+    text(line, names, nth_word(REASONS, c.reason as usize));
+    number(line, names, sys::pid() as u64);
 }
 
 #[inline(never)]
-fn number(line: &mut Text, name: &[u8], value: u64) {
-    line.push(name);
+fn number(line: &mut Text, names: &mut &[u8], value: u64) {
+    line.push(next_word(names));
+    line.push_byte(b'=');
     line.push_number(value);
+    line.push_byte(b' ');
 }
 
 /// A value as in mountinfo: what would end it, and the backslash, in octal; `-` when there is none.
 #[inline(never)]
-fn text(line: &mut Text, name: &[u8], value: &[u8]) {
-    line.push(name);
+fn text(line: &mut Text, names: &mut &[u8], value: &[u8]) {
+    line.push(next_word(names));
+    line.push_byte(b'=');
     for byte in if value.is_empty() { b"-" } else { value } {
         if matches!(byte, b' ' | b'\t' | b'\n' | b'\\') {
             line.push_byte(b'\\');
@@ -75,6 +71,7 @@ fn text(line: &mut Text, name: &[u8], value: &[u8]) {
             line.push_byte(*byte);
         }
     }
+    line.push_byte(b' ');
 }
 
 #[cfg(test)]
@@ -86,9 +83,10 @@ mod tests {
     #[test]
     fn values_are_escaped_like_mountinfo() {
         let mut line = Text::new();
-        text(&mut line, b"a=", b"x \t\n\\y");
-        text(&mut line, b" b=", b"");
-        assert_eq!(line.as_bytes(), b"a=x\\040\\011\\012\\134y b=-");
+        let names = &mut b"a b".as_slice();
+        text(&mut line, names, b"x \t\n\\y");
+        text(&mut line, names, b"");
+        assert_eq!(line.as_bytes(), b"a=x\\040\\011\\012\\134y b=- ");
     }
 
     #[test]

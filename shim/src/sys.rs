@@ -3,7 +3,7 @@
 //! Raw, because the functions of the C library are what this library replaces, and may be replaced by others.
 
 use core::arch::asm;
-use core::ffi::{c_char, c_int, c_long, c_void};
+use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 use core::num::NonZero;
 
 use crate::text::{Name, Text, name};
@@ -40,7 +40,6 @@ impl Errno {
     pub const NOLINK: Self = Self::new(libc::ENOLINK as usize);
     pub const NOSYS: Self = Self::new(libc::ENOSYS as usize);
     pub const NOTDIR: Self = Self::new(libc::ENOTDIR as usize);
-    pub const SRCH: Self = Self::new(libc::ESRCH as usize);
     pub const STALE: Self = Self::new(libc::ESTALE as usize);
 }
 
@@ -234,7 +233,7 @@ pub struct Stat {
 }
 
 /// Device and inode number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Inode {
     pub major: u32,
     pub minor: u32,
@@ -330,9 +329,18 @@ pub fn pid() -> c_int {
     unsafe { raw0(libc::SYS_getpid) as c_int }
 }
 
-pub fn parent_pid() -> c_int {
-    // SAFETY: takes no memory.
-    unsafe { raw0(libc::SYS_getppid) as c_int }
+/// Names this thread, as ps(1) shows it.
+pub fn set_mark(mark: [u64; 2]) {
+    // SAFETY: the kernel reads a string of at most 16 bytes.
+    let _ = unsafe { raw2(libc::SYS_prctl, libc::PR_SET_NAME as usize, mark.as_ptr() as usize) };
+}
+
+/// Whether this thread has that name.
+pub fn has_mark(mark: [u64; 2]) -> bool {
+    let mut found = [0u64; 2];
+    // SAFETY: the kernel writes 16 bytes.
+    let _ = unsafe { raw2(libc::SYS_prctl, libc::PR_GET_NAME as usize, found.as_mut_ptr() as usize) };
+    found == mark
 }
 
 /// The kernel kills this process when the thread that made it ends.
@@ -448,8 +456,7 @@ pub fn is_empty(from: *const c_char) -> Result<bool> {
 pub fn copy_word(from: usize, index: usize) -> Result<u64> {
     let at = from.wrapping_add(8 * index) as *const u8;
     is_readable(at)?;
-    is_readable(at.wrapping_add(7))?;
-    // SAFETY: all eight bytes were readable a moment ago.
+    // SAFETY: the word was readable a moment ago; the kernel's structures are aligned to it.
     Ok(unsafe { at.cast::<u64>().read_unaligned() })
 }
 
@@ -519,15 +526,9 @@ pub fn set_errno(value: c_int) {
     unsafe { *__errno_location() = value }
 }
 
-/// Whether the C library has set up the environment; constructors of other libraries can run earlier.
-pub fn has_environment() -> bool {
-    // SAFETY: a word that the C library owns; read once.
-    !unsafe { environ }.is_null()
-}
-
 /// Calls `each` with every variable that may matter here.
 pub fn environment(mut each: impl FnMut(&[u8])) {
-    // SAFETY: as above.
+    // SAFETY: a word that the C library owns; read once.
     let mut at = unsafe { environ };
     if at.is_null() {
         return;
@@ -540,13 +541,8 @@ pub fn environment(mut each: impl FnMut(&[u8])) {
         }
         // SAFETY: every entry is a string.
         if matches!(unsafe { *entry }, b'S' | b's') {
-            let mut len = 0;
-            // SAFETY: the string has not ended yet.
-            while unsafe { *entry.wrapping_add(len) } != 0 {
-                len += 1;
-            }
-            // SAFETY: that many bytes of it were read.
-            each(unsafe { core::slice::from_raw_parts(entry, len) });
+            // SAFETY: as above.
+            each(unsafe { CStr::from_ptr(entry.cast()) }.to_bytes());
         }
         at = at.wrapping_add(1);
     }
