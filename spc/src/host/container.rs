@@ -27,9 +27,21 @@ pub fn shares_network(settings: &Settings) -> Option<bool> {
     Some((own.dev(), own.ino()) == (host.dev(), host.ino()))
 }
 
-/// The option of `run` that lifts what a security module forbids the container, if one confines it.
-pub fn confinement() -> Option<&'static str> {
-    lifting(&fs::read_to_string("/proc/self/attr/current").ok()?)
+/// What to do about being denied what a capability allows: something else confines the container.
+pub fn confinement() -> Option<String> {
+    let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+    if !is_whole(&read("/proc/self/uid_map")) {
+        return Some("the container is in a user namespace of its own: run it as root of the host, with --userns=host".into());
+    }
+    let option = lifting(&read("/proc/self/attr/current"))?;
+    Some(format!(
+        "the host's security module forbids it: start the container with {option}"
+    ))
+}
+
+/// Whether every user of this namespace is the same one of the host (user_namespaces(7)).
+fn is_whole(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// By the label of a process: `PROFILE (enforce)` is AppArmor's, `USER:ROLE:TYPE:LEVEL` SELinux's.
@@ -44,6 +56,12 @@ fn lifting(label: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_hosts_own_users_are_all_mapped_to_themselves() {
+        assert!(is_whole("         0          0 4294967295\n"));
+        assert!(!is_whole("         0     100000      65536\n") && !is_whole(""));
+    }
 
     #[test]
     fn a_confined_process_is_told_by_its_label() {

@@ -190,7 +190,7 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
         }
     }
     let hint = match container::confinement().filter(|_| denied) {
-        Some(option) => format!("the host's security module forbids it: start the container with {option}"),
+        Some(hint) => hint,
         None if own_seen => "spc runs inside the container, and needs the host's processes there: start the container with --pid=host".into(),
         None => "the host's /proc is needed: start the container with --pid=host and --cap-add=SYS_PTRACE".into(),
     };

@@ -112,7 +112,17 @@ fn least_with_docker() {
 fn least_with_podman() {
     with_gluster(|lab, cluster| {
         let spc = with_the_least(lab, Engine::Podman)?;
-        main_job(&spc, cluster, "/mnt/least podman")
+        main_job(&spc, cluster, "/mnt/least podman")?;
+
+        // As rootless podman, or docker with userns-remap, would have it: its capabilities are worth nothing.
+        spc.remove()?;
+        let users = ["--uidmap", "0:100000:65536"];
+        spc.run(Base::Trixie, &[&LEAST[..], &users].concat())?
+            .ok()?;
+        let mount = ["spc", "mount", "-t", "tmpfs", "none", "/mnt/least podman"];
+        let output = spc.exec(&mount)?.code(2)?;
+        ensure!(output.error_text().contains("--userns=host"), "{output}");
+        Ok(())
     });
 }
 

@@ -119,18 +119,16 @@ fn long(start: &str) -> String {
     path
 }
 
-fn any_name(targets: &Targets<'_>) -> Result<()> {
+fn any_name(targets: &Targets<'_>, helper: Maker) -> Result<()> {
     let long = long("/srv");
     ensure!(long.len() == 1000);
     for (maker, place) in [
         (Maker::Kernel, "/mnt/with space"),
         (Maker::Kernel, "/mnt/a,b=c,ro"),
-        (Maker::Gluster, "/mnt/line\nbreak, and a comma"),
-        (Maker::Graft, "/mnt/line\nbreak"),
+        (helper, "/mnt/line\nbreak, and a comma"),
         (Maker::Kernel, "/mnt/Größe 日本 🚀"),
         (Maker::Kernel, "/mnt/a\\040b\ttab \"quotes' $HOME `id`"),
-        (Maker::Gluster, &long),
-        (Maker::Graft, &long),
+        (helper, &long),
     ] {
         let below = format!("/host{place}");
         targets.check(maker, place, ("/", place), ("/", &below))?;
@@ -170,7 +168,7 @@ fn any_name_on_a_shared_root() {
         let shared = Propagation::Shared;
         let spc = Spc::start(lab, shared, Engine::Docker, Base::Trixie, &FULL)?;
         let targets = Targets { spc, cluster };
-        any_name(&targets)?;
+        any_name(&targets, Maker::Gluster)?;
         any_spelling(&targets)?;
         // Where the host's tree is bound, a process of the container may be in the very directory.
         let dot = ("/host/srv/dot", ".");
@@ -185,7 +183,7 @@ fn any_name_on_a_private_root_with_links() {
         let private = Propagation::Private;
         let spc = Spc::start(lab, private, Engine::Docker, Base::Trixie, &LEAST)?;
         let targets = Targets { spc, cluster };
-        any_name(&targets)?;
+        any_name(&targets, Maker::Graft)?;
         any_spelling(&targets)?;
         // As on an ostree host.
         let link = "mv /mnt /var/mnt && ln -s var/mnt /mnt && ln -s /mnt/data /srv/link";
@@ -201,7 +199,7 @@ fn any_name_on_a_private_root_with_links() {
             targets.is_listed(place, written.trim_start_matches("/host"))?;
             targets.umount(("/", place))?;
         }
-        let newline = "/var/mnt/line\nbreak";
+        let newline = "/var/mnt/line\nbreak, and a comma";
         targets.mount(Maker::Kernel, ("/", newline))?;
         targets.is_listed(newline, newline)?;
         targets.umount(("/", newline))
