@@ -62,13 +62,12 @@ pub fn demo(lab: &Lab, cluster: &Cluster<'_>, out: &mut dyn Write) -> Result<()>
     show.step("One command, and the volume is mounted: on the host, not in the container.")?;
     let begun = Instant::now();
     show.works("host", &host, &format!("docker exec spc spc {mount}"))?;
-    let took = begun.elapsed();
+    writeln!(show.out, "(in {:.2} s)", begun.elapsed().as_secs_f32())?;
     let line = show.works("host", &host, &format!("grep {TARGET} /proc/self/mounts"))?;
     ensure!(line.contains("fuse.glusterfs"), "not on the host: {line}");
     let count = "docker exec spc grep -c fuse.glusterfs /proc/self/mounts";
     let output = show.typed("host", &host, count)?;
     ensure!(output.text() == "0", "in the container: {output}");
-    writeln!(show.out, "(the mount took {:.2} s)", took.as_secs_f32())?;
 
     show.step("The host writes a file, and each server has a copy of it on its brick.")?;
     let write = format!("echo {TEXT} >{TARGET}/file");
