@@ -118,7 +118,10 @@ impl<'a> Crossing<'a> {
 
 /// The name of a child, and of no program: a library below this one may make the real call through a symbol that
 /// leads back here.
-pub const MARK: [u64; 2] = [u64::from_le_bytes(*b"\x1bspc-cro"), u64::from_le_bytes(*b"ssing\0\0\0")];
+pub const MARK: [u64; 2] = [
+    u64::from_le_bytes(*b"\x1bspc-cro"),
+    u64::from_le_bytes(*b"ssing\0\0\0"),
+];
 
 /// Runs the child and returns when it has ended, however it did.
 pub fn run(stack: Stack, c: &mut Crossing<'_>) {
@@ -276,7 +279,7 @@ fn find_source(c: &mut Crossing<'_>, origin: Option<Fd>) -> Result<()> {
     if let Some(origin) = origin {
         sys::fchdir(origin.raw())?;
         walk::canonical(path, name, dir, follow, c.pid, source)?;
-        path.set(source.as_bytes());
+        path.copy(source);
     } else if policy::is_fuse(kind.as_bytes()) {
         return Ok(());
     }

@@ -102,7 +102,7 @@ fn read_arguments(c: &mut Crossing<'_>) -> Result<()> {
         return Err(Errno::NOENT);
     }
     // For the report, until the canonical path is known.
-    c.work.target.set(c.work.path.as_bytes());
+    c.work.target.copy(&c.work.path);
     Ok(())
 }
 

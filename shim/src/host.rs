@@ -101,7 +101,8 @@ fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
     c.step = Step::Call;
     let result = next::call(c.call.via, c.call.symbol, args)?;
     // What is on top stays there when the new mount goes beneath it.
-    let beneath = c.call.symbol == Symbol::MoveMount && args[4] as u32 & sys::MOVE_MOUNT_BENEATH != 0;
+    let beneath =
+        c.call.symbol == Symbol::MoveMount && args[4] as u32 & sys::MOVE_MOUNT_BENEATH != 0;
     if c.change.attaches() && !beneath {
         c.step = Step::Proof;
         c.mount = prove(c, before, is_file)?;
@@ -142,7 +143,7 @@ fn prove(c: &mut Crossing<'_>, before: u64, is_file: bool) -> Result<u64> {
 /// To the directory that holds the target; its name is then in `work.name`.
 #[inline(never)]
 fn go_to_host_path(work: &mut Work) -> Result<()> {
-    work.path.set(work.host.as_bytes());
+    work.path.copy(&work.host);
     walk::go(&mut work.path, &mut work.name, CWD, true)
 }
 

@@ -18,7 +18,10 @@ operation descriptor";
 pub fn send(c: &mut Crossing<'_>) {
     write(c);
     let line = c.work.line.as_bytes();
-    let _ = c.config.reports().any(|socket| sys::send(socket, line).is_ok());
+    let _ = c
+        .config
+        .reports()
+        .any(|socket| sys::send(socket, line).is_ok());
 }
 
 fn write(c: &mut Crossing<'_>) {
@@ -35,7 +38,8 @@ fn write(c: &mut Crossing<'_>) {
         ..
     } = &mut *c.work;
     line.clear();
-    let names = &mut FIELDS.as_ref();
+    let mut names = FIELDS;
+    let names = &mut names;
     text(line, names, nth_word(DECISIONS, c.decision as usize));
     text(line, names, nth_word(NAMES, c.call.symbol as usize));
     text(line, names, kind.as_bytes());

@@ -332,14 +332,26 @@ pub fn pid() -> c_int {
 /// Names this thread, as ps(1) shows it.
 pub fn set_mark(mark: [u64; 2]) {
     // SAFETY: the kernel reads a string of at most 16 bytes.
-    let _ = unsafe { raw2(libc::SYS_prctl, libc::PR_SET_NAME as usize, mark.as_ptr() as usize) };
+    let _ = unsafe {
+        raw2(
+            libc::SYS_prctl,
+            libc::PR_SET_NAME as usize,
+            mark.as_ptr() as usize,
+        )
+    };
 }
 
 /// Whether this thread has that name.
 pub fn has_mark(mark: [u64; 2]) -> bool {
     let mut found = [0u64; 2];
     // SAFETY: the kernel writes 16 bytes.
-    let _ = unsafe { raw2(libc::SYS_prctl, libc::PR_GET_NAME as usize, found.as_mut_ptr() as usize) };
+    let _ = unsafe {
+        raw2(
+            libc::SYS_prctl,
+            libc::PR_GET_NAME as usize,
+            found.as_mut_ptr() as usize,
+        )
+    };
     found == mark
 }
 

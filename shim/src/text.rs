@@ -16,7 +16,11 @@ pub const fn name(text: &'static CStr) -> Name<'static> {
 
 impl Name<'_> {
     pub fn is_empty(self) -> bool {
-        *self.0 == 0
+        self.begins_with(0)
+    }
+
+    fn begins_with(self, byte: u8) -> bool {
+        *self.0 == byte
     }
 
     /// For a system call.
@@ -78,6 +82,27 @@ impl Text {
     pub fn set(&mut self, value: &[u8]) {
         self.clear();
         self.push(value);
+    }
+
+    /// Becomes a copy of another text.
+    #[inline(never)]
+    pub fn copy(&mut self, other: &Self) {
+        self.clear();
+        self.append(other);
+    }
+
+    #[inline(never)]
+    pub fn append(&mut self, other: &Self) {
+        self.push(other.as_bytes());
+    }
+
+    pub fn begins_with_slash(&self) -> bool {
+        self.as_name().begins_with(b'/')
+    }
+
+    #[inline(never)]
+    pub fn ends_with_slash(&self) -> bool {
+        self.as_bytes().last() == Some(&b'/')
     }
 
     #[inline(never)]

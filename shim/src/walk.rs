@@ -11,7 +11,7 @@ const LINKS_MAX: usize = 40;
 #[inline(never)]
 pub fn go(path: &mut Text, name: &mut Text, mut dir: i32, mut follow: bool) -> Result<()> {
     for _ in 0..LINKS_MAX {
-        follow |= path.as_bytes().last() == Some(&b'/');
+        follow |= path.ends_with_slash();
         let (head, last) = split_last(path.as_bytes());
         name.set(last);
         if is_plain(last) {
@@ -57,7 +57,7 @@ pub fn canonical(
     if let Some((fd, rest)) = fd_path(path.as_bytes(), pid as u64) {
         name.set(b".");
         name.push(rest);
-        path.set(name.as_bytes());
+        path.copy(name);
         dir = fd;
     }
     if let Err(error) = go(path, name, dir, follow) {
@@ -65,20 +65,20 @@ pub fn canonical(
             return Err(error);
         }
         into.clear();
-        if path.as_bytes().first() != Some(&b'/') {
+        if !path.begins_with_slash() {
             if dir != CWD {
                 sys::fchdir(dir)?;
             }
             sys::getcwd(into)?;
             into.push_byte(b'/');
         }
-        into.push(path.as_bytes());
+        into.append(path);
     } else {
         sys::getcwd(into)?;
-        if into.as_bytes().last() != Some(&b'/') && !name.is_empty() {
+        if !into.ends_with_slash() && !name.is_empty() {
             into.push_byte(b'/');
         }
     }
-    into.push(name.as_bytes());
+    into.append(name);
     Ok(())
 }
