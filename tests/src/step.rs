@@ -240,7 +240,7 @@ impl Tracer<'_> {
         }
         self.steps += 1;
         let name = self.read(process, "comm").unwrap_or_default();
-        println!("step {} {call}", name.trim());
+        println!("step {} {call}", name.trim_matches(char::is_control));
         if self.arguments.kill == Some(self.steps) {
             let victim = match self.arguments.victim {
                 Victim::Command => self.leader,
