@@ -11,6 +11,7 @@ use crate::error::{Class, Error, Result};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
 use crate::host::Settings;
+use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::{Done, Session, mount};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::run::Interrupts;
@@ -197,8 +198,13 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
+            let code = error.class().exit_code();
+            let error = match error.class() {
+                Class::Usage => error.hint_if_none("--help shows what is understood"),
+                _ => error,
+            };
             eprintln!("spc: {error}");
-            ExitCode::from(error.class().exit_code())
+            ExitCode::from(code)
         }
     }
 }
@@ -228,11 +234,7 @@ fn run(command: Command) -> Result<u8> {
             let states = look::states(&session, &records)?;
             show::list(&records, &states, json)?;
             for corrupt in &bad {
-                eprintln!(
-                    "spc: the record {} on the host cannot be read: {}\nhint: unmount its target on the host, then remove the file",
-                    corrupt.file.display(),
-                    corrupt.cause
-                );
+                eprintln!("spc: {}", corrupt.error());
             }
             Ok(if bad.is_empty() {
                 0
@@ -269,11 +271,6 @@ fn unmount(args: &UmountArgs) -> Result<u8> {
         force: args.force,
     };
     let (records, bad) = session.ledger.all()?;
-    if args.all
-        && let Some(corrupt) = bad.first()
-    {
-        tracing::warn!(file = %corrupt.file.display(), "a record cannot be read; its mount stays");
-    }
     let below = |top: &PathBuf| {
         records
             .iter()
@@ -284,6 +281,7 @@ fn unmount(args: &UmountArgs) -> Result<u8> {
     let mut failed = Vec::new();
     let mut targets = Vec::new();
     if args.all {
+        failed.extend(bad.iter().map(Corrupt::error));
         targets.extend(records.iter().map(|r| PathBuf::from(&r.target)));
     }
     for written in &args.targets {
@@ -316,7 +314,10 @@ fn unmount(args: &UmountArgs) -> Result<u8> {
         0 => Ok(0),
         1 if succeeded == 0 => Err(failed.remove(0)),
         n => {
-            let lines = failed.iter().map(ToString::to_string).collect();
+            let text = failed.iter().map(ToString::to_string);
+            let lines = text
+                .flat_map(|error| error.lines().map(str::to_owned).collect::<Vec<_>>())
+                .collect();
             let class = if succeeded > 0 {
                 Class::Some
             } else {
@@ -326,7 +327,8 @@ fn unmount(args: &UmountArgs) -> Result<u8> {
                 class,
                 format!("{n} of {} targets stay mounted", n + succeeded),
             )
-            .log(lines))
+            .log(lines)
+            .hint("`spc ls` shows what is mounted"))
         }
     }
 }

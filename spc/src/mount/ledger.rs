@@ -96,6 +96,16 @@ pub struct Corrupt {
     pub cause: String,
 }
 
+impl Corrupt {
+    /// It as an error.
+    pub fn error(&self) -> Error {
+        let file = self.file.display();
+        Error::system(format!("the record {file} on the host cannot be read"))
+            .because(&self.cause)
+            .hint("unmount its target on the host, then remove the file")
+    }
+}
+
 /// The ledger of one host.
 #[derive(Clone)]
 pub struct Ledger {
@@ -172,18 +182,8 @@ impl Ledger {
     /// The file cannot be read, or is not a record of this target.
     pub fn get(&self, target: &Path) -> Result<Option<Record>> {
         let file = file_of(target);
-        let read = self.host.run("reading the ledger", {
-            let file = file.clone();
-            move || load(&file)
-        })?;
-        match read {
-            Ok(Some(record)) if Path::new(&record.target) != target => Err(corrupt(&Corrupt {
-                file,
-                cause: format!("it is about {}", record.target),
-            })),
-            Ok(record) => Ok(record),
-            Err(bad) => Err(corrupt(&bad)),
-        }
+        let read = self.host.run("reading the ledger", move || load(&file))?;
+        read.map_err(|bad| bad.error())
     }
 
     /// All records, by target, and the files that are none.
@@ -257,7 +257,7 @@ impl Ledger {
         written.map_err(|e| {
             Error::system(format!("cannot write the record {shown} on the host"))
                 .because(errno_text(e))
-                .hint("make room below /run on the host; nothing was mounted")
+                .hint("make room below /run on the host")
         })
     }
 
@@ -307,22 +307,17 @@ fn load(file: &Path) -> std::result::Result<Option<Record>, Corrupt> {
         file: file.to_owned(),
         cause,
     };
-    match fs::read(file) {
-        Ok(text) => serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|e| bad(e.to_string())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(bad(errno_text(error))),
+    let text = match fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(bad(errno_text(error))),
+    };
+    let record: Record = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+    if file_of(Path::new(&record.target)) == file {
+        Ok(Some(record))
+    } else {
+        Err(bad(format!("it is about {}", show(record.target.as_ref()))))
     }
-}
-
-fn corrupt(bad: &Corrupt) -> Error {
-    Error::system(format!(
-        "the record {} on the host cannot be read",
-        bad.file.display()
-    ))
-    .because(&bad.cause)
-    .hint("unmount the target on the host if something is mounted there, then remove the file")
 }
 
 fn file_of(target: &Path) -> PathBuf {

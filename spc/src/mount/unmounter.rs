@@ -61,11 +61,11 @@ pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
         // After a lazy one there is nothing to finish: the daemon stays until the last user is gone.
         if !how.lazy {
             record.state = State::Unmounting;
-            session.ledger.put(&record)?;
+            note(session, &record);
         }
         if let Err(error) = take_away(session, &record, how) {
             record.state = State::Mounted;
-            session.ledger.put(&record)?;
+            note(session, &record);
             return Err(error);
         }
     } else {
@@ -78,6 +78,14 @@ pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
         process::end(&record.id, PATIENCE)
     };
     forget(session, &record, &claim, left)
+}
+
+/// A full disk keeps nobody from unmounting. Only if we are killed meanwhile as well does the daemon
+/// stay.
+fn note(session: &Session, record: &Record) {
+    if let Err(error) = session.ledger.put(record) {
+        tracing::warn!("{}", error.summary());
+    }
 }
 
 fn take_away(session: &Session, record: &Record, how: How) -> Result<()> {
