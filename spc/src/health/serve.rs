@@ -146,9 +146,13 @@ impl Watch {
         let (Some(id), Some(watching)) = (carried_mount(report), &self.on) else {
             return;
         };
-        let look = move || mountinfo::find(id).ok().flatten();
+        let look = move || {
+            let entry = mountinfo::find(id).ok()??;
+            let on = mountinfo::find(entry.parent).ok()??;
+            Some((entry, on))
+        };
         let dropped = match watching.session.host.run("looking at a mount", look) {
-            Ok(Some(entry)) => drop_copies(&entry),
+            Ok(Some((entry, on))) => drop_copies(&entry, &on),
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };

@@ -4,77 +4,126 @@
 //! mount of the host comes along. It is no use there: it is one more entry to keep, and while a process of the
 //! container is in it, the host cannot unmount (EBUSY).
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::mountinfo::{self, Entry};
 use super::target::{mount_id, show};
 use crate::error::{Error, Result, errno_text};
 
-/// Takes the copies of a mount of the host out of the calling thread's table, which is the container's. Copies that
-/// others would lose as well stay.
+/// Takes the copies of a mount of the host, made on another one, out of the calling thread's table, which is the
+/// container's. Copies that others would lose as well stay.
 ///
 /// # Errors
 /// The container's table cannot be read, or a copy cannot be unmounted.
-pub fn drop_copies(made: &Entry) -> Result<()> {
-    let Some(group) = made.peers else {
+pub fn drop_copies(made: &Entry, on: &Entry) -> Result<()> {
+    if made.peers.is_none() || on.peers.is_none() {
         return Ok(());
-    };
+    }
     let table = mountinfo::read().map_err(|e| {
         Error::system("cannot read the container's mount table").because(errno_text(e))
     })?;
-    for copy in slaves_of(group, &table) {
-        // Not if it is covered by another mount, or was taken away meanwhile.
-        let is_top = mount_id(CWD, copy.target.as_os_str()).is_ok_and(|top| top.id == copy.id);
-        if is_top {
-            drop_copy(&copy.target)?;
-        }
+    for copy in copies_of(made, on, &table) {
+        drop_copy(copy)?;
     }
     Ok(())
 }
 
-/// Mounts that follow this peer group, nobody follows them, and nobody follows what they are on.
-fn slaves_of(group: u64, table: &[Entry]) -> impl Iterator<Item = &Entry> {
-    table.iter().filter(move |entry| {
-        entry.master == Some(group)
-            && entry.peers.is_none()
-            && table
-                .iter()
-                .any(|parent| parent.id == entry.parent && parent.peers.is_none())
+/// Mounts that follow the new one, in the same place of a mount that follows what it is on; nobody follows either of
+/// them. A bind follows its source's group as well, which `/host` itself may be in: so the place counts.
+fn copies_of<'a>(made: &Entry, on: &Entry, table: &'a [Entry]) -> impl Iterator<Item = &'a Entry> {
+    let follows = |copy: &Entry, of: &Entry| copy.master == of.peers && copy.peers.is_none();
+    table.iter().filter(move |copy| {
+        follows(copy, made)
+            && copy.root == made.root
+            && table.iter().any(|parent| {
+                parent.id == copy.parent
+                    && follows(parent, on)
+                    && place(copy, parent) == place(made, on)
+            })
     })
 }
 
-fn drop_copy(copy: &Path) -> Result<()> {
-    unmount(copy, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|e| {
-        Error::system(format!(
+/// Where a mount is in the file system that it is mounted on.
+fn place(mount: &Entry, on: &Entry) -> Option<PathBuf> {
+    let below = mount.target.strip_prefix(&on.target).ok()?;
+    Some(on.root.join(below))
+}
+
+fn drop_copy(copy: &Entry) -> Result<()> {
+    // Pinned, for a link that a user of the host puts on the way could lead to another mount of the container.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(pinned) = openat2(
+        CWD,
+        &copy.target,
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS,
+    ) else {
+        return Ok(());
+    };
+    // Not if it is covered by another mount, or was taken away meanwhile.
+    if !mount_id(&pinned, OsStr::new("")).is_ok_and(|top| top.id == copy.id) {
+        return Ok(());
+    }
+    let path = format!("/proc/self/fd/{}", pinned.as_raw_fd());
+    match unmount(&path, UnmountFlags::DETACH) {
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(error) => Err(Error::system(format!(
             "cannot drop the copy of the mount at {}",
-            show(copy)
+            show(&copy.target)
         ))
-        .because(errno_text(e))
-    })
+        .because(errno_text(error))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn entry(line: &str) -> Entry {
+        Entry::parse(line.as_bytes()).unwrap()
+    }
+
+    fn copies(made: &str, on: &str, table: &[&str]) -> Vec<u64> {
+        let table: Vec<Entry> = table.iter().map(|line| entry(line)).collect();
+        copies_of(&entry(made), &entry(on), &table)
+            .map(|copy| copy.id)
+            .collect()
+    }
+
     #[test]
     fn only_copies_that_nobody_follows_are_dropped() {
-        let table: Vec<Entry> = [
+        let table = [
             "10 1 0:1 / /host rw master:1 - tmpfs root rw",
-            "11 10 0:2 / /host/mnt rw master:7 - fuse.glusterfs n:/v rw",
-            "12 10 0:3 / /host/srv rw master:8 - fuse.glusterfs n:/v rw",
+            "11 10 0:2 / /host/mnt/a rw master:7 - fuse.glusterfs n:/v rw",
+            "12 10 0:3 / /host/mnt/b rw master:8 - fuse.glusterfs n:/v rw",
+            "15 1 0:1 /mnt /data rw master:1 - tmpfs root rw",
+            "16 15 0:2 / /data/a rw master:7 - fuse.glusterfs n:/v rw",
             "20 1 0:1 / /shared rw shared:5 master:1 - tmpfs root rw",
-            "21 20 0:2 / /shared/mnt rw shared:6 master:7 - fuse.glusterfs n:/v rw",
-            "22 20 0:2 / /shared/srv rw master:7 - fuse.glusterfs n:/v rw",
+            "21 20 0:2 / /shared/mnt/a rw shared:6 master:7 - fuse.glusterfs n:/v rw",
+            "22 20 0:2 / /shared/mnt/a rw master:7 - fuse.glusterfs n:/v rw",
             "30 1 0:2 / /peer rw shared:7 - fuse.glusterfs n:/v rw",
-        ]
-        .iter()
-        .map(|line| Entry::parse(line.as_bytes()).unwrap())
-        .collect();
-        let ids: Vec<u64> = slaves_of(7, &table).map(|entry| entry.id).collect();
-        assert_eq!(ids, [11]);
+        ];
+        let made = "5 2 0:2 / /mnt/a rw shared:7 - fuse.glusterfs n:/v rw";
+        let on = "2 1 0:1 / / rw shared:1 - tmpfs root rw";
+        assert_eq!(copies(made, on, &table), [11, 16]);
+    }
+
+    #[test]
+    fn the_source_of_a_bind_stays() {
+        let table = [
+            "10 1 0:1 / /host rw master:1 - tmpfs root rw",
+            "11 10 0:1 /srv /host/mnt/new rw master:1 - tmpfs root rw",
+            "12 10 0:1 /srv /host/mnt/old rw master:1 - tmpfs root rw",
+        ];
+        let made = "5 2 0:1 /srv /mnt/new rw shared:1 - tmpfs root rw";
+        let on = "2 1 0:1 / / rw shared:1 - tmpfs root rw";
+        assert_eq!(copies(made, on, &table), [11]);
     }
 }

@@ -14,6 +14,8 @@ pub struct Entry {
     pub id: u64,
     /// Mount id of the mount this one is attached to.
     pub parent: u64,
+    /// The directory of its file system that is mounted.
+    pub root: PathBuf,
     /// Where it is attached, below the reading process's root.
     pub target: PathBuf,
     /// Its peer group: what is mounted on it, or taken away, shows at its peers.
@@ -32,7 +34,8 @@ impl Entry {
         let mut fields = line.split(|&b| b == b' ');
         let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
         let (id, parent) = (number()?, number()?);
-        let target = fields.nth(2)?;
+        let root = fields.nth(1)?;
+        let target = fields.next()?;
         fields.next()?;
         let (mut peers, mut master) = (None, None);
         // Optional fields end with a lone hyphen.
@@ -53,6 +56,7 @@ impl Entry {
         Some(Self {
             id,
             parent,
+            root: PathBuf::from(OsString::from_vec(unescape(root))),
             target: PathBuf::from(OsString::from_vec(unescape(target))),
             peers,
             master,

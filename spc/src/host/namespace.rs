@@ -53,6 +53,10 @@ impl Host {
     /// # Errors
     /// A capability is missing, no namespace file can be opened, or all of them are our own.
     pub fn open(settings: &Settings) -> Result<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::usage("only root can mount on the host")
+                .hint("run spc as root of the container: docker exec without --user"));
+        }
         if let Some((name, why)) = missing_capabilities()?.first() {
             return Err(Error::system(format!("capability CAP_{name} is missing"))
                 .because(format!("it is needed {why}"))

@@ -129,7 +129,10 @@ struct Level {
 /// A component is missing where it may not be made, is no directory, or is a symbolic link that
 /// somebody other than root made or could replace.
 pub fn walk(target: &Path, rules: Rules) -> Result<Walk> {
-    let fail = |what: String| Error::mount(format!("bad target {}: {what}", show(target)));
+    let fail = |what: String| {
+        Error::mount(format!("bad target {}: {what}", show(target)))
+            .hint("look at the path on the host")
+    };
     let root = open(
         "/",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,

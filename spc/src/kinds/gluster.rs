@@ -1,6 +1,6 @@
 //! GlusterFS: `mount.glusterfs SERVER[,SERVER…]:/VOLUME[/SUBDIR] TARGET`, mount.glusterfs(8).
 
-use super::{Asked, Helper, Maker, mount_helper};
+use super::{Asked, Helper, Maker, Telling, mount_helper};
 use crate::error::{Error, Result};
 
 /// The helper's arguments. Its daemon is told to log to a file that is named after the target, so
@@ -30,6 +30,41 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
     Ok(Maker::Helper(helper))
 }
 
+/// Its log is for its developers. A failed mount is explained by an error, or by the loss of the
+/// server, which is logged as news.
+pub const TELLING: Telling = Telling {
+    line,
+    hints: &[
+        (
+            "failed to fetch volume file",
+            "look at the volumes of the server, and whether this one is started: gluster volume info",
+        ),
+        (
+            "DNS resolution failed",
+            "check the server's name; the container asks the servers of its own /etc/resolv.conf",
+        ),
+        (
+            "disconnected from remote-host",
+            "check that glusterd runs on the server, and that its port 24007 can be reached from this host",
+        ),
+    ],
+};
+
+/// `[DATE] LEVEL [MSGID: N] [FILE:LINE:FUNCTION] N-PART: TEXT`, of which the text counts.
+fn line(line: &str) -> Option<&str> {
+    let Some(rest) = line.strip_prefix('[') else {
+        return Some(line);
+    };
+    let (_, rest) = rest.split_once("] ")?;
+    let (level, mut text) = rest.split_once(' ')?;
+    while let Some(rest) = text.strip_prefix('[') {
+        (_, text) = rest.split_once("] ")?;
+    }
+    let (_, text) = text.split_once(": ")?;
+    let lost = text.starts_with("disconnected from remote-host");
+    (lost || matches!(level, "M" | "A" | "C" | "E")).then_some(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,6 +91,33 @@ mod tests {
             "/var/log/glusterfs/mnt-data.log"
         );
         assert_eq!(log_of("a:v", "log-file=/x").unwrap().unwrap(), "/x");
+    }
+
+    #[test]
+    fn what_the_log_says_about_a_failure() {
+        let date = "[2026-01-02 10:31:30.632024 +0000]";
+        for (rest, text) in [
+            (
+                "E [glusterfsd-mgmt.c:2514:mgmt_getspec_cbk] 0-mgmt: failed to fetch volume file (key:/v)",
+                Some("failed to fetch volume file (key:/v)"),
+            ),
+            (
+                "E [MSGID: 101073] [name.c:254:gf_resolve_ip6] 0-resolver: error in getaddrinfo [{family=2}]",
+                Some("error in getaddrinfo [{family=2}]"),
+            ),
+            (
+                "I [glusterfsd-mgmt.c:2783:mgmt_rpc_notify] 0-glusterfsd-mgmt: disconnected from remote-host: 192.0.2.1",
+                Some("disconnected from remote-host: 192.0.2.1"),
+            ),
+            (
+                "I [fuse-bridge.c:7051:fini] 0-fuse: Unmounting '/mnt'.",
+                None,
+            ),
+            ("E cut off", None),
+        ] {
+            assert_eq!(line(&format!("{date} {rest}")), text, "{rest}");
+        }
+        assert_eq!(line("of no known form"), Some("of no known form"));
     }
 
     #[test]

@@ -46,7 +46,24 @@ struct Kind {
     shows: &'static [&'static str],
     /// The source must be this on the host.
     source: Source,
+    /// How its failures are told.
+    telling: Telling,
 }
+
+/// How the failures of a helper are told to a person.
+#[derive(Clone, Copy, Debug)]
+pub struct Telling {
+    /// What a line of its own log says about a failure, if anything.
+    pub line: fn(&str) -> Option<&str>,
+    /// What to do, by words that it printed or logged; the first that are found count.
+    pub hints: &'static [(&'static str, &'static str)],
+}
+
+/// Every line counts, and nothing is known about any.
+const PLAIN: Telling = Telling {
+    line: |line| Some(line),
+    hints: &[],
+};
 
 /// What a source must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +95,8 @@ pub struct Chosen {
     pub shows: Vec<String>,
     /// What the source must be.
     pub source: Source,
+    /// How failures of the helper are told.
+    pub telling: Telling,
 }
 
 impl Chosen {
@@ -91,48 +110,65 @@ impl Chosen {
     }
 }
 
-const TABLE: [Kind; 8] = [
+const TABLE: [Kind; 9] = [
     Kind {
         name: "glusterfs",
         maker: gluster::helper,
         shows: &["fuse.glusterfs"],
         source: Source::Any,
+        telling: gluster::TELLING,
+    },
+    Kind {
+        name: "fuse.sshfs",
+        maker: sshfs,
+        shows: &["fuse.sshfs"],
+        source: Source::Any,
+        telling: Telling {
+            hints: &SSHFS_HINTS,
+            ..PLAIN
+        },
     },
     Kind {
         name: "fuse.*",
         maker: fuse,
         shows: &["{}", "fuse"],
         source: Source::Any,
+        telling: PLAIN,
     },
     Kind {
         name: "tmpfs",
         maker: kernel,
         shows: &["tmpfs"],
         source: Source::Any,
+        telling: PLAIN,
     },
     Kind {
         name: "overlay",
         maker: kernel,
         shows: &["overlay"],
         source: Source::Any,
+        telling: PLAIN,
     },
     Kind {
         name: "ext4",
         maker: kernel,
         shows: &["ext4"],
         source: Source::BlockDevice,
+        telling: PLAIN,
     },
     Kind {
         name: "xfs",
         maker: kernel,
         shows: &["xfs"],
         source: Source::BlockDevice,
+        telling: PLAIN,
     },
     Kind {
         name: "bind",
         maker: bind,
         shows: &[],
         source: Source::Any,
+        telling: PLAIN,
     },
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
     Kind {
@@ -140,6 +176,7 @@ const TABLE: [Kind; 8] = [
         maker: helper_of_type,
         shows: &["{}", "{}4", "fuse.{}", "fuse"],
         source: Source::Any,
+        telling: PLAIN,
     },
 ];
 
@@ -166,6 +203,7 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
             .map(|t| t.replace("{}", asked.fs_type))
             .collect(),
         source: kind.source,
+        telling: kind.telling,
     })
 }
 
@@ -201,6 +239,33 @@ fn fuse(asked: &Asked<'_>) -> Result<Maker> {
     }))
 }
 
+const SSHFS_HINTS: [(&str, &str); 3] = [
+    (
+        "Permission denied",
+        "name the key, as the container sees it: -o IdentityFile=/host/root/.ssh/id_ed25519",
+    ),
+    (
+        "Host key verification failed",
+        "name the known servers: -o UserKnownHostsFile=/host/root/.ssh/known_hosts, or -o StrictHostKeyChecking=accept-new",
+    ),
+    (
+        "ssh: ",
+        "check the server's name, and that this host can reach its sshd",
+    ),
+];
+
+/// Unless it is verbose, sshfs throws away what ssh says about a failure.
+fn sshfs(asked: &Asked<'_>) -> Result<Maker> {
+    let maker = fuse(asked)?;
+    Ok(match maker {
+        Maker::Helper(mut helper) => {
+            helper.args.push("-v".into());
+            Maker::Helper(helper)
+        }
+        other => other,
+    })
+}
+
 #[allow(clippy::unnecessary_wraps)]
 fn helper_of_type(asked: &Asked<'_>) -> Result<Maker> {
     Ok(Maker::Helper(mount_helper(asked)))
@@ -232,15 +297,15 @@ mod tests {
     #[test]
     fn a_fuse_program_needs_no_row_of_its_own() {
         let options = Options::parse(["rw,allow_other"]).unwrap();
-        let chosen = choose(&asked("fuse.sshfs", "me@host:/d", &options)).unwrap();
+        let chosen = choose(&asked("fuse.bindfs", "/d", &options)).unwrap();
         let Maker::Helper(helper) = &chosen.maker else {
             panic!("{chosen:?}")
         };
-        assert_eq!(helper.programs, ["sshfs"]);
-        assert_eq!(helper.args, ["me@host:/d", TARGET]);
+        assert_eq!(helper.programs, ["bindfs"]);
+        assert_eq!(helper.args, ["/d", TARGET]);
         assert_eq!(helper.options.to_string(), "allow_other");
         assert!(chosen.is_fuse());
-        assert_eq!(chosen.shows, ["fuse.sshfs", "fuse"]);
+        assert_eq!(chosen.shows, ["fuse.bindfs", "fuse"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
+use std::time::Duration;
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -21,6 +22,9 @@ use crate::host::mountinfo;
 use crate::host::target::{MountId, Pinned, mount_id, show};
 use crate::kinds::{Chosen, Maker, Source};
 use crate::sys;
+
+/// How often to look for a mount while somebody renames directories on the way to it.
+pub const LOOKS: usize = 20;
 
 /// A mount that is attached nowhere; the kernel removes it when this is dropped.
 #[derive(Debug)]
@@ -97,7 +101,11 @@ fn check_device(fs_type: &str, source: &str) -> Result<()> {
 }
 
 fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
-    let fail = |e| Error::mount(format!("cannot bind {source}")).because(e);
+    let fail = |e| {
+        Error::mount(format!("cannot bind {source}"))
+            .because(e)
+            .hint("the source of a bind is a file or directory of the host, as /DIR or /host/DIR")
+    };
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -130,7 +138,12 @@ fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
             .hint(format!("on the host, try: modprobe {fs_type}")),
         e => fail().because(errno_text(e)),
     })?;
-    let refused = |e: Errno| fail().because(errno_text(e)).log(kernel_log(&fs));
+    let refused = |e: Errno| {
+        fail()
+            .because(errno_text(e))
+            .log(kernel_log(&fs))
+            .hint("check source and options; the host's kernel log may say more: dmesg")
+    };
     fsconfig_set_string(&fs, "source", source).map_err(refused)?;
     let (attributes, rest) = attributes(options);
     if options.read_only() {
@@ -223,13 +236,19 @@ pub fn detach(
             .is_ok_and(|top| top.is_root && top.is(id, unique))
             .then_some((parent, name))
     };
-    let elsewhere = || {
-        mountinfo::find(id)
-            .ok()
-            .flatten()
-            .and_then(|entry| at(&entry.target))
-    };
-    let Some((parent, name)) = at(target).or_else(elsewhere) else {
+    let mut found = at(target);
+    for _ in 0..LOOKS {
+        if found.is_some() {
+            break;
+        }
+        let Some(entry) = mountinfo::find(id).map_err(|_| Errno::IO)? else {
+            break;
+        };
+        found = at(&entry.target);
+        // Somebody may be renaming directories on the way.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let Some((parent, name)) = found else {
         return Ok(false);
     };
     rustix::process::fchdir(&parent)?;

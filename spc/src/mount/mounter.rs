@@ -91,10 +91,7 @@ pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Re
     let (pinned, made) = session.host.run("pinning the target", pin)??;
     let pinned = Arc::new(pinned);
     if pinned.path != plan.target {
-        return Err(Error::mount(format!(
-            "bad target {}: its path changed meanwhile",
-            show(&plan.target)
-        )));
+        return Err(proof::moved(&plan.target));
     }
     if pinned.mount.is_root {
         let seen = Arc::clone(&pinned);
@@ -186,6 +183,8 @@ impl<'a> Attempt<'a> {
                     claim: &claim,
                     id: &self.record.id,
                     log: helper.log.as_ref().map(PathBuf::from),
+                    telling: self.plan.chosen.telling,
+                    target: &self.plan.target,
                 };
                 run.to_end(deadline, interrupts)
                     .map_err(|error| self.hint_at_network(error))?;
@@ -204,7 +203,7 @@ impl<'a> Attempt<'a> {
             }
         };
         interrupts.check()?;
-        copies::drop_copies(&proof.entry)?;
+        copies::drop_copies(&proof.entry, &proof.on)?;
         self.record.state = State::Mounted;
         self.note(proof.mount);
         self.session.ledger.put(&self.record)?;
@@ -278,10 +277,16 @@ impl<'a> Attempt<'a> {
 
     fn hint_at_network(&self, error: Error) -> Error {
         let own = container::shares_network(&self.session.settings) == Some(false);
-        if own && error.class() == Class::Mount {
-            error.hint_if_none("the container has a network of its own, which may not reach the server: start it with --net=host")
-        } else {
-            error
+        let network = "the container has a network of its own, which may not reach the server: start it with --net=host";
+        match error.hint_text() {
+            Some(hint) if own && error.class() == Class::Mount => {
+                let hint = format!("{hint}; {network}");
+                error.hint(hint)
+            }
+            None if own && error.class() == Class::Mount => error.hint(network),
+            _ => error.hint_if_none(
+                "`spc explain` shows how it is run; with -v the shim's decisions are shown as well",
+            ),
         }
     }
 
@@ -345,23 +350,33 @@ pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
         PathBuf::from(&record.target),
     );
     let look = move || -> std::io::Result<Option<Entry>> {
-        let Some(entry) = mountinfo::find(id)? else {
-            return Ok(None);
-        };
-        // The plain id may have been given to another mount since.
-        let same = match open(
-            target.parent().unwrap_or(Path::new("/")),
-            OFlags::PATH | OFlags::CLOEXEC,
-            Permissions::empty(),
-        ) {
-            Ok(parent) => match mount_id(&parent, target.file_name().unwrap_or_default()) {
-                Ok(top) if top.id == id => top.is(id, unique),
+        for _ in 0..direct::LOOKS {
+            let Some(entry) = mountinfo::find(id)? else {
+                return Ok(None);
+            };
+            // Where it is now: directories on the way may have been renamed.
+            let top = open(
+                entry.target.parent().unwrap_or(Path::new("/")),
+                OFlags::PATH | OFlags::CLOEXEC,
+                Permissions::empty(),
+            )
+            .and_then(|parent| mount_id(&parent, entry.target.file_name().unwrap_or_default()));
+            match top {
+                // The plain id may have been given to another mount since.
+                Ok(top) if top.id == id => {
+                    let same = match unique != 0 && top.unique != 0 {
+                        true => top.unique == unique,
+                        false => entry.target == target,
+                    };
+                    return Ok(same.then_some(entry));
+                }
                 // Covered by another mount; the path tells as much as can be told.
-                _ => entry.target == target,
-            },
-            Err(_) => entry.target == target,
-        };
-        Ok(same.then_some(entry))
+                _ if entry.target == target => return Ok(Some(entry)),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        // Renamed all the time, so it is there.
+        mountinfo::find(id)
     };
     session
         .host
@@ -392,6 +407,15 @@ pub fn undo(session: &Session, record: &Record) -> Result<()> {
         session.host.run("unmounting", detach)?.map_err(|e| {
             Error::mount(format!("cannot unmount {}", record.target)).because(errno_text(e))
         })?;
+        let mounted = Record {
+            mount_id: id,
+            unique_id: unique,
+            ..record.clone()
+        };
+        if entry_of(session, &mounted)?.is_some() {
+            return Err(Error::mount(format!("cannot unmount {}", record.target))
+                .because("another mount covers it, or its path is changed all the time"));
+        }
     }
     forget(session, record, &claim, left)
 }

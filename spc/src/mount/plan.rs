@@ -222,8 +222,11 @@ fn find(names: &[String], fs_type: &str) -> Result<Program> {
 
 /// Reads a program's header; a `#!` line leads on to its interpreter (execve(2)).
 fn linkage(path: &Path, depth: u8) -> Result<Linkage> {
-    let fail =
-        |cause: String| Error::mount(format!("cannot run {}", path.display())).because(cause);
+    let fail = |cause: String| {
+        Error::mount(format!("cannot run {}", path.display()))
+            .because(cause)
+            .hint("install the helper anew in the image")
+    };
     let mut file = BufReader::new(File::open(path).map_err(|e| fail(errno_text(e)))?);
     let head = file.fill_buf().map_err(|e| fail(errno_text(e)))?;
     if head.starts_with(b"#!") {

@@ -13,6 +13,8 @@ pub struct Proof {
     pub mount: MountId,
     /// Its entry in the host's mount table.
     pub entry: Entry,
+    /// The entry of what it is on.
+    pub on: Entry,
 }
 
 /// Looks for a new mount on a pinned target; run it on the host's thread. None means there is none.
@@ -40,26 +42,35 @@ pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Resu
     {
         return Err(moved(&pinned.path));
     }
-    let entry = mountinfo::find(top.id)
-        .map_err(|e| fail("mountinfo", errno_text(e)))?
-        .ok_or_else(|| fail("mountinfo", format!("no entry with mount id {}", top.id)))?;
+    let find = |id: u64| {
+        mountinfo::find(id)
+            .map_err(|e| fail("mountinfo", errno_text(e)))?
+            .ok_or_else(|| fail("mountinfo", format!("no entry with mount id {id}")))
+    };
+    let entry = find(top.id)?;
     if entry.parent != pinned.mount.id || entry.target != pinned.path {
         return Err(moved(&pinned.path));
     }
     if !shows.is_empty() && !shows.contains(&entry.fs_type) {
-        return Err(fail(
-            "wrong type",
-            format!(
-                "the host shows {} where {} was expected",
-                entry.fs_type,
-                shows.join(" or ")
-            ),
-        ));
+        return Err(
+            Error::mount(format!("wrong mount on {}", show(&pinned.path)))
+                .because(format!(
+                    "the host shows {} where {} was expected",
+                    entry.fs_type,
+                    shows.join(" or ")
+                ))
+                .hint("give the type that the helper mounts to -t"),
+        );
     }
-    Ok(Some(Proof { mount: top, entry }))
+    Ok(Some(Proof {
+        mount: top,
+        on: find(entry.parent)?,
+        entry,
+    }))
 }
 
-fn moved(path: &Path) -> Error {
-    Error::mount(format!("the mount did not stay on {}: its path was changed meanwhile", show(path)))
+/// The error for a target that is not where it was.
+pub fn moved(path: &Path) -> Error {
+    Error::mount(format!("bad target {}: its path was changed meanwhile", show(path)))
         .hint("somebody renames directories on the way to the target; choose one that only root can change")
 }

@@ -15,7 +15,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use crate::error::{Class, Error, Result, errno_text};
+use crate::host::target::show;
 use crate::host::{Claim, process};
+use crate::kinds::Telling;
 use crate::sys;
 
 /// The shim in the image; named to helpers whose libc does not read `/etc/ld.so.preload`.
@@ -78,6 +80,10 @@ pub struct Run<'a> {
     pub id: &'a str,
     /// Its own log file, if it has one.
     pub log: Option<PathBuf>,
+    /// How its failures are told.
+    pub telling: Telling,
+    /// The target on the host, which it knows by its stand-in.
+    pub target: &'a Path,
 }
 
 impl Run<'_> {
@@ -117,6 +123,7 @@ impl Run<'_> {
         for line in &shim {
             tracing::debug!(shim = %line, "decision");
         }
+        let mut hint = None;
         let cause = match ended {
             Ok(status) if status.success() => return Ok(()),
             Ok(status) => match (status.code(), status.signal()) {
@@ -124,16 +131,33 @@ impl Run<'_> {
                 (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
             },
             Err(error) if error.class() == Class::Interrupted => return Err(error),
-            Err(error) => error.summary(),
+            Err(error) => {
+                hint = error.hint_text().map(str::to_owned);
+                error.summary()
+            }
         };
-        let mut log = output.tail();
-        log.extend(self.log.iter().flat_map(|log| errors_in(log, start_of_log)));
+        let mut log = last_lines(&output.0, 0, |line| Some(line)).unwrap_or_default();
+        if let Some(file) = &self.log {
+            log.extend(errors_in(file, start_of_log, self.telling.line));
+        }
+        log.dedup();
+        let hints = self.telling.hints.iter();
+        let known = hints.filter(|(words, _)| log.iter().any(|line| line.contains(words)));
+        let known = known.map(|(_, hint)| (*hint).to_owned()).next();
+        let (stand_in, target) = (self.claim.stand_in().to_string_lossy(), show(self.target));
+        for line in &mut log {
+            *line = line.replace(&*stand_in, &target);
+        }
         log.extend(
             shim.into_iter()
                 .filter(|line| line.contains("decision=failed"))
                 .map(|line| format!("shim: {line}")),
         );
-        Err(fail(cause).log(log))
+        let failed = fail(cause).log(log);
+        Err(match known.or(hint) {
+            Some(hint) => failed.hint(hint),
+            None => failed,
+        })
     }
 }
 
@@ -153,7 +177,8 @@ fn wait(
         let now = Instant::now();
         if now >= deadline {
             let after = deadline.saturating_duration_since(started).as_secs_f32();
-            break Error::mount("no result").because(format!("ended by spc after {after:.0} s"));
+            break Error::mount(format!("ended by spc after {after:.0} s"))
+                .hint("look whether its server answers, or give it more time with --timeout");
         }
         let mut fds = [
             PollFd::new(&pidfd, PollFlags::IN),
@@ -244,13 +269,14 @@ impl Output {
             tracing::warn!(%error, "cannot seal a helper's output");
         }
     }
-
-    fn tail(&self) -> Vec<String> {
-        last_lines(&self.0, 0).unwrap_or_default()
-    }
 }
 
-fn last_lines(mut file: &File, from: u64) -> std::io::Result<Vec<String>> {
+/// The last of the lines that count, and of those what counts.
+fn last_lines(
+    mut file: &File,
+    from: u64,
+    counts: fn(&str) -> Option<&str>,
+) -> std::io::Result<Vec<String>> {
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(from.max(length.saturating_sub(64 * 1024))))?;
     let mut text = Vec::new();
@@ -258,7 +284,7 @@ fn last_lines(mut file: &File, from: u64) -> std::io::Result<Vec<String>> {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text
         .lines()
-        .map(str::trim_end)
+        .filter_map(|line| counts(line.trim_end()))
         .filter(|line| !line.is_empty())
         .collect();
     Ok(lines[lines.len().saturating_sub(TAIL)..]
@@ -268,9 +294,9 @@ fn last_lines(mut file: &File, from: u64) -> std::io::Result<Vec<String>> {
 }
 
 /// The last lines a helper wrote to its log during this run.
-fn errors_in(log: &Path, from: u64) -> Vec<String> {
+fn errors_in(log: &Path, from: u64, counts: fn(&str) -> Option<&str>) -> Vec<String> {
     File::open(log)
-        .and_then(|file| last_lines(&file, from))
+        .and_then(|file| last_lines(&file, from, counts))
         .unwrap_or_default()
 }
 
