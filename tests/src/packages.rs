@@ -12,11 +12,16 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/containerd", "containerd"),
     ("/usr/bin/crun", "crun"),
     ("/usr/bin/docker", "docker.io"),
+    ("/usr/bin/gcc", "gcc"),
     ("/usr/bin/mmdebstrap", "mmdebstrap"),
+    ("/usr/bin/musl-gcc", "musl-tools"),
     ("/usr/bin/nsenter", "util-linux"),
     ("/usr/bin/podman", "podman"),
+    ("/usr/include/stdio.h", "libc6-dev"),
     ("/usr/sbin/ip", "iproute2"),
     ("/usr/sbin/losetup", "mount"),
+    ("/usr/sbin/mkfs.ext4", "e2fsprogs"),
+    ("/usr/sbin/mkfs.xfs", "xfsprogs"),
     ("/usr/sbin/runc", "runc"),
 ];
 

@@ -1,14 +1,19 @@
 //! Every test that needs root, in one program, so that all of them share a lab.
 
 mod at_once;
+mod bad_host;
+mod bad_input;
 mod callers;
 mod crash;
 mod crossing;
 mod demo;
 mod docker;
+mod kinds;
 mod lab;
 mod nsenter;
 mod original;
 mod privilege;
+mod races;
+mod routes;
 mod support;
 mod targets;

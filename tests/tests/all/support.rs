@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Mount, Output, Propagation};
+use serde_json::Value;
 
 /// The run line of the documents: all privileges, and the host's tree bound.
 pub const FULL: [&str; 5] = ["--privileged", "--net=host", "--pid=host", "-v", "/:/host"];
@@ -110,6 +111,116 @@ impl<'lab> Spc<'lab> {
             .collect())
     }
 
+    /// Writes a program or a file that anybody may read and run into the container.
+    pub fn put(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let script = r#"cat >"$1" && chmod 755 "$1""#;
+        let words = [
+            self.engine.command(),
+            "exec",
+            "-i",
+            "spc",
+            "sh",
+            "-c",
+            script,
+            "put",
+            path,
+        ];
+        self.host.command(&words)?.input(bytes)?.run()?.ok()?;
+        Ok(())
+    }
+
+    /// What `spc ls` knows of a target.
+    pub fn record(&self, target: &str) -> Result<Value> {
+        let list: Vec<Value> =
+            serde_json::from_str(&self.exec(&["spc", "ls", "--json"])?.ok()?.text())?;
+        list.into_iter()
+            .find(|record| record["target"] == target)
+            .with_context(|| format!("no record of {target}"))
+    }
+
+    /// All that a mount could leave: entries of the mount tables, records, claims, processes of helpers.
+    pub fn traces(&self) -> Result<(Vec<Mount>, String)> {
+        let records = self
+            .host
+            .sh("ls -A /run/spc/mounts 2>/dev/null | grep -v '^lock$'")?;
+        let look = "cat /proc/self/mountinfo; ls -A /spc/targets; grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ";
+        let container = self.sh(look)?.text();
+        Ok((
+            self.host.mountinfo()?,
+            format!("{}\n{container}", records.text()),
+        ))
+    }
+
+    /// A mount's whole life by `spc mount ARGUMENTS TARGET`: the one new entry of any mount table is of this type and
+    /// from this source, and `spc ls` knows it; it is used; and `spc umount` leaves nothing.
+    pub fn life(
+        &self,
+        arguments: &[&str],
+        target: &str,
+        [fstype, source]: [&str; 2],
+        used: impl FnOnce(&Value) -> Result<()>,
+    ) -> Result<()> {
+        self.host.run(&["mkdir", "-p", target])?.ok()?;
+        let (before, tables) = (self.traces()?, tables(&self.host));
+        self.exec(&[&["spc", "mount"], arguments, &[target]].concat())?
+            .ok()?;
+        let on = self.on(target)?;
+        ensure!(
+            on.len() == 1 && on[0].fstype == fstype && on[0].source == *source,
+            "{on:?}"
+        );
+        let grown = until("one more entry in all tables together", || {
+            Ok(self.grown(&tables) == 1)
+        });
+        grown.with_context(|| format!("{tables:?} became {:?}", self::tables(&self.host)))?;
+        let record = self.record(target)?;
+        ensure!(
+            record["state"] == "ok" && record["mount_id"] == on[0].id,
+            "{record}"
+        );
+        used(&record)?;
+        self.exec(&["spc", "umount", target])?.ok()?;
+        let after = self.traces()?;
+        ensure!(after == before, "left: {after:#?}\nwas: {before:#?}");
+        Ok(())
+    }
+
+    /// By how many entries tables have grown, new ones included. Those that are gone do not count: `docker run` and
+    /// `docker exec` have one of their own for a moment.
+    fn grown(&self, before: &BTreeMap<PathBuf, usize>) -> isize {
+        let grown = |(namespace, now): (PathBuf, usize)| {
+            let before = before.get(&namespace).copied().unwrap_or_default();
+            now.cast_signed() - before.cast_signed()
+        };
+        tables(&self.host).into_iter().map(grown).sum()
+    }
+
+    /// A command that fails: with this exit code, with one error that says these things and has a hint, and with
+    /// nothing left of it.
+    pub fn refused(&self, words: &[&str], code: i32, says: &[&str]) -> Result<Output> {
+        let before = self.traces()?;
+        let output = self.exec(words)?.code(code)?;
+        let error = output.error_text();
+        let lines = |start: &str| error.lines().filter(|line| line.starts_with(start)).count();
+        ensure!(
+            lines("spc: ") == 1
+                && lines("hint: ") == 1
+                && error.starts_with("spc: ")
+                && output.stdout.is_empty(),
+            "{output}"
+        );
+        for what in says {
+            ensure!(error.contains(what), "it does not say {what:?}: {output}");
+        }
+        let after = self.traces()?;
+        ensure!(
+            after == before,
+            "left: {after:#?}\nwas: {before:#?}\n{output}"
+        );
+        eprintln!("{} ({:.1?})\n{error}\n", words.join(" "), output.elapsed);
+        Ok(output)
+    }
+
     /// Nothing of any mount is left: no record, no claim, no helper's process.
     pub fn is_clean(&self) -> Result<()> {
         let records = self
@@ -131,8 +242,12 @@ impl<'lab> Spc<'lab> {
 
 /// How many entries all mount tables of a host's processes have, containers included.
 pub fn entries(host: &Host<'_>) -> usize {
-    let tables: BTreeMap<_, _> = host
-        .processes()
+    tables(host).values().sum()
+}
+
+/// How many entries each mount table of a host's processes has, by its namespace.
+fn tables(host: &Host<'_>) -> BTreeMap<PathBuf, usize> {
+    host.processes()
         .into_iter()
         .filter_map(|pid| {
             let namespace = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
@@ -142,8 +257,7 @@ pub fn entries(host: &Host<'_>) -> usize {
                 table.iter().filter(|byte| **byte == b'\n').count(),
             ))
         })
-        .collect();
-    tables.values().sum()
+        .collect()
 }
 
 /// Runs a test's body with the lab and its GlusterFS; where there is no lab, that has been said.
@@ -152,6 +266,13 @@ pub fn with_gluster(body: impl FnOnce(&'static Lab, &'static Cluster<'static>) -
         return;
     };
     body(lab, cluster).unwrap_or_else(|error| panic!("{error:?}"));
+}
+
+/// Runs a test's body with the lab; where there is none, that has been said.
+pub fn with_lab(body: impl FnOnce(&'static Lab) -> Result<()>) {
+    if let Some(lab) = lab::shared() {
+        body(lab).unwrap_or_else(|error| panic!("{error:?}"));
+    }
 }
 
 /// Waits until something holds, for at most 20 seconds.

@@ -1,0 +1,280 @@
+//! What cannot be mounted: one clear error with a hint, the right exit code, and nothing left behind.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::{Base, Engine, HostOptions, Lab, Propagation};
+
+use crate::support::{FULL, Spc, with_gluster, with_lab};
+
+fn start(lab: &Lab) -> Result<Spc<'_>> {
+    Spc::start(
+        lab,
+        Propagation::Shared,
+        Engine::Docker,
+        Base::Trixie,
+        &FULL,
+    )
+}
+
+#[test]
+fn servers_and_volumes_that_are_not_there() {
+    with_gluster(|lab, cluster| {
+        let spc = start(lab)?;
+        let idle = lab.host(HostOptions::default())?;
+        let node = cluster.nodes()[0].host().address();
+        spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
+        for (source, says) in [
+            // Nobody has this address; nobody has this name; and nobody listens.
+            (
+                "192.0.2.250:/vol".to_owned(),
+                "disconnected from remote-host: 192.0.2.250",
+            ),
+            (
+                "no-such-host:/vol".to_owned(),
+                "DNS resolution failed on host no-such-host",
+            ),
+            (
+                format!("{}:/vol", idle.address()),
+                "disconnected from remote-host",
+            ),
+            (
+                format!("{node}:/no-such-volume"),
+                "failed to fetch volume file (key:/no-such-volume)",
+            ),
+        ] {
+            let mount = ["spc", "mount", "-t", "glusterfs", &source, "/mnt/data"];
+            let output = spc.refused(&mount, 32, &[says])?;
+            ensure!(output.elapsed < Duration::from_secs(15), "{output}");
+            let error = output.error_text();
+            // For a person: nothing of sources, dates, and where the helper thought to mount.
+            ensure!(error.lines().count() <= 6, "{output}");
+            for noise in ["MSGID", ".c:", "/spc/targets", "[20"] {
+                ensure!(!error.contains(noise), "{noise}: {output}");
+            }
+        }
+        for source in ["vol", "server:", ":/vol"] {
+            let mount = ["spc", "mount", "-t", "glusterfs", source, "/mnt/data"];
+            spc.refused(&mount, 1, &["bad source", "SERVER:/VOLUME"])?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn helpers_that_misbehave() {
+    with_lab(|lab| {
+        let spc = start(lab)?;
+        spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
+        let mount = |fstype| {
+            [
+                "spc",
+                "mount",
+                "--timeout",
+                "3",
+                "-t",
+                fstype,
+                "source",
+                "/mnt/data",
+            ]
+        };
+        spc.refused(&mount("nosuch"), 32, &["no program mount.nosuch"])?;
+        spc.refused(&mount("fuse.nosuch"), 32, &["no program nosuch"])?;
+        spc.refused(&["spc", "mount", "source", "/mnt/data"], 1, &["-t TYPE"])?;
+        for (script, says) in [
+            (
+                "#!/bin/sh\nexit 0",
+                &["reported success", "nothing is mounted on /mnt/data"][..],
+            ),
+            (
+                "#!/bin/sh\necho so it ended >&2; exit 7",
+                &["exit status 7", "  so it ended"],
+            ),
+            ("#!/bin/sh\nkill -SEGV $$", &["killed by signal 11"]),
+            (
+                "#!/no/such/shell\n",
+                &["interpreter is missing: /no/such/shell"],
+            ),
+            ("not a program", &["neither an ELF program nor a script"]),
+            // Made half: what it mounted goes again.
+            (
+                "#!/bin/sh\nmount -i -t tmpfs half \"$2\" || exit 9; exit 5",
+                &["exit status 5"],
+            ),
+            (
+                "#!/bin/sh\nmount -i -t tmpfs half \"$2\"; kill -KILL $$",
+                &["killed by signal 9"],
+            ),
+            (
+                "#!/bin/sh\nexec mount -i -t tmpfs wrong \"$2\"",
+                &["the host shows tmpfs", "bad"],
+            ),
+        ] {
+            spc.put("/usr/local/sbin/mount.bad", script.as_bytes())?;
+            spc.refused(&mount("bad"), 32, says)?;
+        }
+        // It hangs, and what it started hangs as well, and neither minds a SIGTERM.
+        let hang = "#!/bin/sh\ntrap '' TERM\nmount -i -t tmpfs half \"$2\"\nsetsid sleep 1000 & sleep 1000";
+        spc.put("/usr/local/sbin/mount.bad", hang.as_bytes())?;
+        let output = spc.refused(&mount("bad"), 32, &["ended by spc after 3 s", "--timeout"])?;
+        ensure!(output.elapsed < Duration::from_secs(10), "{output}");
+        ensure!(
+            !spc.sh("pgrep sleep || pidof sleep")?.success(),
+            "a sleeper is left"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn targets_that_cannot_be() {
+    with_lab(|lab| {
+        let spc = start(lab)?;
+        spc.host.sh("mkdir -p /mnt/real /mnt/other /mnt/foreign /srv/user && touch /mnt/file && chmod 1777 /srv
+            ln -s nowhere /mnt/dangling; ln -s loop /mnt/loop; ln -s real /mnt/link; ln -s file /mnt/to-file
+            ln -s /mnt/real /tmp/link; ln -s /mnt/real /srv/user/link; ln -s /mnt/real /srv/root-link
+            chown -h 65534 /tmp/link /srv/user; mount -t tmpfs foreign /mnt/foreign")?.ok()?;
+        let mount = |target| ["spc", "mount", "-t", "tmpfs", "scratch", target];
+        for (target, code, says) in [
+            (
+                "/mnt/missing",
+                32,
+                &["/mnt/missing: no such directory", "x-mount.mkdir"][..],
+            ),
+            ("/mnt/dangling", 32, &["/mnt/dangling: no such directory"]),
+            ("/mnt/loop", 32, &["Too many levels of symbolic links"]),
+            ("/mnt/file", 32, &["/mnt/file is not a directory"]),
+            ("/mnt/to-file", 32, &["/mnt/file is not a directory"]),
+            ("/mnt/file/below", 32, &["/mnt/file is not a directory"]),
+            (
+                "/tmp/link",
+                32,
+                &["/tmp/link is a symbolic link that a user other than root controls"],
+            ),
+            // Made by root, but whose directory it is in can replace it.
+            (
+                "/srv/user/link",
+                32,
+                &["/srv/user/link is a symbolic link that a user other than root controls"],
+            ),
+            ("/", 32, &["root of the host"]),
+            ("/mnt/..", 32, &["root of the host"]),
+            (
+                "/etc",
+                1,
+                &["hide the system's own files", "--over-system-directory"],
+            ),
+            ("/mnt/../etc", 1, &["hide the system's own files"]),
+            ("/host/etc", 1, &["bad target /etc"]),
+            ("/proc", 1, &["hide the system's own files"]),
+            (
+                "/mnt/foreign",
+                32,
+                &["/mnt/foreign is already mounted: foreign (tmpfs)"],
+            ),
+        ] {
+            spc.refused(&mount(target), code, says)?;
+        }
+        // What a failed mount made on the way goes again.
+        let making = [
+            "spc",
+            "mount",
+            "-t",
+            "nosuch",
+            "-o",
+            "x-mount.mkdir",
+            "x",
+            "/mnt/new/dir",
+        ];
+        spc.refused(&making, 32, &["mount.nosuch"])?;
+        let making = [
+            "spc",
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            "x-mount.mkdir,bad=option",
+            "x",
+            "/mnt/new/dir",
+        ];
+        spc.refused(&making, 32, &["bad"])?;
+        ensure!(
+            !spc.host.sh("test -e /mnt/new")?.success(),
+            "/mnt/new is left"
+        );
+
+        // Links that root made work, and `spc ls` shows both names.
+        for link in ["/mnt/link", "/srv/root-link"] {
+            spc.exec(&mount(link))?.ok()?;
+            ensure!(spc.on("/mnt/real")?.len() == 1);
+            ensure!(spc.record("/mnt/real")?["written"] == link);
+            spc.exec(&["spc", "umount", link])?.ok()?;
+            spc.is_clean()?;
+        }
+        // And who insists may hide the system.
+        let insist = [
+            "spc",
+            "mount",
+            "--over-system-directory",
+            "-t",
+            "tmpfs",
+            "scratch",
+            "/etc",
+        ];
+        let etc = ["spc", "umount", "/etc"];
+        spc.exec(&insist)?.ok()?;
+        ensure!(spc.on("/etc")?.len() == 1);
+        spc.exec(&etc)?.ok()?;
+
+        // The same request is one mount, and a different one an error that names what is there.
+        spc.exec(&mount("/mnt/real"))?.ok()?;
+        let before = spc.traces()?;
+        for same in ["/mnt/real", "/mnt/link", "/host/mnt/real/."] {
+            spc.exec(&mount(same))?.ok()?;
+            ensure!(spc.traces()? == before, "{same}");
+        }
+        let already = "/mnt/real is already mounted: scratch (tmpfs)";
+        spc.refused(
+            &["spc", "mount", "-t", "tmpfs", "another", "/mnt/real"],
+            32,
+            &[already],
+        )?;
+        spc.refused(
+            &[
+                "spc",
+                "mount",
+                "-t",
+                "tmpfs",
+                "-o",
+                "ro",
+                "scratch",
+                "/mnt/link",
+            ],
+            32,
+            &[already],
+        )?;
+        spc.refused(
+            &["spc", "mount", "--bind", "/mnt/other", "/mnt/real"],
+            32,
+            &[already],
+        )?;
+        spc.exec(&["spc", "umount", "/mnt/real"])?.ok()?;
+
+        spc.refused(
+            &["spc", "umount", "/mnt/real"],
+            32,
+            &["/mnt/real: not mounted"],
+        )?;
+        spc.refused(
+            &["spc", "umount", "/mnt/missing"],
+            32,
+            &["no such directory"],
+        )?;
+        spc.refused(
+            &["spc", "umount", "/mnt/foreign"],
+            32,
+            &["not mounted by spc: foreign (tmpfs)"],
+        )?;
+        spc.is_clean()
+    });
+}

@@ -1,0 +1,230 @@
+//! File systems of every kind that the table has, each with data on the host.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::ensure;
+use lab::{Base, Engine, HostOptions, Propagation, Root};
+
+use crate::support::{FULL, Spc, with_lab};
+
+#[test]
+fn what_the_kernel_mounts_without_a_helper() {
+    with_lab(|lab| {
+        let spc = Spc::start(
+            lab,
+            Propagation::Shared,
+            Engine::Docker,
+            Base::Trixie,
+            &FULL,
+        )?;
+        let host = &spc.host;
+
+        let mount = ["-t", "tmpfs", "-o", "size=64k,mode=0700,noexec", "scratch"];
+        spc.life(&mount, "/mnt/tmpfs", ["tmpfs", "scratch"], |_| {
+            host.write("/mnt/tmpfs/file", b"kept")?;
+            ensure!(host.read("/mnt/tmpfs/file")? == b"kept");
+            ensure!(host.sh("stat -c %a /mnt/tmpfs")?.ok()?.text() == "700");
+            let mounted = &spc.on("/mnt/tmpfs")?[0];
+            ensure!(mounted.options.contains("noexec"), "{mounted:?}");
+            let big = host.sh("dd if=/dev/zero of=/mnt/tmpfs/big bs=4k count=32")?;
+            ensure!(big.error_text().contains("No space left"), "{big}");
+            Ok(())
+        })?;
+
+        host.sh("mkdir -p /srv/source/below && mount -t tmpfs inner /srv/source/below && echo there > /srv/source/below/file")?.ok()?;
+        host.write("/srv/source/file", b"bound")?;
+        let source = spc.on("/")?[0].source.clone();
+        let source = source.to_string_lossy();
+        spc.life(
+            &["--bind", "/srv/source"],
+            "/mnt/bind",
+            ["overlay", &source],
+            |_| {
+                ensure!(host.read("/mnt/bind/file")? == b"bound");
+                host.write("/mnt/bind/new", b"through")?;
+                ensure!(host.read("/srv/source/new")? == b"through");
+                ensure!(
+                    !host
+                        .sh("ls -A /mnt/bind/below")?
+                        .ok()?
+                        .text()
+                        .contains("file"),
+                    "a bind of one mount only"
+                );
+                Ok(())
+            },
+        )?;
+        let mount = ["-o", "bind,ro", "/srv/source"];
+        spc.life(&mount, "/mnt/read only", ["overlay", &source], |_| {
+            ensure!(host.read("/mnt/read only/file")? == b"bound");
+            let refused = host.sh("echo x > '/mnt/read only/file'")?;
+            ensure!(refused.error_text().contains("Read-only"), "{refused}");
+            host.write("/srv/source/new", b"still writable")
+        })?;
+
+        host.sh("mkdir /srv/o && mount -t tmpfs layers /srv/o && mkdir /srv/o/lower /srv/o/upper /srv/o/work")?.ok()?;
+        host.write("/srv/o/lower/file", b"lower")?;
+        let layers = "lowerdir=/srv/o/lower,upperdir=/srv/o/upper,workdir=/srv/o/work";
+        let mount = ["-t", "overlay", "-o", layers, "merged"];
+        spc.life(&mount, "/mnt/overlay", ["overlay", "merged"], |_| {
+            ensure!(host.read("/mnt/overlay/file")? == b"lower");
+            host.write("/mnt/overlay/file", b"upper")?;
+            ensure!(host.read("/srv/o/upper/file")? == b"upper");
+            ensure!(host.read("/srv/o/lower/file")? == b"lower");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn disks_of_the_host() {
+    with_lab(|lab| {
+        let spc = Spc::start(
+            lab,
+            Propagation::Shared,
+            Engine::Docker,
+            Base::Trixie,
+            &FULL,
+        )?;
+        for (fstype, size, mkfs) in [
+            ("ext4", 8, &["mkfs.ext4", "-q", "-F"][..]),
+            // The smallest that it makes without being told to is 300 MB.
+            ("xfs", 32, &["mkfs.xfs", "-q", "--unsupported"][..]),
+        ] {
+            let image = Path::new(env!("CARGO_TARGET_TMPDIR"))
+                .join(format!("{}-{fstype}", std::process::id()));
+            fs::File::create(&image)?.set_len(size * 1024 * 1024)?;
+            let made = Command::new(mkfs[0])
+                .args(&mkfs[1..])
+                .arg(&image)
+                .status()?;
+            ensure!(made.success(), "{mkfs:?}: {made}");
+            let disk = format!("/srv/{fstype}.img");
+            spc.host.copy_in(&image, &disk)?;
+            fs::remove_file(&image)?;
+            let attach = format!("losetup -f {disk} && losetup -a | grep -F {disk} | cut -d: -f1");
+            let device = spc.host.sh(&attach)?.ok()?.text();
+
+            let mount = ["-t", fstype, "-o", "noatime", &device];
+            spc.life(&mount, "/mnt/disk", [fstype, &device], |_| {
+                spc.host.write("/mnt/disk/file", b"on disk")
+            })?;
+            let mount = ["-t", fstype, "-r", &device];
+            spc.life(&mount, "/mnt/disk", [fstype, &device], |_| {
+                ensure!(spc.host.read("/mnt/disk/file")? == b"on disk");
+                let refused = spc.host.sh("echo x > /mnt/disk/file")?;
+                ensure!(refused.error_text().contains("Read-only"), "{refused}");
+                Ok(())
+            })?;
+        }
+        let mount = ["spc", "mount", "-t", "ext4", "/srv/ext4.img", "/mnt/disk"];
+        spc.refused(&mount, 32, &["not a block device", "losetup"])?;
+        let mount = [
+            "spc",
+            "mount",
+            "-t",
+            "ext4",
+            "/dev/no-such-disk",
+            "/mnt/disk",
+        ];
+        spc.refused(&mount, 32, &["/dev/no-such-disk", "No such file"])?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_directory_of_the_host_through_bindfs() {
+    with_lab(|lab| {
+        let spc = Spc::start(
+            lab,
+            Propagation::Shared,
+            Engine::Docker,
+            Base::Trixie,
+            &FULL,
+        )?;
+        let host = &spc.host;
+        host.write("/srv/source/file", b"seen through")?;
+        let mount = [
+            "-t",
+            "fuse.bindfs",
+            "-o",
+            "allow_other,perms=0644:a+X",
+            "/host/srv/source",
+        ];
+        spc.life(
+            &mount,
+            "/mnt/bindfs",
+            ["fuse", "/host/srv/source"],
+            |record| {
+                ensure!(
+                    record["route"] == "preload" && record["daemon"][0].is_number(),
+                    "{record}"
+                );
+                ensure!(host.read("/mnt/bindfs/file")? == b"seen through");
+                host.write("/mnt/bindfs/new", b"written through")?;
+                ensure!(host.read("/srv/source/new")? == b"written through");
+                Ok(())
+            },
+        )
+    });
+}
+
+#[test]
+fn a_directory_of_an_ssh_server() {
+    with_lab(|lab| {
+        let server = lab.host(HostOptions {
+            root: Root::Server,
+            ..HostOptions::default()
+        })?;
+        server.sh(SSHD)?.ok()?;
+        server.write("/srv/data/file", b"on the server")?;
+        let spc = Spc::start(
+            lab,
+            Propagation::Shared,
+            Engine::Docker,
+            Base::Trixie,
+            &FULL,
+        )?;
+        let host = &spc.host;
+        host.write("/root/key", &server.read("/root/key")?)?;
+        host.sh("chmod 600 /root/key")?.ok()?;
+        let source = format!("root@{}:/srv/data", server.address());
+        let options = |key: &str| {
+            format!(
+                "IdentityFile={key},StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes"
+            )
+        };
+        let good = options("/host/root/key");
+        let mount = ["-t", "fuse.sshfs", "-o", &good, &source];
+        spc.life(&mount, "/mnt/ssh", ["fuse.sshfs", &source], |record| {
+            ensure!(record["route"] == "preload", "{record}");
+            ensure!(host.read("/mnt/ssh/file")? == b"on the server");
+            host.write("/mnt/ssh/new", b"written on the host")?;
+            ensure!(server.read("/srv/data/new")? == b"written on the host");
+            Ok(())
+        })?;
+
+        let bad = options("/host/root/no-key");
+        let mount = [
+            "spc",
+            "mount",
+            "-t",
+            "fuse.sshfs",
+            "-o",
+            &bad,
+            &source,
+            "/mnt/ssh",
+        ];
+        spc.refused(&mount, 32, &["Permission denied"])?;
+        Ok(())
+    });
+}
+
+/// A server that lets the holder of `/root/key` in.
+const SSHD: &str = "
+mkdir -p /run/sshd /srv/data && ssh-keygen -q -A && ssh-keygen -q -t ed25519 -N '' -f /root/key
+install -D -m 600 /root/key.pub /root/.ssh/authorized_keys
+/usr/sbin/sshd -o UsePAM=no
+";
