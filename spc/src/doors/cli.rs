@@ -75,8 +75,8 @@ const EXIT_STATUS: &str = "Exit status, as of mount(8): 0 success, 1 usage, 2 sy
 #[derive(Debug, Args)]
 struct MountArgs {
     /// File system type: glusterfs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the container
-    #[arg(short = 't', long = "types", value_name = "TYPE", default_value = "")]
-    fs_type: String,
+    #[arg(short = 't', long = "types", value_name = "TYPE")]
+    fs_type: Option<String>,
     /// Options, separated by commas; x-mount.mkdir[=MODE] makes the target
     #[arg(short, long, value_name = "LIST")]
     options: Vec<String>,
@@ -145,7 +145,7 @@ impl MountArgs {
             options.push("rw".into())?;
         }
         Request {
-            fs_type: self.fs_type.clone(),
+            fs_type: self.fs_type.clone().unwrap_or_default(),
             source: self.source.clone(),
             target: self.target.clone(),
             options,
