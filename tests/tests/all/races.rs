@@ -45,7 +45,7 @@ fn contest(spc: &Spc<'_>, mount: &[&str], target: &str, place: &str, other: &str
             round < 200,
             "nothing to see: {mounted} mounted, {refused} refused"
         );
-        if round >= 20 && mounted > 0 && refused > 0 {
+        if round >= 11 && mounted > 0 && refused > 0 {
             break;
         }
     }
