@@ -15,5 +15,6 @@ mod original;
 mod privilege;
 mod races;
 mod routes;
+mod scene;
 mod support;
 mod targets;
