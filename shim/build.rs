@@ -9,6 +9,9 @@ fn main() {
         "-nostartfiles",
         "-Wl,--strip-all",
         "-Wl,-z,noseparate-code",
+        "-Wl,-z,norelro",
+        // There is nothing to bind lazily; to say so takes two entries.
+        "-Wl,-z,lazy",
         "-Wl,--no-eh-frame-hdr",
         "-Wl,--build-id=none",
         &script,

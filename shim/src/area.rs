@@ -1,8 +1,6 @@
 //! Memory for one crossing: a stack for the child behind a guard, and the texts that are too big for the
 //! caller's stack.
 
-use core::sync::atomic::{AtomicPtr, Ordering};
-
 use crate::sys::{self, Result};
 use crate::text::Text;
 
@@ -33,28 +31,19 @@ pub struct Work {
     pub line: Text,
 }
 
-/// One crossing's memory. The last one used is kept for the next crossing.
+/// One crossing's memory.
 pub struct Area(*mut u8);
 
-static SPARE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
-
 impl Area {
-    pub fn take() -> Result<Self> {
-        let spare = SPARE.swap(core::ptr::null_mut(), Ordering::Acquire);
-        if spare.is_null() {
-            return sys::map(LEN, GUARD).map(Self);
-        }
-        let mut area = Self(spare);
-        let work = area.work();
-        work.target.clear();
-        work.host.clear();
-        work.source.clear();
-        work.kind.clear();
-        Ok(area)
+    pub fn new() -> Result<Self> {
+        let base = sys::map(LEN)?;
+        // SAFETY: new, and nothing below the stack is ever used.
+        unsafe { sys::guard(base, GUARD) };
+        Ok(Self(base))
     }
 
     pub fn work(&mut self) -> &mut Work {
-        // SAFETY: mapped, aligned to a page plus the sizes above, zeroed or a `Work` from before, and ours alone.
+        // SAFETY: mapped, aligned to a page plus the sizes above, zeroed at first, and ours alone.
         unsafe { &mut *self.0.wrapping_add(GUARD + STACK).cast::<Work>() }
     }
 
@@ -75,10 +64,7 @@ impl Stack {
 
 impl Drop for Area {
     fn drop(&mut self) {
-        let old = SPARE.swap(self.0, Ordering::AcqRel);
-        if !old.is_null() {
-            // SAFETY: mapped by `take` with this length, and of nobody after the swap.
-            unsafe { sys::unmap(old, LEN) };
-        }
+        // SAFETY: mapped by `new` with this length; stack and texts are borrowed no longer.
+        unsafe { sys::unmap(self.0, LEN) };
     }
 }

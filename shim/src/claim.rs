@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::config::split_once;
 use crate::policy::parse_claimed_mount;
 use crate::sys::{self, CWD, Errno, Result};
-use crate::text::{Text, name};
+use crate::text::Text;
 
 /// Opens the claims directory, if the launcher claims this id; `content` then holds the claim. Otherwise -1.
 pub fn read(config: &Config, name: &mut Text, content: &mut Text) -> Result<c_int> {
@@ -42,16 +42,13 @@ pub fn read_mount(dir: c_int, work: &mut Work) -> Result<(u64, u64)> {
     parse_claimed_mount(work.line.as_bytes()).ok_or(Errno::INVAL)
 }
 
-/// EINVAL unless the topmost mount there is the one that was made for this claim.
+/// EINVAL unless the topmost mount at `at`, or at the name there that `work` has, is the one that was made for this
+/// claim.
 #[inline(never)]
-pub fn is_that_mount(dir: c_int, work: &mut Work, at: c_int, by_name: bool) -> Result<()> {
+pub fn is_that_mount(dir: c_int, work: &mut Work, at: c_int) -> Result<()> {
     let (id, unique) = read_mount(dir, work)?;
-    let at_name = if by_name {
-        work.name.as_name()
-    } else {
-        name(c"")
-    };
-    let same = sys::unique_id(at, at_name) == unique && sys::mount_id(at, at_name)? == id;
+    let name = work.name.as_name();
+    let same = sys::unique_id(at, name) == unique && sys::mount_id(at, name)? == id;
     if same { Ok(()) } else { Err(Errno::INVAL) }
 }
 

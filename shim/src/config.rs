@@ -25,14 +25,15 @@ const TARGET: Key = 3;
 const OPERATION: Key = 4;
 const CLAIMS: Key = 5;
 const REPORT: Key = 6;
-/// Not a key: the host's path of the target before it.
-const TARGET_ON_HOST: Key = 7;
 /// Marks values of the environment.
 const FROM_ENV: Key = 0x10;
 
-/// In the order of [`KEYS`].
-const VARIABLES: &[u8] =
-    b"SPC_NAMESPACE SPC_HOST SPC_TYPES SPC_TARGETS SPC_OPERATIONS = SPC_REPORT";
+/// In the order of [`KEYS`], and what the original had for the host. Each is a string of its own.
+pub const VARIABLES: &[u8] =
+    b"SPC_NAMESPACE\0SPC_HOST\0SPC_TYPES\0SPC_TARGETS\0SPC_OPERATIONS\0=\0SPC_REPORT\0sysimage\0";
+/// How many they are.
+pub const VARIABLE_COUNT: u8 = SYSIMAGE + 1;
+const SYSIMAGE: Key = 7;
 const OPERATIONS: &[u8] = b"remount bind move propagation";
 
 const DEFAULTS: &[u8] = b"namespace /host/proc/1/ns/mnt /proc/1/ns/mnt
@@ -95,6 +96,8 @@ pub struct Config {
     used: usize,
     /// A bit for each key that has a value.
     named: u8,
+    /// A bit for each operation that goes to the host.
+    operations: u8,
 }
 
 impl Config {
@@ -104,6 +107,7 @@ impl Config {
             text: [0; TEXT_MAX],
             used: 0,
             named: 0,
+            operations: 0,
         }
     }
 
@@ -135,7 +139,8 @@ impl Config {
     /// # Errors
     /// A value that is wrong.
     pub fn add_env(&mut self, name: &[u8], value: &[u8]) -> Result<(), Broken> {
-        match self.add_variable(name, value) {
+        let variable = index(VARIABLES, name);
+        match variable.and_then(|variable| self.add_variable(variable, value)) {
             None => Ok(()),
             Some(fault) => Err(Broken {
                 line: 0,
@@ -186,34 +191,24 @@ impl Config {
         }
     }
 
-    /// [`Config::add_env`] without the words for it.
-    pub fn add_variable(&mut self, name: &[u8], value: &[u8]) -> Option<Fault> {
-        match index(VARIABLES, name) {
-            Some(HOST) => self.add_host(value),
-            Some(key) => self.add_list(key | FROM_ENV, value),
-            None if name == b"sysimage" => self.add_host(value),
-            None => None,
+    /// [`Config::add_env`] by the variable's place in [`VARIABLES`], and without the words for a fault.
+    pub fn add_variable(&mut self, variable: u8, value: &[u8]) -> Option<Fault> {
+        match variable {
+            HOST | SYSIMAGE => self.add_host(value),
+            key => self.add_list(key | FROM_ENV, value),
         }
     }
 
     /// The host's root as the original named it: its `/proc` is the first place to look for the namespace.
-    #[inline(never)]
-    fn add_host(&mut self, mut value: &[u8]) -> Option<Fault> {
-        while let Some((b'/', shorter)) = value.split_last() {
-            value = shorter;
+    fn add_host(&mut self, mut root: &[u8]) -> Option<Fault> {
+        while let Some((b'/', shorter)) = root.split_last() {
+            root = shorter;
         }
-        if value.is_empty() {
+        if root.is_empty() {
             return None;
         }
-        if let Some(fault) = self.add(HOST | FROM_ENV, value) {
-            return Some(fault);
-        }
-        // The namespace's file below it, as if it had been written in full.
-        self.store(NAMESPACE | FROM_ENV);
-        for byte in value.iter().chain(b"/proc/1/ns/mnt\0") {
-            self.store(*byte);
-        }
-        (self.used == TEXT_MAX).then_some(Fault::TooLong)
+        self.add(HOST | FROM_ENV, root, b"")
+            .or_else(|| self.add(NAMESPACE | FROM_ENV, root, b"/proc/1/ns/mnt"))
     }
 
     #[inline(never)]
@@ -223,46 +218,47 @@ impl Config {
             if word.is_empty() {
                 return None;
             }
-            let fault = match split_once(word, b'=') {
-                (path, Some(host)) if key & !FROM_ENV == TARGET => self
-                    .add(key, path)
-                    .or_else(|| self.add(TARGET_ON_HOST, host)),
-                _ => self.add(key, word),
-            };
+            let fault = self.add(key, word, b"");
             if fault.is_some() {
                 return fault;
             }
         }
     }
 
+    /// Adds a value; `tail` is put after the word.
     #[inline(never)]
-    fn add(&mut self, key: Key, word: &[u8]) -> Option<Fault> {
-        self.store(key);
-        let start = self.used;
-        for byte in word {
-            self.store(*byte);
-        }
-        let value = self.text.get(start..self.used).unwrap_or(&[]);
+    fn add(&mut self, key: Key, word: &[u8], tail: &[u8]) -> Option<Fault> {
         let good = match key & !FROM_ENV {
-            TYPE => {
-                let star = value.iter().position(|byte| *byte == b'*');
-                star.is_none_or(|at| at + 1 == value.len())
+            TYPE => split_once(word, b'*').1.is_none_or(<[u8]>::is_empty),
+            OPERATION => {
+                let operation = index(OPERATIONS, word);
+                self.operations |= operation.map_or(0, |operation| 1 << operation);
+                operation.is_some()
             }
-            OPERATION => index(OPERATIONS, value).is_some(),
-            key => is_normal(value) && (key != HOST || value.len() > 1),
+            TARGET => {
+                let (path, host) = split_once(word, b'=');
+                is_normal(path) && host.is_none_or(is_normal)
+            }
+            key => is_normal(word) && (key != HOST || word.len() > 1),
         };
         if !good {
             return Some(Fault::BadValue);
         }
-        self.store(0);
+        self.store(&[key]);
+        self.store(word);
+        self.store(tail);
+        self.store(&[0]);
         (self.used == TEXT_MAX).then_some(Fault::TooLong)
     }
 
     /// What does not fit is noticed at the end of the value.
-    fn store(&mut self, byte: u8) {
-        if let Some(to) = self.text.get_mut(self.used) {
-            *to = byte;
-            self.used += 1;
+    #[inline(never)]
+    fn store(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            if let Some(to) = self.text.get_mut(self.used) {
+                *to = *byte;
+                self.used += 1;
+            }
         }
     }
 
@@ -291,17 +287,15 @@ impl Config {
 
     /// Where a target goes that always goes to the host; also by its `mapped` name.
     pub fn target<'a>(&'a self, path: &[u8], mapped: &[u8]) -> Option<&'a [u8]> {
-        let mut targets = self.values(TARGET);
-        let found = targets.find(|target| *target == path || *target == mapped)?;
-        let (key, value) = self.value_at(targets.at)?;
-        Some(if key == TARGET_ON_HOST { value } else { found })
+        self.values(TARGET).find_map(|value| {
+            let (target, host) = split_once(value, b'=');
+            (same(target, path) || same(target, mapped)).then_some(host.unwrap_or(target))
+        })
     }
 
     /// Whether this operation goes to the host.
-    #[inline(never)]
     pub fn names(&self, wanted: Operation) -> bool {
-        self.values(OPERATION)
-            .any(|value| index(OPERATIONS, value) == Some(wanted as Key))
+        self.operations & 1 << wanted as u8 != 0
     }
 
     /// The directory where the launcher claims targets.
@@ -312,11 +306,6 @@ impl Config {
     /// Sockets to report decisions to, the first that takes one.
     pub fn reports(&self) -> Values<'_> {
         self.values(REPORT)
-    }
-
-    fn value_at(&self, at: usize) -> Option<(Key, &[u8])> {
-        let (key, rest) = self.text.get(at..self.used)?.split_first()?;
-        Some((*key, split_once(rest, 0).0))
     }
 }
 
@@ -334,9 +323,11 @@ impl<'a> Iterator for Values<'a> {
     #[inline(never)]
     fn next(&mut self) -> Option<&'a [u8]> {
         loop {
-            if let Some((key, value)) = self.config.value_at(self.at) {
+            let rest = self.config.text.get(self.at..self.config.used);
+            if let Some((key, rest)) = rest.and_then(<[u8]>::split_first) {
+                let value = split_once(rest, 0).0;
                 self.at += value.len() + 2;
-                if key == self.key {
+                if *key == self.key {
                     return Some(value);
                 }
             } else if self.key & FROM_ENV != 0 {
@@ -386,7 +377,7 @@ fn index(mut words: &[u8], wanted: &[u8]) -> Option<Key> {
         if word.is_empty() {
             break;
         }
-        if word == wanted {
+        if same(word, wanted) {
             return Some(at);
         }
     }
@@ -403,12 +394,22 @@ pub fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
 }
 
 /// What follows this prefix.
-pub fn strip<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
-    if text.starts_with(prefix) {
-        text.get(prefix.len()..)
-    } else {
-        None
+#[inline(never)]
+pub fn strip<'a>(mut text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+    for byte in prefix {
+        text = text.split_first().filter(|(first, _)| *first == byte)?.1;
     }
+    Some(text)
+}
+
+/// Whether two texts are the same. Not `==`, which would be one more import.
+pub fn same(one: &[u8], other: &[u8]) -> bool {
+    strip(one, other).is_some_and(<[u8]>::is_empty)
+}
+
+/// Whether this name leads nowhere, or not down: empty, `.` or `..`.
+pub fn is_dots(name: &[u8]) -> bool {
+    strip(b"..", name).is_some()
 }
 
 /// Absolute, and without `.`, `..`, doubled or trailing slashes: comparable byte by byte.
@@ -417,7 +418,7 @@ fn is_normal(path: &[u8]) -> bool {
     let (before, mut rest) = split_once(path, b'/');
     while let Some(names) = rest.filter(|_| path.len() > 1) {
         let (name, more) = split_once(names, b'/');
-        if name.is_empty() || name == b"." || name == b".." {
+        if is_dots(name) {
             return false;
         }
         rest = more;

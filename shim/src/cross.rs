@@ -33,8 +33,8 @@ pub enum Decision {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
-    /// Reading the settings.
-    Settings,
+    /// Reading the settings. The report's word for no step comes before.
+    Settings = 1,
     /// Finding out what the target is.
     Target,
     /// Finding the host's namespace.
@@ -95,18 +95,16 @@ impl<'a> Crossing<'a> {
         }
     }
 
+    #[inline(never)]
     pub fn fail(&mut self, step: Step, error: Errno) {
         self.decision = Decision::Failed;
         self.step = step;
         self.result = Err(error);
     }
 
-    /// Whether the call goes to the host whatever its target.
-    #[inline(never)]
-    pub fn must_cross(&self) -> bool {
-        let operation = self.change.operation();
-        (self.named && self.change == Change::New)
-            || operation.is_some_and(|operation| self.config.names(operation))
+    /// Why the call goes to the host whatever its target.
+    pub fn demand(&self) -> Option<Reason> {
+        policy::demand(self.config, self.change, self.named)
     }
 
     /// From here on paths are the host's.
@@ -194,7 +192,7 @@ fn find_route(c: &mut Crossing<'_>) -> Result<()> {
         return Ok(());
     }
     let place = c.call.place();
-    let must_cross = c.must_cross();
+    let demand = c.demand();
     let Work {
         path,
         name,
@@ -206,7 +204,7 @@ fn find_route(c: &mut Crossing<'_>) -> Result<()> {
     } = &mut *c.work;
     c.reason = Reason::Unresolved;
     match walk::canonical(path, name, place.dir, place.follow, c.pid, target) {
-        Err(error) if !must_cross && is_the_kernels_answer(error) => {
+        Err(error) if demand.is_none() && is_the_kernels_answer(error) => {
             c.route = Route::Pass;
             return Ok(());
         }
@@ -228,7 +226,7 @@ fn find_route(c: &mut Crossing<'_>) -> Result<()> {
             return Ok(());
         }
     }
-    let (route, reason, path) = match policy::decide(c.config, c.change, c.named, target.as_bytes())
+    let (route, reason, path) = match policy::decide(c.config, c.change, demand, target.as_bytes())
     {
         Verdict::Carry { reason, host } => (Route::Carry, reason, host),
         Verdict::Look { host, mapped: true } => (Route::LookFirst, Reason::Unnamed, host),

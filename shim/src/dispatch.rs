@@ -13,10 +13,22 @@ use crate::sys::{self, Errno, Result};
 use crate::watch::{self, Known};
 use crate::{report, settings};
 
+/// The symbol that a call came through. In the C layout it takes one register.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Door {
+    pub symbol: Symbol,
+    pub via: Via,
+}
+
 /// Makes or carries a call. The result is the real call's, errno is untouched on success.
+///
+/// The arguments stay in the registers where the hooks got them, so that each hook is hardly more than a jump.
 #[inline(never)]
-pub fn dispatch(via: Via, symbol: Symbol, args: [usize; 5]) -> isize {
+pub extern "C" fn dispatch(a: usize, b: usize, c: usize, d: usize, e: usize, door: Door) -> isize {
     let errno = sys::errno();
+    let Door { symbol, via } = door;
+    let args = [a, b, c, d, e];
     let call = Call { symbol, via, args };
     let result = if sys::has_mark(cross::MARK) {
         call.real()
@@ -33,7 +45,7 @@ pub fn dispatch(via: Via, symbol: Symbol, args: [usize; 5]) -> isize {
 
 fn judge_and_call(call: &Call) -> Result<usize> {
     let settings = settings::get()?;
-    let mut area = Area::take()?;
+    let mut area = Area::new()?;
     let stack = area.stack();
     let c = &mut Crossing::new(&settings.config, call, area.work());
     match call.symbol {
@@ -82,7 +94,7 @@ fn judge(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
         c.named |= c.change == Change::New && names_type(c.config, c.work.kind.as_bytes());
         if !child_would_be_init() {
             cross::run(stack, c);
-        } else if c.must_cross() {
+        } else if c.demand().is_some() {
             c.fail(Step::Call, Errno::BUSY);
         } else {
             c.reason = Reason::Unresolved;

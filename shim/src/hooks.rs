@@ -3,7 +3,7 @@
 use core::ffi::{c_int, c_long};
 
 use crate::call::Symbol;
-use crate::dispatch::dispatch;
+use crate::dispatch::{Door, dispatch};
 use crate::next::{self, Via};
 
 /// Arguments are words: integers and pointers arrive in a register each, and only `int` needs its sign.
@@ -11,7 +11,8 @@ macro_rules! hooks {
     ($($name:ident $symbol:ident ($($argument:ident: $type:ty),*) $($none:literal)*;)*) => { $(
         #[cfg_attr(not(test), unsafe(no_mangle))]
         unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
-            dispatch(Via::Own, Symbol::$symbol, [$($argument as usize,)* $($none),*]) as c_int
+            let door = Door { symbol: Symbol::$symbol, via: Via::Own };
+            dispatch($($argument as usize,)* $($none,)* door) as c_int
         }
     )* };
 }
@@ -39,7 +40,10 @@ unsafe extern "C" fn syscall(
     f: usize,
 ) -> c_long {
     match Symbol::of_number(number) {
-        Some(symbol) => dispatch(Via::Syscall, symbol, [a, b, c, d, e]) as c_long,
+        Some(symbol) => {
+            let via = Via::Syscall;
+            dispatch(a, b, c, d, e, Door { symbol, via }) as c_long
+        }
         None => next::syscall(number, a, b, c, d, e, f),
     }
 }

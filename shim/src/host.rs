@@ -55,9 +55,10 @@ fn pin_target(c: &mut Crossing<'_>) -> Result<Fd> {
         sys::RESOLVE_NO_MAGICLINKS
     };
     let pin = sys::pin(c.work.host.as_name(), 0, resolve)?;
+    c.work.name.clear();
     if c.claims >= 0 {
         if !c.change.attaches() {
-            claim::is_that_mount(c.claims, c.work, pin.raw(), false)?;
+            claim::is_that_mount(c.claims, c.work, pin.raw())?;
         } else if sys::statx(pin.raw(), EMPTY, libc::STATX_INO)?.inode != c.inode {
             return Err(ELSEWHERE);
         }
@@ -70,7 +71,6 @@ fn pin_target(c: &mut Crossing<'_>) -> Result<Fd> {
 fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
     let before = mount_id(pin.raw(), EMPTY)?;
     let mut args = c.call.args;
-    c.work.name.clear();
     match sys::fchdir(pin.raw()) {
         Err(Errno::NOTDIR) => go_to_host_path(c.work)?,
         result => result?,
@@ -158,7 +158,7 @@ fn go_to_unmount(c: &mut Crossing<'_>) -> Result<()> {
     path.set(head);
     name.set(last);
     sys::fchdir(sys::pin(path.as_name(), libc::O_DIRECTORY, NO_LINKS)?.raw())?;
-    claim::is_that_mount(c.claims, c.work, CWD, true)
+    claim::is_that_mount(c.claims, c.work, CWD)
 }
 
 /// Unmounts by name in the target's directory, without following a link and without looking at what may be dead.

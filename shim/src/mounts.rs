@@ -1,5 +1,6 @@
 //! Reading a mount table.
 
+use crate::config::same;
 use crate::sys::{self, Result};
 use crate::text::{Text, name, number};
 
@@ -8,7 +9,7 @@ use crate::text::{Text, name, number};
 #[inline(never)]
 pub fn kind_of_mount(id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> {
     let table = sys::open_read(name(c"/proc/self/mountinfo"))?;
-    let (mut field, mut is_it) = (0, false);
+    let mut at = Field::Id;
     word.clear();
     loop {
         let got = sys::read(&table, buffer)?;
@@ -17,20 +18,16 @@ pub fn kind_of_mount(id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> 
                 word.push_byte(*byte);
                 continue;
             }
-            if field == 0 {
-                is_it = number(word.as_bytes()) == Some(id);
-            } else if field > AFTER_DASH && is_it {
-                return Ok(());
-            }
-            // A dash ends the optional fields, which begin with the seventh.
-            if field > 5 && word.as_bytes() == b"-" {
-                field = AFTER_DASH;
-            }
+            at = match at {
+                Field::Type => return Ok(()),
+                _ if *byte == b'\n' => Field::Id,
+                Field::Id if number(word.as_bytes()) == Some(id) => Field::Ours,
+                // Only the optional fields end with a dash; none of those before them can be one.
+                Field::Ours if same(word.as_bytes(), b"-") => Field::Type,
+                Field::Ours => Field::Ours,
+                _ => Field::Others,
+            };
             word.clear();
-            field += 1;
-            if *byte == b'\n' {
-                field = 0;
-            }
         }
         if got == 0 {
             return Ok(());
@@ -38,8 +35,15 @@ pub fn kind_of_mount(id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> 
     }
 }
 
-/// More fields than a line has.
-const AFTER_DASH: u32 = 1 << 20;
+/// What the next word of the table is.
+enum Field {
+    Id,
+    /// Of the mount that is looked for, before its type.
+    Ours,
+    Type,
+    /// Of another mount.
+    Others,
+}
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,7 @@ use crate::sys::{self, Errno, Result};
 /// Which symbol the caller used. The same one is called next: a library below this one may make `mount` of
 /// `syscall`, and would come back here for ever.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Via {
     Own,
     Syscall,

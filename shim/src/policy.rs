@@ -1,6 +1,6 @@
 //! What happens to a call: pure, so that every rule is tested without root.
 
-use crate::config::{Config, Operation, split_once, strip};
+use crate::config::{Config, Operation, same, split_once, strip};
 use crate::sys::Inode;
 use crate::text::number;
 
@@ -49,6 +49,7 @@ impl Change {
     }
 
     /// The operation that the settings must name for this to go to the host whatever the target.
+    #[inline(never)]
     pub fn operation(self) -> Option<Operation> {
         match self {
             Self::New | Self::Unmount => None,
@@ -112,16 +113,25 @@ pub enum Verdict<'a> {
 pub fn names_type(config: &Config, kind: &[u8]) -> bool {
     config.types().any(|pattern| match pattern.split_last() {
         Some((b'*', start)) => strip(kind, start).is_some(),
-        _ => kind == pattern,
+        _ => same(kind, pattern),
     })
 }
 
-/// Decides by the canonical target, which the launcher has not claimed; `named`: the type of a new mount is one for
-/// the host.
+/// Why a call goes to the host whatever its target; `named`: the type of a new mount is one for the host.
+#[inline(never)]
+pub fn demand(config: &Config, change: Change, named: bool) -> Option<Reason> {
+    if named && change == Change::New {
+        return Some(Reason::Type);
+    }
+    let operation = change.operation()?;
+    config.names(operation).then_some(Reason::Operation)
+}
+
+/// Decides by the canonical target, which the launcher has not claimed, and what [`demand`] said.
 pub fn decide<'a>(
     config: &'a Config,
     change: Change,
-    named: bool,
+    demand: Option<Reason>,
     target: &'a [u8],
 ) -> Verdict<'a> {
     let mapped = map_host(config, target);
@@ -130,20 +140,8 @@ pub fn decide<'a>(
         let reason = Reason::Target;
         return Verdict::Carry { reason, host };
     }
-    if named && change == Change::New {
-        return Verdict::Carry {
-            reason: Reason::Type,
-            host,
-        };
-    }
-    if change
-        .operation()
-        .is_some_and(|operation| config.names(operation))
-    {
-        return Verdict::Carry {
-            reason: Reason::Operation,
-            host,
-        };
+    if let Some(reason) = demand {
+        return Verdict::Carry { reason, host };
     }
     if change == Change::Unmount {
         return Verdict::Look {
@@ -291,7 +289,8 @@ mod tests {
     #[test]
     fn only_what_is_named_goes_to_the_host() {
         let config = config("target /data /srv/x=/mnt/x\noperation bind");
-        let decide = |change, named, target| decide(&config, change, named, target);
+        let decide =
+            |change, named, target| decide(&config, change, demand(&config, change, named), target);
         let to = |reason, host| Verdict::Carry { reason, host };
         assert_eq!(decide(Change::New, false, b"/mnt"), Verdict::Pass);
         assert_eq!(

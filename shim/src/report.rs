@@ -10,7 +10,7 @@ use crate::text::Text;
 /// The fields in their order.
 const FIELDS: &[u8] = b"decision call type target host errno mount step reason pid";
 const DECISIONS: &[u8] = b"passed carried failed";
-const STEPS: &[u8] = b"settings target namespace setns pin call proof";
+const STEPS: &[u8] = b"- settings target namespace setns pin call proof";
 const REASONS: &[u8] = b"- arguments detached unnamed unresolved own settings claim type target \
 operation descriptor";
 
@@ -25,10 +25,10 @@ pub fn send(c: &mut Crossing<'_>) {
 }
 
 fn write(c: &mut Crossing<'_>) {
-    let mut step = nth_word(STEPS, c.step as usize);
-    if c.decision != Decision::Failed {
-        step = &[];
-    }
+    let step = match c.decision {
+        Decision::Failed => c.step as usize,
+        _ => 0,
+    };
     let errno = c.result.map_or_else(sys::Errno::number, |_| 0);
     let Work {
         line,
@@ -40,16 +40,22 @@ fn write(c: &mut Crossing<'_>) {
     line.clear();
     let mut names = FIELDS;
     let names = &mut names;
-    text(line, names, nth_word(DECISIONS, c.decision as usize));
-    text(line, names, nth_word(NAMES, c.call.symbol as usize));
+    word(line, names, DECISIONS, c.decision as usize);
+    word(line, names, NAMES, c.call.symbol as usize);
     text(line, names, kind.as_bytes());
     text(line, names, target.as_bytes());
     text(line, names, host.as_bytes());
     number(line, names, errno as u64);
     number(line, names, c.mount);
-    text(line, names, step);
-    text(line, names, nth_word(REASONS, c.reason as usize));
-    number(line, names, sys::pid() as u64);
+    word(line, names, STEPS, step);
+    word(line, names, REASONS, c.reason as usize);
+    number(line, names, c.pid as u64);
+}
+
+/// A word of a list.
+#[inline(never)]
+fn word(line: &mut Text, names: &mut &[u8], words: &[u8], at: usize) {
+    text(line, names, nth_word(words, at));
 }
 
 #[inline(never)]

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::config::{Config, FILE, TEXT_MAX, split_once};
+use crate::config::{Config, FILE, TEXT_MAX, VARIABLE_COUNT, VARIABLES, nth_word};
 use crate::sys::{self, Errno};
 use crate::text::name;
 
@@ -25,7 +25,7 @@ static LOADED: AtomicPtr<Loaded> = AtomicPtr::new(core::ptr::null_mut());
 pub fn get() -> Result<&'static Loaded, Errno> {
     let mut loaded = LOADED.load(Ordering::Acquire);
     if loaded.is_null() {
-        loaded = sys::map(size_of::<Loaded>(), 0)?.cast();
+        loaded = sys::map(size_of::<Loaded>())?.cast();
         // SAFETY: new, zeroed and aligned to a page; all zero bytes are a valid `Loaded`.
         let fresh = unsafe { &mut *loaded };
         fresh.broken = load(fresh).is_none();
@@ -56,12 +56,11 @@ fn load(loaded: &mut Loaded) -> Option<()> {
     }
     let (_, fault) = loaded.config.load(loaded.file.get(..len)?);
     let mut good = fault.is_none();
-    if !sys::is_privileged_program() {
-        sys::environment(|entry| {
-            let (name, value) = split_once(entry, b'=');
-            let value = value.unwrap_or(&[]);
-            good &= loaded.config.add_variable(name, value).is_none();
-        });
+    for variable in 0..VARIABLE_COUNT {
+        let name = nth_word(VARIABLES, variable.into());
+        let add = |value: &[u8]| good &= loaded.config.add_variable(variable, value).is_none();
+        // SAFETY: each word of the list is followed by a NUL.
+        unsafe { sys::environment(name, add) };
     }
     good.then_some(())
 }

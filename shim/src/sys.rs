@@ -405,21 +405,30 @@ impl Drop for SignalsBlocked {
     }
 }
 
-/// Maps `len` zero bytes, the first `guard` of them without access.
-pub fn map(len: usize, guard: usize) -> Result<*mut u8> {
+/// Maps `len` zero bytes.
+#[inline(never)]
+pub fn map(len: usize) -> Result<*mut u8> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK;
-    let none = libc::PROT_NONE as usize;
-    // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
-    let base = check(unsafe { raw6(libc::SYS_mmap, 0, len, none, flags as usize, usize::MAX, 0) })?;
     let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
-    // SAFETY: within the mapping made above.
-    if let Err(error) = check(unsafe { raw3(libc::SYS_mprotect, base + guard, len - guard, open) })
-    {
-        // SAFETY: as above.
-        unsafe { unmap(base as *mut u8, len) };
-        return Err(error);
-    }
-    Ok(base as *mut u8)
+    // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
+    check(unsafe { raw6(libc::SYS_mmap, 0, len, open, flags as usize, usize::MAX, 0) })
+        .map(|base| base as *mut u8)
+}
+
+/// Takes all access to the first `len` bytes of a mapping away, if the kernel has room to note it.
+///
+/// # Safety
+/// `base` is of [`map`], and nothing refers to these bytes.
+pub unsafe fn guard(base: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    let _ = check(unsafe {
+        raw3(
+            libc::SYS_mprotect,
+            base as usize,
+            len,
+            libc::PROT_NONE as usize,
+        )
+    });
 }
 
 /// # Safety
@@ -522,7 +531,7 @@ pub fn send(socket: &[u8], message: &[u8]) -> Result<()> {
 
 unsafe extern "C" {
     fn __errno_location() -> *mut c_int;
-    static environ: *const *const c_char;
+    fn secure_getenv(name: *const c_char) -> *const c_char;
 }
 
 /// This thread's errno.
@@ -538,32 +547,18 @@ pub fn set_errno(value: c_int) {
     unsafe { *__errno_location() = value }
 }
 
-/// Calls `each` with every variable that may matter here.
-pub fn environment(mut each: impl FnMut(&[u8])) {
-    // SAFETY: a word that the C library owns; read once.
-    let mut at = unsafe { environ };
-    if at.is_null() {
-        return;
+/// Calls `with` with the value of this variable, if there is one, and if the program does not run with more rights
+/// than who started it.
+///
+/// # Safety
+/// The name is followed by a NUL.
+pub unsafe fn environment(name: &[u8], with: impl FnOnce(&[u8])) {
+    // SAFETY: the caller's promise.
+    let value = unsafe { secure_getenv(name.as_ptr().cast()) };
+    if !value.is_null() {
+        // SAFETY: a string of the C library.
+        with(unsafe { CStr::from_ptr(value) }.to_bytes());
     }
-    loop {
-        // SAFETY: the list ends with a null pointer, and has not ended yet.
-        let entry = unsafe { *at }.cast::<u8>();
-        if entry.is_null() {
-            return;
-        }
-        // SAFETY: every entry is a string.
-        if matches!(unsafe { *entry }, b'S' | b's') {
-            // SAFETY: as above.
-            each(unsafe { CStr::from_ptr(entry.cast()) }.to_bytes());
-        }
-        at = at.wrapping_add(1);
-    }
-}
-
-/// Whether the program runs with more rights than who started it.
-pub fn is_privileged_program() -> bool {
-    // SAFETY: reads the auxiliary vector.
-    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// `dlsym`, or 0. A weak reference: before glibc 2.34 it is in a library of its own, which not every program

@@ -1,5 +1,6 @@
 //! Canonical paths without /proc. Only for the child: it changes the current directory.
 
+use crate::config::is_dots;
 use crate::policy::{fd_path, split_last};
 use crate::sys::{self, CWD, Errno, Result};
 use crate::text::Text;
@@ -14,11 +15,12 @@ pub fn go(path: &mut Text, name: &mut Text, mut dir: i32, mut follow: bool) -> R
         follow |= path.ends_with_slash();
         let (head, last) = split_last(path.as_bytes());
         name.set(last);
-        if is_plain(last) {
+        if is_dots(last) {
+            // Another name of a directory, not that of an entry.
+            name.clear();
+        } else {
             let head = head.len();
             path.truncate(head);
-        } else {
-            name.clear();
         }
         if !path.is_empty() {
             sys::fchdir(sys::open_dir(dir, path.as_name())?.raw())?;
@@ -36,11 +38,6 @@ pub fn go(path: &mut Text, name: &mut Text, mut dir: i32, mut follow: bool) -> R
         }
     }
     Err(Errno::LOOP)
-}
-
-/// Whether a name is that of an entry, and not another one of a directory.
-fn is_plain(name: &[u8]) -> bool {
-    !name.is_empty() && name != b"." && name != b".."
 }
 
 /// The canonical form of `path` in the caller's view. What does not exist there may exist on the host and stays
