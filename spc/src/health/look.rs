@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use crate::error::{Error, Result, errno_text};
 use crate::mount::ledger::{Record, State};
-use crate::mount::mounter::{Session, entry_of};
+use crate::mount::mounter::Session;
+use crate::mount::recover::entry_of;
 
 /// How long all looks together may take.
 const LIMIT: Duration = Duration::from_secs(2);

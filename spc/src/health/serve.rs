@@ -15,7 +15,8 @@ use crate::error::{Error, Result, errno_text};
 use crate::host::copies::drop_copies;
 use crate::host::{Claim, Settings, claim, mountinfo};
 use crate::mount::ledger::State;
-use crate::mount::mounter::{Session, entry_of, settle};
+use crate::mount::mounter::Session;
+use crate::mount::recover::{entry_of, settle};
 
 /// How long to wait before trying again what failed.
 const RETRY: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@ pub mod mounter;
 pub mod options;
 pub mod plan;
 pub mod proof;
+pub mod recover;
 pub mod request;
 pub mod run;
 pub mod unmounter;

@@ -227,10 +227,11 @@ impl Progress {
     fn show(&mut self, name: &str, started: Instant, deadline: Instant) {
         if started.elapsed() >= Duration::from_secs(2) && std::io::stderr().is_terminal() {
             self.shown = true;
-            let limit = deadline.saturating_duration_since(started).as_secs();
+            let seconds = |time: Duration| time.as_secs_f32().round();
+            let limit = seconds(deadline.saturating_duration_since(started));
             eprint!(
                 "\r\x1b[Kspc: {name} is at work: {} s of at most {limit} s",
-                started.elapsed().as_secs()
+                seconds(started.elapsed())
             );
         }
     }

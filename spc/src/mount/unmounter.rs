@@ -8,13 +8,17 @@ use rustix::mount::UnmountFlags;
 
 use super::direct;
 use super::ledger::{Record, State};
-use super::mounter::{PATIENCE, Session, entry_of, forget};
+use super::mounter::Session;
+use super::recover::{PATIENCE, entry_of, forget, undo};
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{self, Rules, show};
 use crate::host::{Claim, process, target::on_host};
 
 /// How long to wait for another command at work on the same target.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a mount may be busy before that is taken for its use by somebody.
+const GLANCE: Duration = Duration::from_millis(200);
 
 /// umount(8)'s ways.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,7 +59,7 @@ pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
     let claim = Claim::named(&session.settings.claims(), &record.id);
     if record.state == State::Mounting {
         // Its maker died; what there is of it goes.
-        return super::mounter::undo(session, &record);
+        return undo(session, &record);
     }
     if entry_of(session, &record)?.is_some() {
         // After a lazy one there is nothing to finish: the daemon stays until the last user is gone.
@@ -98,9 +102,17 @@ fn take_away(session: &Session, record: &Record, how: How) -> Result<()> {
         record.unique_id,
     );
     let fail = || Error::mount(format!("cannot unmount {}", record.target));
-    match session.host.run("unmounting", move || {
-        direct::detach(&target, id, unique, flags)
-    })? {
+    // Another command that looks at the target keeps it busy for a moment.
+    let until = Instant::now() + GLANCE;
+    let detach = move || loop {
+        match direct::detach(&target, id, unique, flags) {
+            Err(Errno::BUSY) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    };
+    match session.host.run("unmounting", detach)? {
         Ok(true) => Ok(()),
         Ok(false) => Err(fail()
             .because("another mount covers it")

@@ -308,6 +308,11 @@ fn a_daemon_or_the_container_is_killed() {
         scene.kill_daemons()?;
         let ls = scene.spc.host.run(&["ls", case.target])?;
         ensure!(!ls.success(), "the daemon lives: {ls}");
+        let again = scene.run(&case.mount)?.code(32)?;
+        let said = again.error_text();
+        ensure!(said.contains("dead") && said.contains("hint:"), "{said}");
+        let list = scene.run(&["spc", "ls"])?.ok()?.text();
+        ensure!(list.contains(" stale "), "{list}");
         scene.run(&["spc", "umount", case.target])?.ok()?;
         scene.is_clean()?;
 

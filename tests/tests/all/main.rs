@@ -18,3 +18,4 @@ mod routes;
 mod scene;
 mod support;
 mod targets;
+mod terminal;

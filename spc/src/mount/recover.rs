@@ -1,0 +1,182 @@
+//! What became of a recorded mount, and the clearing away of what is left of one.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode as Permissions, OFlags, open};
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::direct;
+use super::ledger::{Record, State};
+use super::mounter::Session;
+use super::plan::Route;
+use crate::error::{Error, Result, errno_text};
+use crate::host::claim::Claim;
+use crate::host::mountinfo::{self, Entry};
+use crate::host::process;
+use crate::host::target::mount_id;
+
+/// How long a daemon may take to end by itself once its mount is gone.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a record is worth: the entry of its mount if that is there; otherwise what was left of it
+/// is cleared away. Needs the target's lock, so nobody is at work on it.
+///
+/// # Errors
+/// The rest cannot be cleared away.
+pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
+    tracing::debug!(target = %record.target, state = ?record.state, "a record is there");
+    if record.state == State::Mounting {
+        undo(session, record)?;
+        return Ok(None);
+    }
+    let entry = entry_of(session, record)?;
+    match (&entry, record.state) {
+        (None, State::Unmounting) => {
+            let left = process::end(&record.id, PATIENCE);
+            forget(session, record, &session.claim(&record.id), left)?;
+        }
+        // Its daemon is left alone: after `umount -l` somebody may still use the mount.
+        (None, _) => forget(session, record, &session.claim(&record.id), Vec::new())?,
+        // Whoever was to take it away died before that: it is a mount like any other.
+        (Some(_), State::Unmounting) => {
+            let mut record = record.clone();
+            record.state = State::Mounted;
+            session.ledger.put(&record)?;
+        }
+        (Some(_), _) => {}
+    }
+    Ok(entry)
+}
+
+/// The host's entry of a recorded mount, if that mount still exists.
+///
+/// # Errors
+/// The mount table cannot be read.
+pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
+    let (id, unique, target) = (
+        record.mount_id,
+        record.unique_id,
+        PathBuf::from(&record.target),
+    );
+    let look = move || -> std::io::Result<Option<Entry>> {
+        for _ in 0..direct::LOOKS {
+            let Some(entry) = mountinfo::find(id)? else {
+                return Ok(None);
+            };
+            // Where it is now: directories on the way may have been renamed.
+            let top = open(
+                entry.target.parent().unwrap_or(Path::new("/")),
+                OFlags::PATH | OFlags::CLOEXEC,
+                Permissions::empty(),
+            )
+            .and_then(|parent| mount_id(&parent, entry.target.file_name().unwrap_or_default()));
+            match top {
+                // The plain id may have been given to another mount since.
+                Ok(top) if top.id == id => {
+                    let same = match unique != 0 && top.unique != 0 {
+                        true => top.unique == unique,
+                        false => entry.target == target,
+                    };
+                    return Ok(same.then_some(entry));
+                }
+                // Covered by another mount; the path tells as much as can be told.
+                _ if entry.target == target => return Ok(Some(entry)),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        // Renamed all the time, so it is there.
+        mountinfo::find(id)
+    };
+    session
+        .host
+        .run("looking at a mount", look)?
+        .map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))
+}
+
+/// Takes away everything a record stands for: mount, processes, claim, record, in that order.
+///
+/// # Errors
+/// A mount cannot be detached, or a process does not end.
+pub fn undo(session: &Session, record: &Record) -> Result<()> {
+    let claim = session.claim(&record.id);
+    // A helper still at work could mount after we looked.
+    let left = process::end(&record.id, Duration::ZERO);
+    let mut ids = claim
+        .mounted()
+        .or((record.mount_id != 0).then_some((record.mount_id, record.unique_id)));
+    if ids.is_none() && record.route == Route::Preload {
+        let seen = record.clone();
+        ids = session
+            .host
+            .run("looking at the target", move || unnoted(&seen))?;
+    }
+    if let Some((id, unique)) = ids {
+        let target = PathBuf::from(&record.target);
+        let detach = move || direct::detach(&target, id, unique, UnmountFlags::DETACH);
+        session.host.run("unmounting", detach)?.map_err(|e| {
+            Error::mount(format!("cannot unmount {}", record.target)).because(errno_text(e))
+        })?;
+        let mounted = Record {
+            mount_id: id,
+            unique_id: unique,
+            ..record.clone()
+        };
+        if entry_of(session, &mounted)?.is_some() {
+            return Err(Error::mount(format!("cannot unmount {}", record.target))
+                .because("another mount covers it, or its path is changed all the time"));
+        }
+    }
+    forget(session, record, &claim, left)
+}
+
+/// The mount of a helper that was killed when the shim had carried its call, but had not yet noted the
+/// id, or whose claim went with its container. Nothing was on the target before; what is there now,
+/// and shows the source of the record, is that mount.
+fn unnoted(record: &Record) -> Option<(u64, u64)> {
+    let target = Path::new(&record.target);
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let parent = open(target.parent()?, flags, Permissions::empty()).ok()?;
+    let top = mount_id(&parent, target.file_name()?).ok()?;
+    let entry = mountinfo::find(top.id).ok()??;
+    let ours = entry.parent == record.on && entry.target == target && entry.source == record.source;
+    (top.is_root && ours).then_some((top.id, top.unique))
+}
+
+/// The mount is gone: clears away its stand-in, claim and record.
+///
+/// # Errors
+/// A process is left, or the record cannot be removed.
+pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>) -> Result<()> {
+    if is_mount(claim.stand_in()) {
+        leave_stand_in(claim.stand_in())?;
+    }
+    if !left.is_empty() {
+        return Err(Error::system(format!(
+            "processes of {} do not end: {left:?}",
+            record.target
+        ))
+        .hint("they wait in the kernel, probably for a dead server; try again when it is back"));
+    }
+    claim.remove();
+    session.ledger.remove(Path::new(&record.target))
+}
+
+/// Whether something is mounted on a stand-in.
+pub fn is_mount(stand_in: &Path) -> bool {
+    mount_id(CWD, stand_in.as_os_str()).is_ok_and(|mount| mount.is_root)
+}
+
+/// Takes the container's mount off a stand-in.
+///
+/// # Errors
+/// The errno of umount2(2).
+pub fn leave_stand_in(stand_in: &Path) -> Result<()> {
+    unmount(stand_in, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|e| {
+        Error::system(format!(
+            "cannot unmount the stand-in {}",
+            stand_in.display()
+        ))
+        .because(errno_text(e))
+    })
+}

@@ -1,0 +1,48 @@
+//! What a person sees on a terminal.
+
+use anyhow::{Result, ensure};
+use lab::{Base, Engine, Lab, Propagation};
+
+use crate::support::{LEAST, Spc};
+
+fn progress(lab: &Lab) -> Result<()> {
+    let spc = Spc::start(
+        lab,
+        Propagation::Shared,
+        Engine::Docker,
+        Base::Trixie,
+        &LEAST,
+    )?;
+    let helper = "printf '#!/bin/sh\nsleep 100\n' >/usr/local/sbin/mount.slow && chmod +x /usr/local/sbin/mount.slow";
+    spc.sh(helper)?.ok()?;
+    spc.host.sh("mkdir /mnt/slow")?.ok()?;
+    let mount = [
+        "spc",
+        "mount",
+        "--timeout",
+        "5",
+        "-t",
+        "slow",
+        "x",
+        "/mnt/slow",
+    ];
+    let on_terminal = [&["docker", "exec", "-t", "spc"], &mount[..]].concat();
+    let seen = spc.host.run(&on_terminal)?.code(32)?.text();
+    ensure!(
+        seen.contains("/usr/local/sbin/mount.slow is at work: 2 s of at most 5 s"),
+        "{seen}"
+    );
+    // Where nobody looks, only the error is printed.
+    let logged = spc.exec(&mount)?.code(32)?.error_text();
+    ensure!(
+        !logged.contains("is at work") && logged.contains("hint:"),
+        "{logged}"
+    );
+    spc.is_clean()
+}
+
+#[test]
+fn a_slow_helper_is_seen_at_work() {
+    let Some(lab) = lab::shared() else { return };
+    progress(lab).unwrap_or_else(|error| panic!("{error:?}"));
+}
