@@ -38,11 +38,15 @@ pub const NUMBERS: [u16; 8] = [
 ];
 
 impl Symbol {
+    /// The number of its system call.
+    pub fn number(self) -> u16 {
+        NUMBERS.get(self as usize).copied().unwrap_or(0)
+    }
+
     /// The symbol whose system call has this number. `umount` is not among them.
     pub fn of_number(number: i64) -> Option<Self> {
-        const ALL: [Symbol; 8] = [
+        const ALL: [Symbol; 7] = [
             Symbol::Mount,
-            Symbol::Umount2,
             Symbol::Umount2,
             Symbol::Fsopen,
             Symbol::Fsmount,
@@ -50,11 +54,8 @@ impl Symbol {
             Symbol::OpenTree,
             Symbol::MountSetattr,
         ];
-        let found = NUMBERS
-            .iter()
-            .zip(ALL)
-            .find(|(known, _)| i64::from(**known) == number);
-        found.map(|(_, symbol)| symbol)
+        ALL.into_iter()
+            .find(|symbol| i64::from(symbol.number()) == number)
     }
 }
 

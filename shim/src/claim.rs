@@ -3,15 +3,14 @@
 use core::ffi::c_int;
 
 use crate::area::Work;
-use crate::config::Config;
 use crate::config::split_once;
 use crate::policy::parse_claimed_mount;
 use crate::sys::{self, CWD, Errno, Result};
 use crate::text::Text;
 
-/// Opens the claims directory, if the launcher claims this id; `content` then holds the claim. Otherwise -1.
-pub fn read(config: &Config, name: &mut Text, content: &mut Text) -> Result<c_int> {
-    content.set(config.claims().unwrap_or(&[]));
+/// Opens the claims directory, which `content` names, if the launcher claims this id; `content` then holds the claim.
+/// Otherwise -1.
+pub fn read(name: &mut Text, content: &mut Text) -> Result<c_int> {
     let dir = sys::open_dir(CWD, content.as_name())?;
     match read_link(dir.raw(), name, b".claim", content) {
         Ok(()) => Ok(dir.into_raw()),

@@ -210,10 +210,11 @@ fn find_route(c: &mut Crossing<'_>) -> Result<()> {
         }
         result => result?,
     }
-    if let Some(id) = policy::claim_id(c.config, target.as_bytes()) {
+    if let Some((dir, id)) = policy::claim_id(c.config, target.as_bytes()) {
+        line.set(dir);
         claim.set(id);
         c.reason = Reason::Claim;
-        c.claims = claim::read(c.config, claim, line)?;
+        c.claims = claim::read(claim, line)?;
         if c.claims >= 0 {
             match policy::parse_claim(line.as_bytes()) {
                 Some(Claim::Stay) => c.route = Route::Pass,

@@ -4,7 +4,7 @@ use core::ffi::CStr;
 
 use crate::config::Config;
 use crate::cross::Step;
-use crate::sys::{self, CWD, Errno, Result};
+use crate::sys::{self, CWD, Errno, Fd, Result};
 use crate::text::{Text, name};
 
 /// No namespace but the caller's own was found.
@@ -18,8 +18,7 @@ const ONLY_OWN: Errno = Errno::NOLINK;
 /// candidates need not be.
 pub fn enter_host(config: &Config, path: &mut Text, step: &mut Step) -> Result<()> {
     *step = Step::Setns;
-    sys::enter_mount_namespace(&sys::pidfd_of_self()?)?;
-    let own = sys::mount_id(CWD, name(c"/"))?;
+    let own = enter(sys::pidfd_of_self()?)?;
     let mut error = Errno::NOENT;
     for candidate in config.namespaces() {
         *step = Step::Namespace;
@@ -27,8 +26,7 @@ pub fn enter_host(config: &Config, path: &mut Text, step: &mut Step) -> Result<(
         match sys::open_read(path.as_name()) {
             Ok(namespace) => {
                 *step = Step::Setns;
-                sys::enter_mount_namespace(&namespace)?;
-                if sys::mount_id(CWD, name(c"/"))? != own {
+                if enter(namespace)? != own {
                     return Ok(());
                 }
                 error = ONLY_OWN;
@@ -40,6 +38,13 @@ pub fn enter_host(config: &Config, path: &mut Text, step: &mut Step) -> Result<(
     }
     *step = Step::Namespace;
     Err(error)
+}
+
+/// Enters a mount namespace. Answers with the id of the mount that is its root.
+#[inline(never)]
+fn enter(namespace: Fd) -> Result<u64> {
+    sys::enter_mount_namespace(&namespace)?;
+    sys::mount_id(CWD, name(c"/"))
 }
 
 /// Whether the next child would be the first process of a new PID namespace: it would end with that child, and

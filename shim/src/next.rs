@@ -77,8 +77,7 @@ pub fn call(via: Via, symbol: Symbol, [a, b, c, d, e]: [usize; 5]) -> Result<usi
         // SAFETY: the arguments are the caller's own, or made to the same rules.
         c_long::from(unsafe { next(a, b, c, d, e) })
     } else {
-        let number = NUMBERS.get(symbol as usize).copied().unwrap_or(0);
-        syscall(c_long::from(number), a, b, c, d, e, 0)
+        syscall(c_long::from(symbol.number()), a, b, c, d, e, 0)
     };
     match result {
         ..0 => Err(Errno::new(sys::errno() as usize)),

@@ -162,11 +162,13 @@ pub fn map_host<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
     })
 }
 
-/// The ID of a stand-in, whose claim decides before everything else: a directory of lower hex digits directly below the claims directory.
-pub fn claim_id<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
-    let id = strip(strip(path, config.claims()?)?, b"/")?;
+/// The claims directory and the ID of a stand-in, whose claim decides before everything else: a directory of lower
+/// hex digits directly below the claims directory.
+pub fn claim_id<'a>(config: &'a Config, path: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let dir = config.claims()?;
+    let id = strip(strip(path, dir)?, b"/")?;
     let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    ((1..=64).contains(&id.len()) && id.iter().all(is_hex)).then_some(id)
+    ((1..=64).contains(&id.len()) && id.iter().all(is_hex)).then_some((dir, id))
 }
 
 /// What the launcher says about a stand-in.
@@ -342,7 +344,10 @@ mod tests {
     #[test]
     fn stand_ins_are_known_by_their_place() {
         let config = config("type fuse");
-        assert_eq!(claim_id(&config, b"/spc/targets/ab"), Some(&b"ab"[..]));
+        assert_eq!(
+            claim_id(&config, b"/spc/targets/ab"),
+            Some((&b"/spc/targets"[..], &b"ab"[..]))
+        );
         for other in [
             &b"/spc/targets/"[..],
             b"/spc/targets/AB",
