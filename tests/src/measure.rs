@@ -1,4 +1,5 @@
-//! `lab measure`: what a preload library costs, for docs/preload.md. Ratios within one run, sides interleaved.
+//! `lab measure`: what a preload library and a crossing cost, for docs/preload.md. Ratios within one run, sides
+//! interleaved.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,10 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::machine::run;
-use crate::programs::library;
+use crate::programs::{Libc, library, program};
+use crate::{Base, Engine, HostOptions, Lab, image};
 
 /// Runs of each side.
 const RUNS: usize = 400;
+
+/// Mounts of each way.
+const CROSSINGS: usize = 400;
 
 /// Something that is preloaded into a small program.
 struct Side {
@@ -25,7 +30,56 @@ pub fn measure() -> Result<()> {
     std::fs::create_dir_all(&dir)?;
     let result = table(&dir);
     std::fs::remove_dir_all(&dir)?;
-    result
+    result?;
+    crossings()
+}
+
+/// The shim in its container, beside a bare child and the call in place, in callers of different sizes.
+fn crossings() -> Result<()> {
+    let lab = Lab::start()?;
+    let host = lab.host(HostOptions::default())?;
+    host.start(Engine::Docker, Some(&image(Base::Trixie)?))?;
+    let start = "docker run -d --name spc --privileged --net=host --pid=host localhost/spc:latest";
+    host.sh(&format!("mkdir /mnt/cost && {start}"))?.ok()?;
+    host.copy_in(
+        program("crossing", Libc::Gnu, &["-pthread"])?,
+        "/tmp/crossing",
+    )?;
+    host.sh("docker cp /tmp/crossing spc:/crossing && docker exec spc mkdir /mnt/cost")?
+        .ok()?;
+    println!(
+        "\n| one mount(2) of a tmpfs, {CROSSINGS} times | in place | bare child | shim | shim / bare | quartiles of the shim |"
+    );
+    println!("|---|---|---|---|---|---|");
+    for (mib, threads) in [(0, 1), (1024, 1), (2048, 1), (0, 8)] {
+        let script = format!(
+            "docker exec -e SPC_TYPES=tmpfs spc /crossing /proc/1/ns/mnt /mnt/cost {CROSSINGS} {mib} {threads}"
+        );
+        let text = host.sh(&script)?.ok()?.text();
+        let mut rows = Vec::new();
+        for line in text.lines() {
+            let numbers: Vec<f64> = line
+                .split(' ')
+                .skip(1)
+                .map(str::parse)
+                .collect::<Result<_, _>>()?;
+            ensure!(numbers.len() == 3, "{line}");
+            rows.push(numbers);
+        }
+        let [place, bare, shim] = &rows[..] else {
+            anyhow::bail!("{text}")
+        };
+        println!(
+            "| caller of {mib} MiB, threads: {threads} | {:.0} µs | {:.0} µs | {:.0} µs | {:.2} | {:.0} to {:.0} µs |",
+            place[0],
+            bare[0],
+            shim[0],
+            shim[0] / bare[0],
+            shim[1],
+            shim[2]
+        );
+    }
+    Ok(())
 }
 
 fn table(dir: &Path) -> Result<()> {

@@ -202,6 +202,20 @@ fn targets_that_cannot_be() {
             !spc.host.sh("test -e /mnt/new")?.success(),
             "/mnt/new is left"
         );
+        // What a good one made stays, as with mount(8).
+        let options = [
+            "-t",
+            "tmpfs",
+            "-o",
+            "x-mount.mkdir=0700",
+            "x",
+            "/mnt/new/dir",
+        ];
+        spc.exec(&[&["spc", "mount"], &options[..]].concat())?
+            .ok()?;
+        ensure!(spc.on("/mnt/new/dir")?.len() == 1);
+        spc.exec(&["spc", "umount", "/mnt/new/dir"])?.ok()?;
+        ensure!(spc.host.sh("stat -c %a /mnt/new/dir")?.ok()?.text() == "700");
 
         // Links that root made work, and `spc ls` shows both names.
         for link in ["/mnt/link", "/srv/root-link"] {
