@@ -69,7 +69,12 @@ pub fn end(id: &str, patience: Duration) -> Vec<i32> {
         // Whoever is found may fork before it ends, so look until nobody is left.
         let until = Instant::now() + wait;
         loop {
-            let held = hold(id);
+            let mut held = hold(id);
+            if held.is_empty() {
+                // In the middle of an execve(2) a process has no environment to be known by.
+                std::thread::sleep(Duration::from_millis(1));
+                held = hold(id);
+            }
             if held.is_empty() {
                 return Vec::new();
             }
@@ -123,6 +128,11 @@ mod tests {
             .env(MARK, &id)
             .spawn()
             .unwrap();
+        // It may still be in the middle of its execve(2).
+        let until = Instant::now() + Duration::from_secs(5);
+        while marked(&id).is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         assert_eq!(marked(&id), [i32::try_from(child.id()).unwrap()]);
         let reaper = std::thread::spawn(move || child.wait().unwrap());
         assert_eq!(end(&id, Duration::ZERO), Vec::<i32>::new());
