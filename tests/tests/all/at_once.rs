@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Base, Cluster, Engine, Lab, Output, Process, Propagation, Status};
+use lab::{Cluster, Lab, Output, Process, Status};
 
-use crate::support::{FULL, Spc, entries, with_gluster};
+use crate::support::{Spc, entries, with_gluster};
 
 /// A host and its container, where commands are started without waiting for the last.
 struct Scene<'lab> {
@@ -17,13 +17,7 @@ struct Scene<'lab> {
 
 impl<'lab> Scene<'lab> {
     fn new(lab: &'lab Lab, cluster: &Cluster<'_>) -> Result<Self> {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         Ok(Self {
             first: spc.first()?,
             entries: entries(&spc.host),

@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use lab::{Base, Engine, Propagation};
 
-use crate::support::{FULL, Spc, with_lab};
+use crate::support::{Spc, with_lab};
 
 const TMPFS: [&str; 6] = ["spc", "mount", "-t", "tmpfs", "scratch", "/mnt/data"];
 const BINDFS: [&str; 6] = [
@@ -18,13 +18,7 @@ const BINDFS: [&str; 6] = [
 #[test]
 fn each_capability_is_needed_or_not_missed() {
     with_lab(|lab| {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
         let all = spc
             .sh("setpriv --dump | sed -n 's/^Capability bounding set: //p'")?
@@ -100,13 +94,7 @@ fn a_host_that_is_not_to_be_found() {
 #[test]
 fn settings_that_cannot_be_read() {
     with_lab(|lab| {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
         let file = "/etc/spc/shim.conf";
         for (text, says) in [
@@ -155,13 +143,7 @@ fn a_full_disk_under_the_ledger() {
     const FILL: &str = "dd if=/dev/zero of=/run/spc/fill bs=1k 2>/dev/null; true";
     const EMPTY: &str = "rm -f /run/spc/fill";
     with_lab(|lab| {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         let host = &spc.host;
         host.sh("mkdir -p /mnt/data /run/spc && mount -t tmpfs -o size=16k small /run/spc")?
             .ok()?;
@@ -197,13 +179,7 @@ fn a_full_disk_under_the_ledger() {
 #[test]
 fn records_that_cannot_be_read() {
     with_lab(|lab| {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         let host = &spc.host;
         host.run(&["mkdir", "/mnt/data", "/mnt/other"])?.ok()?;
         let other = ["spc", "mount", "-t", "tmpfs", "other", "/mnt/other"];

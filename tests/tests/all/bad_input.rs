@@ -3,18 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::{Base, Engine, HostOptions, Lab, Propagation};
+use lab::{HostOptions, Lab};
 
-use crate::support::{FULL, Spc, with_gluster, with_lab};
+use crate::support::{Spc, with_gluster, with_lab};
 
 fn start(lab: &Lab) -> Result<Spc<'_>> {
-    Spc::start(
-        lab,
-        Propagation::Shared,
-        Engine::Docker,
-        Base::Trixie,
-        &FULL,
-    )
+    Spc::usual(lab)
 }
 
 #[test]

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use lab::{Lab, Libc};
 
 use crate::crossing::Stage;
-use crate::support::LEAST;
+use crate::support::{LEAST, with_lab};
 
 const TYPES: &str = "SPC_TYPES=tmpfs";
 
@@ -96,8 +96,7 @@ fn difficult(lab: &Lab) -> Result<()> {
 
 #[test]
 fn difficult_callers_are_what_they_were_afterwards() {
-    let Some(lab) = lab::shared() else { return };
-    difficult(lab).unwrap_or_else(|error| panic!("{error:?}"));
+    with_lab(difficult);
 }
 
 fn faults(lab: &Lab) -> Result<()> {
@@ -171,16 +170,14 @@ fn faults(lab: &Lab) -> Result<()> {
 
 #[test]
 fn faults_below_the_shim_reach_the_caller() {
-    let Some(lab) = lab::shared() else { return };
-    faults(lab).unwrap_or_else(|error| panic!("{error:?}"));
+    with_lab(faults);
 }
 
 /// In a root that has the C library and nothing else, our shim is loaded; one that is built on std keeps every program from
 /// starting there.
 #[test]
 fn a_root_without_libgcc_is_enough() {
-    let Some(lab) = lab::shared() else { return };
-    let run = || -> Result<()> {
+    with_lab(|lab| {
         let stage = Stage::set(
             lab,
             &LEAST,
@@ -209,6 +206,5 @@ fn a_root_without_libgcc_is_enough() {
             std.error_text()
         );
         Ok(())
-    };
-    run().unwrap_or_else(|error| panic!("{error:?}"));
+    });
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Engine, Lab, Libc, Propagation};
 
-use crate::support::{LEAST, Spc};
+use crate::support::{LEAST, Spc, with_lab};
 
 /// musl's loader, which is its C library.
 const MUSL: &str = "/lib/ld-musl-x86_64.so.1";
@@ -252,8 +252,7 @@ impl<'lab> Stage<'lab> {
 }
 
 fn all_cases(libc: Libc) {
-    let Some(lab) = lab::shared() else { return };
-    let play = || -> Result<()> {
+    with_lab(|lab| {
         let program = lab::program("call", libc, &["-pthread"]).context("cannot compile")?;
         let stage = Stage::set(lab, &LEAST, &program)?;
         if libc == Libc::Musl {
@@ -277,8 +276,7 @@ fn all_cases(libc: Libc) {
             ],
             BY_OPERATION,
         )
-    };
-    play().unwrap_or_else(|error| panic!("{error:?}"));
+    });
 }
 
 #[test]

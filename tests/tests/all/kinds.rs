@@ -5,20 +5,14 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::ensure;
-use lab::{Base, Engine, HostOptions, Propagation, Root};
+use lab::{HostOptions, Root};
 
-use crate::support::{FULL, Spc, with_lab};
+use crate::support::{Spc, with_lab};
 
 #[test]
 fn what_the_kernel_mounts_without_a_helper() {
     with_lab(|lab| {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         let host = &spc.host;
 
         let mount = ["-t", "tmpfs", "-o", "size=64k,mode=0700,noexec", "scratch"];
@@ -81,13 +75,7 @@ fn what_the_kernel_mounts_without_a_helper() {
 #[test]
 fn disks_of_the_host() {
     with_lab(|lab| {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         for (fstype, size, mkfs) in [
             ("ext4", 8, &["mkfs.ext4", "-q", "-F"][..]),
             // The smallest that it makes without being told to is 300 MB.
@@ -137,13 +125,7 @@ fn disks_of_the_host() {
 #[test]
 fn a_directory_of_the_host_through_bindfs() {
     with_lab(|lab| {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         let host = &spc.host;
         host.write("/srv/source/file", b"seen through")?;
         let mount = [
@@ -180,13 +162,7 @@ fn a_directory_of_an_ssh_server() {
         })?;
         server.sh(SSHD)?.ok()?;
         server.write("/srv/data/file", b"on the server")?;
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         let host = &spc.host;
         host.write("/root/key", &server.read("/root/key")?)?;
         host.sh("chmod 600 /root/key")?.ok()?;

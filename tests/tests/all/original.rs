@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use lab::{Lab, Libc};
 
 use crate::crossing::Stage;
+use crate::support::with_lab;
 
 /// The run line of the original, as far as it matters here: no `--pid=host`, the host's tree at `/host`.
 const ORIGINAL: [&str; 6] = [
@@ -174,15 +175,13 @@ fn defects(lab: &Lab) -> Result<()> {
 
 #[test]
 fn no_defect_of_the_original_is_left() {
-    let Some(lab) = lab::shared() else { return };
-    defects(lab).unwrap_or_else(|error| panic!("{error:?}"));
+    with_lab(defects);
 }
 
 /// Without the host's `/proc` there is no way to the host, and nothing is mounted in the container instead.
 #[test]
 fn without_the_host_in_sight_a_mount_fails() {
-    let Some(lab) = lab::shared() else { return };
-    let run = || -> Result<()> {
+    with_lab(|lab| {
         let stage = Stage::set(
             lab,
             &["--privileged", "--net=host"],
@@ -207,6 +206,5 @@ fn without_the_host_in_sight_a_mount_fails() {
         );
         ensure!(stage.count("/mnt/case/data")? == (0, 0));
         Ok(())
-    };
-    run().unwrap_or_else(|error| panic!("{error:?}"));
+    });
 }

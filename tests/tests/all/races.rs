@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use lab::{Base, Engine, Libc, Propagation, program};
+use lab::{Libc, program};
 
-use crate::support::{FULL, Spc, with_lab};
+use crate::support::{Spc, with_lab};
 
 /// Mounts again and again while nobody exchanges two names, the place and the other. Each mount is at the target in
 /// the end, or nowhere.
@@ -58,13 +58,7 @@ fn contest(spc: &Spc<'_>, mount: &[&str], target: &str, place: &str, other: &str
 #[test]
 fn a_mount_is_where_it_should_be_or_nowhere() {
     with_lab(|lab| {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         let host = &spc.host;
         host.copy_in(program("swap", Libc::Gnu, &["-static"])?, "/opt/swap")?;
         spc.put(

@@ -30,13 +30,7 @@ fn a_helper_of_any_make_mounts_on_the_host() {
         ("musl, static", Libc::Musl, &["-static"], "graft"),
     ];
     with_lab(|lab| {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         spc.put(&musl_loader(), &fs::read(musl_loader())?)?;
         for (name, libc, arguments, route) in HELPERS {
             let helper = program("helper", libc, arguments)?;

@@ -1,10 +1,10 @@
 //! What the tests of crashes share: a container on its host, a mount in it, and what must be there of that mount.
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Base, Engine, Lab, Propagation, Signal};
+use lab::{Lab, Signal};
 use rustix::process::{Pid, kill_process};
 
-use crate::support::{FULL, Spc, entries};
+use crate::support::{Spc, entries};
 
 /// A mount that is killed again and again.
 pub struct Case<'a> {
@@ -47,13 +47,7 @@ pub struct Scene<'lab> {
 
 impl<'lab> Scene<'lab> {
     pub fn new(lab: &'lab Lab, serving: bool) -> Result<Self> {
-        let spc = Spc::start(
-            lab,
-            Propagation::Shared,
-            Engine::Docker,
-            Base::Trixie,
-            &FULL,
-        )?;
+        let spc = Spc::usual(lab)?;
         let first = spc.first()?;
         if !serving {
             let serve = Pid::from_raw(first).context("no process")?;

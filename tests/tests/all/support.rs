@@ -49,6 +49,18 @@ impl<'lab> Spc<'lab> {
         Ok(spc)
     }
 
+    /// docker on a host with a shared `/`, with the full run line.
+    pub fn usual(lab: &'lab Lab) -> Result<Self> {
+        let (shared, docker) = (Propagation::Shared, Engine::Docker);
+        Self::start(lab, shared, docker, Base::Trixie, &FULL)
+    }
+
+    /// docker on a host with a shared `/`, with the recommended run line.
+    pub fn least(lab: &'lab Lab) -> Result<Self> {
+        let (shared, docker) = (Propagation::Shared, Engine::Docker);
+        Self::start(lab, shared, docker, Base::Trixie, &LEAST)
+    }
+
     /// `docker run -d --name spc ARGUMENTS IMAGE`.
     pub fn run(&self, base: Base, arguments: &[&str]) -> Result<Output> {
         let start = [self.engine.command(), "run", "-d", "--name", "spc"];

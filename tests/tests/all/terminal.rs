@@ -1,18 +1,12 @@
 //! What a person sees on a terminal.
 
 use anyhow::{Result, ensure};
-use lab::{Base, Engine, Lab, Propagation};
+use lab::Lab;
 
-use crate::support::{LEAST, Spc};
+use crate::support::{Spc, with_lab};
 
 fn progress(lab: &Lab) -> Result<()> {
-    let spc = Spc::start(
-        lab,
-        Propagation::Shared,
-        Engine::Docker,
-        Base::Trixie,
-        &LEAST,
-    )?;
+    let spc = Spc::least(lab)?;
     let helper = "printf '#!/bin/sh\nsleep 100\n' >/usr/local/sbin/mount.slow && chmod +x /usr/local/sbin/mount.slow";
     spc.sh(helper)?.ok()?;
     spc.host.sh("mkdir /mnt/slow")?.ok()?;
@@ -43,6 +37,5 @@ fn progress(lab: &Lab) -> Result<()> {
 
 #[test]
 fn a_slow_helper_is_seen_at_work() {
-    let Some(lab) = lab::shared() else { return };
-    progress(lab).unwrap_or_else(|error| panic!("{error:?}"));
+    with_lab(progress);
 }
