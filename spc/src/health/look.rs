@@ -6,7 +6,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
-use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::error::{Error, Result, errno_text};
@@ -23,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 pub enum Health {
     /// It answers.
     Ok,
-    /// It answers with an error that says its server or daemon is gone.
+    /// It answers with an error: its server or daemon is gone.
     Stale,
     /// It does not answer.
     Hung,
@@ -119,16 +118,6 @@ pub fn child(session: &Session, target: &Path) -> Result<u8> {
             StatxFlags::BASIC_STATS,
         )
     })?;
-    Ok(match seen {
-        Err(
-            Errno::NOTCONN
-            | Errno::STALE
-            | Errno::IO
-            | Errno::ACCESS
-            | Errno::HOSTDOWN
-            | Errno::WOULDBLOCK
-            | Errno::NODEV,
-        ) => LOOK_STALE,
-        _ => LOOK_OK,
-    })
+    // Only an answer is an answer, whatever the error.
+    Ok(if seen.is_ok() { LOOK_OK } else { LOOK_STALE })
 }

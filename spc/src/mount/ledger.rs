@@ -118,12 +118,18 @@ impl Ledger {
         Self { host }
     }
 
-    /// Takes the lock of a target, waiting until `deadline` for another command to finish.
+    /// Takes the lock of a target, waiting until `deadline` for another command to finish, or until
+    /// `go_on` fails, which is asked all the while.
     ///
     /// # Errors
-    /// The lock file cannot be made, or another command held the lock all the time.
-    pub fn lock(&self, target: &Path, deadline: Instant) -> Result<Lock> {
-        match self.lock_at(hash(target), deadline)? {
+    /// The lock file cannot be made, another command held the lock all the time, or `go_on` failed.
+    pub fn lock(
+        &self,
+        target: &Path,
+        deadline: Instant,
+        go_on: impl Fn() -> Result<()>,
+    ) -> Result<Lock> {
+        match self.lock_at(hash(target), deadline, go_on)? {
             Some(lock) => {
                 // What a dead command began to write and did not finish.
                 self.unlink(file_of(target).with_extension("new"))?;
@@ -131,13 +137,18 @@ impl Ledger {
             }
             None => Err(
                 Error::mount(format!("another spc is at work on {}", show(target)))
-                    .hint("wait for it, or give it more time with --timeout"),
+                    .hint("wait until it has ended, then try again"),
             ),
         }
     }
 
     /// Takes the lock of the target with this hash; None if another command held it all the time.
-    fn lock_at(&self, hash: u64, deadline: Instant) -> Result<Option<Lock>> {
+    fn lock_at(
+        &self,
+        hash: u64,
+        deadline: Instant,
+        go_on: impl Fn() -> Result<()>,
+    ) -> Result<Option<Lock>> {
         let file = self.host.run("locking the ledger", || {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -165,6 +176,7 @@ impl Ledger {
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
                 Ok(_) => return Ok(Some(Lock { _file: file })),
                 Err(nix::Error::EAGAIN | nix::Error::EACCES) if Instant::now() < deadline => {
+                    go_on()?;
                     std::thread::sleep(Duration::from_millis(10));
                 }
                 Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Ok(None),
@@ -272,7 +284,7 @@ impl Ledger {
                 continue;
             };
             // Whoever holds the lock is writing it.
-            if let Some(_lock) = self.lock_at(hash, Instant::now())? {
+            if let Some(_lock) = self.lock_at(hash, Instant::now(), || Ok(()))? {
                 self.unlink(file)?;
             }
         }

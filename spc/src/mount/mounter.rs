@@ -12,7 +12,7 @@ use super::recover::{is_mount, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run};
 use super::{Ledger, Plan, Proof, Request};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Result, errno_text};
 use crate::health::look::{self, Health};
 use crate::host::claim::{Claim, Mode};
 use crate::host::mountinfo::Entry;
@@ -70,7 +70,9 @@ pub enum Done {
 pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let deadline = Instant::now() + request.timeout;
     let plan = Plan::make(request, &session.host, &session.settings)?;
-    let lock = session.ledger.lock(&plan.target, deadline)?;
+    let lock = session
+        .ledger
+        .lock(&plan.target, deadline, || interrupts.check())?;
     if let Some(record) = session.ledger.get(&plan.target)? {
         match settle(session, &record)? {
             Some(entry) if record.request == plan.request.fingerprint() => {
@@ -102,7 +104,7 @@ pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Re
             },
         );
     }
-    let mut attempt = Attempt::new(session, &plan, pinned, lock);
+    let mut attempt = Attempt::new(session, &plan, pinned, lock)?;
     let record = attempt.run(deadline, interrupts)?;
     made.keep();
     Ok(Done::Mounted(record))
@@ -147,11 +149,12 @@ struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    fn new(session: &'a Session, plan: &'a Plan, pinned: Arc<Pinned>, lock: Lock) -> Self {
+    fn new(session: &'a Session, plan: &'a Plan, pinned: Arc<Pinned>, lock: Lock) -> Result<Self> {
+        let id = new_id()?;
         let request = &plan.request;
         let on = pinned.mount.id;
         let record = Record {
-            id: new_id(),
+            id,
             state: State::Mounting,
             target: plan.target.to_string_lossy().into_owned(),
             written: plan.written.to_string_lossy().into_owned(),
@@ -166,14 +169,14 @@ impl<'a> Attempt<'a> {
             daemon: Vec::new(),
             since: now(),
         };
-        Self {
+        Ok(Self {
             session,
             plan,
             pinned,
             record,
             finished: false,
             _lock: lock,
-        }
+        })
     }
 
     fn run(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Record> {
@@ -325,9 +328,9 @@ impl Drop for Attempt<'_> {
 }
 
 /// 64 random bits in hex.
-fn new_id() -> String {
+fn new_id() -> Result<String> {
     let mut bytes = [0_u8; 8];
-    // A short read cannot happen for 8 bytes (getrandom(2)).
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    format!("{:016x}", u64::from_ne_bytes(bytes))
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::system("cannot get random bytes").because(errno_text(e)))?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }

@@ -52,7 +52,9 @@ pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
 /// # Errors
 /// It is not ours, is busy, or its processes do not end.
 pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
-    let _lock = session.ledger.lock(target, Instant::now() + LOCK_LIMIT)?;
+    let _lock = session
+        .ledger
+        .lock(target, Instant::now() + LOCK_LIMIT, || Ok(()))?;
     let Some(mut record) = session.ledger.get(target)? else {
         return Err(not_ours(session, target));
     };

@@ -32,6 +32,22 @@ fn progress(lab: &Lab) -> Result<()> {
         !logged.contains("is at work") && logged.contains("hint:"),
         "{logged}"
     );
+    spc.is_clean()?;
+
+    // Ctrl-C ends a command that waits for a helper, and one that waits for the other command.
+    let stopped = |seconds: &str| {
+        let script = format!(
+            "timeout --preserve-status -s INT {seconds} spc mount --timeout 30 -t slow x /mnt/slow"
+        );
+        spc.host
+            .spawn(&["docker", "exec", "spc", "sh", "-c", &script])
+    };
+    let first = stopped("4")?;
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let second = stopped("1")?.wait()?.code(8)?;
+    ensure!(second.elapsed.as_secs() < 3, "{second}");
+    let said = first.wait()?.code(8)?.error_text();
+    ensure!(said.contains("stopped by signal 2"), "{said}");
     spc.is_clean()
 }
 
