@@ -14,6 +14,7 @@
 
 mod boot;
 mod cache;
+mod ceph;
 mod cgroup;
 mod demo;
 mod engine;
@@ -38,6 +39,7 @@ mod supervisor;
 
 pub mod cli;
 
+pub use ceph::{Ceph, Session, ceph};
 pub use demo::demo;
 pub use engine::Engine;
 pub use exec::{Process, Run};

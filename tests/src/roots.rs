@@ -23,6 +23,8 @@ pub enum Root {
     Minimal,
     /// Debian trixie with the servers of GlusterFS and SSH, and the native client of GlusterFS.
     Server,
+    /// Debian trixie with the servers of Ceph, and its programs for administrators.
+    Ceph,
 }
 
 /// The programs of a container host; their libraries come along.
@@ -56,6 +58,9 @@ pub fn path(root: Root) -> Result<PathBuf> {
         Root::Server => cached("server", Key::new(&SERVER.join(" ")), |path| {
             debian(path, &SERVER)
         }),
+        Root::Ceph => cached("ceph", Key::new(&CEPH.join(" ")), |path| {
+            debian(path, &CEPH)
+        }),
     }
 }
 
@@ -63,6 +68,13 @@ pub fn path(root: Root) -> Result<PathBuf> {
 const SERVER: [&str; 3] = [
     "--variant=essential",
     "--include=busybox-static,glusterfs-server,mount,openssh-server",
+    "trixie",
+];
+
+/// What mmdebstrap is told for a Debian with a Ceph cluster.
+const CEPH: [&str; 3] = [
+    "--variant=essential",
+    "--include=busybox-static,ceph-common,ceph-fuse,ceph-mds,ceph-mgr,ceph-mon,ceph-osd,mount",
     "trixie",
 ];
 
