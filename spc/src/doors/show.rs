@@ -170,7 +170,7 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
             "type": plan.request.fs_type, "source": plan.request.source, "target": show(&plan.target),
             "to_be_made": missing, "made_by": maker, "program": program, "linkage": linkage, "argv": argv,
             "options": plan.request.options.to_string(), "route": plan.route, "shows_as": plan.chosen.shows,
-            "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
+            "because": plan.chosen.because, "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
         }));
     }
     let mut text = format!(
@@ -181,6 +181,9 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
     );
     if let Some(missing) = missing {
         text.push_str(&format!("to be made {missing}\n"));
+    }
+    if let Some(because) = &plan.chosen.because {
+        text.push_str(&format!("because    {because}\n"));
     }
     match (&program, &linkage) {
         (Some(program), Some(linkage)) => text.push_str(&format!(

@@ -77,6 +77,7 @@ mod tests {
             source,
             options: &options,
             log_name: "mnt-data",
+            kernel_has: &|_| true,
         };
         match helper(&asked)? {
             Maker::Helper(helper) => Ok(helper.log),

@@ -1,6 +1,7 @@
 //! The table of file system kinds: which program or kernel type mounts them, and how its result
 //! shows in a mount table. Nothing in here makes a system call.
 
+mod ceph;
 mod gluster;
 
 use crate::error::{Error, Result};
@@ -31,6 +32,8 @@ pub struct Helper {
     pub options: Options,
     /// Where it logs, inside the container, if it does not log to stderr.
     pub log: Option<String>,
+    /// Variables of its environment.
+    pub env: Vec<(&'static str, String)>,
 }
 
 /// Stands for the target among a helper's arguments.
@@ -48,6 +51,10 @@ struct Kind {
     source: Source,
     /// How its failures are told.
     telling: Telling,
+    /// The source that the mount table shows, where it is not the one that was asked for.
+    shows_source: Option<&'static str>,
+    /// The type that takes its place on a kernel that has no file system of this name.
+    without_kernel: Option<&'static str>,
 }
 
 /// How the failures of a helper are told to a person.
@@ -84,6 +91,8 @@ pub struct Asked<'a> {
     pub options: &'a Options,
     /// A name for log files: the target with dashes for slashes.
     pub log_name: &'a str,
+    /// Whether the kernel has a file system, or can load it.
+    pub kernel_has: &'a dyn Fn(&str) -> bool,
 }
 
 /// What the table says about a request.
@@ -97,6 +106,10 @@ pub struct Chosen {
     pub source: Source,
     /// How failures of the helper are told.
     pub telling: Telling,
+    /// The source that the mount table shows.
+    pub shows_source: String,
+    /// Why it is not made as the type says.
+    pub because: Option<String>,
 }
 
 impl Chosen {
@@ -110,13 +123,46 @@ impl Chosen {
     }
 }
 
-const TABLE: [Kind; 9] = [
+const CEPH_FUSE: Kind = Kind {
+    name: "ceph-fuse",
+    maker: ceph::fuse,
+    shows: &["fuse.ceph-fuse"],
+    source: Source::Any,
+    telling: ceph::TELLING,
+    shows_source: Some("ceph-fuse"),
+    without_kernel: None,
+};
+
+static TABLE: [Kind; 13] = [
     Kind {
         name: "glusterfs",
         maker: gluster::helper,
         shows: &["fuse.glusterfs"],
         source: Source::Any,
         telling: gluster::TELLING,
+        shows_source: None,
+        without_kernel: None,
+    },
+    Kind {
+        name: "ceph",
+        maker: ceph::kernel,
+        shows: &["ceph"],
+        source: Source::Any,
+        telling: ceph::TELLING,
+        shows_source: None,
+        without_kernel: Some("fuse.ceph-fuse"),
+    },
+    Kind {
+        name: "fuse.ceph-fuse",
+        ..CEPH_FUSE
+    },
+    Kind {
+        name: "fuse.ceph",
+        ..CEPH_FUSE
+    },
+    Kind {
+        name: "ceph-fuse",
+        ..CEPH_FUSE
     },
     Kind {
         name: "fuse.sshfs",
@@ -127,6 +173,8 @@ const TABLE: [Kind; 9] = [
             hints: &SSHFS_HINTS,
             ..PLAIN
         },
+        shows_source: None,
+        without_kernel: None,
     },
     Kind {
         name: "fuse.*",
@@ -134,6 +182,8 @@ const TABLE: [Kind; 9] = [
         shows: &["{}", "fuse"],
         source: Source::Any,
         telling: PLAIN,
+        shows_source: None,
+        without_kernel: None,
     },
     Kind {
         name: "tmpfs",
@@ -141,6 +191,8 @@ const TABLE: [Kind; 9] = [
         shows: &["tmpfs"],
         source: Source::Any,
         telling: PLAIN,
+        shows_source: None,
+        without_kernel: None,
     },
     Kind {
         name: "overlay",
@@ -148,6 +200,8 @@ const TABLE: [Kind; 9] = [
         shows: &["overlay"],
         source: Source::Any,
         telling: PLAIN,
+        shows_source: None,
+        without_kernel: None,
     },
     Kind {
         name: "ext4",
@@ -155,6 +209,8 @@ const TABLE: [Kind; 9] = [
         shows: &["ext4"],
         source: Source::BlockDevice,
         telling: PLAIN,
+        shows_source: None,
+        without_kernel: None,
     },
     Kind {
         name: "xfs",
@@ -162,6 +218,8 @@ const TABLE: [Kind; 9] = [
         shows: &["xfs"],
         source: Source::BlockDevice,
         telling: PLAIN,
+        shows_source: None,
+        without_kernel: None,
     },
     Kind {
         name: "bind",
@@ -169,6 +227,8 @@ const TABLE: [Kind; 9] = [
         shows: &[],
         source: Source::Any,
         telling: PLAIN,
+        shows_source: None,
+        without_kernel: None,
     },
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
     Kind {
@@ -177,6 +237,8 @@ const TABLE: [Kind; 9] = [
         shows: &["{}", "{}4", "fuse.{}", "fuse"],
         source: Source::Any,
         telling: PLAIN,
+        shows_source: None,
+        without_kernel: None,
     },
 ];
 
@@ -185,16 +247,14 @@ const TABLE: [Kind; 9] = [
 /// # Errors
 /// The kind's own rules refuse source or options.
 pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
-    let fits = |kind: &&Kind| match kind.name.strip_suffix('*') {
-        Some(prefix) => asked
-            .fs_type
-            .strip_prefix(prefix)
-            .is_some_and(|rest| !rest.is_empty()),
-        None => kind.name == asked.fs_type,
-    };
-    let Some(kind) = TABLE.iter().find(fits) else {
-        return Err(Error::usage(format!("unknown type: {}", asked.fs_type)));
-    };
+    let mut kind = row(asked.fs_type)?;
+    let mut because = None;
+    if let Some(other) = kind.without_kernel
+        && !(asked.kernel_has)(kind.name)
+    {
+        because = Some(format!("this kernel has no {}", kind.name));
+        kind = row(other)?;
+    }
     Ok(Chosen {
         maker: (kind.maker)(asked)?,
         shows: kind
@@ -204,7 +264,20 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
             .collect(),
         source: kind.source,
         telling: kind.telling,
+        shows_source: kind.shows_source.unwrap_or(asked.source).to_owned(),
+        because,
     })
+}
+
+fn row(fs_type: &str) -> Result<&'static Kind> {
+    let fits = |kind: &&Kind| match kind.name.strip_suffix('*') {
+        Some(prefix) => fs_type
+            .strip_prefix(prefix)
+            .is_some_and(|rest| !rest.is_empty()),
+        None => kind.name == fs_type,
+    };
+    let kind = TABLE.iter().find(fits);
+    kind.ok_or_else(|| Error::usage(format!("unknown type: {fs_type}")))
 }
 
 /// The names in the table that a user can write as they stand.
@@ -236,6 +309,7 @@ fn fuse(asked: &Asked<'_>) -> Result<Maker> {
         args: vec![asked.source.into(), TARGET.into()],
         options: asked.options.for_file_system(),
         log: None,
+        env: Vec::new(),
     }))
 }
 
@@ -278,6 +352,7 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
         args: vec![asked.source.into(), TARGET.into()],
         options: asked.options.for_file_system(),
         log: None,
+        env: Vec::new(),
     }
 }
 
@@ -291,6 +366,7 @@ mod tests {
             source,
             options,
             log_name: "mnt-data",
+            kernel_has: &|_| true,
         }
     }
 

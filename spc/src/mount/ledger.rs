@@ -49,6 +49,8 @@ pub struct Record {
     pub fs_type: String,
     /// Source that was asked for.
     pub source: String,
+    /// Source that the mount table shows.
+    pub shown: String,
     /// Options that were asked for.
     pub options: String,
     /// Equal for requests that mean the same mount.

@@ -160,6 +160,7 @@ impl<'a> Attempt<'a> {
             written: plan.written.to_string_lossy().into_owned(),
             fs_type: request.fs_type.clone(),
             source: request.source.clone(),
+            shown: plan.chosen.shows_source.clone(),
             options: request.options.to_string(),
             request: request.fingerprint(),
             route: plan.route,
@@ -198,6 +199,7 @@ impl<'a> Attempt<'a> {
                 let run = Run {
                     program: &program.path,
                     argv: self.plan.argv(&claim.stand_in().to_string_lossy()),
+                    env: &helper.env,
                     claim: &claim,
                     id: &self.record.id,
                     log: helper.log.as_ref().map(PathBuf::from),

@@ -11,7 +11,7 @@ use super::Request;
 use super::request::RouteChoice;
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{Rules, Walk, on_host, show, walk};
-use crate::host::{Host, Settings, container};
+use crate::host::{Host, Settings, container, kernel};
 use crate::kinds::{self, Asked, Chosen, Maker};
 
 /// Where mount helpers and FUSE programs are looked for, in this order.
@@ -100,6 +100,7 @@ impl Plan {
             source: &request.source,
             options: &request.options,
             log_name: &log_name(&asked_target),
+            kernel_has: &|name| kernel::has(host, name),
         })?;
         let (program, route) = match &chosen.maker {
             Maker::Helper(helper) => {

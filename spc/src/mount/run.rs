@@ -74,6 +74,8 @@ pub struct Run<'a> {
     pub program: &'a Path,
     /// Its arguments.
     pub argv: Vec<String>,
+    /// Variables of its environment.
+    pub env: &'a [(&'static str, String)],
     /// The claim whose stand-in it mounts on.
     pub claim: &'a Claim,
     /// Mark for its processes.
@@ -105,6 +107,7 @@ impl Run<'_> {
         let mut command = Command::new(self.program);
         command
             .args(&self.argv)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("LD_PRELOAD", SHIM)
             .env(process::MARK, self.id)
             .env("SPC_REPORT", self.claim.report())
@@ -136,7 +139,7 @@ impl Run<'_> {
                 error.summary()
             }
         };
-        let mut log = last_lines(&output.0, 0, |line| Some(line)).unwrap_or_default();
+        let mut log = last_lines(&output.0, 0, self.telling.line).unwrap_or_default();
         if let Some(file) = &self.log {
             log.extend(errors_in(file, start_of_log, self.telling.line));
         }
