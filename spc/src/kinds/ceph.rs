@@ -1,7 +1,7 @@
 //! CephFS, by the kernel's client (mount.ceph(8)) or by `ceph-fuse`(8). Both understand the sources and
 //! options of mount.ceph(8): for `ceph-fuse` they are translated.
 
-use super::{Asked, Helper, Maker, TARGET, Telling, mount_helper};
+use super::{Asked, Helper, How, Maker, TARGET, Telling, mount_helper, passes};
 use crate::error::{Error, Result};
 use crate::mount::Options;
 
@@ -89,6 +89,8 @@ fn place(source: &str) -> Result<Place<'_>> {
 pub fn kernel(asked: &Asked<'_>) -> Result<Maker> {
     place(asked.source)?;
     let mut helper = mount_helper(asked);
+    let option = "secretfile";
+    helper.secrets = passes(["secret"], How::File { option });
     if let Some(file) = asked.options.value(KEYRING) {
         // Every program of Ceph looks there for it, in front of its configuration.
         helper.env.push(("CEPH_KEYRING", file.to_owned()));
@@ -101,6 +103,11 @@ pub fn kernel(asked: &Asked<'_>) -> Result<Maker> {
 pub fn fuse(asked: &Asked<'_>) -> Result<Maker> {
     let place = place(asked.source)?;
     let given = |key: &str| asked.options.value(key);
+    if asked.secrets.has("secret") && given("secretfile").is_some() {
+        return Err(
+            Error::usage("bad option secret: secretfile is given as well").hint("give one of them"),
+        );
+    }
     let mut args: Vec<String> = Vec::new();
     let mut say = |option: &str, value: &str| args.push(format!("{option}={value}"));
     let monitors = place.monitors.map(str::to_owned);
@@ -165,6 +172,12 @@ pub fn fuse(asked: &Asked<'_>) -> Result<Maker> {
         options,
         log: None,
         env: Vec::new(),
+        secrets: passes(
+            ["secret"],
+            How::Argument {
+                before: "--keyfile=",
+            },
+        ),
     }))
 }
 
@@ -213,4 +226,122 @@ fn line(line: &str) -> Option<&str> {
         Some(text) if dated => text.trim_start(),
         _ => line,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::{Chosen, choose};
+
+    fn chosen(fs_type: &str, source: &str, options: &str, has: bool) -> Result<Chosen> {
+        let (options, secrets) = Options::and_secrets([options])?;
+        choose(&Asked {
+            fs_type,
+            source,
+            options: &options,
+            secrets: &secrets,
+            log_name: "mnt-data",
+            kernel_has: &|_| has,
+        })
+    }
+
+    fn argv(chosen: &Chosen) -> (String, String) {
+        match &chosen.maker {
+            Maker::Helper(helper) => (helper.args.join(" "), helper.options.to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_source_names() {
+        let place = |source| super::place(source).unwrap();
+        let plain = place("192.0.2.1:6790,[2001:db8::1]:/a/b");
+        assert_eq!(plain.monitors, Some("192.0.2.1:6790,[2001:db8::1]"));
+        assert_eq!((plain.path, plain.user), ("/a/b", None));
+        assert_eq!(place(":/").monitors, None);
+        let named = place("app@0-1.cephfs=/a");
+        assert_eq!((named.user, named.fsid), (Some("app"), Some("0-1")));
+        assert_eq!((named.fs, named.path), (Some("cephfs"), "/a"));
+        assert_eq!(place("app@.cephfs=/").fsid, None);
+        for bad in [
+            "192.0.2.1",
+            "app@cephfs=/",
+            "/dir",
+            "@.x=/",
+            "192.0.2.1:dir",
+        ] {
+            assert!(super::place(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_preferred_and_ceph_fuse_can_be_had() {
+        let kernel = chosen("ceph", "a:/", "name=app", true).unwrap();
+        assert_eq!(kernel.shows, ["ceph"]);
+        assert_eq!(kernel.because, None);
+        let without = chosen("ceph", "a:/", "name=app", false).unwrap();
+        assert!(without.is_fuse() && without.because.is_some());
+        assert_eq!(without.shows_source, "ceph-fuse");
+        for fs_type in ["ceph-fuse", "fuse.ceph", "fuse.ceph-fuse"] {
+            let asked = chosen(fs_type, "a:/", "name=app", true).unwrap();
+            assert!(asked.is_fuse() && asked.because.is_none(), "{fs_type}");
+        }
+    }
+
+    #[test]
+    fn ceph_fuse_gets_the_options_in_its_own_words() {
+        let options =
+            "ro,name=app,secretfile=/s,mds_namespace=fs,rasize=4096,noatime,mount_timeout=5";
+        let (args, rest) = argv(&chosen("ceph-fuse", "a:6790,b:/x", options, true).unwrap());
+        let words = "--mon-host=a:6790,b --id=app --client_fs=fs --keyfile=/s --client_mount_timeout=5 --client_mountpoint=/x";
+        assert_eq!(args, format!("{words} {TARGET}"));
+        assert_eq!(rest, "ro,noatime");
+        let options = "mon_addr=a/b,keyring=/k,ms_mode=prefer-secure,secret=hunter2";
+        let named = chosen("ceph-fuse", "app@1-2.fs=/", options, true).unwrap();
+        let (args, rest) = argv(&named);
+        let words = "--mon-host=a,b --id=app --fsid=1-2 --client_fs=fs --keyring=/k";
+        assert!(args.starts_with(words) && rest.is_empty(), "{args} {rest}");
+        assert!(args.contains("--ms_client_mode=secure crc"), "{args}");
+    }
+
+    #[test]
+    fn a_keyring_is_for_mount_ceph_a_variable() {
+        let chosen = chosen("ceph", "a:/", "name=app,keyring=/k,rbytes", true).unwrap();
+        let Maker::Helper(helper) = &chosen.maker else {
+            panic!("{chosen:?}")
+        };
+        assert_eq!(helper.env, [("CEPH_KEYRING", "/k".to_owned())]);
+        assert_eq!(helper.options.to_string(), "name=app,rbytes");
+    }
+
+    #[test]
+    fn a_key_is_given_once() {
+        for has in [true, false] {
+            let twice = chosen("ceph", "a:/", "secret=hunter2,secretfile=/s", has);
+            let error = twice.unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_about_a_failure() {
+        let date = "2026-01-02T10:31:30.632+0000 7f58202eb500 -1";
+        for (said, text) in [
+            ("Errors while parsing config file!", None),
+            (
+                "client.4270 mds.0 rejected us (non-allowable root '/')",
+                Some("client.4270 mds.0 rejected us (non-allowable root '/')"),
+            ),
+        ] {
+            assert_eq!(line(&format!("{date} {said}")), text, "{said}");
+        }
+        assert_eq!(
+            line("mount error 13 = Permission denied"),
+            Some("mount error 13 = Permission denied")
+        );
+        assert_eq!(
+            line("did not load config file, using default settings."),
+            None
+        );
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Options;
+use super::{Options, Secrets};
 use crate::error::{Error, Result};
 
 /// How long a mount may take when nobody says.
@@ -22,7 +22,7 @@ pub enum RouteChoice {
 }
 
 /// A mount that somebody wants.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Request {
     /// File system type, as `mount -t` has it.
     pub fs_type: String,
@@ -32,6 +32,8 @@ pub struct Request {
     pub target: PathBuf,
     /// Mount options.
     pub options: Options,
+    /// Secrets, which do not count when requests are compared.
+    pub secrets: Secrets,
     /// Limit for the whole mount.
     pub timeout: Duration,
     /// Preload, graft, or whichever fits.
@@ -130,6 +132,7 @@ mod tests {
             source: source.into(),
             target: "/mnt".into(),
             options: Options::parse([options]).unwrap(),
+            secrets: Secrets::default(),
             timeout: DEFAULT_TIMEOUT,
             route: RouteChoice::Auto,
             over_system_directory: false,
