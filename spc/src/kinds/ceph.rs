@@ -197,14 +197,42 @@ fn without(options: &Options, dropped: impl Fn(&str) -> bool) -> Result<Options>
 /// Both clients, which share a library and much of what they print.
 pub const TELLING: Telling = Telling {
     line,
-    hints: &[(
-        "no keyring found",
-        "name the user and a file with the key, as the container sees it: -o name=USER,secretfile=/host/etc/ceph/USER.secret, or keyring=FILE",
-    )],
+    hints: &[
+        (
+            "handle_auth_bad_method server allowed_methods [2] but i only support [2",
+            "the cluster does not take this key for this user; on a node of the cluster, `ceph auth get client.USER` shows the right one",
+        ),
+        (
+            "no keyring found",
+            "name the user and a file with the key, as the container sees it: -o name=USER,secretfile=/host/etc/ceph/USER.secret, or keyring=FILE",
+        ),
+        (
+            "rejected us (non-allowable root",
+            "this user may mount another directory only; on a node of the cluster, `ceph auth get client.USER` shows its path=",
+        ),
+        (
+            "ceph mount failed with (2)",
+            "the file system has no such directory, or the cluster no file system of this name; on a node of the cluster, `ceph fs ls` shows the names",
+        ),
+        (
+            "ceph mount failed with (110)",
+            "no metadata server answers; on a node of the cluster, look at `ceph fs status`",
+        ),
+        (
+            "failed to fetch mon config",
+            "check the addresses of the monitors, and that this host reaches their ports 3300 and 6789",
+        ),
+        (
+            "adding ceph secret key to kernel failed",
+            "docker's default seccomp profile forbids add_key(2): start the container with --security-opt seccomp=unconfined or --privileged, or mount with -t ceph-fuse",
+        ),
+    ],
 };
 
 /// What is said without any meaning, because no configuration is needed.
-const NOISE: [&str; 9] = [
+const NOISE: [&str; 11] = [
+    "AuthRegistry(",
+    "Unable to apply new capability set",
     "did not load config file",
     "Errors while parsing config file",
     "can't open ceph.conf",
