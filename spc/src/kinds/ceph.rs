@@ -204,7 +204,7 @@ pub const TELLING: Telling = Telling {
         ),
         (
             "no keyring found",
-            "name the user and a file with the key, as the container sees it: -o name=USER,secretfile=/host/etc/ceph/USER.secret, or keyring=FILE",
+            "name the user and a file with the key: -o name=USER --secret secret=file:/host/etc/ceph/USER.secret, or, as the container sees them, secretfile=FILE or keyring=FILE",
         ),
         (
             "rejected us (non-allowable root",
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(kernel.because, None);
         let without = chosen("ceph", "a:/", "name=app", false).unwrap();
         assert!(without.is_fuse() && without.because.is_some());
-        assert_eq!(without.shows_source, "ceph-fuse");
+        assert_eq!(without.shows_source.as_deref(), Some("ceph-fuse"));
         for fs_type in ["ceph-fuse", "fuse.ceph", "fuse.ceph-fuse"] {
             let asked = chosen(fs_type, "a:/", "name=app", true).unwrap();
             assert!(asked.is_fuse() && asked.because.is_none(), "{fs_type}");

@@ -98,8 +98,8 @@ struct Kind {
     source: Source,
     /// How its failures are told.
     telling: Telling,
-    /// The source that the mount table shows, where it is not the one that was asked for.
-    shows_source: Option<&'static str>,
+    /// The source that the mount table shows.
+    shows_source: Shown,
     /// The type that takes its place on a kernel that has no file system of this name.
     without_kernel: Option<&'static str>,
 }
@@ -111,7 +111,7 @@ const ROW: Kind = Kind {
     shows: &["{}"],
     source: Source::Any,
     telling: PLAIN,
-    shows_source: None,
+    shows_source: Shown::AsAsked,
     without_kernel: None,
 };
 
@@ -119,7 +119,7 @@ const CEPH_FUSE: Kind = Kind {
     maker: ceph::fuse,
     shows: &["fuse.ceph-fuse"],
     telling: ceph::TELLING,
-    shows_source: Some("ceph-fuse"),
+    shows_source: Shown::As("ceph-fuse"),
     ..ROW
 };
 
@@ -137,6 +137,17 @@ const PLAIN: Telling = Telling {
     line: |line| Some(line),
     hints: &[],
 };
+
+/// The source that a mount table shows for a kind.
+#[derive(Clone, Copy, Debug)]
+enum Shown {
+    /// The one that was asked for.
+    AsAsked,
+    /// Always this.
+    As(&'static str),
+    /// What the helper makes of it.
+    Unknown,
+}
 
 /// What a source must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,8 +185,8 @@ pub struct Chosen {
     pub source: Source,
     /// How failures of the helper are told.
     pub telling: Telling,
-    /// The source that the mount table shows.
-    pub shows_source: String,
+    /// The source that the mount table shows, if that can be told.
+    pub shows_source: Option<String>,
     /// Why it is not made as the type says.
     pub because: Option<String>,
 }
@@ -208,6 +219,8 @@ static TABLE: &[Kind] = &[
         name: "ceph",
         maker: ceph::kernel,
         telling: ceph::TELLING,
+        // Names of hosts become addresses, and the cluster's id is filled in.
+        shows_source: Shown::Unknown,
         without_kernel: Some("fuse.ceph-fuse"),
         ..ROW
     },
@@ -303,7 +316,11 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
             .collect(),
         source: kind.source,
         telling: kind.telling,
-        shows_source: kind.shows_source.unwrap_or(asked.source).to_owned(),
+        shows_source: match kind.shows_source {
+            Shown::AsAsked => Some(asked.source.to_owned()),
+            Shown::As(source) => Some(source.to_owned()),
+            Shown::Unknown => None,
+        },
         because,
     })
 }

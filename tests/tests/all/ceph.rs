@@ -231,10 +231,31 @@ fn secrets(spc: &Spc<'_>, ceph: &Ceph<'_>, fs_type: &str, shows: [&str; 2]) -> R
     Ok(())
 }
 
+/// What a helper leaves that was killed between its mount and the note of it is found, and taken away.
+fn half_made(spc: &Spc<'_>, ceph: &Ceph<'_>, fs_type: &str) -> Result<()> {
+    give_keys(spc, ceph)?;
+    let target = "/mnt/half made";
+    spc.host.run(&["mkdir", "-p", target])?.ok()?;
+    let options = format!("name=app,secretfile={SECRET}");
+    let source = format!("{}:/app", ceph.address());
+    let mount = [
+        "spc", "mount", "-t", fs_type, "-o", &options, &source, target,
+    ];
+    spc.exec(&mount)?.ok()?;
+    // Neither claim nor record know of the mount, as if their maker had died.
+    spc.sh("rm /spc/targets/*.mount")?.ok()?;
+    let forget = r#"s/"state":"mounted"/"state":"mounting"/; s/"mount_id":[0-9]*/"mount_id":0/; s/"unique_id":[0-9]*/"unique_id":0/"#;
+    let file = "/run/spc/mounts/*.json";
+    spc.host.sh(&format!("sed -i '{forget}' {file}"))?.ok()?;
+    until("it is undone", || Ok(spc.on(target)?.is_empty()))?;
+    spc.is_clean()
+}
+
 #[test]
 fn ceph_fuse_read_only_and_snapshots() {
     with_ceph(|lab, ceph| {
         let spc = Spc::least(lab)?;
+        half_made(&spc, ceph, "ceph")?;
         read_only(&spc, ceph, "ceph", FUSE)?;
         snapshots(&spc, ceph, "ceph", FUSE)
     });
