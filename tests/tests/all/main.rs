@@ -19,3 +19,4 @@ mod scene;
 mod support;
 mod targets;
 mod terminal;
+mod vm;
