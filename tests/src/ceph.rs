@@ -98,13 +98,11 @@ impl<'lab> Ceph<'lab> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Ok(list
             .iter()
-            .filter(|session| session["entity"]["name"]["type"] == "client")
-            .map(|session| &session["client_metadata"])
-            .filter(|client| client["entity_id"] == user)
-            .map(|client| Session {
-                host: text(&client["hostname"]),
-                root: text(&client["root"]),
-                kernel: client["kernel_version"].is_string(),
+            .filter(|session| session["client_metadata"]["entity_id"] == user)
+            .map(|session| Session {
+                address: text(&session["entity"]["addr"]["addr"]),
+                root: text(&session["client_metadata"]["root"]),
+                kernel: session["client_metadata"]["kernel_version"].is_string(),
             })
             .collect())
     }
@@ -190,8 +188,8 @@ impl<'lab> Ceph<'lab> {
 /// What a client of the CephFS tells the metadata server about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// Its host.
-    pub host: String,
+    /// Where it comes from, with a port that means nothing.
+    pub address: String,
     /// The directory that it has mounted.
     pub root: String,
     /// Whether it is the kernel.

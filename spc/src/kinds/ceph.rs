@@ -91,6 +91,7 @@ pub fn kernel(asked: &Asked<'_>) -> Result<Maker> {
     let mut helper = mount_helper(asked);
     let option = "secretfile";
     helper.secrets = passes(["secret"], How::File { option });
+    helper.no_keys = true;
     if let Some(file) = asked.options.value(KEYRING) {
         // Every program of Ceph looks there for it, in front of its configuration.
         helper.env.push(("CEPH_KEYRING", file.to_owned()));
@@ -172,6 +173,7 @@ pub fn fuse(asked: &Asked<'_>) -> Result<Maker> {
         options,
         log: None,
         env: Vec::new(),
+        no_keys: false,
         secrets: passes(
             ["secret"],
             How::Argument {
@@ -223,14 +225,33 @@ pub const TELLING: Telling = Telling {
             "check the addresses of the monitors, and that this host reaches their ports 3300 and 6789",
         ),
         (
-            "adding ceph secret key to kernel failed",
-            "docker's default seccomp profile forbids add_key(2): start the container with --security-opt seccomp=unconfined or --privileged, or mount with -t ceph-fuse",
+            "unable to read secretfile",
+            "the file is read in the container; one of the host can be named as --secret secret=file:/host/etc/ceph/USER.secret",
+        ),
+        (
+            "mount error: no mds",
+            "the kernel's log tells which it is (dmesg): no key for name=USER, the wrong key, no monitor that answers on ports 3300 and 6789, no file system of this name, no metadata server",
+        ),
+        (
+            "mount error 13",
+            "this user may mount another directory only; on a node of the cluster, `ceph auth get client.USER` shows its path=",
+        ),
+        (
+            "mount error 2 ",
+            "the file system has no such directory",
+        ),
+        (
+            "mount error 22",
+            "the kernel does not know an option or its value; its log tells which (dmesg)",
         ),
     ],
 };
 
-/// What is said without any meaning, because no configuration is needed.
-const NOISE: [&str; 11] = [
+/// What is said without any meaning: no configuration is needed, and the kernel loads its module itself.
+const NOISE: [&str; 14] = [
+    "modprobe: FATAL: Module ceph not found in directory",
+    "failed to load ceph kernel module",
+    "auth: unable to find a keyring on",
     "AuthRegistry(",
     "Unable to apply new capability set",
     "did not load config file",

@@ -44,6 +44,9 @@ pub struct Helper {
     pub log: Option<String>,
     /// Variables of its environment.
     pub env: Vec<(&'static str, String)>,
+    /// It is told that the kernel keeps no keys (add_key(2)), so that it names the key in its mount(2). A key that it
+    /// keeps for itself is not known to the shim's child, which mounts.
+    pub no_keys: bool,
     /// The secrets that it has a use for; those that are there are handed over.
     pub secrets: Vec<Pass>,
 }
@@ -402,6 +405,7 @@ fn fuse(asked: &Asked<'_>) -> Result<Maker> {
         options: asked.options.for_file_system(),
         log: None,
         env: Vec::new(),
+        no_keys: false,
         secrets: Vec::new(),
     }))
 }
@@ -464,6 +468,7 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
         options: asked.options.for_file_system(),
         log: None,
         env: Vec::new(),
+        no_keys: false,
         secrets: Vec::new(),
     }
 }

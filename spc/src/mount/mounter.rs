@@ -209,6 +209,7 @@ impl<'a> Attempt<'a> {
                     program: &program.path,
                     argv: self.plan.argv(&stand_in, |key| handover.number(key)),
                     env: &helper.env,
+                    no_keys: helper.no_keys,
                     claim: &claim,
                     id: &self.record.id,
                     log: helper.log.as_ref().map(PathBuf::from),
