@@ -2,8 +2,10 @@
 //! shows in a mount table. Nothing in here makes a system call.
 
 mod gluster;
+pub mod nfs;
 
 use crate::error::{Error, Result};
+use crate::host::service::Service;
 use crate::mount::Options;
 
 /// Who makes the mount.
@@ -84,6 +86,24 @@ pub struct Asked<'a> {
     pub options: &'a Options,
     /// A name for log files: the target with dashes for slashes.
     pub log_name: &'a str,
+}
+
+/// A service that mounts share, and what needs it.
+#[derive(Debug)]
+pub struct Shared {
+    /// The service.
+    pub service: Service,
+    /// Types, as they are asked for, that may need it while they are being mounted.
+    pub kinds: &'static [&'static str],
+    /// Helpers that may need it while they run.
+    pub helpers: &'static [&'static str],
+    /// Whether a mount needs it, by its type and the options of its file system in the mount table.
+    pub needed_by: fn(&str, &str) -> bool,
+}
+
+/// The services of all kinds; one that needs another comes before it.
+pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
+    nfs::SERVICES.iter().rev()
 }
 
 /// What the table says about a request.
