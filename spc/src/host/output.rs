@@ -41,13 +41,13 @@ impl Output {
         }
     }
 
-    /// The last lines.
-    pub fn last_lines(&self) -> Vec<String> {
-        last_lines(&self.0, 0, |line| Some(line)).unwrap_or_default()
+    /// The last of the lines that count, and of those what counts.
+    pub fn last_lines(&self, counts: fn(&str) -> Option<&str>) -> Vec<String> {
+        last_lines(&self.0, 0, counts).unwrap_or_default()
     }
 }
 
-/// The last of the lines that count, and of those what counts.
+/// As [`Output::last_lines`], of a file from this place on.
 ///
 /// # Errors
 /// The file cannot be read.

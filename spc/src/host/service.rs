@@ -232,7 +232,7 @@ fn start(service: &Service) -> Result<()> {
         tracing::info!(service = name, "started");
         return Ok(());
     };
-    let log = output.last_lines();
+    let log = output.last_lines(|line| Some(line));
     stop(service, &ours(service)?)?;
     // Nobody else reaps it if this process lives on.
     let _ = child.try_wait();

@@ -55,7 +55,7 @@ struct Kind {
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
 pub struct Telling {
-    /// What a line of its own log says about a failure, if anything.
+    /// What a line of its output or log says about a failure, if anything.
     pub line: fn(&str) -> Option<&str>,
     /// What to do, by words that it printed or logged; the first that are found count.
     pub hints: &'static [(&'static str, &'static str)],
@@ -130,13 +130,27 @@ impl Chosen {
     }
 }
 
-const TABLE: [Kind; 9] = [
+const TABLE: [Kind; 11] = [
     Kind {
         name: "glusterfs",
         maker: gluster::helper,
         shows: &["fuse.glusterfs"],
         source: Source::Any,
         telling: gluster::TELLING,
+    },
+    Kind {
+        name: "nfs",
+        maker: nfs::helper,
+        shows: &["nfs", "nfs4"],
+        source: Source::Any,
+        telling: nfs::TELLING,
+    },
+    Kind {
+        name: "nfs4",
+        maker: nfs::helper,
+        shows: &["nfs4"],
+        source: Source::Any,
+        telling: nfs::TELLING,
     },
     Kind {
         name: "fuse.sshfs",
@@ -194,7 +208,7 @@ const TABLE: [Kind; 9] = [
     Kind {
         name: "*",
         maker: helper_of_type,
-        shows: &["{}", "{}4", "fuse.{}", "fuse"],
+        shows: &["{}", "fuse.{}", "fuse"],
         source: Source::Any,
         telling: PLAIN,
     },
@@ -331,11 +345,11 @@ mod tests {
     #[test]
     fn other_types_have_their_helper() {
         let options = Options::default();
-        let chosen = choose(&asked("nfs", "h:/x", &options)).unwrap();
+        let chosen = choose(&asked("ours", "h:/x", &options)).unwrap();
         let Maker::Helper(helper) = &chosen.maker else {
             panic!("{chosen:?}")
         };
-        assert_eq!(helper.programs, ["mount.nfs"]);
-        assert!(chosen.shows.contains(&"nfs4".to_owned()) && !chosen.is_fuse());
+        assert_eq!(helper.programs, ["mount.ours"]);
+        assert!(chosen.shows.contains(&"fuse.ours".to_owned()) && !chosen.is_fuse());
     }
 }

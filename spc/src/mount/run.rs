@@ -134,7 +134,7 @@ impl Run<'_> {
                 error.summary()
             }
         };
-        let mut log = output.last_lines();
+        let mut log = output.last_lines(self.telling.line);
         if let Some(file) = &self.log {
             log.extend(errors_in(file, start_of_log, self.telling.line));
         }
