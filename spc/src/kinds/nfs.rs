@@ -80,7 +80,7 @@ fn line(line: &str) -> Option<&str> {
 }
 
 /// What to do where they cannot be started.
-const HINT: &str = "start the container with --cap-add=NET_BIND_SERVICE --cap-add=SETUID --cap-add=SETGID --cap-add=KILL, or mount with vers=4 or nolock";
+const HINT: &str = "start the container with --cap-add=NET_BIND_SERVICE --cap-add=SETUID --cap-add=SETGID --cap-add=SETPCAP --cap-add=KILL, or mount with vers=4 or nolock";
 
 /// What NFSv3 with locking needs, in the order of their start.
 pub const SERVICES: [Shared; 2] = [
@@ -98,7 +98,7 @@ pub const SERVICES: [Shared; 2] = [
         name: "rpc.statd",
         program: "rpc.statd",
         // Whether the host has restarted is not for a daemon to tell that comes and goes with mounts.
-        args: &["--foreground", "--no-notify"],
+        args: &["--foreground", "--no-notify", "--no-syslog"],
         ready: Ready::Rpc {
             program: 100_024,
             version: 1,
