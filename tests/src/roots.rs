@@ -23,6 +23,8 @@ pub enum Root {
     Minimal,
     /// Debian trixie with the servers of GlusterFS and SSH, and the native client of GlusterFS.
     Server,
+    /// Debian trixie with servers of NFS (the kernel's and NFS-Ganesha) and iSCSI (the kernel's).
+    Storage,
 }
 
 /// The programs of a container host; their libraries come along.
@@ -56,6 +58,9 @@ pub fn path(root: Root) -> Result<PathBuf> {
         Root::Server => cached("server", Key::new(&SERVER.join(" ")), |path| {
             debian(path, &SERVER)
         }),
+        Root::Storage => cached("storage", Key::new(&STORAGE.join(" ")), |path| {
+            debian(path, &STORAGE)
+        }),
     }
 }
 
@@ -63,6 +68,13 @@ pub fn path(root: Root) -> Result<PathBuf> {
 const SERVER: [&str; 3] = [
     "--variant=essential",
     "--include=busybox-static,glusterfs-server,mount,openssh-server",
+    "trixie",
+];
+
+/// The same for storage servers.
+const STORAGE: [&str; 3] = [
+    "--variant=essential",
+    "--include=busybox-static,e2fsprogs,glusterfs-common,iproute2,kmod,mount,netbase,nfs-ganesha-gluster,nfs-ganesha-vfs,nfs-kernel-server,procps,rpcbind,targetcli-fb",
     "trixie",
 ];
 
