@@ -5,7 +5,10 @@ pub mod container;
 pub mod copies;
 pub mod mountinfo;
 pub mod namespace;
+pub mod output;
 pub mod process;
+mod rpc;
+pub mod service;
 pub mod settings;
 pub mod target;
 

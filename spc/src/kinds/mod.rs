@@ -2,8 +2,10 @@
 //! shows in a mount table. Nothing in here makes a system call.
 
 mod gluster;
+pub mod nfs;
 
 use crate::error::{Error, Result};
+use crate::host::service::Service;
 use crate::mount::Options;
 
 /// Who makes the mount.
@@ -53,7 +55,7 @@ struct Kind {
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
 pub struct Telling {
-    /// What a line of its own log says about a failure, if anything.
+    /// What a line of its output or log says about a failure, if anything.
     pub line: fn(&str) -> Option<&str>,
     /// What to do, by words that it printed or logged; the first that are found count.
     pub hints: &'static [(&'static str, &'static str)],
@@ -86,6 +88,24 @@ pub struct Asked<'a> {
     pub log_name: &'a str,
 }
 
+/// A service that mounts share, and what needs it.
+#[derive(Debug)]
+pub struct Shared {
+    /// The service.
+    pub service: Service,
+    /// Types, as they are asked for, that may need it while they are being mounted.
+    pub kinds: &'static [&'static str],
+    /// Helpers that may need it while they run.
+    pub helpers: &'static [&'static str],
+    /// Whether a mount needs it, by its type and the options of its file system in the mount table.
+    pub needed_by: fn(&str, &str) -> bool,
+}
+
+/// The services of all kinds; one that needs another comes before it.
+pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
+    nfs::SERVICES.iter().rev()
+}
+
 /// What the table says about a request.
 #[derive(Clone, Debug)]
 pub struct Chosen {
@@ -110,13 +130,27 @@ impl Chosen {
     }
 }
 
-const TABLE: [Kind; 9] = [
+const TABLE: [Kind; 11] = [
     Kind {
         name: "glusterfs",
         maker: gluster::helper,
         shows: &["fuse.glusterfs"],
         source: Source::Any,
         telling: gluster::TELLING,
+    },
+    Kind {
+        name: "nfs",
+        maker: nfs::helper,
+        shows: &["nfs", "nfs4"],
+        source: Source::Any,
+        telling: nfs::TELLING,
+    },
+    Kind {
+        name: "nfs4",
+        maker: nfs::helper,
+        shows: &["nfs4"],
+        source: Source::Any,
+        telling: nfs::TELLING,
     },
     Kind {
         name: "fuse.sshfs",
@@ -174,7 +208,7 @@ const TABLE: [Kind; 9] = [
     Kind {
         name: "*",
         maker: helper_of_type,
-        shows: &["{}", "{}4", "fuse.{}", "fuse"],
+        shows: &["{}", "fuse.{}", "fuse"],
         source: Source::Any,
         telling: PLAIN,
     },
@@ -311,11 +345,11 @@ mod tests {
     #[test]
     fn other_types_have_their_helper() {
         let options = Options::default();
-        let chosen = choose(&asked("nfs", "h:/x", &options)).unwrap();
+        let chosen = choose(&asked("ours", "h:/x", &options)).unwrap();
         let Maker::Helper(helper) = &chosen.maker else {
             panic!("{chosen:?}")
         };
-        assert_eq!(helper.programs, ["mount.nfs"]);
-        assert!(chosen.shows.contains(&"nfs4".to_owned()) && !chosen.is_fuse());
+        assert_eq!(helper.programs, ["mount.ours"]);
+        assert!(chosen.shows.contains(&"fuse.ours".to_owned()) && !chosen.is_fuse());
     }
 }

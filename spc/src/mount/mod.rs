@@ -9,6 +9,7 @@ pub mod proof;
 pub mod recover;
 pub mod request;
 pub mod run;
+pub mod services;
 pub mod unmounter;
 
 pub use ledger::{Ledger, Record};
