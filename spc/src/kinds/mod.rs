@@ -279,16 +279,15 @@ fn check_secrets(asked: &Asked<'_>, maker: &Maker) -> Result<()> {
         .keys()
         .find(|key| takes.iter().all(|pass| pass.key != *key))
     {
-        let hint = if takes.is_empty() {
-            "name a file or a user's key in the options, if the type knows such a one".into()
+        let keys: Vec<_> = takes.iter().map(|pass| pass.key).collect();
+        let (has, hint) = if keys.is_empty() {
+            let hint = "leave it out, or name a file with it by the option that the type has for that, if any";
+            ("takes no secrets", hint.to_owned())
         } else {
-            let keys: Vec<_> = takes.iter().map(|pass| pass.key).collect();
-            format!("its secrets are called: {}", keys.join(", "))
+            let hint = format!("its secrets are called: {}", keys.join(", "));
+            ("has no secret of this name", hint)
         };
-        let what = format!(
-            "bad option {key}: type {} has no such secret",
-            asked.fs_type
-        );
+        let what = format!("bad option {key}: type {} {has}", asked.fs_type);
         return Err(Error::usage(what).hint(hint));
     }
     let given: Vec<&Pass> = takes.iter().filter(|p| asked.secrets.has(p.key)).collect();
@@ -459,11 +458,11 @@ mod tests {
         assert_eq!(helper.options.to_string(), "");
         assert_eq!(helper.secrets[0].key, "password");
         for (fs_type, options, says) in [
-            ("tmpfs", "password=hunter2", "type tmpfs has no such secret"),
+            ("tmpfs", "password=hunter2", "type tmpfs takes no secrets"),
             (
                 "fuse.bindfs",
                 "key=hunter2",
-                "type fuse.bindfs has no such secret",
+                "type fuse.bindfs takes no secrets",
             ),
             ("ceph", "password=hunter2", "its secrets are called: secret"),
             (
