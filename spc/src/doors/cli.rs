@@ -76,7 +76,8 @@ const EXIT_STATUS: &str = "Exit status, as of mount(8): 0 success, 1 usage, 2 sy
 
 #[derive(Debug, Args)]
 struct MountArgs {
-    /// File system type: glusterfs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the container
+    /// File system type: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the
+    /// container; without it, HOST:/PATH is nfs, //HOST/SHARE cifs, USER@HOST:DIR fuse.sshfs
     #[arg(short = 't', long = "types", value_name = "TYPE")]
     fs_type: Option<String>,
     /// Options, separated by commas; x-mount.mkdir[=MODE] makes the target
@@ -155,6 +156,7 @@ impl MountArgs {
         }
         Request {
             fs_type: self.fs_type.clone().unwrap_or_default(),
+            inferred: None,
             source: self.source.clone(),
             target: self.target.clone(),
             options,

@@ -177,8 +177,13 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
             "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
         }));
     }
+    let by = match (&plan.request.inferred, plan.request.doubt()) {
+        (_, Some(doubt)) => format!(" ({doubt})"),
+        (Some(_), None) => " (by the form of the source)".into(),
+        (None, None) => String::new(),
+    };
     let mut text = format!(
-        "type       {}\nsource     {}\ntarget     {} on the host\n",
+        "type       {}{by}\nsource     {}\ntarget     {} on the host\n",
         plan.request.fs_type,
         plan.request.source,
         show(&plan.target)

@@ -69,6 +69,14 @@ pub enum Done {
 /// # Errors
 /// Anything from a bad request to a missing proof.
 pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
+    let doubt = request.doubt();
+    make(session, request, interrupts).map_err(|error| match doubt {
+        Some(doubt) if error.class() == Class::Mount => error.hint_also(&doubt),
+        _ => error,
+    })
+}
+
+fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let deadline = Instant::now() + request.timeout;
     let mut plan = Plan::make(request, &session.host, &session.settings)?;
     let secrets = &mut plan.request.secrets;
@@ -306,16 +314,12 @@ impl<'a> Attempt<'a> {
     fn hint_at_network(&self, error: Error) -> Error {
         let own = container::shares_network(&self.session.settings) == Some(false);
         let network = "the container has a network of its own, which may not reach the server: start it with --net=host";
-        match error.hint_text() {
-            Some(hint) if own && error.class() == Class::Mount => {
-                let hint = format!("{hint}; {network}");
-                error.hint(hint)
-            }
-            None if own && error.class() == Class::Mount => error.hint(network),
-            _ => error.hint_if_none(
-                "`spc explain` shows how it is run; with -v the shim's decisions are shown as well",
-            ),
+        if own && error.class() == Class::Mount {
+            return error.hint_also(network);
         }
+        error.hint_if_none(
+            "`spc explain` shows how it is run; with -v the shim's decisions are shown as well",
+        )
     }
 
     fn nothing(&self, who: &str) -> Error {
