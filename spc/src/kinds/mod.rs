@@ -2,10 +2,13 @@
 //! shows in a mount table. Nothing in here makes a system call.
 
 mod gluster;
+pub mod needs;
 mod source;
 
 use crate::error::{Error, Result};
+use crate::host::modules::{FUSE, Module};
 use crate::mount::{Options, Secrets};
+use needs::Need;
 use source::Fit;
 
 /// Who makes the mount.
@@ -99,6 +102,12 @@ struct Kind {
     telling: Telling,
     /// How well a source that has no type fits.
     fits: fn(&str) -> Fit,
+    /// Modules of the kernel without which it cannot be.
+    modules: &'static [Module],
+    /// Whatever else it needs of container and host.
+    needs: &'static [Need],
+    /// Other names that people have for it.
+    also: &'static [&'static str],
 }
 
 /// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
@@ -109,6 +118,9 @@ const ROW: Kind = Kind {
     source: Source::Any,
     telling: PLAIN,
     fits: source::none,
+    modules: &[],
+    needs: &[],
+    also: &[],
 };
 
 /// How the failures of a helper are told to a person.
@@ -160,6 +172,8 @@ pub struct Chosen {
     pub source: Source,
     /// How failures of the helper are told.
     pub telling: Telling,
+    /// Modules of the kernel without which it cannot be.
+    pub modules: Vec<Module>,
 }
 
 impl Chosen {
@@ -180,24 +194,49 @@ const TABLE: &[Kind] = &[
         shows: &["fuse.glusterfs"],
         telling: gluster::TELLING,
         fits: source::glusterfs,
+        modules: &[FUSE],
+        needs: &[
+            Need::program(&["mount.glusterfs"], "glusterfs-client"),
+            Need::Fuse,
+        ],
+        also: &["gluster"],
         ..ROW
     },
     Kind {
         name: "nfs",
         shows: &["nfs", "nfs4"],
         fits: source::nfs,
+        modules: &NFS,
+        needs: &[
+            Need::program(&["mount.nfs"], "nfs-common"),
+            Need::program(&["rpcbind"], "rpcbind"),
+            Need::program(&["rpc.statd"], "nfs-common"),
+            Need::HostNetwork,
+        ],
         ..ROW
     },
     Kind {
         name: "ceph",
         maker: ceph,
         fits: source::ceph,
+        modules: &[Module::of("ceph")],
+        needs: &[
+            Need::program(&["mount.ceph"], "ceph-common"),
+            Need::HostNetwork,
+        ],
+        also: &["cephfs"],
         ..ROW
     },
     Kind {
         name: "cifs",
         maker: cifs,
         fits: source::cifs,
+        modules: &[Module::of("cifs")],
+        needs: &[
+            Need::program(&["mount.cifs"], "cifs-utils"),
+            Need::HostNetwork,
+        ],
+        also: &["smb", "smb3"],
         ..ROW
     },
     Kind {
@@ -208,12 +247,21 @@ const TABLE: &[Kind] = &[
             ..PLAIN
         },
         fits: source::sshfs,
+        modules: &[FUSE],
+        needs: &[
+            Need::program(&["sshfs"], "sshfs"),
+            Need::program(&["ssh"], "openssh-client"),
+            Need::Fuse,
+        ],
+        also: &["sshfs"],
         ..ROW
     },
     Kind {
         name: "fuse.*",
         maker: fuse,
         shows: &["{}", "fuse"],
+        modules: &[FUSE],
+        needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
         ..ROW
     },
     Kind {
@@ -224,17 +272,20 @@ const TABLE: &[Kind] = &[
     Kind {
         name: "overlay",
         maker: kernel,
+        modules: &[Module::of("overlay")],
         ..ROW
     },
     Kind {
         name: "ext4",
         maker: kernel,
+        modules: &[Module::of("ext4")],
         source: Source::BlockDevice,
         ..ROW
     },
     Kind {
         name: "xfs",
         maker: kernel,
+        modules: &[Module::of("xfs")],
         source: Source::BlockDevice,
         ..ROW
     },
@@ -250,6 +301,13 @@ const TABLE: &[Kind] = &[
         shows: &["{}", "{}4", "fuse.{}", "fuse"],
         ..ROW
     },
+];
+
+/// The kernel asks for the module of a version by itself, and on a minimal host in vain.
+const NFS: [Module; 3] = [
+    Module::of("nfs"),
+    Module::part("nfsv4"),
+    Module::part("nfsv3"),
 ];
 
 /// Looks a request up in the table.
@@ -278,6 +336,7 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
             .collect(),
         source: kind.source,
         telling: kind.telling,
+        modules: kind.modules.to_vec(),
     })
 }
 
