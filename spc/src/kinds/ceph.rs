@@ -236,10 +236,7 @@ pub const TELLING: Telling = Telling {
             "mount error 13",
             "this user may mount another directory only; on a node of the cluster, `ceph auth get client.USER` shows its path=",
         ),
-        (
-            "mount error 2 ",
-            "the file system has no such directory",
-        ),
+        ("mount error 2 ", "the file system has no such directory"),
         (
             "mount error 22",
             "the kernel does not know an option or its value; its log tells which (dmesg)",
@@ -290,7 +287,7 @@ mod tests {
             options: &options,
             secrets: &secrets,
             log_name: "mnt-data",
-            kernel_has: &|_| has,
+            kernel_lacks: &|_| (!has).then(|| "no module".into()),
         })
     }
 

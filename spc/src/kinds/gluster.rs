@@ -78,7 +78,7 @@ mod tests {
             options: &options,
             secrets: &Secrets::default(),
             log_name: "mnt-data",
-            kernel_has: &|_| true,
+            kernel_lacks: &|_| None,
         };
         match helper(&asked)? {
             Maker::Helper(helper) => Ok(helper.log),

@@ -3,9 +3,16 @@
 
 mod ceph;
 mod gluster;
+pub mod needs;
+pub mod nfs;
+mod source;
 
 use crate::error::{Error, Result};
+use crate::host::modules::{FUSE, Module};
+use crate::host::service::Service;
 use crate::mount::{Options, Secrets};
+use needs::Need;
+use source::Fit;
 
 /// Who makes the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,10 +108,18 @@ struct Kind {
     source: Source,
     /// How its failures are told.
     telling: Telling,
+    /// How well a source that has no type fits.
+    fits: fn(&str) -> Fit,
+    /// Modules of the kernel without which it cannot be.
+    modules: &'static [Module],
+    /// Whatever else it needs of container and host.
+    needs: &'static [Need],
+    /// Other names that people have for it.
+    also: &'static [&'static str],
     /// The source that the mount table shows.
     shows_source: Shown,
-    /// The type that takes its place on a kernel that has no file system of this name.
-    without_kernel: Option<&'static str>,
+    /// The type that takes its place where the kernel does not get its modules.
+    without_modules: Option<&'static str>,
 }
 
 /// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
@@ -114,14 +129,20 @@ const ROW: Kind = Kind {
     shows: &["{}"],
     source: Source::Any,
     telling: PLAIN,
+    fits: source::none,
+    modules: &[],
+    needs: &[],
+    also: &[],
     shows_source: Shown::AsAsked,
-    without_kernel: None,
+    without_modules: None,
 };
 
 const CEPH_FUSE: Kind = Kind {
     maker: ceph::fuse,
     shows: &["fuse.ceph-fuse"],
     telling: ceph::TELLING,
+    modules: &[FUSE],
+    needs: &[Need::program(&["ceph-fuse"], "ceph-fuse"), Need::Fuse],
     shows_source: Shown::As("ceph-fuse"),
     ..ROW
 };
@@ -129,7 +150,7 @@ const CEPH_FUSE: Kind = Kind {
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
 pub struct Telling {
-    /// What a line of its own log says about a failure, if anything.
+    /// What a line of its output or log says about a failure, if anything.
     pub line: fn(&str) -> Option<&str>,
     /// What to do, by words that it printed or logged; the first that are found count.
     pub hints: &'static [(&'static str, &'static str)],
@@ -173,8 +194,26 @@ pub struct Asked<'a> {
     pub secrets: &'a Secrets,
     /// A name for log files: the target with dashes for slashes.
     pub log_name: &'a str,
-    /// Whether the kernel has a file system, or can load it.
-    pub kernel_has: &'a dyn Fn(&str) -> bool,
+    /// Why the kernel does not get a module, if it does not.
+    pub kernel_lacks: &'a dyn Fn(Module) -> Option<String>,
+}
+
+/// A service that mounts share, and what needs it.
+#[derive(Debug)]
+pub struct Shared {
+    /// The service.
+    pub service: Service,
+    /// Types, as they are asked for, that may need it while they are being mounted.
+    pub kinds: &'static [&'static str],
+    /// Helpers that may need it while they run.
+    pub helpers: &'static [&'static str],
+    /// Whether a mount needs it, by its type and the options of its file system in the mount table.
+    pub needed_by: fn(&str, &str) -> bool,
+}
+
+/// The services of all kinds; one that needs another comes before it.
+pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
+    nfs::SERVICES.iter().rev()
 }
 
 /// What the table says about a request.
@@ -188,6 +227,8 @@ pub struct Chosen {
     pub source: Source,
     /// How failures of the helper are told.
     pub telling: Telling,
+    /// Modules of the kernel without which it cannot be.
+    pub modules: Vec<Module>,
     /// The source that the mount table shows, if that can be told.
     pub shows_source: Option<String>,
     /// Why it is not made as the type says.
@@ -205,26 +246,53 @@ impl Chosen {
     }
 }
 
-static TABLE: &[Kind] = &[
+const TABLE: &[Kind] = &[
     Kind {
         name: "glusterfs",
         maker: gluster::helper,
         shows: &["fuse.glusterfs"],
         telling: gluster::TELLING,
+        fits: source::glusterfs,
+        modules: &[FUSE],
+        needs: &[
+            Need::program(&["mount.glusterfs"], "glusterfs-client"),
+            Need::Fuse,
+        ],
+        also: &["gluster"],
         ..ROW
     },
     Kind {
         name: "nfs",
+        maker: nfs::helper,
         shows: &["nfs", "nfs4"],
+        telling: nfs::TELLING,
+        fits: source::nfs,
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS,
+        ..ROW
+    },
+    Kind {
+        name: "nfs4",
+        maker: nfs::helper,
+        telling: nfs::TELLING,
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS,
         ..ROW
     },
     Kind {
         name: "ceph",
         maker: ceph::kernel,
         telling: ceph::TELLING,
+        fits: source::ceph,
         // Names of hosts become addresses, and the cluster's id is filled in.
         shows_source: Shown::Unknown,
-        without_kernel: Some("fuse.ceph-fuse"),
+        without_modules: Some("fuse.ceph-fuse"),
+        modules: &[Module::of("ceph")],
+        needs: &[
+            Need::program(&["mount.ceph"], "ceph-common"),
+            Need::HostNetwork,
+        ],
+        also: &["cephfs"],
         ..ROW
     },
     Kind {
@@ -242,6 +310,13 @@ static TABLE: &[Kind] = &[
     Kind {
         name: "cifs",
         maker: cifs,
+        fits: source::cifs,
+        modules: &[Module::of("cifs")],
+        needs: &[
+            Need::program(&["mount.cifs"], "cifs-utils"),
+            Need::HostNetwork,
+        ],
+        also: &["smb", "smb3"],
         ..ROW
     },
     Kind {
@@ -251,12 +326,22 @@ static TABLE: &[Kind] = &[
             hints: &SSHFS_HINTS,
             ..PLAIN
         },
+        fits: source::sshfs,
+        modules: &[FUSE],
+        needs: &[
+            Need::program(&["sshfs"], "sshfs"),
+            Need::program(&["ssh"], "openssh-client"),
+            Need::Fuse,
+        ],
+        also: &["sshfs"],
         ..ROW
     },
     Kind {
         name: "fuse.*",
         maker: fuse,
         shows: &["{}", "fuse"],
+        modules: &[FUSE],
+        needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
         ..ROW
     },
     Kind {
@@ -267,17 +352,20 @@ static TABLE: &[Kind] = &[
     Kind {
         name: "overlay",
         maker: kernel,
+        modules: &[Module::of("overlay")],
         ..ROW
     },
     Kind {
         name: "ext4",
         maker: kernel,
+        modules: &[Module::of("ext4")],
         source: Source::BlockDevice,
         ..ROW
     },
     Kind {
         name: "xfs",
         maker: kernel,
+        modules: &[Module::of("xfs")],
         source: Source::BlockDevice,
         ..ROW
     },
@@ -290,7 +378,7 @@ static TABLE: &[Kind] = &[
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
     Kind {
         name: "*",
-        shows: &["{}", "{}4", "fuse.{}", "fuse"],
+        shows: &["{}", "fuse.{}", "fuse"],
         ..ROW
     },
 ];
@@ -302,11 +390,14 @@ static TABLE: &[Kind] = &[
 pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
     let mut kind = row(asked.fs_type)?;
     let mut because = None;
-    if let Some(other) = kind.without_kernel
-        && !(asked.kernel_has)(kind.name)
-    {
-        because = Some(format!("this kernel has no {}", kind.name));
-        kind = row(other)?;
+    if let Some(other) = kind.without_modules {
+        because = kind
+            .modules
+            .iter()
+            .find_map(|module| (asked.kernel_lacks)(*module));
+        if because.is_some() {
+            kind = row(other)?;
+        }
     }
     let maker = (kind.maker)(asked)?;
     check_secrets(asked, &maker)?;
@@ -319,6 +410,7 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
             .collect(),
         source: kind.source,
         telling: kind.telling,
+        modules: kind.modules.to_vec(),
         shows_source: match kind.shows_source {
             Shown::AsAsked => Some(asked.source.to_owned()),
             Shown::As(source) => Some(source.to_owned()),
@@ -339,6 +431,51 @@ fn row(fs_type: &str) -> Result<&'static Kind> {
     kind.ok_or_else(|| Error::usage(format!("unknown type: {fs_type}")))
 }
 
+/// The type of a source for which none was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inferred {
+    /// The type.
+    pub fs_type: &'static str,
+    /// Types whose sources may be written like this as well.
+    pub others: Vec<&'static str>,
+}
+
+/// The type of a source, by the way it is written.
+///
+/// # Errors
+/// It is written as no type's is, or as those of several types.
+pub fn infer(source: &str) -> Result<Inferred> {
+    let fitting = |wanted: Fit| {
+        let rows = TABLE
+            .iter()
+            .filter(move |kind| (kind.fits)(source) == wanted);
+        rows.map(|kind| kind.name).collect::<Vec<_>>()
+    };
+    let could = fitting(Fit::Could);
+    match (&fitting(Fit::Certain)[..], &fitting(Fit::Usual)[..]) {
+        ([certain], _) => Ok(Inferred {
+            fs_type: certain,
+            others: Vec::new(),
+        }),
+        ([], [usual]) => Ok(Inferred {
+            fs_type: usual,
+            others: could,
+        }),
+        _ => {
+            let hint = if could.is_empty() {
+                let known: Vec<_> = names().collect();
+                format!("add -t TYPE; known: {}", known.join(", "))
+            } else {
+                format!(
+                    "{source} may be of type {}: add -t TYPE",
+                    could.join(" or ")
+                )
+            };
+            Err(Error::usage("which type of file system is not said").hint(hint))
+        }
+    }
+}
+
 /// Every secret has a use, and one only.
 fn check_secrets(asked: &Asked<'_>, maker: &Maker) -> Result<()> {
     let takes = maker.takes();
@@ -347,16 +484,15 @@ fn check_secrets(asked: &Asked<'_>, maker: &Maker) -> Result<()> {
         .keys()
         .find(|key| takes.iter().all(|pass| pass.key != *key))
     {
-        let hint = if takes.is_empty() {
-            "name a file or a user's key in the options, if the type knows such a one".into()
+        let keys: Vec<_> = takes.iter().map(|pass| pass.key).collect();
+        let (has, hint) = if keys.is_empty() {
+            let hint = "leave it out, or name a file with it by the option that the type has for that, if any";
+            ("takes no secrets", hint.to_owned())
         } else {
-            let keys: Vec<_> = takes.iter().map(|pass| pass.key).collect();
-            format!("its secrets are called: {}", keys.join(", "))
+            let hint = format!("its secrets are called: {}", keys.join(", "));
+            ("has no secret of this name", hint)
         };
-        let what = format!(
-            "bad option {key}: type {} has no such secret",
-            asked.fs_type
-        );
+        let what = format!("bad option {key}: type {} {has}", asked.fs_type);
         return Err(Error::usage(what).hint(hint));
     }
     let given: Vec<&Pass> = takes.iter().filter(|p| asked.secrets.has(p.key)).collect();
@@ -485,7 +621,7 @@ mod tests {
             options: &options,
             secrets: &secrets,
             log_name: "mnt-data",
-            kernel_has: &|_| true,
+            kernel_lacks: &|_| None,
         })
     }
 
@@ -511,7 +647,7 @@ mod tests {
     fn other_types_have_their_helper() {
         let chosen = chosen("nosuch", "h:/x", "").unwrap();
         assert_eq!(helper(&chosen).programs, ["mount.nosuch"]);
-        assert!(chosen.shows.contains(&"nosuch4".to_owned()) && !chosen.is_fuse());
+        assert!(chosen.shows.contains(&"fuse.nosuch".to_owned()) && !chosen.is_fuse());
     }
 
     #[test]
@@ -521,11 +657,11 @@ mod tests {
         assert_eq!(helper.options.to_string(), "");
         assert_eq!(helper.secrets[0].key, "password");
         for (fs_type, options, says) in [
-            ("tmpfs", "password=hunter2", "type tmpfs has no such secret"),
+            ("tmpfs", "password=hunter2", "type tmpfs takes no secrets"),
             (
                 "fuse.bindfs",
                 "key=hunter2",
-                "type fuse.bindfs has no such secret",
+                "type fuse.bindfs takes no secrets",
             ),
             ("ceph", "password=hunter2", "its secrets are called: secret"),
             (
@@ -539,6 +675,82 @@ mod tests {
             assert!(
                 error.contains(says) && !error.contains("hunter2"),
                 "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn types_by_their_sources() {
+        for (source, fs_type) in [
+            ("server:/export", "nfs"),
+            ("192.0.2.1:/", "nfs"),
+            ("[2001:db8::1]:/x", "nfs"),
+            ("[fe80::1%eth0]:/x y", "nfs"),
+            ("server:/a:b", "nfs"),
+            ("server.example.org:/a,b", "nfs"),
+            ("server:/user@host:/dir", "nfs"),
+            ("//server/share", "cifs"),
+            ("//server/share/dir", "cifs"),
+            (r"\\server\share", "cifs"),
+            ("//2001:db8::1/share", "cifs"),
+            ("me@server:/dir", "fuse.sshfs"),
+            ("me@server:", "fuse.sshfs"),
+            ("me@server:dir/x@y", "fuse.sshfs"),
+            ("me@corp.example@server:/dir", "fuse.sshfs"),
+            ("me@[2001:db8::1]:/dir", "fuse.sshfs"),
+            ("admin@.cephfs=/", "ceph"),
+            ("me@b3acfc0d-575f-41d3-9c91-0e7ed3dbb3fa.data=/dir", "ceph"),
+            ("mon:6789:/", "ceph"),
+            ("192.0.2.1:6789,192.0.2.2:6789:/dir", "ceph"),
+            ("a:3300,b,c:/", "ceph"),
+            ("[2001:db8::1]:6789:/x", "ceph"),
+        ] {
+            let inferred = infer(source).unwrap_or_else(|e| panic!("{source}: {e}"));
+            assert_eq!(inferred.fs_type, fs_type, "{source}");
+            let others: &[_] = match fs_type {
+                "nfs" if source.ends_with(":/") => &["ceph"],
+                "nfs" => &["glusterfs", "ceph"],
+                _ => &[],
+            };
+            assert_eq!(inferred.others, others, "{source}");
+        }
+        for (source, hint) in [
+            ("a,b:/vol", "may be of type glusterfs or ceph"),
+            ("[2001:db8::1],b:/vol", "may be of type glusterfs or ceph"),
+            ("tmpfs", "known: glusterfs, nfs, "),
+            ("none", "known"),
+            ("/dev/sdb1", "known"),
+            ("/srv/a:/b", "known"),
+            ("./a:/b", "known"),
+            ("host:path", "known"),
+            ("host:", "known"),
+            (":/x", "known"),
+            ("2001:db8::1:/x", "known"),
+            ("[not an address]:/x", "known"),
+            ("https://host/x", "known"),
+            ("nfs://host/x", "known"),
+            ("me@host/x", "known"),
+            ("@host:/x", "known"),
+            ("me@:/x", "known"),
+            ("me@/x:/y", "known"),
+            ("//server", "known"),
+            ("//server/", "known"),
+            ("///share", "known"),
+            ("admin@cephfs=/", "known"),
+            ("admin@.cephfs=x", "known"),
+            ("rbd:pool/image", "known"),
+            (
+                "iscsi:192.0.2.1:3260/iqn.2026-01.org.example:disk/0",
+                "known",
+            ),
+            ("UUID=0a3b", "known"),
+            ("ä:/x", "known"),
+            ("", "known"),
+        ] {
+            let error = infer(source).unwrap_err().to_string();
+            assert!(
+                error.contains(hint) && error.contains("add -t TYPE"),
+                "{source}: {error}"
             );
         }
     }

@@ -221,7 +221,16 @@ impl Secrets {
         for entry in self.0.iter_mut().filter(|entry| entry.value.is_none()) {
             let (key, origin) = (entry.key.clone(), entry.origin.clone());
             let fail = |cause: &str| {
-                Error::usage(format!("cannot read the secret {key} from {origin}")).because(cause)
+                let hint = match origin {
+                    Origin::File(_) => {
+                        "name a file of the container with one line, or of the host, as in file:/host/etc/key"
+                    }
+                    Origin::Environment(_) => "docker exec hands a variable on with -e NAME",
+                    _ => "write it to the command's standard input; docker exec needs -i for that",
+                };
+                Error::usage(format!("cannot read the secret {key} from {origin}"))
+                    .because(cause)
+                    .hint(hint)
             };
             let (done, answer) = channel();
             let read = {

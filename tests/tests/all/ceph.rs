@@ -154,7 +154,8 @@ impl<'a, H: AnyHost> User<'a, H> {
         self.life(["ceph", &options, &self.source("/app/sub"), target], |_| {
             if self.client == Client::Fuse {
                 // Its very words.
-                let remount = "LIBMOUNT_FSTAB=/dev/null LIBMOUNT_FORCE_MOUNT2=always mount -i -o remount";
+                let remount =
+                    "LIBMOUNT_FSTAB=/dev/null LIBMOUNT_FORCE_MOUNT2=always mount -i -o remount";
                 let all = format!("for dir in /spc/targets/*/; do {remount} $dir; done");
                 self.spc.sh(&all)?.ok()?;
             }
@@ -254,7 +255,16 @@ impl<'a, H: AnyHost> User<'a, H> {
         let good = self.source("/app");
         // Its own limit.
         let dead = format!("{NOBODY}:/app");
-        let words = ["-t", "ceph", "--timeout", "2", "-o", APP, &dead, "/mnt/ceph"];
+        let words = [
+            "-t",
+            "ceph",
+            "--timeout",
+            "2",
+            "-o",
+            APP,
+            &dead,
+            "/mnt/ceph",
+        ];
         let words = [&["spc", "mount"], &words[..]].concat();
         let output = self.spc.refused(&words, 32, &["ended by spc after 2 s"])?;
         ensure!(output.elapsed < Duration::from_secs(20), "{output}");
@@ -368,8 +378,16 @@ fn what_the_kernels_ceph_refuses() {
             ("name=app,secretfile=/none", app, "in the container"),
             (APP, none, "no such directory"),
             (APP, other, "another directory only"),
-            (&format!("{APP},fs=none"), app, "no file system of this name"),
-            (&format!("{APP},nosuchoption"), app, "does not know an option"),
+            (
+                &format!("{APP},fs=none"),
+                app,
+                "no file system of this name",
+            ),
+            (
+                &format!("{APP},nosuchoption"),
+                app,
+                "does not know an option",
+            ),
             (
                 &format!("{APP},mount_timeout=5"),
                 &format!("{NOBODY}:/app"),
@@ -399,7 +417,9 @@ fn lose_monitor(
     kernel: &User<'_, impl AnyHost>,
 ) -> Result<()> {
     let source = format!("{}:/app", ceph.monitors());
-    let mount = |target: &'static str| ["spc", "mount", "-t", "ceph", "-o", APP, &source, target].map(str::to_owned);
+    let mount = |target: &'static str| {
+        ["spc", "mount", "-t", "ceph", "-o", APP, &source, target].map(str::to_owned)
+    };
     let mount_both = |target: &'static str| {
         let words = mount(target);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -414,7 +434,10 @@ fn lose_monitor(
     mount_both("/mnt/after")?;
     fuse.spc.host.write("/mnt/before/file", b"by ceph-fuse")?;
     ensure!(kernel.spc.host.read("/mnt/after/file")? == b"by ceph-fuse");
-    kernel.spc.host.write("/mnt/before/file", b"by the kernel")?;
+    kernel
+        .spc
+        .host
+        .write("/mnt/before/file", b"by the kernel")?;
     ensure!(fuse.spc.host.read("/mnt/after/file")? == b"by the kernel");
     for spc in ["/mnt/before", "/mnt/after"] {
         fuse.spc.exec(&["spc", "umount", spc])?.ok()?;
