@@ -228,6 +228,7 @@ impl<'a> Attempt<'a> {
                     mode,
                     &self.pinned,
                 )?;
+                let id = self.record.id.clone();
                 let secrets = &self.plan.request.secrets;
                 let handover = Handover::prepare(&helper.secrets, secrets)?;
                 let stand_in = claim.stand_in().to_string_lossy();
@@ -235,16 +236,19 @@ impl<'a> Attempt<'a> {
                     program: &program.path,
                     argv: self.plan.argv(&stand_in, |key| handover.number(key)),
                     claim: &claim,
-                    id: &self.record.id,
+                    id: &id,
                     log: helper.log.as_ref().map(PathBuf::from),
                     telling: self.plan.chosen.telling,
                     target: &self.plan.target,
                     handover: &handover,
                     secrets,
                 };
-                run.to_end(deadline, interrupts)
+                let said = run
+                    .to_end(deadline, interrupts)
                     .map_err(|error| self.hint_at_network(error))?;
-                let proof = self.land(&claim, &program.path)?;
+                let proof = self
+                    .land(&claim, &program.path)
+                    .map_err(|error| run.tell(error, &said))?;
                 self.record.daemon = process::marked(&self.record.id);
                 proof
             }
