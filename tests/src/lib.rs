@@ -33,6 +33,8 @@ mod packages;
 mod programs;
 mod roots;
 mod runtime;
+mod s3;
+mod samba;
 mod step;
 mod supervisor;
 
@@ -51,4 +53,6 @@ pub use packages::require;
 pub use programs::{Libc, library, program};
 pub use roots::Root;
 pub use rustix::process::Signal;
+pub use s3::ObjectStore;
+pub use samba::Samba;
 pub use step::{Kill, Stepped, Victim};

@@ -23,6 +23,8 @@ pub enum Root {
     Minimal,
     /// Debian trixie with the servers of GlusterFS and SSH, and the native client of GlusterFS.
     Server,
+    /// Debian trixie with the servers of SMB and S3.
+    Shares,
 }
 
 /// The programs of a container host; their libraries come along.
@@ -56,6 +58,9 @@ pub fn path(root: Root) -> Result<PathBuf> {
         Root::Server => cached("server", Key::new(&SERVER.join(" ")), |path| {
             debian(path, &SERVER)
         }),
+        Root::Shares => cached("shares", Key::new(&SHARES.join(" ")), |path| {
+            debian(path, &SHARES)
+        }),
     }
 }
 
@@ -63,6 +68,13 @@ pub fn path(root: Root) -> Result<PathBuf> {
 const SERVER: [&str; 3] = [
     "--variant=essential",
     "--include=busybox-static,glusterfs-server,mount,openssh-server",
+    "trixie",
+];
+
+/// Samba with its client, which tells when it is ready, and moto, whose server needs flask-cors.
+const SHARES: [&str; 3] = [
+    "--variant=essential",
+    "--include=busybox-static,mount,python3-flask-cors,python3-moto,samba,smbclient",
     "trixie",
 ];
 
