@@ -23,15 +23,19 @@ const START: &str = "
 export AWS_DEFAULT_REGION=us-east-1
 INITIAL_NO_AUTH_ACTION_COUNT=1000000000 setsid moto_server -H 0.0.0.0 -p 9000 </dev/null >/var/log/moto-open 2>&1 &
 INITIAL_NO_AUTH_ACTION_COUNT=4 setsid moto_server -H 0.0.0.0 -p 9001 </dev/null >/var/log/moto-guarded 2>&1 &
-for port in 9000 9001; do until busybox nc -z 127.0.0.1 $port; do sleep 0.1; done; done
+for port in 9000 9001; do until busybox wget -qO /dev/null http://127.0.0.1:$port/moto-api/data.json 2>/dev/null; do sleep 0.1; done; done
 ";
 
-/// Makes the buckets, and a key for the server on the second port, which it prints as `ID:SECRET`.
-const SETUP: &str = r#"
-import boto3, json
+/// What the scripts below begin with.
+const PYTHON: &str = r#"
+import boto3, json, sys
 def at(service, port):
     return boto3.client(service, endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1",
                         aws_access_key_id="x", aws_secret_access_key="x")
+"#;
+
+/// Makes the buckets, and a key for the server on the second port, which it prints as `ID:SECRET`.
+const SETUP: &str = r#"
 for port in 9000, 9001:
     at("s3", port).create_bucket(Bucket="bucket")
 iam = at("iam", 9001)
@@ -40,6 +44,11 @@ key = iam.create_access_key(UserName="u")["AccessKey"]
 allow = {"Effect": "Allow", "Action": "*", "Resource": "*"}
 iam.put_user_policy(UserName="u", PolicyName="all", PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [allow]}))
 print(key["AccessKeyId"] + ":" + key["SecretAccessKey"])
+"#;
+
+/// Prints an object.
+const GET: &str = r#"
+sys.stdout.buffer.write(at("s3", 9000).get_object(Bucket="bucket", Key=sys.argv[1])["Body"].read())
 "#;
 
 impl Lab {
@@ -51,7 +60,8 @@ impl Lab {
             ..HostOptions::default()
         })?;
         host.sh(START)?.ok().context("no S3 server")?;
-        let key = host.run(&["python3", "-c", SETUP])?.ok()?.text();
+        let setup = [PYTHON, SETUP].concat();
+        let key = host.run(&["python3", "-c", &setup])?.ok()?.text();
         eprintln!("lab: an S3 server in {:.1?}", started.elapsed());
         Ok(ObjectStore { host, key })
     }
@@ -78,13 +88,16 @@ impl<'lab> ObjectStore<'lab> {
         &self.key
     }
 
-    /// An object of the open server, as its host gets it over HTTP.
+    /// Kills both, as a power cut does.
+    pub fn stop(&self) -> Result<()> {
+        self.host.sh("busybox killall -9 moto_server")?.ok()?;
+        Ok(())
+    }
+
+    /// An object of the open server, asked for on its host.
     pub fn object(&self, name: &str) -> Result<Vec<u8>> {
-        let url = format!("http://127.0.0.1:{OPEN}/bucket/{name}");
-        Ok(self
-            .host
-            .run(&["busybox", "wget", "-qO-", &url])?
-            .ok()?
-            .stdout)
+        let get = [PYTHON, GET].concat();
+        let words = ["python3", "-c", &get, name];
+        Ok(self.host.run(&words)?.ok()?.stdout)
     }
 }

@@ -9,7 +9,7 @@ use super::handover::Handover;
 use super::ledger::{Lock, Record, State, now};
 use super::plan::Route;
 use super::proof;
-use super::recover::{is_mount, leave_stand_in, settle, undo};
+use super::recover::{entry_of, is_mount, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run};
 use super::{Ledger, Plan, Proof, Request};
@@ -208,6 +208,7 @@ impl<'a> Attempt<'a> {
                     mode,
                     &self.pinned,
                 )?;
+                let id = self.record.id.clone();
                 let secrets = &self.plan.request.secrets;
                 let handover = Handover::prepare(&helper.secrets, secrets)?;
                 let stand_in = claim.stand_in().to_string_lossy();
@@ -215,16 +216,20 @@ impl<'a> Attempt<'a> {
                     program: &program.path,
                     argv: self.plan.argv(&stand_in, |key| handover.number(key)),
                     claim: &claim,
-                    id: &self.record.id,
+                    id: &id,
                     log: helper.log.as_ref().map(PathBuf::from),
                     telling: self.plan.chosen.telling,
                     target: &self.plan.target,
                     handover: &handover,
                     secrets,
                 };
-                run.to_end(deadline, interrupts)
+                let start_of_log = run
+                    .to_end(deadline, interrupts)
                     .map_err(|error| self.hint_at_network(error))?;
                 let proof = self.land(&claim, &program.path)?;
+                if proof.entry.is_fuse() {
+                    self.answers(&run, start_of_log, proof.mount, deadline, interrupts)?;
+                }
                 self.record.daemon = process::marked(&self.record.id);
                 proof
             }
@@ -287,6 +292,34 @@ impl<'a> Attempt<'a> {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// A FUSE mount is there before its daemon has said a word to the kernel; many ask their server only
+    /// then. So it has to answer once, and to be there still when it did.
+    fn answers(
+        &self,
+        run: &Run<'_>,
+        start_of_log: u64,
+        mount: MountId,
+        deadline: Instant,
+        interrupts: &Interrupts,
+    ) -> Result<()> {
+        let made = Record {
+            mount_id: mount.id,
+            unique_id: mount.unique,
+            ..self.record.clone()
+        };
+        let health = look::at(&self.record.target, deadline, || interrupts.check())?;
+        let cause = match health {
+            Health::Hung => "what it mounted does not answer",
+            Health::Ok
+                if !run.gave_up(start_of_log) && entry_of(self.session, &made)?.is_some() =>
+            {
+                return Ok(());
+            }
+            _ => "it ended when it had mounted",
+        };
+        Err(self.hint_at_network(run.failure(cause.into(), Vec::new(), start_of_log)))
     }
 
     fn look(&self, made: Option<(u64, u64)>) -> Result<Option<Proof>> {

@@ -93,11 +93,12 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs the helper to its end. What it leaves running afterwards is the mount's daemon.
+    /// Runs the helper to its end. What it leaves running afterwards is the mount's daemon. How long its
+    /// log was before comes back.
     ///
     /// # Errors
     /// It cannot be started, fails, dies by a signal, takes too long, or a signal stops us.
-    pub fn to_end(&self, deadline: Instant, interrupts: &Interrupts) -> Result<()> {
+    pub fn to_end(&self, deadline: Instant, interrupts: &Interrupts) -> Result<u64> {
         let name = self.program.display().to_string();
         let start_of_log = self
             .log
@@ -132,7 +133,7 @@ impl Run<'_> {
         }
         let mut hint = None;
         let cause = match ended {
-            Ok(status) if status.success() => return Ok(()),
+            Ok(status) if status.success() => return Ok(start_of_log),
             Ok(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => format!("exit status {code}"),
                 (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
@@ -143,28 +144,50 @@ impl Run<'_> {
                 error.summary()
             }
         };
-        let mut log = last_lines(&output.0, 0, |line| Some(line)).unwrap_or_default();
+        let said = last_lines(&output.0, 0, self.telling.line).unwrap_or_default();
+        let failed = self.failure(cause, said, start_of_log).log(
+            shim.into_iter()
+                .filter(|line| line.contains("decision=failed"))
+                .map(|line| format!("shim: {}", self.secrets.mask(&line)))
+                .collect(),
+        );
+        Err(match hint {
+            Some(hint) => failed.hint_if_none(&hint),
+            None => failed,
+        })
+    }
+
+    /// Whether it has logged, since its log was this long, that it is about to end.
+    pub fn gave_up(&self, start_of_log: u64) -> bool {
+        let (Some(file), Some(words)) = (&self.log, self.telling.gives_up) else {
+            return false;
+        };
+        errors_in(file, start_of_log, self.telling.line)
+            .iter()
+            .any(|line| line.contains(words))
+    }
+
+    /// The error for a failure: with what the helper said, and what it has logged since its log was this long.
+    pub fn failure(&self, cause: String, said: Vec<String>, start_of_log: u64) -> Error {
+        let mut log = said;
         if let Some(file) = &self.log {
             log.extend(errors_in(file, start_of_log, self.telling.line));
         }
         log.dedup();
         let hints = self.telling.hints.iter();
         let known = hints.filter(|(words, _)| log.iter().any(|line| line.contains(words)));
-        let known = known.map(|(_, hint)| (*hint).to_owned()).next();
+        let known = known.map(|(_, hint)| *hint).next();
         let (stand_in, target) = (self.claim.stand_in().to_string_lossy(), show(self.target));
         for line in &mut log {
             *line = self.secrets.mask(&line.replace(&*stand_in, &target));
         }
-        log.extend(
-            shim.into_iter()
-                .filter(|line| line.contains("decision=failed"))
-                .map(|line| format!("shim: {}", self.secrets.mask(&line))),
-        );
-        let failed = fail(cause).log(log);
-        Err(match known.or(hint) {
+        let failed = Error::mount(format!("{} failed", self.program.display()))
+            .because(cause)
+            .log(log);
+        match known {
             Some(hint) => failed.hint(hint),
             None => failed,
-        })
+        }
     }
 }
 

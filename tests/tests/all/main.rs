@@ -8,6 +8,7 @@ mod crash;
 mod crossing;
 mod demo;
 mod docker;
+mod fuse;
 mod kinds;
 mod lab;
 mod nsenter;
