@@ -18,6 +18,7 @@ mod races;
 mod routes;
 mod scene;
 mod secrets;
+mod smb;
 mod support;
 mod targets;
 mod terminal;
