@@ -66,7 +66,7 @@ impl Lab {
 
 impl<'lab> Samba<'lab> {
     /// The password of `alice`, to whom the share `data` belongs.
-    pub const PASSWORD: &'static str = "s3cret of alice";
+    pub const PASSWORD: &'static str = "s3cret, of alice";
 
     /// The host it runs on.
     pub fn host(&self) -> &Host<'lab> {

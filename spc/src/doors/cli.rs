@@ -13,6 +13,7 @@ use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
 use crate::host::Settings;
+use crate::kinds::needs;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::{Done, Session, mount};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
@@ -46,6 +47,9 @@ enum Command {
     },
     /// Check whether this container can do its job
     Doctor {
+        /// Look at what this kind needs as well: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, rbd, iscsi, …
+        #[arg(short, long, value_name = "KIND")]
+        kind: Vec<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -263,8 +267,9 @@ fn run(command: Command) -> Result<u8> {
                 Class::System.exit_code()
             })
         }
-        Command::Doctor { json } => {
-            let checks = doctor::examine();
+        Command::Doctor { kind, json } => {
+            let kinds = kind.iter().map(|kind| needs::needs(kind));
+            let checks = doctor::examine(&kinds.collect::<Result<Vec<_>>>()?);
             show::checks(&checks, json)?;
             Ok(if checks.iter().all(|check| check.ok) {
                 0

@@ -139,9 +139,11 @@ pub fn checks(checks: &[Check], json: bool) -> Result<()> {
         return print_json(&checks);
     }
     let mut text = String::new();
+    let names = checks.iter().map(|check| check.name.chars().count());
+    let width = names.max().unwrap_or(0).max(13);
     for check in checks {
         let mark = if check.ok { "ok  " } else { "FAIL" };
-        text.push_str(&format!("{mark} {:13} {}\n", check.name, check.found));
+        text.push_str(&format!("{mark} {:width$} {}\n", check.name, check.found));
         if let Some(hint) = &check.hint {
             text.push_str(&format!("     hint: {hint}\n"));
         }

@@ -3,9 +3,13 @@
 pub mod claim;
 pub mod container;
 pub mod copies;
+pub mod modules;
 pub mod mountinfo;
 pub mod namespace;
+pub mod output;
 pub mod process;
+mod rpc;
+pub mod service;
 pub mod settings;
 pub mod target;
 

@@ -3,11 +3,16 @@
 
 mod fuse;
 mod gluster;
+pub mod needs;
+pub mod nfs;
 mod smb;
 mod source;
 
 use crate::error::{Error, Result};
+use crate::host::modules::{FUSE, Module};
+use crate::host::service::Service;
 use crate::mount::{Options, Secrets};
+use needs::Need;
 use source::Fit;
 
 /// Who makes the mount.
@@ -103,6 +108,12 @@ struct Kind {
     telling: Telling,
     /// How well a source that has no type fits.
     fits: fn(&str) -> Fit,
+    /// Modules of the kernel without which it cannot be.
+    modules: &'static [Module],
+    /// Whatever else it needs of container and host.
+    needs: &'static [Need],
+    /// Other names that people have for it.
+    also: &'static [&'static str],
 }
 
 /// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
@@ -113,12 +124,17 @@ const ROW: Kind = Kind {
     source: Source::Any,
     telling: PLAIN,
     fits: source::none,
+    modules: &[],
+    needs: &[],
+    also: &[],
 };
 
 /// A FUSE program; libfuse shows it as `fuse.PROGRAM`, unless it was told another name for its source.
-const FUSE: Kind = Kind {
+const FUSE_PROGRAM: Kind = Kind {
     maker: fuse::program,
     shows: &["{}", "fuse"],
+    modules: &[FUSE],
+    needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
     ..ROW
 };
 
@@ -126,13 +142,18 @@ const FUSE: Kind = Kind {
 const SMB: Kind = Kind {
     maker: smb::helper,
     telling: smb::TELLING,
+    modules: &[Module::of("cifs")],
+    needs: &[
+        Need::program(&["mount.cifs"], "cifs-utils"),
+        Need::HostNetwork,
+    ],
     ..ROW
 };
 
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
 pub struct Telling {
-    /// What a line of its own log says about a failure, if anything.
+    /// What a line of its output or log says about a failure, if anything.
     pub line: fn(&str) -> Option<&str>,
     /// What to do, by words that it printed or logged; the first that are found count.
     pub hints: &'static [(&'static str, &'static str)],
@@ -170,6 +191,24 @@ pub struct Asked<'a> {
     pub log_name: &'a str,
 }
 
+/// A service that mounts share, and what needs it.
+#[derive(Debug)]
+pub struct Shared {
+    /// The service.
+    pub service: Service,
+    /// Types, as they are asked for, that may need it while they are being mounted.
+    pub kinds: &'static [&'static str],
+    /// Helpers that may need it while they run.
+    pub helpers: &'static [&'static str],
+    /// Whether a mount needs it, by its type and the options of its file system in the mount table.
+    pub needed_by: fn(&str, &str) -> bool,
+}
+
+/// The services of all kinds; one that needs another comes before it.
+pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
+    nfs::SERVICES.iter().rev()
+}
+
 /// What the table says about a request.
 #[derive(Clone, Debug)]
 pub struct Chosen {
@@ -181,6 +220,8 @@ pub struct Chosen {
     pub source: Source,
     /// How failures of the helper are told.
     pub telling: Telling,
+    /// Modules of the kernel without which it cannot be.
+    pub modules: Vec<Module>,
 }
 
 impl Chosen {
@@ -201,23 +242,48 @@ const TABLE: &[Kind] = &[
         shows: &["fuse.glusterfs"],
         telling: gluster::TELLING,
         fits: source::glusterfs,
+        modules: &[FUSE],
+        needs: &[
+            Need::program(&["mount.glusterfs"], "glusterfs-client"),
+            Need::Fuse,
+        ],
+        also: &["gluster"],
         ..ROW
     },
     Kind {
         name: "nfs",
+        maker: nfs::helper,
         shows: &["nfs", "nfs4"],
+        telling: nfs::TELLING,
         fits: source::nfs,
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS,
+        ..ROW
+    },
+    Kind {
+        name: "nfs4",
+        maker: nfs::helper,
+        telling: nfs::TELLING,
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS,
         ..ROW
     },
     Kind {
         name: "ceph",
         maker: ceph,
         fits: source::ceph,
+        modules: &[Module::of("ceph")],
+        needs: &[
+            Need::program(&["mount.ceph"], "ceph-common"),
+            Need::HostNetwork,
+        ],
+        also: &["cephfs"],
         ..ROW
     },
     Kind {
         name: "cifs",
         fits: source::cifs,
+        also: &["smb"],
         ..SMB
     },
     Kind {
@@ -229,17 +295,24 @@ const TABLE: &[Kind] = &[
         maker: fuse::sshfs,
         telling: fuse::SSHFS,
         fits: source::sshfs,
-        ..FUSE
+        needs: &[
+            Need::program(&["sshfs"], "sshfs"),
+            Need::program(&["ssh"], "openssh-client"),
+            Need::Fuse,
+        ],
+        also: &["sshfs"],
+        ..FUSE_PROGRAM
     },
     Kind {
         name: "fuse.s3fs",
         maker: fuse::s3fs,
         telling: fuse::S3FS,
-        ..FUSE
+        also: &["s3fs"],
+        ..FUSE_PROGRAM
     },
     Kind {
         name: "fuse.*",
-        ..FUSE
+        ..FUSE_PROGRAM
     },
     Kind {
         name: "tmpfs",
@@ -249,17 +322,20 @@ const TABLE: &[Kind] = &[
     Kind {
         name: "overlay",
         maker: kernel,
+        modules: &[Module::of("overlay")],
         ..ROW
     },
     Kind {
         name: "ext4",
         maker: kernel,
+        modules: &[Module::of("ext4")],
         source: Source::BlockDevice,
         ..ROW
     },
     Kind {
         name: "xfs",
         maker: kernel,
+        modules: &[Module::of("xfs")],
         source: Source::BlockDevice,
         ..ROW
     },
@@ -272,7 +348,7 @@ const TABLE: &[Kind] = &[
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
     Kind {
         name: "*",
-        shows: &["{}", "{}4", "fuse.{}", "fuse"],
+        shows: &["{}", "fuse.{}", "fuse"],
         ..ROW
     },
 ];
@@ -303,6 +379,7 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
             .collect(),
         source: kind.source,
         telling: kind.telling,
+        modules: kind.modules.to_vec(),
     })
 }
 
@@ -477,7 +554,7 @@ mod tests {
     fn other_types_have_their_helper() {
         let chosen = chosen("nosuch", "h:/x", "").unwrap();
         assert_eq!(helper(&chosen).programs, ["mount.nosuch"]);
-        assert!(chosen.shows.contains(&"nosuch4".to_owned()) && !chosen.is_fuse());
+        assert!(chosen.shows.contains(&"fuse.nosuch".to_owned()) && !chosen.is_fuse());
     }
 
     #[test]

@@ -53,11 +53,7 @@ pub const TELLING: Telling = Telling {
             "name the file as the container sees it; of the host, below /host where that is bound; without a bind, --secret password=file:/host/FILE reads the host's",
         ),
         (
-            "reading password",
-            "give the password: -o credentials=FILE, or --secret password=file:FILE; or -o guest for a share that wants none",
-        ),
-        (
-            "ask-password",
+            "Password for ",
             "give the password: -o credentials=FILE, or --secret password=file:FILE; or -o guest for a share that wants none",
         ),
         (

@@ -12,13 +12,13 @@ use super::proof;
 use super::recover::{entry_of, is_mount, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run};
-use super::{Ledger, Plan, Proof, Request};
+use super::{Ledger, Plan, Proof, Request, services};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::look::{self, Health};
 use crate::host::claim::{Claim, Mode};
 use crate::host::mountinfo::Entry;
 use crate::host::target::{self, MountId, Pinned, show};
-use crate::host::{Host, Settings, container, copies, process};
+use crate::host::{Host, Settings, container, copies, modules, process};
 use crate::kinds::Maker;
 
 /// How long a helper that ended well may take until its mount is there.
@@ -195,7 +195,27 @@ impl<'a> Attempt<'a> {
     fn run(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Record> {
         // First of all the intent: whoever finds it after a crash knows what to undo.
         self.session.ledger.put(&self.record)?;
-        let proof = match (&self.plan.chosen.maker, &self.plan.program) {
+        let (host, settings) = (&self.session.host, &self.session.settings);
+        let lacks = modules::provide(&self.plan.chosen.modules, host, settings);
+        interrupts.check()?;
+        let proof = self
+            .carry_out(deadline, interrupts)
+            .map_err(|error| modules::explain(error, &lacks))?;
+        interrupts.check()?;
+        copies::drop_copies(&proof.entry, &proof.on)?;
+        self.record.state = State::Mounted;
+        self.note(proof.mount);
+        self.session.ledger.put(&self.record)?;
+        self.finished = true;
+        Ok(self.record.clone())
+    }
+
+    /// Runs the helper, or has the kernel make the mount, and proves the result.
+    fn carry_out(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Proof> {
+        if self.plan.chosen.is_fuse() {
+            container::fuse()?;
+        }
+        Ok(match (&self.plan.chosen.maker, &self.plan.program) {
             (Maker::Helper(helper), Some(program)) => {
                 let mode = if self.plan.route == Route::Graft {
                     Mode::Stay
@@ -242,14 +262,7 @@ impl<'a> Attempt<'a> {
                 self.attach(detached)?;
                 self.look(None)?.ok_or_else(|| self.nothing("the kernel"))?
             }
-        };
-        interrupts.check()?;
-        copies::drop_copies(&proof.entry, &proof.on)?;
-        self.record.state = State::Mounted;
-        self.note(proof.mount);
-        self.session.ledger.put(&self.record)?;
-        self.finished = true;
-        Ok(self.record.clone())
+        })
     }
 
     /// The helper ended well: where is its mount? On the host, where the shim put it, or on the
@@ -366,10 +379,11 @@ impl<'a> Attempt<'a> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if !self.finished
-            && let Err(error) = undo(self.session, &self.record)
-        {
-            tracing::error!("what was half made could not be undone: {error}");
+        if !self.finished {
+            if let Err(error) = undo(self.session, &self.record) {
+                tracing::error!("what was half made could not be undone: {error}");
+            }
+            services::release(self.session);
         }
     }
 }

@@ -10,19 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::Request;
 use super::request::RouteChoice;
 use crate::error::{Error, Result, errno_text};
+use crate::host::container::PROGRAM_DIRS;
 use crate::host::target::{Rules, Walk, on_host, show, walk};
-use crate::host::{Host, Settings, container};
+use crate::host::{Host, Settings, container, modules};
 use crate::kinds::{self, Asked, Chosen, How, Maker, Pass};
-
-/// Where mount helpers and FUSE programs are looked for, in this order.
-const PROGRAM_DIRS: [&str; 6] = [
-    "/usr/local/sbin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-];
 
 /// How a mount gets to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,7 +96,8 @@ impl Plan {
         let (program, route) = match &chosen.maker {
             Maker::Helper(helper) => {
                 let program = find(&helper.programs, &request.fs_type)?;
-                if chosen.is_fuse() {
+                // Without the module, which will be loaded first, the device cannot be opened.
+                if chosen.is_fuse() && modules::FUSE.is_there() {
                     container::fuse()?;
                 }
                 let enters = matches!(program.linkage, Linkage::Dynamic(_));
@@ -210,17 +202,7 @@ fn log_name(target: &Path) -> String {
 }
 
 fn find(names: &[String], fs_type: &str) -> Result<Program> {
-    let path = names
-        .iter()
-        .flat_map(|name| {
-            PROGRAM_DIRS
-                .iter()
-                .map(move |dir| Path::new(dir).join(name))
-        })
-        .find(|path| {
-            rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
-        });
-    match path {
+    match container::program(names) {
         Some(path) => Ok(Program {
             linkage: linkage(&path, 4)?,
             path,

@@ -95,3 +95,133 @@ fn a_share_of_an_smb_server() {
         spc.is_clean()
     });
 }
+
+#[test]
+fn a_password_of_smb_is_seen_by_the_server_only() {
+    with_lab(|lab| {
+        let samba = lab.samba()?;
+        let spc = VmSpc::usual(lab)?;
+        spc.host.sh(&format!("mkdir -p {TARGET} /etc/keys"))?.ok()?;
+        let line = format!("{}\n", Samba::PASSWORD);
+        spc.put("/run/password", line.as_bytes())?;
+        spc.host.write("/etc/keys/smb", line.as_bytes())?;
+        let source = format!("//{}/data", samba.address());
+        let mount = format!("exec spc mount -v -t cifs {source} {TARGET}");
+        for (way, input) in [
+            ("-o username=alice --secret password=stdin", &*line),
+            ("-o username=alice --secret password=file:/run/password", ""),
+            // Of the host, which is not bound.
+            (
+                "-o username=alice --secret password=file:/host/etc/keys/smb",
+                "",
+            ),
+            ("-o username=alice --secret password=env:P", ""),
+            (
+                r#"-o "username=alice,password=\"$(cat /run/password)\",ro""#,
+                "",
+            ),
+        ] {
+            let script = match way.contains("env:") {
+                true => format!("P=$(cat /run/password) {mount} {way}"),
+                false => format!("{mount} {way}"),
+            };
+            let output = spc
+                .exec_with(&["sh", "-c", &script], input.as_bytes())?
+                .ok()?;
+            ensure!(
+                samba.sessions()?.len() == 1,
+                "{way}: {:?}",
+                samba.sessions()?
+            );
+            let told = format!("{output}{:?}", spc.record(TARGET)?);
+            let left = "cat /run/spc/mounts/*.json /proc/mounts; dmesg; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ";
+            let left = spc.host.sh(left)?;
+            ensure!(left.text().contains(TARGET), "{left}");
+            ensure!(
+                !told.contains("s3cret") && !left.text().contains("s3cret"),
+                "{way}: {told}\n{left}"
+            );
+            spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        }
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn smb_says_why_it_cannot_mount() {
+    with_lab(|lab| {
+        let samba = lab.samba()?;
+        let spc = VmSpc::usual(lab)?;
+        spc.host.sh(&format!("mkdir -p {TARGET}"))?.ok()?;
+        let at = |share: &str| format!("//{}/{share}", samba.address());
+        let credentials = |password: &str| {
+            let text = format!("username=alice\npassword={password}\n");
+            spc.put("/run/credentials", text.as_bytes())
+        };
+        let refused = |options: &str, source: &str, code, says: &[&str]| {
+            let words = ["spc", "mount", "-t", "cifs", "-o", options, source, TARGET];
+            spc.refused(&words, code, says).map(drop)
+        };
+        let good = "credentials=/run/credentials";
+        credentials("not hers")?;
+        refused(
+            good,
+            &at("data"),
+            32,
+            &["Permission denied", "refuses the user"],
+        )?;
+        credentials(Samba::PASSWORD)?;
+        refused(good, &at("nosuch"), 32, &["No such file", "no such share"])?;
+        refused(
+            good,
+            &at("data/nosuch"),
+            32,
+            &["No such file", "no such directory"],
+        )?;
+        let old = format!("{good},vers=2.1");
+        refused(
+            &old,
+            &at("data"),
+            32,
+            &["Operation not supported", "check vers="],
+        )?;
+        let odd = format!("{good},nosuchoption");
+        refused(&odd, &at("data"), 32, &["Invalid argument", "dmesg"])?;
+        refused(
+            "credentials=/run/nosuch",
+            &at("data"),
+            32,
+            &["opening credential file", "below /host"],
+        )?;
+        refused(
+            "username=alice",
+            &at("data"),
+            32,
+            &["assword", "--secret password"],
+        )?;
+        let tickets = format!("{good},sec=krb5");
+        refused(&tickets, &at("data"), 1, &["no Kerberos", "sec=ntlmssp"])?;
+
+        // It takes connections, and says nothing.
+        samba.host().sh("busybox killall -STOP smbd")?.ok()?;
+        let words = [
+            "spc",
+            "mount",
+            "--timeout",
+            "10",
+            "-t",
+            "cifs",
+            "-o",
+            good,
+            &at("data"),
+            TARGET,
+        ];
+        spc.refused(&words, 32, &["10 s", "--timeout"])?;
+        samba.host().sh("busybox killall -CONT smbd")?.ok()?;
+        samba.stop()?;
+        refused(good, &at("data"), 32, &["can reach its port 445"])?;
+        let nobody = "//192.0.2.254/data";
+        refused(good, nobody, 32, &["can reach its port 445"])?;
+        spc.is_clean()
+    });
+}
