@@ -33,6 +33,7 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
 /// Its log is for its developers. A failed mount is explained by an error, or by the loss of the
 /// server, which is logged as news.
 pub const TELLING: Telling = Telling {
+    gives_up: Some("Server authentication failed"),
     line,
     hints: &[
         (

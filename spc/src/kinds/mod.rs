@@ -1,9 +1,11 @@
 //! The table of file system kinds: which program or kernel type mounts them, and how its result
 //! shows in a mount table. Nothing in here makes a system call.
 
+mod fuse;
 mod gluster;
 pub mod needs;
 pub mod nfs;
+mod smb;
 mod source;
 
 use crate::error::{Error, Result};
@@ -50,6 +52,8 @@ pub struct Helper {
     pub log: Option<String>,
     /// The secrets that it has a use for; those that are there are handed over.
     pub secrets: Vec<Pass>,
+    /// It gives up capabilities before it mounts that the shim needs, so that its mount has to be grafted.
+    pub drops_capabilities: bool,
 }
 
 /// A secret that a program takes.
@@ -125,6 +129,27 @@ const ROW: Kind = Kind {
     also: &[],
 };
 
+/// A FUSE program; libfuse shows it as `fuse.PROGRAM`, unless it was told another name for its source.
+const FUSE_PROGRAM: Kind = Kind {
+    maker: fuse::program,
+    shows: &["{}", "fuse"],
+    modules: &[FUSE],
+    needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
+    ..ROW
+};
+
+/// A share of an SMB server.
+const SMB: Kind = Kind {
+    maker: smb::helper,
+    telling: smb::TELLING,
+    modules: &[Module::of("cifs")],
+    needs: &[
+        Need::program(&["mount.cifs"], "cifs-utils"),
+        Need::HostNetwork,
+    ],
+    ..ROW
+};
+
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
 pub struct Telling {
@@ -132,12 +157,15 @@ pub struct Telling {
     pub line: fn(&str) -> Option<&str>,
     /// What to do, by words that it printed or logged; the first that are found count.
     pub hints: &'static [(&'static str, &'static str)],
+    /// Words in its own log by which it gives up after it has mounted.
+    pub gives_up: Option<&'static str>,
 }
 
 /// Every line counts, and nothing is known about any.
 const PLAIN: Telling = Telling {
     line: |line| Some(line),
     hints: &[],
+    gives_up: None,
 };
 
 /// What a source must be.
@@ -254,40 +282,37 @@ const TABLE: &[Kind] = &[
     },
     Kind {
         name: "cifs",
-        maker: cifs,
         fits: source::cifs,
-        modules: &[Module::of("cifs")],
-        needs: &[
-            Need::program(&["mount.cifs"], "cifs-utils"),
-            Need::HostNetwork,
-        ],
-        also: &["smb", "smb3"],
-        ..ROW
+        also: &["smb"],
+        ..SMB
+    },
+    Kind {
+        name: "smb3",
+        ..SMB
     },
     Kind {
         name: "fuse.sshfs",
-        maker: sshfs,
-        telling: Telling {
-            hints: &SSHFS_HINTS,
-            ..PLAIN
-        },
+        maker: fuse::sshfs,
+        telling: fuse::SSHFS,
         fits: source::sshfs,
-        modules: &[FUSE],
         needs: &[
             Need::program(&["sshfs"], "sshfs"),
             Need::program(&["ssh"], "openssh-client"),
             Need::Fuse,
         ],
         also: &["sshfs"],
-        ..ROW
+        ..FUSE_PROGRAM
+    },
+    Kind {
+        name: "fuse.s3fs",
+        maker: fuse::s3fs,
+        telling: fuse::S3FS,
+        also: &["s3fs"],
+        ..FUSE_PROGRAM
     },
     Kind {
         name: "fuse.*",
-        maker: fuse,
-        shows: &["{}", "fuse"],
-        modules: &[FUSE],
-        needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
-        ..ROW
+        ..FUSE_PROGRAM
     },
     Kind {
         name: "tmpfs",
@@ -459,63 +484,11 @@ fn bind(asked: &Asked<'_>) -> Result<Maker> {
     })
 }
 
-/// A FUSE program, `PROGRAM SOURCE TARGET -o OPTIONS`, run without mount.fuse(8) and its shell.
-fn fuse(asked: &Asked<'_>) -> Result<Maker> {
-    let program = asked.fs_type.strip_prefix("fuse.").unwrap_or(asked.fs_type);
-    Ok(Maker::Helper(Helper {
-        programs: vec![program.into()],
-        args: vec![asked.source.into(), TARGET.into()],
-        options: asked.options.for_file_system(),
-        log: None,
-        secrets: Vec::new(),
-    }))
-}
-
-const SSHFS_HINTS: [(&str, &str); 3] = [
-    (
-        "Permission denied",
-        "name the key, as the container sees it: -o IdentityFile=/host/root/.ssh/id_ed25519",
-    ),
-    (
-        "Host key verification failed",
-        "name the known servers: -o UserKnownHostsFile=/host/root/.ssh/known_hosts, or -o StrictHostKeyChecking=accept-new",
-    ),
-    (
-        "ssh: ",
-        "check the server's name, and that this host can reach its sshd",
-    ),
-];
-
-/// Unless it is verbose, sshfs throws away what ssh says about a failure.
-fn sshfs(asked: &Asked<'_>) -> Result<Maker> {
-    let maker = fuse(asked)?;
-    Ok(match maker {
-        Maker::Helper(mut helper) => {
-            helper.args.push("-v".into());
-            let option = Some("password_stdin");
-            helper.secrets = passes(["password"], How::Stdin { option });
-            Maker::Helper(helper)
-        }
-        other => other,
-    })
-}
-
 /// mount.ceph(8).
 #[allow(clippy::unnecessary_wraps)]
 fn ceph(asked: &Asked<'_>) -> Result<Maker> {
     let option = "secretfile";
     let secrets = passes(["secret"], How::File { option });
-    Ok(Maker::Helper(Helper {
-        secrets,
-        ..mount_helper(asked)
-    }))
-}
-
-/// mount.cifs(8).
-#[allow(clippy::unnecessary_wraps)]
-fn cifs(asked: &Asked<'_>) -> Result<Maker> {
-    let variable = "PASSWD_FD";
-    let secrets = passes(["password", "pass"], How::FdEnv { variable });
     Ok(Maker::Helper(Helper {
         secrets,
         ..mount_helper(asked)
@@ -540,6 +513,7 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
         options: asked.options.for_file_system(),
         log: None,
         secrets: Vec::new(),
+        drops_capabilities: false,
     }
 }
 
@@ -604,7 +578,7 @@ mod tests {
             ),
             ("cifs", "pass=hunter2,password=hunter2", "given as well"),
         ] {
-            let error = chosen(fs_type, "x:/y", options).unwrap_err().to_string();
+            let error = chosen(fs_type, "//x/y", options).unwrap_err().to_string();
             assert!(
                 error.contains(says) && !error.contains("hunter2"),
                 "{error}"

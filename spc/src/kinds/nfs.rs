@@ -54,6 +54,7 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
 
 /// It says in which attempts it had no luck, and what came back each time.
 pub const TELLING: Telling = Telling {
+    gives_up: None,
     line,
     hints: &[
         (

@@ -92,7 +92,7 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs the helper to its end. What it leaves running afterwards is the mount's daemon.
+    /// Runs the helper to its end, and gives back what it said. What it leaves running afterwards is the mount's daemon.
     ///
     /// # Errors
     /// It cannot be started, fails, dies by a signal, takes too long, or a signal stops us.
@@ -147,6 +147,16 @@ impl Run<'_> {
             },
         };
         Err(self.tell(failed, &said))
+    }
+
+    /// Whether it has logged in this run that it is about to end.
+    pub fn gave_up(&self, said: &Said) -> bool {
+        let (Some(file), Some(words)) = (&self.log, self.telling.gives_up) else {
+            return false;
+        };
+        errors_in(file, said.start_of_log, self.telling.line)
+            .iter()
+            .any(|line| line.contains(words))
     }
 
     /// Adds to an error what the helper said, and what is known about that.
