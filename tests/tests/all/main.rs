@@ -11,6 +11,7 @@ mod docker;
 mod doctor;
 mod kinds;
 mod lab;
+mod modules;
 mod nsenter;
 mod original;
 mod privilege;
