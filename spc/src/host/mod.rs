@@ -6,7 +6,10 @@ pub mod copies;
 pub mod modules;
 pub mod mountinfo;
 pub mod namespace;
+pub mod output;
 pub mod process;
+mod rpc;
+pub mod service;
 pub mod settings;
 pub mod target;
 

@@ -3,10 +3,12 @@
 
 mod gluster;
 pub mod needs;
+pub mod nfs;
 mod source;
 
 use crate::error::{Error, Result};
 use crate::host::modules::{FUSE, Module};
+use crate::host::service::Service;
 use crate::mount::{Options, Secrets};
 use needs::Need;
 use source::Fit;
@@ -126,7 +128,7 @@ const ROW: Kind = Kind {
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
 pub struct Telling {
-    /// What a line of its own log says about a failure, if anything.
+    /// What a line of its output or log says about a failure, if anything.
     pub line: fn(&str) -> Option<&str>,
     /// What to do, by words that it printed or logged; the first that are found count.
     pub hints: &'static [(&'static str, &'static str)],
@@ -159,6 +161,24 @@ pub struct Asked<'a> {
     pub secrets: &'a Secrets,
     /// A name for log files: the target with dashes for slashes.
     pub log_name: &'a str,
+}
+
+/// A service that mounts share, and what needs it.
+#[derive(Debug)]
+pub struct Shared {
+    /// The service.
+    pub service: Service,
+    /// Types, as they are asked for, that may need it while they are being mounted.
+    pub kinds: &'static [&'static str],
+    /// Helpers that may need it while they run.
+    pub helpers: &'static [&'static str],
+    /// Whether a mount needs it, by its type and the options of its file system in the mount table.
+    pub needed_by: fn(&str, &str) -> bool,
+}
+
+/// The services of all kinds; one that needs another comes before it.
+pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
+    nfs::SERVICES.iter().rev()
 }
 
 /// What the table says about a request.
@@ -204,15 +224,20 @@ const TABLE: &[Kind] = &[
     },
     Kind {
         name: "nfs",
+        maker: nfs::helper,
         shows: &["nfs", "nfs4"],
+        telling: nfs::TELLING,
         fits: source::nfs,
-        modules: &NFS,
-        needs: &[
-            Need::program(&["mount.nfs"], "nfs-common"),
-            Need::program(&["rpcbind"], "rpcbind"),
-            Need::program(&["rpc.statd"], "nfs-common"),
-            Need::HostNetwork,
-        ],
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS,
+        ..ROW
+    },
+    Kind {
+        name: "nfs4",
+        maker: nfs::helper,
+        telling: nfs::TELLING,
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS,
         ..ROW
     },
     Kind {
@@ -298,16 +323,9 @@ const TABLE: &[Kind] = &[
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
     Kind {
         name: "*",
-        shows: &["{}", "{}4", "fuse.{}", "fuse"],
+        shows: &["{}", "fuse.{}", "fuse"],
         ..ROW
     },
-];
-
-/// The kernel asks for the module of a version by itself, and on a minimal host in vain.
-const NFS: [Module; 3] = [
-    Module::of("nfs"),
-    Module::part("nfsv4"),
-    Module::part("nfsv3"),
 ];
 
 /// Looks a request up in the table.
@@ -562,7 +580,7 @@ mod tests {
     fn other_types_have_their_helper() {
         let chosen = chosen("nosuch", "h:/x", "").unwrap();
         assert_eq!(helper(&chosen).programs, ["mount.nosuch"]);
-        assert!(chosen.shows.contains(&"nosuch4".to_owned()) && !chosen.is_fuse());
+        assert!(chosen.shows.contains(&"fuse.nosuch".to_owned()) && !chosen.is_fuse());
     }
 
     #[test]

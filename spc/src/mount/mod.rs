@@ -11,6 +11,7 @@ pub mod recover;
 pub mod request;
 pub mod run;
 pub mod secrets;
+pub mod services;
 pub mod unmounter;
 
 pub use ledger::{Ledger, Record};

@@ -74,3 +74,22 @@ pub fn tie_to_parent(command: &mut Command) -> &mut Command {
         })
     }
 }
+
+/// Makes a child a session of its own, with no signal blocked and no descriptor of ours but its standard ones, that
+/// outlives the process that starts it.
+pub fn detach(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only async-signal-safe system calls are made; nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            nix::sys::signal::SigSet::empty().thread_set_mask()?;
+            // We may have been started with descriptors that are not marked so.
+            let cloexec = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
+            if libc::close_range(3, libc::c_uint::MAX, cloexec) == 0 {
+                Ok(())
+            } else {
+                Err(io::Error::last_os_error())
+            }
+        })
+    }
+}
