@@ -69,7 +69,7 @@ fn each_kind_misses_its_programs() {
             ("glusterfs", "mount.glusterfs", "glusterfs-client"),
             ("gluster", "mount.glusterfs", "glusterfs-client"),
             ("nfs", "mount.nfs", "nfs-common"),
-            ("nfs", "rpc.statd", "nfs-common"),
+            ("nfs3", "rpc.statd", "nfs-common"),
             ("ceph", "mount.ceph", "ceph-common"),
             ("cifs", "mount.cifs", "cifs-utils"),
             ("smb", "mount.cifs", "cifs-utils"),
@@ -116,6 +116,9 @@ fn each_kind_misses_what_the_container_was_not_given() {
             "fuse.bindfs device: cannot open /dev/fuse",
             "--device=/dev/fuse",
         )?;
+        let options = "--cap-add=NET_BIND_SERVICE --cap-add=SETUID --cap-add=SETGID --cap-add=SETPCAP --cap-add=KILL";
+        let what = "nfs3 capabilities: missing: NET_BIND_SERVICE, SETUID, SETGID, SETPCAP, KILL";
+        misses(&spc, "nfs3", what, options)?;
         for kind in ["iscsi", "rbd"] {
             misses(
                 &spc,
