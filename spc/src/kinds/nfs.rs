@@ -15,10 +15,17 @@ pub const MODULES: [Module; 3] = [
 ];
 
 /// What it needs besides.
-pub const NEEDS: [Need; 4] = [
+pub const NEEDS: [Need; 2] = [
+    Need::program(&["mount.nfs"], "nfs-common"),
+    Need::HostNetwork,
+];
+
+/// What version 3 with locking needs.
+pub const NEEDS_OF_3: [Need; 5] = [
     Need::program(&["mount.nfs"], "nfs-common"),
     Need::program(&["rpcbind"], "rpcbind"),
     Need::program(&["rpc.statd"], "nfs-common"),
+    Need::Capabilities(&["NET_BIND_SERVICE", "SETUID", "SETGID", "SETPCAP", "KILL"]),
     Need::HostNetwork,
 ];
 

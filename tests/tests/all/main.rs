@@ -12,6 +12,7 @@ mod doctor;
 mod fuse;
 mod kinds;
 mod lab;
+mod modules;
 mod nfs;
 mod nsenter;
 mod original;
