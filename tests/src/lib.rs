@@ -15,6 +15,7 @@
 mod any;
 mod boot;
 mod cache;
+mod ceph;
 mod cgroup;
 mod container;
 mod demo;
@@ -47,6 +48,7 @@ mod vm;
 pub mod cli;
 
 pub use any::AnyHost;
+pub use ceph::{Ceph, Session, ceph};
 pub use demo::demo;
 pub use engine::Engine;
 pub use exec::{Process, Run};

@@ -89,6 +89,7 @@ mod tests {
             options: &options,
             secrets: &Secrets::default(),
             log_name: "mnt-data",
+            kernel_lacks: &|_| None,
         };
         match helper(&asked)? {
             Maker::Helper(helper) => Ok(helper.log),

@@ -2,7 +2,7 @@
 //! rpcbind and rpc.statd in the network that the mount uses, which mount.nfs has started by its door `start-statd`.
 
 use super::needs::Need;
-use super::{Asked, Maker, Shared, Telling, mount_helper};
+use super::{Asked, Maker, PLAIN, Shared, Telling, mount_helper};
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
@@ -61,7 +61,6 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
 
 /// It says in which attempts it had no luck, and what came back each time.
 pub const TELLING: Telling = Telling {
-    gives_up: None,
     line,
     hints: &[
         (
@@ -93,6 +92,7 @@ pub const TELLING: Telling = Telling {
         ("timed out", UNREACHABLE),
         ("unreachable", UNREACHABLE),
     ],
+    ..PLAIN
 };
 
 const UNREACHABLE: &str = "check that the server runs, and that this host can reach its port 2049; NFSv3 needs port 111 and that of mountd as well";
@@ -163,6 +163,7 @@ mod tests {
             options: &options,
             secrets: &Secrets::default(),
             log_name: "mnt-data",
+            kernel_lacks: &|_| None,
         })
     }
 

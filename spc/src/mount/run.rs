@@ -75,6 +75,10 @@ pub struct Run<'a> {
     pub program: &'a Path,
     /// Its arguments.
     pub argv: Vec<String>,
+    /// Variables of its environment.
+    pub env: &'a [(&'static str, String)],
+    /// It is told that the kernel keeps no keys.
+    pub no_keys: bool,
     /// The claim whose stand-in it mounts on.
     pub claim: &'a Claim,
     /// Mark for its processes.
@@ -110,6 +114,7 @@ impl Run<'_> {
         let mut command = Command::new(self.program);
         command
             .args(&self.argv)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("LD_PRELOAD", SHIM)
             .env(process::MARK, self.id)
             .env("SPC_REPORT", self.claim.report())
@@ -118,6 +123,9 @@ impl Run<'_> {
             .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
         self.handover.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
+        if self.no_keys {
+            sys::without_call(&mut command, libc::SYS_add_key);
+        }
         let mut child = sys::tie_to_parent(&mut command)
             .spawn()
             .map_err(|e| fail(errno_text(e)))?;

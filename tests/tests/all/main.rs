@@ -4,6 +4,7 @@ mod at_once;
 mod bad_host;
 mod bad_input;
 mod callers;
+mod ceph;
 mod crash;
 mod crossing;
 mod demo;
