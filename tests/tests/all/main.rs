@@ -20,3 +20,4 @@ mod scene;
 mod support;
 mod targets;
 mod terminal;
+mod vm;
