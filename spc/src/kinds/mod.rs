@@ -99,11 +99,13 @@ pub struct Shared {
     pub helpers: &'static [&'static str],
     /// Whether a mount needs it, by its type and the options of its file system in the mount table.
     pub needed_by: fn(&str, &str) -> bool,
+    /// A program of Sun RPC, by number and version, that needs it for as long as it is registered.
+    pub client: Option<(u32, u32)>,
 }
 
-/// The services of all kinds; one that needs another comes before it.
+/// The services of all kinds; one that needs another comes after it.
 pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
-    nfs::SERVICES.iter().rev()
+    nfs::SERVICES.iter()
 }
 
 /// What the table says about a request.

@@ -139,7 +139,11 @@ fn unnoted(record: &Record) -> Option<(u64, u64)> {
     let parent = open(target.parent()?, flags, Permissions::empty()).ok()?;
     let top = mount_id(&parent, target.file_name()?).ok()?;
     let entry = mountinfo::find(top.id).ok()??;
-    let ours = entry.parent == record.on && entry.target == target && entry.source == record.source;
+    // NFS shows a directory without the slash that may have followed it.
+    let source = |source: &str| source.trim_end_matches('/').to_owned();
+    let ours = entry.parent == record.on
+        && entry.target == target
+        && source(&entry.source) == source(&record.source);
     (top.is_root && ours).then_some((top.id, top.unique))
 }
 

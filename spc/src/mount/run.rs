@@ -138,7 +138,6 @@ impl Run<'_> {
         if let Some(file) = &self.log {
             log.extend(errors_in(file, start_of_log, self.telling.line));
         }
-        log.dedup();
         let hints = self.telling.hints.iter();
         let known = hints.filter(|(words, _)| log.iter().any(|line| line.contains(words)));
         let known = known.map(|(_, hint)| (*hint).to_owned()).next();
@@ -151,6 +150,9 @@ impl Run<'_> {
                 .filter(|line| line.contains("decision=failed"))
                 .map(|line| format!("shim: {line}")),
         );
+        // What it tried again says nothing new.
+        let mut said = std::collections::BTreeSet::new();
+        log.retain(|line| said.insert(line.clone()));
         let failed = fail(cause).log(log);
         Err(match known.or(hint) {
             Some(hint) => failed.hint(hint),
