@@ -1,16 +1,19 @@
 //! The command line.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::argv::Arguments;
 use super::show;
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
 use crate::host::Settings;
+use crate::kinds::needs;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::{Done, Session, mount};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
@@ -44,6 +47,9 @@ enum Command {
     },
     /// Check whether this container can do its job
     Doctor {
+        /// Look at what this kind needs as well: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, rbd, iscsi, …
+        #[arg(short, long, value_name = "KIND")]
+        kind: Vec<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -74,12 +80,16 @@ const EXIT_STATUS: &str = "Exit status, as of mount(8): 0 success, 1 usage, 2 sy
 
 #[derive(Debug, Args)]
 struct MountArgs {
-    /// File system type: glusterfs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the container
+    /// File system type: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the
+    /// container; without it, HOST:/PATH is nfs, //HOST/SHARE cifs, USER@HOST:DIR fuse.sshfs
     #[arg(short = 't', long = "types", value_name = "TYPE")]
     fs_type: Option<String>,
     /// Options, separated by commas; x-mount.mkdir[=MODE] makes the target
     #[arg(short, long, value_name = "LIST")]
     options: Vec<String>,
+    /// A secret such as a password: file:PATH, env:NAME or stdin; KEY as the type's option is called
+    #[arg(long, value_name = "KEY=FROM")]
+    secret: Vec<String>,
     /// Read-only
     #[arg(short, long)]
     read_only: bool,
@@ -134,7 +144,11 @@ struct UmountArgs {
 
 impl MountArgs {
     fn request(&self) -> Result<Request> {
-        let mut options = Options::parse(self.options.iter().map(String::as_str))?;
+        let lists = self.options.iter().map(String::as_str);
+        let (mut options, mut secrets) = Options::and_secrets(lists)?;
+        for secret in &self.secret {
+            secrets.name(secret)?;
+        }
         if self.bind {
             options.push("bind".into())?;
         }
@@ -146,9 +160,11 @@ impl MountArgs {
         }
         Request {
             fs_type: self.fs_type.clone().unwrap_or_default(),
+            inferred: None,
             source: self.source.clone(),
             target: self.target.clone(),
             options,
+            secrets,
             timeout: Duration::from_secs(self.timeout),
             route: self.route,
             over_system_directory: self.over_system_directory,
@@ -159,7 +175,8 @@ impl MountArgs {
 
 /// Reads the command line, runs the command, and gives its exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments = Arguments::take();
+    let cli = match Cli::try_parse_from(&arguments.all) {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() {
@@ -167,8 +184,13 @@ pub fn main() -> ExitCode {
             } else {
                 0
             };
-            // Nothing is left to say if stderr is closed.
-            let _ = error.print();
+            // Nothing is left to say if nobody listens.
+            let _ = if arguments.hold_secrets() {
+                let text = arguments.mask(&error.render().to_string());
+                std::io::stderr().write_all(text.as_bytes())
+            } else {
+                error.print()
+            };
             return ExitCode::from(code);
         }
     };
@@ -195,6 +217,9 @@ pub fn main() -> ExitCode {
     } else {
         log.without_time().init();
     }
+    if let Some(error) = &arguments.seen {
+        tracing::warn!(error = %errno_text(error.kind()), "the secret among the arguments can be seen by other processes; give it by --secret");
+    }
     match run(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -203,7 +228,7 @@ pub fn main() -> ExitCode {
                 Class::Usage => error.hint_if_none("--help shows what is understood"),
                 _ => error,
             };
-            eprintln!("spc: {error}");
+            eprintln!("spc: {}", arguments.mask(&error.to_string()));
             ExitCode::from(code)
         }
     }
@@ -242,8 +267,9 @@ fn run(command: Command) -> Result<u8> {
                 Class::System.exit_code()
             })
         }
-        Command::Doctor { json } => {
-            let checks = doctor::examine();
+        Command::Doctor { kind, json } => {
+            let kinds = kind.iter().map(|kind| needs::needs(kind));
+            let checks = doctor::examine(&kinds.collect::<Result<Vec<_>>>()?);
             show::checks(&checks, json)?;
             Ok(if checks.iter().all(|check| check.ok) {
                 0

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+pub mod argv;
 pub mod cli;
 pub mod show;
 mod statd;

@@ -16,6 +16,7 @@ use crate::mount::Plan;
 use crate::mount::ledger::Record;
 use crate::mount::mounter::Done;
 use crate::mount::plan::Linkage;
+use crate::mount::secrets::MASK;
 
 /// Prints to stdout; a reader that has gone away is no error.
 fn print(text: &str) -> Result<()> {
@@ -138,9 +139,11 @@ pub fn checks(checks: &[Check], json: bool) -> Result<()> {
         return print_json(&checks);
     }
     let mut text = String::new();
+    let names = checks.iter().map(|check| check.name.chars().count());
+    let width = names.max().unwrap_or(0).max(13);
     for check in checks {
         let mark = if check.ok { "ok  " } else { "FAIL" };
-        text.push_str(&format!("{mark} {:13} {}\n", check.name, check.found));
+        text.push_str(&format!("{mark} {:width$} {}\n", check.name, check.found));
         if let Some(hint) = &check.hint {
             text.push_str(&format!("     hint: {hint}\n"));
         }
@@ -158,7 +161,8 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
         Linkage::Dynamic(interpreter) => format!("dynamic, {}", interpreter.display()),
         Linkage::Static => "static".into(),
     });
-    let argv = plan.argv("STAND-IN");
+    let argv = plan.argv("STAND-IN", |_| "N".into());
+    let secrets: Vec<_> = plan.request.secrets.origins().collect();
     let maker = match plan.chosen.maker {
         Maker::Helper(_) => "helper",
         Maker::Kernel => "kernel",
@@ -169,12 +173,19 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
         return print_json(&json!({
             "type": plan.request.fs_type, "source": plan.request.source, "target": show(&plan.target),
             "to_be_made": missing, "made_by": maker, "program": program, "linkage": linkage, "argv": argv,
-            "options": plan.request.options.to_string(), "route": plan.route, "shows_as": plan.chosen.shows,
+            "options": plan.request.options.to_string(),
+            "secrets": secrets.iter().map(|(key, from)| json!({"key": key, "value": MASK, "from": from})).collect::<Vec<_>>(),
+            "route": plan.route, "shows_as": plan.chosen.shows,
             "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
         }));
     }
+    let by = match (&plan.request.inferred, plan.request.doubt()) {
+        (_, Some(doubt)) => format!(" ({doubt})"),
+        (Some(_), None) => " (by the form of the source)".into(),
+        (None, None) => String::new(),
+    };
     let mut text = format!(
-        "type       {}\nsource     {}\ntarget     {} on the host\n",
+        "type       {}{by}\nsource     {}\ntarget     {} on the host\n",
         plan.request.fs_type,
         plan.request.source,
         show(&plan.target)
@@ -190,6 +201,9 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
         _ => text.push_str(&format!(
             "made by    the {maker}, in the host's namespace\n"
         )),
+    }
+    for (key, from) in &secrets {
+        text.push_str(&format!("secret     {key}={MASK} (from {from})\n"));
     }
     text.push_str(&format!(
         "route      {}\nproof      a new mount on the target that shows as {}\nnamespace  {}\nlimit      {} s\n",

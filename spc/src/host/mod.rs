@@ -3,6 +3,7 @@
 pub mod claim;
 pub mod container;
 pub mod copies;
+pub mod modules;
 pub mod mountinfo;
 pub mod namespace;
 pub mod output;

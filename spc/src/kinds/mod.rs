@@ -2,11 +2,16 @@
 //! shows in a mount table. Nothing in here makes a system call.
 
 mod gluster;
+pub mod needs;
 pub mod nfs;
+mod source;
 
 use crate::error::{Error, Result};
+use crate::host::modules::{FUSE, Module};
 use crate::host::service::Service;
-use crate::mount::Options;
+use crate::mount::{Options, Secrets};
+use needs::Need;
+use source::Fit;
 
 /// Who makes the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +27,16 @@ pub enum Maker {
     },
 }
 
+impl Maker {
+    /// The secrets that it has a use for.
+    pub fn takes(&self) -> &[Pass] {
+        match self {
+            Self::Helper(helper) => &helper.secrets,
+            Self::Kernel | Self::Bind { .. } => &[],
+        }
+    }
+}
+
 /// How to run a helper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Helper {
@@ -33,12 +48,49 @@ pub struct Helper {
     pub options: Options,
     /// Where it logs, inside the container, if it does not log to stderr.
     pub log: Option<String>,
+    /// The secrets that it has a use for; those that are there are handed over.
+    pub secrets: Vec<Pass>,
+}
+
+/// A secret that a program takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// Its name, as the option is called.
+    pub key: &'static str,
+    /// The way it is handed over.
+    pub how: How,
+}
+
+/// How a program is given a secret, which is in a file in memory, never in an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// `-o OPTION=/proc/self/fd/N`.
+    File {
+        /// The option that names a file with the secret.
+        option: &'static str,
+    },
+    /// An argument of its own, `BEFORE/proc/self/fd/N`.
+    Argument {
+        /// What stands before the file's name, such as `--keyfile=`.
+        before: &'static str,
+    },
+    /// The number of the descriptor in the environment.
+    FdEnv {
+        /// The variable.
+        variable: &'static str,
+    },
+    /// On its standard input.
+    Stdin {
+        /// The option that makes it read that.
+        option: Option<&'static str>,
+    },
 }
 
 /// Stands for the target among a helper's arguments.
 pub const TARGET: &str = "\0target";
 
 /// A row of the table.
+#[derive(Clone, Copy)]
 struct Kind {
     /// Name as `-t` has it; with a `*` at its end, a prefix.
     name: &'static str,
@@ -50,7 +102,28 @@ struct Kind {
     source: Source,
     /// How its failures are told.
     telling: Telling,
+    /// How well a source that has no type fits.
+    fits: fn(&str) -> Fit,
+    /// Modules of the kernel without which it cannot be.
+    modules: &'static [Module],
+    /// Whatever else it needs of container and host.
+    needs: &'static [Need],
+    /// Other names that people have for it.
+    also: &'static [&'static str],
 }
+
+/// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
+const ROW: Kind = Kind {
+    name: "",
+    maker: helper_of_type,
+    shows: &["{}"],
+    source: Source::Any,
+    telling: PLAIN,
+    fits: source::none,
+    modules: &[],
+    needs: &[],
+    also: &[],
+};
 
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +157,8 @@ pub struct Asked<'a> {
     pub source: &'a str,
     /// All options.
     pub options: &'a Options,
+    /// Which secrets are there; a kind does not look at their values.
+    pub secrets: &'a Secrets,
     /// A name for log files: the target with dashes for slashes.
     pub log_name: &'a str,
 }
@@ -119,6 +194,8 @@ pub struct Chosen {
     pub source: Source,
     /// How failures of the helper are told.
     pub telling: Telling,
+    /// Modules of the kernel without which it cannot be.
+    pub modules: Vec<Module>,
 }
 
 impl Chosen {
@@ -132,87 +209,124 @@ impl Chosen {
     }
 }
 
-const TABLE: [Kind; 11] = [
+const TABLE: &[Kind] = &[
     Kind {
         name: "glusterfs",
         maker: gluster::helper,
         shows: &["fuse.glusterfs"],
-        source: Source::Any,
         telling: gluster::TELLING,
+        fits: source::glusterfs,
+        modules: &[FUSE],
+        needs: &[
+            Need::program(&["mount.glusterfs"], "glusterfs-client"),
+            Need::Fuse,
+        ],
+        also: &["gluster"],
+        ..ROW
     },
     Kind {
         name: "nfs",
         maker: nfs::helper,
         shows: &["nfs", "nfs4"],
-        source: Source::Any,
         telling: nfs::TELLING,
+        fits: source::nfs,
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS,
+        ..ROW
     },
     Kind {
         name: "nfs4",
         maker: nfs::helper,
-        shows: &["nfs4"],
-        source: Source::Any,
         telling: nfs::TELLING,
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS,
+        ..ROW
+    },
+    Kind {
+        name: "ceph",
+        maker: ceph,
+        fits: source::ceph,
+        modules: &[Module::of("ceph")],
+        needs: &[
+            Need::program(&["mount.ceph"], "ceph-common"),
+            Need::HostNetwork,
+        ],
+        also: &["cephfs"],
+        ..ROW
+    },
+    Kind {
+        name: "cifs",
+        maker: cifs,
+        fits: source::cifs,
+        modules: &[Module::of("cifs")],
+        needs: &[
+            Need::program(&["mount.cifs"], "cifs-utils"),
+            Need::HostNetwork,
+        ],
+        also: &["smb", "smb3"],
+        ..ROW
     },
     Kind {
         name: "fuse.sshfs",
         maker: sshfs,
-        shows: &["fuse.sshfs"],
-        source: Source::Any,
         telling: Telling {
             hints: &SSHFS_HINTS,
             ..PLAIN
         },
+        fits: source::sshfs,
+        modules: &[FUSE],
+        needs: &[
+            Need::program(&["sshfs"], "sshfs"),
+            Need::program(&["ssh"], "openssh-client"),
+            Need::Fuse,
+        ],
+        also: &["sshfs"],
+        ..ROW
     },
     Kind {
         name: "fuse.*",
         maker: fuse,
         shows: &["{}", "fuse"],
-        source: Source::Any,
-        telling: PLAIN,
+        modules: &[FUSE],
+        needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
+        ..ROW
     },
     Kind {
         name: "tmpfs",
         maker: kernel,
-        shows: &["tmpfs"],
-        source: Source::Any,
-        telling: PLAIN,
+        ..ROW
     },
     Kind {
         name: "overlay",
         maker: kernel,
-        shows: &["overlay"],
-        source: Source::Any,
-        telling: PLAIN,
+        modules: &[Module::of("overlay")],
+        ..ROW
     },
     Kind {
         name: "ext4",
         maker: kernel,
-        shows: &["ext4"],
+        modules: &[Module::of("ext4")],
         source: Source::BlockDevice,
-        telling: PLAIN,
+        ..ROW
     },
     Kind {
         name: "xfs",
         maker: kernel,
-        shows: &["xfs"],
+        modules: &[Module::of("xfs")],
         source: Source::BlockDevice,
-        telling: PLAIN,
+        ..ROW
     },
     Kind {
         name: "bind",
         maker: bind,
         shows: &[],
-        source: Source::Any,
-        telling: PLAIN,
+        ..ROW
     },
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
     Kind {
         name: "*",
-        maker: helper_of_type,
         shows: &["{}", "fuse.{}", "fuse"],
-        source: Source::Any,
-        telling: PLAIN,
+        ..ROW
     },
 ];
 
@@ -231,8 +345,10 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
     let Some(kind) = TABLE.iter().find(fits) else {
         return Err(Error::usage(format!("unknown type: {}", asked.fs_type)));
     };
+    let maker = (kind.maker)(asked)?;
+    check_secrets(asked, &maker)?;
     Ok(Chosen {
-        maker: (kind.maker)(asked)?,
+        maker,
         shows: kind
             .shows
             .iter()
@@ -240,7 +356,88 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
             .collect(),
         source: kind.source,
         telling: kind.telling,
+        modules: kind.modules.to_vec(),
     })
+}
+
+/// The type of a source for which none was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inferred {
+    /// The type.
+    pub fs_type: &'static str,
+    /// Types whose sources may be written like this as well.
+    pub others: Vec<&'static str>,
+}
+
+/// The type of a source, by the way it is written.
+///
+/// # Errors
+/// It is written as no type's is, or as those of several types.
+pub fn infer(source: &str) -> Result<Inferred> {
+    let fitting = |wanted: Fit| {
+        let rows = TABLE
+            .iter()
+            .filter(move |kind| (kind.fits)(source) == wanted);
+        rows.map(|kind| kind.name).collect::<Vec<_>>()
+    };
+    let could = fitting(Fit::Could);
+    match (&fitting(Fit::Certain)[..], &fitting(Fit::Usual)[..]) {
+        ([certain], _) => Ok(Inferred {
+            fs_type: certain,
+            others: Vec::new(),
+        }),
+        ([], [usual]) => Ok(Inferred {
+            fs_type: usual,
+            others: could,
+        }),
+        _ => {
+            let hint = if could.is_empty() {
+                let known: Vec<_> = names().collect();
+                format!("add -t TYPE; known: {}", known.join(", "))
+            } else {
+                format!(
+                    "{source} may be of type {}: add -t TYPE",
+                    could.join(" or ")
+                )
+            };
+            Err(Error::usage("which type of file system is not said").hint(hint))
+        }
+    }
+}
+
+/// Every secret has a use, and one only.
+fn check_secrets(asked: &Asked<'_>, maker: &Maker) -> Result<()> {
+    let takes = maker.takes();
+    if let Some(key) = asked
+        .secrets
+        .keys()
+        .find(|key| takes.iter().all(|pass| pass.key != *key))
+    {
+        let keys: Vec<_> = takes.iter().map(|pass| pass.key).collect();
+        let (has, hint) = if keys.is_empty() {
+            let hint = "leave it out, or name a file with it by the option that the type has for that, if any";
+            ("takes no secrets", hint.to_owned())
+        } else {
+            let hint = format!("its secrets are called: {}", keys.join(", "));
+            ("has no secret of this name", hint)
+        };
+        let what = format!("bad option {key}: type {} {has}", asked.fs_type);
+        return Err(Error::usage(what).hint(hint));
+    }
+    let given: Vec<&Pass> = takes.iter().filter(|p| asked.secrets.has(p.key)).collect();
+    for (at, pass) in given.iter().enumerate() {
+        let other = match pass.how {
+            How::File { option } if asked.options.value(option).is_some() => Some(option),
+            how => given[..at].iter().find(|p| p.how == how).map(|p| p.key),
+        };
+        if let Some(other) = other {
+            return Err(
+                Error::usage(format!("bad option {}: {other} is given as well", pass.key))
+                    .hint("give one of them"),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The names in the table that a user can write as they stand.
@@ -272,6 +469,7 @@ fn fuse(asked: &Asked<'_>) -> Result<Maker> {
         args: vec![asked.source.into(), TARGET.into()],
         options: asked.options.for_file_system(),
         log: None,
+        secrets: Vec::new(),
     }))
 }
 
@@ -296,10 +494,39 @@ fn sshfs(asked: &Asked<'_>) -> Result<Maker> {
     Ok(match maker {
         Maker::Helper(mut helper) => {
             helper.args.push("-v".into());
+            let option = Some("password_stdin");
+            helper.secrets = passes(["password"], How::Stdin { option });
             Maker::Helper(helper)
         }
         other => other,
     })
+}
+
+/// mount.ceph(8).
+#[allow(clippy::unnecessary_wraps)]
+fn ceph(asked: &Asked<'_>) -> Result<Maker> {
+    let option = "secretfile";
+    let secrets = passes(["secret"], How::File { option });
+    Ok(Maker::Helper(Helper {
+        secrets,
+        ..mount_helper(asked)
+    }))
+}
+
+/// mount.cifs(8).
+#[allow(clippy::unnecessary_wraps)]
+fn cifs(asked: &Asked<'_>) -> Result<Maker> {
+    let variable = "PASSWD_FD";
+    let secrets = passes(["password", "pass"], How::FdEnv { variable });
+    Ok(Maker::Helper(Helper {
+        secrets,
+        ..mount_helper(asked)
+    }))
+}
+
+/// One secret by the names that it may have.
+fn passes<const N: usize>(keys: [&'static str; N], how: How) -> Vec<Pass> {
+    keys.map(|key| Pass { key, how }).to_vec()
 }
 
 #[allow(clippy::unnecessary_wraps)]
@@ -314,6 +541,7 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
         args: vec![asked.source.into(), TARGET.into()],
         options: asked.options.for_file_system(),
         log: None,
+        secrets: Vec::new(),
     }
 }
 
@@ -321,22 +549,28 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
 mod tests {
     use super::*;
 
-    fn asked<'a>(fs_type: &'a str, source: &'a str, options: &'a Options) -> Asked<'a> {
-        Asked {
+    fn chosen(fs_type: &str, source: &str, options: &str) -> Result<Chosen> {
+        let (options, secrets) = Options::and_secrets([options])?;
+        choose(&Asked {
             fs_type,
             source,
-            options,
+            options: &options,
+            secrets: &secrets,
             log_name: "mnt-data",
+        })
+    }
+
+    fn helper(chosen: &Chosen) -> &Helper {
+        match &chosen.maker {
+            Maker::Helper(helper) => helper,
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn a_fuse_program_needs_no_row_of_its_own() {
-        let options = Options::parse(["rw,allow_other"]).unwrap();
-        let chosen = choose(&asked("fuse.bindfs", "/d", &options)).unwrap();
-        let Maker::Helper(helper) = &chosen.maker else {
-            panic!("{chosen:?}")
-        };
+        let chosen = chosen("fuse.bindfs", "/d", "rw,allow_other").unwrap();
+        let helper = helper(&chosen);
         assert_eq!(helper.programs, ["bindfs"]);
         assert_eq!(helper.args, ["/d", TARGET]);
         assert_eq!(helper.options.to_string(), "allow_other");
@@ -346,12 +580,113 @@ mod tests {
 
     #[test]
     fn other_types_have_their_helper() {
-        let options = Options::default();
-        let chosen = choose(&asked("ours", "h:/x", &options)).unwrap();
-        let Maker::Helper(helper) = &chosen.maker else {
-            panic!("{chosen:?}")
-        };
-        assert_eq!(helper.programs, ["mount.ours"]);
-        assert!(chosen.shows.contains(&"fuse.ours".to_owned()) && !chosen.is_fuse());
+        let chosen = chosen("nosuch", "h:/x", "").unwrap();
+        assert_eq!(helper(&chosen).programs, ["mount.nosuch"]);
+        assert!(chosen.shows.contains(&"fuse.nosuch".to_owned()) && !chosen.is_fuse());
+    }
+
+    #[test]
+    fn a_secret_has_one_use() {
+        let password = chosen("cifs", "//h/s", "password=hunter2").unwrap();
+        let helper = helper(&password);
+        assert_eq!(helper.options.to_string(), "");
+        assert_eq!(helper.secrets[0].key, "password");
+        for (fs_type, options, says) in [
+            ("tmpfs", "password=hunter2", "type tmpfs takes no secrets"),
+            (
+                "fuse.bindfs",
+                "key=hunter2",
+                "type fuse.bindfs takes no secrets",
+            ),
+            ("ceph", "password=hunter2", "its secrets are called: secret"),
+            (
+                "ceph",
+                "secret=hunter2,secretfile=/f",
+                "secretfile is given as well",
+            ),
+            ("cifs", "pass=hunter2,password=hunter2", "given as well"),
+        ] {
+            let error = chosen(fs_type, "x:/y", options).unwrap_err().to_string();
+            assert!(
+                error.contains(says) && !error.contains("hunter2"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn types_by_their_sources() {
+        for (source, fs_type) in [
+            ("server:/export", "nfs"),
+            ("192.0.2.1:/", "nfs"),
+            ("[2001:db8::1]:/x", "nfs"),
+            ("[fe80::1%eth0]:/x y", "nfs"),
+            ("server:/a:b", "nfs"),
+            ("server.example.org:/a,b", "nfs"),
+            ("server:/user@host:/dir", "nfs"),
+            ("//server/share", "cifs"),
+            ("//server/share/dir", "cifs"),
+            (r"\\server\share", "cifs"),
+            ("//2001:db8::1/share", "cifs"),
+            ("me@server:/dir", "fuse.sshfs"),
+            ("me@server:", "fuse.sshfs"),
+            ("me@server:dir/x@y", "fuse.sshfs"),
+            ("me@corp.example@server:/dir", "fuse.sshfs"),
+            ("me@[2001:db8::1]:/dir", "fuse.sshfs"),
+            ("admin@.cephfs=/", "ceph"),
+            ("me@b3acfc0d-575f-41d3-9c91-0e7ed3dbb3fa.data=/dir", "ceph"),
+            ("mon:6789:/", "ceph"),
+            ("192.0.2.1:6789,192.0.2.2:6789:/dir", "ceph"),
+            ("a:3300,b,c:/", "ceph"),
+            ("[2001:db8::1]:6789:/x", "ceph"),
+        ] {
+            let inferred = infer(source).unwrap_or_else(|e| panic!("{source}: {e}"));
+            assert_eq!(inferred.fs_type, fs_type, "{source}");
+            let others: &[_] = match fs_type {
+                "nfs" if source.ends_with(":/") => &["ceph"],
+                "nfs" => &["glusterfs", "ceph"],
+                _ => &[],
+            };
+            assert_eq!(inferred.others, others, "{source}");
+        }
+        for (source, hint) in [
+            ("a,b:/vol", "may be of type glusterfs or ceph"),
+            ("[2001:db8::1],b:/vol", "may be of type glusterfs or ceph"),
+            ("tmpfs", "known: glusterfs, nfs, "),
+            ("none", "known"),
+            ("/dev/sdb1", "known"),
+            ("/srv/a:/b", "known"),
+            ("./a:/b", "known"),
+            ("host:path", "known"),
+            ("host:", "known"),
+            (":/x", "known"),
+            ("2001:db8::1:/x", "known"),
+            ("[not an address]:/x", "known"),
+            ("https://host/x", "known"),
+            ("nfs://host/x", "known"),
+            ("me@host/x", "known"),
+            ("@host:/x", "known"),
+            ("me@:/x", "known"),
+            ("me@/x:/y", "known"),
+            ("//server", "known"),
+            ("//server/", "known"),
+            ("///share", "known"),
+            ("admin@cephfs=/", "known"),
+            ("admin@.cephfs=x", "known"),
+            ("rbd:pool/image", "known"),
+            (
+                "iscsi:192.0.2.1:3260/iqn.2026-01.org.example:disk/0",
+                "known",
+            ),
+            ("UUID=0a3b", "known"),
+            ("ä:/x", "known"),
+            ("", "known"),
+        ] {
+            let error = infer(source).unwrap_err().to_string();
+            assert!(
+                error.contains(hint) && error.contains("add -t TYPE"),
+                "{source}: {error}"
+            );
+        }
     }
 }

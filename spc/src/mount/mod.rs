@@ -1,6 +1,7 @@
 //! The pipeline: Request, Plan, run, Proof, Record. It does not know which door a request came through.
 
 pub mod direct;
+pub mod handover;
 pub mod ledger;
 pub mod mounter;
 pub mod options;
@@ -9,6 +10,7 @@ pub mod proof;
 pub mod recover;
 pub mod request;
 pub mod run;
+pub mod secrets;
 pub mod services;
 pub mod unmounter;
 
@@ -17,3 +19,4 @@ pub use options::Options;
 pub use plan::Plan;
 pub use proof::Proof;
 pub use request::Request;
+pub use secrets::Secrets;

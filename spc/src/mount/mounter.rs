@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::direct::{self, Detached};
+use super::handover::Handover;
 use super::ledger::{Lock, Record, State, now};
 use super::plan::Route;
 use super::proof;
@@ -17,7 +18,7 @@ use crate::health::look::{self, Health};
 use crate::host::claim::{Claim, Mode};
 use crate::host::mountinfo::Entry;
 use crate::host::target::{self, MountId, Pinned, show};
-use crate::host::{Host, Settings, container, copies, process};
+use crate::host::{Host, Settings, container, copies, modules, process};
 use crate::kinds::Maker;
 
 /// How long a helper that ended well may take until its mount is there.
@@ -68,8 +69,20 @@ pub enum Done {
 /// # Errors
 /// Anything from a bad request to a missing proof.
 pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
+    let doubt = request.doubt();
+    make(session, request, interrupts).map_err(|error| match doubt {
+        Some(doubt) if error.class() == Class::Mount => error.hint_also(&doubt),
+        _ => error,
+    })
+}
+
+fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let deadline = Instant::now() + request.timeout;
-    let plan = Plan::make(request, &session.host, &session.settings)?;
+    let mut plan = Plan::make(request, &session.host, &session.settings)?;
+    let secrets = &mut plan.request.secrets;
+    secrets.read(&session.host, &session.settings, deadline, || {
+        interrupts.check()
+    })?;
     let lock = session
         .ledger
         .lock(&plan.target, deadline, || interrupts.check())?;
@@ -182,7 +195,27 @@ impl<'a> Attempt<'a> {
     fn run(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Record> {
         // First of all the intent: whoever finds it after a crash knows what to undo.
         self.session.ledger.put(&self.record)?;
-        let proof = match (&self.plan.chosen.maker, &self.plan.program) {
+        let (host, settings) = (&self.session.host, &self.session.settings);
+        let lacks = modules::provide(&self.plan.chosen.modules, host, settings);
+        interrupts.check()?;
+        let proof = self
+            .carry_out(deadline, interrupts)
+            .map_err(|error| modules::explain(error, &lacks))?;
+        interrupts.check()?;
+        copies::drop_copies(&proof.entry, &proof.on)?;
+        self.record.state = State::Mounted;
+        self.note(proof.mount);
+        self.session.ledger.put(&self.record)?;
+        self.finished = true;
+        Ok(self.record.clone())
+    }
+
+    /// Runs the helper, or has the kernel make the mount, and proves the result.
+    fn carry_out(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Proof> {
+        if self.plan.chosen.is_fuse() {
+            container::fuse()?;
+        }
+        Ok(match (&self.plan.chosen.maker, &self.plan.program) {
             (Maker::Helper(helper), Some(program)) => {
                 let mode = if self.plan.route == Route::Graft {
                     Mode::Stay
@@ -195,14 +228,19 @@ impl<'a> Attempt<'a> {
                     mode,
                     &self.pinned,
                 )?;
+                let secrets = &self.plan.request.secrets;
+                let handover = Handover::prepare(&helper.secrets, secrets)?;
+                let stand_in = claim.stand_in().to_string_lossy();
                 let run = Run {
                     program: &program.path,
-                    argv: self.plan.argv(&claim.stand_in().to_string_lossy()),
+                    argv: self.plan.argv(&stand_in, |key| handover.number(key)),
                     claim: &claim,
                     id: &self.record.id,
                     log: helper.log.as_ref().map(PathBuf::from),
                     telling: self.plan.chosen.telling,
                     target: &self.plan.target,
+                    handover: &handover,
+                    secrets,
                 };
                 run.to_end(deadline, interrupts)
                     .map_err(|error| self.hint_at_network(error))?;
@@ -211,22 +249,15 @@ impl<'a> Attempt<'a> {
                 proof
             }
             _ => {
-                let (chosen, request) = (self.plan.chosen.clone(), self.plan.request.clone());
+                let (chosen, request) = (self.plan.chosen.clone(), &self.plan.request);
+                let (fs_type, source) = (request.fs_type.clone(), request.source.clone());
                 let options = request.options.for_file_system();
-                let make =
-                    move || direct::make(&chosen, &request.fs_type, &request.source, &options);
+                let make = move || direct::make(&chosen, &fs_type, &source, &options);
                 let detached = self.session.host.run("mounting", make)??;
                 self.attach(detached)?;
                 self.look(None)?.ok_or_else(|| self.nothing("the kernel"))?
             }
-        };
-        interrupts.check()?;
-        copies::drop_copies(&proof.entry, &proof.on)?;
-        self.record.state = State::Mounted;
-        self.note(proof.mount);
-        self.session.ledger.put(&self.record)?;
-        self.finished = true;
-        Ok(self.record.clone())
+        })
     }
 
     /// The helper ended well: where is its mount? On the host, where the shim put it, or on the
@@ -296,16 +327,12 @@ impl<'a> Attempt<'a> {
     fn hint_at_network(&self, error: Error) -> Error {
         let own = container::shares_network(&self.session.settings) == Some(false);
         let network = "the container has a network of its own, which may not reach the server: start it with --net=host";
-        match error.hint_text() {
-            Some(hint) if own && error.class() == Class::Mount => {
-                let hint = format!("{hint}; {network}");
-                error.hint(hint)
-            }
-            None if own && error.class() == Class::Mount => error.hint(network),
-            _ => error.hint_if_none(
-                "`spc explain` shows how it is run; with -v the shim's decisions are shown as well",
-            ),
+        if own && error.class() == Class::Mount {
+            return error.hint_also(network);
         }
+        error.hint_if_none(
+            "`spc explain` shows how it is run; with -v the shim's decisions are shown as well",
+        )
     }
 
     fn nothing(&self, who: &str) -> Error {

@@ -10,19 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::Request;
 use super::request::RouteChoice;
 use crate::error::{Error, Result, errno_text};
+use crate::host::container::PROGRAM_DIRS;
 use crate::host::target::{Rules, Walk, on_host, show, walk};
-use crate::host::{Host, Settings, container};
-use crate::kinds::{self, Asked, Chosen, Maker};
-
-/// Where mount helpers and FUSE programs are looked for, in this order.
-const PROGRAM_DIRS: [&str; 6] = [
-    "/usr/local/sbin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-];
+use crate::host::{Host, Settings, container, modules};
+use crate::kinds::{self, Asked, Chosen, How, Maker, Pass};
 
 /// How a mount gets to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,12 +90,14 @@ impl Plan {
             fs_type: &request.fs_type,
             source: &request.source,
             options: &request.options,
+            secrets: &request.secrets,
             log_name: &log_name(&asked_target),
         })?;
         let (program, route) = match &chosen.maker {
             Maker::Helper(helper) => {
                 let program = find(&helper.programs, &request.fs_type)?;
-                if chosen.is_fuse() {
+                // Without the module, which will be loaded first, the device cannot be opened.
+                if chosen.is_fuse() && modules::FUSE.is_there() {
                     container::fuse()?;
                 }
                 let route = match (request.route, &program.linkage) {
@@ -154,8 +147,9 @@ impl Plan {
         })
     }
 
-    /// The helper's arguments, with this in the target's place.
-    pub fn argv(&self, target: &str) -> Vec<String> {
+    /// The helper's arguments, with this in the target's place, and for each secret that it is given the
+    /// number of a descriptor.
+    pub fn argv(&self, target: &str, number: impl Fn(&str) -> String) -> Vec<String> {
         let Maker::Helper(helper) = &self.chosen.maker else {
             return Vec::new();
         };
@@ -170,9 +164,21 @@ impl Plan {
                 }
             })
             .collect();
-        if !helper.options.is_empty() {
+        let mut options: Vec<String> = vec![helper.options.to_string()];
+        for Pass { key, how } in &helper.secrets {
+            let file = || format!("/proc/self/fd/{}", number(key));
+            match how {
+                _ if !self.request.secrets.has(key) => {}
+                How::File { option } => options.push(format!("{option}={}", file())),
+                How::Argument { before } => argv.push(format!("{before}{}", file())),
+                How::Stdin { option } => options.extend(option.map(str::to_owned)),
+                How::FdEnv { .. } => {}
+            }
+        }
+        options.retain(|option| !option.is_empty());
+        if !options.is_empty() {
             argv.push("-o".into());
-            argv.push(helper.options.to_string());
+            argv.push(options.join(","));
         }
         argv
     }
@@ -196,17 +202,7 @@ fn log_name(target: &Path) -> String {
 }
 
 fn find(names: &[String], fs_type: &str) -> Result<Program> {
-    let path = names
-        .iter()
-        .flat_map(|name| {
-            PROGRAM_DIRS
-                .iter()
-                .map(move |dir| Path::new(dir).join(name))
-        })
-        .find(|path| {
-            rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
-        });
-    match path {
+    match container::program(names) {
         Some(path) => Ok(Program {
             linkage: linkage(&path, 4)?,
             path,

@@ -14,6 +14,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use super::Secrets;
+use super::handover::Handover;
 use crate::error::{Class, Error, Result, errno_text};
 use crate::host::output::{Output, last_lines};
 use crate::host::target::show;
@@ -82,6 +84,10 @@ pub struct Run<'a> {
     pub telling: Telling,
     /// The target on the host, which it knows by its stand-in.
     pub target: &'a Path,
+    /// What it is given besides arguments.
+    pub handover: &'a Handover<'a>,
+    /// What must not be repeated of what it says.
+    pub secrets: &'a Secrets,
 }
 
 impl Run<'_> {
@@ -109,6 +115,7 @@ impl Run<'_> {
             .stdin(Stdio::null())
             .stdout(output.handle().map_err(|e| fail(errno_text(e)))?)
             .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
+        self.handover.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
         let mut child = sys::tie_to_parent(&mut command)
             .spawn()
@@ -119,7 +126,7 @@ impl Run<'_> {
         // What the daemon's shim says later goes to the log of `spc serve`.
         let _ = std::fs::remove_file(self.claim.report());
         for line in &shim {
-            tracing::debug!(shim = %line, "decision");
+            tracing::debug!(shim = %self.secrets.mask(line), "decision");
         }
         let mut hint = None;
         let cause = match ended {
@@ -143,12 +150,12 @@ impl Run<'_> {
         let known = known.map(|(_, hint)| (*hint).to_owned()).next();
         let (stand_in, target) = (self.claim.stand_in().to_string_lossy(), show(self.target));
         for line in &mut log {
-            *line = line.replace(&*stand_in, &target);
+            *line = self.secrets.mask(&line.replace(&*stand_in, &target));
         }
         log.extend(
             shim.into_iter()
                 .filter(|line| line.contains("decision=failed"))
-                .map(|line| format!("shim: {line}")),
+                .map(|line| format!("shim: {}", self.secrets.mask(&line))),
         );
         // What it tried again says nothing new.
         let mut said = std::collections::BTreeSet::new();
