@@ -237,11 +237,13 @@ pub struct Shared {
     pub helpers: &'static [&'static str],
     /// Whether a mount needs it, by its type and the options of its file system in the mount table.
     pub needed_by: fn(&str, &str) -> bool,
+    /// A program of Sun RPC, by number and version, that needs it for as long as it is registered.
+    pub client: Option<(u32, u32)>,
 }
 
-/// The services of all kinds; one that needs another comes before it.
+/// The services of all kinds; one that needs another comes after it.
 pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
-    nfs::SERVICES.iter().rev()
+    nfs::SERVICES.iter()
 }
 
 /// What the table says about a request.
@@ -639,7 +641,8 @@ mod tests {
             ),
             ("cifs", "pass=hunter2,password=hunter2", "given as well"),
         ] {
-            let error = chosen(fs_type, "//x/y", options).unwrap_err().to_string();
+            let source = if fs_type == "cifs" { "//x/y" } else { "x:/y" };
+            let error = chosen(fs_type, source, options).unwrap_err().to_string();
             assert!(
                 error.contains(says) && !error.contains("hunter2"),
                 "{error}"
