@@ -23,6 +23,8 @@ pub enum Root {
     Minimal,
     /// Debian trixie with the servers of GlusterFS and SSH, and the native client of GlusterFS.
     Server,
+    /// Debian trixie with the servers of SMB and S3.
+    Shares,
     /// Debian trixie with the servers of Ceph, and its programs for administrators.
     Ceph,
     /// busybox and runc: the container host that virtual machines are, without any storage client.
@@ -68,6 +70,7 @@ pub fn path(root: Root) -> Result<PathBuf> {
         }
         Root::Server => trixie("server", SERVER),
         Root::Storage => trixie("storage", STORAGE),
+        Root::Shares => trixie("shares", SHARES),
         Root::Ceph => trixie("ceph", CEPH),
         Root::Systemd => trixie("systemd", SYSTEMD),
     }
@@ -94,6 +97,9 @@ fn key_of(files: &BTreeMap<PathBuf, PathBuf>) -> Result<Key> {
 
 /// GlusterFS's server brings its client.
 const SERVER: &str = "busybox-static,glusterfs-server,mount,openssh-server";
+
+/// Samba with its client, which tells when it is ready, and moto, whose server needs flask-cors.
+const SHARES: &str = "busybox-static,mount,python3-flask-cors,python3-moto,samba,smbclient";
 
 const SYSTEMD: &str = "kmod,runc,systemd-sysv,udev";
 

@@ -1,7 +1,7 @@
 //! CephFS, by the kernel's client (mount.ceph(8)) or by `ceph-fuse`(8). Both understand the sources and
 //! options of mount.ceph(8): for `ceph-fuse` they are translated.
 
-use super::{Asked, Helper, How, Maker, TARGET, Telling, mount_helper, passes};
+use super::{Asked, Helper, How, Maker, PLAIN, TARGET, Telling, mount_helper, passes};
 use crate::error::{Error, Result};
 use crate::mount::Options;
 
@@ -171,15 +171,13 @@ pub fn fuse(asked: &Asked<'_>) -> Result<Maker> {
         programs: vec!["ceph-fuse".into()],
         args,
         options,
-        log: None,
-        env: Vec::new(),
-        no_keys: false,
         secrets: passes(
             ["secret"],
             How::Argument {
                 before: "--keyfile=",
             },
         ),
+        ..Helper::default()
     }))
 }
 
@@ -242,6 +240,7 @@ pub const TELLING: Telling = Telling {
             "the kernel does not know an option or its value; its log tells which (dmesg)",
         ),
     ],
+    ..PLAIN
 };
 
 /// What is said without any meaning: no configuration is needed, and the kernel loads its module itself.

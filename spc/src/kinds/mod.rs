@@ -2,9 +2,11 @@
 //! shows in a mount table. Nothing in here makes a system call.
 
 mod ceph;
+mod fuse;
 mod gluster;
 pub mod needs;
 pub mod nfs;
+mod smb;
 mod source;
 
 use crate::error::{Error, Result};
@@ -39,7 +41,7 @@ impl Maker {
 }
 
 /// How to run a helper.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Helper {
     /// Program names, the preferred first.
     pub programs: Vec<String>,
@@ -56,6 +58,8 @@ pub struct Helper {
     pub no_keys: bool,
     /// The secrets that it has a use for; those that are there are handed over.
     pub secrets: Vec<Pass>,
+    /// It gives up capabilities before it mounts that the shim needs, so that its mount has to be grafted.
+    pub drops_capabilities: bool,
 }
 
 /// A secret that a program takes.
@@ -147,6 +151,27 @@ const CEPH_FUSE: Kind = Kind {
     ..ROW
 };
 
+/// A FUSE program; libfuse shows it as `fuse.PROGRAM`, unless it was told another name for its source.
+const FUSE_PROGRAM: Kind = Kind {
+    maker: fuse::program,
+    shows: &["{}", "fuse"],
+    modules: &[FUSE],
+    needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
+    ..ROW
+};
+
+/// A share of an SMB server.
+const SMB: Kind = Kind {
+    maker: smb::helper,
+    telling: smb::TELLING,
+    modules: &[Module::of("cifs")],
+    needs: &[
+        Need::program(&["mount.cifs"], "cifs-utils"),
+        Need::HostNetwork,
+    ],
+    ..ROW
+};
+
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
 pub struct Telling {
@@ -154,12 +179,15 @@ pub struct Telling {
     pub line: fn(&str) -> Option<&str>,
     /// What to do, by words that it printed or logged; the first that are found count.
     pub hints: &'static [(&'static str, &'static str)],
+    /// Words in its own log by which it gives up after it has mounted.
+    pub gives_up: Option<&'static str>,
 }
 
 /// Every line counts, and nothing is known about any.
 const PLAIN: Telling = Telling {
     line: |line| Some(line),
     hints: &[],
+    gives_up: None,
 };
 
 /// The source that a mount table shows for a kind.
@@ -209,11 +237,13 @@ pub struct Shared {
     pub helpers: &'static [&'static str],
     /// Whether a mount needs it, by its type and the options of its file system in the mount table.
     pub needed_by: fn(&str, &str) -> bool,
+    /// A program of Sun RPC, by number and version, that needs it for as long as it is registered.
+    pub client: Option<(u32, u32)>,
 }
 
-/// The services of all kinds; one that needs another comes before it.
+/// The services of all kinds; one that needs another comes after it.
 pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
-    nfs::SERVICES.iter().rev()
+    nfs::SERVICES.iter()
 }
 
 /// What the table says about a request.
@@ -309,40 +339,37 @@ const TABLE: &[Kind] = &[
     },
     Kind {
         name: "cifs",
-        maker: cifs,
         fits: source::cifs,
-        modules: &[Module::of("cifs")],
-        needs: &[
-            Need::program(&["mount.cifs"], "cifs-utils"),
-            Need::HostNetwork,
-        ],
-        also: &["smb", "smb3"],
-        ..ROW
+        also: &["smb"],
+        ..SMB
+    },
+    Kind {
+        name: "smb3",
+        ..SMB
     },
     Kind {
         name: "fuse.sshfs",
-        maker: sshfs,
-        telling: Telling {
-            hints: &SSHFS_HINTS,
-            ..PLAIN
-        },
+        maker: fuse::sshfs,
+        telling: fuse::SSHFS,
         fits: source::sshfs,
-        modules: &[FUSE],
         needs: &[
             Need::program(&["sshfs"], "sshfs"),
             Need::program(&["ssh"], "openssh-client"),
             Need::Fuse,
         ],
         also: &["sshfs"],
-        ..ROW
+        ..FUSE_PROGRAM
+    },
+    Kind {
+        name: "fuse.s3fs",
+        maker: fuse::s3fs,
+        telling: fuse::S3FS,
+        also: &["s3fs"],
+        ..FUSE_PROGRAM
     },
     Kind {
         name: "fuse.*",
-        maker: fuse,
-        shows: &["{}", "fuse"],
-        modules: &[FUSE],
-        needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
-        ..ROW
+        ..FUSE_PROGRAM
     },
     Kind {
         name: "tmpfs",
@@ -532,60 +559,6 @@ fn bind(asked: &Asked<'_>) -> Result<Maker> {
     })
 }
 
-/// A FUSE program, `PROGRAM SOURCE TARGET -o OPTIONS`, run without mount.fuse(8) and its shell.
-fn fuse(asked: &Asked<'_>) -> Result<Maker> {
-    let program = asked.fs_type.strip_prefix("fuse.").unwrap_or(asked.fs_type);
-    Ok(Maker::Helper(Helper {
-        programs: vec![program.into()],
-        args: vec![asked.source.into(), TARGET.into()],
-        options: asked.options.for_file_system(),
-        log: None,
-        env: Vec::new(),
-        no_keys: false,
-        secrets: Vec::new(),
-    }))
-}
-
-const SSHFS_HINTS: [(&str, &str); 3] = [
-    (
-        "Permission denied",
-        "name the key, as the container sees it: -o IdentityFile=/host/root/.ssh/id_ed25519",
-    ),
-    (
-        "Host key verification failed",
-        "name the known servers: -o UserKnownHostsFile=/host/root/.ssh/known_hosts, or -o StrictHostKeyChecking=accept-new",
-    ),
-    (
-        "ssh: ",
-        "check the server's name, and that this host can reach its sshd",
-    ),
-];
-
-/// Unless it is verbose, sshfs throws away what ssh says about a failure.
-fn sshfs(asked: &Asked<'_>) -> Result<Maker> {
-    let maker = fuse(asked)?;
-    Ok(match maker {
-        Maker::Helper(mut helper) => {
-            helper.args.push("-v".into());
-            let option = Some("password_stdin");
-            helper.secrets = passes(["password"], How::Stdin { option });
-            Maker::Helper(helper)
-        }
-        other => other,
-    })
-}
-
-/// mount.cifs(8).
-#[allow(clippy::unnecessary_wraps)]
-fn cifs(asked: &Asked<'_>) -> Result<Maker> {
-    let variable = "PASSWD_FD";
-    let secrets = passes(["password", "pass"], How::FdEnv { variable });
-    Ok(Maker::Helper(Helper {
-        secrets,
-        ..mount_helper(asked)
-    }))
-}
-
 /// One secret by the names that it may have.
 fn passes<const N: usize>(keys: [&'static str; N], how: How) -> Vec<Pass> {
     keys.map(|key| Pass { key, how }).to_vec()
@@ -602,10 +575,7 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
         programs: vec![format!("mount.{}", asked.fs_type)],
         args: vec![asked.source.into(), TARGET.into()],
         options: asked.options.for_file_system(),
-        log: None,
-        env: Vec::new(),
-        no_keys: false,
-        secrets: Vec::new(),
+        ..Helper::default()
     }
 }
 
@@ -671,7 +641,8 @@ mod tests {
             ),
             ("cifs", "pass=hunter2,password=hunter2", "given as well"),
         ] {
-            let error = chosen(fs_type, "x:/y", options).unwrap_err().to_string();
+            let source = if fs_type == "cifs" { "//x/y" } else { "x:/y" };
+            let error = chosen(fs_type, source, options).unwrap_err().to_string();
             assert!(
                 error.contains(says) && !error.contains("hunter2"),
                 "{error}"

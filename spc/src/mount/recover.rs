@@ -139,8 +139,10 @@ fn unnoted(record: &Record) -> Option<(u64, u64)> {
     let parent = open(target.parent()?, flags, Permissions::empty()).ok()?;
     let top = mount_id(&parent, target.file_name()?).ok()?;
     let entry = mountinfo::find(top.id).ok()??;
+    // NFS shows a directory without the slash that may have followed it.
+    let plain = |source: &str| source.trim_end_matches('/').to_owned();
     let shown = match &record.shows_source {
-        Some(source) => entry.source == *source,
+        Some(source) => plain(&entry.source) == plain(source),
         None => record.shows.contains(&entry.fs_type),
     };
     let ours = entry.parent == record.on && entry.target == target && shown;
