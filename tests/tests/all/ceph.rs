@@ -174,7 +174,7 @@ impl<'a, H: AnyHost> User<'a, H> {
     /// Snapshots are in `.snap`: those that others make are seen here, and those that are made here by others.
     fn snapshots(&self) -> Result<()> {
         let (host, target) = (&self.spc.host, "/mnt/snapshots");
-        let dir = format!("/app/{}", host.address());
+        let dir = format!("/app/snapshots-{}", host.address());
         let there = format!("cd /mnt{dir}");
         self.ceph.sh(&format!(
             "mkdir /mnt{dir} && {there} && echo first >file && mkdir .snap/theirs && echo second >file && sync -f file"
