@@ -14,6 +14,7 @@ use rustix::process::{WaitOptions, set_child_subreaper, wait};
 use crate::error::{Error, Result, errno_text};
 use crate::host::copies::drop_copies;
 use crate::host::{Claim, Settings, claim, mountinfo};
+use crate::mount::device;
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
 use crate::mount::recover::{entry_of, settle};
@@ -239,6 +240,7 @@ fn tidy(session: &Session) -> Result<bool> {
             }
         }
     }
+    done &= device::tidy(session)?;
     session.ledger.sweep()?;
     Ok(done)
 }

@@ -1,6 +1,7 @@
 //! The table of file system kinds: which program or kernel type mounts them, and how its result
 //! shows in a mount table. Nothing in here makes a system call.
 
+pub mod block;
 mod gluster;
 
 use crate::error::{Error, Result};
@@ -97,6 +98,8 @@ pub struct Chosen {
     pub source: Source,
     /// How failures of the helper are told.
     pub telling: Telling,
+    /// The device to be attached first.
+    pub device: Option<block::Device>,
 }
 
 impl Chosen {
@@ -195,7 +198,12 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
     let Some(kind) = TABLE.iter().find(fits) else {
         return Err(Error::usage(format!("unknown type: {}", asked.fs_type)));
     };
+    let device = match kind.source {
+        Source::BlockDevice => block::device(asked)?,
+        Source::Any => None,
+    };
     Ok(Chosen {
+        device,
         maker: (kind.maker)(asked)?,
         shows: kind
             .shows

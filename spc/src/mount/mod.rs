@@ -1,14 +1,18 @@
 //! The pipeline: Request, Plan, run, Proof, Record. It does not know which door a request came through.
 
+pub mod blank;
+pub mod device;
 pub mod direct;
 pub mod ledger;
 pub mod mounter;
 pub mod options;
 pub mod plan;
+pub mod prepare;
 pub mod proof;
 pub mod recover;
 pub mod request;
 pub mod run;
+pub mod tool;
 pub mod unmounter;
 
 pub use ledger::{Ledger, Record};

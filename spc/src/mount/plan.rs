@@ -195,18 +195,18 @@ fn log_name(target: &Path) -> String {
         .collect()
 }
 
-fn find(names: &[String], fs_type: &str) -> Result<Program> {
-    let path = names
+/// The file of a program, if the container has it.
+pub(super) fn find_program(name: &str) -> Option<PathBuf> {
+    PROGRAM_DIRS
         .iter()
-        .flat_map(|name| {
-            PROGRAM_DIRS
-                .iter()
-                .map(move |dir| Path::new(dir).join(name))
-        })
+        .map(|dir| Path::new(dir).join(name))
         .find(|path| {
             rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
-        });
-    match path {
+        })
+}
+
+fn find(names: &[String], fs_type: &str) -> Result<Program> {
+    match names.iter().find_map(|name| find_program(name)) {
         Some(path) => Ok(Program {
             linkage: linkage(&path, 4)?,
             path,

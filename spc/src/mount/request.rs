@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Options;
+use super::prepare::MKFS;
 use crate::error::{Error, Result};
 
 /// How long a mount may take when nobody says.
@@ -90,6 +91,12 @@ impl Request {
             .hint(format!("on the host, run: mount -o {operation} TARGET")));
         }
         self.mkdir()?;
+        if self.options.has(MKFS) && self.options.read_only() {
+            return Err(
+                Error::usage(format!("bad options: {MKFS} with a read-only mount"))
+                    .hint("a file system is made only for a mount that may write"),
+            );
+        }
         Ok(self)
     }
 

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal as NixSignal};
@@ -27,7 +28,10 @@ pub const SHIM: &str = "/usr/lib/spc/libspc_shim.so";
 const TAIL: usize = 8;
 
 /// Termination signals, held back and looked at where it is safe to stop.
-pub struct Interrupts(SignalFd);
+pub struct Interrupts {
+    signals: SignalFd,
+    came: AtomicBool,
+}
 
 impl Interrupts {
     /// Blocks SIGINT, SIGTERM and SIGHUP. Call it before any thread is started.
@@ -43,7 +47,10 @@ impl Interrupts {
             .and_then(|()| {
                 SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             })
-            .map(Self)
+            .map(|signals| Self {
+                signals,
+                came: AtomicBool::new(false),
+            })
             .map_err(|e| Error::system("cannot watch for signals").because(errno_text(e)))
     }
 
@@ -52,20 +59,32 @@ impl Interrupts {
     /// # Errors
     /// [`Class::Interrupted`], once per signal.
     pub fn check(&self) -> Result<()> {
-        match self.0.read_signal() {
-            Ok(Some(info)) => Err(Error::new(
-                Class::Interrupted,
-                format!("stopped by signal {}", info.ssi_signo),
-            )),
+        match self.signals.read_signal() {
+            Ok(Some(info)) => {
+                self.came.store(true, Ordering::Relaxed);
+                Err(Error::new(
+                    Class::Interrupted,
+                    format!("stopped by signal {}", info.ssi_signo),
+                ))
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Whether one has come at all, perhaps to another thread.
+    pub fn came(&self) -> bool {
+        self.came.load(Ordering::Relaxed)
     }
 }
 
 impl AsFd for Interrupts {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.as_fd()
+        self.signals.as_fd()
     }
+}
+
+fn stopped_elsewhere() -> Error {
+    Error::new(Class::Interrupted, "stopped by a signal")
 }
 
 /// A helper, ready to run.
@@ -115,7 +134,7 @@ impl Run<'_> {
         let mut child = sys::tie_to_parent(&mut command)
             .spawn()
             .map_err(|e| fail(errno_text(e)))?;
-        let ended = wait(&mut child, &name, started, deadline, interrupts);
+        let ended = wait(&mut child, &name, started, deadline, Some(interrupts));
         output.seal();
         let shim = reports_of(&reports);
         // What the daemon's shim says later goes to the log of `spc serve`.
@@ -124,12 +143,10 @@ impl Run<'_> {
             tracing::debug!(shim = %line, "decision");
         }
         let mut hint = None;
-        let cause = match ended {
-            Ok(status) if status.success() => return Ok(()),
-            Ok(status) => match (status.code(), status.signal()) {
-                (Some(code), _) => format!("exit status {code}"),
-                (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
-            },
+        let cause = match ended.map(describe) {
+            Ok(Ended::Code(0)) => return Ok(()),
+            Ok(Ended::Code(code)) => format!("exit status {code}"),
+            Ok(Ended::Signal(signal)) => format!("killed by signal {signal}"),
             Err(error) if error.class() == Class::Interrupted => return Err(error),
             Err(error) => {
                 hint = error.hint_text().map(str::to_owned);
@@ -161,12 +178,29 @@ impl Run<'_> {
     }
 }
 
-fn wait(
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// By itself, with this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+pub(super) fn describe(status: ExitStatus) -> Ended {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Ended::Code(code),
+        (None, signal) => Ended::Signal(signal.unwrap_or_default()),
+    }
+}
+
+/// Waits for a program to end, and ends it if it takes too long or a signal stops us.
+pub(super) fn wait(
     child: &mut Child,
     name: &str,
     started: Instant,
     deadline: Instant,
-    interrupts: &Interrupts,
+    interrupts: Option<&Interrupts>,
 ) -> Result<ExitStatus> {
     let system =
         |e: std::io::Error| Error::system(format!("cannot wait for {name}")).because(errno_text(e));
@@ -180,10 +214,8 @@ fn wait(
             break Error::mount(format!("ended by spc after {after:.0} s"))
                 .hint("look whether its server answers, or give it more time with --timeout");
         }
-        let mut fds = [
-            PollFd::new(&pidfd, PollFlags::IN),
-            PollFd::new(interrupts, PollFlags::IN),
-        ];
+        let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN)];
+        fds.extend(interrupts.map(|held| PollFd::new(held, PollFlags::IN)));
         let step = deadline
             .saturating_duration_since(now)
             .min(Duration::from_secs(1));
@@ -194,9 +226,10 @@ fn wait(
             Ok(_) if fds[0].revents().contains(PollFlags::IN) => {
                 return child.wait().map_err(system);
             }
+            Ok(0) if interrupts.is_some_and(Interrupts::came) => break stopped_elsewhere(),
             Ok(0) => progress.show(name, started, deadline),
             Ok(_) => {
-                if let Err(signal) = interrupts.check() {
+                if let Some(Err(signal)) = interrupts.map(Interrupts::check) {
                     break signal;
                 }
             }
@@ -247,10 +280,10 @@ impl Drop for Progress {
 
 /// What a helper prints, in memory: a daemon that keeps the descriptor can neither block us, as a
 /// pipe's reader would be, nor be killed by SIGPIPE later.
-struct Output(File);
+pub(super) struct Output(File);
 
 impl Output {
-    fn new() -> std::io::Result<Self> {
+    pub(super) fn new() -> std::io::Result<Self> {
         use rustix::fs::{MemfdFlags, memfd_create};
         let fd = memfd_create(
             "helper output",
@@ -259,30 +292,31 @@ impl Output {
         Ok(Self(File::from(fd)))
     }
 
-    fn handle(&self) -> std::io::Result<OwnedFd> {
+    pub(super) fn handle(&self) -> std::io::Result<OwnedFd> {
         Ok(self.0.try_clone()?.into())
     }
 
     /// From now on a daemon's writes fail instead of filling memory.
-    fn seal(&self) {
+    pub(super) fn seal(&self) {
         use rustix::fs::{SealFlags, fcntl_add_seals};
         if let Err(error) = fcntl_add_seals(&self.0, SealFlags::GROW) {
             tracing::warn!(%error, "cannot seal a helper's output");
         }
     }
+
+    /// The end of it.
+    pub(super) fn text(&self) -> std::io::Result<String> {
+        tail(&self.0, 0)
+    }
 }
 
 /// The last of the lines that count, and of those what counts.
 fn last_lines(
-    mut file: &File,
+    file: &File,
     from: u64,
     counts: fn(&str) -> Option<&str>,
 ) -> std::io::Result<Vec<String>> {
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(from.max(length.saturating_sub(64 * 1024))))?;
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
-    let text = String::from_utf8_lossy(&text);
+    let text = tail(file, from)?;
     let lines: Vec<&str> = text
         .lines()
         .filter_map(|line| counts(line.trim_end()))
@@ -292,6 +326,15 @@ fn last_lines(
         .iter()
         .map(|line| (*line).to_owned())
         .collect())
+}
+
+/// The end of a file, from a place on.
+fn tail(mut file: &File, from: u64) -> std::io::Result<String> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(from.max(length.saturating_sub(64 * 1024))))?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The last lines a helper wrote to its log during this run.

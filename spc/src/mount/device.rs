@@ -1,0 +1,890 @@
+//! Attaches block devices before their file system is mounted, and detaches them when nobody uses them any more.
+//!
+//! What there is to do comes from the kind, as data. Devices that are reached through the same thing (a session with a
+//! target) share one [`Attachment`] in the ledger, which is written before anything is attached and changed only
+//! under its lock. A device is in use for as long as a record of a mount names it, or the kernel holds it.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::ledger::{Attachment, Lock, Record, Volume};
+use super::mounter::Session;
+use super::run::Interrupts;
+use super::tool::{STDIN, Tool, within};
+use crate::error::{Class, Error, Result, errno_text};
+use crate::host::disk::{self, Disk};
+use crate::host::hostname;
+use crate::kinds::block::{self, Command, Device, Identity, Shows, Step, Value, WAY, Way};
+use crate::sys;
+
+/// How long one step on a way may take; a dead portal is given up by its own limits before that.
+const STEP: u64 = 60;
+
+/// How long the kernel may take to show a disk that it was told to look for, and to take away one.
+const APPEAR: Duration = Duration::from_secs(10);
+
+/// How long multipathd may take to claim a disk, where one is running.
+const CLAIM: Duration = Duration::from_secs(5);
+
+/// How long a disk may take to say which volume it is.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How long to wait for somebody who attaches or detaches: they are bounded by the limits above.
+const TURN: Duration = Duration::from_secs(120);
+
+/// The secrets of a request, by their keys.
+pub type Secrets<'a> = dyn Fn(&str) -> Option<Vec<u8>> + Sync + 'a;
+
+/// What attaching needs to know.
+pub struct Attaching<'a> {
+    /// Settings, host, ledger.
+    pub session: &'a Session,
+    /// The device.
+    pub device: &'a Device,
+    /// The mount's record, which is in the ledger.
+    pub record: &'a Record,
+    /// The name that was asked for in place of the host's own.
+    pub host_name: Option<&'a str>,
+    /// Secrets.
+    pub secrets: &'a Secrets<'a>,
+    /// When it has to be done.
+    pub deadline: Instant,
+    /// Signals.
+    pub interrupts: &'a Interrupts,
+}
+
+/// A device that is there. Nobody else prepares or mounts it until this is dropped.
+pub struct Attached {
+    /// The disk.
+    pub disk: Disk,
+    _lock: Lock,
+}
+
+/// A way that is up.
+#[derive(Clone, Debug)]
+struct Up {
+    /// Its directory's name.
+    name: String,
+    /// Its directory.
+    dir: PathBuf,
+    /// What tells it from others; none while it is being brought up or taken down.
+    marks: Vec<String>,
+}
+
+/// The ways to a device that are up; run it on the host's thread.
+fn ways_up(shows: &Shows) -> Vec<Up> {
+    disk::glob(Path::new("/sys"), shows.ways)
+        .into_iter()
+        .filter(|dir| {
+            let mut holds = shows.holds.iter();
+            holds.all(|(file, text)| disk::held(dir, file).as_deref() == Some(text))
+        })
+        .filter_map(|dir| {
+            let marks = shows.known_by.iter();
+            Some(Up {
+                name: dir.file_name()?.to_str()?.to_owned(),
+                marks: marks.filter_map(|file| disk::held(&dir, file)).collect(),
+                dir,
+            })
+        })
+        .collect()
+}
+
+impl Up {
+    /// The kernel's name of its disk.
+    fn disk(&self, shows: &Shows) -> Option<String> {
+        let found = disk::glob(&self.dir, &shows.disk).into_iter().next()?;
+        Some(found.file_name()?.to_str()?.to_owned())
+    }
+
+    /// The number in its name, by which programs know it.
+    fn number(&self) -> &str {
+        self.name.trim_start_matches(|c: char| !c.is_ascii_digit())
+    }
+}
+
+fn look(session: &Session, shows: &Shows) -> Result<Vec<Up>> {
+    let shows = shows.clone();
+    session
+        .host
+        .run("looking for a device", move || ways_up(&shows))
+}
+
+impl Attaching<'_> {
+    /// Attaches it, or finds it attached, and makes sure that it is the volume that it was.
+    ///
+    /// # Errors
+    /// No way to it came up, it does not show, or it is another volume than before. What was done until then stays
+    /// in the ledger, to be undone by [`release`].
+    pub fn run(&self) -> Result<Attached> {
+        let ledger = &self.session.ledger;
+        let go_on = || self.interrupts.check();
+        let own = ledger.lock_named(&self.device.name, self.deadline, go_on)?;
+        let _through = ledger.lock_named(&through(&self.device.through), self.deadline, go_on)?;
+        let up = look(self.session, &self.device.shows)?;
+        let mut attachment = match ledger.attachment(&self.device.through)? {
+            Some(attachment) => attachment,
+            None => Attachment {
+                through: self.device.through.clone(),
+                foreign: up.iter().map(|way| way.name.clone()).collect(),
+                ..Attachment::default()
+            },
+        };
+        if !attachment.sources.contains(&self.record.source) {
+            attachment.sources.push(self.record.source.clone());
+        }
+        ledger.put_attachment(&attachment)?;
+        self.bring_up(&up)?;
+        let disks = self.find()?;
+        let volume = self.identify(&attachment, &disks)?;
+        let disk = self.choose(&attachment, disks)?;
+        attachment.devices.insert(
+            self.device.name.clone(),
+            Volume {
+                disk: disk.name.clone(),
+                ids: volume,
+            },
+        );
+        ledger.put_attachment(&attachment)?;
+        Ok(Attached { disk, _lock: own })
+    }
+
+    /// Brings up the ways that are not, all at once. One is enough.
+    fn bring_up(&self, up: &[Up]) -> Result<()> {
+        let missing: Vec<&Way> = self
+            .device
+            .ways
+            .iter()
+            .filter(|way| !up.iter().any(|up| up.marks == way.marks))
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        ready(self.session, self.device)?;
+        let name = match &self.device.host_name {
+            Some(kind) => Some(hostname::place(&self.session.host, kind, self.host_name)?),
+            None => None,
+        };
+        let results: Vec<Result<()>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = missing
+                .iter()
+                .map(|way| scope.spawn(|| self.steps(way, name.as_deref())))
+                .collect();
+            let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+            ended
+                .map(|ended| ended.unwrap_or_else(|_| Err(Error::system("a thread died"))))
+                .collect()
+        });
+        let came = results.iter().any(Result::is_ok) || missing.len() < self.device.ways.len();
+        let mut failed: Vec<(&str, Error)> = missing
+            .iter()
+            .zip(results)
+            .filter_map(|(way, result)| Some((way.name.as_str(), result.err()?)))
+            .collect();
+        if let Some(at) = failed
+            .iter()
+            .position(|(_, error)| error.class() == Class::Interrupted)
+        {
+            return Err(failed.swap_remove(at).1);
+        }
+        if came {
+            for (way, error) in failed {
+                tracing::warn!("{} goes without {way}: {error}", self.device.name);
+            }
+            return Ok(());
+        }
+        if failed.len() == 1 {
+            return Err(failed.remove(0).1);
+        }
+        let hint = failed
+            .iter()
+            .find_map(|(_, error)| error.hint_text().map(str::to_owned));
+        let lines = failed.iter().flat_map(|(_, error)| error.all_lines());
+        let error = Error::mount(format!("cannot attach {}", self.device.name))
+            .because("no way to it came up")
+            .log(lines.collect());
+        Err(match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        })
+    }
+
+    fn steps(&self, way: &Way, host_name: Option<&str>) -> Result<()> {
+        let context = || format!("cannot attach {} at {}", self.device.name, way.name);
+        for step in &way.steps {
+            match step {
+                Step::Run(command) => self.command(command, &context())?,
+                Step::Set { files, settings } => {
+                    let mut lines = Vec::new();
+                    for (key, value) in settings {
+                        let value = match value {
+                            Value::Text(text) => text.clone().into_bytes(),
+                            Value::HostName => host_name.unwrap_or_default().into(),
+                            Value::Secret(key) => self.secret(key)?,
+                        };
+                        lines.push((*key, value));
+                    }
+                    set(files, &lines).map_err(|e| {
+                        Error::system(context())
+                            .because(format!("its record cannot be written: {}", errno_text(e)))
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn secret(&self, key: &str) -> Result<Vec<u8>> {
+        let secret = (self.secrets)(key).ok_or_else(|| {
+            Error::usage(format!("{key} is missing")).hint(format!(
+                "give it by --secret {key}=file:PATH or {key}=env:NAME"
+            ))
+        })?;
+        let bad = secret.iter().any(u8::is_ascii_control)
+            || secret.trim_ascii().len() != secret.len()
+            || secret.is_empty();
+        if bad {
+            return Err(Error::usage(format!("bad {key}")).because(
+                "it is empty, or begins or ends with a space, or holds a control character",
+            ));
+        }
+        Ok(secret)
+    }
+
+    fn command(&self, command: &Command, what: &str) -> Result<()> {
+        let mut args = command.args.clone();
+        let mut stdin = None;
+        if let Some((option, key)) = command.secret
+            && let Some(secret) = (self.secrets)(key)
+        {
+            args.extend([option.to_owned(), STDIN.to_owned()]);
+            stdin = Some(
+                sealed(&secret)
+                    .map_err(|e| Error::system(what.to_owned()).because(errno_text(e)))?,
+            );
+        }
+        let tool = Tool {
+            program: command.program,
+            args: &args,
+            stdin,
+            id: Some(&self.record.id),
+            deadline: within(STEP, self.deadline),
+        };
+        let done = tool.run(Some(self.interrupts)).map_err(|error| {
+            if error.class() == Class::Interrupted {
+                return error;
+            }
+            let hint = error.hint_text().map(str::to_owned);
+            let outer = Error::new(error.class(), what).because(error.summary());
+            match hint {
+                Some(hint) => outer.hint(hint),
+                None => outer,
+            }
+        })?;
+        let told = match &command.tells {
+            _ if done.code != 0 && !command.fine.contains(&done.code) => {
+                Err(format!("{}: exit status {}", command.program, done.code))
+            }
+            Some(tells) => (tells.find)(&done.text, &tells.what),
+            None => Ok(()),
+        };
+        told.map_err(|cause| {
+            let hints = self.device.telling.hints.iter();
+            let known = hints
+                .filter(|(words, _)| done.text.contains(words) || cause.contains(words))
+                .map(|(_, hint)| *hint)
+                .next();
+            let lines: Vec<String> = done
+                .lines()
+                .iter()
+                .filter_map(|line| (self.device.telling.line)(line).map(str::to_owned))
+                .collect();
+            Error::mount(what).because(cause).log(lines).hint(
+                known.unwrap_or(
+                    "look whether its server answers, and at the host's kernel log: dmesg",
+                ),
+            )
+        })
+    }
+
+    /// Has the kernel look for the disk, and waits until it shows on every way, or on one and no more come.
+    fn find(&self) -> Result<Vec<(Up, Disk)>> {
+        let until = (Instant::now() + APPEAR).min(self.deadline);
+        let shows = self.device.shows.clone();
+        let scan = move || {
+            let mut failed = None;
+            for up in ways_up(&shows) {
+                if let Some((file, text)) = &shows.scan
+                    && up.disk(&shows).is_none()
+                {
+                    let files = disk::glob(&up.dir, file);
+                    let told = files.iter().try_for_each(|file| disk::tell(file, text));
+                    failed = told.err().or(failed);
+                }
+            }
+            failed
+        };
+        let told = self.session.host.run("looking for a disk", scan)?;
+        loop {
+            self.interrupts.check()?;
+            let shows = self.device.shows.clone();
+            let open = move || {
+                let up = ways_up(&shows);
+                let all = up.len();
+                let mut failed = None;
+                let mut disks = Vec::new();
+                for way in up {
+                    match way.disk(&shows).map(|name| Disk::open(&name)) {
+                        Some(Ok(disk)) => disks.push((way, disk)),
+                        Some(Err(error)) => failed = Some(error),
+                        None => {}
+                    }
+                }
+                (disks, all, failed)
+            };
+            let (disks, all, failed) = self.session.host.run("looking for a disk", open)?;
+            if all > 0 && disks.len() == all {
+                return Ok(disks);
+            }
+            if Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+            if !disks.is_empty() {
+                tracing::warn!(
+                    "{} shows on {} of {all} ways",
+                    self.device.name,
+                    disks.len()
+                );
+                return Ok(disks);
+            }
+            let error = Error::mount(format!("cannot find {}", self.device.name));
+            return Err(match failed.or(told) {
+                Some(cause) => error
+                    .because(errno_text(cause))
+                    .hint("the host needs devtmpfs on /dev, and the container --privileged"),
+                None => error
+                    .because("its server was reached, but shows no such disk to this host")
+                    .hint("check the number, and whether the server grants it to this host's name: `spc explain` shows that"),
+            });
+        }
+    }
+
+    /// Asks every disk which volume it is: all must be the same one, and the one that it was.
+    fn identify(&self, attachment: &Attachment, disks: &[(Up, Disk)]) -> Result<Vec<String>> {
+        let mut volume: Option<Vec<String>> = None;
+        for (up, disk) in disks {
+            let (remembered, ids) = self.ids(up, disk)?;
+            if let Some(remembered) = remembered.filter(|remembered| *remembered != ids) {
+                return Err(self.reused(&disk.name, &remembered, &ids).hint(format!(
+                    "end what uses /dev/{0} on the host, then run there: echo 1 >/sys/block/{0}/device/delete",
+                    disk.name
+                )));
+            }
+            match &volume {
+                Some(first) if *first != ids => {
+                    return Err(Error::mount(format!("cannot use {}", self.device.name))
+                        .because(format!(
+                            "its ways lead to different volumes: {} and {}",
+                            first.join(" "),
+                            ids.join(" ")
+                        ))
+                        .hint(
+                            "the servers must give the volume the same identity at each portal",
+                        ));
+                }
+                _ => volume = Some(ids),
+            }
+        }
+        let ids = volume.unwrap_or_default();
+        if ids.is_empty() {
+            tracing::warn!(
+                "{} does not say which volume it is: whether its number is given to another one will not be noticed",
+                self.device.name
+            );
+        }
+        if let Some(known) = attachment.devices.get(&self.device.name)
+            && known.ids != ids
+            && !known.ids.is_empty()
+        {
+            return Err(self
+                .reused(&known.disk, &known.ids, &ids)
+                .hint("unmount what was mounted from it (`spc ls`), then mount it again"));
+        }
+        for other in self.session.ledger.attachments()? {
+            for (name, known) in &other.devices {
+                if *name != self.device.name && known.ids == ids && !ids.is_empty() {
+                    return Err(Error::mount(format!("cannot use {}", self.device.name))
+                        .because(format!("it is the same volume as {name}, which is attached"))
+                        .hint("mount it by that name: a file system must not be mounted by two ways at once"));
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    fn reused(&self, disk: &str, was: &[String], is: &[String]) -> Error {
+        Error::mount(format!("cannot use {}", self.device.name)).because(format!(
+            "another volume is behind it now: {disk} was {}, it says {}",
+            was.join(" "),
+            if is.is_empty() {
+                "nothing".into()
+            } else {
+                is.join(" ")
+            }
+        ))
+    }
+
+    /// What the kernel remembers of a volume's identity, where it does, and what it says now.
+    fn ids(&self, up: &Up, disk: &Disk) -> Result<(Option<Vec<String>>, Vec<String>)> {
+        let fail = |e: io::Error| {
+            Error::mount(format!(
+                "cannot ask {} which volume it is",
+                self.device.name
+            ))
+            .because(errno_text(e))
+            .hint("look whether its server answers, and at the host's kernel log: dmesg")
+        };
+        match self.device.shows.identity {
+            Identity::Files(files) => {
+                let dir = up.dir.clone();
+                let read = move || files.iter().filter_map(|f| disk::held(&dir, f)).collect();
+                Ok((None, self.session.host.run("reading an identity", read)?))
+            }
+            Identity::Scsi => {
+                let fd = disk.handle().map_err(fail)?;
+                let page = Path::new("/sys/class/block")
+                    .join(&disk.name)
+                    .join("device/vpd_pg83");
+                let ask = move || {
+                    let remembered = fs::read(page).ok();
+                    sys::inquiry(&fd, 0x83, ANSWER).map(|now| (remembered, now))
+                };
+                let limit = ANSWER + Duration::from_secs(5);
+                let asked =
+                    self.session
+                        .host
+                        .run_within("asking a disk which volume it is", limit, ask)?;
+                let (remembered, now) = asked.map_err(fail)?;
+                let remembered = remembered.map(|page| block::volume_ids(&page));
+                Ok((remembered, block::volume_ids(&now)))
+            }
+        }
+    }
+
+    /// Which of the disks is used: the multipath device over them, or the one that is in use already. A file system that
+    /// was mounted by two of them at once would be destroyed.
+    fn choose(&self, attachment: &Attachment, disks: Vec<(Up, Disk)>) -> Result<Disk> {
+        let known = attachment.devices.get(&self.device.name);
+        let known = known.map(|volume| volume.disk.clone());
+        let claims = matches!(self.device.shows.identity, Identity::Scsi);
+        let choose = move || -> io::Result<Disk> {
+            let until = Instant::now() + CLAIM;
+            let mut disks: Vec<Disk> = disks.into_iter().map(|(_, disk)| disk).collect();
+            let mut multipath = disks.iter().find_map(Disk::multipath);
+            while multipath.is_none() && claims && multipathd() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(100));
+                multipath = disks.iter().find_map(Disk::multipath);
+            }
+            if let Some(multipath) = multipath {
+                return Disk::open(&multipath);
+            }
+            let mut used = None;
+            for (at, disk) in disks.iter().enumerate() {
+                if disk.in_use()? && used.replace(at).is_some() {
+                    return Err(io::Error::other(
+                        "more than one way to it is in use, and no multipath device has them",
+                    ));
+                }
+            }
+            let recorded = known.and_then(|known| disks.iter().position(|d| d.name == known));
+            let at = used.or(recorded).unwrap_or(0);
+            Ok(disks.swap_remove(at))
+        };
+        self.session
+            .host
+            .run("choosing a disk", choose)?
+            .map_err(|e| {
+                Error::mount(format!("cannot use {}", self.device.name))
+                    .because(errno_text(e))
+                    .hint("look on the host what uses its disks: lsblk")
+            })
+    }
+}
+
+/// Whether multipathd listens, which is by its abstract socket.
+fn multipathd() -> bool {
+    fs::read_to_string("/proc/net/unix").is_ok_and(|sockets| sockets.contains("storage/multipathd"))
+}
+
+/// The lock of what devices are reached through; its name may be that of a device.
+fn through(name: &str) -> String {
+    format!("what {name} is reached through")
+}
+
+/// What must be there before a device's programs are run.
+fn ready(_session: &Session, _device: &Device) -> Result<()> {
+    Ok(())
+}
+
+/// A secret in memory, for a program to read.
+fn sealed(secret: &[u8]) -> io::Result<std::os::fd::OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = fs::File::from(memfd_create("secret", flags)?);
+    file.write_all(secret)?;
+    let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals)?;
+    // From its beginning, for those who read it as their standard input.
+    io::Seek::rewind(&mut file)?;
+    Ok(file.into())
+}
+
+/// Puts lines `KEY = VALUE` into the files that fit, in the place of those with the same keys. Only root may read them.
+fn set(files: &[String], lines: &[(&str, Vec<u8>)]) -> io::Result<()> {
+    let mut found = 0;
+    for pattern in files {
+        for file in disk::glob(Path::new("/"), pattern) {
+            if file.is_file() {
+                set_in(&file, lines)?;
+                found += 1;
+            }
+        }
+    }
+    if found == 0 {
+        return Err(io::Error::from_raw_os_error(libc::ENOENT));
+    }
+    Ok(())
+}
+
+fn set_in(file: &Path, lines: &[(&str, Vec<u8>)]) -> io::Result<()> {
+    let text = fs::read(file)?;
+    let key_of = |line: &[u8]| -> Option<String> {
+        let at = line.iter().position(|byte| *byte == b'=')?;
+        Some(String::from_utf8_lossy(line[..at].trim_ascii()).into_owned())
+    };
+    let mut out = Vec::with_capacity(text.len());
+    let mut ended = false;
+    let add = |out: &mut Vec<u8>| {
+        for (key, value) in lines {
+            out.extend_from_slice(key.as_bytes());
+            out.extend_from_slice(b" = ");
+            out.extend_from_slice(value);
+            out.push(b'\n');
+        }
+    };
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        if line.starts_with(b"# END") && !ended {
+            add(&mut out);
+            ended = true;
+        }
+        if !key_of(line).is_some_and(|key| lines.iter().any(|(known, _)| *known == key)) {
+            out.extend_from_slice(line);
+        }
+    }
+    if !ended {
+        add(&mut out);
+    }
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(".spc");
+    // Beside its directory's records it would be taken for one, if only for a moment; it is renamed at once.
+    let new = file.with_file_name(name);
+    let mut to = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&new)?;
+    to.write_all(&out)
+        .and_then(|()| fs::rename(&new, file))
+        .inspect_err(|_| {
+            // It may hold secrets.
+            let _ = fs::remove_file(&new);
+        })
+}
+
+/// What became of a device that a mount has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It is gone, or was not there.
+    Gone,
+    /// Other mounts use it.
+    Shared,
+    /// The kernel still uses it: a mount that was detached (`umount -l`), or one that somebody else made.
+    InUse,
+}
+
+/// Detaches a device unless others use it, and what it is reached through unless others do. `forget` removes the
+/// record of the mount that has left; until then that record tells that this is to be done.
+///
+/// # Errors
+/// Something cannot be taken away; then `forget` was not called.
+pub fn release(
+    session: &Session,
+    record: &Record,
+    forget: impl FnOnce() -> Result<()>,
+) -> Result<Left> {
+    let Some(device) = &record.device else {
+        return forget().map(|()| Left::Gone);
+    };
+    let deadline = Instant::now() + TURN;
+    let name = through(&device.through);
+    let _lock = session.ledger.lock_named(&name, deadline, || Ok(()))?;
+    let left = release_locked(session, &device.through, Some(&device.name), &record.id)?;
+    forget()?;
+    Ok(left)
+}
+
+/// Detaches what no record knows any more. False if something is left to do.
+///
+/// # Errors
+/// The ledger cannot be read.
+pub fn tidy(session: &Session) -> Result<bool> {
+    let mut done = true;
+    for attachment in session.ledger.attachments()? {
+        let (records, _) = session.ledger.all()?;
+        let used = |name: &str| {
+            let mut devices = records.iter().filter_map(|record| record.device.as_ref());
+            devices.any(|device| device.name == name)
+        };
+        let unused = attachment.devices.keys().filter(|name| !used(name));
+        let mut names: Vec<Option<&str>> = unused.map(|name| Some(name.as_str())).collect();
+        if attachment.devices.is_empty() {
+            names.push(None);
+        }
+        if names.is_empty() {
+            continue;
+        }
+        // Whoever is at work on it will see to it.
+        let lock = through(&attachment.through);
+        let Ok(_lock) = session.ledger.lock_named(&lock, Instant::now(), || Ok(())) else {
+            done = false;
+            continue;
+        };
+        for name in names {
+            match release_locked(session, &attachment.through, name, "") {
+                Ok(Left::Gone) => {
+                    tracing::info!(device = name.unwrap_or(&attachment.through), "detached");
+                }
+                Ok(Left::Shared) => {}
+                Ok(Left::InUse) => done = false,
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    done = false;
+                }
+            }
+        }
+    }
+    Ok(done)
+}
+
+fn release_locked(
+    session: &Session,
+    through: &str,
+    name: Option<&str>,
+    leaving: &str,
+) -> Result<Left> {
+    let ledger = &session.ledger;
+    let Some(mut attachment) = ledger.attachment(through)? else {
+        return Ok(Left::Gone);
+    };
+    let (records, _) = ledger.all()?;
+    let users: Vec<_> = records
+        .iter()
+        .filter(|record| record.id != leaving)
+        .filter_map(|record| record.device.as_ref())
+        .filter(|device| device.through == through)
+        .collect();
+    let devices: Vec<Device> = attachment
+        .sources
+        .iter()
+        .map(|source| block::again(source))
+        .collect::<Result<_>>()?;
+    if let Some(name) = name {
+        if users.iter().any(|device| device.name == name) {
+            return Ok(Left::Shared);
+        }
+        if let Some(device) = devices.iter().find(|device| device.name == name)
+            && !take_disks(session, device, &attachment.foreign)?
+        {
+            return Ok(Left::InUse);
+        }
+        attachment.devices.remove(name);
+        ledger.put_attachment(&attachment)?;
+    }
+    if !users.is_empty() || !attachment.devices.is_empty() {
+        return Ok(if name.is_some() {
+            Left::Gone
+        } else {
+            Left::Shared
+        });
+    }
+    let Some(device) = devices.first() else {
+        ledger.remove_attachment(through)?;
+        return Ok(Left::Gone);
+    };
+    let up = look(session, &device.shows)?;
+    let ours: Vec<&Up> = up
+        .iter()
+        .filter(|way| !attachment.foreign.contains(&way.name))
+        .collect();
+    let mut ends = Vec::new();
+    for device in &devices {
+        for end in &device.end {
+            if !ends.iter().any(|known: &&Command| known.args == end.args) {
+                ends.push(end);
+            }
+        }
+    }
+    if !ours.is_empty() {
+        ready(session, device)?;
+    }
+    for way in &ours {
+        let mut command = device.end_way.clone();
+        for word in &mut command.args {
+            *word = word.replace(WAY, way.number());
+        }
+        finish(&command, device, &way.name)?;
+    }
+    let until = Instant::now() + APPEAR;
+    while !ours.is_empty() {
+        let left = look(session, &device.shows)?;
+        let left: Vec<&str> = left
+            .iter()
+            .filter(|way| ours.iter().any(|ours| ours.name == way.name))
+            .map(|way| way.name.as_str())
+            .collect();
+        if left.is_empty() {
+            break;
+        }
+        if Instant::now() >= until {
+            return Err(
+                Error::mount(format!("cannot detach {}", attachment.through))
+                    .because(format!("still there: {}", left.join(" ")))
+                    .hint("look at the host's kernel log: dmesg"),
+            );
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for end in ends {
+        finish(end, device, &attachment.through)?;
+    }
+    ledger.remove_attachment(through)?;
+    Ok(Left::Gone)
+}
+
+fn finish(command: &Command, device: &Device, what: &str) -> Result<()> {
+    let tool = Tool {
+        program: command.program,
+        args: &command.args,
+        stdin: None,
+        id: None,
+        deadline: Instant::now() + Duration::from_secs(STEP),
+    };
+    let done = tool.run(None)?;
+    if done.code == 0 || command.fine.contains(&done.code) {
+        return Ok(());
+    }
+    let hints = device.telling.hints.iter();
+    let known = hints.filter(|(words, _)| done.text.contains(words));
+    let known = known.map(|(_, hint)| *hint).next();
+    Err(Error::mount(format!("cannot detach {what}"))
+        .because(format!("{}: exit status {}", command.program, done.code))
+        .log(done.lines())
+        .hint(known.unwrap_or("try again with `spc umount`; `spc serve` does so as well")))
+}
+
+/// Takes away the disks of a device, on the ways that are ours. False if the kernel still uses one.
+fn take_disks(session: &Session, device: &Device, foreign: &[String]) -> Result<bool> {
+    let (shows, foreign) = (device.shows.clone(), foreign.to_vec());
+    let take = move || -> io::Result<bool> {
+        let mut disks = Vec::new();
+        for way in ways_up(&shows) {
+            let Some(name) = way.disk(&shows) else {
+                continue;
+            };
+            let disk = Disk::open(&name)?;
+            let used = match disk.multipath() {
+                Some(multipath) => Disk::open(&multipath)?.in_use()?,
+                None => disk.in_use()?,
+            };
+            if used {
+                return Ok(false);
+            }
+            // What the kernel holds back goes out now, and not when the disk is gone.
+            if let Err(error) = rustix::fs::fsync(&disk.fd) {
+                tracing::warn!(disk = %disk.name, %error, "what was to be written may be lost");
+            }
+            if !foreign.contains(&way.name) {
+                disks.push(name);
+            }
+        }
+        let Some(delete) = shows.delete else {
+            return Ok(true);
+        };
+        for name in &disks {
+            let dir = Path::new("/sys/class/block").join(name);
+            disk::tell(&dir.join(delete), "1")?;
+            let until = Instant::now() + APPEAR;
+            while dir.exists() {
+                if Instant::now() >= until {
+                    return Err(io::Error::other(format!("{name} does not go")));
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(true)
+    };
+    let limit = Duration::from_secs(60);
+    let taken = session.host.run_within("taking away a disk", limit, take)?;
+    taken.map_err(|e| {
+        Error::mount(format!("cannot detach {}", device.name))
+            .because(errno_text(e))
+            .hint("look at the host's kernel log: dmesg")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_take_the_place_of_those_with_the_same_key_and_only_root_reads_them() {
+        let dir = std::env::temp_dir().join(format!("spc-device-{}", std::process::id()));
+        fs::create_dir_all(dir.join("a")).unwrap();
+        let file = dir.join("a/record");
+        fs::write(
+            &file,
+            "# BEGIN RECORD\nnode.startup = automatic\nnode.name = x\n# END RECORD\n",
+        )
+        .unwrap();
+        let pattern = format!("{}/*/record", dir.display());
+        let lines = [
+            ("node.startup", b"manual".to_vec()),
+            ("node.session.auth.password", b"a = b".to_vec()),
+        ];
+        let missing = format!("{}/*/nothing", dir.display());
+        set(&[missing.clone(), pattern], &lines).unwrap();
+        assert_eq!(
+            fs::read_to_string(&file).unwrap(),
+            "# BEGIN RECORD\nnode.name = x\nnode.startup = manual\nnode.session.auth.password = a = b\n# END RECORD\n"
+        );
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.join("a")).unwrap().count(), 1);
+        assert!(set(&[missing], &lines).is_err());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_secret_is_read_from_memory() {
+        let fd = sealed(b"hunter2").unwrap();
+        let mut text = String::new();
+        io::Read::read_to_string(&mut fs::File::from(fd), &mut text).unwrap();
+        assert_eq!(text, "hunter2");
+    }
+}
