@@ -1,11 +1,13 @@
 //! The command line.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::argv::Arguments;
 use super::show;
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve};
@@ -85,6 +87,9 @@ struct MountArgs {
     /// Options, separated by commas; x-mount.mkdir[=MODE] makes the target
     #[arg(short, long, value_name = "LIST")]
     options: Vec<String>,
+    /// A secret such as a password: file:PATH, env:NAME or stdin; KEY as the type's option is called
+    #[arg(long, value_name = "KEY=FROM")]
+    secret: Vec<String>,
     /// Read-only
     #[arg(short, long)]
     read_only: bool,
@@ -139,7 +144,11 @@ struct UmountArgs {
 
 impl MountArgs {
     fn request(&self) -> Result<Request> {
-        let mut options = Options::parse(self.options.iter().map(String::as_str))?;
+        let lists = self.options.iter().map(String::as_str);
+        let (mut options, mut secrets) = Options::and_secrets(lists)?;
+        for secret in &self.secret {
+            secrets.name(secret)?;
+        }
         if self.bind {
             options.push("bind".into())?;
         }
@@ -154,6 +163,7 @@ impl MountArgs {
             source: self.source.clone(),
             target: self.target.clone(),
             options,
+            secrets,
             timeout: Duration::from_secs(self.timeout),
             route: self.route,
             over_system_directory: self.over_system_directory,
@@ -164,7 +174,8 @@ impl MountArgs {
 
 /// Reads the command line, runs the command, and gives its exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments = Arguments::take();
+    let cli = match Cli::try_parse_from(&arguments.all) {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() {
@@ -172,8 +183,13 @@ pub fn main() -> ExitCode {
             } else {
                 0
             };
-            // Nothing is left to say if stderr is closed.
-            let _ = error.print();
+            // Nothing is left to say if nobody listens.
+            let _ = if arguments.hold_secrets() {
+                let text = arguments.mask(&error.render().to_string());
+                std::io::stderr().write_all(text.as_bytes())
+            } else {
+                error.print()
+            };
             return ExitCode::from(code);
         }
     };
@@ -200,6 +216,9 @@ pub fn main() -> ExitCode {
     } else {
         log.without_time().init();
     }
+    if let Some(error) = &arguments.seen {
+        tracing::warn!(error = %errno_text(error.kind()), "the secret among the arguments can be seen by other processes; give it by --secret");
+    }
     match run(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -208,7 +227,7 @@ pub fn main() -> ExitCode {
                 Class::Usage => error.hint_if_none("--help shows what is understood"),
                 _ => error,
             };
-            eprintln!("spc: {error}");
+            eprintln!("spc: {}", arguments.mask(&error.to_string()));
             ExitCode::from(code)
         }
     }

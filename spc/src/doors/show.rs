@@ -16,6 +16,7 @@ use crate::mount::Plan;
 use crate::mount::ledger::Record;
 use crate::mount::mounter::Done;
 use crate::mount::plan::Linkage;
+use crate::mount::secrets::MASK;
 
 /// Prints to stdout; a reader that has gone away is no error.
 fn print(text: &str) -> Result<()> {
@@ -158,7 +159,8 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
         Linkage::Dynamic(interpreter) => format!("dynamic, {}", interpreter.display()),
         Linkage::Static => "static".into(),
     });
-    let argv = plan.argv("STAND-IN");
+    let argv = plan.argv("STAND-IN", |_| "N".into());
+    let secrets: Vec<_> = plan.request.secrets.origins().collect();
     let maker = match plan.chosen.maker {
         Maker::Helper(_) => "helper",
         Maker::Kernel => "kernel",
@@ -169,7 +171,9 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
         return print_json(&json!({
             "type": plan.request.fs_type, "source": plan.request.source, "target": show(&plan.target),
             "to_be_made": missing, "made_by": maker, "program": program, "linkage": linkage, "argv": argv,
-            "options": plan.request.options.to_string(), "route": plan.route, "shows_as": plan.chosen.shows,
+            "options": plan.request.options.to_string(),
+            "secrets": secrets.iter().map(|(key, from)| json!({"key": key, "value": MASK, "from": from})).collect::<Vec<_>>(),
+            "route": plan.route, "shows_as": plan.chosen.shows,
             "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
         }));
     }
@@ -190,6 +194,9 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
         _ => text.push_str(&format!(
             "made by    the {maker}, in the host's namespace\n"
         )),
+    }
+    for (key, from) in &secrets {
+        text.push_str(&format!("secret     {key}={MASK} (from {from})\n"));
     }
     text.push_str(&format!(
         "route      {}\nproof      a new mount on the target that shows as {}\nnamespace  {}\nlimit      {} s\n",

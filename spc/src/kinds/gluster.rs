@@ -68,7 +68,7 @@ fn line(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::Options;
+    use crate::mount::{Options, Secrets};
 
     fn log_of(source: &str, options: &str) -> Result<Option<String>> {
         let options = Options::parse([options])?;
@@ -76,6 +76,7 @@ mod tests {
             fs_type: "glusterfs",
             source,
             options: &options,
+            secrets: &Secrets::default(),
             log_name: "mnt-data",
         };
         match helper(&asked)? {

@@ -5,7 +5,7 @@ pub mod block;
 mod gluster;
 
 use crate::error::{Error, Result};
-use crate::mount::Options;
+use crate::mount::{Options, Secrets};
 
 /// Who makes the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,16 @@ pub enum Maker {
     },
 }
 
+impl Maker {
+    /// The secrets that it has a use for.
+    pub fn takes(&self) -> &[Pass] {
+        match self {
+            Self::Helper(helper) => &helper.secrets,
+            Self::Kernel | Self::Bind { .. } => &[],
+        }
+    }
+}
+
 /// How to run a helper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Helper {
@@ -32,12 +42,49 @@ pub struct Helper {
     pub options: Options,
     /// Where it logs, inside the container, if it does not log to stderr.
     pub log: Option<String>,
+    /// The secrets that it has a use for; those that are there are handed over.
+    pub secrets: Vec<Pass>,
+}
+
+/// A secret that a program takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// Its name, as the option is called.
+    pub key: &'static str,
+    /// The way it is handed over.
+    pub how: How,
+}
+
+/// How a program is given a secret, which is in a file in memory, never in an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// `-o OPTION=/proc/self/fd/N`.
+    File {
+        /// The option that names a file with the secret.
+        option: &'static str,
+    },
+    /// An argument of its own, `BEFORE/proc/self/fd/N`.
+    Argument {
+        /// What stands before the file's name, such as `--keyfile=`.
+        before: &'static str,
+    },
+    /// The number of the descriptor in the environment.
+    FdEnv {
+        /// The variable.
+        variable: &'static str,
+    },
+    /// On its standard input.
+    Stdin {
+        /// The option that makes it read that.
+        option: Option<&'static str>,
+    },
 }
 
 /// Stands for the target among a helper's arguments.
 pub const TARGET: &str = "\0target";
 
 /// A row of the table.
+#[derive(Clone, Copy)]
 struct Kind {
     /// Name as `-t` has it; with a `*` at its end, a prefix.
     name: &'static str,
@@ -50,6 +97,15 @@ struct Kind {
     /// How its failures are told.
     telling: Telling,
 }
+
+/// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
+const ROW: Kind = Kind {
+    name: "",
+    maker: helper_of_type,
+    shows: &["{}"],
+    source: Source::Any,
+    telling: PLAIN,
+};
 
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +139,8 @@ pub struct Asked<'a> {
     pub source: &'a str,
     /// All options.
     pub options: &'a Options,
+    /// Which secrets are there; a kind does not look at their values.
+    pub secrets: &'a Secrets,
     /// A name for log files: the target with dashes for slashes.
     pub log_name: &'a str,
 }
@@ -113,73 +171,77 @@ impl Chosen {
     }
 }
 
-const TABLE: [Kind; 9] = [
+const TABLE: &[Kind] = &[
     Kind {
         name: "glusterfs",
         maker: gluster::helper,
         shows: &["fuse.glusterfs"],
-        source: Source::Any,
         telling: gluster::TELLING,
+        ..ROW
+    },
+    Kind {
+        name: "nfs",
+        shows: &["nfs", "nfs4"],
+        ..ROW
+    },
+    Kind {
+        name: "ceph",
+        maker: ceph,
+        ..ROW
+    },
+    Kind {
+        name: "cifs",
+        maker: cifs,
+        ..ROW
     },
     Kind {
         name: "fuse.sshfs",
         maker: sshfs,
-        shows: &["fuse.sshfs"],
-        source: Source::Any,
         telling: Telling {
             hints: &SSHFS_HINTS,
             ..PLAIN
         },
+        ..ROW
     },
     Kind {
         name: "fuse.*",
         maker: fuse,
         shows: &["{}", "fuse"],
-        source: Source::Any,
-        telling: PLAIN,
+        ..ROW
     },
     Kind {
         name: "tmpfs",
         maker: kernel,
-        shows: &["tmpfs"],
-        source: Source::Any,
-        telling: PLAIN,
+        ..ROW
     },
     Kind {
         name: "overlay",
         maker: kernel,
-        shows: &["overlay"],
-        source: Source::Any,
-        telling: PLAIN,
+        ..ROW
     },
     Kind {
         name: "ext4",
         maker: kernel,
-        shows: &["ext4"],
         source: Source::BlockDevice,
-        telling: PLAIN,
+        ..ROW
     },
     Kind {
         name: "xfs",
         maker: kernel,
-        shows: &["xfs"],
         source: Source::BlockDevice,
-        telling: PLAIN,
+        ..ROW
     },
     Kind {
         name: "bind",
         maker: bind,
         shows: &[],
-        source: Source::Any,
-        telling: PLAIN,
+        ..ROW
     },
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
     Kind {
         name: "*",
-        maker: helper_of_type,
         shows: &["{}", "{}4", "fuse.{}", "fuse"],
-        source: Source::Any,
-        telling: PLAIN,
+        ..ROW
     },
 ];
 
@@ -202,9 +264,11 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
         Source::BlockDevice => block::device(asked)?,
         Source::Any => None,
     };
+    let maker = (kind.maker)(asked)?;
+    check_secrets(asked, &maker, device.as_ref())?;
     Ok(Chosen {
         device,
-        maker: (kind.maker)(asked)?,
+        maker,
         shows: kind
             .shows
             .iter()
@@ -213,6 +277,38 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
         source: kind.source,
         telling: kind.telling,
     })
+}
+
+/// Every secret has a use, and one only.
+fn check_secrets(asked: &Asked<'_>, maker: &Maker, device: Option<&block::Device>) -> Result<()> {
+    let takes = maker.takes();
+    let mut keys: Vec<_> = takes.iter().map(|pass| pass.key).collect();
+    keys.extend(device.iter().flat_map(|device| device.secrets));
+    if let Some(key) = asked.secrets.keys().find(|key| !keys.contains(key)) {
+        let (has, hint) = if keys.is_empty() {
+            let hint = "leave it out, or name a file with it by the option that the type has for that, if any";
+            ("takes no secrets", hint.to_owned())
+        } else {
+            let hint = format!("its secrets are called: {}", keys.join(", "));
+            ("has no secret of this name", hint)
+        };
+        let what = format!("bad option {key}: type {} {has}", asked.fs_type);
+        return Err(Error::usage(what).hint(hint));
+    }
+    let given: Vec<&Pass> = takes.iter().filter(|p| asked.secrets.has(p.key)).collect();
+    for (at, pass) in given.iter().enumerate() {
+        let other = match pass.how {
+            How::File { option } if asked.options.value(option).is_some() => Some(option),
+            how => given[..at].iter().find(|p| p.how == how).map(|p| p.key),
+        };
+        if let Some(other) = other {
+            return Err(
+                Error::usage(format!("bad option {}: {other} is given as well", pass.key))
+                    .hint("give one of them"),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The names in the table that a user can write as they stand.
@@ -244,6 +340,7 @@ fn fuse(asked: &Asked<'_>) -> Result<Maker> {
         args: vec![asked.source.into(), TARGET.into()],
         options: asked.options.for_file_system(),
         log: None,
+        secrets: Vec::new(),
     }))
 }
 
@@ -268,10 +365,39 @@ fn sshfs(asked: &Asked<'_>) -> Result<Maker> {
     Ok(match maker {
         Maker::Helper(mut helper) => {
             helper.args.push("-v".into());
+            let option = Some("password_stdin");
+            helper.secrets = passes(["password"], How::Stdin { option });
             Maker::Helper(helper)
         }
         other => other,
     })
+}
+
+/// mount.ceph(8).
+#[allow(clippy::unnecessary_wraps)]
+fn ceph(asked: &Asked<'_>) -> Result<Maker> {
+    let option = "secretfile";
+    let secrets = passes(["secret"], How::File { option });
+    Ok(Maker::Helper(Helper {
+        secrets,
+        ..mount_helper(asked)
+    }))
+}
+
+/// mount.cifs(8).
+#[allow(clippy::unnecessary_wraps)]
+fn cifs(asked: &Asked<'_>) -> Result<Maker> {
+    let variable = "PASSWD_FD";
+    let secrets = passes(["password", "pass"], How::FdEnv { variable });
+    Ok(Maker::Helper(Helper {
+        secrets,
+        ..mount_helper(asked)
+    }))
+}
+
+/// One secret by the names that it may have.
+fn passes<const N: usize>(keys: [&'static str; N], how: How) -> Vec<Pass> {
+    keys.map(|key| Pass { key, how }).to_vec()
 }
 
 #[allow(clippy::unnecessary_wraps)]
@@ -286,6 +412,7 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
         args: vec![asked.source.into(), TARGET.into()],
         options: asked.options.for_file_system(),
         log: None,
+        secrets: Vec::new(),
     }
 }
 
@@ -293,22 +420,28 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
 mod tests {
     use super::*;
 
-    fn asked<'a>(fs_type: &'a str, source: &'a str, options: &'a Options) -> Asked<'a> {
-        Asked {
+    fn chosen(fs_type: &str, source: &str, options: &str) -> Result<Chosen> {
+        let (options, secrets) = Options::and_secrets([options])?;
+        choose(&Asked {
             fs_type,
             source,
-            options,
+            options: &options,
+            secrets: &secrets,
             log_name: "mnt-data",
+        })
+    }
+
+    fn helper(chosen: &Chosen) -> &Helper {
+        match &chosen.maker {
+            Maker::Helper(helper) => helper,
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn a_fuse_program_needs_no_row_of_its_own() {
-        let options = Options::parse(["rw,allow_other"]).unwrap();
-        let chosen = choose(&asked("fuse.bindfs", "/d", &options)).unwrap();
-        let Maker::Helper(helper) = &chosen.maker else {
-            panic!("{chosen:?}")
-        };
+        let chosen = chosen("fuse.bindfs", "/d", "rw,allow_other").unwrap();
+        let helper = helper(&chosen);
         assert_eq!(helper.programs, ["bindfs"]);
         assert_eq!(helper.args, ["/d", TARGET]);
         assert_eq!(helper.options.to_string(), "allow_other");
@@ -318,12 +451,37 @@ mod tests {
 
     #[test]
     fn other_types_have_their_helper() {
-        let options = Options::default();
-        let chosen = choose(&asked("nfs", "h:/x", &options)).unwrap();
-        let Maker::Helper(helper) = &chosen.maker else {
-            panic!("{chosen:?}")
-        };
-        assert_eq!(helper.programs, ["mount.nfs"]);
-        assert!(chosen.shows.contains(&"nfs4".to_owned()) && !chosen.is_fuse());
+        let chosen = chosen("nosuch", "h:/x", "").unwrap();
+        assert_eq!(helper(&chosen).programs, ["mount.nosuch"]);
+        assert!(chosen.shows.contains(&"nosuch4".to_owned()) && !chosen.is_fuse());
+    }
+
+    #[test]
+    fn a_secret_has_one_use() {
+        let password = chosen("cifs", "//h/s", "password=hunter2").unwrap();
+        let helper = helper(&password);
+        assert_eq!(helper.options.to_string(), "");
+        assert_eq!(helper.secrets[0].key, "password");
+        for (fs_type, options, says) in [
+            ("tmpfs", "password=hunter2", "type tmpfs takes no secrets"),
+            (
+                "fuse.bindfs",
+                "key=hunter2",
+                "type fuse.bindfs takes no secrets",
+            ),
+            ("ceph", "password=hunter2", "its secrets are called: secret"),
+            (
+                "ceph",
+                "secret=hunter2,secretfile=/f",
+                "secretfile is given as well",
+            ),
+            ("cifs", "pass=hunter2,password=hunter2", "given as well"),
+        ] {
+            let error = chosen(fs_type, "x:/y", options).unwrap_err().to_string();
+            assert!(
+                error.contains(says) && !error.contains("hunter2"),
+                "{error}"
+            );
+        }
     }
 }

@@ -10,14 +10,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::handover::Handover;
 use super::ledger::{Attachment, Lock, Record, Volume};
 use super::mounter::Session;
 use super::run::Interrupts;
-use super::tool::{STDIN, Tool, within};
+use super::secrets::Secrets;
+use super::tool::{Tool, within};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::host::disk::{self, Disk};
 use crate::host::hostname;
 use crate::kinds::block::{self, Command, Device, Identity, Shows, Step, Value, WAY, Way};
+use crate::kinds::{How, Pass};
 use crate::sys;
 
 /// How long one step on a way may take; a dead portal is given up by its own limits before that.
@@ -35,9 +38,6 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long to wait for somebody who attaches or detaches: they are bounded by the limits above.
 const TURN: Duration = Duration::from_secs(120);
 
-/// The secrets of a request, by their keys.
-pub type Secrets<'a> = dyn Fn(&str) -> Option<Vec<u8>> + Sync + 'a;
-
 /// What attaching needs to know.
 pub struct Attaching<'a> {
     /// Settings, host, ledger.
@@ -49,7 +49,7 @@ pub struct Attaching<'a> {
     /// The name that was asked for in place of the host's own.
     pub host_name: Option<&'a str>,
     /// Secrets.
-    pub secrets: &'a Secrets<'a>,
+    pub secrets: &'a Secrets,
     /// When it has to be done.
     pub deadline: Instant,
     /// Signals.
@@ -238,11 +238,11 @@ impl Attaching<'_> {
     }
 
     fn secret(&self, key: &str) -> Result<Vec<u8>> {
-        let secret = (self.secrets)(key).ok_or_else(|| {
-            Error::usage(format!("{key} is missing")).hint(format!(
-                "give it by --secret {key}=file:PATH or {key}=env:NAME"
-            ))
+        let secret = self.secrets.get(key).ok_or_else(|| {
+            Error::usage(format!("{key} is missing"))
+                .hint(format!("give it by --secret {key}=file:PATH"))
         })?;
+        let secret = secret.expose().as_bytes().to_vec();
         let bad = secret.iter().any(u8::is_ascii_control)
             || secret.trim_ascii().len() != secret.len()
             || secret.is_empty();
@@ -256,20 +256,23 @@ impl Attaching<'_> {
 
     fn command(&self, command: &Command, what: &str) -> Result<()> {
         let mut args = command.args.clone();
-        let mut stdin = None;
-        if let Some((option, key)) = command.secret
-            && let Some(secret) = (self.secrets)(key)
-        {
-            args.extend([option.to_owned(), STDIN.to_owned()]);
-            stdin = Some(
-                sealed(&secret)
-                    .map_err(|e| Error::system(what.to_owned()).because(errno_text(e)))?,
-            );
+        let passes: Vec<Pass> = command.secret.into_iter().collect();
+        let handover = Handover::prepare(&passes, self.secrets)?;
+        for pass in &passes {
+            if let How::Argument { before } = pass.how
+                && self.secrets.has(pass.key)
+            {
+                args.push(format!(
+                    "{before}/proc/self/fd/{}",
+                    handover.number(pass.key)
+                ));
+            }
         }
         let tool = Tool {
             program: command.program,
             args: &args,
-            stdin,
+            stdin: None,
+            handover: Some(&handover),
             id: Some(&self.record.id),
             deadline: within(STEP, self.deadline),
         };
@@ -300,7 +303,8 @@ impl Attaching<'_> {
             let lines: Vec<String> = done
                 .lines()
                 .iter()
-                .filter_map(|line| (self.device.telling.line)(line).map(str::to_owned))
+                .filter_map(|line| (self.device.telling.line)(line))
+                .map(|line| self.secrets.mask(line))
                 .collect();
             Error::mount(what).because(cause).log(lines).hint(
                 known.unwrap_or(
@@ -528,19 +532,6 @@ fn through(name: &str) -> String {
 /// What must be there before a device's programs are run.
 fn ready(_session: &Session, _device: &Device) -> Result<()> {
     Ok(())
-}
-
-/// A secret in memory, for a program to read.
-fn sealed(secret: &[u8]) -> io::Result<std::os::fd::OwnedFd> {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut file = fs::File::from(memfd_create("secret", flags)?);
-    file.write_all(secret)?;
-    let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL;
-    fcntl_add_seals(&file, seals)?;
-    // From its beginning, for those who read it as their standard input.
-    io::Seek::rewind(&mut file)?;
-    Ok(file.into())
 }
 
 /// Puts lines `KEY = VALUE` into the files that fit, in the place of those with the same keys. Only root may read them.
@@ -781,6 +772,7 @@ fn finish(command: &Command, device: &Device, what: &str) -> Result<()> {
         program: command.program,
         args: &command.args,
         stdin: None,
+        handover: None,
         id: None,
         deadline: Instant::now() + Duration::from_secs(STEP),
     };
@@ -878,13 +870,5 @@ mod tests {
         assert_eq!(fs::read_dir(dir.join("a")).unwrap().count(), 1);
         assert!(set(&[missing], &lines).is_err());
         fs::remove_dir_all(&dir).unwrap();
-    }
-
-    #[test]
-    fn a_secret_is_read_from_memory() {
-        let fd = sealed(b"hunter2").unwrap();
-        let mut text = String::new();
-        io::Read::read_to_string(&mut fs::File::from(fd), &mut text).unwrap();
-        assert_eq!(text, "hunter2");
     }
 }

@@ -3,6 +3,7 @@
 pub mod blank;
 pub mod device;
 pub mod direct;
+pub mod handover;
 pub mod ledger;
 pub mod mounter;
 pub mod options;
@@ -12,6 +13,7 @@ pub mod proof;
 pub mod recover;
 pub mod request;
 pub mod run;
+pub mod secrets;
 pub mod tool;
 pub mod unmounter;
 
@@ -20,3 +22,4 @@ pub use options::Options;
 pub use plan::Plan;
 pub use proof::Proof;
 pub use request::Request;
+pub use secrets::Secrets;

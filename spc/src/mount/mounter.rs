@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::device::{Attached, Attaching};
 use super::direct::{self, Detached};
+use super::handover::Handover;
 use super::ledger::{Lock, OnDevice, Record, State, now};
 use super::plan::Route;
 use super::prepare::{MKFS, Preparing};
@@ -71,7 +72,11 @@ pub enum Done {
 /// Anything from a bad request to a missing proof.
 pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let deadline = Instant::now() + request.timeout;
-    let plan = Plan::make(request, &session.host, &session.settings)?;
+    let mut plan = Plan::make(request, &session.host, &session.settings)?;
+    let secrets = &mut plan.request.secrets;
+    secrets.read(&session.host, &session.settings, deadline, || {
+        interrupts.check()
+    })?;
     let lock = session
         .ledger
         .lock(&plan.target, deadline, || interrupts.check())?;
@@ -201,14 +206,19 @@ impl<'a> Attempt<'a> {
                     mode,
                     &self.pinned,
                 )?;
+                let secrets = &self.plan.request.secrets;
+                let handover = Handover::prepare(&helper.secrets, secrets)?;
+                let stand_in = claim.stand_in().to_string_lossy();
                 let run = Run {
                     program: &program.path,
-                    argv: self.plan.argv(&claim.stand_in().to_string_lossy()),
+                    argv: self.plan.argv(&stand_in, |key| handover.number(key)),
                     claim: &claim,
                     id: &self.record.id,
                     log: helper.log.as_ref().map(PathBuf::from),
                     telling: self.plan.chosen.telling,
                     target: &self.plan.target,
+                    handover: &handover,
+                    secrets,
                 };
                 run.to_end(deadline, interrupts)
                     .map_err(|error| self.hint_at_network(error))?;
@@ -218,9 +228,9 @@ impl<'a> Attempt<'a> {
             }
             _ => {
                 let attached = self.device(deadline, interrupts)?;
-                let (chosen, request) = (self.plan.chosen.clone(), self.plan.request.clone());
+                let (chosen, request) = (self.plan.chosen.clone(), &self.plan.request);
                 let mut options = request.options.for_file_system();
-                let (mut fs_type, mut source) = (request.fs_type, request.source);
+                let (mut fs_type, mut source) = (request.fs_type.clone(), request.source.clone());
                 if let (Some((disk, found)), Some(device)) = (&attached, &chosen.device) {
                     options = options.without(device.options);
                     source = disk.disk.node.to_string_lossy().into_owned();
@@ -260,7 +270,7 @@ impl<'a> Attempt<'a> {
             device,
             record: &self.record,
             host_name: request.options.value("initiator"),
-            secrets: &|_| None,
+            secrets: &request.secrets,
             deadline,
             interrupts,
         };

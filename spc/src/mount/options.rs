@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::secrets::{Secrets, is_secret};
 use crate::error::{Error, Result};
 
 /// Options that only mean something to fstab and its readers (fstab(5), mount(8)).
@@ -10,28 +11,34 @@ const FSTAB_ONLY: [&str; 12] = [
     "comment", "rw",
 ];
 
-/// Keys whose value is a secret wherever they appear.
-const SECRET: [&str; 7] = [
-    "password",
-    "pass",
-    "passwd",
-    "password2",
-    "secret",
-    "passphrase",
-    "key",
-];
-
-/// A list of options, in the order given.
+/// A list of options, in the order given. None of them is a secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options(Vec<String>);
 
 impl Options {
-    /// Reads comma lists; a comma inside double quotes belongs to its value.
+    /// Reads comma lists that hold no secrets; a comma inside double quotes belongs to its value.
     ///
     /// # Errors
     /// A quote is not closed, an option is a secret, or one holds a NUL.
     pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let (options, secrets) = Self::and_secrets(lists)?;
+        match secrets.keys().next() {
+            Some(key) => Err(secret(key)),
+            None => Ok(options),
+        }
+    }
+
+    /// Reads comma lists, and takes the secrets out of them.
+    ///
+    /// # Errors
+    /// A quote is not closed, an option holds a NUL, or a secret is given twice.
+    pub fn and_secrets<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<(Self, Secrets)> {
         let mut all = Self::default();
+        let mut secrets = Secrets::default();
+        let mut add = |option: String| match split(&option) {
+            (key, Some(value)) if is_secret(key) => secrets.give(key, unquoted(value).to_owned()),
+            _ => all.push(option),
+        };
         for list in lists {
             let mut quoted = false;
             let mut option = String::new();
@@ -41,16 +48,17 @@ impl Options {
                         quoted = !quoted;
                         option.push(c);
                     }
-                    ',' if !quoted => all.push(std::mem::take(&mut option))?,
+                    ',' if !quoted => add(std::mem::take(&mut option))?,
                     _ => option.push(c),
                 }
             }
             if quoted {
-                return Err(Error::usage("bad options: a quote is not closed"));
+                return Err(Error::usage("bad options: a quote is not closed")
+                    .hint("a secret with quotes or commas is better given by --secret"));
             }
-            all.push(option)?;
+            add(option)?;
         }
-        Ok(all)
+        Ok((all, secrets))
     }
 
     /// Adds one option; an empty one is dropped.
@@ -59,9 +67,8 @@ impl Options {
     /// It is a secret, which would be seen in argv, or holds a NUL.
     pub fn push(&mut self, option: String) -> Result<()> {
         let (key, value) = split(&option);
-        if value.is_some() && SECRET.contains(&key) {
-            return Err(Error::usage(format!("bad option {key}=: a secret in an option is seen by everyone who lists processes"))
-                .hint("name a file instead, as in credentials=FILE (SMB), secretfile=FILE (CephFS) or IdentityFile=FILE (sshfs)"));
+        if value.is_some() && is_secret(key) {
+            return Err(secret(key));
         }
         if option.contains('\0') {
             return Err(Error::usage(format!(
@@ -91,12 +98,7 @@ impl Options {
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, Option<&str>)> {
         self.0.iter().map(|option| {
             let (key, value) = split(option);
-            let unquoted = value.map(|v| {
-                v.strip_prefix('"')
-                    .and_then(|v| v.strip_suffix('"'))
-                    .unwrap_or(v)
-            });
-            (key, unquoted)
+            (key, value.map(unquoted))
         })
     }
 
@@ -153,6 +155,20 @@ impl fmt::Display for Options {
     }
 }
 
+fn secret(key: &str) -> Error {
+    Error::usage(format!(
+        "bad option {key}=: a secret among options is seen by everyone who lists processes"
+    ))
+    .hint(format!("give it by --secret {key}=file:PATH"))
+}
+
+fn unquoted(value: &str) -> &str {
+    value
+        .strip_prefix('"')
+        .and_then(|v| v.strip_suffix('"'))
+        .unwrap_or(value)
+}
+
 fn split(option: &str) -> (&str, Option<&str>) {
     match option.split_once('=') {
         Some((key, value)) => (key, Some(value)),
@@ -201,13 +217,19 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_refused_and_not_repeated() {
-        let error = Options::parse(["user=me,password=hunter2"])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("password") && !error.contains("hunter2"),
-            "{error}"
-        );
+    fn secrets_are_taken_out() {
+        let list = r#"user=me,password="hunter,2",ro,node.session.auth.password=x,key"#;
+        let (options, secrets) = Options::and_secrets([list]).unwrap();
+        assert_eq!(options.to_string(), "user=me,ro,key");
+        assert_eq!(secrets.get("password").unwrap().expose(), "hunter,2");
+        assert!(secrets.has("node.session.auth.password"));
+        assert!(Options::and_secrets(["pass=a,pass=b"]).is_err());
+
+        let mut options = Options::default();
+        let kept = options.push("secret=hunter2".into()).unwrap_err();
+        let given = Options::parse(["user=me,password=hunter2"]).unwrap_err();
+        for error in [kept.to_string(), given.to_string()] {
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 }

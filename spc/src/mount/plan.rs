@@ -12,7 +12,7 @@ use super::request::RouteChoice;
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{Rules, Walk, on_host, show, walk};
 use crate::host::{Host, Settings, container};
-use crate::kinds::{self, Asked, Chosen, Maker};
+use crate::kinds::{self, Asked, Chosen, How, Maker, Pass};
 
 /// Where mount helpers and FUSE programs are looked for, in this order.
 const PROGRAM_DIRS: [&str; 6] = [
@@ -99,6 +99,7 @@ impl Plan {
             fs_type: &request.fs_type,
             source: &request.source,
             options: &request.options,
+            secrets: &request.secrets,
             log_name: &log_name(&asked_target),
         })?;
         let (program, route) = match &chosen.maker {
@@ -154,8 +155,9 @@ impl Plan {
         })
     }
 
-    /// The helper's arguments, with this in the target's place.
-    pub fn argv(&self, target: &str) -> Vec<String> {
+    /// The helper's arguments, with this in the target's place, and for each secret that it is given the
+    /// number of a descriptor.
+    pub fn argv(&self, target: &str, number: impl Fn(&str) -> String) -> Vec<String> {
         let Maker::Helper(helper) = &self.chosen.maker else {
             return Vec::new();
         };
@@ -170,9 +172,21 @@ impl Plan {
                 }
             })
             .collect();
-        if !helper.options.is_empty() {
+        let mut options: Vec<String> = vec![helper.options.to_string()];
+        for Pass { key, how } in &helper.secrets {
+            let file = || format!("/proc/self/fd/{}", number(key));
+            match how {
+                _ if !self.request.secrets.has(key) => {}
+                How::File { option } => options.push(format!("{option}={}", file())),
+                How::Argument { before } => argv.push(format!("{before}{}", file())),
+                How::Stdin { option } => options.extend(option.map(str::to_owned)),
+                How::FdEnv { .. } => {}
+            }
+        }
+        options.retain(|option| !option.is_empty());
+        if !options.is_empty() {
             argv.push("-o".into());
-            argv.push(helper.options.to_string());
+            argv.push(options.join(","));
         }
         argv
     }

@@ -110,6 +110,7 @@ impl Preparing<'_> {
             program,
             args: &args,
             stdin: Some(self.handle()?),
+            handover: None,
             id: Some(self.id),
             deadline,
         };

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Options;
 use super::prepare::MKFS;
+use super::{Options, Secrets};
 use crate::error::{Error, Result};
 
 /// How long a mount may take when nobody says.
@@ -23,7 +23,7 @@ pub enum RouteChoice {
 }
 
 /// A mount that somebody wants.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Request {
     /// File system type, as `mount -t` has it.
     pub fs_type: String,
@@ -33,6 +33,8 @@ pub struct Request {
     pub target: PathBuf,
     /// Mount options.
     pub options: Options,
+    /// Secrets, which do not count when requests are compared.
+    pub secrets: Secrets,
     /// Limit for the whole mount.
     pub timeout: Duration,
     /// Preload, graft, or whichever fits.
@@ -137,6 +139,7 @@ mod tests {
             source: source.into(),
             target: "/mnt".into(),
             options: Options::parse([options]).unwrap(),
+            secrets: Secrets::default(),
             timeout: DEFAULT_TIMEOUT,
             route: RouteChoice::Auto,
             over_system_directory: false,

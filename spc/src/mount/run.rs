@@ -15,6 +15,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use super::Secrets;
+use super::handover::Handover;
 use crate::error::{Class, Error, Result, errno_text};
 use crate::host::target::show;
 use crate::host::{Claim, process};
@@ -103,6 +105,10 @@ pub struct Run<'a> {
     pub telling: Telling,
     /// The target on the host, which it knows by its stand-in.
     pub target: &'a Path,
+    /// What it is given besides arguments.
+    pub handover: &'a Handover<'a>,
+    /// What must not be repeated of what it says.
+    pub secrets: &'a Secrets,
 }
 
 impl Run<'_> {
@@ -130,6 +136,7 @@ impl Run<'_> {
             .stdin(Stdio::null())
             .stdout(output.handle().map_err(|e| fail(errno_text(e)))?)
             .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
+        self.handover.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
         let mut child = sys::tie_to_parent(&mut command)
             .spawn()
@@ -140,7 +147,7 @@ impl Run<'_> {
         // What the daemon's shim says later goes to the log of `spc serve`.
         let _ = std::fs::remove_file(self.claim.report());
         for line in &shim {
-            tracing::debug!(shim = %line, "decision");
+            tracing::debug!(shim = %self.secrets.mask(line), "decision");
         }
         let mut hint = None;
         let cause = match ended.map(describe) {
@@ -163,12 +170,12 @@ impl Run<'_> {
         let known = known.map(|(_, hint)| (*hint).to_owned()).next();
         let (stand_in, target) = (self.claim.stand_in().to_string_lossy(), show(self.target));
         for line in &mut log {
-            *line = line.replace(&*stand_in, &target);
+            *line = self.secrets.mask(&line.replace(&*stand_in, &target));
         }
         log.extend(
             shim.into_iter()
                 .filter(|line| line.contains("decision=failed"))
-                .map(|line| format!("shim: {line}")),
+                .map(|line| format!("shim: {}", self.secrets.mask(&line))),
         );
         let failed = fail(cause).log(log);
         Err(match known.or(hint) {
@@ -331,9 +338,15 @@ fn last_lines(
 /// The end of a file, from a place on.
 fn tail(mut file: &File, from: u64) -> std::io::Result<String> {
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(from.max(length.saturating_sub(64 * 1024))))?;
+    let start = from.max(length.saturating_sub(64 * 1024));
+    file.seek(SeekFrom::Start(start))?;
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
+    if start > from {
+        // Half a line may be half a secret, which would not be known as one.
+        let half = text.iter().position(|byte| *byte == b'\n');
+        text.drain(..half.unwrap_or(text.len()));
+    }
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 

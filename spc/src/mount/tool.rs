@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::handover::Handover;
 use super::plan::find_program;
 use super::run::{Ended, Interrupts, Output, describe, wait};
 use crate::error::{Error, Result, errno_text};
@@ -18,6 +19,8 @@ pub struct Tool<'a> {
     pub args: &'a [String],
     /// What it reads, or [`STDIN`] among its arguments stands for.
     pub stdin: Option<OwnedFd>,
+    /// Its secrets, and what it must not see of ours.
+    pub handover: Option<&'a Handover<'a>>,
     /// Mark for its processes; none for what outlives a mount.
     pub id: Option<&'a str>,
     /// How long it may take.
@@ -79,6 +82,9 @@ impl Tool<'_> {
         if let Some(id) = self.id {
             command.env(process::MARK, id);
         }
+        if let Some(handover) = self.handover {
+            handover.apply(&mut command)?;
+        }
         tracing::debug!(tool = %self.program, argv = ?self.args, "running");
         let started = Instant::now();
         let mut child = sys::tie_to_parent(&mut command)
@@ -91,7 +97,7 @@ impl Tool<'_> {
             Ok(status) => describe(status),
             Err(error) => return Err(error),
         };
-        tracing::debug!(tool = %self.program, ?ended, output = %text.trim_end(), "ended");
+        tracing::debug!(tool = %self.program, ?ended, "ended");
         match ended {
             Ended::Code(code) => Ok(Done { code, text }),
             Ended::Signal(signal) => Err(fail(format!("killed by signal {signal}"))),

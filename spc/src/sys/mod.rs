@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -39,6 +39,19 @@ pub fn mount_setattr(mount: impl AsFd, set: u64, recursive: bool) -> io::Result<
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Lets a command's program inherit this descriptor, which nothing else of ours passes on. If it is
+/// closed by then, the command is not started.
+pub fn inherit(command: &mut Command, fd: RawFd) -> &mut Command {
+    // SAFETY: between fork and exec one async-signal-safe system call is made, on a number: a descriptor
+    // that is not open is an error of the call.
+    unsafe {
+        command.pre_exec(move || {
+            let fd = BorrowedFd::borrow_raw(fd);
+            Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?)
+        })
     }
 }
 

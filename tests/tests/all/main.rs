@@ -16,6 +16,7 @@ mod privilege;
 mod races;
 mod routes;
 mod scene;
+mod secrets;
 mod support;
 mod targets;
 mod terminal;

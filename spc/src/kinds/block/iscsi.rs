@@ -18,17 +18,21 @@ const EXISTS: i32 = 15;
 const NO_RECORD: i32 = 21;
 
 /// Options that are for the attachment.
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 6] = [
     "user",
-    "password",
     "user_in",
-    "password_in",
     "discovery",
-    "discovery_user",
-    "discovery_password",
-    "discovery_user_in",
-    "discovery_password_in",
+    "discovery.user",
+    "discovery.user_in",
     "initiator",
+];
+
+/// Secrets that are for it.
+const SECRETS: [&str; 4] = [
+    "password",
+    "password_in",
+    "discovery.password",
+    "discovery.password_in",
 ];
 
 /// The device that `rest`, the source behind `iscsi:`, names.
@@ -98,6 +102,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
         },
         end,
         options: &OPTIONS,
+        secrets: &SECRETS,
         telling: TELLING,
     })
 }
@@ -157,7 +162,7 @@ fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
     let text = portal.text();
     let file = format!("{},{}", portal.address, portal.port);
     let mut steps = Vec::new();
-    let discovery = credentials(asked, "discovery_", &DISCOVERY)?;
+    let discovery = credentials(asked, "discovery.", &DISCOVERY)?;
     if asked.options.has("discovery") || !discovery.is_empty() {
         let database = ["-m", "discoverydb", "-t", "sendtargets", "-p", &text];
         let adm = |more: &[&str], fine| Command {
@@ -257,16 +262,28 @@ const DISCOVERY: Keys = [
 /// Settings for CHAP, if a name was given for it.
 fn credentials(asked: &Asked<'_>, prefix: &str, keys: &Keys) -> Result<Vec<(&'static str, Value)>> {
     let option = |name: &str| asked.options.value(&format!("{prefix}{name}"));
-    let secret = |name: &str| {
-        let key = format!("{prefix}{name}");
-        let known = OPTIONS.iter().find(|known| **known == key);
-        Value::Secret(known.copied().unwrap_or("password"))
+    // A name and a password, or neither.
+    let pair = |name: &str, word: &str| {
+        let key = format!("{prefix}{word}");
+        let known = SECRETS.into_iter().find(|known| *known == key);
+        let known = known.filter(|key| asked.secrets.has(key));
+        match (option(name), known) {
+            (Some(user), Some(key)) => Ok(Some((user.to_owned(), Value::Secret(key)))),
+            (None, None) => Ok(None),
+            _ => Err(Error::usage(format!(
+                "bad options: {prefix}{name} and {prefix}{word} go together"
+            ))
+            .hint(format!(
+                "give both: -o {prefix}{name}=NAME --secret {key}=file:PATH"
+            ))),
+        }
     };
-    let (user, user_in) = (option("user"), option("user_in"));
-    let Some(user) = user else {
+    // Taking a device away needs neither.
+    let (user, user_in) = (pair("user", "password")?, pair("user_in", "password_in")?);
+    let Some((user, password)) = user else {
         return match user_in {
             Some(_) => Err(Error::usage(format!(
-                "bad options: {prefix}user_in= without {prefix}user="
+                "bad options: {prefix}user_in without {prefix}user"
             ))
             .hint("with mutual CHAP both sides have a name and a password")),
             None => Ok(Vec::new()),
@@ -274,12 +291,12 @@ fn credentials(asked: &Asked<'_>, prefix: &str, keys: &Keys) -> Result<Vec<(&'st
     };
     let mut settings = vec![
         (keys[0], Value::Text("CHAP".into())),
-        (keys[1], Value::Text(user.to_owned())),
-        (keys[2], secret("password")),
+        (keys[1], Value::Text(user)),
+        (keys[2], password),
     ];
-    if let Some(user_in) = user_in {
-        settings.push((keys[3], Value::Text(user_in.to_owned())));
-        settings.push((keys[4], secret("password_in")));
+    if let Some((user, password)) = user_in {
+        settings.push((keys[3], Value::Text(user)));
+        settings.push((keys[4], password));
     }
     Ok(settings)
 }
@@ -312,7 +329,7 @@ const TELLING: Telling = Telling {
         ),
         (
             "authentication failed",
-            "check name and password: -o user=NAME --secret password=file:PATH, or the ones that begin with discovery_",
+            "check name and password: -o user=NAME --secret password=file:PATH, or the ones that begin with discovery.",
         ),
         (
             "offers no target",
@@ -336,11 +353,12 @@ mod tests {
     use crate::mount::Options;
 
     fn of(source: &str, options: &str) -> Result<Device> {
-        let options = Options::parse([options])?;
+        let (options, secrets) = Options::and_secrets([options])?;
         let asked = Asked {
             fs_type: "ext4",
             source,
             options: &options,
+            secrets: &secrets,
             log_name: "mnt",
         };
         device(source.strip_prefix("iscsi:").unwrap(), &asked)
@@ -415,7 +433,7 @@ mod tests {
 
     #[test]
     fn names_and_passwords_are_settings() {
-        let options = "user=me,user_in=they,discovery_user=asker";
+        let options = "user=me,password=a,user_in=they,password_in=b,discovery.user=asker,discovery.password=c";
         let (arguments, settings) =
             told(&of(&format!("iscsi:192.0.2.1/{IQN}/0"), options).unwrap());
         assert_eq!(arguments.len(), 5);
@@ -424,7 +442,7 @@ mod tests {
         for (key, secret) in [
             ("node.session.auth.password", "password"),
             ("node.session.auth.password_in", "password_in"),
-            ("discovery.sendtargets.auth.password", "discovery_password"),
+            ("discovery.sendtargets.auth.password", "discovery.password"),
         ] {
             assert_eq!(value(key), Some(&Value::Secret(secret)), "{key}");
         }
@@ -433,7 +451,15 @@ mod tests {
             Some(&Value::Text("they".into()))
         );
         assert_eq!(value("discovery.sendtargets.auth.username_in"), None);
-        assert!(of(&format!("iscsi:192.0.2.1/{IQN}/0"), "user_in=x").is_err());
+        for bad in [
+            "user=a",
+            "password=hunter2",
+            "user_in=x,password_in=hunter2",
+            "discovery.user=x",
+        ] {
+            let error = of(&format!("iscsi:192.0.2.1/{IQN}/0"), bad).unwrap_err();
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod iscsi;
 mod rbd;
 
-use super::{Asked, Telling};
+use super::{Asked, Pass, Telling};
 use crate::error::{Error, Result};
 
 /// A device that has to be attached: what it is called, how it is reached, how it shows, how it goes.
@@ -30,6 +30,8 @@ pub struct Device {
     pub end: Vec<Command>,
     /// Options that are meant for this step, and not for the file system.
     pub options: &'static [&'static str],
+    /// The secrets that it has a use for.
+    pub secrets: &'static [&'static str],
     /// How failures of its programs are told.
     pub telling: Telling,
 }
@@ -99,8 +101,8 @@ pub struct Command {
     pub fine: &'static [i32],
     /// What its output must tell; the error says why it does not.
     pub tells: Option<Tells>,
-    /// The option and the key of a secret that it reads from a file.
-    pub secret: Option<(&'static str, &'static str)>,
+    /// The secret that it is given, if that is there.
+    pub secret: Option<Pass>,
 }
 
 /// A look at a program's output for what was asked.
@@ -160,11 +162,12 @@ pub fn device(asked: &Asked<'_>) -> Result<Option<Device>> {
 /// # Errors
 /// It is none.
 pub fn again(source: &str) -> Result<Device> {
-    let options = crate::mount::Options::default();
+    let (options, secrets) = Default::default();
     let asked = Asked {
         fs_type: "",
         source,
         options: &options,
+        secrets: &secrets,
         log_name: "",
     };
     device(&asked)?.ok_or_else(|| Error::system(format!("not a device: {source}")))

@@ -2,12 +2,10 @@
 
 use super::{Command, Device, Identity, Shows, Step, WAY, Way};
 use crate::error::{Error, Result};
-use crate::kinds::{Asked, Telling};
+use crate::kinds::{Asked, How, Pass, Telling};
 
 /// Options that are for the mapping.
-const OPTIONS: [&str; 7] = [
-    "id", "mon", "keyring", "keyfile", "secret", "cluster", "conf",
-];
+const OPTIONS: [&str; 6] = ["id", "mon", "keyring", "keyfile", "cluster", "conf"];
 
 /// The device that `rest`, the source behind `rbd:`, names.
 pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
@@ -70,7 +68,12 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
                 args,
                 fine: &[],
                 tells: None,
-                secret: Some(("--keyfile", "secret")),
+                secret: Some(Pass {
+                    key: "secret",
+                    how: How::Argument {
+                        before: "--keyfile=",
+                    },
+                }),
             })],
         }],
         shows: Shows {
@@ -98,6 +101,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
         },
         end: Vec::new(),
         options: &OPTIONS,
+        secrets: &["secret"],
         telling: TELLING,
     })
 }
@@ -134,11 +138,12 @@ mod tests {
     use crate::mount::Options;
 
     fn of(rest: &str, options: &str) -> Result<Device> {
-        let options = Options::parse([options])?;
+        let (options, secrets) = Options::and_secrets([options])?;
         let asked = Asked {
             fs_type: "xfs",
             source: &format!("rbd:{rest}"),
             options: &options,
+            secrets: &secrets,
             log_name: "mnt",
         };
         device(rest, &asked)
@@ -154,7 +159,7 @@ mod tests {
             map.args.join(" "),
             "device map -t krbd rbd/disk -o noudev,ro --id me -m 192.0.2.1,192.0.2.2"
         );
-        assert_eq!(map.secret, Some(("--keyfile", "secret")));
+        assert_eq!(map.secret.unwrap().key, "secret");
         assert_eq!(device.name, "rbd:rbd/disk");
         assert_eq!(device.end_way.args.last().unwrap(), "/dev/rbd\0way");
     }
