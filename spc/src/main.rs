@@ -1,7 +1,7 @@
-//! Command line of the launcher.
+//! The launcher.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    spc::doors::cli::main()
+    spc::doors::main()
 }

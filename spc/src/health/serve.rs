@@ -18,6 +18,7 @@ use crate::mount::device;
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
 use crate::mount::recover::{entry_of, settle};
+use crate::mount::services;
 
 /// How long to wait before trying again what failed.
 const RETRY: Duration = Duration::from_secs(10);
@@ -242,6 +243,7 @@ fn tidy(session: &Session) -> Result<bool> {
     }
     done &= device::tidy(session)?;
     session.ledger.sweep()?;
+    services::tend(session);
     Ok(done)
 }
 

@@ -7,7 +7,10 @@ pub mod disk;
 pub mod hostname;
 pub mod mountinfo;
 pub mod namespace;
+pub mod output;
 pub mod process;
+mod rpc;
+pub mod service;
 pub mod settings;
 pub mod target;
 

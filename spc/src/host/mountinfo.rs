@@ -26,6 +26,8 @@ pub struct Entry {
     pub fs_type: String,
     /// What the file system calls its source.
     pub source: String,
+    /// Options of the file system itself.
+    pub options: String,
 }
 
 impl Entry {
@@ -62,6 +64,7 @@ impl Entry {
             master,
             fs_type: text(fields.next()?),
             source: text(fields.next()?),
+            options: text(fields.next().unwrap_or_default()),
         })
     }
 }

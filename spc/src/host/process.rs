@@ -1,4 +1,4 @@
-//! Processes that belong to a mount: found by the mark in their environment, ended in bounded time.
+//! Processes that belong to a mount or are a service: found by the mark in their environment, ended in bounded time.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -22,13 +22,25 @@ struct Number {
 ///
 /// A process that cleared its environment is not found.
 pub fn marked(id: &str) -> Vec<i32> {
-    let mut found: Vec<i32> = listed(id).iter().map(|number| number.own).collect();
+    let mark = format!("{MARK}={id}");
+    let mut found: Vec<i32> = listed(&mark).iter().map(|number| number.own).collect();
     found.sort_unstable();
     found
 }
 
-fn listed(id: &str) -> Vec<Number> {
-    let mark = format!("{MARK}={id}");
+/// Whether a program of this name runs, in whatever container.
+pub fn runs(program: &str) -> bool {
+    let named = |entry: std::io::Result<fs::DirEntry>| {
+        let exe = fs::read_link(entry.ok()?.path().join("exe")).ok()?;
+        Some(exe.file_name()? == program)
+    };
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .any(|entry| named(entry) == Some(true))
+}
+
+fn listed(mark: &str) -> Vec<Number> {
     let depth = numbers("self").len().saturating_sub(1);
     fs::read_dir("/proc")
         .into_iter()
@@ -92,10 +104,15 @@ pub fn end(id: &str, patience: Duration) -> Vec<i32> {
     marked(id)
 }
 
-/// Descriptors of the marked processes; the mark is looked at again after opening, since pids are reused.
+/// Descriptors of the processes of a mount.
 fn hold(id: &str) -> Vec<OwnedFd> {
-    let mark = format!("{MARK}={id}");
-    listed(id)
+    hold_marked(&format!("{MARK}={id}"))
+}
+
+/// Descriptors of the processes with this variable in their environment; it is looked at again after opening, since
+/// pids are reused.
+pub fn hold_marked(mark: &str) -> Vec<OwnedFd> {
+    listed(mark)
         .into_iter()
         .filter_map(|number| {
             let pidfd = pidfd_open(Pid::from_raw(number.own)?, PidfdFlags::empty()).ok()?;
@@ -104,7 +121,8 @@ fn hold(id: &str) -> Vec<OwnedFd> {
         .collect()
 }
 
-fn all_ended(held: &[OwnedFd], until: Instant) -> bool {
+/// Whether the processes behind these pidfds have ended by then.
+pub fn all_ended(held: &[OwnedFd], until: Instant) -> bool {
     held.iter()
         .all(|pidfd| ended(pidfd, until.saturating_duration_since(Instant::now())))
 }

@@ -3,8 +3,10 @@
 
 pub mod block;
 mod gluster;
+pub mod nfs;
 
 use crate::error::{Error, Result};
+use crate::host::service::Service;
 use crate::mount::{Options, Secrets};
 
 /// Who makes the mount.
@@ -110,7 +112,7 @@ const ROW: Kind = Kind {
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
 pub struct Telling {
-    /// What a line of its own log says about a failure, if anything.
+    /// What a line of its output or log says about a failure, if anything.
     pub line: fn(&str) -> Option<&str>,
     /// What to do, by words that it printed or logged; the first that are found count.
     pub hints: &'static [(&'static str, &'static str)],
@@ -143,6 +145,26 @@ pub struct Asked<'a> {
     pub secrets: &'a Secrets,
     /// A name for log files: the target with dashes for slashes.
     pub log_name: &'a str,
+}
+
+/// A service that mounts share, and what needs it.
+#[derive(Debug)]
+pub struct Shared {
+    /// The service.
+    pub service: Service,
+    /// Types, as they are asked for, that may need it while they are being mounted.
+    pub kinds: &'static [&'static str],
+    /// Helpers that may need it while they run.
+    pub helpers: &'static [&'static str],
+    /// Whether a mount needs it, by its type and the options of its file system in the mount table.
+    pub needed_by: fn(&str, &str) -> bool,
+    /// What attached devices that need it are reached through begins like that.
+    pub through: Option<&'static str>,
+}
+
+/// The services of all kinds; one that needs another comes before it.
+pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
+    nfs::SERVICES.iter().chain(&block::SERVICES).rev()
 }
 
 /// What the table says about a request.
@@ -180,11 +202,6 @@ const TABLE: &[Kind] = &[
         ..ROW
     },
     Kind {
-        name: "nfs",
-        shows: &["nfs", "nfs4"],
-        ..ROW
-    },
-    Kind {
         name: "ceph",
         maker: ceph,
         ..ROW
@@ -192,6 +209,20 @@ const TABLE: &[Kind] = &[
     Kind {
         name: "cifs",
         maker: cifs,
+        ..ROW
+    },
+    Kind {
+        name: "nfs",
+        maker: nfs::helper,
+        shows: &["nfs", "nfs4"],
+        telling: nfs::TELLING,
+        ..ROW
+    },
+    Kind {
+        name: "nfs4",
+        maker: nfs::helper,
+        shows: &["nfs4"],
+        telling: nfs::TELLING,
         ..ROW
     },
     Kind {
@@ -231,6 +262,14 @@ const TABLE: &[Kind] = &[
         source: Source::BlockDevice,
         ..ROW
     },
+    // What is on an attached device, whichever of ours it is.
+    Kind {
+        name: "auto",
+        maker: kernel,
+        shows: &["ext4", "xfs", "ext3", "ext2"],
+        source: Source::BlockDevice,
+        ..ROW
+    },
     Kind {
         name: "bind",
         maker: bind,
@@ -240,7 +279,7 @@ const TABLE: &[Kind] = &[
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
     Kind {
         name: "*",
-        shows: &["{}", "{}4", "fuse.{}", "fuse"],
+        shows: &["{}", "fuse.{}", "fuse"],
         ..ROW
     },
 ];
@@ -453,7 +492,7 @@ mod tests {
     fn other_types_have_their_helper() {
         let chosen = chosen("nosuch", "h:/x", "").unwrap();
         assert_eq!(helper(&chosen).programs, ["mount.nosuch"]);
-        assert!(chosen.shows.contains(&"nosuch4".to_owned()) && !chosen.is_fuse());
+        assert!(!chosen.is_fuse());
     }
 
     #[test]

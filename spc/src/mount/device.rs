@@ -18,7 +18,7 @@ use super::secrets::Secrets;
 use super::tool::{Tool, within};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::host::disk::{self, Disk};
-use crate::host::hostname;
+use crate::host::{hostname, service};
 use crate::kinds::block::{self, Command, Device, Identity, Shows, Step, Value, WAY, Way};
 use crate::kinds::{How, Pass};
 use crate::sys;
@@ -163,11 +163,7 @@ impl Attaching<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        ready(self.session, self.device)?;
-        let name = match &self.device.host_name {
-            Some(kind) => Some(hostname::place(&self.session.host, kind, self.host_name)?),
-            None => None,
-        };
+        let name = ready(self.session, self.device, self.host_name)?;
         let results: Vec<Result<()>> = std::thread::scope(|scope| {
             let threads: Vec<_> = missing
                 .iter()
@@ -530,8 +526,14 @@ fn through(name: &str) -> String {
 }
 
 /// What must be there before a device's programs are run.
-fn ready(_session: &Session, _device: &Device) -> Result<()> {
-    Ok(())
+fn ready(session: &Session, device: &Device, asked: Option<&str>) -> Result<Option<String>> {
+    // Before the daemon, which reads it when it starts.
+    let name = match &device.host_name {
+        Some(kind) => Some(hostname::place(&session.host, kind, asked)?),
+        None => None,
+    };
+    device.service.map_or(Ok(()), service::ensure)?;
+    Ok(name)
 }
 
 /// Puts lines `KEY = VALUE` into the files that fit, in the place of those with the same keys. Only root may read them.
@@ -636,6 +638,14 @@ pub fn release(
 pub fn tidy(session: &Session) -> Result<bool> {
     let mut done = true;
     for attachment in session.ledger.attachments()? {
+        // The container may be another one than the one that attached it.
+        let mut devices = attachment.sources.iter().map(|source| block::again(source));
+        if let Some(Ok(device)) = devices.next_back()
+            && let Err(error) = ready(session, &device, None)
+        {
+            tracing::warn!("{error}");
+            done = false;
+        }
         let (records, _) = session.ledger.all()?;
         let used = |name: &str| {
             let mut devices = records.iter().filter_map(|record| record.device.as_ref());
@@ -731,7 +741,7 @@ fn release_locked(
         }
     }
     if !ours.is_empty() {
-        ready(session, device)?;
+        ready(session, device, None)?;
     }
     for way in &ours {
         let mut command = device.end_way.clone();

@@ -14,6 +14,7 @@ pub mod recover;
 pub mod request;
 pub mod run;
 pub mod secrets;
+pub mod services;
 pub mod tool;
 pub mod unmounter;
 

@@ -14,7 +14,7 @@ use super::proof;
 use super::recover::{is_mount, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run};
-use super::{Ledger, Plan, Proof, Request};
+use super::{Ledger, Plan, Proof, Request, services};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::look::{self, Health};
 use crate::host::claim::{Claim, Mode};
@@ -381,10 +381,11 @@ impl<'a> Attempt<'a> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if !self.finished
-            && let Err(error) = undo(self.session, &self.record)
-        {
-            tracing::error!("what was half made could not be undone: {error}");
+        if !self.finished {
+            if let Err(error) = undo(self.session, &self.record) {
+                tracing::error!("what was half made could not be undone: {error}");
+            }
+            services::release(self.session);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::prepare::MKFS;
 use super::{Options, Secrets};
 use crate::error::{Error, Result};
+use crate::kinds::block;
 
 /// How long a mount may take when nobody says.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -52,7 +53,10 @@ impl Request {
         if self.options.has("bind") || self.options.has("rbind") {
             self.fs_type = "bind".into();
         }
-        if self.fs_type.is_empty() || self.fs_type == "auto" {
+        let told = self.fs_type.is_empty() || self.fs_type == "auto";
+        if told && block::is_source(&self.source) && !self.options.has(MKFS) {
+            self.fs_type = "auto".into();
+        } else if told {
             return Err(Error::usage("which type of file system is not said")
                 .hint("add -t TYPE, for example -t glusterfs"));
         }

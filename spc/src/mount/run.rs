@@ -1,8 +1,8 @@
 //! Runs a helper: directly, bounded in time, killable, with its output kept.
 
 use std::fs::File;
-use std::io::{IsTerminal, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use super::Secrets;
 use super::handover::Handover;
 use crate::error::{Class, Error, Result, errno_text};
+use crate::host::output::{Output, last_lines};
 use crate::host::target::show;
 use crate::host::{Claim, process};
 use crate::kinds::Telling;
@@ -25,9 +26,6 @@ use crate::sys;
 
 /// The shim in the image; named to helpers whose libc does not read `/etc/ld.so.preload`.
 pub const SHIM: &str = "/usr/lib/spc/libspc_shim.so";
-
-/// How many lines of a helper's output or log go into an error.
-const TAIL: usize = 8;
 
 /// Termination signals, held back and looked at where it is safe to stop.
 pub struct Interrupts {
@@ -160,7 +158,7 @@ impl Run<'_> {
                 error.summary()
             }
         };
-        let mut log = last_lines(&output.0, 0, |line| Some(line)).unwrap_or_default();
+        let mut log = output.last_lines(self.telling.line);
         if let Some(file) = &self.log {
             log.extend(errors_in(file, start_of_log, self.telling.line));
         }
@@ -283,71 +281,6 @@ impl Drop for Progress {
             eprint!("\r\x1b[K");
         }
     }
-}
-
-/// What a helper prints, in memory: a daemon that keeps the descriptor can neither block us, as a
-/// pipe's reader would be, nor be killed by SIGPIPE later.
-pub(super) struct Output(File);
-
-impl Output {
-    pub(super) fn new() -> std::io::Result<Self> {
-        use rustix::fs::{MemfdFlags, memfd_create};
-        let fd = memfd_create(
-            "helper output",
-            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-        )?;
-        Ok(Self(File::from(fd)))
-    }
-
-    pub(super) fn handle(&self) -> std::io::Result<OwnedFd> {
-        Ok(self.0.try_clone()?.into())
-    }
-
-    /// From now on a daemon's writes fail instead of filling memory.
-    pub(super) fn seal(&self) {
-        use rustix::fs::{SealFlags, fcntl_add_seals};
-        if let Err(error) = fcntl_add_seals(&self.0, SealFlags::GROW) {
-            tracing::warn!(%error, "cannot seal a helper's output");
-        }
-    }
-
-    /// The end of it.
-    pub(super) fn text(&self) -> std::io::Result<String> {
-        tail(&self.0, 0)
-    }
-}
-
-/// The last of the lines that count, and of those what counts.
-fn last_lines(
-    file: &File,
-    from: u64,
-    counts: fn(&str) -> Option<&str>,
-) -> std::io::Result<Vec<String>> {
-    let text = tail(file, from)?;
-    let lines: Vec<&str> = text
-        .lines()
-        .filter_map(|line| counts(line.trim_end()))
-        .filter(|line| !line.is_empty())
-        .collect();
-    Ok(lines[lines.len().saturating_sub(TAIL)..]
-        .iter()
-        .map(|line| (*line).to_owned())
-        .collect())
-}
-
-/// The end of a file, from a place on.
-fn tail(mut file: &File, from: u64) -> std::io::Result<String> {
-    let length = file.metadata()?.len();
-    let start = from.max(length.saturating_sub(64 * 1024));
-    file.seek(SeekFrom::Start(start))?;
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
-    if start > from {
-        // Half a line may be half a secret, which would not be known as one.
-        let half = text.iter().position(|byte| *byte == b'\n');
-        text.drain(..half.unwrap_or(text.len()));
-    }
-    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The last lines a helper wrote to its log during this run.

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::handover::Handover;
 use super::plan::find_program;
-use super::run::{Ended, Interrupts, Output, describe, wait};
+use super::run::{Ended, Interrupts, describe, wait};
 use crate::error::{Error, Result, errno_text};
+use crate::host::output::Output;
 use crate::host::process;
 use crate::sys;
 
@@ -92,7 +93,7 @@ impl Tool<'_> {
             .map_err(|e| fail(errno_text(e)))?;
         let ended = wait(&mut child, self.program, started, self.deadline, interrupts);
         output.seal();
-        let text = output.text().unwrap_or_default();
+        let text = output.text();
         let ended = match ended {
             Ok(status) => describe(status),
             Err(error) => return Err(error),

@@ -10,6 +10,7 @@ use super::direct;
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::recover::{PATIENCE, entry_of, forget, undo};
+use super::services;
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{self, Rules, show};
 use crate::host::{Claim, process, target::on_host};
@@ -52,6 +53,12 @@ pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
 /// # Errors
 /// It is not ours, is busy, or its processes do not end.
 pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
+    take_off(session, target, how)?;
+    services::release(session);
+    Ok(())
+}
+
+fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let _lock = session
         .ledger
         .lock(target, Instant::now() + LOCK_LIMIT, || Ok(()))?;

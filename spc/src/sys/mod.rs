@@ -153,3 +153,22 @@ pub fn inquiry(disk: impl AsFd, page: u8, limit: std::time::Duration) -> io::Res
     data.truncate(got);
     Ok(data)
 }
+
+/// Makes a child a session of its own, with no signal blocked and no descriptor of ours but its standard ones, that
+/// outlives the process that starts it.
+pub fn detach(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only async-signal-safe system calls are made; nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            nix::sys::signal::SigSet::empty().thread_set_mask()?;
+            // We may have been started with descriptors that are not marked so.
+            let cloexec = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
+            if libc::close_range(3, libc::c_uint::MAX, cloexec) == 0 {
+                Ok(())
+            } else {
+                Err(io::Error::last_os_error())
+            }
+        })
+    }
+}

@@ -10,6 +10,7 @@ mod demo;
 mod docker;
 mod kinds;
 mod lab;
+mod nfs;
 mod nsenter;
 mod original;
 mod privilege;

@@ -4,10 +4,9 @@
 //! purpose and removed at the end. Only the LUN that was asked for is scanned. Names and passwords go into the
 //! records, which only root reads, never into arguments.
 
-use super::{
-    Command, Daemon, Device, HostName, Identity, Shows, Step, Tells, Value, WAY, Way as BlockWay,
-};
+use super::{Command, Device, HostName, Identity, Shows, Step, Tells, Value, WAY, Way as BlockWay};
 use crate::error::{Error, Result};
+use crate::host::service::{Ready, Service};
 use crate::kinds::{Asked, Telling};
 
 /// Where Open-iSCSI keeps its records: Debian 13 and later, earlier ones.
@@ -75,7 +74,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
         name: format!("iscsi:{iqn}/{lun}"),
         through: format!("iscsi:{iqn}"),
         modules: &["iscsi_tcp", "sd_mod"],
-        daemon: Some(Daemon::Iscsid),
+        service: Some(&ISCSID),
         host_name: Some(HostName {
             file: "/etc/iscsi/initiatorname.iscsi",
             key: "InitiatorName=",
@@ -106,6 +105,15 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
         telling: TELLING,
     })
 }
+
+/// One in a network namespace: it keeps the sessions alive when a connection is lost.
+pub const ISCSID: Service = Service {
+    name: "iscsid",
+    program: "iscsid",
+    args: &["--foreground"],
+    ready: Ready::Abstract("ISCSIADM_ABSTRACT_NAMESPACE"),
+    hint: "iSCSI needs the container to be started with --privileged and --net=host, and the kernel module iscsi_tcp",
+};
 
 const ADM: Command = Command {
     program: "iscsiadm",

@@ -4,8 +4,9 @@
 mod iscsi;
 mod rbd;
 
-use super::{Asked, Pass, Telling};
+use super::{Asked, Pass, Shared, Telling};
 use crate::error::{Error, Result};
+use crate::host::service::Service;
 
 /// A device that has to be attached: what it is called, how it is reached, how it shows, how it goes.
 #[derive(Clone, Debug)]
@@ -16,8 +17,8 @@ pub struct Device {
     pub through: String,
     /// Kernel modules without which it cannot be, the one that shows first.
     pub modules: &'static [&'static str],
-    /// Whether its programs need iscsid.
-    pub daemon: Option<Daemon>,
+    /// A daemon that its programs need.
+    pub service: Option<&'static Service>,
     /// The name that servers know this host by.
     pub host_name: Option<HostName>,
     /// The ways to it; it is there when one of them came up.
@@ -34,13 +35,6 @@ pub struct Device {
     pub secrets: &'static [&'static str],
     /// How failures of its programs are told.
     pub telling: Telling,
-}
-
-/// A daemon that a device's programs talk to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Daemon {
-    /// Open-iSCSI's.
-    Iscsid,
 }
 
 /// A name of this host that its servers grant rights to: as asked for, or the host's own, or made from its machine id.
@@ -145,6 +139,15 @@ pub enum Identity {
     Files(&'static [&'static str]),
 }
 
+/// Daemons of attached devices.
+pub const SERVICES: [Shared; 1] = [Shared {
+    service: iscsi::ISCSID,
+    kinds: &[],
+    helpers: &["iscsiadm"],
+    needed_by: |_, _| false,
+    through: Some("iscsi:"),
+}];
+
 /// The device that a source of a file system on a block device names, if it is none of the host's own.
 ///
 /// # Errors
@@ -155,6 +158,11 @@ pub fn device(asked: &Asked<'_>) -> Result<Option<Device>> {
         Some(("rbd", rest)) => rbd::device(rest, asked).map(Some),
         _ => Ok(None),
     }
+}
+
+/// Whether a source is written as that of an attached device, which tells itself what is on it.
+pub fn is_source(source: &str) -> bool {
+    ["iscsi:", "rbd:"].iter().any(|p| source.starts_with(p))
 }
 
 /// The device of a source that was understood before, for taking it away: that needs no options.

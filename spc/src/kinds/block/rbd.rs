@@ -58,7 +58,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
         through: name.clone(),
         name,
         modules: &["rbd"],
-        daemon: None,
+        service: None,
         host_name: None,
         ways: vec![Way {
             name: rest.to_owned(),
