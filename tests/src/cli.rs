@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use crate::enter::Enter;
 use crate::step::Step;
 use crate::{
-    Engine, HostOptions, Lab, Propagation, Status, boot, cache, demo, enter, measure, packages,
-    runtime, step, supervisor,
+    Base, Engine, HostOptions, Lab, Propagation, Root, Status, VmOptions, boot, cache, demo, enter,
+    guest, measure, net, packages, runtime, step, supervisor,
 };
 
 /// Disposable hosts and real servers for tests.
@@ -31,6 +31,15 @@ enum Task {
         /// Start dockerd first
         #[arg(long)]
         docker: bool,
+    },
+    /// Boots a virtual machine with the container and runs each line of standard input in it
+    Vm {
+        /// With systemd as its init
+        #[arg(long)]
+        systemd: bool,
+        /// Beside a GlusterFS cluster with a volume `vol`
+        #[arg(long)]
+        gluster: bool,
     },
     /// Measures what a preload library costs
     Measure,
@@ -59,6 +68,15 @@ enum Task {
         /// The host, as JSON
         boot: String,
     },
+    /// Runs commands in a virtual machine
+    #[command(hide = true)]
+    Guest,
+    /// Lays a cable for a virtual machine
+    #[command(hide = true)]
+    Tap {
+        /// Its name
+        cable: String,
+    },
     /// Runs a command in the namespaces of a process
     #[command(hide = true)]
     Enter(Enter),
@@ -76,6 +94,7 @@ pub fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Task::Setup => packages::setup()?,
         Task::Shell { private, docker } => return shell(private, docker),
+        Task::Vm { systemd, gluster } => virtual_machine(systemd, gluster)?,
         Task::Measure => measure::measure()?,
         Task::Demo => demo::run()?,
         Task::Clean => cache::remove(&cache::directory()?)?,
@@ -83,6 +102,8 @@ pub fn main() -> Result<ExitCode> {
         Task::LabInit { cgroup } => supervisor::init(&cgroup)?,
         Task::HostUp { boot } => boot::up(&boot)?,
         Task::HostInit { boot } => boot::init(&boot)?,
+        Task::Guest => guest::guest()?,
+        Task::Tap { cable } => net::plug(&cable)?,
         Task::Enter(arguments) => return enter::enter(&arguments),
         Task::Step(arguments) => return step::step(&arguments),
     }
@@ -107,4 +128,25 @@ fn shell(private: bool, docker: bool) -> Result<ExitCode> {
         Status::Code(0) => Ok(ExitCode::SUCCESS),
         _ => Ok(ExitCode::FAILURE),
     }
+}
+
+fn virtual_machine(systemd: bool, gluster: bool) -> Result<()> {
+    let lab = Lab::start()?;
+    let cluster = gluster.then(|| lab.gluster()).transpose()?;
+    if let Some(cluster) = &cluster {
+        cluster.create_volume("vol")?;
+        for node in cluster.nodes() {
+            println!("a server: {}", node.host().address());
+        }
+    }
+    let vm = lab.vm(VmOptions {
+        root: if systemd { Root::Systemd } else { Root::Vm },
+        image: Some(Base::Trixie),
+        ..VmOptions::default()
+    })?;
+    vm.start_container()?;
+    for line in std::io::stdin().lines() {
+        println!("{}", vm.sh(&line?)?);
+    }
+    Ok(())
 }

@@ -16,8 +16,9 @@ use crate::machine::binary;
 use crate::output::{Output, Status};
 
 /// Where programs are looked for in a host.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How long a command may take when nobody says.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// A command that is about to be run in a host.
 #[derive(Debug)]
@@ -141,6 +142,12 @@ impl Run {
             .status()
             .with_context(|| format!("cannot start {}", self.title))?
             .into())
+    }
+
+    /// Starts it with pipes for all three streams, without a limit; its cgroup ends it.
+    pub(crate) fn with_pipes(mut self) -> Result<Child> {
+        let child = self.command.stdin(Stdio::piped()).spawn();
+        child.with_context(|| format!("cannot start {}", self.title))
     }
 
     /// Runs it to its end.

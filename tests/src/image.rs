@@ -1,6 +1,6 @@
 //! The image of the super-privileged container, as an archive.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -81,4 +81,50 @@ fn add(key: &mut Key, path: &Path) -> Result<()> {
         key.add(&fs::read(path)?);
         Ok(())
     }
+}
+
+/// Unpacks an archive of an image: layer upon layer, with what each takes away of those below.
+pub(crate) fn unpack(archive: &Path, tree: &Path) -> Result<()> {
+    let parts = tree.with_extension("parts");
+    for directory in [tree, &parts] {
+        crate::cache::remove(directory)?;
+        fs::create_dir(directory)?;
+    }
+    tar(archive, &parts)?;
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(parts.join("manifest.json"))?).context("bad manifest")?;
+    let layers = manifest[0]["Layers"].as_array().context("no layers")?;
+    for layer in layers {
+        let layer = layer.as_str().context("a layer without a name")?;
+        tar(&parts.join(layer), tree)?;
+        take_away(tree)?;
+    }
+    crate::cache::remove(&parts)
+}
+
+fn tar(archive: &Path, tree: &Path) -> Result<()> {
+    let words = ["--numeric-owner", "--xattrs", "-xpf"].map(OsStr::new);
+    let into = [archive.as_os_str(), "-C".as_ref(), tree.as_os_str()];
+    machine::run("tar", &[&words[..], &into].concat())
+}
+
+/// `.wh.NAME` in a layer takes NAME away (OCI image specification, whiteouts).
+fn take_away(directory: &Path) -> Result<()> {
+    let names: Vec<_> = fs::read_dir(directory)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<Result<_>>()?;
+    for name in &names {
+        if let Some(gone) = name.as_bytes().strip_prefix(b".wh.") {
+            ensure!(!gone.starts_with(b".wh."), "an opaque directory in a layer");
+            fs::remove_file(directory.join(name))?;
+            crate::cache::remove(&directory.join(OsStr::from_bytes(gone)))?;
+        }
+    }
+    for name in &names {
+        let path = directory.join(name);
+        if path.symlink_metadata().is_ok_and(|data| data.is_dir()) {
+            take_away(&path)?;
+        }
+    }
+    Ok(())
 }

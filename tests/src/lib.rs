@@ -12,14 +12,18 @@
 //! What the kernel has only once is shared with it: loop devices, which are given back, and the settings in `/proc/sys`
 //! that no namespace holds.
 
+mod any;
 mod boot;
 mod cache;
 mod cgroup;
+mod container;
 mod demo;
+mod disks;
 mod engine;
 mod enter;
 mod exec;
 mod gluster;
+mod guest;
 mod host;
 mod image;
 mod loops;
@@ -35,9 +39,11 @@ mod roots;
 mod runtime;
 mod step;
 mod supervisor;
+mod vm;
 
 pub mod cli;
 
+pub use any::AnyHost;
 pub use demo::demo;
 pub use engine::Engine;
 pub use exec::{Process, Run};
@@ -52,3 +58,4 @@ pub use programs::{Libc, library, program};
 pub use roots::Root;
 pub use rustix::process::Signal;
 pub use step::{Kill, Stepped, Victim};
+pub use vm::{Vm, VmOptions, VmRun};

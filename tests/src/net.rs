@@ -34,6 +34,12 @@ pub fn attach(host: u8, pid: u32) -> Result<()> {
     ])
 }
 
+/// Lays a cable from the bridge to where a virtual machine will take hold of it, in the lab's network namespace.
+pub fn plug(cable: &str) -> Result<()> {
+    ip(&["tuntap", "add", cable, "mode", "tap"])?;
+    ip(&["link", "set", cable, "master", "br0", "up"])
+}
+
 /// Gives the host its address, in its own network namespace.
 pub fn configure(host: u8) -> Result<()> {
     ip(&["link", "set", "lo", "up"])?;

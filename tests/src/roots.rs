@@ -23,6 +23,10 @@ pub enum Root {
     Minimal,
     /// Debian trixie with the servers of GlusterFS and SSH, and the native client of GlusterFS.
     Server,
+    /// busybox and runc: the container host that virtual machines are, without any storage client.
+    Vm,
+    /// Debian trixie with systemd as its init, udev, and runc.
+    Systemd,
 }
 
 /// The programs of a container host; their libraries come along.
@@ -37,26 +41,44 @@ const PROGRAMS: &[&str] = &[
     "/usr/sbin/dockerd",
 ];
 
+/// The programs of a host that is a virtual machine: busybox has its own nsenter.
+const VM_PROGRAMS: &[&str] = &["/usr/bin/busybox", "/usr/sbin/runc"];
+
 /// The tree of a root, made now if it never was.
 pub fn path(root: Root) -> Result<PathBuf> {
     match root {
         Root::Minimal => {
             let files = minimal_files()?;
-            let mut key = Key::new(include_str!("roots.rs"));
-            for (file, place) in &files {
-                let data = fs::metadata(file)
-                    .with_context(|| format!("cannot find {}", file.display()))?;
-                key.add(place.as_os_str().as_bytes());
-                key.add(
-                    format!("{} {}.{}", data.size(), data.mtime(), data.mtime_nsec()).as_bytes(),
-                );
-            }
-            cached("minimal", key, |path| minimal(path, &files))
+            cached("minimal", key_of(&files)?, |path| {
+                minimal(path, &files)?;
+                engines(path)
+            })
+        }
+        Root::Vm => {
+            let programs: Vec<PathBuf> = VM_PROGRAMS.iter().map(PathBuf::from).collect();
+            // The lab's own program, which runs there, is brought by each boot.
+            let own = machine::binary()?;
+            let mut files = libraries(programs.iter().chain([&own]))?;
+            files.extend(programs.into_iter().map(|path| (path.clone(), path)));
+            cached("vm", key_of(&files)?, |path| minimal(path, &files))
         }
         Root::Server => cached("server", Key::new(&SERVER.join(" ")), |path| {
             debian(path, &SERVER)
         }),
+        Root::Systemd => cached("systemd", Key::new(&SYSTEMD.join(" ")), |path| {
+            debian(path, &SYSTEMD)
+        }),
     }
+}
+
+fn key_of(files: &BTreeMap<PathBuf, PathBuf>) -> Result<Key> {
+    let mut key = Key::new(include_str!("roots.rs"));
+    for (file, place) in files {
+        let data = fs::metadata(file).with_context(|| format!("cannot find {}", file.display()))?;
+        key.add(place.as_os_str().as_bytes());
+        key.add(format!("{} {}.{}", data.size(), data.mtime(), data.mtime_nsec()).as_bytes());
+    }
+    Ok(key)
 }
 
 /// What mmdebstrap is told for a Debian with servers. GlusterFS's brings its client.
@@ -66,26 +88,38 @@ const SERVER: [&str; 3] = [
     "trixie",
 ];
 
+/// The same for a Debian with systemd.
+const SYSTEMD: [&str; 3] = [
+    "--variant=essential",
+    "--include=runc,kmod,systemd-sysv,udev",
+    "trixie",
+];
+
 /// The files of a minimal host, and where they go.
 fn minimal_files() -> Result<BTreeMap<PathBuf, PathBuf>> {
     let runtimes = RUNTIMES.map(PathBuf::from);
     // The lab's own program takes the place of the runtimes, so its libraries are needed as well.
     let own = machine::binary()?;
     let programs: Vec<PathBuf> = PROGRAMS.iter().map(PathBuf::from).collect();
-    let with_libraries: Vec<&PathBuf> = programs.iter().chain(&runtimes).chain([&own]).collect();
-    let output = Command::new("ldd")
-        .args(with_libraries)
-        .output()
-        .context("cannot run ldd")?;
-    let mut files: BTreeMap<PathBuf, PathBuf> = programs
-        .into_iter()
-        .map(|path| (path.clone(), path))
-        .collect();
+    let mut files = libraries(programs.iter().chain(&runtimes).chain([&own]))?;
+    files.extend(programs.into_iter().map(|path| (path.clone(), path)));
     for runtime in runtimes {
         let name = runtime.file_name().context("no name")?;
         let place = Path::new(DIRECTORY).join(name);
         files.insert(runtime, place);
     }
+    Ok(files)
+}
+
+/// The libraries of programs, each at its own path.
+fn libraries<'a>(
+    programs: impl Iterator<Item = &'a PathBuf>,
+) -> Result<BTreeMap<PathBuf, PathBuf>> {
+    let output = Command::new("ldd")
+        .args(programs)
+        .output()
+        .context("cannot run ldd")?;
+    let mut files = BTreeMap::new();
     // ldd exits with 1 for a static program; one that is missing is found out when it is copied.
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         ensure!(
@@ -148,12 +182,6 @@ fn minimal(root: &Path, files: &BTreeMap<PathBuf, PathBuf>) -> Result<()> {
         fs::create_dir_all(parent)?;
         fs::copy(file, &path).with_context(|| format!("cannot copy {}", file.display()))?;
     }
-    for runtime in RUNTIMES {
-        symlink(
-            Path::new(DIRECTORY).join("lab"),
-            root.join(runtime.trim_start_matches('/')),
-        )?;
-    }
     let applets = Command::new("/usr/bin/busybox")
         .arg("--list")
         .output()
@@ -180,6 +208,23 @@ fn minimal(root: &Path, files: &BTreeMap<PathBuf, PathBuf>) -> Result<()> {
             "ID=lab\nNAME=\"A minimal container host\"\n",
         ),
         ("etc/resolv.conf", ""),
+    ] {
+        fs::write(root.join(path), text)?;
+    }
+    // The kernel's own path to the program that loads modules.
+    let modprobe = root.join("usr/sbin/modprobe");
+    symlink("../bin/busybox", &modprobe).context("cannot link modprobe")
+}
+
+/// What docker and podman need besides their programs.
+fn engines(root: &Path) -> Result<()> {
+    for runtime in RUNTIMES {
+        symlink(
+            Path::new(DIRECTORY).join("lab"),
+            root.join(runtime.trim_start_matches('/')),
+        )?;
+    }
+    for (path, text) in [
         ("etc/containers/containers.conf", CONTAINERS),
         (
             "etc/containers/policy.json",
@@ -193,7 +238,7 @@ fn minimal(root: &Path, files: &BTreeMap<PathBuf, PathBuf>) -> Result<()> {
 
 /// A Debian tree. Recommended packages do not come along: mmdebstrap leaves them out. What it mounts and starts on its
 /// way is in namespaces of its own, and ends with the thread that asked for it.
-fn debian(root: &Path, arguments: &[&str]) -> Result<()> {
+pub(crate) fn debian(root: &Path, arguments: &[&str]) -> Result<()> {
     let contained = [
         "--pdeathsig=KILL",
         "unshare",

@@ -21,7 +21,7 @@ pub const RUNTIMES: [&str; 2] = ["/usr/bin/crun", "/usr/sbin/runc"];
 const SYS_RESOURCE: &str = "CAP_SYS_RESOURCE";
 
 /// The kernel's capabilities, each at the place of its number.
-const CAPABILITIES: [&str; 41] = [
+pub(crate) const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_DAC_READ_SEARCH",

@@ -20,7 +20,7 @@ impl<'lab> Scene<'lab> {
         let spc = Spc::usual(lab)?;
         Ok(Self {
             first: spc.first()?,
-            entries: entries(&spc.host),
+            entries: entries(&spc.host)?,
             source: format!("{}:/vol", cluster.nodes()[0].host().address()),
             spc,
         })
@@ -50,7 +50,7 @@ impl<'lab> Scene<'lab> {
 
     /// So many mounts, records, claims and daemons, and nothing else.
     fn has(&self, mounts: usize, daemons: usize) -> Result<()> {
-        let total = entries(&self.spc.host);
+        let total = entries(&self.spc.host)?;
         ensure!(
             total == self.entries + mounts,
             "{} entries before, {total} with {mounts} mounts",

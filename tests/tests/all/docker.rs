@@ -10,7 +10,7 @@ pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()
     let node = cluster.nodes()[0].host().address();
     let source = format!("{node}:/vol");
     spc.host.run(&["mkdir", "-p", target])?.ok()?;
-    let before = entries(&spc.host);
+    let before = entries(&spc.host)?;
     let container = spc.mounts()?;
 
     let mount = ["spc", "mount", "-t", "glusterfs", &source, target];
@@ -27,10 +27,10 @@ pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()
         "the container's mount table changed"
     );
     ensure!(
-        entries(&spc.host) == before + 1,
+        entries(&spc.host)? == before + 1,
         "{} entries before, {} after",
         before,
-        entries(&spc.host)
+        entries(&spc.host)?
     );
 
     let name = target.replace('/', "-");
@@ -52,7 +52,7 @@ pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()
 
     spc.exec(&["spc", "umount", target])?.ok()?;
     ensure!(
-        spc.on(target)?.is_empty() && entries(&spc.host) == before,
+        spc.on(target)?.is_empty() && entries(&spc.host)? == before,
         "umount left an entry"
     );
     ensure!(
@@ -64,7 +64,7 @@ pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()
     spc.exec(&mount)?.ok()?;
     spc.host.run(&["umount", target])?.ok()?;
     ensure!(
-        spc.on(target)?.is_empty() && entries(&spc.host) == before,
+        spc.on(target)?.is_empty() && entries(&spc.host)? == before,
         "umount on the host left an entry"
     );
     until("spc serve forgets the mount", || Ok(spc.is_clean().is_ok()))?;

@@ -21,3 +21,4 @@ mod secrets;
 mod support;
 mod targets;
 mod terminal;
+mod vm;

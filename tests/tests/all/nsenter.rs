@@ -47,7 +47,7 @@ impl<'a> Nsenter<'a> {
         Ok(Self {
             option: format!("--mount=/proc/{}/ns/mnt", spc.pid()?),
             source: format!("{}:/vol", cluster.nodes()[0].host().address()),
-            before: entries(&spc.host),
+            before: entries(&spc.host)?,
             spc,
         })
     }
@@ -72,14 +72,14 @@ impl<'a> Nsenter<'a> {
             "mounts on {target}: {on:?}"
         );
         until("its copies in the container are gone", || {
-            Ok(entries(&self.spc.host) == self.before + 1)
+            Ok(entries(&self.spc.host)? == self.before + 1)
         })
     }
 
     /// No mount, no entry, no daemon.
     fn is_gone(&self) -> Result<()> {
         until("every entry is gone", || {
-            Ok(entries(&self.spc.host) == self.before)
+            Ok(entries(&self.spc.host)? == self.before)
         })?;
         until("the daemon ends", || Ok(self.daemons()?.is_empty()))
     }

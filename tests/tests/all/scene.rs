@@ -54,7 +54,7 @@ impl<'lab> Scene<'lab> {
             kill_process(serve, Signal::STOP)?;
         }
         Ok(Self {
-            entries: entries(&spc.host),
+            entries: entries(&spc.host)?,
             spc,
             first,
             serving,
@@ -86,7 +86,7 @@ impl<'lab> Scene<'lab> {
     pub fn is_mounted(&self, case: &Case<'_>) -> Result<()> {
         let on = self.spc.on(case.target)?;
         ensure!(on.len() == 1, "mounts on the target: {on:?}");
-        let total = entries(&self.spc.host);
+        let total = entries(&self.spc.host)?;
         ensure!(
             total == self.entries + 1,
             "{} entries before, {total} with one mount",
@@ -130,7 +130,7 @@ impl<'lab> Scene<'lab> {
     pub fn is_clean(&self) -> Result<()> {
         let census = self.spc.census(self.first)?;
         ensure!(census.is_empty(), "left: {census:?}");
-        let total = entries(&self.spc.host);
+        let total = entries(&self.spc.host)?;
         ensure!(
             total == self.entries,
             "{} entries before, {total} after",

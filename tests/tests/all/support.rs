@@ -6,7 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Mount, Output, Propagation};
+use lab::{
+    AnyHost, Base, Cluster, Engine, Host, HostOptions, Lab, Mount, Output, Propagation, Vm,
+    VmOptions,
+};
 use serde_json::Value;
 
 /// The run line of the documents: all privileges, and the host's tree bound.
@@ -24,10 +27,41 @@ pub const LEAST: [&str; 7] = [
 ];
 
 /// A host on which the container runs as `spc`.
-pub struct Spc<'lab> {
+pub struct Container<H> {
     /// The host.
-    pub host: Host<'lab>,
-    engine: Engine,
+    pub host: H,
+    runtime: Runtime,
+}
+
+/// What runs the container.
+#[derive(Clone, Copy)]
+enum Runtime {
+    Engine(Engine),
+    Runc,
+}
+
+/// The container on a disposable host.
+pub type Spc<'lab> = Container<Host<'lab>>;
+
+/// The container on a virtual machine.
+pub type VmSpc<'lab> = Container<Vm<'lab>>;
+
+impl<'lab> VmSpc<'lab> {
+    /// A minimal host that is a virtual machine, with the container.
+    pub fn usual(lab: &'lab Lab) -> Result<Self> {
+        Self::boot(lab, VmOptions::default())
+    }
+
+    /// Boots a virtual machine and starts the container, with all privileges.
+    pub fn boot(lab: &'lab Lab, options: VmOptions) -> Result<Self> {
+        let host = lab.vm(VmOptions {
+            image: Some(Base::Trixie),
+            ..options
+        })?;
+        host.start_container()?;
+        let runtime = Runtime::Runc;
+        Ok(Self { host, runtime })
+    }
 }
 
 impl<'lab> Spc<'lab> {
@@ -44,7 +78,8 @@ impl<'lab> Spc<'lab> {
             ..HostOptions::default()
         })?;
         host.start(engine, Some(&lab::image(base)?))?;
-        let spc = Self { host, engine };
+        let runtime = Runtime::Engine(engine);
+        let spc = Self { host, runtime };
         spc.run(base, arguments)?.ok()?;
         Ok(spc)
     }
@@ -63,27 +98,59 @@ impl<'lab> Spc<'lab> {
 
     /// `docker run -d --name spc ARGUMENTS IMAGE`.
     pub fn run(&self, base: Base, arguments: &[&str]) -> Result<Output> {
-        let start = [self.engine.command(), "run", "-d", "--name", "spc"];
+        let start = [self.runtime.command(), "run", "-d", "--name", "spc"];
         self.host
             .run(&[&start, arguments, &[base.image()]].concat())
     }
+}
 
+impl Runtime {
+    fn command(self) -> &'static str {
+        match self {
+            Self::Engine(engine) => engine.command(),
+            Self::Runc => "runc",
+        }
+    }
+
+    /// `docker exec OPTIONS spc`.
+    fn exec(self, cwd: Option<&str>) -> Vec<&str> {
+        let (interactive, directory) = match self {
+            Self::Engine(_) => (&["-i"][..], "-w"),
+            Self::Runc => (&[][..], "--cwd"),
+        };
+        let mut words = [&[self.command(), "exec"], interactive].concat();
+        words.extend(cwd.iter().flat_map(|cwd| [directory, cwd]));
+        words.push("spc");
+        words
+    }
+}
+
+impl<H: AnyHost> Container<H> {
     /// `docker exec spc WORDS`.
     pub fn exec(&self, words: &[&str]) -> Result<Output> {
-        self.host
-            .run(&[&[self.engine.command(), "exec", "spc"], words].concat())
+        self.host.run(&[&self.runtime.exec(None), words].concat())
     }
 
     /// `docker exec -w CWD spc WORDS`.
     pub fn exec_in(&self, cwd: &str, words: &[&str]) -> Result<Output> {
         self.host
-            .run(&[&[self.engine.command(), "exec", "-w", cwd, "spc"], words].concat())
+            .run(&[&self.runtime.exec(Some(cwd)), words].concat())
+    }
+
+    /// `docker exec -i spc WORDS` with these bytes as standard input.
+    pub fn exec_with(&self, words: &[&str], input: &[u8]) -> Result<Output> {
+        self.host
+            .run_with(&[&self.runtime.exec(None), words].concat(), input)
     }
 
     /// Takes the container away.
     pub fn remove(&self) -> Result<()> {
+        let remove = match self.runtime {
+            Runtime::Engine(_) => "rm",
+            Runtime::Runc => "delete",
+        };
         self.host
-            .run(&[self.engine.command(), "rm", "-f", "spc"])?
+            .run(&[self.runtime.command(), remove, "-f", "spc"])?
             .ok()?;
         Ok(())
     }
@@ -95,14 +162,18 @@ impl<'lab> Spc<'lab> {
 
     /// The container's first process, as the host numbers it.
     pub fn pid(&self) -> Result<String> {
-        let words = [
-            self.engine.command(),
-            "inspect",
-            "--format",
-            "{{.State.Pid}}",
-            "spc",
-        ];
-        Ok(self.host.run(&words)?.ok()?.text().trim().to_owned())
+        let command = self.runtime.command();
+        let words = match self.runtime {
+            Runtime::Engine(_) => {
+                vec![command, "inspect", "--format", "{{.State.Pid}}", "spc"]
+            }
+            Runtime::Runc => vec![command, "state", "spc"],
+        };
+        let text = self.host.run(&words)?.ok()?.text();
+        Ok(match self.runtime {
+            Runtime::Engine(_) => text.trim().to_owned(),
+            Runtime::Runc => serde_json::from_str::<Value>(&text)?["pid"].to_string(),
+        })
     }
 
     /// The container's mount table, line by line.
@@ -126,18 +197,8 @@ impl<'lab> Spc<'lab> {
     /// Writes a program or a file that anybody may read and run into the container.
     pub fn put(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let script = r#"cat >"$1" && chmod 755 "$1""#;
-        let words = [
-            self.engine.command(),
-            "exec",
-            "-i",
-            "spc",
-            "sh",
-            "-c",
-            script,
-            "put",
-            path,
-        ];
-        self.host.command(&words)?.input(bytes)?.run()?.ok()?;
+        self.exec_with(&["sh", "-c", script, "put", path], bytes)?
+            .ok()?;
         Ok(())
     }
 
@@ -173,7 +234,7 @@ impl<'lab> Spc<'lab> {
         used: impl FnOnce(&Value) -> Result<()>,
     ) -> Result<()> {
         self.host.run(&["mkdir", "-p", target])?.ok()?;
-        let (before, tables) = (self.traces()?, tables(&self.host));
+        let (before, tables) = (self.traces()?, self.host.tables()?);
         self.exec(&[&["spc", "mount"], arguments, &[target]].concat())?
             .ok()?;
         let on = self.on(target)?;
@@ -182,9 +243,9 @@ impl<'lab> Spc<'lab> {
             "{on:?}"
         );
         let grown = until("one more entry in all tables together", || {
-            Ok(self.grown(&tables) == 1)
+            Ok(self.grown(&tables)? == 1)
         });
-        grown.with_context(|| format!("{tables:?} became {:?}", self::tables(&self.host)))?;
+        grown.with_context(|| format!("{tables:?} became {:?}", self.host.tables()))?;
         let record = self.record(target)?;
         ensure!(
             record["state"] == "ok" && record["mount_id"] == on[0].id,
@@ -199,12 +260,12 @@ impl<'lab> Spc<'lab> {
 
     /// By how many entries tables have grown, new ones included. Those that are gone do not count: `docker run` and
     /// `docker exec` have one of their own for a moment.
-    fn grown(&self, before: &BTreeMap<PathBuf, usize>) -> isize {
+    fn grown(&self, before: &BTreeMap<PathBuf, usize>) -> Result<isize> {
         let grown = |(namespace, now): (PathBuf, usize)| {
             let before = before.get(&namespace).copied().unwrap_or_default();
             now.cast_signed() - before.cast_signed()
         };
-        tables(&self.host).into_iter().map(grown).sum()
+        Ok(self.host.tables()?.into_iter().map(grown).sum())
     }
 
     /// A command that fails: with this exit code, with one error that says these things and has a hint, and with
@@ -253,23 +314,8 @@ impl<'lab> Spc<'lab> {
 }
 
 /// How many entries all mount tables of a host's processes have, containers included.
-pub fn entries(host: &Host<'_>) -> usize {
-    tables(host).values().sum()
-}
-
-/// How many entries each mount table of a host's processes has, by its namespace.
-fn tables(host: &Host<'_>) -> BTreeMap<PathBuf, usize> {
-    host.processes()
-        .into_iter()
-        .filter_map(|pid| {
-            let namespace = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
-            let table = fs::read(format!("/proc/{pid}/mountinfo")).ok()?;
-            Some((
-                namespace,
-                table.iter().filter(|byte| **byte == b'\n').count(),
-            ))
-        })
-        .collect()
+pub fn entries(host: &impl AnyHost) -> Result<usize> {
+    Ok(host.tables()?.values().sum())
 }
 
 /// Runs a test's body with the lab and its GlusterFS; where there is no lab, that has been said.

@@ -1,0 +1,95 @@
+//! What tests ask of a host, whether it is a set of namespaces or a virtual machine.
+
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::host::Host;
+use crate::mountinfo::Mount;
+use crate::output::Output;
+use crate::vm::Vm;
+
+/// A host or a virtual machine.
+pub trait AnyHost {
+    /// Runs a command with these bytes as its standard input.
+    fn run_with(&self, argv: &[&str], input: &[u8]) -> Result<Output>;
+
+    /// Its mount table.
+    fn mountinfo(&self) -> Result<Vec<Mount>>;
+
+    /// How many entries each mount table of its processes has, containers included, by its namespace.
+    fn tables(&self) -> Result<BTreeMap<PathBuf, usize>>;
+
+    /// Runs a command.
+    fn run(&self, argv: &[&str]) -> Result<Output> {
+        self.run_with(argv, b"")
+    }
+
+    /// Runs a shell script.
+    fn sh(&self, script: &str) -> Result<Output> {
+        self.run(&["sh", "-c", script])
+    }
+
+    /// Reads a file.
+    fn read(&self, path: &str) -> Result<Vec<u8>> {
+        Ok(self.run(&["cat", "--", path])?.ok()?.stdout)
+    }
+
+    /// Writes a file; missing directories are made.
+    fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let script = r#"mkdir -p -- "$(dirname -- "$1")" && cat > "$1""#;
+        let write = ["sh", "-c", script, "write", path];
+        self.run_with(&write, bytes)?.ok().map(drop)
+    }
+}
+
+impl AnyHost for Host<'_> {
+    fn run_with(&self, argv: &[&str], input: &[u8]) -> Result<Output> {
+        self.command(argv)?.input(input)?.run()
+    }
+
+    fn mountinfo(&self) -> Result<Vec<Mount>> {
+        self.mountinfo()
+    }
+
+    fn tables(&self) -> Result<BTreeMap<PathBuf, usize>> {
+        let table = |pid: i32| {
+            let namespace = std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
+            let table = std::fs::read(format!("/proc/{pid}/mountinfo")).ok()?;
+            let lines = table.iter().filter(|byte| **byte == b'\n').count();
+            Some((namespace, lines))
+        };
+        Ok(self.processes().into_iter().filter_map(table).collect())
+    }
+}
+
+impl AnyHost for Vm<'_> {
+    fn run_with(&self, argv: &[&str], input: &[u8]) -> Result<Output> {
+        self.command(argv).input(input).run()
+    }
+
+    fn mountinfo(&self) -> Result<Vec<Mount>> {
+        self.mountinfo()
+    }
+
+    fn tables(&self) -> Result<BTreeMap<PathBuf, usize>> {
+        // One look at each namespace: programs are slow to start where every instruction is emulated.
+        let script = "
+            seen=
+            for process in /proc/[0-9]*; do
+                namespace=$(readlink $process/ns/mnt) || continue
+                case $seen in *\"$namespace\"*) continue ;; esac
+                seen=\"$seen $namespace\"
+                echo \"$namespace $(grep -c ^ $process/mountinfo)\"
+            done";
+        let text = self.sh(script)?.text();
+        let table = |line: &str| {
+            let (namespace, lines) = line.split_once(' ')?;
+            Some((namespace.into(), lines.parse().ok()?))
+        };
+        let tables = text
+            .lines()
+            .map(|line| table(line).context("a table without lines"));
+        tables.collect()
+    }
+}

@@ -1,0 +1,51 @@
+//! The container on a virtual machine, where a container runtime is all there is: runc, which is told what an engine
+//! would tell it for `run --privileged --net=host --pid=host -v /dev:/dev IMAGE`.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::runtime::CAPABILITIES;
+use crate::vm::Vm;
+
+impl Vm<'_> {
+    /// Starts the container `spc`. Its log is `/run/container/log`.
+    pub fn start_container(&self) -> Result<()> {
+        let config = serde_json::to_vec_pretty(&config())?;
+        self.write("/run/container/config.json", &config)?;
+        let start = "runc run --detach --bundle /run/container spc >/run/container/log 2>&1";
+        let started = self.sh(&format!(
+            "{start} || {{ cat /run/container/log >&2; exit 1; }}"
+        ))?;
+        started.ok().map(drop)
+    }
+}
+
+/// The bundle's configuration (OCI runtime specification).
+fn config() -> Value {
+    let bind = |path: &str, options: &[&str]| json!({"destination": path, "source": path, "type": "bind", "options": options});
+    let all = json!(CAPABILITIES.as_slice());
+    json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs"},
+        "hostname": "spc",
+        "process": {
+            "args": ["spc", "serve"],
+            "cwd": "/",
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"],
+            "user": {"uid": 0, "gid": 0},
+            "capabilities": {"bounding": all, "effective": all, "permitted": all},
+        },
+        "mounts": [
+            {"destination": "/proc", "source": "proc", "type": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/sys", "source": "sysfs", "type": "sysfs", "options": ["nosuid", "noexec", "nodev"]},
+            bind("/dev", &["rbind", "rprivate"]),
+            bind("/etc/hosts", &["bind", "rprivate"]),
+            bind("/etc/resolv.conf", &["bind", "rprivate"]),
+        ],
+        "linux": {
+            "namespaces": [{"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
+            "rootfsPropagation": "rprivate",
+            "resources": {"devices": [{"allow": true, "access": "rwm"}]},
+        },
+    })
+}

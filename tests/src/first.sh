@@ -1,0 +1,66 @@
+#!/bin/busybox sh
+# The first program of a virtual machine: puts a writable layer on its disk, gives it its name and its address, and
+# leaves the rest to its init.
+export PATH=/bin
+bb=/bin/busybox
+fail() { echo "first: $*"; exec $bb poweroff -f; }
+$bb mount -t proc proc /proc
+$bb mount -t sysfs sysfs /sys
+$bb mount -t devtmpfs dev /dev
+for module in $($bb cat /modules/order); do $bb insmod "/modules/$module" || fail "cannot load $module"; done
+option() { $bb sed "s/.*lab.$1=\([^ ]*\).*/\1/" /proc/cmdline; }
+name=$(option name) address=$(option address)
+
+# Disks, in this order: the tree, the modules, the container's image if there is one.
+$bb mount -t tmpfs -o mode=0755 upper /new || fail "no memory"
+$bb mkdir /new/lower /new/upper /new/work /new/root
+$bb mount -t squashfs -o ro /dev/vda /new/lower || fail "no tree"
+$bb mount -t overlay -o lowerdir=/new/lower,upperdir=/new/upper,workdir=/new/work overlay /new/root || fail "no root"
+root=/new/root
+$bb mkdir -p $root/lib/modules $root/dev $root/proc $root/sys $root/run $root/tmp
+$bb mount -t squashfs -o ro /dev/vdb $root/lib/modules || fail "no modules"
+$bb mount -t tmpfs -o mode=0755 run $root/run
+$bb mount -t tmpfs -o mode=1777 tmp $root/tmp
+$bb mkdir -p $root/run/lab
+$bb cp /bin/busybox $root/run/lab/busybox
+$bb ln -s busybox $root/run/lab/init
+$bb cp /bin/lab $root/run/lab/lab
+if [ -b /dev/vdc ]; then
+    # A file system in memory is the one that overlays of containers can lie on.
+    $bb mkdir -p $root/run/container
+    $bb mount -t tmpfs layers $root/run/container
+    $bb mkdir $root/run/container/lower $root/run/container/upper $root/run/container/work $root/run/container/rootfs
+    $bb mount -t squashfs -o ro /dev/vdc $root/run/container/lower
+    layers=lowerdir=$root/run/container/lower,upperdir=$root/run/container/upper,workdir=$root/run/container/work
+    $bb mount -t overlay -o $layers overlay $root/run/container/rootfs || fail "no image"
+fi
+
+# What a host's kmod or udev makes beforehand, so that opening it loads the module.
+$bb mknod /dev/fuse c 10 229 2>/dev/null
+$bb mknod /dev/loop-control c 10 237 2>/dev/null
+$bb mkdir -p /dev/pts /dev/shm
+$bb ln -s /proc/self/fd /dev/fd
+$bb mount -t devpts -o mode=0620,ptmxmode=0666 devpts /dev/pts
+$bb mount -t tmpfs -o mode=1777 shm /dev/shm
+$bb mount -t cgroup2 cgroup /sys/fs/cgroup
+for place in dev proc sys; do $bb mount --move /$place $root/$place; done
+
+$bb hostname "$name"
+echo "$name" >$root/etc/hostname
+printf '127.0.0.1 localhost\n%s %s\n' "$address" "$name" >$root/etc/hosts
+$bb ip link set lo up
+$bb ip address add "$address/24" dev eth0
+$bb ip link set eth0 up
+
+if [ -d $root/lib/systemd/system ] && [ -x $root/sbin/init ]; then
+    init=/sbin/init
+    $bb mkdir -p $root/run/systemd/system/sysinit.target.wants
+    printf '[Unit]\nDescription=The lab\nDefaultDependencies=no\n[Service]\nExecStart=/run/lab/lab guest\nKillMode=process\n' \
+        >$root/run/systemd/system/lab.service
+    $bb ln -s ../lab.service $root/run/systemd/system/sysinit.target.wants/lab.service
+else
+    init=/run/lab/init
+    # Mounts propagate, as systemd leaves it.
+    printf '::sysinit:/run/lab/busybox mount --make-rshared /\n::respawn:/run/lab/lab guest\n' >$root/etc/inittab
+fi
+exec $bb switch_root $root $init

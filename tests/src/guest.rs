@@ -1,0 +1,170 @@
+//! Commands in a virtual machine: how they are written down on its serial port, and the program at the other end that
+//! runs them, `lab guest`.
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// The name of the port.
+pub const PORT: &str = "lab";
+
+/// A command. Standard input follows.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// Tells its report from others.
+    pub number: u64,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// All of its environment.
+    pub environment: Vec<(String, String)>,
+    /// When it is killed.
+    pub limit: Duration,
+}
+
+/// What became of it. Standard output and standard error follow, in that order.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// That of the order.
+    pub number: u64,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How a command ended.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum End {
+    /// With an exit code.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+    /// By its limit.
+    TimedOut,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<T> {
+    message: T,
+    lengths: Vec<usize>,
+}
+
+/// Writes a message and what belongs to it: a line of JSON, then the bytes.
+pub fn send<T: Serialize>(port: &mut impl Write, message: T, parts: &[&[u8]]) -> Result<()> {
+    let lengths = parts.iter().map(|part| part.len()).collect();
+    let mut bytes = serde_json::to_vec(&Envelope { message, lengths })?;
+    bytes.push(b'\n');
+    parts.iter().for_each(|part| bytes.extend_from_slice(part));
+    port.write_all(&bytes)?;
+    Ok(port.flush()?)
+}
+
+/// Reads a message and what belongs to it; nothing at the end.
+pub fn receive<T: DeserializeOwned>(port: &mut impl BufRead) -> Result<Option<(T, Vec<Vec<u8>>)>> {
+    let mut line = String::new();
+    if port.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let Envelope { message, lengths } =
+        serde_json::from_str(&line).with_context(|| format!("bad message: {line}"))?;
+    let mut parts = Vec::new();
+    for length in lengths {
+        let mut part = vec![0; length];
+        port.read_exact(&mut part)?;
+        parts.push(part);
+    }
+    Ok(Some((message, parts)))
+}
+
+/// `lab guest`: runs what it is told, for as long as the machine runs.
+pub fn guest() -> Result<()> {
+    let port = port()?;
+    let reader = File::options()
+        .read(true)
+        .write(true)
+        .open(&port)
+        .with_context(|| format!("cannot open {port}"))?;
+    let writer: &'static Mutex<File> = Box::leak(Box::new(Mutex::new(reader.try_clone()?)));
+    let mut reader = BufReader::new(reader);
+    loop {
+        let Some((order, parts)) = receive::<Order>(&mut reader)? else {
+            // Nobody is at the other end yet.
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        std::thread::spawn(move || {
+            let number = order.number;
+            let input = parts.first().map(Vec::as_slice).unwrap_or_default();
+            let (end, stdout, stderr) = run(&order, input).unwrap_or_else(|error| {
+                let text = format!("lab: cannot run {:?}: {error:#}", order.argv);
+                (End::Code(127), Vec::new(), text.into_bytes())
+            });
+            let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = send(&mut *writer, Report { number, end }, &[&stdout, &stderr]) {
+                eprintln!("lab: cannot report: {error:#}");
+            }
+        });
+    }
+}
+
+/// The device of the port.
+fn port() -> Result<String> {
+    for entry in std::fs::read_dir("/sys/class/virtio-ports").context("no ports")? {
+        let entry = entry?;
+        let name = std::fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+        if name.trim_end() == PORT {
+            return Ok(format!("/dev/{}", entry.file_name().to_string_lossy()));
+        }
+    }
+    anyhow::bail!("no port named {PORT}")
+}
+
+/// It is the end of the process that counts, not the end of its output: daemons may keep that open.
+fn run(order: &Order, input: &[u8]) -> Result<(End, Vec<u8>, Vec<u8>)> {
+    let (mut stdin, stdout, stderr) = (memory()?, memory()?, memory()?);
+    stdin.write_all(input)?;
+    stdin.rewind()?;
+    let (program, arguments) = order.argv.split_first().context("no command")?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .envs(order.environment.iter().cloned())
+        .current_dir("/")
+        .process_group(0)
+        .stdin(Stdio::from(stdin))
+        .stdout(Stdio::from(stdout.try_clone()?))
+        .stderr(Stdio::from(stderr.try_clone()?))
+        .spawn()?;
+    let pid = Pid::from_child(&child);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    let limit = Timespec::try_from(order.limit)?;
+    let in_time = poll(&mut fds, Some(&limit))? == 1;
+    if !in_time {
+        kill_process_group(pid, Signal::KILL)?;
+    }
+    let status = child.wait()?;
+    let end = match (in_time, status.code()) {
+        (false, _) => End::TimedOut,
+        (true, Some(code)) => End::Code(code),
+        (true, None) => End::Signal(status.signal().unwrap_or_default()),
+    };
+    Ok((end, contents(stdout)?, contents(stderr)?))
+}
+
+fn memory() -> Result<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    Ok(rustix::fs::memfd_create("stream", flags)?.into())
+}
+
+fn contents(mut file: File) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,376 @@
+//! A virtual machine in the lab: a real kernel of its own, emulated by QEMU, with its cable in the lab's bridge.
+//!
+//! QEMU's standard input and output are the serial port on which the machine is told what to run; its standard error
+//! is the machine's console. Nothing is written to disks. Dropping it, or the end of the test process, ends it.
+
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{BufReader, Read, Write};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::cgroup::Cgroup;
+use crate::disks::{self, Kernel};
+use crate::exec::{LIMIT, PATH};
+use crate::guest::{self, End, Order, PORT, Report};
+use crate::image::Base;
+use crate::mountinfo::{self, Mount};
+use crate::net;
+use crate::outer::Lab;
+use crate::output::{Output, Status};
+use crate::roots::Root;
+
+/// What kind of machine is wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct VmOptions {
+    /// What is installed.
+    pub root: Root,
+    /// The container's image, which is then mounted, writable, on `/run/container/rootfs`.
+    pub image: Option<Base>,
+    /// In MiB.
+    pub memory: u32,
+}
+
+impl Default for VmOptions {
+    fn default() -> Self {
+        Self {
+            root: Root::Vm,
+            image: None,
+            memory: 1024,
+        }
+    }
+}
+
+/// How long booting may take on a machine that is busy otherwise; alone it is a few seconds.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+type Reports = Mutex<BTreeMap<u64, Sender<(Report, Vec<Vec<u8>>)>>>;
+
+/// A running machine.
+#[derive(Debug)]
+pub struct Vm<'lab> {
+    lab: &'lab Lab,
+    number: u8,
+    qemu: Child,
+    cgroup: Cgroup,
+    port: Mutex<ChildStdin>,
+    reports: Arc<Reports>,
+    orders: AtomicU64,
+    console: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Lab {
+    /// Boots a virtual machine.
+    pub fn vm(&self, options: VmOptions) -> Result<Vm<'_>> {
+        Vm::boot(self, options)
+    }
+}
+
+impl<'lab> Vm<'lab> {
+    fn boot(lab: &'lab Lab, options: VmOptions) -> Result<Self> {
+        let kernel = Kernel::get()?;
+        let mut disks = vec![disks::disk(options.root)?, kernel.modules.clone()];
+        disks.extend(options.image.map(disks::image_disk).transpose()?);
+        let started = Instant::now();
+        let number = lab.take_number()?;
+        let vm = Self::start(lab, number, options.memory, &kernel, &disks);
+        if vm.is_err() {
+            lab.give_back_number(number);
+        }
+        let vm = vm.context("cannot start a virtual machine")?;
+        let up = vm.command(&["true"]).limit(BOOT_LIMIT).run();
+        up.and_then(Output::ok)
+            .with_context(|| format!("it does not come up, its console says:\n{}", vm.console()))?;
+        eprintln!(
+            "lab: {} ({:?}, {} MiB, {} MiB of the machine's) is up in {:.1?}",
+            vm.name(),
+            options.root,
+            options.memory,
+            vm.resident() / 1024,
+            started.elapsed()
+        );
+        Ok(vm)
+    }
+
+    fn start(
+        lab: &'lab Lab,
+        number: u8,
+        memory: u32,
+        kernel: &Kernel,
+        disks: &[PathBuf],
+    ) -> Result<Self> {
+        let cable = format!("vm{number}");
+        let cgroup = lab.cgroup.child(&net::name(number))?;
+        let plug = ["tap", &cable].map(OsString::from);
+        let lab_itself = [crate::machine::binary()?.into_os_string()];
+        lab.command(cgroup.child("cable")?, &[&lab_itself[..], &plug].concat())?
+            .run()?
+            .ok()?;
+        let mut argv: Vec<OsString> = [
+            "/usr/bin/qemu-system-x86_64",
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg,tb-size=256",
+            "-serial",
+            "file:/dev/stderr",
+            "-device",
+            "virtio-serial-pci",
+            "-chardev",
+            "stdio,id=port,signal=off",
+            "-device",
+        ]
+        .map(OsString::from)
+        .to_vec();
+        let mut add = |words: &[&str]| argv.extend(words.iter().map(OsString::from));
+        add(&[&format!("virtserialport,chardev=port,name={PORT}")]);
+        add(&["-m", &memory.to_string()]);
+        let net = format!("tap,id=net,ifname={cable},script=no,downscript=no");
+        let card = format!("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:00:02:{number:02x}");
+        add(&["-netdev", &net, "-device", &card]);
+        for (index, disk) in disks.iter().enumerate() {
+            let disk = disk.to_str().filter(|path| !path.contains(','));
+            let disk = disk.context("a path that QEMU cannot be told\nhint: set XDG_CACHE_HOME")?;
+            let drive = format!("if=none,id=disk{index},file={disk},format=raw,readonly=on");
+            let device = format!("virtio-blk-pci,drive=disk{index}");
+            add(&["-drive", &drive, "-device", &device]);
+        }
+        let line = format!(
+            "console=ttyS0 quiet panic=-1 random.trust_cpu=on net.ifnames=0 lab.name={} lab.address={}",
+            net::name(number),
+            net::address(number)
+        );
+        add(&["-append", &line, "-kernel"]);
+        argv.push(kernel.image.clone().into());
+        argv.push("-initrd".into());
+        argv.push(kernel.first.clone().into());
+
+        let run = lab.command(cgroup.child("qemu")?, &argv)?;
+        let mut qemu = run.with_pipes()?;
+        let port = Mutex::new(qemu.stdin.take().context("no standard input")?);
+        let (mut output, mut errors) = (
+            BufReader::new(qemu.stdout.take().context("no standard output")?),
+            qemu.stderr.take().context("no standard error")?,
+        );
+        let reports: Arc<Reports> = Arc::default();
+        let console: Arc<Mutex<Vec<u8>>> = Arc::default();
+        std::thread::spawn({
+            let console = Arc::clone(&console);
+            move || {
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = errors.read(&mut buffer) {
+                    lock(&console).extend_from_slice(&buffer[..length]);
+                }
+            }
+        });
+        std::thread::spawn({
+            let reports = Arc::clone(&reports);
+            move || {
+                while let Ok(Some((report, parts))) = guest::receive::<Report>(&mut output) {
+                    if let Some(waiting) = lock(&reports).remove(&report.number) {
+                        // Whoever waited may have given up.
+                        let _ = waiting.send((report, parts));
+                    }
+                }
+                // The machine has ended: nobody is to wait any longer.
+                lock(&reports).clear();
+            }
+        });
+        Ok(Self {
+            lab,
+            number,
+            qemu,
+            cgroup,
+            port,
+            reports,
+            orders: AtomicU64::default(),
+            console,
+        })
+    }
+
+    /// The machine's name.
+    pub fn name(&self) -> String {
+        net::name(self.number)
+    }
+
+    /// Its address on the lab's network.
+    pub fn address(&self) -> Ipv4Addr {
+        net::address(self.number)
+    }
+
+    /// The lab it is in.
+    pub fn lab(&self) -> &'lab Lab {
+        self.lab
+    }
+
+    /// What it has written to its console.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&lock(&self.console)).into_owned()
+    }
+
+    /// A command to be run in the machine.
+    pub fn command<S: AsRef<str>>(&self, argv: &[S]) -> VmRun<'_, 'lab> {
+        let environment = [("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")];
+        VmRun {
+            vm: self,
+            order: Order {
+                number: self.orders.fetch_add(1, Ordering::Relaxed),
+                argv: argv.iter().map(|word| word.as_ref().to_owned()).collect(),
+                environment: environment
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .to_vec(),
+                limit: LIMIT,
+            },
+            input: Vec::new(),
+        }
+    }
+
+    /// Runs a command in the machine, for a minute at most.
+    pub fn run<S: AsRef<str>>(&self, argv: &[S]) -> Result<Output> {
+        self.command(argv).run()
+    }
+
+    /// Runs a shell script in the machine, for a minute at most.
+    pub fn sh(&self, script: &str) -> Result<Output> {
+        self.run(&["sh", "-c", script])
+    }
+
+    /// The mount table of the machine.
+    pub fn mountinfo(&self) -> Result<Vec<Mount>> {
+        mountinfo::parse(&self.run(&["cat", "/proc/1/mountinfo"])?.ok()?.stdout)
+    }
+
+    /// Reads a file of the machine.
+    pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
+        let path = path.as_ref().to_string_lossy();
+        Ok(self.run(&["cat", "--", &path])?.ok()?.stdout)
+    }
+
+    /// Writes a file of the machine; missing directories are made.
+    pub fn write(&self, path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+        let script = r#"mkdir -p -- "$(dirname -- "$1")" && cat > "$1""#;
+        let path = path.as_ref().to_string_lossy();
+        let write = ["sh", "-c", script, "write", &path];
+        self.command(&write).input(bytes).run()?.ok()?;
+        Ok(())
+    }
+
+    /// How much of the machine's memory QEMU takes now, in KiB.
+    fn resident(&self) -> u64 {
+        let of = |pid: i32| -> Option<u64> {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        };
+        self.cgroup.processes().into_iter().filter_map(of).sum()
+    }
+}
+
+/// A command that is about to be run in a virtual machine.
+#[derive(Debug)]
+pub struct VmRun<'vm, 'lab> {
+    vm: &'vm Vm<'lab>,
+    order: Order,
+    input: Vec<u8>,
+}
+
+impl VmRun<'_, '_> {
+    /// Sets a variable of its environment, which otherwise has PATH, HOME and LANG.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.order.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Gives it these bytes as standard input.
+    pub fn input(mut self, bytes: &[u8]) -> Self {
+        self.input = bytes.to_vec();
+        self
+    }
+
+    /// Sets the time limit, which otherwise is a minute.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.order.limit = limit;
+        self
+    }
+
+    /// Runs it to its end.
+    pub fn run(self) -> Result<Output> {
+        let started = Instant::now();
+        let (number, limit) = (self.order.number, self.order.limit);
+        let title = format!("{}: {}", self.vm.name(), self.order.argv.join(" "));
+        let (waiting, answer) = channel();
+        lock(&self.vm.reports).insert(number, waiting);
+        guest::send(&mut *lock(&self.vm.port), self.order, &[&self.input])
+            .with_context(|| format!("cannot order {title}"))?;
+        // The machine keeps the limit; this one is for a machine that does not answer.
+        let (report, mut parts) = wait(&answer, limit + Duration::from_secs(30))
+            .with_context(|| format!("no report: {title}\n{}", tail(&self.vm.console())))?;
+        ensure!(parts.len() == 2, "a bad report: {title}");
+        let (stderr, stdout) = (
+            parts.pop().unwrap_or_default(),
+            parts.pop().unwrap_or_default(),
+        );
+        let status = match report.end {
+            End::Code(code) => Status::Code(code),
+            End::Signal(signal) => Status::Signal(signal),
+            End::TimedOut => Status::TimedOut(limit),
+        };
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+            elapsed: started.elapsed(),
+            title,
+        })
+    }
+}
+
+fn wait<T>(answer: &Receiver<T>, limit: Duration) -> Result<T> {
+    answer.recv_timeout(limit).map_err(|error| match error {
+        RecvTimeoutError::Timeout => anyhow::anyhow!("the machine does not answer"),
+        RecvTimeoutError::Disconnected => anyhow::anyhow!("the machine has ended"),
+    })
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Vm<'_> {
+    fn drop(&mut self) {
+        let _ = lock(&self.port).flush();
+        if let Err(error) = self.cgroup.remove() {
+            eprintln!("lab: {} does not end: {error:#}", self.name());
+        }
+        let _ = self.qemu.wait();
+        if let Err(error) = self.unplug() {
+            eprintln!("lab: the cable of {} stays: {error:#}", self.name());
+        }
+        self.lab.give_back_number(self.number);
+    }
+}
+
+impl Vm<'_> {
+    fn unplug(&self) -> Result<()> {
+        let cgroup = self.lab.cgroup.child(&format!("unplug-{}", self.number))?;
+        let words = ["ip", "link", "del", &format!("vm{}", self.number)].map(OsString::from);
+        self.lab.command(cgroup, &words)?.run()?.ok()?;
+        Ok(())
+    }
+}
