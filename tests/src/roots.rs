@@ -27,6 +27,8 @@ pub enum Root {
     Vm,
     /// Debian trixie with systemd as its init, udev, and runc.
     Systemd,
+    /// Debian trixie with servers of NFS (the kernel's and NFS-Ganesha) and iSCSI (the kernel's).
+    Storage,
 }
 
 /// The programs of a container host; their libraries come along.
@@ -68,6 +70,9 @@ pub fn path(root: Root) -> Result<PathBuf> {
         Root::Systemd => cached("systemd", Key::new(&SYSTEMD.join(" ")), |path| {
             debian(path, &SYSTEMD)
         }),
+        Root::Storage => cached("storage", Key::new(&STORAGE.join(" ")), |path| {
+            debian(path, &STORAGE)
+        }),
     }
 }
 
@@ -92,6 +97,13 @@ const SERVER: [&str; 3] = [
 const SYSTEMD: [&str; 3] = [
     "--variant=essential",
     "--include=runc,kmod,systemd-sysv,udev",
+    "trixie",
+];
+
+/// The same for storage servers.
+const STORAGE: [&str; 3] = [
+    "--variant=essential",
+    "--include=busybox-static,dbus-daemon,e2fsprogs,glusterfs-common,iproute2,kmod,mount,netbase,nfs-ganesha-gluster,nfs-ganesha-vfs,nfs-kernel-server,procps,rpcbind,targetcli-fb",
     "trixie",
 ];
 

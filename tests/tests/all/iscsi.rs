@@ -115,7 +115,9 @@ fn luns_of_one_target_share_a_session_and_the_last_user_ends_it() {
 
         let zero = client.source(0);
         let one = client.source(1);
-        client.mount(&["-t", "ext4", "-r", &zero], "/mnt/zero")?.ok()?;
+        client
+            .mount(&["-t", "ext4", "-r", &zero], "/mnt/zero")?
+            .ok()?;
         ensure!(client.attached()? == (1, 1), "{:?}", client.attached()?);
         // The type is found on the device.
         client.mount(&[&one], "/mnt/one")?.ok()?;
@@ -190,7 +192,10 @@ fn a_disk_goes_when_nobody_uses_it_any_more_and_not_before() {
         // What somebody else has attached stays his.
         let adm = |more: &str| {
             let portal = format!("{}:3260", client.server);
-            spc.sh(&format!("iscsiadm -m node -T {} -p {portal} {more}", client.iqn))
+            spc.sh(&format!(
+                "iscsiadm -m node -T {} -p {portal} {more}",
+                client.iqn
+            ))
         };
         spc.sh("iscsid")?.ok()?;
         adm("-o new")?.ok()?;
@@ -225,8 +230,10 @@ fn a_mount_that_was_killed_is_undone_by_the_next_command() {
         until("it checks the disk", || {
             Ok(client.attached()? == (1, 1) && !host.sh("pidof sleep")?.text().is_empty())
         })?;
-        host.sh("for p in $(pidof spc); do grep -qz mount /proc/$p/cmdline && kill -9 $p; done; true")?
-            .ok()?;
+        host.sh(
+            "for p in $(pidof spc); do grep -qz mount /proc/$p/cmdline && kill -9 $p; done; true",
+        )?
+        .ok()?;
         until("its tool has ended", || {
             Ok(host.sh("pidof sleep")?.text().is_empty())
         })?;
@@ -239,8 +246,20 @@ fn a_mount_that_was_killed_is_undone_by_the_next_command() {
         let wrong = ["spc", "mount", "-t", "xfs", &source, "/mnt/data"];
         spc.refused(&wrong, 32, &["it holds ext4"])?;
         client.is_clean(lio)?;
-        let wrong = ["spc", "mount", "-t", "ext4", "-o", "no-such-option", &source];
-        spc.refused(&[&wrong[..], &["/mnt/data"]].concat(), 32, &["no-such-option"])?;
+        let wrong = [
+            "spc",
+            "mount",
+            "-t",
+            "ext4",
+            "-o",
+            "no-such-option",
+            &source,
+        ];
+        spc.refused(
+            &[&wrong[..], &["/mnt/data"]].concat(),
+            32,
+            &["no-such-option"],
+        )?;
         client.is_clean(lio)?;
         let wrong = client.source(7);
         let wrong = ["spc", "mount", "-t", "ext4", &wrong, "/mnt/data"];
@@ -273,12 +292,23 @@ fn one_of_two_portals_is_enough() {
         ensure!(disk("/mnt/data")? == disk("/mnt/more")?);
         host.write("/mnt/data/file", b"by either way")?;
         ensure!(host.read("/mnt/more/file")? == b"by either way");
-        spc.exec(&["spc", "umount", "/mnt/more", "/mnt/data"])?.ok()?;
+        spc.exec(&["spc", "umount", "/mnt/more", "/mnt/data"])?
+            .ok()?;
         client.is_clean(lio)?;
 
         // Nobody listens at the first; nobody is at the second's address.
         let dead = format!("iscsi:{server}:3999,192.0.2.250,{server}:3261/{iqn}/0");
-        let words = ["runc", "exec", "spc", "spc", "mount", "-t", "ext4", &dead, "/mnt/data"];
+        let words = [
+            "runc",
+            "exec",
+            "spc",
+            "spc",
+            "mount",
+            "-t",
+            "ext4",
+            &dead,
+            "/mnt/data",
+        ];
         let limit = Duration::from_secs(110);
         let mounted = host.command(&words).limit(limit).run()?.ok()?;
         let told = mounted.error_text();
@@ -326,7 +356,9 @@ fn a_number_that_is_given_to_another_volume_is_noticed() {
         client.is_clean(lio)?;
         client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
         ensure!(
-            host.sh("ls /mnt/data/file")?.error_text().contains("No such file"),
+            host.sh("ls /mnt/data/file")?
+                .error_text()
+                .contains("No such file"),
             "the other volume"
         );
         spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
@@ -346,10 +378,17 @@ fn names_and_passwords() {
         ))?;
         let source = client.source(0);
         host.run(&["mkdir", "/mnt/data"])?.ok()?;
-        let secret = |text: &str| anyhow::ensure!(!text.contains("123456"), "a secret: {text}");
-        let _ = secret;
         let with = |options: &'static str| -> Vec<String> {
-            let words = ["spc", "mount", "-t", "ext4", "-o", options, &source, "/mnt/data"];
+            let words = [
+                "spc",
+                "mount",
+                "-t",
+                "ext4",
+                "-o",
+                options,
+                &source,
+                "/mnt/data",
+            ];
             words.map(str::to_owned).to_vec()
         };
         let refused = |words: &[String], says: &[&str]| -> Result<()> {
@@ -365,10 +404,17 @@ fn names_and_passwords() {
         )?;
         spc.put("/run/password", b"sesame-123456\n")?;
         let mount = [
-            "-t", "ext4", "-o", "user=me", "--secret", "password=file:/run/password", &source,
+            "-t",
+            "ext4",
+            "-o",
+            "user=me",
+            "--secret",
+            "password=file:/run/password",
+            &source,
         ];
         client.mount(&mount, "/mnt/data")?.ok()?;
-        let kept = "find /var/lib/iscsi /etc/iscsi -type f -exec grep -l 123456 {} + | xargs stat -c %a";
+        let kept =
+            "find /var/lib/iscsi /etc/iscsi -type f -exec grep -l 123456 {} + | xargs stat -c %a";
         ensure!(spc.sh(kept)?.text() == "600", "{}", spc.sh(kept)?);
         let seen = "cat /proc/[0-9]*/cmdline /run/spc/mounts/*.json /run/spc/devices/*.json | grep -ac 123456";
         ensure!(host.sh(seen)?.text() == "0", "{}", host.sh(seen)?);
@@ -385,7 +431,9 @@ fn names_and_passwords() {
             &["iscsiadm: exit status"],
         )?;
         let mutual = "user=me,password=sesame-123456,user_in=they,password_in=answer-123456";
-        client.mount(&["-t", "ext4", "-o", mutual, &source], "/mnt/data")?.ok()?;
+        client
+            .mount(&["-t", "ext4", "-o", mutual, &source], "/mnt/data")?
+            .ok()?;
         spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
         client.is_clean(lio)?;
 
@@ -396,16 +444,30 @@ fn names_and_passwords() {
             &["cannot attach"],
         )?;
         refused(
-            &with("discovery.user=asker,discovery.password=nothing-123456,user=me,password=sesame-123456"),
+            &with(
+                "discovery.user=asker,discovery.password=nothing-123456,user=me,password=sesame-123456",
+            ),
             &["cannot attach"],
         )?;
-        let discovery = "discovery.user=asker,discovery.password=tell-me-123456,user=me,password=sesame-123456";
-        client.mount(&["-t", "ext4", "-o", discovery, &source], "/mnt/data")?.ok()?;
+        let discovery =
+            "discovery.user=asker,discovery.password=tell-me-123456,user=me,password=sesame-123456";
+        client
+            .mount(&["-t", "ext4", "-o", discovery, &source], "/mnt/data")?
+            .ok()?;
         ensure!(host.read("/mnt/data/greeting")? == b"from the server");
         spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
         client.is_clean(lio)?;
         let other = source.replace("org.example:chap", "org.example:other");
-        let other = ["spc", "mount", "-t", "ext4", "-o", discovery, &other, "/mnt/data"];
+        let other = [
+            "spc",
+            "mount",
+            "-t",
+            "ext4",
+            "-o",
+            discovery,
+            &other,
+            "/mnt/data",
+        ];
         let output = spc.refused(&other, 32, &["the portal offers other targets", iqn])?;
         ensure!(!output.error_text().contains("123456"), "{output}");
         lio.tell("/iscsi set discovery_auth enable=0\n")
@@ -417,12 +479,20 @@ type Content = (&'static str, fn(&Path) -> Result<()>, &'static str);
 
 const NOT_BLANK: [Content; 8] = [
     ("an-ext4", ext4, "it holds ext4"),
-    ("an-xfs", |path| on(path, &["mkfs.xfs", "-q", "--unsupported"]), "it holds xfs"),
+    (
+        "an-xfs",
+        |path| on(path, &["mkfs.xfs", "-q", "--unsupported"]),
+        "it holds xfs",
+    ),
     ("half-a-gpt", half_a_gpt, "gpt"),
     ("only-a-mark", |path| write(path, 510, &[0x55, 0xaa]), "it "),
     ("a-luks", luks, "crypto_LUKS"),
     ("an-lvm", lvm, "LVM2_member"),
-    ("noise", |path| write(path, 30 * MIB, b"noise"), "data at byte 31457280"),
+    (
+        "noise",
+        |path| write(path, 30 * MIB, b"noise"),
+        "data at byte 31457280",
+    ),
     ("no-beginning", no_beginning, "data at byte"),
 ];
 
@@ -494,13 +564,33 @@ fn a_file_system_is_made_only_on_what_is_really_blank() {
         let client = Client::new(lab, lio, "blank", &disks)?;
         let (spc, host) = (&client.spc, &client.spc.host);
         host.run(&["mkdir", "/mnt/data"])?.ok()?;
-        let sums = || anyhow::Ok(lio.vm().sh("cd /srv && sha256sum blank* *a* n* o*")?.ok()?.text());
+        let sums = || {
+            anyhow::Ok(
+                lio.vm()
+                    .sh("cd /srv && sha256sum blank* *a* n* o*")?
+                    .ok()?
+                    .text(),
+            )
+        };
         let before = sums()?;
         let mkfs = "x-spc.mkfs";
         for (lun, (name, _, says)) in (2..).zip(NOT_BLANK) {
             let source = client.source(lun);
-            let fs_type = if says.ends_with("ext4") { "xfs" } else { "ext4" };
-            let mount = ["spc", "mount", "-t", fs_type, "-o", mkfs, &source, "/mnt/data"];
+            let fs_type = if says.ends_with("ext4") {
+                "xfs"
+            } else {
+                "ext4"
+            };
+            let mount = [
+                "spc",
+                "mount",
+                "-t",
+                fs_type,
+                "-o",
+                mkfs,
+                &source,
+                "/mnt/data",
+            ];
             spc.refused(&mount, 32, &[says]).context(name)?;
         }
         // Not where it is not asked for, not without a type, not for a mount that may not write.
@@ -509,7 +599,17 @@ fn a_file_system_is_made_only_on_what_is_really_blank() {
         spc.refused(&plain, 32, &["no file system is on", mkfs])?;
         let untyped = ["spc", "mount", "-o", mkfs, &source, "/mnt/data"];
         spc.refused(&untyped, 1, &["type"])?;
-        let read_only = ["spc", "mount", "-t", "ext4", "-r", "-o", mkfs, &source, "/mnt/data"];
+        let read_only = [
+            "spc",
+            "mount",
+            "-t",
+            "ext4",
+            "-r",
+            "-o",
+            mkfs,
+            &source,
+            "/mnt/data",
+        ];
         spc.refused(&read_only, 1, &["read-only"])?;
         client.is_clean(lio)?;
         ensure!(sums()? == before, "a disk was written to");
@@ -545,11 +645,22 @@ fn a_damaged_file_system_is_repaired_or_not_mounted() {
         })?;
         let client = Client::new(lab, lio, "damaged", &["dirty", "damaged"])?;
         let (spc, host) = (&client.spc, &client.spc.host);
-        client.mount(&["-t", "ext4", &client.source(0)], "/mnt/data")?.ok()?;
+        client
+            .mount(&["-t", "ext4", &client.source(0)], "/mnt/data")?
+            .ok()?;
         ensure!(host.read("/mnt/data/greeting")? == b"from the server");
         spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
         let source = client.source(1);
-        let mount = ["spc", "mount", "-t", "ext4", "-o", "x-spc.mkfs", &source, "/mnt/data"];
+        let mount = [
+            "spc",
+            "mount",
+            "-t",
+            "ext4",
+            "-o",
+            "x-spc.mkfs",
+            &source,
+            "/mnt/data",
+        ];
         spc.refused(&mount, 32, &["is damaged", "e2fsck: exit status 4"])?;
         client.is_clean(lio)
     });

@@ -8,6 +8,7 @@ mod crash;
 mod crossing;
 mod demo;
 mod docker;
+mod iscsi;
 mod kinds;
 mod lab;
 mod nfs;
