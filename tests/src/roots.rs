@@ -64,16 +64,19 @@ pub fn path(root: Root) -> Result<PathBuf> {
             files.extend(programs.into_iter().map(|path| (path.clone(), path)));
             cached("vm", key_of(&files)?, |path| minimal(path, &files))
         }
-        Root::Server => cached("server", Key::new(&SERVER.join(" ")), |path| {
-            debian(path, &SERVER)
-        }),
-        Root::Systemd => cached("systemd", Key::new(&SYSTEMD.join(" ")), |path| {
-            debian(path, &SYSTEMD)
-        }),
-        Root::Storage => cached("storage", Key::new(&STORAGE.join(" ")), |path| {
-            debian(path, &STORAGE)
-        }),
+        Root::Server => trixie("server", SERVER),
+        Root::Storage => trixie("storage", STORAGE),
+        Root::Systemd => trixie("systemd", SYSTEMD),
     }
+}
+
+/// A Debian trixie with these packages.
+fn trixie(name: &str, packages: &str) -> Result<PathBuf> {
+    let include = format!("--include={packages}");
+    let arguments = ["--variant=essential", &include, "trixie"];
+    cached(name, Key::new(&arguments.join(" ")), |path| {
+        debian(path, &arguments)
+    })
 }
 
 fn key_of(files: &BTreeMap<PathBuf, PathBuf>) -> Result<Key> {
@@ -86,26 +89,12 @@ fn key_of(files: &BTreeMap<PathBuf, PathBuf>) -> Result<Key> {
     Ok(key)
 }
 
-/// What mmdebstrap is told for a Debian with servers. GlusterFS's brings its client.
-const SERVER: [&str; 3] = [
-    "--variant=essential",
-    "--include=busybox-static,glusterfs-server,mount,openssh-server",
-    "trixie",
-];
+/// GlusterFS's server brings its client.
+const SERVER: &str = "busybox-static,glusterfs-server,mount,openssh-server,tgt,tgt-glusterfs";
 
-/// The same for a Debian with systemd.
-const SYSTEMD: [&str; 3] = [
-    "--variant=essential",
-    "--include=runc,kmod,systemd-sysv,udev",
-    "trixie",
-];
+const SYSTEMD: &str = "kmod,runc,systemd-sysv,udev";
 
-/// The same for storage servers.
-const STORAGE: [&str; 3] = [
-    "--variant=essential",
-    "--include=busybox-static,dbus-daemon,e2fsprogs,glusterfs-common,iproute2,kmod,mount,netbase,nfs-ganesha-gluster,nfs-ganesha-vfs,nfs-kernel-server,procps,rpcbind,targetcli-fb",
-    "trixie",
-];
+const STORAGE: &str = "busybox-static,dbus-daemon,e2fsprogs,glusterfs-common,iproute2,kmod,mount,netbase,nfs-ganesha-gluster,nfs-ganesha-vfs,nfs-kernel-server,procps,rpcbind,targetcli-fb";
 
 /// The files of a minimal host, and where they go.
 fn minimal_files() -> Result<BTreeMap<PathBuf, PathBuf>> {

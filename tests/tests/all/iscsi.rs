@@ -60,6 +60,7 @@ impl Client {
         let iqn = format!("iqn.2026-01.org.example:{name}");
         lio.target(&iqn, disks)?;
         let spc = VmSpc::usual(lab)?;
+        spc.host.sh("modprobe -a iscsi_tcp sd_mod")?.ok()?;
         Ok(Self {
             spc,
             iqn,

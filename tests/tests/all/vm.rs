@@ -59,10 +59,7 @@ fn machines_and_hosts_are_on_one_network() {
 #[test]
 fn systemd_is_the_first_process_of_the_second_flavour() {
     with_lab(|lab| {
-        let vm = lab.vm(VmOptions {
-            root: Root::Systemd,
-            ..VmOptions::default()
-        })?;
+        let vm = lab.vm(SYSTEMD)?;
         ensure!(vm.read("/proc/1/comm")? == b"systemd\n");
         until("systemd has started", || {
             let state = vm.run(&["systemctl", "is-system-running"])?.text();
@@ -95,24 +92,53 @@ fn emulators(lab: &Lab) -> Vec<i32> {
 
 #[test]
 fn a_glusterfs_volume_on_a_virtual_machine() {
-    with_gluster(|lab, cluster| life(&VmSpc::usual(lab)?, cluster));
+    with_gluster(|lab, cluster| {
+        let spc = VmSpc::usual(lab)?;
+        spc.exec(&["spc", "doctor"])?.ok()?;
+        let source = source(cluster);
+        let mount = ["-t", "glusterfs", &source];
+        spc.life(&mount, "/mnt/data", ["fuse.glusterfs", &source], |record| {
+            ensure!(record["route"] == "preload", "{record}");
+            is_on_the_bricks(&spc, cluster)
+        })?;
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn a_glusterfs_volume_under_systemd() {
+    with_gluster(|lab, cluster| {
+        let spc = VmSpc::boot(lab, SYSTEMD)?;
+        let (source, before) = (source(cluster), spc.mounts()?);
+        let mount = ["spc", "mount", "-t", "glusterfs", &source, "/mnt/data"];
+        spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
+        spc.exec(&mount)?.ok()?;
+        // Services of systemd with a mount namespace of their own get an entry each, as with any mount of the host.
+        ensure!(spc.on("/mnt/data")?.len() == 1 && spc.mounts()? == before);
+        is_on_the_bricks(&spc, cluster)?;
+        spc.host.run(&["umount", "/mnt/data"])?.ok()?;
+        until("spc serve has noticed", || Ok(spc.is_clean().is_ok()))
+    });
+}
+
+const SYSTEMD: VmOptions = VmOptions {
+    root: Root::Systemd,
+    image: None,
+    memory: 1024,
+};
+
+fn source(cluster: &Cluster<'_>) -> String {
+    format!("{}:/vol", cluster.nodes()[0].host().address())
 }
 
 /// A file written through the mount is on each brick.
-fn life(spc: &VmSpc<'_>, cluster: &Cluster<'_>) -> Result<()> {
-    spc.exec(&["spc", "doctor"])?.ok()?;
-    let source = format!("{}:/vol", cluster.nodes()[0].host().address());
-    let mount = ["-t", "glusterfs", &source];
+fn is_on_the_bricks(spc: &VmSpc<'_>, cluster: &Cluster<'_>) -> Result<()> {
     let file = format!("from {}", spc.host.name());
-    spc.life(&mount, "/mnt/data", ["fuse.glusterfs", &source], |record| {
-        ensure!(record["route"] == "preload", "{record}");
-        spc.host
-            .write(format!("/mnt/data/{file}"), file.as_bytes())?;
-        for node in cluster.nodes() {
-            let brick = node.brick("vol").join(&file);
-            ensure!(node.host().read(brick)? == file.as_bytes());
-        }
-        Ok(())
-    })?;
-    spc.is_clean()
+    spc.host
+        .write(format!("/mnt/data/{file}"), file.as_bytes())?;
+    for node in cluster.nodes() {
+        let brick = node.brick("vol").join(&file);
+        ensure!(node.host().read(brick)? == file.as_bytes());
+    }
+    Ok(())
 }
