@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::handover::Handover;
 use super::ledger::{Attachment, Lock, Record, Volume};
 use super::mounter::Session;
+use super::multipath;
 use super::run::Interrupts;
 use super::secrets::Secrets;
 use super::tool::{Tool, within};
@@ -139,7 +140,7 @@ impl Attaching<'_> {
         ledger.put_attachment(&attachment)?;
         self.bring_up(&up)?;
         let disks = self.find()?;
-        let volume = self.identify(&attachment, &disks)?;
+        let (volume, disks) = self.identify(&attachment, disks)?;
         let disk = self.choose(&attachment, disks)?;
         attachment.devices.insert(
             self.device.name.clone(),
@@ -374,10 +375,25 @@ impl Attaching<'_> {
     }
 
     /// Asks every disk which volume it is: all must be the same one, and the one that it was.
-    fn identify(&self, attachment: &Attachment, disks: &[(Up, Disk)]) -> Result<Vec<String>> {
+    fn identify(
+        &self,
+        attachment: &Attachment,
+        disks: Vec<(Up, Disk)>,
+    ) -> Result<(Vec<String>, Vec<Reached>)> {
         let mut volume: Option<Vec<String>> = None;
+        let mut reached = Vec::new();
+        let mut silent = None;
         for (up, disk) in disks {
-            let (remembered, ids) = self.ids(up, disk)?;
+            let (remembered, ids) = match self.ids(&up, &disk) {
+                Ok(ids) => ids,
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    silent = Some(error);
+                    let answers = false;
+                    reached.push(Reached { disk, answers });
+                    continue;
+                }
+            };
             if let Some(remembered) = remembered.filter(|remembered| *remembered != ids) {
                 return Err(self.reused(&disk.name, &remembered, &ids).hint(format!(
                     "end what uses /dev/{0} on the host, then run there: echo 1 >/sys/block/{0}/device/delete",
@@ -398,6 +414,11 @@ impl Attaching<'_> {
                 }
                 _ => volume = Some(ids),
             }
+            let answers = true;
+            reached.push(Reached { disk, answers });
+        }
+        if let (None, Some(error)) = (&volume, silent) {
+            return Err(error);
         }
         let ids = volume.unwrap_or_default();
         if ids.is_empty() {
@@ -423,7 +444,7 @@ impl Attaching<'_> {
                 }
             }
         }
-        Ok(ids)
+        Ok((ids, reached))
     }
 
     fn reused(&self, disk: &str, was: &[String], is: &[String]) -> Error {
@@ -477,42 +498,98 @@ impl Attaching<'_> {
 
     /// Which of the disks is used: the multipath device over them, or the one that is in use already. A file system that
     /// was mounted by two of them at once would be destroyed.
-    fn choose(&self, attachment: &Attachment, disks: Vec<(Up, Disk)>) -> Result<Disk> {
+    fn choose(&self, attachment: &Attachment, disks: Vec<Reached>) -> Result<Disk> {
         let known = attachment.devices.get(&self.device.name);
         let known = known.map(|volume| volume.disk.clone());
-        let claims = matches!(self.device.shows.identity, Identity::Scsi);
-        let choose = move || -> io::Result<Disk> {
+        let scsi = matches!(self.device.shows.identity, Identity::Scsi);
+        let choose = move || -> io::Result<Choice> {
             let until = Instant::now() + CLAIM;
-            let mut disks: Vec<Disk> = disks.into_iter().map(|(_, disk)| disk).collect();
-            let mut multipath = disks.iter().find_map(Disk::multipath);
-            while multipath.is_none() && claims && multipathd() && Instant::now() < until {
+            let multipath = || disks.iter().find_map(|path| path.disk.multipath());
+            let mut found = multipath();
+            while found.is_none() && scsi && multipathd() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(100));
-                multipath = disks.iter().find_map(Disk::multipath);
+                found = multipath();
             }
-            if let Some(multipath) = multipath {
-                return Disk::open(&multipath);
+            if let Some(multipath) = found {
+                return Disk::open(&multipath).map(Choice::One);
             }
             let mut used = None;
-            for (at, disk) in disks.iter().enumerate() {
-                if disk.in_use()? && used.replace(at).is_some() {
+            for (at, path) in disks.iter().enumerate() {
+                if path.disk.in_use()? && used.replace(at).is_some() {
                     return Err(io::Error::other(
                         "more than one way to it is in use, and no multipath device has them",
                     ));
                 }
             }
-            let recorded = known.and_then(|known| disks.iter().position(|d| d.name == known));
-            let at = used.or(recorded).unwrap_or(0);
-            Ok(disks.swap_remove(at))
+            let answers: Vec<usize> = (0..disks.len()).filter(|at| disks[*at].answers).collect();
+            let recorded = known.and_then(|known| disks.iter().position(|p| p.disk.name == known));
+            let at = match (used, recorded, &answers[..]) {
+                (Some(at), ..) => at,
+                (None, _, [_, _, ..]) if scsi => {
+                    let answers = disks.into_iter().filter(|path| path.answers);
+                    return Ok(Choice::Several(answers.map(|path| path.disk).collect()));
+                }
+                (None, Some(at), _) if disks[at].answers => at,
+                (None, _, [first, ..]) => *first,
+                _ => return Err(io::Error::other("none of its ways answers")),
+            };
+            if !disks[at].answers {
+                return Err(io::Error::other(
+                    "the way to it that is in use does not answer",
+                ));
+            }
+            let mut disks = disks;
+            Ok(Choice::One(disks.swap_remove(at).disk))
         };
-        self.session
-            .host
-            .run("choosing a disk", choose)?
-            .map_err(|e| {
-                Error::mount(format!("cannot use {}", self.device.name))
-                    .because(errno_text(e))
-                    .hint("look on the host what uses its disks: lsblk")
-            })
+        let failed = |e: io::Error| {
+            Error::mount(format!("cannot use {}", self.device.name))
+                .because(errno_text(e))
+                .hint("look on the host what uses its disks: lsblk")
+        };
+        let host = &self.session.host;
+        let mut disks = match host.run("choosing a disk", choose)?.map_err(failed)? {
+            Choice::One(disk) => return Ok(disk),
+            Choice::Several(disks) => disks,
+        };
+        match multipath::join(host, &self.device.name, &disks) {
+            Ok(()) => {
+                let (disk, shows) = (disks.swap_remove(0), self.device.shows.clone());
+                let open = move || {
+                    for up in ways_up(&shows) {
+                        if let Some((file, text)) = shows.impatient
+                            && let Err(error) = disk::tell(&up.dir.join(file), text)
+                        {
+                            tracing::warn!(way = %up.name, %error, "a lost way will be noticed late");
+                        }
+                    }
+                    let multipath = disk.multipath();
+                    Disk::open(&multipath.ok_or(io::ErrorKind::NotFound)?)
+                };
+                host.run("opening a device", open)?.map_err(failed)
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "{} uses one of {} ways, and stops if that fails: {error}",
+                    self.device.name,
+                    disks.len()
+                );
+                Ok(disks.swap_remove(0))
+            }
+        }
     }
+}
+
+/// A way to a disk.
+struct Reached {
+    disk: Disk,
+    answers: bool,
+}
+
+/// What is to be used.
+enum Choice {
+    One(Disk),
+    /// These together.
+    Several(Vec<Disk>),
 }
 
 /// Whether multipathd listens, which is by its abstract socket.
@@ -645,6 +722,11 @@ pub fn tidy(session: &Session) -> Result<bool> {
         {
             tracing::warn!("{error}");
             done = false;
+        }
+        for volume in attachment.devices.values() {
+            if let Err(error) = multipath::reinstate(&session.host, &volume.disk) {
+                tracing::warn!("{error}");
+            }
         }
         let (records, _) = session.ledger.all()?;
         let used = |name: &str| {
@@ -801,34 +883,50 @@ fn finish(command: &Command, device: &Device, what: &str) -> Result<()> {
 
 /// Takes away the disks of a device, on the ways that are ours. False if the kernel still uses one.
 fn take_disks(session: &Session, device: &Device, foreign: &[String]) -> Result<bool> {
-    let (shows, foreign) = (device.shows.clone(), foreign.to_vec());
-    let take = move || -> io::Result<bool> {
-        let mut disks = Vec::new();
+    let failed = |e: io::Error| {
+        Error::mount(format!("cannot detach {}", device.name))
+            .because(errno_text(e))
+            .hint("look at the host's kernel log: dmesg")
+    };
+    let limit = Duration::from_secs(60);
+    let shows = device.shows.clone();
+    // What the kernel holds back goes out now, and not when the disk is gone.
+    let flush = move || -> io::Result<Option<Option<String>>> {
+        let mut joined = None;
         for way in ways_up(&shows) {
             let Some(name) = way.disk(&shows) else {
                 continue;
             };
-            let disk = Disk::open(&name)?;
-            let used = match disk.multipath() {
-                Some(multipath) => Disk::open(&multipath)?.in_use()?,
-                None => disk.in_use()?,
-            };
-            if used {
-                return Ok(false);
+            let mut disk = Disk::open(&name)?;
+            if let Some(multipath) = disk.multipath() {
+                disk = Disk::open(&multipath)?;
+                joined = Some(multipath);
             }
-            // What the kernel holds back goes out now, and not when the disk is gone.
+            if disk.in_use()? {
+                return Ok(None);
+            }
             if let Err(error) = rustix::fs::fsync(&disk.fd) {
                 tracing::warn!(disk = %disk.name, %error, "what was to be written may be lost");
             }
-            if !foreign.contains(&way.name) {
-                disks.push(name);
-            }
         }
+        Ok(Some(joined))
+    };
+    let flushed = session.host.run_within("flushing a disk", limit, flush)?;
+    let Some(joined) = flushed.map_err(failed)? else {
+        return Ok(false);
+    };
+    if let Some(joined) = joined {
+        multipath::part(&session.host, &joined)?;
+    }
+    let (shows, foreign) = (device.shows.clone(), foreign.to_vec());
+    let take = move || -> io::Result<()> {
         let Some(delete) = shows.delete else {
-            return Ok(true);
+            return Ok(());
         };
-        for name in &disks {
-            let dir = Path::new("/sys/class/block").join(name);
+        let ours = ways_up(&shows).into_iter();
+        let ours = ours.filter(|way| !foreign.contains(&way.name));
+        for name in ours.filter_map(|way| way.disk(&shows)) {
+            let dir = Path::new("/sys/class/block").join(&name);
             disk::tell(&dir.join(delete), "1")?;
             let until = Instant::now() + APPEAR;
             while dir.exists() {
@@ -838,15 +936,10 @@ fn take_disks(session: &Session, device: &Device, foreign: &[String]) -> Result<
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-        Ok(true)
+        Ok(())
     };
-    let limit = Duration::from_secs(60);
     let taken = session.host.run_within("taking away a disk", limit, take)?;
-    taken.map_err(|e| {
-        Error::mount(format!("cannot detach {}", device.name))
-            .because(errno_text(e))
-            .hint("look at the host's kernel log: dmesg")
-    })
+    taken.map(|()| true).map_err(failed)
 }
 
 #[cfg(test)]

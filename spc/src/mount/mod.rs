@@ -6,6 +6,7 @@ pub mod direct;
 pub mod handover;
 pub mod ledger;
 pub mod mounter;
+pub mod multipath;
 pub mod options;
 pub mod plan;
 pub mod prepare;

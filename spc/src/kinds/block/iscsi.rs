@@ -67,6 +67,8 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
         .iter()
         .map(|way| Command {
             args: words(&["-m", "node", "-T", iqn, "-p", &way.name, "-o", "delete"]),
+            // A record that somebody else's session uses stays.
+            fine: &[NO_RECORD, EXISTS],
             ..ADM
         })
         .collect();
@@ -93,6 +95,8 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             disk: format!("device/target*/*:*:*:{lun}/block/*"),
             delete: Some("device/delete"),
             identity: Identity::Scsi,
+            // Seconds, in the place of 120.
+            impatient: Some(("recovery_tmo", "5")),
         },
         // By its number: that needs no record, which may have gone with a container.
         end_way: Command {

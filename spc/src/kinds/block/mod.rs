@@ -128,6 +128,8 @@ pub struct Shows {
     pub delete: Option<&'static str>,
     /// What tells which volume it is.
     pub identity: Identity,
+    /// A file of a way, and what is written to it, so that a lost way is given up soon when there are others.
+    pub impatient: Option<(&'static str, &'static str)>,
 }
 
 /// What tells which volume is behind a device.

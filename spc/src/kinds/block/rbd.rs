@@ -89,6 +89,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             disk: "block/*".into(),
             delete: None,
             identity: Identity::Files(&["cluster_fsid", "pool_id", "image_id"]),
+            impatient: None,
         },
         end_way: Command {
             program: "rbd",
