@@ -94,6 +94,16 @@ impl Error {
         }
     }
 
+    /// What else to do about it.
+    #[must_use]
+    pub fn hint_also(mut self, hint: &str) -> Self {
+        self.hint = Some(match self.hint {
+            Some(first) => format!("{first}; {hint}"),
+            None => hint.to_owned(),
+        });
+        self
+    }
+
     /// Lines that a helper or the kernel wrote about it.
     #[must_use]
     pub fn log(mut self, lines: Vec<String>) -> Self {

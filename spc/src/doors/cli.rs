@@ -13,6 +13,7 @@ use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
 use crate::host::Settings;
+use crate::kinds::needs;
 use crate::mount::blank;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::{Done, Session, mount};
@@ -48,6 +49,9 @@ enum Command {
     },
     /// Check whether this container can do its job
     Doctor {
+        /// Look at what this kind needs as well: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, rbd, iscsi, …
+        #[arg(short, long, value_name = "KIND")]
+        kind: Vec<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -81,7 +85,8 @@ const EXIT_STATUS: &str = "Exit status, as of mount(8): 0 success, 1 usage, 2 sy
 
 #[derive(Debug, Args)]
 struct MountArgs {
-    /// File system type: glusterfs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the container
+    /// File system type: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the
+    /// container; without it, HOST:/PATH is nfs, //HOST/SHARE cifs, USER@HOST:DIR fuse.sshfs
     #[arg(short = 't', long = "types", value_name = "TYPE")]
     fs_type: Option<String>,
     /// Options, separated by commas; x-mount.mkdir[=MODE] makes the target
@@ -160,6 +165,7 @@ impl MountArgs {
         }
         Request {
             fs_type: self.fs_type.clone().unwrap_or_default(),
+            inferred: None,
             source: self.source.clone(),
             target: self.target.clone(),
             options,
@@ -266,8 +272,9 @@ fn run(command: Command) -> Result<u8> {
                 Class::System.exit_code()
             })
         }
-        Command::Doctor { json } => {
-            let checks = doctor::examine();
+        Command::Doctor { kind, json } => {
+            let kinds = kind.iter().map(|kind| needs::needs(kind));
+            let checks = doctor::examine(&kinds.collect::<Result<Vec<_>>>()?);
             show::checks(&checks, json)?;
             Ok(if checks.iter().all(|check| check.ok) {
                 0

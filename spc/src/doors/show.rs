@@ -141,9 +141,11 @@ pub fn checks(checks: &[Check], json: bool) -> Result<()> {
         return print_json(&checks);
     }
     let mut text = String::new();
+    let names = checks.iter().map(|check| check.name.chars().count());
+    let width = names.max().unwrap_or(0).max(13);
     for check in checks {
         let mark = if check.ok { "ok  " } else { "FAIL" };
-        text.push_str(&format!("{mark} {:13} {}\n", check.name, check.found));
+        text.push_str(&format!("{mark} {:width$} {}\n", check.name, check.found));
         if let Some(hint) = &check.hint {
             text.push_str(&format!("     hint: {hint}\n"));
         }
@@ -206,8 +208,13 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
             "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
         }));
     }
+    let by = match (&plan.request.inferred, plan.request.doubt()) {
+        (_, Some(doubt)) => format!(" ({doubt})"),
+        (Some(_), None) => " (by the form of the source)".into(),
+        (None, None) => String::new(),
+    };
     let mut text = format!(
-        "type       {}\nsource     {}\ntarget     {} on the host\n",
+        "type       {}{by}\nsource     {}\ntarget     {} on the host\n",
         plan.request.fs_type,
         plan.request.source,
         show(&plan.target)

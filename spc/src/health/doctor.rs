@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result, errno_text};
 use crate::host::{Host, Settings, container, namespace};
+use crate::kinds::needs::Needs;
 use crate::mount::run::SHIM;
 
 /// The oldest kernel with every call that is used (mount_setattr(2)).
@@ -16,7 +17,7 @@ const KERNEL: (u32, u32) = (5, 12);
 #[derive(Debug, Serialize)]
 pub struct Check {
     /// What was looked at.
-    pub name: &'static str,
+    pub name: String,
     /// Whether it is as it should be.
     pub ok: bool,
     /// What was found.
@@ -26,8 +27,18 @@ pub struct Check {
     pub hint: Option<String>,
 }
 
-/// Looks at everything; one failure does not stop the rest.
-pub fn examine() -> Vec<Check> {
+/// Looks at everything, and with kinds at what these need; one failure does not stop the rest.
+pub fn examine(kinds: &[Needs]) -> Vec<Check> {
+    let mut checks = general();
+    if !kinds.is_empty() {
+        // Not every kind needs it, and those that do say so.
+        checks.retain(|check| check.name != "fuse");
+        checks.extend(kinds.iter().flat_map(super::kinds::examine));
+    }
+    checks
+}
+
+fn general() -> Vec<Check> {
     let settings = Settings::read();
     let claims = settings
         .as_ref()
@@ -49,7 +60,9 @@ pub fn examine() -> Vec<Check> {
     ]
 }
 
-fn check(name: &'static str, result: Result<String>) -> Check {
+/// The outcome of one look.
+pub fn check(name: &str, result: Result<String>) -> Check {
+    let name = name.to_owned();
     match result {
         Ok(found) => Check {
             name,

@@ -1,5 +1,6 @@
 //! Looks at mounts and at the container, and the process that watches both.
 
 pub mod doctor;
+pub mod kinds;
 pub mod look;
 pub mod serve;

@@ -2,9 +2,31 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use super::{Settings, namespace};
 use crate::error::{Error, Result, errno_text};
+
+/// Where mount helpers and FUSE programs are looked for, in this order.
+pub const PROGRAM_DIRS: [&str; 6] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
+
+/// The first of these programs that the container has; the first name goes before the first directory.
+pub fn program<S: AsRef<Path>>(names: &[S]) -> Option<PathBuf> {
+    let places = names.iter().flat_map(|name| {
+        let dirs = PROGRAM_DIRS.iter().map(Path::new);
+        dirs.map(move |dir| dir.join(name))
+    });
+    places.into_iter().find(|path| {
+        rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+    })
+}
 
 /// Opens `/dev/fuse`, as every FUSE file system does first.
 ///

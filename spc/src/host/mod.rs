@@ -5,6 +5,7 @@ pub mod container;
 pub mod copies;
 pub mod disk;
 pub mod hostname;
+pub mod modules;
 pub mod mountinfo;
 pub mod namespace;
 pub mod output;

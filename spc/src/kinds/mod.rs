@@ -3,11 +3,16 @@
 
 pub mod block;
 mod gluster;
+pub mod needs;
 pub mod nfs;
+mod source;
 
 use crate::error::{Error, Result};
+use crate::host::modules::{FUSE, Module};
 use crate::host::service::Service;
 use crate::mount::{Options, Secrets};
+use needs::Need;
+use source::Fit;
 
 /// Who makes the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +103,14 @@ struct Kind {
     source: Source,
     /// How its failures are told.
     telling: Telling,
+    /// How well a source that has no type fits.
+    fits: fn(&str) -> Fit,
+    /// Modules of the kernel without which it cannot be.
+    modules: &'static [Module],
+    /// Whatever else it needs of container and host.
+    needs: &'static [Need],
+    /// Other names that people have for it.
+    also: &'static [&'static str],
 }
 
 /// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
@@ -107,6 +120,10 @@ const ROW: Kind = Kind {
     shows: &["{}"],
     source: Source::Any,
     telling: PLAIN,
+    fits: source::none,
+    modules: &[],
+    needs: &[],
+    also: &[],
 };
 
 /// How the failures of a helper are told to a person.
@@ -180,6 +197,8 @@ pub struct Chosen {
     pub telling: Telling,
     /// The device to be attached first.
     pub device: Option<block::Device>,
+    /// Modules of the kernel without which it cannot be.
+    pub modules: Vec<Module>,
 }
 
 impl Chosen {
@@ -199,16 +218,13 @@ const TABLE: &[Kind] = &[
         maker: gluster::helper,
         shows: &["fuse.glusterfs"],
         telling: gluster::TELLING,
-        ..ROW
-    },
-    Kind {
-        name: "ceph",
-        maker: ceph,
-        ..ROW
-    },
-    Kind {
-        name: "cifs",
-        maker: cifs,
+        fits: source::glusterfs,
+        modules: &[FUSE],
+        needs: &[
+            Need::program(&["mount.glusterfs"], "glusterfs-client"),
+            Need::Fuse,
+        ],
+        also: &["gluster"],
         ..ROW
     },
     Kind {
@@ -216,13 +232,41 @@ const TABLE: &[Kind] = &[
         maker: nfs::helper,
         shows: &["nfs", "nfs4"],
         telling: nfs::TELLING,
+        fits: source::nfs,
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS,
         ..ROW
     },
     Kind {
         name: "nfs4",
         maker: nfs::helper,
-        shows: &["nfs4"],
         telling: nfs::TELLING,
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS,
+        ..ROW
+    },
+    Kind {
+        name: "ceph",
+        maker: ceph,
+        fits: source::ceph,
+        modules: &[Module::of("ceph")],
+        needs: &[
+            Need::program(&["mount.ceph"], "ceph-common"),
+            Need::HostNetwork,
+        ],
+        also: &["cephfs"],
+        ..ROW
+    },
+    Kind {
+        name: "cifs",
+        maker: cifs,
+        fits: source::cifs,
+        modules: &[Module::of("cifs")],
+        needs: &[
+            Need::program(&["mount.cifs"], "cifs-utils"),
+            Need::HostNetwork,
+        ],
+        also: &["smb", "smb3"],
         ..ROW
     },
     Kind {
@@ -232,12 +276,22 @@ const TABLE: &[Kind] = &[
             hints: &SSHFS_HINTS,
             ..PLAIN
         },
+        fits: source::sshfs,
+        modules: &[FUSE],
+        needs: &[
+            Need::program(&["sshfs"], "sshfs"),
+            Need::program(&["ssh"], "openssh-client"),
+            Need::Fuse,
+        ],
+        also: &["sshfs"],
         ..ROW
     },
     Kind {
         name: "fuse.*",
         maker: fuse,
         shows: &["{}", "fuse"],
+        modules: &[FUSE],
+        needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
         ..ROW
     },
     Kind {
@@ -248,17 +302,20 @@ const TABLE: &[Kind] = &[
     Kind {
         name: "overlay",
         maker: kernel,
+        modules: &[Module::of("overlay")],
         ..ROW
     },
     Kind {
         name: "ext4",
         maker: kernel,
+        modules: &[Module::of("ext4")],
         source: Source::BlockDevice,
         ..ROW
     },
     Kind {
         name: "xfs",
         maker: kernel,
+        modules: &[Module::of("xfs")],
         source: Source::BlockDevice,
         ..ROW
     },
@@ -267,6 +324,7 @@ const TABLE: &[Kind] = &[
         name: "auto",
         maker: kernel,
         shows: &["ext4", "xfs", "ext3", "ext2"],
+        fits: block::fits,
         source: Source::BlockDevice,
         ..ROW
     },
@@ -305,6 +363,8 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
     };
     let maker = (kind.maker)(asked)?;
     check_secrets(asked, &maker, device.as_ref())?;
+    let mut modules = kind.modules.to_vec();
+    modules.extend(device.iter().flat_map(|device| device.modules));
     Ok(Chosen {
         device,
         maker,
@@ -315,7 +375,53 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
             .collect(),
         source: kind.source,
         telling: kind.telling,
+        modules,
     })
+}
+
+/// The type of a source for which none was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inferred {
+    /// The type.
+    pub fs_type: &'static str,
+    /// Types whose sources may be written like this as well.
+    pub others: Vec<&'static str>,
+}
+
+/// The type of a source, by the way it is written.
+///
+/// # Errors
+/// It is written as no type's is, or as those of several types.
+pub fn infer(source: &str) -> Result<Inferred> {
+    let fitting = |wanted: Fit| {
+        let rows = TABLE
+            .iter()
+            .filter(move |kind| (kind.fits)(source) == wanted);
+        rows.map(|kind| kind.name).collect::<Vec<_>>()
+    };
+    let could = fitting(Fit::Could);
+    match (&fitting(Fit::Certain)[..], &fitting(Fit::Usual)[..]) {
+        ([certain], _) => Ok(Inferred {
+            fs_type: certain,
+            others: Vec::new(),
+        }),
+        ([], [usual]) => Ok(Inferred {
+            fs_type: usual,
+            others: could,
+        }),
+        _ => {
+            let hint = if could.is_empty() {
+                let known: Vec<_> = names().collect();
+                format!("add -t TYPE; known: {}", known.join(", "))
+            } else {
+                format!(
+                    "{source} may be of type {}: add -t TYPE",
+                    could.join(" or ")
+                )
+            };
+            Err(Error::usage("which type of file system is not said").hint(hint))
+        }
+    }
 }
 
 /// Every secret has a use, and one only.
@@ -355,7 +461,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     TABLE
         .iter()
         .map(|kind| kind.name)
-        .filter(|name| *name != "*")
+        .filter(|name| !["*", block::AUTO].contains(name))
 }
 
 // Every maker has the table's signature.
@@ -492,7 +598,7 @@ mod tests {
     fn other_types_have_their_helper() {
         let chosen = chosen("nosuch", "h:/x", "").unwrap();
         assert_eq!(helper(&chosen).programs, ["mount.nosuch"]);
-        assert!(!chosen.is_fuse());
+        assert!(chosen.shows.contains(&"fuse.nosuch".to_owned()) && !chosen.is_fuse());
     }
 
     #[test]
@@ -520,6 +626,82 @@ mod tests {
             assert!(
                 error.contains(says) && !error.contains("hunter2"),
                 "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn types_by_their_sources() {
+        for (source, fs_type) in [
+            ("server:/export", "nfs"),
+            ("192.0.2.1:/", "nfs"),
+            ("[2001:db8::1]:/x", "nfs"),
+            ("[fe80::1%eth0]:/x y", "nfs"),
+            ("server:/a:b", "nfs"),
+            ("server.example.org:/a,b", "nfs"),
+            ("server:/user@host:/dir", "nfs"),
+            ("//server/share", "cifs"),
+            ("//server/share/dir", "cifs"),
+            (r"\\server\share", "cifs"),
+            ("//2001:db8::1/share", "cifs"),
+            ("me@server:/dir", "fuse.sshfs"),
+            ("me@server:", "fuse.sshfs"),
+            ("me@server:dir/x@y", "fuse.sshfs"),
+            ("me@corp.example@server:/dir", "fuse.sshfs"),
+            ("me@[2001:db8::1]:/dir", "fuse.sshfs"),
+            ("rbd:pool/image", "auto"),
+            (
+                "iscsi:192.0.2.1:3260/iqn.2026-01.org.example:disk/0",
+                "auto",
+            ),
+            ("admin@.cephfs=/", "ceph"),
+            ("me@b3acfc0d-575f-41d3-9c91-0e7ed3dbb3fa.data=/dir", "ceph"),
+            ("mon:6789:/", "ceph"),
+            ("192.0.2.1:6789,192.0.2.2:6789:/dir", "ceph"),
+            ("a:3300,b,c:/", "ceph"),
+            ("[2001:db8::1]:6789:/x", "ceph"),
+        ] {
+            let inferred = infer(source).unwrap_or_else(|e| panic!("{source}: {e}"));
+            assert_eq!(inferred.fs_type, fs_type, "{source}");
+            let others: &[_] = match fs_type {
+                "nfs" if source.ends_with(":/") => &["ceph"],
+                "nfs" => &["glusterfs", "ceph"],
+                _ => &[],
+            };
+            assert_eq!(inferred.others, others, "{source}");
+        }
+        for (source, hint) in [
+            ("a,b:/vol", "may be of type glusterfs or ceph"),
+            ("[2001:db8::1],b:/vol", "may be of type glusterfs or ceph"),
+            ("tmpfs", "known: glusterfs, nfs, "),
+            ("none", "known"),
+            ("/dev/sdb1", "known"),
+            ("/srv/a:/b", "known"),
+            ("./a:/b", "known"),
+            ("host:path", "known"),
+            ("host:", "known"),
+            (":/x", "known"),
+            ("2001:db8::1:/x", "known"),
+            ("[not an address]:/x", "known"),
+            ("https://host/x", "known"),
+            ("nfs://host/x", "known"),
+            ("me@host/x", "known"),
+            ("@host:/x", "known"),
+            ("me@:/x", "known"),
+            ("me@/x:/y", "known"),
+            ("//server", "known"),
+            ("//server/", "known"),
+            ("///share", "known"),
+            ("admin@cephfs=/", "known"),
+            ("admin@.cephfs=x", "known"),
+            ("UUID=0a3b", "known"),
+            ("ä:/x", "known"),
+            ("", "known"),
+        ] {
+            let error = infer(source).unwrap_err().to_string();
+            assert!(
+                error.contains(hint) && error.contains("add -t TYPE"),
+                "{source}: {error}"
             );
         }
     }

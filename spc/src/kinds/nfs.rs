@@ -1,9 +1,26 @@
 //! NFS: `mount.nfs SERVER:/PATH TARGET`, nfs(5). Version 4 needs nothing beside it; version 3 with locking needs
 //! rpcbind and rpc.statd in the network that the mount uses, which mount.nfs has started by its door `start-statd`.
 
+use super::needs::Need;
 use super::{Asked, Maker, Shared, Telling, mount_helper};
 use crate::error::{Error, Result};
+use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
+
+/// The kernel asks for the module of a version by itself, and on a minimal host in vain.
+pub const MODULES: [Module; 3] = [
+    Module::of("nfs"),
+    Module::part("nfsv4"),
+    Module::part("nfsv3"),
+];
+
+/// What it needs besides.
+pub const NEEDS: [Need; 4] = [
+    Need::program(&["mount.nfs"], "nfs-common"),
+    Need::program(&["rpcbind"], "rpcbind"),
+    Need::program(&["rpc.statd"], "nfs-common"),
+    Need::HostNetwork,
+];
 
 /// `mount.nfs SOURCE TARGET -v -o OPTIONS`: it is verbose, for otherwise it tells nothing when its time is over.
 pub fn helper(asked: &Asked<'_>) -> Result<Maker> {

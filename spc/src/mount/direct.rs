@@ -133,9 +133,7 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
 fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
     let fail = || Error::mount(format!("cannot mount {source} as {fs_type}"));
     let fs = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| match e {
-        Errno::NODEV => fail()
-            .because(format!("the host's kernel has no file system {fs_type}"))
-            .hint(format!("on the host, try: modprobe {fs_type}")),
+        Errno::NODEV => fail().because(format!("the host's kernel has no file system {fs_type}")),
         e => fail().because(errno_text(e)),
     })?;
     let refused = |e: Errno| {

@@ -20,8 +20,9 @@ use crate::health::look::{self, Health};
 use crate::host::claim::{Claim, Mode};
 use crate::host::mountinfo::Entry;
 use crate::host::target::{self, MountId, Pinned, show};
-use crate::host::{Host, Settings, container, copies, process};
+use crate::host::{Host, Settings, container, copies, modules, process};
 use crate::kinds::Maker;
+use crate::kinds::block::AUTO;
 
 /// How long a helper that ended well may take until its mount is there.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -71,6 +72,14 @@ pub enum Done {
 /// # Errors
 /// Anything from a bad request to a missing proof.
 pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
+    let doubt = request.doubt();
+    make(session, request, interrupts).map_err(|error| match doubt {
+        Some(doubt) if error.class() == Class::Mount => error.hint_also(&doubt),
+        _ => error,
+    })
+}
+
+fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let deadline = Instant::now() + request.timeout;
     let mut plan = Plan::make(request, &session.host, &session.settings)?;
     let secrets = &mut plan.request.secrets;
@@ -193,7 +202,27 @@ impl<'a> Attempt<'a> {
     fn run(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Record> {
         // First of all the intent: whoever finds it after a crash knows what to undo.
         self.session.ledger.put(&self.record)?;
-        let proof = match (&self.plan.chosen.maker, &self.plan.program) {
+        let (host, settings) = (&self.session.host, &self.session.settings);
+        let lacks = modules::provide(&self.plan.chosen.modules, host, settings);
+        interrupts.check()?;
+        let proof = self
+            .carry_out(deadline, interrupts)
+            .map_err(|error| modules::explain(error, &lacks))?;
+        interrupts.check()?;
+        copies::drop_copies(&proof.entry, &proof.on)?;
+        self.record.state = State::Mounted;
+        self.note(proof.mount);
+        self.session.ledger.put(&self.record)?;
+        self.finished = true;
+        Ok(self.record.clone())
+    }
+
+    /// Runs the helper, or has the kernel make the mount, and proves the result.
+    fn carry_out(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Proof> {
+        if self.plan.chosen.is_fuse() {
+            container::fuse()?;
+        }
+        Ok(match (&self.plan.chosen.maker, &self.plan.program) {
             (Maker::Helper(helper), Some(program)) => {
                 let mode = if self.plan.route == Route::Graft {
                     Mode::Stay
@@ -245,14 +274,7 @@ impl<'a> Attempt<'a> {
                 self.attach(detached)?;
                 self.look(None)?.ok_or_else(|| self.nothing("the kernel"))?
             }
-        };
-        interrupts.check()?;
-        copies::drop_copies(&proof.entry, &proof.on)?;
-        self.record.state = State::Mounted;
-        self.note(proof.mount);
-        self.session.ledger.put(&self.record)?;
-        self.finished = true;
-        Ok(self.record.clone())
+        })
     }
 
     /// Attaches the device, where the kind has one, and finds out what is on it.
@@ -280,7 +302,7 @@ impl<'a> Attempt<'a> {
             host: &self.session.host,
             name: &device.name,
             disk: &attached.disk,
-            fs_type: Some(asked).filter(|asked| *asked != "auto"),
+            fs_type: Some(asked).filter(|asked| *asked != AUTO),
             read_only: request.options.read_only(),
             mkfs: request.options.has(MKFS),
             id: &self.record.id,
@@ -358,16 +380,12 @@ impl<'a> Attempt<'a> {
     fn hint_at_network(&self, error: Error) -> Error {
         let own = container::shares_network(&self.session.settings) == Some(false);
         let network = "the container has a network of its own, which may not reach the server: start it with --net=host";
-        match error.hint_text() {
-            Some(hint) if own && error.class() == Class::Mount => {
-                let hint = format!("{hint}; {network}");
-                error.hint(hint)
-            }
-            None if own && error.class() == Class::Mount => error.hint(network),
-            _ => error.hint_if_none(
-                "`spc explain` shows how it is run; with -v the shim's decisions are shown as well",
-            ),
+        if own && error.class() == Class::Mount {
+            return error.hint_also(network);
         }
+        error.hint_if_none(
+            "`spc explain` shows how it is run; with -v the shim's decisions are shown as well",
+        )
     }
 
     fn nothing(&self, who: &str) -> Error {

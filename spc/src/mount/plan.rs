@@ -11,19 +11,10 @@ use super::Request;
 use super::prepare::MKFS;
 use super::request::RouteChoice;
 use crate::error::{Error, Result, errno_text};
+use crate::host::container::PROGRAM_DIRS;
 use crate::host::target::{Rules, Walk, on_host, show, walk};
-use crate::host::{Host, Settings, container};
+use crate::host::{Host, Settings, container, modules};
 use crate::kinds::{self, Asked, Chosen, How, Maker, Pass};
-
-/// Where mount helpers and FUSE programs are looked for, in this order.
-const PROGRAM_DIRS: [&str; 6] = [
-    "/usr/local/sbin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-];
 
 /// How a mount gets to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,7 +102,8 @@ impl Plan {
         let (program, route) = match &chosen.maker {
             Maker::Helper(helper) => {
                 let program = find(&helper.programs, &request.fs_type)?;
-                if chosen.is_fuse() {
+                // Without the module, which will be loaded first, the device cannot be opened.
+                if chosen.is_fuse() && modules::FUSE.is_there() {
                     container::fuse()?;
                 }
                 let route = match (request.route, &program.linkage) {
@@ -215,18 +207,8 @@ fn log_name(target: &Path) -> String {
         .collect()
 }
 
-/// The file of a program, if the container has it.
-pub(super) fn find_program(name: &str) -> Option<PathBuf> {
-    PROGRAM_DIRS
-        .iter()
-        .map(|dir| Path::new(dir).join(name))
-        .find(|path| {
-            rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
-        })
-}
-
 fn find(names: &[String], fs_type: &str) -> Result<Program> {
-    match names.iter().find_map(|name| find_program(name)) {
+    match container::program(names) {
         Some(path) => Ok(Program {
             linkage: linkage(&path, 4)?,
             path,

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::prepare::MKFS;
 use super::{Options, Secrets};
 use crate::error::{Error, Result};
-use crate::kinds::block;
+use crate::kinds::block::AUTO;
+use crate::kinds::{self, Inferred};
 
 /// How long a mount may take when nobody says.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -28,6 +29,8 @@ pub enum RouteChoice {
 pub struct Request {
     /// File system type, as `mount -t` has it.
     pub fs_type: String,
+    /// If nobody said the type: what the source told.
+    pub inferred: Option<Inferred>,
     /// What to mount.
     pub source: String,
     /// Where, as the user wrote it.
@@ -53,12 +56,17 @@ impl Request {
         if self.options.has("bind") || self.options.has("rbind") {
             self.fs_type = "bind".into();
         }
-        let told = self.fs_type.is_empty() || self.fs_type == "auto";
-        if told && block::is_source(&self.source) && !self.options.has(MKFS) {
-            self.fs_type = "auto".into();
-        } else if told {
-            return Err(Error::usage("which type of file system is not said")
-                .hint("add -t TYPE, for example -t glusterfs"));
+        if self.source.is_empty() {
+            return Err(Error::usage("the source is empty"));
+        }
+        if self.fs_type.is_empty() || self.fs_type == "auto" {
+            let inferred = kinds::infer(&self.source)?;
+            self.fs_type = inferred.fs_type.into();
+            self.inferred = Some(inferred);
+            if self.fs_type == AUTO && self.options.has(MKFS) {
+                return Err(Error::usage(format!("bad options: {MKFS} without a type"))
+                    .hint("say which file system is to be made: -t ext4 or -t xfs"));
+            }
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
         if !self.fs_type.chars().all(plain) || self.fs_type.starts_with(['.', '-']) {
@@ -66,9 +74,6 @@ impl Request {
                 "bad type: {}",
                 self.fs_type.escape_default()
             )));
-        }
-        if self.source.is_empty() {
-            return Err(Error::usage("the source is empty"));
         }
         // A helper would take it for an option.
         if self.source.starts_with('-') {
@@ -127,6 +132,17 @@ impl Request {
         Ok(None)
     }
 
+    /// What else the source may be, where the type was inferred: for whoever meant that.
+    pub fn doubt(&self) -> Option<String> {
+        let Inferred { fs_type, others } = self.inferred.as_ref()?;
+        (!others.is_empty()).then(|| {
+            format!(
+                "the type {fs_type} was inferred from the source: if it is another, add -t {}",
+                others.join(" or -t ")
+            )
+        })
+    }
+
     /// Equal for requests that mean the same mount.
     pub fn fingerprint(&self) -> String {
         format!("{} {} {}", self.fs_type, self.source, self.options.sorted())
@@ -140,6 +156,7 @@ mod tests {
     fn request(fs_type: &str, source: &str, options: &str) -> Request {
         Request {
             fs_type: fs_type.into(),
+            inferred: None,
             source: source.into(),
             target: "/mnt".into(),
             options: Options::parse([options]).unwrap(),
@@ -172,6 +189,25 @@ mod tests {
                 .validated()
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn the_type_may_be_left_to_the_source() {
+        for fs_type in ["", "auto"] {
+            let inferred = request(fs_type, "h:/x", "").validated().unwrap();
+            assert_eq!(inferred.fs_type, "nfs");
+            assert!(
+                inferred
+                    .doubt()
+                    .unwrap()
+                    .contains("-t glusterfs or -t ceph")
+            );
+            let said = request("nfs", "h:/x", "").validated().unwrap();
+            assert_eq!(said.fingerprint(), inferred.fingerprint());
+            assert_eq!(said.doubt(), None);
+        }
+        let certain = request("", "//h/s", "").validated().unwrap();
+        assert_eq!((&*certain.fs_type, certain.doubt()), ("cifs", None));
     }
 
     #[test]

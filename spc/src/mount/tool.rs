@@ -5,11 +5,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::handover::Handover;
-use super::plan::find_program;
 use super::run::{Ended, Interrupts, describe, wait};
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
-use crate::host::process;
+use crate::host::{container, process};
 use crate::sys;
 
 /// A program to run, and what it is given.
@@ -64,7 +63,7 @@ impl Tool<'_> {
         let fail = |cause: String| Error::mount(format!("{} failed", self.program)).because(cause);
         let found = match self.program {
             OURSELVES => Some(OURSELVES.into()),
-            name => find_program(name),
+            name => container::program(&[name]),
         };
         let Some(path) = found else {
             return Err(

@@ -74,7 +74,12 @@ fn helpers_that_misbehave() {
         };
         spc.refused(&mount("nosuch"), 32, &["no program mount.nosuch"])?;
         spc.refused(&mount("fuse.nosuch"), 32, &["no program nosuch"])?;
-        spc.refused(&["spc", "mount", "source", "/mnt/data"], 1, &["-t TYPE"])?;
+        for (source, hint) in [
+            ("source", "add -t TYPE; known: glusterfs"),
+            ("a,b:/vol", "may be of type glusterfs or ceph"),
+        ] {
+            spc.refused(&["spc", "mount", source, "/mnt/data"], 1, &[hint])?;
+        }
         for (script, says) in [
             (
                 "#!/bin/sh\nexit 0",
@@ -116,6 +121,49 @@ fn helpers_that_misbehave() {
             !spc.sh("pgrep sleep || pidof sleep")?.success(),
             "a sleeper is left"
         );
+        Ok(())
+    });
+}
+
+/// The type is taken from the source: which helper is run shows it.
+#[test]
+fn a_source_whose_type_is_not_said() {
+    with_lab(|lab| {
+        let spc = start(lab)?;
+        spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
+        let helper = "#!/bin/sh\necho \"this is $0 for $1\" >&2; exit 1";
+        for (source, program) in [
+            ("host:/path", "mount.nfs"),
+            ("[2001:db8::1]:/x", "mount.nfs"),
+            ("//host/share", "mount.cifs"),
+            ("me@host:/dir", "sshfs"),
+            ("mon:6789:/", "mount.ceph"),
+            ("me@.cephfs=/", "mount.ceph"),
+        ] {
+            spc.put(&format!("/usr/local/sbin/{program}"), helper.as_bytes())?;
+            let says = format!("this is /usr/local/sbin/{program} for {source}");
+            let doubt = "if it is another, add -t glusterfs or -t ceph";
+            let says = match program {
+                "mount.nfs" => vec![&*says, doubt],
+                _ => vec![&*says],
+            };
+            for mount in [&["spc", "mount"][..], &["spc", "mount", "-t", "auto"]] {
+                let mount = [mount, &[source, "/mnt/data"]].concat();
+                let output = spc.refused(&mount, 32, &says)?;
+                let doubted = output.error_text().contains(doubt);
+                ensure!(doubted == (program == "mount.nfs"), "{output}");
+            }
+            let explain = ["spc", "explain", source, "/mnt/data"];
+            let explained = spc.exec(&explain)?.ok()?.text();
+            ensure!(
+                explained.contains("from the source")
+                    || explained.contains("by the form of the source"),
+                "{explained}"
+            );
+        }
+        let said = ["spc", "mount", "-t", "nfs", "host:/path", "/mnt/data"];
+        let output = spc.refused(&said, 32, &["mount.nfs for host:/path"])?;
+        ensure!(!output.error_text().contains("inferred"), "{output}");
         Ok(())
     });
 }

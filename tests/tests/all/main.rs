@@ -8,6 +8,7 @@ mod crash;
 mod crossing;
 mod demo;
 mod docker;
+mod doctor;
 mod iscsi;
 mod kinds;
 mod lab;

@@ -6,6 +6,7 @@
 
 use super::{Command, Device, HostName, Identity, Shows, Step, Tells, Value, WAY, Way as BlockWay};
 use crate::error::{Error, Result};
+use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
 use crate::kinds::{Asked, Telling};
 
@@ -75,7 +76,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
     Ok(Device {
         name: format!("iscsi:{iqn}/{lun}"),
         through: format!("iscsi:{iqn}"),
-        modules: &["iscsi_tcp", "sd_mod"],
+        modules: &MODULES,
         service: Some(&ISCSID),
         host_name: Some(HostName {
             file: "/etc/iscsi/initiatorname.iscsi",
@@ -118,6 +119,13 @@ pub const ISCSID: Service = Service {
     ready: Ready::Abstract("ISCSIADM_ABSTRACT_NAMESPACE"),
     hint: "iSCSI needs the container to be started with --privileged and --net=host, and the kernel module iscsi_tcp",
 };
+
+/// The last one joins several ways to a disk, and only where there are several.
+pub const MODULES: [Module; 3] = [
+    Module::driver("iscsi_tcp"),
+    Module::driver("sd_mod"),
+    Module::part("dm_multipath"),
+];
 
 const ADM: Command = Command {
     program: "iscsiadm",

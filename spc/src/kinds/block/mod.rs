@@ -1,11 +1,13 @@
 //! Block devices that a kind attaches before their file system is mounted. Everything in here is data and pure
 //! functions: `mount/device.rs` does what they say, for any of them.
 
-mod iscsi;
-mod rbd;
+pub mod iscsi;
+pub mod rbd;
 
+use super::source::Fit;
 use super::{Asked, Pass, Shared, Telling};
 use crate::error::{Error, Result};
+use crate::host::modules::Module;
 use crate::host::service::Service;
 
 /// A device that has to be attached: what it is called, how it is reached, how it shows, how it goes.
@@ -16,7 +18,7 @@ pub struct Device {
     /// What devices are reached through, such as a session with a target: it stays for as long as one of them is in use.
     pub through: String,
     /// Kernel modules without which it cannot be, the one that shows first.
-    pub modules: &'static [&'static str],
+    pub modules: &'static [Module],
     /// A daemon that its programs need.
     pub service: Option<&'static Service>,
     /// The name that servers know this host by.
@@ -150,21 +152,37 @@ pub const SERVICES: [Shared; 1] = [Shared {
     through: Some("iscsi:"),
 }];
 
+type Make = fn(&str, &Asked<'_>) -> Result<Device>;
+
+/// What makes a device of the rest of a source.
+fn device_scheme(source: &str) -> Option<(Make, &str)> {
+    match source.split_once(':')? {
+        ("iscsi", rest) => Some((iscsi::device, rest)),
+        ("rbd", rest) => Some((rbd::device, rest)),
+        _ => None,
+    }
+}
+
 /// The device that a source of a file system on a block device names, if it is none of the host's own.
 ///
 /// # Errors
 /// The source begins as one and is not.
 pub fn device(asked: &Asked<'_>) -> Result<Option<Device>> {
-    match asked.source.split_once(':') {
-        Some(("iscsi", rest)) => iscsi::device(rest, asked).map(Some),
-        Some(("rbd", rest)) => rbd::device(rest, asked).map(Some),
-        _ => Ok(None),
+    match device_scheme(asked.source) {
+        Some((make, rest)) => make(rest, asked).map(Some),
+        None => Ok(None),
     }
 }
 
-/// Whether a source is written as that of an attached device, which tells itself what is on it.
-pub fn is_source(source: &str) -> bool {
-    ["iscsi:", "rbd:"].iter().any(|p| source.starts_with(p))
+/// The type of which it is not said what it is: that is looked for on the device.
+pub const AUTO: &str = "auto";
+
+/// A source that is written as that of an attached device is one, which tells itself what is on it.
+pub fn fits(source: &str) -> Fit {
+    match device_scheme(source) {
+        Some(_) => Fit::Certain,
+        None => Fit::No,
+    }
 }
 
 /// The device of a source that was understood before, for taking it away: that needs no options.

@@ -2,7 +2,11 @@
 
 use super::{Command, Device, Identity, Shows, Step, WAY, Way};
 use crate::error::{Error, Result};
+use crate::host::modules::Module;
 use crate::kinds::{Asked, How, Pass, Telling};
+
+/// The kernel's client.
+pub const MODULES: [Module; 1] = [Module::driver("rbd")];
 
 /// Options that are for the mapping.
 const OPTIONS: [&str; 6] = ["id", "mon", "keyring", "keyfile", "cluster", "conf"];
@@ -57,7 +61,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
     Ok(Device {
         through: name.clone(),
         name,
-        modules: &["rbd"],
+        modules: &MODULES,
         service: None,
         host_name: None,
         ways: vec![Way {
