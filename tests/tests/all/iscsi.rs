@@ -60,7 +60,6 @@ impl Client {
         let iqn = format!("iqn.2026-01.org.example:{name}");
         lio.target(&iqn, disks)?;
         let spc = VmSpc::usual(lab)?;
-        spc.host.sh("modprobe -a iscsi_tcp sd_mod")?.ok()?;
         Ok(Self {
             spc,
             iqn,
@@ -231,8 +230,11 @@ fn a_mount_that_was_killed_is_undone_by_the_next_command() {
         until("it checks the disk", || {
             Ok(client.attached()? == (1, 1) && !host.sh("pidof sleep")?.text().is_empty())
         })?;
+        // `spc serve` would be the next to clear it away.
+        let serve = spc.pid()?;
+        host.sh(&format!("kill -STOP {serve}"))?.ok()?;
         host.sh(
-            "for p in $(pidof spc); do grep -qz mount /proc/$p/cmdline && kill -9 $p; done; true",
+            "for p in $(pidof spc); do grep -qz ^mount /proc/$p/cmdline && kill -9 $p; done; true",
         )?
         .ok()?;
         until("its tool has ended", || {
@@ -241,6 +243,7 @@ fn a_mount_that_was_killed_is_undone_by_the_next_command() {
         ensure!(client.attached()? == (1, 1), "nobody has cleared it away");
         spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
         client.is_clean(lio)?;
+        host.sh(&format!("kill -CONT {serve}"))?.ok()?;
         spc.sh("mv /usr/sbin/e2fsck.real /usr/sbin/e2fsck")?.ok()?;
 
         // Something between attaching and mounting that fails leaves nothing either.

@@ -9,6 +9,7 @@ mod crossing;
 mod demo;
 mod docker;
 mod doctor;
+mod gluster_block;
 mod iscsi;
 mod kinds;
 mod lab;
