@@ -1,12 +1,11 @@
-//! Attaches block devices before their file system is mounted, and detaches them when nobody uses them any more.
+//! Attaches block devices before their file system is mounted; [`super::release`] detaches them.
 //!
 //! What there is to do comes from the kind, as data. Devices that are reached through the same thing (a session with a
 //! target) share one [`Attachment`] in the ledger, which is written before anything is attached and changed only
 //! under its lock. A device is in use for as long as a record of a mount names it, or the kernel holds it.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,28 +15,26 @@ use super::mounter::Session;
 use super::multipath;
 use super::run::Interrupts;
 use super::secrets::Secrets;
+use super::setting::set;
 use super::tool::{Tool, within};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::host::disk::{self, Disk};
 use crate::host::{hostname, service};
-use crate::kinds::block::{self, Command, Device, Identity, Shows, Step, Value, WAY, Way};
+use crate::kinds::block::{self, Command, Device, Identity, Shows, Step, Value, Way};
 use crate::kinds::{How, Pass};
 use crate::sys;
 
 /// How long one step on a way may take; a dead portal is given up by its own limits before that.
-const STEP: u64 = 60;
+pub(super) const STEP: u64 = 60;
 
 /// How long the kernel may take to show a disk that it was told to look for, and to take away one.
-const APPEAR: Duration = Duration::from_secs(10);
+pub(super) const APPEAR: Duration = Duration::from_secs(10);
 
 /// How long multipathd may take to claim a disk, where one is running.
 const CLAIM: Duration = Duration::from_secs(5);
 
 /// How long a disk may take to say which volume it is.
 const ANSWER: Duration = Duration::from_secs(10);
-
-/// How long to wait for somebody who attaches or detaches: they are bounded by the limits above.
-const TURN: Duration = Duration::from_secs(120);
 
 /// What attaching needs to know.
 pub struct Attaching<'a> {
@@ -66,17 +63,17 @@ pub struct Attached {
 
 /// A way that is up.
 #[derive(Clone, Debug)]
-struct Up {
+pub(super) struct Up {
     /// Its directory's name.
-    name: String,
+    pub name: String,
     /// Its directory.
-    dir: PathBuf,
+    pub dir: PathBuf,
     /// What tells it from others; none while it is being brought up or taken down.
     marks: Vec<String>,
 }
 
 /// The ways to a device that are up; run it on the host's thread.
-fn ways_up(shows: &Shows) -> Vec<Up> {
+pub(super) fn ways_up(shows: &Shows) -> Vec<Up> {
     disk::glob(Path::new("/sys"), shows.ways)
         .into_iter()
         .filter(|dir| {
@@ -96,18 +93,18 @@ fn ways_up(shows: &Shows) -> Vec<Up> {
 
 impl Up {
     /// The kernel's name of its disk.
-    fn disk(&self, shows: &Shows) -> Option<String> {
+    pub fn disk(&self, shows: &Shows) -> Option<String> {
         let found = disk::glob(&self.dir, &shows.disk).into_iter().next()?;
         Some(found.file_name()?.to_str()?.to_owned())
     }
 
     /// The number in its name, by which programs know it.
-    fn number(&self) -> &str {
+    pub fn number(&self) -> &str {
         self.name.trim_start_matches(|c: char| !c.is_ascii_digit())
     }
 }
 
-fn look(session: &Session, shows: &Shows) -> Result<Vec<Up>> {
+pub(super) fn look(session: &Session, shows: &Shows) -> Result<Vec<Up>> {
     let shows = shows.clone();
     session
         .host
@@ -119,7 +116,7 @@ impl Attaching<'_> {
     ///
     /// # Errors
     /// No way to it came up, it does not show, or it is another volume than before. What was done until then stays
-    /// in the ledger, to be undone by [`release`].
+    /// in the ledger, to be undone by [`super::release`].
     pub fn run(&self) -> Result<Attached> {
         let ledger = &self.session.ledger;
         let go_on = || self.interrupts.check();
@@ -598,12 +595,16 @@ fn multipathd() -> bool {
 }
 
 /// The lock of what devices are reached through; its name may be that of a device.
-fn through(name: &str) -> String {
+pub(super) fn through(name: &str) -> String {
     format!("what {name} is reached through")
 }
 
 /// What must be there before a device's programs are run.
-fn ready(session: &Session, device: &Device, asked: Option<&str>) -> Result<Option<String>> {
+pub(super) fn ready(
+    session: &Session,
+    device: &Device,
+    asked: Option<&str>,
+) -> Result<Option<String>> {
     // Before the daemon, which reads it when it starts.
     let name = match &device.host_name {
         Some(kind) => Some(hostname::place(&session.host, kind, asked)?),
@@ -611,367 +612,4 @@ fn ready(session: &Session, device: &Device, asked: Option<&str>) -> Result<Opti
     };
     device.service.map_or(Ok(()), service::ensure)?;
     Ok(name)
-}
-
-/// Puts lines `KEY = VALUE` into the files that fit, in the place of those with the same keys. Only root may read them.
-fn set(files: &[String], lines: &[(&str, Vec<u8>)]) -> io::Result<()> {
-    let mut found = 0;
-    for pattern in files {
-        for file in disk::glob(Path::new("/"), pattern) {
-            if file.is_file() {
-                set_in(&file, lines)?;
-                found += 1;
-            }
-        }
-    }
-    if found == 0 {
-        return Err(io::Error::from_raw_os_error(libc::ENOENT));
-    }
-    Ok(())
-}
-
-fn set_in(file: &Path, lines: &[(&str, Vec<u8>)]) -> io::Result<()> {
-    let text = fs::read(file)?;
-    let key_of = |line: &[u8]| -> Option<String> {
-        let at = line.iter().position(|byte| *byte == b'=')?;
-        Some(String::from_utf8_lossy(line[..at].trim_ascii()).into_owned())
-    };
-    let mut out = Vec::with_capacity(text.len());
-    let mut ended = false;
-    let add = |out: &mut Vec<u8>| {
-        for (key, value) in lines {
-            out.extend_from_slice(key.as_bytes());
-            out.extend_from_slice(b" = ");
-            out.extend_from_slice(value);
-            out.push(b'\n');
-        }
-    };
-    for line in text.split_inclusive(|byte| *byte == b'\n') {
-        if line.starts_with(b"# END") && !ended {
-            add(&mut out);
-            ended = true;
-        }
-        if !key_of(line).is_some_and(|key| lines.iter().any(|(known, _)| *known == key)) {
-            out.extend_from_slice(line);
-        }
-    }
-    if !ended {
-        add(&mut out);
-    }
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".spc");
-    // Beside its directory's records it would be taken for one, if only for a moment; it is renamed at once.
-    let new = file.with_file_name(name);
-    let mut to = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&new)?;
-    to.write_all(&out)
-        .and_then(|()| fs::rename(&new, file))
-        .inspect_err(|_| {
-            // It may hold secrets.
-            let _ = fs::remove_file(&new);
-        })
-}
-
-/// What became of a device that a mount has left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
-    /// It is gone, or was not there.
-    Gone,
-    /// Other mounts use it.
-    Shared,
-    /// The kernel still uses it: a mount that was detached (`umount -l`), or one that somebody else made.
-    InUse,
-}
-
-/// Detaches a device unless others use it, and what it is reached through unless others do. `forget` removes the
-/// record of the mount that has left; until then that record tells that this is to be done.
-///
-/// # Errors
-/// Something cannot be taken away; then `forget` was not called.
-pub fn release(
-    session: &Session,
-    record: &Record,
-    forget: impl FnOnce() -> Result<()>,
-) -> Result<Left> {
-    let Some(device) = &record.device else {
-        return forget().map(|()| Left::Gone);
-    };
-    let deadline = Instant::now() + TURN;
-    let name = through(&device.through);
-    let _lock = session.ledger.lock_named(&name, deadline, || Ok(()))?;
-    let left = release_locked(session, &device.through, Some(&device.name), &record.id)?;
-    forget()?;
-    Ok(left)
-}
-
-/// Detaches what no record knows any more. False if something is left to do.
-///
-/// # Errors
-/// The ledger cannot be read.
-pub fn tidy(session: &Session) -> Result<bool> {
-    let mut done = true;
-    for attachment in session.ledger.attachments()? {
-        // The container may be another one than the one that attached it.
-        let mut devices = attachment.sources.iter().map(|source| block::again(source));
-        if let Some(Ok(device)) = devices.next_back()
-            && let Err(error) = ready(session, &device, None)
-        {
-            tracing::warn!("{error}");
-            done = false;
-        }
-        for volume in attachment.devices.values() {
-            if let Err(error) = multipath::reinstate(&session.host, &volume.disk) {
-                tracing::warn!("{error}");
-            }
-        }
-        let (records, _) = session.ledger.all()?;
-        let used = |name: &str| {
-            let mut devices = records.iter().filter_map(|record| record.device.as_ref());
-            devices.any(|device| device.name == name)
-        };
-        let unused = attachment.devices.keys().filter(|name| !used(name));
-        let mut names: Vec<Option<&str>> = unused.map(|name| Some(name.as_str())).collect();
-        if attachment.devices.is_empty() {
-            names.push(None);
-        }
-        if names.is_empty() {
-            continue;
-        }
-        // Whoever is at work on it will see to it.
-        let lock = through(&attachment.through);
-        let Ok(_lock) = session.ledger.lock_named(&lock, Instant::now(), || Ok(())) else {
-            done = false;
-            continue;
-        };
-        for name in names {
-            match release_locked(session, &attachment.through, name, "") {
-                Ok(Left::Gone) => {
-                    tracing::info!(device = name.unwrap_or(&attachment.through), "detached");
-                }
-                Ok(Left::Shared) => {}
-                Ok(Left::InUse) => done = false,
-                Err(error) => {
-                    tracing::warn!("{error}");
-                    done = false;
-                }
-            }
-        }
-    }
-    Ok(done)
-}
-
-fn release_locked(
-    session: &Session,
-    through: &str,
-    name: Option<&str>,
-    leaving: &str,
-) -> Result<Left> {
-    let ledger = &session.ledger;
-    let Some(mut attachment) = ledger.attachment(through)? else {
-        return Ok(Left::Gone);
-    };
-    let (records, _) = ledger.all()?;
-    let users: Vec<_> = records
-        .iter()
-        .filter(|record| record.id != leaving)
-        .filter_map(|record| record.device.as_ref())
-        .filter(|device| device.through == through)
-        .collect();
-    let devices: Vec<Device> = attachment
-        .sources
-        .iter()
-        .map(|source| block::again(source))
-        .collect::<Result<_>>()?;
-    if let Some(name) = name {
-        if users.iter().any(|device| device.name == name) {
-            return Ok(Left::Shared);
-        }
-        if let Some(device) = devices.iter().find(|device| device.name == name)
-            && !take_disks(session, device, &attachment.foreign)?
-        {
-            return Ok(Left::InUse);
-        }
-        attachment.devices.remove(name);
-        ledger.put_attachment(&attachment)?;
-    }
-    if !users.is_empty() || !attachment.devices.is_empty() {
-        return Ok(if name.is_some() {
-            Left::Gone
-        } else {
-            Left::Shared
-        });
-    }
-    let Some(device) = devices.first() else {
-        ledger.remove_attachment(through)?;
-        return Ok(Left::Gone);
-    };
-    let up = look(session, &device.shows)?;
-    let ours: Vec<&Up> = up
-        .iter()
-        .filter(|way| !attachment.foreign.contains(&way.name))
-        .collect();
-    let mut ends = Vec::new();
-    for device in &devices {
-        for end in &device.end {
-            if !ends.iter().any(|known: &&Command| known.args == end.args) {
-                ends.push(end);
-            }
-        }
-    }
-    if !ours.is_empty() {
-        ready(session, device, None)?;
-    }
-    for way in &ours {
-        let mut command = device.end_way.clone();
-        for word in &mut command.args {
-            *word = word.replace(WAY, way.number());
-        }
-        finish(&command, device, &way.name)?;
-    }
-    let until = Instant::now() + APPEAR;
-    while !ours.is_empty() {
-        let left = look(session, &device.shows)?;
-        let left: Vec<&str> = left
-            .iter()
-            .filter(|way| ours.iter().any(|ours| ours.name == way.name))
-            .map(|way| way.name.as_str())
-            .collect();
-        if left.is_empty() {
-            break;
-        }
-        if Instant::now() >= until {
-            return Err(
-                Error::mount(format!("cannot detach {}", attachment.through))
-                    .because(format!("still there: {}", left.join(" ")))
-                    .hint("look at the host's kernel log: dmesg"),
-            );
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    for end in ends {
-        finish(end, device, &attachment.through)?;
-    }
-    ledger.remove_attachment(through)?;
-    Ok(Left::Gone)
-}
-
-fn finish(command: &Command, device: &Device, what: &str) -> Result<()> {
-    let tool = Tool {
-        program: command.program,
-        args: &command.args,
-        stdin: None,
-        handover: None,
-        id: None,
-        deadline: Instant::now() + Duration::from_secs(STEP),
-    };
-    let done = tool.run(None)?;
-    if done.code == 0 || command.fine.contains(&done.code) {
-        return Ok(());
-    }
-    let hints = device.telling.hints.iter();
-    let known = hints.filter(|(words, _)| done.text.contains(words));
-    let known = known.map(|(_, hint)| *hint).next();
-    Err(Error::mount(format!("cannot detach {what}"))
-        .because(format!("{}: exit status {}", command.program, done.code))
-        .log(done.lines())
-        .hint(known.unwrap_or("try again with `spc umount`; `spc serve` does so as well")))
-}
-
-/// Takes away the disks of a device, on the ways that are ours. False if the kernel still uses one.
-fn take_disks(session: &Session, device: &Device, foreign: &[String]) -> Result<bool> {
-    let failed = |e: io::Error| {
-        Error::mount(format!("cannot detach {}", device.name))
-            .because(errno_text(e))
-            .hint("look at the host's kernel log: dmesg")
-    };
-    let limit = Duration::from_secs(60);
-    let shows = device.shows.clone();
-    // What the kernel holds back goes out now, and not when the disk is gone.
-    let flush = move || -> io::Result<Option<Option<String>>> {
-        let mut joined = None;
-        for way in ways_up(&shows) {
-            let Some(name) = way.disk(&shows) else {
-                continue;
-            };
-            let mut disk = Disk::open(&name)?;
-            if let Some(multipath) = disk.multipath() {
-                disk = Disk::open(&multipath)?;
-                joined = Some(multipath);
-            }
-            if disk.in_use()? {
-                return Ok(None);
-            }
-            if let Err(error) = rustix::fs::fsync(&disk.fd) {
-                tracing::warn!(disk = %disk.name, %error, "what was to be written may be lost");
-            }
-        }
-        Ok(Some(joined))
-    };
-    let flushed = session.host.run_within("flushing a disk", limit, flush)?;
-    let Some(joined) = flushed.map_err(failed)? else {
-        return Ok(false);
-    };
-    if let Some(joined) = joined {
-        multipath::part(&session.host, &joined)?;
-    }
-    let (shows, foreign) = (device.shows.clone(), foreign.to_vec());
-    let take = move || -> io::Result<()> {
-        let Some(delete) = shows.delete else {
-            return Ok(());
-        };
-        let ours = ways_up(&shows).into_iter();
-        let ours = ours.filter(|way| !foreign.contains(&way.name));
-        for name in ours.filter_map(|way| way.disk(&shows)) {
-            let dir = Path::new("/sys/class/block").join(&name);
-            disk::tell(&dir.join(delete), "1")?;
-            let until = Instant::now() + APPEAR;
-            while dir.exists() {
-                if Instant::now() >= until {
-                    return Err(io::Error::other(format!("{name} does not go")));
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
-        Ok(())
-    };
-    let taken = session.host.run_within("taking away a disk", limit, take)?;
-    taken.map(|()| true).map_err(failed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_take_the_place_of_those_with_the_same_key_and_only_root_reads_them() {
-        let dir = std::env::temp_dir().join(format!("spc-device-{}", std::process::id()));
-        fs::create_dir_all(dir.join("a")).unwrap();
-        let file = dir.join("a/record");
-        fs::write(
-            &file,
-            "# BEGIN RECORD\nnode.startup = automatic\nnode.name = x\n# END RECORD\n",
-        )
-        .unwrap();
-        let pattern = format!("{}/*/record", dir.display());
-        let lines = [
-            ("node.startup", b"manual".to_vec()),
-            ("node.session.auth.password", b"a = b".to_vec()),
-        ];
-        let missing = format!("{}/*/nothing", dir.display());
-        set(&[missing.clone(), pattern], &lines).unwrap();
-        assert_eq!(
-            fs::read_to_string(&file).unwrap(),
-            "# BEGIN RECORD\nnode.name = x\nnode.startup = manual\nnode.session.auth.password = a = b\n# END RECORD\n"
-        );
-        use std::os::unix::fs::PermissionsExt;
-        let mode = fs::metadata(&file).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(fs::read_dir(dir.join("a")).unwrap().count(), 1);
-        assert!(set(&[missing], &lines).is_err());
-        fs::remove_dir_all(&dir).unwrap();
-    }
 }

@@ -12,10 +12,12 @@ pub mod plan;
 pub mod prepare;
 pub mod proof;
 pub mod recover;
+pub mod release;
 pub mod request;
 pub mod run;
 pub mod secrets;
 pub mod services;
+pub mod setting;
 pub mod tool;
 pub mod unmounter;
 

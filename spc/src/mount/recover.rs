@@ -9,7 +9,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::plan::Route;
-use super::{device, direct};
+use super::{direct, release};
 use crate::error::{Error, Result, errno_text};
 use crate::host::claim::Claim;
 use crate::host::mountinfo::{self, Entry};
@@ -159,10 +159,10 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
         .hint("they wait in the kernel, probably for a dead server; try again when it is back"));
     }
     claim.remove();
-    let left = device::release(session, record, || {
+    let left = release::release(session, record, || {
         session.ledger.remove(Path::new(&record.target))
     })?;
-    if left == device::Left::InUse {
+    if left == release::Left::InUse {
         tracing::debug!(target = %record.target, "its device is still in use; `spc serve` detaches it later");
     }
     Ok(())
