@@ -114,7 +114,10 @@ impl Preparing<'_> {
             id: Some(self.id),
             deadline,
         };
-        tool.run(Some(self.interrupts))
+        let mut done = tool.run(Some(self.interrupts))?;
+        // By the name that the host knows it by.
+        done.text = done.text.replace(STDIN, &self.disk.node.to_string_lossy());
+        Ok(done)
     }
 
     fn content(&self) -> Result<Content> {
@@ -194,6 +197,10 @@ impl Preparing<'_> {
         }
         if block::is_sound(done.code) {
             return Ok(());
+        }
+        if done.code & 4 == 0 {
+            let what = format!("{program}: exit status {}", done.code);
+            return Err(self.fail("check", what).log(done.lines()));
         }
         let by_hand = "it needs a person: repair it on a host where it is attached and not mounted; a read-only mount (-r) does without the check";
         Err(Error::mount(format!("{} is damaged", self.name))

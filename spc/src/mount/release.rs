@@ -163,6 +163,9 @@ fn release_locked(
         }
     }
     if !ours.is_empty() {
+        if somebody_uses(session, device, &ours)? {
+            return Ok(Left::InUse);
+        }
         ready(session, device, None)?;
     }
     for way in &ours {
@@ -197,6 +200,26 @@ fn release_locked(
     }
     ledger.remove_attachment(through)?;
     Ok(Left::Gone)
+}
+
+/// Whether anything uses a disk on these ways: perhaps one that somebody else has found there.
+fn somebody_uses(session: &Session, device: &Device, ways: &[&Up]) -> Result<bool> {
+    let all = device.shows.disks;
+    let dirs: Vec<_> = ways.iter().map(|way| way.dir.clone()).collect();
+    let look = move || -> io::Result<bool> {
+        for disk in dirs.iter().flat_map(|dir| disk::glob(dir, all)) {
+            let name = disk.file_name().unwrap_or_default().to_string_lossy();
+            if Disk::open(&name)?.in_use()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    session.host.run("looking at disks", look)?.map_err(|e| {
+        Error::mount(format!("cannot detach {}", device.through))
+            .because(errno_text(e))
+            .hint("look at the host's kernel log: dmesg")
+    })
 }
 
 fn finish(command: &Command, device: &Device, what: &str) -> Result<()> {

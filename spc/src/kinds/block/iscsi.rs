@@ -94,6 +94,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             // Channel and target are the session's only ones.
             scan: Some(("device/../scsi_host/host*/scan", format!("- - {lun}"))),
             disk: format!("device/target*/*:*:*:{lun}/block/*"),
+            disks: "device/target*/*:*:*:*/block/*",
             delete: Some("device/delete"),
             identity: Identity::Scsi,
             // Seconds, in the place of 120.

@@ -126,6 +126,8 @@ pub struct Shows {
     pub scan: Option<(&'static str, String)>,
     /// Directories, from there, that are called as the disk is.
     pub disk: String,
+    /// The same for all disks of that way, of which somebody else may use one.
+    pub disks: &'static str,
     /// Where the disk can be taken away by itself: a file in its directory, to which 1 is written.
     pub delete: Option<&'static str>,
     /// What tells which volume it is.

@@ -91,6 +91,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             known_by: &[],
             scan: None,
             disk: "block/*".into(),
+            disks: "block/*",
             delete: None,
             identity: Identity::Files(&["cluster_fsid", "pool_id", "image_id"]),
             impatient: None,
