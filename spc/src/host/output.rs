@@ -87,3 +87,23 @@ fn tail(mut file: &File, from: u64) -> std::io::Result<String> {
     }
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_line_whose_beginning_is_not_read_is_left_out() {
+        let output = Output::new().unwrap();
+        let long = "x".repeat(70_000);
+        for (text, said) in [
+            ("first\n", &["first"][..]),
+            (&*format!("{long} half a line\nwhole\n"), &["whole"]),
+            (&long, &[]),
+        ] {
+            (&output.0).write_all(text.as_bytes()).unwrap();
+            assert_eq!(output.last_lines(|line| Some(line)), said);
+        }
+    }
+}

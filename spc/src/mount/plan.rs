@@ -93,6 +93,11 @@ impl Plan {
             options: &request.options,
             secrets: &request.secrets,
             log_name: &log_name(&asked_target),
+            kernel_lacks: &|module| {
+                modules::look(module, host, settings)
+                    .err()
+                    .map(|e| e.summary())
+            },
         })?;
         if request.options.has(MKFS) && chosen.device.is_none() {
             return Err(Error::usage(format!("bad option {MKFS}"))
@@ -106,11 +111,11 @@ impl Plan {
                 if chosen.is_fuse() && modules::FUSE.is_there() {
                     container::fuse()?;
                 }
-                let route = match (request.route, &program.linkage) {
-                    (RouteChoice::Preload, _) | (RouteChoice::Auto, Linkage::Dynamic(_)) => {
-                        Route::Preload
-                    }
-                    (RouteChoice::Graft, _) | (RouteChoice::Auto, Linkage::Static) => Route::Graft,
+                let enters = matches!(program.linkage, Linkage::Dynamic(_));
+                let route = match request.route {
+                    RouteChoice::Preload => Route::Preload,
+                    RouteChoice::Auto if enters && !helper.drops_capabilities => Route::Preload,
+                    RouteChoice::Auto | RouteChoice::Graft => Route::Graft,
                 };
                 (Some(program), route)
             }

@@ -33,9 +33,13 @@ fn on(path: &Path, words: &[&str]) -> Result<()> {
 }
 
 fn ext4(path: &Path) -> Result<()> {
+    ext4_with(path, "from the server")
+}
+
+fn ext4_with(path: &Path, greeting: &str) -> Result<()> {
     let tree = path.with_extension("tree");
     fs::create_dir_all(&tree)?;
-    fs::write(tree.join("greeting"), "from the server")?;
+    fs::write(tree.join("greeting"), greeting)?;
     let made = on(
         path,
         &["mkfs.ext4", "-q", "-F", "-d", &tree.to_string_lossy()],
@@ -337,34 +341,30 @@ fn one_of_two_portals_is_enough() {
 fn a_number_that_is_given_to_another_volume_is_noticed() {
     with_lio(|lab, lio| {
         lio.disk("reused-0", 64 * MIB, ext4)?;
-        lio.disk("reused-other", 64 * MIB, ext4)?;
+        lio.disk("reused-other", 64 * MIB, |path| {
+            ext4_with(path, "from another")
+        })?;
         let client = Client::new(lab, lio, "reused", &["reused-0"])?;
         let iqn = &client.iqn;
         let (spc, host) = (&client.spc, &client.spc.host);
         let source = client.source(0);
-        client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
-        host.write("/mnt/data/file", b"of the first")?;
-        host.sh("sync")?.ok()?;
+        // Read-only: what is written by now goes to the other volume, which nothing on this side can know.
+        client
+            .mount(&["-t", "ext4", "-r", &source], "/mnt/data")?
+            .ok()?;
         lio.tell(&format!(
-            "/backstores/fileio create reused-other /srv/reused-other write_back=false\n/iscsi/{iqn}/tpg1/luns delete lun0\n/iscsi/{iqn}/tpg1/luns create /backstores/fileio/reused-other 0\n"
+            "/backstores/fileio create reused-other /srv/reused-other write_back=false\n\
+             /iscsi/{iqn}/tpg1/luns delete lun0\n\
+             /iscsi/{iqn}/tpg1/luns create /backstores/fileio/reused-other 0\n"
         ))?;
         host.run(&["mkdir", "/mnt/more"])?.ok()?;
         let more = ["spc", "mount", "-t", "ext4", &source, "/mnt/more"];
         spc.refused(&more, 32, &["another volume is behind it now"])?;
         // The last user goes, and with him what the kernel remembers.
-        let umount = host
-            .command(&["runc", "exec", "spc", "spc", "umount", "-f", "/mnt/data"])
-            .limit(Duration::from_secs(120))
-            .run()?;
-        umount.ok()?;
+        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
         client.is_clean(lio)?;
         client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
-        ensure!(
-            host.sh("ls /mnt/data/file")?
-                .error_text()
-                .contains("No such file"),
-            "the other volume"
-        );
+        ensure!(host.read("/mnt/data/greeting")? == b"from another");
         spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
         client.is_clean(lio)
     });

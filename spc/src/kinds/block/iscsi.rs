@@ -343,6 +343,7 @@ fn offered(output: &str, iqn: &str) -> std::result::Result<(), String> {
 
 const TELLING: Telling = Telling {
     line: |line| Some(line),
+    gives_up: None,
     hints: &[
         (
             "authorization failure",
@@ -380,6 +381,7 @@ mod tests {
             source,
             options: &options,
             secrets: &secrets,
+            kernel_lacks: &|_| None,
             log_name: "mnt",
         };
         device(source.strip_prefix("iscsi:").unwrap(), &asked)

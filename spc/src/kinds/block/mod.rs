@@ -152,6 +152,7 @@ pub const SERVICES: [Shared; 1] = [Shared {
     helpers: &["iscsiadm"],
     needed_by: |_, _| false,
     through: Some("iscsi:"),
+    client: None,
 }];
 
 type Make = fn(&str, &Asked<'_>) -> Result<Device>;
@@ -198,6 +199,7 @@ pub fn again(source: &str) -> Result<Device> {
         source,
         options: &options,
         secrets: &secrets,
+        kernel_lacks: &|_| None,
         log_name: "",
     };
     device(&asked)?.ok_or_else(|| Error::system(format!("not a device: {source}")))

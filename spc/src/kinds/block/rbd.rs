@@ -114,6 +114,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
 
 const TELLING: Telling = Telling {
     line: |line| Some(line),
+    gives_up: None,
     hints: &[
         (
             "image uses unsupported features",
@@ -150,6 +151,7 @@ mod tests {
             source: &format!("rbd:{rest}"),
             options: &options,
             secrets: &secrets,
+            kernel_lacks: &|_| None,
             log_name: "mnt",
         };
         device(rest, &asked)
