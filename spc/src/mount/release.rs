@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::device::{APPEAR, STEP, Up, look, ready, through, ways_up};
-use super::ledger::Record;
+use super::ledger::{Attachment, Record};
 use super::mounter::Session;
 use super::multipath;
 use super::tool::Tool;
@@ -54,20 +54,21 @@ pub fn release(
 /// The ledger cannot be read.
 pub fn tidy(session: &Session) -> Result<bool> {
     let mut done = true;
-    for attachment in session.ledger.attachments()? {
-        // The container may be another one than the one that attached it.
-        let mut devices = attachment.sources.iter().map(|source| block::again(source));
-        if let Some(Ok(device)) = devices.next_back()
-            && let Err(error) = ready(session, &device, None)
-        {
+    for known in session.ledger.attachments()? {
+        // Whoever is at work on it will see to it.
+        let lock = through(&known.through);
+        let Ok(_lock) = session.ledger.lock_named(&lock, Instant::now(), || Ok(())) else {
+            done = false;
+            continue;
+        };
+        // It may have gone before we had the lock.
+        let Some(attachment) = session.ledger.attachment(&known.through)? else {
+            continue;
+        };
+        tend(session, &attachment).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             done = false;
-        }
-        for volume in attachment.devices.values() {
-            if let Err(error) = multipath::reinstate(&session.host, &volume.disk) {
-                tracing::warn!("{error}");
-            }
-        }
+        });
         let (records, _) = session.ledger.all()?;
         let used = |name: &str| {
             let mut devices = records.iter().filter_map(|record| record.device.as_ref());
@@ -78,15 +79,6 @@ pub fn tidy(session: &Session) -> Result<bool> {
         if attachment.devices.is_empty() {
             names.push(None);
         }
-        if names.is_empty() {
-            continue;
-        }
-        // Whoever is at work on it will see to it.
-        let lock = through(&attachment.through);
-        let Ok(_lock) = session.ledger.lock_named(&lock, Instant::now(), || Ok(())) else {
-            done = false;
-            continue;
-        };
         for name in names {
             match release_locked(session, &attachment.through, name, "") {
                 Ok(Left::Gone) => {
@@ -102,6 +94,15 @@ pub fn tidy(session: &Session) -> Result<bool> {
         }
     }
     Ok(done)
+}
+
+/// The container may be another one than the one that attached it, and ways may be up again that had failed.
+fn tend(session: &Session, attachment: &Attachment) -> Result<()> {
+    if let Some(source) = attachment.sources.last() {
+        ready(session, &block::again(source)?, None)?;
+    }
+    let mut volumes = attachment.devices.values();
+    volumes.try_for_each(|volume| multipath::reinstate(&session.host, &volume.disk))
 }
 
 fn release_locked(
