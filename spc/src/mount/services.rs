@@ -32,6 +32,21 @@ pub fn tend(session: &Session) -> bool {
     kinds::shared().filter(started).all(mounted)
 }
 
+/// Whether devices are attached that need a service, or are being attached.
+fn attached(session: &Session, shared: &Shared) -> Result<bool> {
+    let Some(begin) = shared.through else {
+        return Ok(false);
+    };
+    let (records, _) = session.ledger.all()?;
+    let mut devices = records.iter().filter_map(|record| record.device.as_ref());
+    Ok(devices.any(|device| device.through.starts_with(begin))
+        || session
+            .ledger
+            .attachments()?
+            .iter()
+            .any(|attachment| attachment.through.starts_with(begin)))
+}
+
 /// Whether a mount of the host needs a service, or one that is being made may, or one that was taken away still does.
 fn needed(session: &Session, shared: &Shared) -> Result<bool> {
     if shared.helpers.iter().any(|name| process::runs(name)) {
@@ -42,7 +57,10 @@ fn needed(session: &Session, shared: &Shared) -> Result<bool> {
         record.state == State::Mounting && shared.kinds.contains(&record.fs_type.as_str())
     });
     let client = |(program, version)| rpc::is_registered(program, version);
-    Ok(begun || is_mounted(session, shared)? || shared.client.is_some_and(client))
+    Ok(begun
+        || attached(session, shared)?
+        || is_mounted(session, shared)?
+        || shared.client.is_some_and(client))
 }
 
 fn is_mounted(session: &Session, shared: &Shared) -> Result<bool> {
