@@ -41,6 +41,14 @@ pub const TELLING: Telling = Telling {
             "look at the volumes of the server, and whether this one is started: gluster volume info",
         ),
         (
+            "subdirectory for mount",
+            "make the directory in the volume first, or mount the whole volume",
+        ),
+        (
+            "Server authentication failed",
+            "the server refuses this client: gluster volume get VOLUME auth.allow",
+        ),
+        (
             "DNS resolution failed",
             "check the server's name; the container asks the servers of its own /etc/resolv.conf",
         ),
@@ -63,7 +71,9 @@ fn line(line: &str) -> Option<&str> {
     }
     let (_, text) = text.split_once(": ")?;
     let lost = text.starts_with("disconnected from remote-host");
-    (lost || matches!(level, "M" | "A" | "C" | "E")).then_some(text)
+    // What its own end stirs up says nothing about the reason.
+    let stir = text.starts_with("Either ctx is NULL");
+    (!stir && (lost || matches!(level, "M" | "A" | "C" | "E"))).then_some(text)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::plan::Route;
 use super::proof;
 use super::recover::{entry_of, is_mount, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
-use super::run::{Interrupts, Run};
+use super::run::{Interrupts, Run, Said};
 use super::{Ledger, Plan, Proof, Request, services};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::look::{self, Health};
@@ -243,12 +243,14 @@ impl<'a> Attempt<'a> {
                     handover: &handover,
                     secrets,
                 };
-                let start_of_log = run
+                let said = run
                     .to_end(deadline, interrupts)
                     .map_err(|error| self.hint_at_network(error))?;
-                let proof = self.land(&claim, &program.path)?;
+                let proof = self
+                    .land(&claim, &program.path)
+                    .map_err(|error| run.tell(error, &said))?;
                 if proof.entry.is_fuse() {
-                    self.answers(&run, start_of_log, proof.mount, deadline, interrupts)?;
+                    self.answers(&run, &said, proof.mount, deadline, interrupts)?;
                 }
                 self.record.daemon = process::marked(&self.record.id);
                 proof
@@ -312,7 +314,7 @@ impl<'a> Attempt<'a> {
     fn answers(
         &self,
         run: &Run<'_>,
-        start_of_log: u64,
+        said: &Said,
         mount: MountId,
         deadline: Instant,
         interrupts: &Interrupts,
@@ -325,14 +327,13 @@ impl<'a> Attempt<'a> {
         let health = look::at(&self.record.target, deadline, || interrupts.check())?;
         let cause = match health {
             Health::Hung => "what it mounted does not answer",
-            Health::Ok
-                if !run.gave_up(start_of_log) && entry_of(self.session, &made)?.is_some() =>
-            {
+            Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {
                 return Ok(());
             }
             _ => "it ended when it had mounted",
         };
-        Err(self.hint_at_network(run.failure(cause.into(), Vec::new(), start_of_log)))
+        let failed = Error::mount(format!("{} failed", run.program.display())).because(cause);
+        Err(self.hint_at_network(run.tell(failed, said)))
     }
 
     fn look(&self, made: Option<(u64, u64)>) -> Result<Option<Proof>> {

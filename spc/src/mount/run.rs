@@ -1,5 +1,6 @@
 //! Runs a helper: directly, bounded in time, killable, with its output kept.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
@@ -91,12 +92,11 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs the helper to its end. What it leaves running afterwards is the mount's daemon. How long its
-    /// log was before comes back.
+    /// Runs the helper to its end. What it leaves running afterwards is the mount's daemon.
     ///
     /// # Errors
     /// It cannot be started, fails, dies by a signal, takes too long, or a signal stops us.
-    pub fn to_end(&self, deadline: Instant, interrupts: &Interrupts) -> Result<u64> {
+    pub fn to_end(&self, deadline: Instant, interrupts: &Interrupts) -> Result<Said> {
         let name = self.program.display().to_string();
         let start_of_log = self
             .log
@@ -129,49 +129,44 @@ impl Run<'_> {
         for line in &shim {
             tracing::debug!(shim = %self.secrets.mask(line), "decision");
         }
-        let mut hint = None;
-        let cause = match ended {
-            Ok(status) if status.success() => return Ok(start_of_log),
+        let said = Said {
+            output,
+            start_of_log,
+            shim,
+        };
+        let failed = match ended {
+            Ok(status) if status.success() => return Ok(said),
             Ok(status) => match (status.code(), status.signal()) {
-                (Some(code), _) => format!("exit status {code}"),
-                (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
+                (Some(code), _) => fail(format!("exit status {code}")),
+                (None, signal) => fail(format!("killed by signal {}", signal.unwrap_or_default())),
             },
             Err(error) if error.class() == Class::Interrupted => return Err(error),
-            Err(error) => {
-                hint = error.hint_text().map(str::to_owned);
-                error.summary()
-            }
+            Err(error) => match error.hint_text() {
+                Some(hint) => fail(error.summary()).hint(hint),
+                None => fail(error.summary()),
+            },
         };
-        let said = output.last_lines(self.telling.line);
-        let failed = self.failure(cause, said, start_of_log).log(
-            shim.into_iter()
-                .filter(|line| line.contains("decision=failed"))
-                .map(|line| format!("shim: {}", self.secrets.mask(&line)))
-                .collect(),
-        );
-        Err(match hint {
-            Some(hint) => failed.hint_if_none(&hint),
-            None => failed,
-        })
+        Err(self.tell(failed, &said))
     }
 
-    /// Whether it has logged, since its log was this long, that it is about to end.
-    pub fn gave_up(&self, start_of_log: u64) -> bool {
+    /// Whether it has logged that it is about to end.
+    pub fn gave_up(&self, said: &Said) -> bool {
         let (Some(file), Some(words)) = (&self.log, self.telling.gives_up) else {
             return false;
         };
-        errors_in(file, start_of_log, self.telling.line)
+        errors_in(file, said.start_of_log, self.telling.line)
             .iter()
             .any(|line| line.contains(words))
     }
 
-    /// The error for a failure: with what the helper said, and what it has logged since its log was this long.
-    pub fn failure(&self, cause: String, said: Vec<String>, start_of_log: u64) -> Error {
-        let mut log = said;
+    /// Adds to an error what the helper said, and what is known about that.
+    pub fn tell(&self, error: Error, said: &Said) -> Error {
+        let mut log = said.output.last_lines(self.telling.line);
         if let Some(file) = &self.log {
-            log.extend(errors_in(file, start_of_log, self.telling.line));
+            log.extend(errors_in(file, said.start_of_log, self.telling.line));
         }
-        log.dedup();
+        let mut seen = BTreeSet::new();
+        log.retain(|line| seen.insert(line.clone()));
         let hints = self.telling.hints.iter();
         let known = hints.filter(|(words, _)| log.iter().any(|line| line.contains(words)));
         let known = known.map(|(_, hint)| *hint).next();
@@ -179,14 +174,25 @@ impl Run<'_> {
         for line in &mut log {
             *line = self.secrets.mask(&line.replace(&*stand_in, &target));
         }
-        let failed = Error::mount(format!("{} failed", self.program.display()))
-            .because(cause)
-            .log(log);
+        log.extend(
+            said.shim
+                .iter()
+                .filter(|line| line.contains("decision=failed"))
+                .map(|line| format!("shim: {}", self.secrets.mask(line))),
+        );
+        let told = error.log(log);
         match known {
-            Some(hint) => failed.hint(hint),
-            None => failed,
+            Some(hint) => told.hint(hint),
+            None => told,
         }
     }
+}
+
+/// What a helper said, by whatever means.
+pub struct Said {
+    output: Output,
+    start_of_log: u64,
+    shim: Vec<String>,
 }
 
 fn wait(
