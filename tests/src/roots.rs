@@ -25,6 +25,8 @@ pub enum Root {
     Server,
     /// Debian trixie with the servers of SMB and S3, and fuse2fs.
     Shares,
+    /// Debian trixie with the servers of Ceph, and its programs for administrators.
+    Ceph,
     /// busybox and runc: the container host that virtual machines are, without any storage client.
     Vm,
     /// Debian trixie with systemd as its init, udev, and runc.
@@ -69,6 +71,7 @@ pub fn path(root: Root) -> Result<PathBuf> {
         Root::Server => trixie("server", SERVER),
         Root::Storage => trixie("storage", STORAGE),
         Root::Shares => trixie("shares", SHARES),
+        Root::Ceph => trixie("ceph", CEPH),
         Root::Systemd => trixie("systemd", SYSTEMD),
     }
 }
@@ -102,6 +105,9 @@ const SHARES: &str = "busybox-static,fuse2fs,mount,python3-flask-cors,python3-mo
 const SYSTEMD: &str = "kmod,runc,systemd-sysv,udev";
 
 const STORAGE: &str = "busybox-static,e2fsprogs,glusterfs-common,iproute2,kmod,mount,netbase,nfs-ganesha-gluster,nfs-ganesha-vfs,nfs-kernel-server,procps,rpcbind,targetcli-fb";
+
+/// The servers, and the programs of administrators; ceph-fuse for looking into a file system.
+const CEPH: &str = "busybox-static,ceph-common,ceph-fuse,ceph-mds,ceph-mgr,ceph-mon,ceph-osd,mount";
 
 /// The files of a minimal host, and where they go.
 fn minimal_files() -> Result<BTreeMap<PathBuf, PathBuf>> {

@@ -241,8 +241,7 @@ fn tidy(session: &Session) -> Result<bool> {
         }
     }
     session.ledger.sweep()?;
-    services::tend(session);
-    Ok(done)
+    Ok(services::tend(session) && done)
 }
 
 /// Removes claims of an earlier life of this container that no record knows.

@@ -8,7 +8,7 @@ pub mod mountinfo;
 pub mod namespace;
 pub mod output;
 pub mod process;
-mod rpc;
+pub mod rpc;
 pub mod service;
 pub mod settings;
 pub mod target;

@@ -20,6 +20,11 @@ pub fn answers(program: u32, version: u32) -> bool {
     port(program, version).is_some_and(|port| call(port, program, version, 0, &[]).is_some())
 }
 
+/// Whether rpcbind knows this version of a program.
+pub fn is_registered(program: u32, version: u32) -> bool {
+    port(program, version).is_some()
+}
+
 fn port(program: u32, version: u32) -> Option<u16> {
     if program == RPCBIND {
         return Some(RPCBIND_PORT);

@@ -16,9 +16,7 @@ fn helper(asked: &Asked<'_>) -> Helper {
         programs: vec![program.into()],
         args: vec![asked.source.into(), TARGET.into()],
         options: asked.options.for_file_system(),
-        log: None,
-        secrets: Vec::new(),
-        drops_capabilities: false,
+        ..Helper::default()
     }
 }
 
@@ -120,6 +118,7 @@ mod tests {
             source: "bucket:/dir",
             options: &options,
             secrets: &secrets,
+            kernel_lacks: &|_| None,
             log_name: "mnt-data",
         };
         match s3fs(&asked).unwrap() {

@@ -33,7 +33,7 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
 /// Its log is for its developers. A failed mount is explained by an error, or by the loss of the
 /// server, which is logged as news.
 pub const TELLING: Telling = Telling {
-    gives_up: None,
+    gives_up: Some("Server authentication failed"),
     line,
     hints: &[
         (
@@ -89,6 +89,7 @@ mod tests {
             options: &options,
             secrets: &Secrets::default(),
             log_name: "mnt-data",
+            kernel_lacks: &|_| None,
         };
         match helper(&asked)? {
             Maker::Helper(helper) => Ok(helper.log),

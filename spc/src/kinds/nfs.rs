@@ -2,7 +2,7 @@
 //! rpcbind and rpc.statd in the network that the mount uses, which mount.nfs has started by its door `start-statd`.
 
 use super::needs::Need;
-use super::{Asked, Maker, Shared, Telling, mount_helper};
+use super::{Asked, Maker, PLAIN, Shared, Telling, mount_helper};
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
@@ -15,10 +15,17 @@ pub const MODULES: [Module; 3] = [
 ];
 
 /// What it needs besides.
-pub const NEEDS: [Need; 4] = [
+pub const NEEDS: [Need; 2] = [
+    Need::program(&["mount.nfs"], "nfs-common"),
+    Need::HostNetwork,
+];
+
+/// What version 3 with locking needs.
+pub const NEEDS_OF_3: [Need; 5] = [
     Need::program(&["mount.nfs"], "nfs-common"),
     Need::program(&["rpcbind"], "rpcbind"),
     Need::program(&["rpc.statd"], "nfs-common"),
+    Need::Capabilities(&["NET_BIND_SERVICE", "SETUID", "SETGID", "SETPCAP", "KILL"]),
     Need::HostNetwork,
 ];
 
@@ -54,12 +61,11 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
 
 /// It says in which attempts it had no luck, and what came back each time.
 pub const TELLING: Telling = Telling {
-    gives_up: None,
     line,
     hints: &[
         (
             "access denied by server",
-            "look whether the server exports this path to this host's address: exportfs -v there",
+            "look whether the server exports this path, and to this host's address: exportfs -v there",
         ),
         (
             "rpc.statd is not running",
@@ -67,11 +73,15 @@ pub const TELLING: Telling = Telling {
         ),
         (
             "reason given by server: No such file or directory",
-            "look what the server exports: exportfs -v there; with NFSv4, paths begin at the export with fsid=0 if there is one",
+            "look what the server exports, and to whom: exportfs -v there; with NFSv4, paths begin at the export with fsid=0 if there is one",
         ),
         (
             "Failed to resolve server",
             "check the server's name; the container asks the servers of its own /etc/resolv.conf",
+        ),
+        (
+            "Program not registered",
+            "rpcbind on the server knows no NFS server of this version: check that it runs, and what it offers: rpcinfo -p SERVER",
         ),
         (
             "not supported",
@@ -86,13 +96,14 @@ pub const TELLING: Telling = Telling {
         ("timed out", UNREACHABLE),
         ("unreachable", UNREACHABLE),
     ],
+    ..PLAIN
 };
 
 const UNREACHABLE: &str = "check that the server runs, and that this host can reach its port 2049; NFSv3 needs port 111 and that of mountd as well";
 
 /// What is not about a failure is left out.
 fn line(line: &str) -> Option<&str> {
-    let text = line.strip_prefix("mount.nfs: ").unwrap_or(line);
+    let text = line.split_once(": ").map_or(line, |(_, text)| text);
     let progress = ["timeout set for", "trying ", "prog "];
     (!progress.iter().any(|start| text.starts_with(start))).then_some(line)
 }
@@ -131,6 +142,8 @@ const fn shared(service: Service) -> Shared {
         kinds: &["nfs"],
         helpers: &["mount.nfs"],
         needed_by: locks_by_nlm,
+        // The kernel's lock manager. It is at work until a mount that was taken away has lost its last user.
+        client: Some((100_021, 4)),
     }
 }
 
@@ -156,6 +169,7 @@ mod tests {
             options: &options,
             secrets: &Secrets::default(),
             log_name: "mnt-data",
+            kernel_lacks: &|_| None,
         })
     }
 
@@ -185,7 +199,7 @@ mod tests {
 
     #[test]
     fn progress_is_not_told() {
-        assert_eq!(line("mount.nfs: timeout set for Tue Nov 24"), None);
+        assert_eq!(line("mount.nfs4: timeout set for Tue Nov 24"), None);
         let told = "mount.nfs: mount(2): Connection refused";
         assert_eq!(line(told), Some(told));
     }

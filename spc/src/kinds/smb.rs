@@ -1,6 +1,6 @@
 //! SMB: `mount.cifs //SERVER/SHARE[/DIR…] TARGET`, mount.cifs(8).
 
-use super::{Asked, Helper, How, Maker, Telling, mount_helper, passes};
+use super::{Asked, Helper, How, Maker, PLAIN, Telling, mount_helper, passes};
 use crate::error::{Error, Result};
 
 /// The helper's arguments. It gives up all capabilities but a few, and those that it keeps are not enough
@@ -41,7 +41,6 @@ const UNREACHED: &str = "check that the server is up and speaks SMB 2.1 or newer
 
 /// Its errors are those of the kernel, which has few words for what a server says.
 pub const TELLING: Telling = Telling {
-    gives_up: None,
     line: |line| (!line.starts_with("Refer to the mount.cifs(8)")).then_some(line),
     hints: &[
         (
@@ -87,6 +86,7 @@ pub const TELLING: Telling = Telling {
         ("error(113)", UNREACHED),
         ("error(115)", UNREACHED),
     ],
+    ..PLAIN
 };
 
 #[cfg(test)]
@@ -101,6 +101,7 @@ mod tests {
             source,
             options: &options,
             secrets: &secrets,
+            kernel_lacks: &|_| None,
             log_name: "mnt-data",
         };
         match helper(&asked)? {

@@ -173,6 +173,8 @@ impl<'a> Attempt<'a> {
             written: plan.written.to_string_lossy().into_owned(),
             fs_type: request.fs_type.clone(),
             source: request.source.clone(),
+            shows: plan.chosen.shows.clone(),
+            shows_source: plan.chosen.shows_source.clone(),
             options: request.options.to_string(),
             request: request.fingerprint(),
             route: plan.route,
@@ -235,6 +237,8 @@ impl<'a> Attempt<'a> {
                 let run = Run {
                     program: &program.path,
                     argv: self.plan.argv(&stand_in, |key| handover.number(key)),
+                    env: &helper.env,
+                    no_keys: helper.no_keys,
                     claim: &claim,
                     id: &id,
                     log: helper.log.as_ref().map(PathBuf::from),

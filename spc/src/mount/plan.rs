@@ -92,6 +92,11 @@ impl Plan {
             options: &request.options,
             secrets: &request.secrets,
             log_name: &log_name(&asked_target),
+            kernel_lacks: &|module| {
+                modules::look(module, host, settings)
+                    .err()
+                    .map(|e| e.summary())
+            },
         })?;
         let (program, route) = match &chosen.maker {
             Maker::Helper(helper) => {

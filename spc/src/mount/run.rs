@@ -75,6 +75,10 @@ pub struct Run<'a> {
     pub program: &'a Path,
     /// Its arguments.
     pub argv: Vec<String>,
+    /// Variables of its environment.
+    pub env: &'a [(&'static str, String)],
+    /// It is told that the kernel keeps no keys.
+    pub no_keys: bool,
     /// The claim whose stand-in it mounts on.
     pub claim: &'a Claim,
     /// Mark for its processes.
@@ -92,7 +96,7 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs the helper to its end. What it leaves running afterwards is the mount's daemon.
+    /// Runs the helper to its end, and gives back what it said. What it leaves running afterwards is the mount's daemon.
     ///
     /// # Errors
     /// It cannot be started, fails, dies by a signal, takes too long, or a signal stops us.
@@ -110,6 +114,7 @@ impl Run<'_> {
         let mut command = Command::new(self.program);
         command
             .args(&self.argv)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("LD_PRELOAD", SHIM)
             .env(process::MARK, self.id)
             .env("SPC_REPORT", self.claim.report())
@@ -118,6 +123,9 @@ impl Run<'_> {
             .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
         self.handover.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
+        if self.no_keys {
+            sys::without_call(&mut command, libc::SYS_add_key);
+        }
         let mut child = sys::tie_to_parent(&mut command)
             .spawn()
             .map_err(|e| fail(errno_text(e)))?;
@@ -149,7 +157,7 @@ impl Run<'_> {
         Err(self.tell(failed, &said))
     }
 
-    /// Whether it has logged that it is about to end.
+    /// Whether it has logged in this run that it is about to end.
     pub fn gave_up(&self, said: &Said) -> bool {
         let (Some(file), Some(words)) = (&self.log, self.telling.gives_up) else {
             return false;

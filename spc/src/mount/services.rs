@@ -3,12 +3,13 @@
 use super::ledger::State;
 use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
-use crate::host::{mountinfo, process, service};
+use crate::host::{mountinfo, process, rpc, service};
 use crate::kinds::{self, Shared};
 
 /// Ends what was started here and nothing needs any more. What cannot be ended is logged: the mount is gone all the same.
 pub fn release(session: &Session) {
-    for shared in kinds::shared() {
+    // One that needs another has to be gone before it.
+    for shared in kinds::shared().rev() {
         match service::end(&shared.service, || needed(session, shared)) {
             Ok(true) => tracing::info!(service = shared.service.name, "ended; no mount needs it"),
             Ok(false) => {}
@@ -17,30 +18,34 @@ pub fn release(session: &Session) {
     }
 }
 
-/// As [`release`], and starts again what is needed and died.
-pub fn tend(session: &Session) {
+/// As [`release`], and starts again what is needed and died. False if something may soon be needed no more, which no event
+/// tells.
+pub fn tend(session: &Session) -> bool {
     release(session);
-    // In the order in which they need each other.
-    for shared in kinds::shared().rev() {
+    for shared in kinds::shared() {
         if let Err(error) = service::revive(&shared.service) {
             tracing::warn!("{error}");
         }
     }
+    let started = |shared: &&Shared| service::started(&shared.service);
+    let mounted = |shared: &Shared| is_mounted(session, shared).unwrap_or_default();
+    kinds::shared().filter(started).all(mounted)
 }
 
-/// Whether a mount of the host needs a service, or one that is being made may.
+/// Whether a mount of the host needs a service, or one that is being made may, or one that was taken away still does.
 fn needed(session: &Session, shared: &Shared) -> Result<bool> {
     if shared.helpers.iter().any(|name| process::runs(name)) {
         return Ok(true);
     }
     let (records, _) = session.ledger.all()?;
-    let made = |fs_type: &str| shared.kinds.contains(&fs_type);
-    if records
-        .iter()
-        .any(|record| record.state == State::Mounting && made(&record.fs_type))
-    {
-        return Ok(true);
-    }
+    let begun = records.iter().any(|record| {
+        record.state == State::Mounting && shared.kinds.contains(&record.fs_type.as_str())
+    });
+    let client = |(program, version)| rpc::is_registered(program, version);
+    Ok(begun || is_mounted(session, shared)? || shared.client.is_some_and(client))
+}
+
+fn is_mounted(session: &Session, shared: &Shared) -> Result<bool> {
     let table = session
         .host
         .run("looking at the mounts", mountinfo::read)?
