@@ -33,6 +33,12 @@ pub fn make(c: &mut Crossing<'_>) -> Result<usize> {
     let pin;
     if c.reason != Reason::Descriptor {
         pin = pin_target(c)?;
+        // mount(8) names the flags that it finds in the caller's mount table, where a claimed mount is not: taken by
+        // its word, a remount without a reason (ceph-fuse, to empty the kernel's caches) would take `ro` away. The
+        // other calls have a pointer in this place.
+        if c.claims >= 0 && args[3] == libc::MS_REMOUNT as usize {
+            return sys::reconfigure(pin);
+        }
         if c.change.attaches() || c.call.symbol == Symbol::Mount {
             return change_mounts(c, &pin);
         }

@@ -50,6 +50,8 @@ pub const SYS_OPEN_TREE: u16 = 428;
 pub const SYS_MOVE_MOUNT: u16 = 429;
 pub const SYS_FSOPEN: u16 = 430;
 pub const SYS_FSMOUNT: u16 = 432;
+const SYS_FSCONFIG: c_long = 431;
+const SYS_FSPICK: c_long = 433;
 const SYS_PIDFD_OPEN: c_long = 434;
 const SYS_OPENAT2: c_long = 437;
 pub const SYS_MOUNT_SETATTR: u16 = 442;
@@ -316,6 +318,26 @@ fn statx_flags(dir: c_int, path: Name<'_>, mask: u32, flags: c_int) -> Result<St
 pub fn enter_mount_namespace(namespace: &Fd) -> Result<()> {
     // SAFETY: takes no memory.
     check(unsafe { raw2(libc::SYS_setns, namespace.0, libc::CLONE_NEWNS as usize) }).map(drop)
+}
+
+/// Reconfigures the file system behind a descriptor without changing any setting of it or of its mount. What is opened
+/// for it stays open.
+pub fn reconfigure(fd: Fd) -> Result<usize> {
+    const FSPICK_EMPTY_PATH: usize = 8;
+    const FSCONFIG_CMD_RECONFIGURE: usize = 7;
+    let empty = name(c"").word();
+    // SAFETY: the path is a string, and the other arguments are numbers.
+    unsafe {
+        let context = check(raw3(SYS_FSPICK, fd.0, empty, FSPICK_EMPTY_PATH))?;
+        check(raw5(
+            SYS_FSCONFIG,
+            context,
+            FSCONFIG_CMD_RECONFIGURE,
+            0,
+            0,
+            0,
+        ))
+    }
 }
 
 /// A handle of this process that needs no /proc (Linux 5.3).

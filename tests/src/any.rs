@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use crate::host::Host;
@@ -11,6 +12,9 @@ use crate::vm::Vm;
 
 /// A host or a virtual machine.
 pub trait AnyHost {
+    /// Its address on the lab's network.
+    fn address(&self) -> Ipv4Addr;
+
     /// Runs a command with these bytes as its standard input.
     fn run_with(&self, argv: &[&str], input: &[u8]) -> Result<Output>;
 
@@ -44,6 +48,10 @@ pub trait AnyHost {
 }
 
 impl AnyHost for Host<'_> {
+    fn address(&self) -> Ipv4Addr {
+        self.address()
+    }
+
     fn run_with(&self, argv: &[&str], input: &[u8]) -> Result<Output> {
         self.command(argv)?.input(input)?.run()
     }
@@ -64,6 +72,10 @@ impl AnyHost for Host<'_> {
 }
 
 impl AnyHost for Vm<'_> {
+    fn address(&self) -> Ipv4Addr {
+        self.address()
+    }
+
     fn run_with(&self, argv: &[&str], input: &[u8]) -> Result<Output> {
         self.command(argv).input(input).run()
     }

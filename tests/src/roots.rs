@@ -23,6 +23,10 @@ pub enum Root {
     Minimal,
     /// Debian trixie with the servers of GlusterFS and SSH, and the native client of GlusterFS.
     Server,
+    /// Debian trixie with the servers of SMB and S3.
+    Shares,
+    /// Debian trixie with the servers of Ceph, and its programs for administrators.
+    Ceph,
     /// busybox and runc: the container host that virtual machines are, without any storage client.
     Vm,
     /// Debian trixie with systemd as its init, udev, and runc.
@@ -66,6 +70,8 @@ pub fn path(root: Root) -> Result<PathBuf> {
         }
         Root::Server => trixie("server", SERVER),
         Root::Storage => trixie("storage", STORAGE),
+        Root::Shares => trixie("shares", SHARES),
+        Root::Ceph => trixie("ceph", CEPH),
         Root::Systemd => trixie("systemd", SYSTEMD),
     }
 }
@@ -92,9 +98,15 @@ fn key_of(files: &BTreeMap<PathBuf, PathBuf>) -> Result<Key> {
 /// GlusterFS's server brings its client.
 const SERVER: &str = "busybox-static,glusterfs-server,mount,openssh-server";
 
+/// Samba with its client, which tells when it is ready, and moto, whose server needs flask-cors.
+const SHARES: &str = "busybox-static,mount,python3-flask-cors,python3-moto,samba,smbclient";
+
 const SYSTEMD: &str = "kmod,runc,systemd-sysv,udev";
 
 const STORAGE: &str = "busybox-static,e2fsprogs,glusterfs-common,iproute2,kmod,mount,netbase,nfs-ganesha-gluster,nfs-ganesha-vfs,nfs-kernel-server,procps,rpcbind,targetcli-fb";
+
+/// The servers, and the programs of administrators; ceph-fuse for looking into a file system.
+const CEPH: &str = "busybox-static,ceph-common,ceph-fuse,ceph-mds,ceph-mgr,ceph-mon,ceph-osd,mount";
 
 /// The files of a minimal host, and where they go.
 fn minimal_files() -> Result<BTreeMap<PathBuf, PathBuf>> {

@@ -176,7 +176,7 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
             "options": plan.request.options.to_string(),
             "secrets": secrets.iter().map(|(key, from)| json!({"key": key, "value": MASK, "from": from})).collect::<Vec<_>>(),
             "route": plan.route, "shows_as": plan.chosen.shows,
-            "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
+            "because": plan.chosen.because, "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
         }));
     }
     let by = match (&plan.request.inferred, plan.request.doubt()) {
@@ -192,6 +192,9 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
     );
     if let Some(missing) = missing {
         text.push_str(&format!("to be made {missing}\n"));
+    }
+    if let Some(because) = &plan.chosen.because {
+        text.push_str(&format!("because    {because}\n"));
     }
     match (&program, &linkage) {
         (Some(program), Some(linkage)) => text.push_str(&format!(

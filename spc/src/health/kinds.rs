@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use rustix::thread::CapabilitySet;
+
 use super::doctor::{Check, check};
 use crate::error::{Error, Result, errno_text};
 use crate::host::{Host, Settings, container, modules};
@@ -26,6 +28,7 @@ pub fn examine(needs: &Needs) -> Vec<Check> {
                 "device",
                 container::fuse().map(|()| "/dev/fuse opens".into()),
             ),
+            Need::Capabilities(names) => add("capabilities", capabilities(names)),
             Need::HostNetwork => add("network", network(host.map(|(settings, _)| settings))),
             Need::WritableSys => add("/sys", writable_sys()),
             Need::HostDevices => add("/dev", devices(host.map(|(_, host)| host))),
@@ -56,6 +59,23 @@ fn program(names: &[&str], word: &str, package: &str) -> Result<String> {
             ),
         ),
     }
+}
+
+fn capabilities(names: &[&str]) -> Result<String> {
+    let sets = rustix::thread::capabilities(None)
+        .map_err(|e| Error::system("cannot read the capabilities").because(errno_text(e)))?;
+    let has =
+        |name: &str| CapabilitySet::from_name(name).is_some_and(|bit| sets.effective.contains(bit));
+    let missing: Vec<&str> = names.iter().copied().filter(|name| !has(name)).collect();
+    if missing.is_empty() {
+        return Ok(names.join(", "));
+    }
+    let options: Vec<_> = missing
+        .iter()
+        .map(|name| format!("--cap-add={name}"))
+        .collect();
+    Err(Error::system(format!("missing: {}", missing.join(", ")))
+        .hint(format!("start the container with {}", options.join(" "))))
 }
 
 fn network(settings: Option<&Settings>) -> Result<String> {

@@ -68,10 +68,26 @@ pub fn states(session: &Session, records: &[Record]) -> Result<Vec<Health>> {
     Ok(looks
         .into_iter()
         .map(|look| match look {
-            Ok(child) => finish(child, deadline),
+            // Nobody is asked, so nothing fails.
+            Ok(child) => finish(child, deadline, || Ok(())).unwrap_or(Health::Hung),
             Err(known) => known,
         })
         .collect())
+}
+
+/// The state of the mount on a target that is known to be there, until `deadline`, or until `go_on` fails,
+/// which is asked all the while.
+///
+/// # Errors
+/// Whatever `go_on` says, or the look cannot be started.
+pub fn at(target: &str, deadline: Instant, go_on: impl Fn() -> Result<()>) -> Result<Health> {
+    loop {
+        // A look gives up earlier than one who waits for a daemon's first word may.
+        match finish(start(target)?, deadline, &go_on)? {
+            Health::Hung if Instant::now() < deadline => {}
+            health => return Ok(health),
+        }
+    }
 }
 
 fn start(target: &str) -> Result<Child> {
@@ -84,24 +100,28 @@ fn start(target: &str) -> Result<Child> {
         .map_err(|e| Error::system("cannot start a look at a mount").because(errno_text(e)))
 }
 
-fn finish(mut child: Child, deadline: Instant) -> Health {
-    loop {
+fn finish(mut child: Child, deadline: Instant, go_on: impl Fn() -> Result<()>) -> Result<Health> {
+    let stopped = loop {
         match child.try_wait() {
             Ok(Some(status)) => {
-                return match status.code() {
+                return Ok(match status.code() {
                     Some(0) => Health::Ok,
                     Some(code) if code == i32::from(LOOK_STALE) => Health::Stale,
                     _ => Health::Hung,
-                };
+                });
             }
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
-            _ => {
-                // It may be in a wait that no signal ends; nobody waits for it.
-                let _ = child.kill();
-                return Health::Hung;
+            Ok(None) if Instant::now() < deadline => {
+                if let Err(stopped) = go_on() {
+                    break Err(stopped);
+                }
+                std::thread::sleep(Duration::from_millis(2));
             }
+            _ => break Ok(Health::Hung),
         }
-    }
+    };
+    // It may be in a wait that no signal ends; nobody waits for it.
+    let _ = child.kill();
+    stopped
 }
 
 /// The child's side: looks at a target on the host, and answers by its exit code.

@@ -64,6 +64,11 @@ impl Module {
         }
     }
 
+    /// Whether nothing works without it.
+    fn is_needed(&self) -> bool {
+        self.file_system.is_some() || !self.on_demand
+    }
+
     /// Whether the kernel shows that it has it.
     pub fn is_there(&self) -> bool {
         match self.file_system {
@@ -113,25 +118,34 @@ pub fn provide(modules: &[Module], host: &Host, settings: &Settings) -> Vec<Lack
 
 /// An error that may come from what the kernel still lacks, with that said.
 pub fn explain(error: Error, lacks: &[Lack]) -> Error {
-    let lacks = lacks.iter().filter(|lack| !lack.module.is_there());
-    lacks.fold(error, |error, Lack { module, why }| {
-        let Why { cause, hint } = why;
-        let lacks = match module.file_system {
-            Some(file_system) => format!("has no file system {file_system}, and module"),
-            None => "shows no module".into(),
+    let lacks: Vec<&Lack> = lacks.iter().filter(|l| !l.module.is_there()).collect();
+    // Without the file system, nothing else is to blame.
+    let (first, sure) = match lacks.iter().find(|l| l.module.is_needed()) {
+        Some(lack) => (*lack, true),
+        None => match lacks.first() {
+            Some(lack) => (*lack, false),
+            None => return error,
+        },
+    };
+    let told = lacks.iter().filter(|lack| lack.module.is_needed() == sure);
+    let told = told.map(|Lack { module, why }| {
+        let what = match module.file_system {
+            Some(file_system) => format!("the host's kernel has no file system {file_system}, and"),
+            None => "the host's kernel may need more:".into(),
         };
-        let error = error.log(vec![format!(
-            "the host's kernel {lacks} {} for Linux {} cannot be loaded: {cause}",
+        format!(
+            "{what} module {} for Linux {} cannot be loaded: {}",
             module.name,
-            release()
-        )]);
-        // The mount may not have come to where it needs a part.
-        if module.file_system.is_some() || !module.on_demand {
-            error.hint(hint.clone())
-        } else {
-            error.hint_also(hint)
-        }
-    })
+            release(),
+            why.cause
+        )
+    });
+    let error = error.log(told.collect());
+    match sure {
+        true => error.hint(first.why.hint.clone()),
+        // The mount may not have come to where it needs it.
+        false => error.hint_also(&first.why.hint),
+    }
 }
 
 /// What `spc doctor` says of a module: how a mount will get it.
@@ -148,13 +162,21 @@ pub fn look(module: Module, host: &Host, settings: &Settings) -> crate::error::R
             .because(cause)
             .hint(hint)
     };
-    let files = files(host).map_err(|cause| {
+    let files = files(host);
+    if files
+        .as_ref()
+        .is_ok_and(|files| lists(&files.built_in, name))
+    {
+        return Ok(format!("{name} is built in"));
+    }
+    if let Some(cause) = closed() {
+        let (cause, hint) = (cause.into(), format!("use a kernel that has {name}"));
+        return Err(fail(Why { cause, hint }));
+    }
+    let files = files.map_err(|cause| {
         let hint = install(name);
         fail(Why { cause, hint })
     })?;
-    if lists(&files.built_in, name) {
-        return Ok(format!("{name} is built in"));
-    }
     if !lists(&files.modules, name) {
         let cause = format!("it is not in {DIR}/{} of the host", release());
         let hint = install(name);
@@ -169,6 +191,17 @@ pub fn look(module: Module, host: &Host, settings: &Settings) -> crate::error::R
         program.display(),
         root.display()
     ))
+}
+
+/// Why the kernel takes no modules at all, if it does not.
+fn closed() -> Option<&'static str> {
+    if !Path::new("/proc/modules").exists() {
+        return Some("this kernel has no modules at all");
+    }
+    let disabled = fs::read_to_string("/proc/sys/kernel/modules_disabled");
+    disabled
+        .is_ok_and(|disabled| disabled.trim() == "1")
+        .then_some("the loading of modules has been switched off until the next boot (kernel.modules_disabled)")
 }
 
 /// What the host has for its kernel.
@@ -240,6 +273,9 @@ fn loader(name: &str, host: &Host, settings: &Settings) -> Result<(PathBuf, Path
         cause: cause.into(),
         hint,
     };
+    if let Some(cause) = closed() {
+        return Err(why(cause, format!("use a kernel that has {name}")));
+    }
     let dir = format!("{DIR}/{}", release());
     let seen: Vec<PathBuf> = host
         .proc_file("root")
@@ -340,6 +376,38 @@ mod tests {
         assert!(Module::of("tmpfs").is_there());
         assert!(!Module::of("tmp").is_there());
         assert!(!Module::driver("no-such-module").is_there());
+    }
+
+    #[test]
+    fn what_is_missing_is_told_and_what_it_brings_with_it_is_not() {
+        let lack = |module: Module| {
+            let (cause, hint) = (
+                format!("no {}", module.name),
+                format!("get {}", module.name),
+            );
+            let why = Why { cause, hint };
+            Lack { module, why }
+        };
+        let error = || Error::mount("cannot mount").hint("first");
+        let (part, driver) = (Module::part("no-part"), Module::driver("no-driver"));
+        let said = explain(error(), &[lack(part), lack(Module::of("none"))]).to_string();
+        assert!(
+            said.contains("no file system none, and module none for Linux"),
+            "{said}"
+        );
+        assert!(said.ends_with("no none\nhint: get none"), "{said}");
+        let said = explain(error(), &[lack(driver), lack(part)]).to_string();
+        assert!(
+            said.ends_with("no no-driver\nhint: get no-driver"),
+            "{said}"
+        );
+        let said = explain(error(), &[lack(part)]).to_string();
+        assert!(
+            said.ends_with("no no-part\nhint: first; get no-part"),
+            "{said}"
+        );
+        let said = explain(error(), &[lack(Module::of("tmpfs"))]).to_string();
+        assert_eq!(said, "cannot mount\nhint: first");
     }
 
     #[test]

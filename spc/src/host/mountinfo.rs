@@ -67,6 +67,11 @@ impl Entry {
             options: text(fields.next().unwrap_or_default()),
         })
     }
+
+    /// Whether a daemon answers for it.
+    pub fn is_fuse(&self) -> bool {
+        self.fs_type == "fuse" || self.fs_type.starts_with("fuse.")
+    }
 }
 
 /// Undoes the octal escapes of space, tab, newline and backslash.

@@ -57,9 +57,15 @@ pub fn last_lines(
     counts: fn(&str) -> Option<&str>,
 ) -> std::io::Result<Vec<String>> {
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(from.max(length.saturating_sub(64 * 1024))))?;
+    let start = from.max(length.saturating_sub(64 * 1024));
+    file.seek(SeekFrom::Start(start))?;
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
+    if start > from {
+        // Half a line may be half a secret, which would not be known as one.
+        let half = text.iter().position(|byte| *byte == b'\n');
+        text.drain(..half.unwrap_or(text.len()));
+    }
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text
         .lines()
@@ -70,4 +76,24 @@ pub fn last_lines(
         .iter()
         .map(|line| (*line).to_owned())
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_line_whose_beginning_is_not_read_is_left_out() {
+        let output = Output::new().unwrap();
+        let long = "x".repeat(70_000);
+        for (text, said) in [
+            ("first\n", &["first"][..]),
+            (&*format!("{long} half a line\nwhole\n"), &["whole"]),
+            (&long, &[]),
+        ] {
+            (&output.0).write_all(text.as_bytes()).unwrap();
+            assert_eq!(output.last_lines(|line| Some(line)), said);
+        }
+    }
 }

@@ -33,11 +33,20 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
 /// Its log is for its developers. A failed mount is explained by an error, or by the loss of the
 /// server, which is logged as news.
 pub const TELLING: Telling = Telling {
+    gives_up: Some("Server authentication failed"),
     line,
     hints: &[
         (
             "failed to fetch volume file",
             "look at the volumes of the server, and whether this one is started: gluster volume info",
+        ),
+        (
+            "subdirectory for mount",
+            "make the directory in the volume first, or mount the whole volume",
+        ),
+        (
+            "Server authentication failed",
+            "the server refuses this client: gluster volume get VOLUME auth.allow",
         ),
         (
             "DNS resolution failed",
@@ -62,7 +71,9 @@ fn line(line: &str) -> Option<&str> {
     }
     let (_, text) = text.split_once(": ")?;
     let lost = text.starts_with("disconnected from remote-host");
-    (lost || matches!(level, "M" | "A" | "C" | "E")).then_some(text)
+    // What its own end stirs up says nothing about the reason.
+    let stir = text.starts_with("Either ctx is NULL");
+    (!stir && (lost || matches!(level, "M" | "A" | "C" | "E"))).then_some(text)
 }
 
 #[cfg(test)]
@@ -78,6 +89,7 @@ mod tests {
             options: &options,
             secrets: &Secrets::default(),
             log_name: "mnt-data",
+            kernel_lacks: &|_| None,
         };
         match helper(&asked)? {
             Maker::Helper(helper) => Ok(helper.log),

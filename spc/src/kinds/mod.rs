@@ -1,9 +1,12 @@
 //! The table of file system kinds: which program or kernel type mounts them, and how its result
 //! shows in a mount table. Nothing in here makes a system call.
 
+mod ceph;
+mod fuse;
 mod gluster;
 pub mod needs;
 pub mod nfs;
+mod smb;
 mod source;
 
 use crate::error::{Error, Result};
@@ -38,7 +41,7 @@ impl Maker {
 }
 
 /// How to run a helper.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Helper {
     /// Program names, the preferred first.
     pub programs: Vec<String>,
@@ -48,8 +51,15 @@ pub struct Helper {
     pub options: Options,
     /// Where it logs, inside the container, if it does not log to stderr.
     pub log: Option<String>,
+    /// Variables of its environment.
+    pub env: Vec<(&'static str, String)>,
+    /// It is told that the kernel keeps no keys (add_key(2)), so that it names the key in its mount(2). A key that it
+    /// keeps for itself is not known to the shim's child, which mounts.
+    pub no_keys: bool,
     /// The secrets that it has a use for; those that are there are handed over.
     pub secrets: Vec<Pass>,
+    /// It gives up capabilities before it mounts that the shim needs, so that its mount has to be grafted.
+    pub drops_capabilities: bool,
 }
 
 /// A secret that a program takes.
@@ -110,6 +120,10 @@ struct Kind {
     needs: &'static [Need],
     /// Other names that people have for it.
     also: &'static [&'static str],
+    /// The source that the mount table shows.
+    shows_source: Shown,
+    /// The type that takes its place where the kernel does not get its modules.
+    without_modules: Option<&'static str>,
 }
 
 /// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
@@ -123,6 +137,39 @@ const ROW: Kind = Kind {
     modules: &[],
     needs: &[],
     also: &[],
+    shows_source: Shown::AsAsked,
+    without_modules: None,
+};
+
+const CEPH_FUSE: Kind = Kind {
+    maker: ceph::fuse,
+    shows: &["fuse.ceph-fuse"],
+    telling: ceph::TELLING,
+    modules: &[FUSE],
+    needs: &[Need::program(&["ceph-fuse"], "ceph-fuse"), Need::Fuse],
+    shows_source: Shown::As("ceph-fuse"),
+    ..ROW
+};
+
+/// A FUSE program; libfuse shows it as `fuse.PROGRAM`, unless it was told another name for its source.
+const FUSE_PROGRAM: Kind = Kind {
+    maker: fuse::program,
+    shows: &["{}", "fuse"],
+    modules: &[FUSE],
+    needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
+    ..ROW
+};
+
+/// A share of an SMB server.
+const SMB: Kind = Kind {
+    maker: smb::helper,
+    telling: smb::TELLING,
+    modules: &[Module::of("cifs")],
+    needs: &[
+        Need::program(&["mount.cifs"], "cifs-utils"),
+        Need::HostNetwork,
+    ],
+    ..ROW
 };
 
 /// How the failures of a helper are told to a person.
@@ -132,13 +179,27 @@ pub struct Telling {
     pub line: fn(&str) -> Option<&str>,
     /// What to do, by words that it printed or logged; the first that are found count.
     pub hints: &'static [(&'static str, &'static str)],
+    /// Words in its own log by which it gives up after it has mounted.
+    pub gives_up: Option<&'static str>,
 }
 
 /// Every line counts, and nothing is known about any.
 const PLAIN: Telling = Telling {
     line: |line| Some(line),
     hints: &[],
+    gives_up: None,
 };
+
+/// The source that a mount table shows for a kind.
+#[derive(Clone, Copy, Debug)]
+enum Shown {
+    /// The one that was asked for.
+    AsAsked,
+    /// Always this.
+    As(&'static str),
+    /// What the helper makes of it.
+    Unknown,
+}
 
 /// What a source must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +222,8 @@ pub struct Asked<'a> {
     pub secrets: &'a Secrets,
     /// A name for log files: the target with dashes for slashes.
     pub log_name: &'a str,
+    /// Why the kernel does not get a module, if it does not.
+    pub kernel_lacks: &'a dyn Fn(Module) -> Option<String>,
 }
 
 /// A service that mounts share, and what needs it.
@@ -196,6 +259,10 @@ pub struct Chosen {
     pub telling: Telling,
     /// Modules of the kernel without which it cannot be.
     pub modules: Vec<Module>,
+    /// The source that the mount table shows, if that can be told.
+    pub shows_source: Option<String>,
+    /// Why it is not made as the type says.
+    pub because: Option<String>,
 }
 
 impl Chosen {
@@ -244,8 +311,12 @@ const TABLE: &[Kind] = &[
     },
     Kind {
         name: "ceph",
-        maker: ceph,
+        maker: ceph::kernel,
+        telling: ceph::TELLING,
         fits: source::ceph,
+        // Names of hosts become addresses, and the cluster's id is filled in.
+        shows_source: Shown::Unknown,
+        without_modules: Some("fuse.ceph-fuse"),
         modules: &[Module::of("ceph")],
         needs: &[
             Need::program(&["mount.ceph"], "ceph-common"),
@@ -255,41 +326,50 @@ const TABLE: &[Kind] = &[
         ..ROW
     },
     Kind {
+        name: "fuse.ceph-fuse",
+        ..CEPH_FUSE
+    },
+    Kind {
+        name: "fuse.ceph",
+        ..CEPH_FUSE
+    },
+    Kind {
+        name: "ceph-fuse",
+        ..CEPH_FUSE
+    },
+    Kind {
         name: "cifs",
-        maker: cifs,
         fits: source::cifs,
-        modules: &[Module::of("cifs")],
-        needs: &[
-            Need::program(&["mount.cifs"], "cifs-utils"),
-            Need::HostNetwork,
-        ],
-        also: &["smb", "smb3"],
-        ..ROW
+        also: &["smb"],
+        ..SMB
+    },
+    Kind {
+        name: "smb3",
+        ..SMB
     },
     Kind {
         name: "fuse.sshfs",
-        maker: sshfs,
-        telling: Telling {
-            hints: &SSHFS_HINTS,
-            ..PLAIN
-        },
+        maker: fuse::sshfs,
+        telling: fuse::SSHFS,
         fits: source::sshfs,
-        modules: &[FUSE],
         needs: &[
             Need::program(&["sshfs"], "sshfs"),
             Need::program(&["ssh"], "openssh-client"),
             Need::Fuse,
         ],
         also: &["sshfs"],
-        ..ROW
+        ..FUSE_PROGRAM
+    },
+    Kind {
+        name: "fuse.s3fs",
+        maker: fuse::s3fs,
+        telling: fuse::S3FS,
+        also: &["s3fs"],
+        ..FUSE_PROGRAM
     },
     Kind {
         name: "fuse.*",
-        maker: fuse,
-        shows: &["{}", "fuse"],
-        modules: &[FUSE],
-        needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
-        ..ROW
+        ..FUSE_PROGRAM
     },
     Kind {
         name: "tmpfs",
@@ -335,16 +415,17 @@ const TABLE: &[Kind] = &[
 /// # Errors
 /// The kind's own rules refuse source or options.
 pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
-    let fits = |kind: &&Kind| match kind.name.strip_suffix('*') {
-        Some(prefix) => asked
-            .fs_type
-            .strip_prefix(prefix)
-            .is_some_and(|rest| !rest.is_empty()),
-        None => kind.name == asked.fs_type,
-    };
-    let Some(kind) = TABLE.iter().find(fits) else {
-        return Err(Error::usage(format!("unknown type: {}", asked.fs_type)));
-    };
+    let mut kind = row(asked.fs_type)?;
+    let mut because = None;
+    if let Some(other) = kind.without_modules {
+        because = kind
+            .modules
+            .iter()
+            .find_map(|module| (asked.kernel_lacks)(*module));
+        if because.is_some() {
+            kind = row(other)?;
+        }
+    }
     let maker = (kind.maker)(asked)?;
     check_secrets(asked, &maker)?;
     Ok(Chosen {
@@ -357,7 +438,24 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
         source: kind.source,
         telling: kind.telling,
         modules: kind.modules.to_vec(),
+        shows_source: match kind.shows_source {
+            Shown::AsAsked => Some(asked.source.to_owned()),
+            Shown::As(source) => Some(source.to_owned()),
+            Shown::Unknown => None,
+        },
+        because,
     })
+}
+
+fn row(fs_type: &str) -> Result<&'static Kind> {
+    let fits = |kind: &&Kind| match kind.name.strip_suffix('*') {
+        Some(prefix) => fs_type
+            .strip_prefix(prefix)
+            .is_some_and(|rest| !rest.is_empty()),
+        None => kind.name == fs_type,
+    };
+    let kind = TABLE.iter().find(fits);
+    kind.ok_or_else(|| Error::usage(format!("unknown type: {fs_type}")))
 }
 
 /// The type of a source for which none was said.
@@ -461,69 +559,6 @@ fn bind(asked: &Asked<'_>) -> Result<Maker> {
     })
 }
 
-/// A FUSE program, `PROGRAM SOURCE TARGET -o OPTIONS`, run without mount.fuse(8) and its shell.
-fn fuse(asked: &Asked<'_>) -> Result<Maker> {
-    let program = asked.fs_type.strip_prefix("fuse.").unwrap_or(asked.fs_type);
-    Ok(Maker::Helper(Helper {
-        programs: vec![program.into()],
-        args: vec![asked.source.into(), TARGET.into()],
-        options: asked.options.for_file_system(),
-        log: None,
-        secrets: Vec::new(),
-    }))
-}
-
-const SSHFS_HINTS: [(&str, &str); 3] = [
-    (
-        "Permission denied",
-        "name the key, as the container sees it: -o IdentityFile=/host/root/.ssh/id_ed25519",
-    ),
-    (
-        "Host key verification failed",
-        "name the known servers: -o UserKnownHostsFile=/host/root/.ssh/known_hosts, or -o StrictHostKeyChecking=accept-new",
-    ),
-    (
-        "ssh: ",
-        "check the server's name, and that this host can reach its sshd",
-    ),
-];
-
-/// Unless it is verbose, sshfs throws away what ssh says about a failure.
-fn sshfs(asked: &Asked<'_>) -> Result<Maker> {
-    let maker = fuse(asked)?;
-    Ok(match maker {
-        Maker::Helper(mut helper) => {
-            helper.args.push("-v".into());
-            let option = Some("password_stdin");
-            helper.secrets = passes(["password"], How::Stdin { option });
-            Maker::Helper(helper)
-        }
-        other => other,
-    })
-}
-
-/// mount.ceph(8).
-#[allow(clippy::unnecessary_wraps)]
-fn ceph(asked: &Asked<'_>) -> Result<Maker> {
-    let option = "secretfile";
-    let secrets = passes(["secret"], How::File { option });
-    Ok(Maker::Helper(Helper {
-        secrets,
-        ..mount_helper(asked)
-    }))
-}
-
-/// mount.cifs(8).
-#[allow(clippy::unnecessary_wraps)]
-fn cifs(asked: &Asked<'_>) -> Result<Maker> {
-    let variable = "PASSWD_FD";
-    let secrets = passes(["password", "pass"], How::FdEnv { variable });
-    Ok(Maker::Helper(Helper {
-        secrets,
-        ..mount_helper(asked)
-    }))
-}
-
 /// One secret by the names that it may have.
 fn passes<const N: usize>(keys: [&'static str; N], how: How) -> Vec<Pass> {
     keys.map(|key| Pass { key, how }).to_vec()
@@ -540,8 +575,7 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
         programs: vec![format!("mount.{}", asked.fs_type)],
         args: vec![asked.source.into(), TARGET.into()],
         options: asked.options.for_file_system(),
-        log: None,
-        secrets: Vec::new(),
+        ..Helper::default()
     }
 }
 
@@ -557,6 +591,7 @@ mod tests {
             options: &options,
             secrets: &secrets,
             log_name: "mnt-data",
+            kernel_lacks: &|_| None,
         })
     }
 
@@ -606,7 +641,8 @@ mod tests {
             ),
             ("cifs", "pass=hunter2,password=hunter2", "given as well"),
         ] {
-            let error = chosen(fs_type, "x:/y", options).unwrap_err().to_string();
+            let source = if fs_type == "cifs" { "//x/y" } else { "x:/y" };
+            let error = chosen(fs_type, source, options).unwrap_err().to_string();
             assert!(
                 error.contains(says) && !error.contains("hunter2"),
                 "{error}"

@@ -1,6 +1,6 @@
 //! What each kind needs of container and host, for `spc doctor --kind`. Data only: `health/kinds.rs` looks.
 
-use super::{Kind, ROW, TABLE};
+use super::{Kind, ROW, TABLE, nfs};
 use crate::error::{Error, Result};
 use crate::host::modules::{FUSE, Module};
 
@@ -16,6 +16,8 @@ pub enum Need {
     },
     /// `/dev/fuse`.
     Fuse,
+    /// Capabilities besides those that every mount needs, by their names without `CAP_`.
+    Capabilities(&'static [&'static str]),
     /// The network of the host, without which the mount ends with the container.
     HostNetwork,
     /// A writable `/sys`, through which devices are made.
@@ -44,8 +46,14 @@ pub struct Needs {
     pub parts: &'static [Need],
 }
 
-/// What is no type: a whole family, and what attaches devices with any file system on them.
-const OTHERS: [Kind; 3] = [
+/// What is no type: a whole family, a version, and what attaches devices with any file system on them.
+const OTHERS: [Kind; 4] = [
+    Kind {
+        name: "nfs3",
+        modules: &nfs::MODULES,
+        needs: &nfs::NEEDS_OF_3,
+        ..ROW
+    },
     Kind {
         name: "fuse",
         modules: &[FUSE],

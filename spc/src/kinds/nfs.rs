@@ -2,7 +2,7 @@
 //! rpcbind and rpc.statd in the network that the mount uses, which mount.nfs has started by its door `start-statd`.
 
 use super::needs::Need;
-use super::{Asked, Maker, Shared, Telling, mount_helper};
+use super::{Asked, Maker, PLAIN, Shared, Telling, mount_helper};
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
@@ -15,10 +15,17 @@ pub const MODULES: [Module; 3] = [
 ];
 
 /// What it needs besides.
-pub const NEEDS: [Need; 4] = [
+pub const NEEDS: [Need; 2] = [
+    Need::program(&["mount.nfs"], "nfs-common"),
+    Need::HostNetwork,
+];
+
+/// What version 3 with locking needs.
+pub const NEEDS_OF_3: [Need; 5] = [
     Need::program(&["mount.nfs"], "nfs-common"),
     Need::program(&["rpcbind"], "rpcbind"),
     Need::program(&["rpc.statd"], "nfs-common"),
+    Need::Capabilities(&["NET_BIND_SERVICE", "SETUID", "SETGID", "SETPCAP", "KILL"]),
     Need::HostNetwork,
 ];
 
@@ -89,6 +96,7 @@ pub const TELLING: Telling = Telling {
         ("timed out", UNREACHABLE),
         ("unreachable", UNREACHABLE),
     ],
+    ..PLAIN
 };
 
 const UNREACHABLE: &str = "check that the server runs, and that this host can reach its port 2049; NFSv3 needs port 111 and that of mountd as well";
@@ -162,6 +170,7 @@ mod tests {
             options: &options,
             secrets: &Secrets::default(),
             log_name: "mnt-data",
+            kernel_lacks: &|_| None,
         })
     }
 

@@ -49,6 +49,10 @@ pub struct Record {
     pub fs_type: String,
     /// Source that was asked for.
     pub source: String,
+    /// Types of which the mount table shows one; any if there are none.
+    pub shows: Vec<String>,
+    /// Source that it shows, if that can be told beforehand.
+    pub shows_source: Option<String>,
     /// Options that were asked for.
     pub options: String,
     /// Equal for requests that mean the same mount.

@@ -9,9 +9,9 @@ use super::handover::Handover;
 use super::ledger::{Lock, Record, State, now};
 use super::plan::Route;
 use super::proof;
-use super::recover::{is_mount, leave_stand_in, settle, undo};
+use super::recover::{entry_of, is_mount, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
-use super::run::{Interrupts, Run};
+use super::run::{Interrupts, Run, Said};
 use super::{Ledger, Plan, Proof, Request, services};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::look::{self, Health};
@@ -173,6 +173,8 @@ impl<'a> Attempt<'a> {
             written: plan.written.to_string_lossy().into_owned(),
             fs_type: request.fs_type.clone(),
             source: request.source.clone(),
+            shows: plan.chosen.shows.clone(),
+            shows_source: plan.chosen.shows_source.clone(),
             options: request.options.to_string(),
             request: request.fingerprint(),
             route: plan.route,
@@ -228,23 +230,32 @@ impl<'a> Attempt<'a> {
                     mode,
                     &self.pinned,
                 )?;
+                let id = self.record.id.clone();
                 let secrets = &self.plan.request.secrets;
                 let handover = Handover::prepare(&helper.secrets, secrets)?;
                 let stand_in = claim.stand_in().to_string_lossy();
                 let run = Run {
                     program: &program.path,
                     argv: self.plan.argv(&stand_in, |key| handover.number(key)),
+                    env: &helper.env,
+                    no_keys: helper.no_keys,
                     claim: &claim,
-                    id: &self.record.id,
+                    id: &id,
                     log: helper.log.as_ref().map(PathBuf::from),
                     telling: self.plan.chosen.telling,
                     target: &self.plan.target,
                     handover: &handover,
                     secrets,
                 };
-                run.to_end(deadline, interrupts)
+                let said = run
+                    .to_end(deadline, interrupts)
                     .map_err(|error| self.hint_at_network(error))?;
-                let proof = self.land(&claim, &program.path)?;
+                let proof = self
+                    .land(&claim, &program.path)
+                    .map_err(|error| run.tell(error, &said))?;
+                if proof.entry.is_fuse() {
+                    self.answers(&run, &said, proof.mount, deadline, interrupts)?;
+                }
                 self.record.daemon = process::marked(&self.record.id);
                 proof
             }
@@ -300,6 +311,33 @@ impl<'a> Attempt<'a> {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// A FUSE mount is there before its daemon has said a word to the kernel; many ask their server only
+    /// then. So it has to answer once, and to be there still when it did.
+    fn answers(
+        &self,
+        run: &Run<'_>,
+        said: &Said,
+        mount: MountId,
+        deadline: Instant,
+        interrupts: &Interrupts,
+    ) -> Result<()> {
+        let made = Record {
+            mount_id: mount.id,
+            unique_id: mount.unique,
+            ..self.record.clone()
+        };
+        let health = look::at(&self.record.target, deadline, || interrupts.check())?;
+        let cause = match health {
+            Health::Hung => "what it mounted does not answer",
+            Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {
+                return Ok(());
+            }
+            _ => "it ended when it had mounted",
+        };
+        let failed = Error::mount(format!("{} failed", run.program.display())).because(cause);
+        Err(self.hint_at_network(run.tell(failed, said)))
     }
 
     fn look(&self, made: Option<(u64, u64)>) -> Result<Option<Proof>> {

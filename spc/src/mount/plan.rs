@@ -92,6 +92,11 @@ impl Plan {
             options: &request.options,
             secrets: &request.secrets,
             log_name: &log_name(&asked_target),
+            kernel_lacks: &|module| {
+                modules::look(module, host, settings)
+                    .err()
+                    .map(|e| e.summary())
+            },
         })?;
         let (program, route) = match &chosen.maker {
             Maker::Helper(helper) => {
@@ -100,11 +105,11 @@ impl Plan {
                 if chosen.is_fuse() && modules::FUSE.is_there() {
                     container::fuse()?;
                 }
-                let route = match (request.route, &program.linkage) {
-                    (RouteChoice::Preload, _) | (RouteChoice::Auto, Linkage::Dynamic(_)) => {
-                        Route::Preload
-                    }
-                    (RouteChoice::Graft, _) | (RouteChoice::Auto, Linkage::Static) => Route::Graft,
+                let enters = matches!(program.linkage, Linkage::Dynamic(_));
+                let route = match request.route {
+                    RouteChoice::Preload => Route::Preload,
+                    RouteChoice::Auto if enters && !helper.drops_capabilities => Route::Preload,
+                    RouteChoice::Auto | RouteChoice::Graft => Route::Graft,
                 };
                 (Some(program), route)
             }

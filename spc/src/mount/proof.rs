@@ -33,8 +33,9 @@ pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Resu
     let top = pinned.top().map_err(|e| fail("statx", errno_text(e)))?;
     if !top.is_root || top.is(pinned.mount.id, pinned.mount.unique) {
         return match made {
-            None => Ok(None),
-            Some(_) => Err(moved(&pinned.path)),
+            Some((id, _)) if exists(id)? => Err(moved(&pinned.path)),
+            // Or it was taken away again, as by a daemon that has changed its mind.
+            _ => Ok(None),
         };
     }
     if let Some((id, unique)) = made
@@ -67,6 +68,12 @@ pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Resu
         on: find(entry.parent)?,
         entry,
     }))
+}
+
+fn exists(id: u64) -> Result<bool> {
+    let entry = mountinfo::find(id)
+        .map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))?;
+    Ok(entry.is_some())
 }
 
 /// The error for a target that is not where it was.

@@ -132,7 +132,7 @@ pub fn undo(session: &Session, record: &Record) -> Result<()> {
 
 /// The mount of a helper that was killed when the shim had carried its call, but had not yet noted the
 /// id, or whose claim went with its container. Nothing was on the target before; what is there now,
-/// and shows the source of the record, is that mount.
+/// and shows the source that the record expects (its type, where the source cannot be told), is that mount.
 fn unnoted(record: &Record) -> Option<(u64, u64)> {
     let target = Path::new(&record.target);
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -140,10 +140,12 @@ fn unnoted(record: &Record) -> Option<(u64, u64)> {
     let top = mount_id(&parent, target.file_name()?).ok()?;
     let entry = mountinfo::find(top.id).ok()??;
     // NFS shows a directory without the slash that may have followed it.
-    let source = |source: &str| source.trim_end_matches('/').to_owned();
-    let ours = entry.parent == record.on
-        && entry.target == target
-        && source(&entry.source) == source(&record.source);
+    let plain = |source: &str| source.trim_end_matches('/').to_owned();
+    let shown = match &record.shows_source {
+        Some(source) => plain(&entry.source) == plain(source),
+        None => record.shows.contains(&entry.fs_type),
+    };
+    let ours = entry.parent == record.on && entry.target == target && shown;
     (top.is_root && ours).then_some((top.id, top.unique))
 }
 

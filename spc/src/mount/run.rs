@@ -1,5 +1,6 @@
 //! Runs a helper: directly, bounded in time, killable, with its output kept.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
@@ -74,6 +75,10 @@ pub struct Run<'a> {
     pub program: &'a Path,
     /// Its arguments.
     pub argv: Vec<String>,
+    /// Variables of its environment.
+    pub env: &'a [(&'static str, String)],
+    /// It is told that the kernel keeps no keys.
+    pub no_keys: bool,
     /// The claim whose stand-in it mounts on.
     pub claim: &'a Claim,
     /// Mark for its processes.
@@ -91,11 +96,11 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs the helper to its end. What it leaves running afterwards is the mount's daemon.
+    /// Runs the helper to its end, and gives back what it said. What it leaves running afterwards is the mount's daemon.
     ///
     /// # Errors
     /// It cannot be started, fails, dies by a signal, takes too long, or a signal stops us.
-    pub fn to_end(&self, deadline: Instant, interrupts: &Interrupts) -> Result<()> {
+    pub fn to_end(&self, deadline: Instant, interrupts: &Interrupts) -> Result<Said> {
         let name = self.program.display().to_string();
         let start_of_log = self
             .log
@@ -109,6 +114,7 @@ impl Run<'_> {
         let mut command = Command::new(self.program);
         command
             .args(&self.argv)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("LD_PRELOAD", SHIM)
             .env(process::MARK, self.id)
             .env("SPC_REPORT", self.claim.report())
@@ -117,6 +123,9 @@ impl Run<'_> {
             .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
         self.handover.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
+        if self.no_keys {
+            sys::without_call(&mut command, libc::SYS_add_key);
+        }
         let mut child = sys::tie_to_parent(&mut command)
             .spawn()
             .map_err(|e| fail(errno_text(e)))?;
@@ -128,44 +137,70 @@ impl Run<'_> {
         for line in &shim {
             tracing::debug!(shim = %self.secrets.mask(line), "decision");
         }
-        let mut hint = None;
-        let cause = match ended {
-            Ok(status) if status.success() => return Ok(()),
+        let said = Said {
+            output,
+            start_of_log,
+            shim,
+        };
+        let failed = match ended {
+            Ok(status) if status.success() => return Ok(said),
             Ok(status) => match (status.code(), status.signal()) {
-                (Some(code), _) => format!("exit status {code}"),
-                (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
+                (Some(code), _) => fail(format!("exit status {code}")),
+                (None, signal) => fail(format!("killed by signal {}", signal.unwrap_or_default())),
             },
             Err(error) if error.class() == Class::Interrupted => return Err(error),
-            Err(error) => {
-                hint = error.hint_text().map(str::to_owned);
-                error.summary()
-            }
+            Err(error) => match error.hint_text() {
+                Some(hint) => fail(error.summary()).hint(hint),
+                None => fail(error.summary()),
+            },
         };
-        let mut log = output.last_lines(self.telling.line);
+        Err(self.tell(failed, &said))
+    }
+
+    /// Whether it has logged in this run that it is about to end.
+    pub fn gave_up(&self, said: &Said) -> bool {
+        let (Some(file), Some(words)) = (&self.log, self.telling.gives_up) else {
+            return false;
+        };
+        errors_in(file, said.start_of_log, self.telling.line)
+            .iter()
+            .any(|line| line.contains(words))
+    }
+
+    /// Adds to an error what the helper said, and what is known about that.
+    pub fn tell(&self, error: Error, said: &Said) -> Error {
+        let mut log = said.output.last_lines(self.telling.line);
         if let Some(file) = &self.log {
-            log.extend(errors_in(file, start_of_log, self.telling.line));
+            log.extend(errors_in(file, said.start_of_log, self.telling.line));
         }
+        let mut seen = BTreeSet::new();
+        log.retain(|line| seen.insert(line.clone()));
         let hints = self.telling.hints.iter();
         let known = hints.filter(|(words, _)| log.iter().any(|line| line.contains(words)));
-        let known = known.map(|(_, hint)| (*hint).to_owned()).next();
+        let known = known.map(|(_, hint)| *hint).next();
         let (stand_in, target) = (self.claim.stand_in().to_string_lossy(), show(self.target));
         for line in &mut log {
             *line = self.secrets.mask(&line.replace(&*stand_in, &target));
         }
         log.extend(
-            shim.into_iter()
+            said.shim
+                .iter()
                 .filter(|line| line.contains("decision=failed"))
-                .map(|line| format!("shim: {}", self.secrets.mask(&line))),
+                .map(|line| format!("shim: {}", self.secrets.mask(line))),
         );
-        // What it tried again says nothing new.
-        let mut said = std::collections::BTreeSet::new();
-        log.retain(|line| said.insert(line.clone()));
-        let failed = fail(cause).log(log);
-        Err(match known.or(hint) {
-            Some(hint) => failed.hint(hint),
-            None => failed,
-        })
+        let told = error.log(log);
+        match known {
+            Some(hint) => told.hint(hint),
+            None => told,
+        }
     }
+}
+
+/// What a helper said, by whatever means.
+pub struct Said {
+    output: Output,
+    start_of_log: u64,
+    shim: Vec<String>,
 }
 
 fn wait(

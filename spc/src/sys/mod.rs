@@ -55,6 +55,47 @@ pub fn inherit(command: &mut Command, fd: RawFd) -> &mut Command {
     }
 }
 
+/// Makes the kernel tell a command's program, and all that this runs, that it has no such system call.
+pub fn without_call(command: &mut Command, number: libc::c_long) -> &mut Command {
+    #[cfg(target_arch = "x86_64")]
+    const ARCH: u32 = 0xc000_003e;
+    #[cfg(target_arch = "aarch64")]
+    const ARCH: u32 = 0xc000_00b7;
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    // struct seccomp_data begins with the number, then comes the architecture that numbers it.
+    let filter = [
+        step(LOAD, 0, 0, 4),
+        step(EQUAL, 0, 3, ARCH),
+        step(LOAD, 0, 0, 0),
+        step(EQUAL, 0, 1, number as u32),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    // SAFETY: between fork and exec one async-signal-safe system call is made; the filter lives, with its length,
+    // across the call.
+    unsafe {
+        command.pre_exec(move || {
+            let program = libc::sock_fprog {
+                len: filter.len() as u16,
+                filter: filter.as_ptr().cast_mut(),
+            };
+            let (mode, flags) = (libc::SECCOMP_SET_MODE_FILTER, 0);
+            match libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
+    }
+}
+
 /// Makes a child a session of its own, with no signal blocked, that the kernel kills when the thread
 /// that starts it ends.
 pub fn tie_to_parent(command: &mut Command) -> &mut Command {
@@ -91,5 +132,27 @@ pub fn detach(command: &mut Command) -> &mut Command {
                 Err(io::Error::last_os_error())
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_taken_away_is_unknown_and_others_are_not() {
+        // Without CAP_SYS_ADMIN there are no filters.
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let without = |number: libc::c_long| {
+            let mut command = Command::new("nice");
+            command.args(["-n", "1", "true"]);
+            let output = without_call(&mut command, number).output().unwrap();
+            String::from_utf8_lossy(&output.stderr).into_owned()
+        };
+        assert_eq!(without(libc::SYS_add_key), "");
+        let unknown = without(libc::SYS_setpriority);
+        assert!(unknown.contains("Function not implemented"), "{unknown}");
     }
 }

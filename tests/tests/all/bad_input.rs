@@ -36,6 +36,11 @@ fn servers_and_volumes_that_are_not_there() {
                 format!("{node}:/no-such-volume"),
                 "failed to fetch volume file (key:/no-such-volume)",
             ),
+            // Mounted, and taken away again by the daemon that learnt better.
+            (
+                format!("{node}:/vol/no-such-directory"),
+                r#"subdirectory for mount "/no-such-directory" is not found"#,
+            ),
         ] {
             let mount = ["spc", "mount", "-t", "glusterfs", &source, "/mnt/data"];
             let output = spc.refused(&mount, 32, &[says])?;
