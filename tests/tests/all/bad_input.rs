@@ -172,8 +172,8 @@ fn a_source_whose_type_is_not_said() {
             );
         }
         let said = ["spc", "mount", "-t", "nfs", "host:/path", "/mnt/data"];
-        let output = spc.refused(&said, 32, &["mount.nfs for host:/path"])?;
-        ensure!(!output.error_text().contains("inferred"), "{output}");
+        let output = spc.refused(&said, 32, &["this is mount.nfs"])?;
+        ensure!(!output.error_text().contains("add -t"), "{output}");
         Ok(())
     });
 }
