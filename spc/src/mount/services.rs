@@ -1,5 +1,7 @@
 //! The services that mounts share: ended with the last mount that needs them, started again if they died.
 
+use std::cell::Cell;
+
 use super::ledger::State;
 use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
@@ -10,7 +12,10 @@ use crate::kinds::{self, Shared};
 pub fn release(session: &Session) {
     // One that needs another has to be gone before it.
     for shared in kinds::shared().rev() {
-        match service::end(&shared.service, || needed(session, shared)) {
+        // Asked once: the second time, rpcbind itself may be the one that is stopped, and would not answer.
+        let client = Cell::new(shared.client);
+        let needed = || needed(session, shared, client.take());
+        match service::end(&shared.service, needed) {
             Ok(true) => tracing::info!(service = shared.service.name, "ended; no mount needs it"),
             Ok(false) => {}
             Err(error) => tracing::warn!("{error}"),
@@ -42,7 +47,7 @@ pub fn leave() {
 }
 
 /// Whether a mount of the host needs a service, or one that is being made may, or one that was taken away still does.
-fn needed(session: &Session, shared: &Shared) -> Result<bool> {
+fn needed(session: &Session, shared: &Shared, client: Option<(u32, u32)>) -> Result<bool> {
     if shared.helpers.iter().any(|name| process::runs(name)) {
         return Ok(true);
     }
@@ -50,8 +55,8 @@ fn needed(session: &Session, shared: &Shared) -> Result<bool> {
     let begun = records.iter().any(|record| {
         record.state == State::Mounting && shared.kinds.contains(&record.fs_type.as_str())
     });
-    let client = |(program, version)| rpc::is_registered(program, version);
-    Ok(begun || is_mounted(session, shared)? || shared.client.is_some_and(client))
+    let is_registered = |(program, version)| rpc::is_registered(program, version);
+    Ok(begun || is_mounted(session, shared)? || client.is_some_and(is_registered))
 }
 
 fn is_mounted(session: &Session, shared: &Shared) -> Result<bool> {
