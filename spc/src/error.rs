@@ -121,6 +121,12 @@ impl Error {
         self.hint.as_deref()
     }
 
+    /// The first line and those of the log, without the hint.
+    pub fn all_lines(&self) -> Vec<String> {
+        let log = self.log.iter().map(|line| format!("  {line}"));
+        std::iter::once(self.summary()).chain(log).collect()
+    }
+
     /// The first line: what was tried and what came back.
     pub fn summary(&self) -> String {
         match &self.cause {

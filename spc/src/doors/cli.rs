@@ -14,10 +14,12 @@ use crate::health::{doctor, look, serve};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
+use crate::mount::blank;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::{Done, Session, mount};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::run::Interrupts;
+use crate::mount::tool::STDIN;
 use crate::mount::unmounter::{self, How, umount};
 use crate::mount::{Options, Plan, Request};
 
@@ -74,6 +76,9 @@ enum Command {
         /// The target
         target: PathBuf,
     },
+    /// Say where on standard input, a device, the first byte is that is not zero
+    #[command(hide = true)]
+    FirstData,
 }
 
 const EXIT_STATUS: &str = "Exit status, as of mount(8): 0 success, 1 usage, 2 system, 8 interrupted, 32 failure, 64 some succeeded";
@@ -286,8 +291,18 @@ fn run(command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Serve { .. } => serve::serve().map(|()| 0),
+        Command::FirstData => first_data().map(|()| 0),
         Command::Look { target } => look::child(&Session::open()?, &target),
     }
+}
+
+fn first_data() -> Result<()> {
+    let fail = |e| Error::system("cannot read the device").because(errno_text(e));
+    let mut device = std::fs::File::open(STDIN).map_err(fail)?;
+    if let Some(at) = blank::first_data(&mut device).map_err(fail)? {
+        println!("{at}");
+    }
+    Ok(())
 }
 
 fn unmount(args: &UmountArgs) -> Result<u8> {

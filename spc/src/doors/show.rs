@@ -10,8 +10,10 @@ use crate::error::{Error, Result, errno_text};
 use crate::health::doctor::Check;
 use crate::health::look::Health;
 use crate::host::Host;
+use crate::host::hostname;
 use crate::host::target::show;
 use crate::kinds::Maker;
+use crate::kinds::block::{Device, Step};
 use crate::mount::Plan;
 use crate::mount::ledger::Record;
 use crate::mount::mounter::Done;
@@ -151,6 +153,32 @@ pub fn checks(checks: &[Check], json: bool) -> Result<()> {
     print(&text)
 }
 
+/// What is done to attach a device, for people; values of settings may be secrets, and are not shown.
+fn device_lines(device: &Device, plan: &Plan, host: &Host) -> Result<Vec<(&'static str, String)>> {
+    let mut lines = vec![("device", device.name.clone())];
+    if let Some(kind) = &device.host_name {
+        let asked = plan.request.options.value("initiator");
+        let (name, from) = hostname::known(host, kind, asked)?;
+        lines.push(("known as", format!("{name} ({from})")));
+    }
+    for way in &device.ways {
+        lines.push(("way", way.name.clone()));
+        for step in &way.steps {
+            lines.push(match step {
+                Step::Run(command) => (
+                    "  run",
+                    format!("{} {}", command.program, command.args.join(" ")),
+                ),
+                Step::Set { settings, .. } => {
+                    let keys: Vec<_> = settings.iter().map(|(key, _)| *key).collect();
+                    ("  set", keys.join(" "))
+                }
+            });
+        }
+    }
+    Ok(lines)
+}
+
 /// `spc explain`.
 ///
 /// # Errors
@@ -175,6 +203,7 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
             "to_be_made": missing, "made_by": maker, "program": program, "linkage": linkage, "argv": argv,
             "options": plan.request.options.to_string(),
             "secrets": secrets.iter().map(|(key, from)| json!({"key": key, "value": MASK, "from": from})).collect::<Vec<_>>(),
+            "device": plan.chosen.device.as_ref().map(|device| &device.name),
             "route": plan.route, "shows_as": plan.chosen.shows,
             "because": plan.chosen.because, "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
         }));
@@ -204,6 +233,13 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
         _ => text.push_str(&format!(
             "made by    the {maker}, in the host's namespace\n"
         )),
+    }
+    let device = match &plan.chosen.device {
+        Some(device) => Some(device_lines(device, plan, host)?),
+        None => None,
+    };
+    for (what, line) in device.iter().flatten() {
+        text.push_str(&format!("{what:10} {line}\n"));
     }
     for (key, from) in &secrets {
         text.push_str(&format!("secret     {key}={MASK} (from {from})\n"));

@@ -17,6 +17,7 @@ use crate::host::{Claim, Settings, claim, mountinfo};
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
 use crate::mount::recover::{entry_of, settle};
+use crate::mount::release;
 use crate::mount::services;
 
 /// How long to wait before trying again what failed.
@@ -241,6 +242,7 @@ fn tidy(session: &Session) -> Result<bool> {
             }
         }
     }
+    done &= release::tidy(session)?;
     session.ledger.sweep()?;
     Ok(services::tend(session) && done)
 }

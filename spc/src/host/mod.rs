@@ -3,6 +3,8 @@
 pub mod claim;
 pub mod container;
 pub mod copies;
+pub mod disk;
+pub mod hostname;
 pub mod modules;
 pub mod mountinfo;
 pub mod namespace;

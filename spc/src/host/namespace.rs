@@ -88,7 +88,7 @@ impl Host {
             ))
             .because(error)
             .hint("the container must run as root of the host's user namespace, with SYS_ADMIN and SYS_CHROOT, and without a seccomp filter on setns")),
-            Err(_) => Err(too_slow("entering the host's mount namespace")),
+            Err(_) => Err(too_slow("entering the host's mount namespace", LIMIT)),
         }
     }
 
@@ -101,17 +101,32 @@ impl Host {
         what: &str,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
+        self.run_within(what, LIMIT, job)
+    }
+
+    /// Like [`Host::run`], for a job that may take longer or must not take as long.
+    ///
+    /// # Errors
+    /// The job took longer than that; it is then left behind, with the thread.
+    pub fn run_within<T: Send + 'static>(
+        &self,
+        what: &str,
+        limit: Duration,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
         let (done, answer) = channel();
         let job: Job = Box::new(move || {
             // The caller may have given up; then nobody wants the result.
             let _ = done.send(job());
         });
         if self.jobs.send(job).is_err() {
-            return Err(too_slow(what));
+            return Err(too_slow(what, limit));
         }
-        match answer.recv_timeout(LIMIT) {
+        match answer.recv_timeout(limit) {
             Ok(result) => Ok(result),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(too_slow(what)),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(too_slow(what, limit))
+            }
         }
     }
 
@@ -126,9 +141,9 @@ impl Host {
     }
 }
 
-fn too_slow(what: &str) -> Error {
+fn too_slow(what: &str, limit: Duration) -> Error {
     Error::system(format!("no answer from the host: {what}"))
-        .because(format!("waited {} s", LIMIT.as_secs()))
+        .because(format!("waited {} s", limit.as_secs()))
         .hint(
             "a dead network file system on the way to the target can cause this; look at `spc ls`",
         )

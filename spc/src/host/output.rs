@@ -41,6 +41,11 @@ impl Output {
         }
     }
 
+    /// The end of it.
+    pub fn text(&self) -> String {
+        tail(&self.0, 0).unwrap_or_default()
+    }
+
     /// The last of the lines that count, and of those what counts.
     pub fn last_lines(&self, counts: fn(&str) -> Option<&str>) -> Vec<String> {
         last_lines(&self.0, 0, counts).unwrap_or_default()
@@ -52,10 +57,24 @@ impl Output {
 /// # Errors
 /// The file cannot be read.
 pub fn last_lines(
-    mut file: &File,
+    file: &File,
     from: u64,
     counts: fn(&str) -> Option<&str>,
 ) -> std::io::Result<Vec<String>> {
+    let text = tail(file, from)?;
+    let lines: Vec<&str> = text
+        .lines()
+        .filter_map(|line| counts(line.trim_end()))
+        .filter(|line| !line.is_empty())
+        .collect();
+    Ok(lines[lines.len().saturating_sub(TAIL)..]
+        .iter()
+        .map(|line| (*line).to_owned())
+        .collect())
+}
+
+/// The end of a file, from a place on.
+fn tail(mut file: &File, from: u64) -> std::io::Result<String> {
     let length = file.metadata()?.len();
     let start = from.max(length.saturating_sub(64 * 1024));
     file.seek(SeekFrom::Start(start))?;
@@ -66,16 +85,7 @@ pub fn last_lines(
         let half = text.iter().position(|byte| *byte == b'\n');
         text.drain(..half.unwrap_or(text.len()));
     }
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text
-        .lines()
-        .filter_map(|line| counts(line.trim_end()))
-        .filter(|line| !line.is_empty())
-        .collect();
-    Ok(lines[lines.len().saturating_sub(TAIL)..]
-        .iter()
-        .map(|line| (*line).to_owned())
-        .collect())
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[cfg(test)]

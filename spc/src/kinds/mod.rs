@@ -1,6 +1,7 @@
 //! The table of file system kinds: which program or kernel type mounts them, and how its result
 //! shows in a mount table. Nothing in here makes a system call.
 
+pub mod block;
 mod ceph;
 mod fuse;
 mod gluster;
@@ -106,7 +107,7 @@ struct Kind {
     name: &'static str,
     /// Who makes the mount.
     maker: fn(&Asked<'_>) -> Result<Maker>,
-    /// Types that the mount table may show for it; `{}` is the type asked for.
+    /// Types that the mount table may show for it; `{}` is the type asked for, a `*` at the end anything.
     shows: &'static [&'static str],
     /// The source must be this on the host.
     source: Source,
@@ -151,10 +152,10 @@ const CEPH_FUSE: Kind = Kind {
     ..ROW
 };
 
-/// A FUSE program; libfuse shows it as `fuse.PROGRAM`, unless it was told another name for its source.
+/// A FUSE program; `fuse.PROGRAM` shows where the program says nothing else.
 const FUSE_PROGRAM: Kind = Kind {
     maker: fuse::program,
-    shows: &["{}", "fuse"],
+    shows: &["fuse", "fuse.*", "fuseblk"],
     modules: &[FUSE],
     needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
     ..ROW
@@ -237,13 +238,15 @@ pub struct Shared {
     pub helpers: &'static [&'static str],
     /// Whether a mount needs it, by its type and the options of its file system in the mount table.
     pub needed_by: fn(&str, &str) -> bool,
+    /// What attached devices that need it are reached through begins like that.
+    pub through: Option<&'static str>,
     /// A program of Sun RPC, by number and version, that needs it for as long as it is registered.
     pub client: Option<(u32, u32)>,
 }
 
 /// The services of all kinds; one that needs another comes after it.
 pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
-    nfs::SERVICES.iter()
+    nfs::SERVICES.iter().chain(&block::SERVICES)
 }
 
 /// What the table says about a request.
@@ -251,12 +254,14 @@ pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
 pub struct Chosen {
     /// Who makes the mount.
     pub maker: Maker,
-    /// Types of which the new mount must show one.
+    /// Types of which the new mount must show one; with a `*` at its end, a prefix.
     pub shows: Vec<String>,
     /// What the source must be.
     pub source: Source,
     /// How failures of the helper are told.
     pub telling: Telling,
+    /// The device to be attached first.
+    pub device: Option<block::Device>,
     /// Modules of the kernel without which it cannot be.
     pub modules: Vec<Module>,
     /// The source that the mount table shows, if that can be told.
@@ -272,8 +277,17 @@ impl Chosen {
             && self
                 .shows
                 .iter()
-                .all(|shown| shown == "fuse" || shown.starts_with("fuse."))
+                .all(|shown| shown == "fuseblk" || shown == "fuse" || shown.starts_with("fuse."))
     }
+}
+
+/// Whether a mount of this type is one of those that a kind may show; nothing said is anything.
+pub fn may_show(shows: &[String], fs_type: &str) -> bool {
+    let fits = |shown: &String| match shown.strip_suffix('*') {
+        Some(prefix) => fs_type.starts_with(prefix),
+        None => shown == fs_type,
+    };
+    shows.is_empty() || shows.iter().any(fits)
 }
 
 const TABLE: &[Kind] = &[
@@ -396,6 +410,15 @@ const TABLE: &[Kind] = &[
         source: Source::BlockDevice,
         ..ROW
     },
+    // What is on an attached device, whichever of ours it is.
+    Kind {
+        name: "auto",
+        maker: kernel,
+        shows: &["ext4", "xfs", "ext3", "ext2"],
+        fits: block::fits,
+        source: Source::BlockDevice,
+        ..ROW
+    },
     Kind {
         name: "bind",
         maker: bind,
@@ -426,9 +449,16 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
             kind = row(other)?;
         }
     }
+    let device = match kind.source {
+        Source::BlockDevice => block::device(asked)?,
+        Source::Any => None,
+    };
     let maker = (kind.maker)(asked)?;
-    check_secrets(asked, &maker)?;
+    check_secrets(asked, &maker, device.as_ref())?;
+    let mut modules = kind.modules.to_vec();
+    modules.extend(device.iter().flat_map(|device| device.modules));
     Ok(Chosen {
+        device,
         maker,
         shows: kind
             .shows
@@ -437,7 +467,7 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
             .collect(),
         source: kind.source,
         telling: kind.telling,
-        modules: kind.modules.to_vec(),
+        modules,
         shows_source: match kind.shows_source {
             Shown::AsAsked => Some(asked.source.to_owned()),
             Shown::As(source) => Some(source.to_owned()),
@@ -504,14 +534,11 @@ pub fn infer(source: &str) -> Result<Inferred> {
 }
 
 /// Every secret has a use, and one only.
-fn check_secrets(asked: &Asked<'_>, maker: &Maker) -> Result<()> {
+fn check_secrets(asked: &Asked<'_>, maker: &Maker, device: Option<&block::Device>) -> Result<()> {
     let takes = maker.takes();
-    if let Some(key) = asked
-        .secrets
-        .keys()
-        .find(|key| takes.iter().all(|pass| pass.key != *key))
-    {
-        let keys: Vec<_> = takes.iter().map(|pass| pass.key).collect();
+    let mut keys: Vec<_> = takes.iter().map(|pass| pass.key).collect();
+    keys.extend(device.iter().flat_map(|device| device.secrets));
+    if let Some(key) = asked.secrets.keys().find(|key| !keys.contains(key)) {
         let (has, hint) = if keys.is_empty() {
             let hint = "leave it out, or name a file with it by the option that the type has for that, if any";
             ("takes no secrets", hint.to_owned())
@@ -543,7 +570,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     TABLE
         .iter()
         .map(|kind| kind.name)
-        .filter(|name| *name != "*")
+        .filter(|name| !["*", block::AUTO].contains(name))
 }
 
 // Every maker has the table's signature.
@@ -610,7 +637,15 @@ mod tests {
         assert_eq!(helper.args, ["/d", TARGET]);
         assert_eq!(helper.options.to_string(), "allow_other");
         assert!(chosen.is_fuse());
-        assert_eq!(chosen.shows, ["fuse.bindfs", "fuse"]);
+        for (shown, may) in [
+            ("fuse.bindfs", true),
+            ("fuse.other", true),
+            ("fuse", true),
+            ("fusectl", false),
+            ("nfs", false),
+        ] {
+            assert_eq!(may_show(&chosen.shows, shown), may, "{shown}");
+        }
     }
 
     #[test]
@@ -669,6 +704,11 @@ mod tests {
             ("me@server:dir/x@y", "fuse.sshfs"),
             ("me@corp.example@server:/dir", "fuse.sshfs"),
             ("me@[2001:db8::1]:/dir", "fuse.sshfs"),
+            ("rbd:pool/image", "auto"),
+            (
+                "iscsi:192.0.2.1:3260/iqn.2026-01.org.example:disk/0",
+                "auto",
+            ),
             ("admin@.cephfs=/", "ceph"),
             ("me@b3acfc0d-575f-41d3-9c91-0e7ed3dbb3fa.data=/dir", "ceph"),
             ("mon:6789:/", "ceph"),
@@ -709,11 +749,6 @@ mod tests {
             ("///share", "known"),
             ("admin@cephfs=/", "known"),
             ("admin@.cephfs=x", "known"),
-            ("rbd:pool/image", "known"),
-            (
-                "iscsi:192.0.2.1:3260/iqn.2026-01.org.example:disk/0",
-                "known",
-            ),
             ("UUID=0a3b", "known"),
             ("ä:/x", "known"),
             ("", "known"),

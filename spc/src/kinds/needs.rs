@@ -62,7 +62,7 @@ const OTHERS: [Kind; 4] = [
     },
     Kind {
         name: "rbd",
-        modules: &[Module::driver("rbd")],
+        modules: &super::block::rbd::MODULES,
         needs: &[
             Need::program(&["rbd"], "ceph-common"),
             Need::HostNetwork,
@@ -73,7 +73,7 @@ const OTHERS: [Kind; 4] = [
     },
     Kind {
         name: "iscsi",
-        modules: &[Module::driver("iscsi_tcp"), Module::driver("sd_mod")],
+        modules: &super::block::iscsi::MODULES,
         needs: &[
             Need::program(&["iscsiadm"], "open-iscsi"),
             Need::program(&["iscsid"], "open-iscsi"),

@@ -143,6 +143,7 @@ const fn shared(service: Service) -> Shared {
         kinds: &["nfs"],
         helpers: &["mount.nfs"],
         needed_by: locks_by_nlm,
+        through: None,
         // The kernel's lock manager. It is at work until a mount that was taken away has lost its last user.
         client: Some((100_021, 4)),
     }
@@ -160,15 +161,15 @@ fn locks_by_nlm(fs_type: &str, options: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::{Options, Secrets};
+    use crate::mount::Options;
 
     fn made(source: &str, options: &str) -> Result<Maker> {
-        let options = Options::parse([options])?;
+        let (options, secrets) = Options::and_secrets([options])?;
         helper(&Asked {
             fs_type: "nfs",
             source,
             options: &options,
-            secrets: &Secrets::default(),
+            secrets: &secrets,
             log_name: "mnt-data",
             kernel_lacks: &|_| None,
         })

@@ -5,6 +5,7 @@
 //! canonical target, and guarded by one byte of one lock file each (OFD locks, fcntl(2)), which
 //! needs no file per lock and is released by the kernel when its holder dies.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{FcntlArg, fcntl};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Route;
@@ -21,6 +23,9 @@ use crate::host::Host;
 use crate::host::target::show;
 
 const DIR: &str = "/run/spc/mounts";
+
+/// One file for each [`Attachment`].
+const DEVICES: &str = "/run/spc/devices";
 
 /// How far a mount has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +74,40 @@ pub struct Record {
     pub daemon: Vec<i32>,
     /// Seconds since the epoch.
     pub since: u64,
+    /// The device that was attached for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<OnDevice>,
+}
+
+/// An attached device, as a record names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnDevice {
+    /// Its name.
+    pub name: String,
+    /// What it is reached through.
+    pub through: String,
+}
+
+/// What is remembered of devices that are reached through the same thing. It is written before anything is attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// What they are reached through.
+    pub through: String,
+    /// Ways that somebody else had brought up before: they are used, and never ended.
+    pub foreign: Vec<String>,
+    /// All sources that were attached; they say how it is undone.
+    pub sources: Vec<String>,
+    /// The devices that are there, by their names.
+    pub devices: BTreeMap<String, Volume>,
+}
+
+/// What an attached device turned out to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The disk that is used, by its kernel name.
+    pub disk: String,
+    /// What the volume is called by itself.
+    pub ids: Vec<String>,
 }
 
 impl Record {
@@ -146,6 +185,66 @@ impl Ledger {
         }
     }
 
+    /// Takes the lock of something that is no target, such as a device.
+    ///
+    /// # Errors
+    /// As [`Ledger::lock`].
+    pub fn lock_named(
+        &self,
+        name: &str,
+        deadline: Instant,
+        go_on: impl Fn() -> Result<()>,
+    ) -> Result<Lock> {
+        // No target begins like that.
+        let hash = hash(Path::new(&format!("device {name}")));
+        self.lock_at(hash, deadline, go_on)?.ok_or_else(|| {
+            Error::mount(format!("another spc is at work on {name}"))
+                .hint("wait until it has ended, then try again")
+        })
+    }
+
+    /// What is attached through this.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn attachment(&self, through: &str) -> Result<Option<Attachment>> {
+        let file = attachment_file(through);
+        let read = self
+            .host
+            .run("reading the ledger", move || load_json(&file))?;
+        read.map_err(|bad| bad.error())
+    }
+
+    /// Everything that is attached.
+    ///
+    /// # Errors
+    /// The directory or a file cannot be read.
+    pub fn attachments(&self) -> Result<Vec<Attachment>> {
+        let files = self.files(DEVICES, "json")?;
+        let read = self.host.run("reading the ledger", move || {
+            let all = files.iter().map(|file| load_json(file));
+            all.collect::<std::result::Result<Vec<_>, _>>()
+        })?;
+        let read = read.map_err(|bad| bad.error())?;
+        Ok(read.into_iter().flatten().collect())
+    }
+
+    /// Writes what is attached, whole or not at all.
+    ///
+    /// # Errors
+    /// As [`Ledger::put`].
+    pub fn put_attachment(&self, attachment: &Attachment) -> Result<()> {
+        self.write(attachment_file(&attachment.through), attachment)
+    }
+
+    /// Nothing is attached through this any more.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn remove_attachment(&self, through: &str) -> Result<()> {
+        self.unlink(attachment_file(through))
+    }
+
     /// Takes the lock of the target with this hash; None if another command held it all the time.
     fn lock_at(
         &self,
@@ -207,7 +306,7 @@ impl Ledger {
     /// # Errors
     /// The directory cannot be read.
     pub fn all(&self) -> Result<(Vec<Record>, Vec<Corrupt>)> {
-        let files = self.files("json")?;
+        let files = self.files(DIR, "json")?;
         let (mut records, mut bad) = (Vec::new(), Vec::new());
         let read = self.host.run("reading the ledger", move || {
             files.iter().map(|file| load(file)).collect::<Vec<_>>()
@@ -223,9 +322,9 @@ impl Ledger {
     }
 
     /// The ledger's files with this extension.
-    fn files(&self, extension: &'static str) -> Result<Vec<PathBuf>> {
+    fn files(&self, dir: &'static str, extension: &'static str) -> Result<Vec<PathBuf>> {
         let read = self.host.run("reading the ledger", move || {
-            let entries = match fs::read_dir(DIR) {
+            let entries = match fs::read_dir(dir) {
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
                 entries => entries?,
             };
@@ -239,7 +338,7 @@ impl Ledger {
                 .collect()
         })?;
         read.map_err(|e| {
-            Error::system(format!("cannot read {DIR} on the host")).because(errno_text(e))
+            Error::system(format!("cannot read {dir} on the host")).because(errno_text(e))
         })
     }
 
@@ -248,13 +347,22 @@ impl Ledger {
     /// # Errors
     /// The disk is full, or the directory cannot be written.
     pub fn put(&self, record: &Record) -> Result<()> {
-        let file = file_of(Path::new(&record.target));
-        let text = serde_json::to_vec(record)
+        self.write(file_of(Path::new(&record.target)), record)
+    }
+
+    fn write(&self, file: PathBuf, what: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_vec(what)
             .map_err(|e| Error::new(Class::System, "cannot write a record").because(e))?;
         let shown = file.display().to_string();
         let written = self.host.run("writing the ledger", move || {
             let new = file.with_extension("new");
             let write = || {
+                if let Some(dir) = file.parent() {
+                    fs::DirBuilder::new()
+                        .recursive(true)
+                        .mode(0o700)
+                        .create(dir)?;
+                }
                 let mut out = OpenOptions::new()
                     .create(true)
                     .truncate(true)
@@ -282,7 +390,7 @@ impl Ledger {
     /// # Errors
     /// The directory cannot be read, or a file cannot be removed.
     pub fn sweep(&self) -> Result<()> {
-        for file in self.files("new")? {
+        for file in self.files(DIR, "new")? {
             let name = file.file_stem().and_then(|stem| stem.to_str());
             let Some(hash) = name.and_then(|name| u64::from_str_radix(name, 16).ok()) else {
                 continue;
@@ -323,17 +431,33 @@ fn load(file: &Path) -> std::result::Result<Option<Record>, Corrupt> {
         file: file.to_owned(),
         cause,
     };
-    let text = match fs::read(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(bad(errno_text(error))),
+    let Some(record) = load_json::<Record>(file)? else {
+        return Ok(None);
     };
-    let record: Record = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
     if file_of(Path::new(&record.target)) == file {
         Ok(Some(record))
     } else {
         Err(bad(format!("it is about {}", show(record.target.as_ref()))))
     }
+}
+
+fn load_json<T: DeserializeOwned>(file: &Path) -> std::result::Result<Option<T>, Corrupt> {
+    let bad = |cause: String| Corrupt {
+        file: file.to_owned(),
+        cause,
+    };
+    let text = match fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(bad(errno_text(error))),
+    };
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|e| bad(e.to_string()))
+}
+
+fn attachment_file(through: &str) -> PathBuf {
+    PathBuf::from(format!("{DEVICES}/{:016x}.json", hash(Path::new(through))))
 }
 
 fn file_of(target: &Path) -> PathBuf {

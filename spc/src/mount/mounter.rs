@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::device::{Attached, Attaching};
 use super::direct::{self, Detached};
 use super::handover::Handover;
-use super::ledger::{Lock, Record, State, now};
+use super::ledger::{Lock, OnDevice, Record, State, now};
 use super::plan::Route;
+use super::prepare::{MKFS, Preparing};
 use super::proof;
 use super::recover::{entry_of, is_mount, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
@@ -20,6 +22,7 @@ use crate::host::mountinfo::Entry;
 use crate::host::target::{self, MountId, Pinned, show};
 use crate::host::{Host, Settings, container, copies, modules, process};
 use crate::kinds::Maker;
+use crate::kinds::block::AUTO;
 
 /// How long a helper that ended well may take until its mount is there.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -183,6 +186,10 @@ impl<'a> Attempt<'a> {
             on,
             daemon: Vec::new(),
             since: now(),
+            device: plan.chosen.device.as_ref().map(|device| OnDevice {
+                name: device.name.clone(),
+                through: device.through.clone(),
+            }),
         };
         Ok(Self {
             session,
@@ -260,15 +267,61 @@ impl<'a> Attempt<'a> {
                 proof
             }
             _ => {
+                let attached = self.device(deadline, interrupts)?;
                 let (chosen, request) = (self.plan.chosen.clone(), &self.plan.request);
-                let (fs_type, source) = (request.fs_type.clone(), request.source.clone());
-                let options = request.options.for_file_system();
+                let mut options = request.options.for_file_system();
+                let (mut fs_type, mut source) = (request.fs_type.clone(), request.source.clone());
+                if let (Some((disk, found)), Some(device)) = (&attached, &chosen.device) {
+                    options = options.without(device.options);
+                    source = disk.disk.node.to_string_lossy().into_owned();
+                    fs_type = found.clone();
+                }
                 let make = move || direct::make(&chosen, &fs_type, &source, &options);
-                let detached = self.session.host.run("mounting", make)??;
+                // A file system may have a journal to replay.
+                let limit = deadline
+                    .saturating_duration_since(Instant::now())
+                    .max(Duration::from_secs(20));
+                let detached = self.session.host.run_within("mounting", limit, make)??;
                 self.attach(detached)?;
                 self.look(None)?.ok_or_else(|| self.nothing("the kernel"))?
             }
         })
+    }
+
+    /// Attaches the device, where the kind has one, and finds out what is on it.
+    fn device(
+        &self,
+        deadline: Instant,
+        interrupts: &Interrupts,
+    ) -> Result<Option<(Attached, String)>> {
+        let Some(device) = &self.plan.chosen.device else {
+            return Ok(None);
+        };
+        let request = &self.plan.request;
+        let attaching = Attaching {
+            session: self.session,
+            device,
+            record: &self.record,
+            host_name: request.options.value("initiator"),
+            secrets: &request.secrets,
+            deadline,
+            interrupts,
+        };
+        let attached = attaching.run()?;
+        let asked = request.fs_type.as_str();
+        let preparing = Preparing {
+            host: &self.session.host,
+            name: &device.name,
+            disk: &attached.disk,
+            fs_type: Some(asked).filter(|asked| *asked != AUTO),
+            read_only: request.options.read_only(),
+            mkfs: request.options.has(MKFS),
+            id: &self.record.id,
+            deadline,
+            interrupts,
+        };
+        let found = preparing.run()?;
+        Ok(Some((attached, found)))
     }
 
     /// The helper ended well: where is its mount? On the host, where the shim put it, or on the

@@ -128,6 +128,13 @@ impl Options {
         Self(kept)
     }
 
+    /// All but those with these keys.
+    #[must_use]
+    pub fn without(&self, keys: &[&str]) -> Self {
+        let kept = self.0.iter().filter(|o| !keys.contains(&split(o).0));
+        Self(kept.cloned().collect())
+    }
+
     /// The same options in one order, to tell whether two requests are the same.
     #[must_use]
     pub fn sorted(&self) -> Self {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Request;
+use super::prepare::MKFS;
 use super::request::RouteChoice;
 use crate::error::{Error, Result, errno_text};
 use crate::host::container::PROGRAM_DIRS;
@@ -98,6 +99,11 @@ impl Plan {
                     .map(|e| e.summary())
             },
         })?;
+        if request.options.has(MKFS) && chosen.device.is_none() {
+            return Err(Error::usage(format!("bad option {MKFS}"))
+                .because("file systems are made on devices that spc attaches, and on nothing else")
+                .hint("make it on the host, or name the device as iscsi:… or rbd:…"));
+        }
         let (program, route) = match &chosen.maker {
             Maker::Helper(helper) => {
                 let program = find(&helper.programs, &request.fs_type)?;

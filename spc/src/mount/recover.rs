@@ -6,10 +6,10 @@ use std::time::Duration;
 use rustix::fs::{CWD, Mode as Permissions, OFlags, open};
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::direct;
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::plan::Route;
+use super::{direct, release};
 use crate::error::{Error, Result, errno_text};
 use crate::host::claim::Claim;
 use crate::host::mountinfo::{self, Entry};
@@ -165,7 +165,13 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
         .hint("they wait in the kernel, probably for a dead server; try again when it is back"));
     }
     claim.remove();
-    session.ledger.remove(Path::new(&record.target))
+    let left = release::release(session, record, || {
+        session.ledger.remove(Path::new(&record.target))
+    })?;
+    if left == release::Left::InUse {
+        tracing::debug!(target = %record.target, "its device is still in use; `spc serve` detaches it later");
+    }
+    Ok(())
 }
 
 /// Whether something is mounted on a stand-in.

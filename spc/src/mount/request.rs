@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::prepare::MKFS;
 use super::{Options, Secrets};
 use crate::error::{Error, Result};
+use crate::kinds::block::AUTO;
 use crate::kinds::{self, Inferred};
 
 /// How long a mount may take when nobody says.
@@ -61,6 +63,10 @@ impl Request {
             let inferred = kinds::infer(&self.source)?;
             self.fs_type = inferred.fs_type.into();
             self.inferred = Some(inferred);
+            if self.fs_type == AUTO && self.options.has(MKFS) {
+                return Err(Error::usage(format!("bad options: {MKFS} without a type"))
+                    .hint("say which file system is to be made: -t ext4 or -t xfs"));
+            }
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
         if !self.fs_type.chars().all(plain) || self.fs_type.starts_with(['.', '-']) {
@@ -96,6 +102,12 @@ impl Request {
             .hint(format!("on the host, run: mount -o {operation} TARGET")));
         }
         self.mkdir()?;
+        if self.options.has(MKFS) && self.options.read_only() {
+            return Err(
+                Error::usage(format!("bad options: {MKFS} with a read-only mount"))
+                    .hint("a file system is made only for a mount that may write"),
+            );
+        }
         Ok(self)
     }
 

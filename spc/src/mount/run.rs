@@ -8,6 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal as NixSignal};
@@ -28,7 +29,10 @@ use crate::sys;
 pub const SHIM: &str = "/usr/lib/spc/libspc_shim.so";
 
 /// Termination signals, held back and looked at where it is safe to stop.
-pub struct Interrupts(SignalFd);
+pub struct Interrupts {
+    signals: SignalFd,
+    came: AtomicBool,
+}
 
 impl Interrupts {
     /// Blocks SIGINT, SIGTERM and SIGHUP. Call it before any thread is started.
@@ -44,7 +48,10 @@ impl Interrupts {
             .and_then(|()| {
                 SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             })
-            .map(Self)
+            .map(|signals| Self {
+                signals,
+                came: AtomicBool::new(false),
+            })
             .map_err(|e| Error::system("cannot watch for signals").because(errno_text(e)))
     }
 
@@ -53,20 +60,32 @@ impl Interrupts {
     /// # Errors
     /// [`Class::Interrupted`], once per signal.
     pub fn check(&self) -> Result<()> {
-        match self.0.read_signal() {
-            Ok(Some(info)) => Err(Error::new(
-                Class::Interrupted,
-                format!("stopped by signal {}", info.ssi_signo),
-            )),
+        match self.signals.read_signal() {
+            Ok(Some(info)) => {
+                self.came.store(true, Ordering::Relaxed);
+                Err(Error::new(
+                    Class::Interrupted,
+                    format!("stopped by signal {}", info.ssi_signo),
+                ))
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Whether one has come at all, perhaps to another thread.
+    pub fn came(&self) -> bool {
+        self.came.load(Ordering::Relaxed)
     }
 }
 
 impl AsFd for Interrupts {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.as_fd()
+        self.signals.as_fd()
     }
+}
+
+fn stopped_elsewhere() -> Error {
+    Error::new(Class::Interrupted, "stopped by a signal")
 }
 
 /// A helper, ready to run.
@@ -129,7 +148,7 @@ impl Run<'_> {
         let mut child = sys::tie_to_parent(&mut command)
             .spawn()
             .map_err(|e| fail(errno_text(e)))?;
-        let ended = wait(&mut child, &name, started, deadline, interrupts);
+        let ended = wait(&mut child, &name, started, deadline, Some(interrupts));
         output.seal();
         let shim = reports_of(&reports);
         // What the daemon's shim says later goes to the log of `spc serve`.
@@ -142,12 +161,10 @@ impl Run<'_> {
             start_of_log,
             shim,
         };
-        let failed = match ended {
-            Ok(status) if status.success() => return Ok(said),
-            Ok(status) => match (status.code(), status.signal()) {
-                (Some(code), _) => fail(format!("exit status {code}")),
-                (None, signal) => fail(format!("killed by signal {}", signal.unwrap_or_default())),
-            },
+        let failed = match ended.map(describe) {
+            Ok(Ended::Code(0)) => return Ok(said),
+            Ok(Ended::Code(code)) => fail(format!("exit status {code}")),
+            Ok(Ended::Signal(signal)) => fail(format!("killed by signal {signal}")),
             Err(error) if error.class() == Class::Interrupted => return Err(error),
             Err(error) => match error.hint_text() {
                 Some(hint) => fail(error.summary()).hint(hint),
@@ -203,12 +220,29 @@ pub struct Said {
     shim: Vec<String>,
 }
 
-fn wait(
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// By itself, with this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+pub(super) fn describe(status: ExitStatus) -> Ended {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Ended::Code(code),
+        (None, signal) => Ended::Signal(signal.unwrap_or_default()),
+    }
+}
+
+/// Waits for a program to end, and ends it if it takes too long or a signal stops us.
+pub(super) fn wait(
     child: &mut Child,
     name: &str,
     started: Instant,
     deadline: Instant,
-    interrupts: &Interrupts,
+    interrupts: Option<&Interrupts>,
 ) -> Result<ExitStatus> {
     let system =
         |e: std::io::Error| Error::system(format!("cannot wait for {name}")).because(errno_text(e));
@@ -222,10 +256,8 @@ fn wait(
             break Error::mount(format!("ended by spc after {after:.0} s"))
                 .hint("look whether its server answers, or give it more time with --timeout");
         }
-        let mut fds = [
-            PollFd::new(&pidfd, PollFlags::IN),
-            PollFd::new(interrupts, PollFlags::IN),
-        ];
+        let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN)];
+        fds.extend(interrupts.map(|held| PollFd::new(held, PollFlags::IN)));
         let step = deadline
             .saturating_duration_since(now)
             .min(Duration::from_secs(1));
@@ -236,9 +268,10 @@ fn wait(
             Ok(_) if fds[0].revents().contains(PollFlags::IN) => {
                 return child.wait().map_err(system);
             }
+            Ok(0) if interrupts.is_some_and(Interrupts::came) => break stopped_elsewhere(),
             Ok(0) => progress.show(name, started, deadline),
             Ok(_) => {
-                if let Err(signal) = interrupts.check() {
+                if let Some(Err(signal)) = interrupts.map(Interrupts::check) {
                     break signal;
                 }
             }

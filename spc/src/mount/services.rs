@@ -1,7 +1,5 @@
 //! The services that mounts share: ended with the last mount that needs them, started again if they died.
 
-use std::cell::Cell;
-
 use super::ledger::State;
 use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
@@ -12,10 +10,7 @@ use crate::kinds::{self, Shared};
 pub fn release(session: &Session) {
     // One that needs another has to be gone before it.
     for shared in kinds::shared().rev() {
-        // Asked once: the second time, rpcbind itself may be the one that is stopped, and would not answer.
-        let client = Cell::new(shared.client);
-        let needed = || needed(session, shared, client.take());
-        match service::end(&shared.service, needed) {
+        match service::end(&shared.service, || needed(session, shared)) {
             Ok(true) => tracing::info!(service = shared.service.name, "ended; no mount needs it"),
             Ok(false) => {}
             Err(error) => tracing::warn!("{error}"),
@@ -37,6 +32,21 @@ pub fn tend(session: &Session) -> bool {
     kinds::shared().filter(started).all(mounted)
 }
 
+/// Whether devices are attached that need a service, or are being attached.
+fn attached(session: &Session, shared: &Shared) -> Result<bool> {
+    let Some(begin) = shared.through else {
+        return Ok(false);
+    };
+    let (records, _) = session.ledger.all()?;
+    let mut devices = records.iter().filter_map(|record| record.device.as_ref());
+    Ok(devices.any(|device| device.through.starts_with(begin))
+        || session
+            .ledger
+            .attachments()?
+            .iter()
+            .any(|attachment| attachment.through.starts_with(begin)))
+}
+
 /// Ends all that was started here, before the container's end kills it: some write down what they know.
 pub fn leave() {
     for shared in kinds::shared().rev() {
@@ -47,7 +57,7 @@ pub fn leave() {
 }
 
 /// Whether a mount of the host needs a service, or one that is being made may, or one that was taken away still does.
-fn needed(session: &Session, shared: &Shared, client: Option<(u32, u32)>) -> Result<bool> {
+fn needed(session: &Session, shared: &Shared) -> Result<bool> {
     if shared.helpers.iter().any(|name| process::runs(name)) {
         return Ok(true);
     }
@@ -55,8 +65,11 @@ fn needed(session: &Session, shared: &Shared, client: Option<(u32, u32)>) -> Res
     let begun = records.iter().any(|record| {
         record.state == State::Mounting && shared.kinds.contains(&record.fs_type.as_str())
     });
-    let is_registered = |(program, version)| rpc::is_registered(program, version);
-    Ok(begun || is_mounted(session, shared)? || client.is_some_and(is_registered))
+    let client = |(program, version)| rpc::is_registered(program, version);
+    Ok(begun
+        || attached(session, shared)?
+        || is_mounted(session, shared)?
+        || shared.client.is_some_and(client))
 }
 
 fn is_mounted(session: &Session, shared: &Shared) -> Result<bool> {

@@ -116,6 +116,85 @@ pub fn tie_to_parent(command: &mut Command) -> &mut Command {
     }
 }
 
+/// `struct sg_io_hdr` of `<scsi/sg.h>`, which libc does not have.
+#[repr(C)]
+struct SgIo {
+    interface_id: libc::c_int,
+    dxfer_direction: libc::c_int,
+    cmd_len: u8,
+    mx_sb_len: u8,
+    iovec_count: u16,
+    dxfer_len: u32,
+    dxferp: *mut u8,
+    cmdp: *mut u8,
+    sbp: *mut u8,
+    timeout: u32,
+    flags: u32,
+    pack_id: libc::c_int,
+    usr_ptr: *mut libc::c_void,
+    status: u8,
+    masked_status: u8,
+    msg_status: u8,
+    sb_len_wr: u8,
+    host_status: u16,
+    driver_status: u16,
+    resid: libc::c_int,
+    duration: u32,
+    info: u32,
+}
+
+const SG_IO: libc::Ioctl = 0x2285;
+const SG_DXFER_FROM_DEV: libc::c_int = -3;
+
+/// Asks a SCSI disk itself for a page of vital product data (INQUIRY with EVPD), past everything that the
+/// kernel remembers of it. Waits at most as long as the limit.
+///
+/// # Errors
+/// The errno of the ioctl, or EIO if the disk refuses.
+pub fn inquiry(disk: impl AsFd, page: u8, limit: std::time::Duration) -> io::Result<Vec<u8>> {
+    let mut data = vec![0_u8; 1024];
+    let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
+    let [high, low] = length.to_be_bytes();
+    let mut command = [0x12, 1, page, high, low, 0];
+    let mut sense = [0_u8; 32];
+    let mut header = SgIo {
+        interface_id: libc::c_int::from(b'S'),
+        dxfer_direction: SG_DXFER_FROM_DEV,
+        cmd_len: 6,
+        mx_sb_len: 32,
+        iovec_count: 0,
+        dxfer_len: u32::from(length),
+        dxferp: data.as_mut_ptr(),
+        cmdp: command.as_mut_ptr(),
+        sbp: sense.as_mut_ptr(),
+        timeout: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
+        flags: 0,
+        pack_id: 0,
+        usr_ptr: std::ptr::null_mut(),
+        status: 0,
+        masked_status: 0,
+        msg_status: 0,
+        sb_len_wr: 0,
+        host_status: 0,
+        driver_status: 0,
+        resid: 0,
+        duration: 0,
+        info: 0,
+    };
+    // SAFETY: the header is laid out as the kernel has it, and the three buffers that it points to live, with the
+    // lengths that it gives, across the call, which is over when it returns.
+    let done = unsafe { libc::ioctl(disk.as_fd().as_raw_fd(), SG_IO, &raw mut header) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if header.status != 0 || header.host_status != 0 || header.driver_status != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EIO));
+    }
+    let got = data.len() - usize::try_from(header.resid).unwrap_or(0).min(data.len());
+    data.truncate(got);
+    Ok(data)
+}
+
 /// Makes a child a session of its own, with no signal blocked and no descriptor of ours but its standard ones, that
 /// outlives the process that starts it.
 pub fn detach(command: &mut Command) -> &mut Command {

@@ -11,6 +11,8 @@ mod demo;
 mod docker;
 mod doctor;
 mod fuse;
+mod gluster_block;
+mod iscsi;
 mod kinds;
 mod lab;
 mod modules;

@@ -1,0 +1,615 @@
+//! Attaches block devices before their file system is mounted; [`super::release`] detaches them.
+//!
+//! What there is to do comes from the kind, as data. Devices that are reached through the same thing (a session with a
+//! target) share one [`Attachment`] in the ledger, which is written before anything is attached and changed only
+//! under its lock. A device is in use for as long as a record of a mount names it, or the kernel holds it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::handover::Handover;
+use super::ledger::{Attachment, Lock, Record, Volume};
+use super::mounter::Session;
+use super::multipath;
+use super::run::Interrupts;
+use super::secrets::Secrets;
+use super::setting::set;
+use super::tool::{Tool, within};
+use crate::error::{Class, Error, Result, errno_text};
+use crate::host::disk::{self, Disk};
+use crate::host::{hostname, service};
+use crate::kinds::block::{self, Command, Device, Identity, Shows, Step, Value, Way};
+use crate::kinds::{How, Pass};
+use crate::sys;
+
+/// How long one step on a way may take; a dead portal is given up by its own limits before that.
+pub(super) const STEP: u64 = 60;
+
+/// How long the kernel may take to show a disk that it was told to look for, and to take away one.
+pub(super) const APPEAR: Duration = Duration::from_secs(10);
+
+/// How long multipathd may take to claim a disk, where one is running.
+const CLAIM: Duration = Duration::from_secs(5);
+
+/// How long a disk may take to say which volume it is.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What attaching needs to know.
+pub struct Attaching<'a> {
+    /// Settings, host, ledger.
+    pub session: &'a Session,
+    /// The device.
+    pub device: &'a Device,
+    /// The mount's record, which is in the ledger.
+    pub record: &'a Record,
+    /// The name that was asked for in place of the host's own.
+    pub host_name: Option<&'a str>,
+    /// Secrets.
+    pub secrets: &'a Secrets,
+    /// When it has to be done.
+    pub deadline: Instant,
+    /// Signals.
+    pub interrupts: &'a Interrupts,
+}
+
+/// A device that is there. Nobody else prepares or mounts it until this is dropped.
+pub struct Attached {
+    /// The disk.
+    pub disk: Disk,
+    _lock: Lock,
+}
+
+/// A way that is up.
+#[derive(Clone, Debug)]
+pub(super) struct Up {
+    /// Its directory's name.
+    pub name: String,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// What tells it from others; none while it is being brought up or taken down.
+    marks: Vec<String>,
+}
+
+/// The ways to a device that are up; run it on the host's thread.
+pub(super) fn ways_up(shows: &Shows) -> Vec<Up> {
+    disk::glob(Path::new("/sys"), shows.ways)
+        .into_iter()
+        .filter(|dir| {
+            let mut holds = shows.holds.iter();
+            holds.all(|(file, text)| disk::held(dir, file).as_deref() == Some(text))
+        })
+        .filter_map(|dir| {
+            let marks = shows.known_by.iter();
+            Some(Up {
+                name: dir.file_name()?.to_str()?.to_owned(),
+                marks: marks.filter_map(|file| disk::held(&dir, file)).collect(),
+                dir,
+            })
+        })
+        .collect()
+}
+
+impl Up {
+    /// The kernel's name of its disk.
+    pub fn disk(&self, shows: &Shows) -> Option<String> {
+        let found = disk::glob(&self.dir, &shows.disk).into_iter().next()?;
+        Some(found.file_name()?.to_str()?.to_owned())
+    }
+
+    /// The number in its name, by which programs know it.
+    pub fn number(&self) -> &str {
+        self.name.trim_start_matches(|c: char| !c.is_ascii_digit())
+    }
+}
+
+pub(super) fn look(session: &Session, shows: &Shows) -> Result<Vec<Up>> {
+    let shows = shows.clone();
+    session
+        .host
+        .run("looking for a device", move || ways_up(&shows))
+}
+
+impl Attaching<'_> {
+    /// Attaches it, or finds it attached, and makes sure that it is the volume that it was.
+    ///
+    /// # Errors
+    /// No way to it came up, it does not show, or it is another volume than before. What was done until then stays
+    /// in the ledger, to be undone by [`super::release`].
+    pub fn run(&self) -> Result<Attached> {
+        let ledger = &self.session.ledger;
+        let go_on = || self.interrupts.check();
+        let own = ledger.lock_named(&self.device.name, self.deadline, go_on)?;
+        let _through = ledger.lock_named(&through(&self.device.through), self.deadline, go_on)?;
+        let up = look(self.session, &self.device.shows)?;
+        let mut attachment = match ledger.attachment(&self.device.through)? {
+            Some(attachment) => attachment,
+            None => Attachment {
+                through: self.device.through.clone(),
+                foreign: up.iter().map(|way| way.name.clone()).collect(),
+                ..Attachment::default()
+            },
+        };
+        if !attachment.sources.contains(&self.record.source) {
+            attachment.sources.push(self.record.source.clone());
+        }
+        ledger.put_attachment(&attachment)?;
+        self.bring_up(&up)?;
+        let disks = self.find()?;
+        let (volume, disks) = self.identify(&attachment, disks)?;
+        let disk = self.choose(&attachment, disks)?;
+        attachment.devices.insert(
+            self.device.name.clone(),
+            Volume {
+                disk: disk.name.clone(),
+                ids: volume,
+            },
+        );
+        ledger.put_attachment(&attachment)?;
+        Ok(Attached { disk, _lock: own })
+    }
+
+    /// Brings up the ways that are not, all at once. One is enough.
+    fn bring_up(&self, up: &[Up]) -> Result<()> {
+        let missing: Vec<&Way> = self
+            .device
+            .ways
+            .iter()
+            .filter(|way| !up.iter().any(|up| up.marks == way.marks))
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let name = ready(self.session, self.device, self.host_name)?;
+        let results: Vec<Result<()>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = missing
+                .iter()
+                .map(|way| scope.spawn(|| self.steps(way, name.as_deref())))
+                .collect();
+            let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+            ended
+                .map(|ended| ended.unwrap_or_else(|_| Err(Error::system("a thread died"))))
+                .collect()
+        });
+        let came = results.iter().any(Result::is_ok) || missing.len() < self.device.ways.len();
+        let mut failed: Vec<(&str, Error)> = missing
+            .iter()
+            .zip(results)
+            .filter_map(|(way, result)| Some((way.name.as_str(), result.err()?)))
+            .collect();
+        if let Some(at) = failed
+            .iter()
+            .position(|(_, error)| error.class() == Class::Interrupted)
+        {
+            return Err(failed.swap_remove(at).1);
+        }
+        if came {
+            for (way, error) in failed {
+                tracing::warn!("{} goes without {way}: {error}", self.device.name);
+            }
+            return Ok(());
+        }
+        if failed.len() == 1 {
+            return Err(failed.remove(0).1);
+        }
+        let hint = failed
+            .iter()
+            .find_map(|(_, error)| error.hint_text().map(str::to_owned));
+        let lines = failed.iter().flat_map(|(_, error)| error.all_lines());
+        let error = Error::mount(format!("cannot attach {}", self.device.name))
+            .because("no way to it came up")
+            .log(lines.collect());
+        Err(match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        })
+    }
+
+    fn steps(&self, way: &Way, host_name: Option<&str>) -> Result<()> {
+        let context = || format!("cannot attach {} at {}", self.device.name, way.name);
+        for step in &way.steps {
+            match step {
+                Step::Run(command) => self.command(command, &context())?,
+                Step::Set { files, settings } => {
+                    let mut lines = Vec::new();
+                    for (key, value) in settings {
+                        let value = match value {
+                            Value::Text(text) => text.clone().into_bytes(),
+                            Value::HostName => host_name.unwrap_or_default().into(),
+                            Value::Secret(key) => self.secret(key)?,
+                        };
+                        lines.push((*key, value));
+                    }
+                    set(files, &lines).map_err(|e| {
+                        Error::system(context())
+                            .because(format!("its record cannot be written: {}", errno_text(e)))
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn secret(&self, key: &str) -> Result<Vec<u8>> {
+        let secret = self.secrets.get(key).ok_or_else(|| {
+            Error::usage(format!("{key} is missing"))
+                .hint(format!("give it by --secret {key}=file:PATH"))
+        })?;
+        let secret = secret.expose().as_bytes().to_vec();
+        let bad = secret.iter().any(u8::is_ascii_control)
+            || secret.trim_ascii().len() != secret.len()
+            || secret.is_empty();
+        if bad {
+            return Err(Error::usage(format!("bad {key}")).because(
+                "it is empty, or begins or ends with a space, or holds a control character",
+            ));
+        }
+        Ok(secret)
+    }
+
+    fn command(&self, command: &Command, what: &str) -> Result<()> {
+        let mut args = command.args.clone();
+        let passes: Vec<Pass> = command.secret.into_iter().collect();
+        let handover = Handover::prepare(&passes, self.secrets)?;
+        for pass in &passes {
+            if let How::Argument { before } = pass.how
+                && self.secrets.has(pass.key)
+            {
+                args.push(format!(
+                    "{before}/proc/self/fd/{}",
+                    handover.number(pass.key)
+                ));
+            }
+        }
+        let tool = Tool {
+            program: command.program,
+            args: &args,
+            stdin: None,
+            handover: Some(&handover),
+            id: Some(&self.record.id),
+            deadline: within(STEP, self.deadline),
+        };
+        let done = tool.run(Some(self.interrupts)).map_err(|error| {
+            if error.class() == Class::Interrupted {
+                return error;
+            }
+            let hint = error.hint_text().map(str::to_owned);
+            let outer = Error::new(error.class(), what).because(error.summary());
+            match hint {
+                Some(hint) => outer.hint(hint),
+                None => outer,
+            }
+        })?;
+        let told = match &command.tells {
+            _ if done.code != 0 && !command.fine.contains(&done.code) => {
+                Err(format!("{}: exit status {}", command.program, done.code))
+            }
+            Some(tells) => (tells.find)(&done.text, &tells.what),
+            None => Ok(()),
+        };
+        told.map_err(|cause| {
+            let hints = self.device.telling.hints.iter();
+            let known = hints
+                .filter(|(words, _)| done.text.contains(words) || cause.contains(words))
+                .map(|(_, hint)| *hint)
+                .next();
+            let lines: Vec<String> = done
+                .lines()
+                .iter()
+                .filter_map(|line| (self.device.telling.line)(line))
+                .map(|line| self.secrets.mask(line))
+                .collect();
+            Error::mount(what).because(cause).log(lines).hint(
+                known.unwrap_or(
+                    "look whether its server answers, and at the host's kernel log: dmesg",
+                ),
+            )
+        })
+    }
+
+    /// Has the kernel look for the disk, and waits until it shows on every way, or on one and no more come.
+    fn find(&self) -> Result<Vec<(Up, Disk)>> {
+        let until = (Instant::now() + APPEAR).min(self.deadline);
+        let shows = self.device.shows.clone();
+        let scan = move || {
+            let mut failed = None;
+            for up in ways_up(&shows) {
+                if let Some((file, text)) = &shows.scan
+                    && up.disk(&shows).is_none()
+                {
+                    let files = disk::glob(&up.dir, file);
+                    let told = files.iter().try_for_each(|file| disk::tell(file, text));
+                    failed = told.err().or(failed);
+                }
+            }
+            failed
+        };
+        let told = self.session.host.run("looking for a disk", scan)?;
+        loop {
+            self.interrupts.check()?;
+            let shows = self.device.shows.clone();
+            let open = move || {
+                let up = ways_up(&shows);
+                let all = up.len();
+                let mut failed = None;
+                let mut disks = Vec::new();
+                for way in up {
+                    match way.disk(&shows).map(|name| Disk::open(&name)) {
+                        Some(Ok(disk)) => disks.push((way, disk)),
+                        Some(Err(error)) => failed = Some(error),
+                        None => {}
+                    }
+                }
+                (disks, all, failed)
+            };
+            let (disks, all, failed) = self.session.host.run("looking for a disk", open)?;
+            if all > 0 && disks.len() == all {
+                return Ok(disks);
+            }
+            if Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+            if !disks.is_empty() {
+                tracing::warn!(
+                    "{} shows on {} of {all} ways",
+                    self.device.name,
+                    disks.len()
+                );
+                return Ok(disks);
+            }
+            let error = Error::mount(format!("cannot find {}", self.device.name));
+            return Err(match failed.or(told) {
+                Some(cause) => error
+                    .because(errno_text(cause))
+                    .hint("the host needs devtmpfs on /dev, and the container --privileged"),
+                None => error
+                    .because("its server was reached, but shows no such disk to this host")
+                    .hint("check the number, and whether the server grants it to this host's name: `spc explain` shows that"),
+            });
+        }
+    }
+
+    /// Asks every disk which volume it is: all must be the same one, and the one that it was.
+    fn identify(
+        &self,
+        attachment: &Attachment,
+        disks: Vec<(Up, Disk)>,
+    ) -> Result<(Vec<String>, Vec<Reached>)> {
+        let mut volume: Option<Vec<String>> = None;
+        let mut reached = Vec::new();
+        let mut silent = None;
+        for (up, disk) in disks {
+            let (remembered, ids) = match self.ids(&up, &disk) {
+                Ok(ids) => ids,
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    silent = Some(error);
+                    let answers = false;
+                    reached.push(Reached { disk, answers });
+                    continue;
+                }
+            };
+            if let Some(remembered) = remembered.filter(|remembered| *remembered != ids) {
+                return Err(self.reused(&disk.name, &remembered, &ids).hint(format!(
+                    "end what uses /dev/{0} on the host, then run there: echo 1 >/sys/block/{0}/device/delete",
+                    disk.name
+                )));
+            }
+            match &volume {
+                Some(first) if *first != ids => {
+                    return Err(Error::mount(format!("cannot use {}", self.device.name))
+                        .because(format!(
+                            "its ways lead to different volumes: {} and {}",
+                            first.join(" "),
+                            ids.join(" ")
+                        ))
+                        .hint(
+                            "the servers must give the volume the same identity at each portal",
+                        ));
+                }
+                _ => volume = Some(ids),
+            }
+            let answers = true;
+            reached.push(Reached { disk, answers });
+        }
+        if let (None, Some(error)) = (&volume, silent) {
+            return Err(error);
+        }
+        let ids = volume.unwrap_or_default();
+        if ids.is_empty() {
+            tracing::warn!(
+                "{} does not say which volume it is: whether its number is given to another one will not be noticed",
+                self.device.name
+            );
+        }
+        if let Some(known) = attachment.devices.get(&self.device.name)
+            && known.ids != ids
+            && !known.ids.is_empty()
+        {
+            return Err(self
+                .reused(&known.disk, &known.ids, &ids)
+                .hint("unmount what was mounted from it (`spc ls`), then mount it again"));
+        }
+        for other in self.session.ledger.attachments()? {
+            for (name, known) in &other.devices {
+                if *name != self.device.name && known.ids == ids && !ids.is_empty() {
+                    return Err(Error::mount(format!("cannot use {}", self.device.name))
+                        .because(format!("it is the same volume as {name}, which is attached"))
+                        .hint("mount it by that name: a file system must not be mounted by two ways at once"));
+                }
+            }
+        }
+        Ok((ids, reached))
+    }
+
+    fn reused(&self, disk: &str, was: &[String], is: &[String]) -> Error {
+        Error::mount(format!("cannot use {}", self.device.name)).because(format!(
+            "another volume is behind it now: {disk} was {}, it says {}",
+            was.join(" "),
+            if is.is_empty() {
+                "nothing".into()
+            } else {
+                is.join(" ")
+            }
+        ))
+    }
+
+    /// What the kernel remembers of a volume's identity, where it does, and what it says now.
+    fn ids(&self, up: &Up, disk: &Disk) -> Result<(Option<Vec<String>>, Vec<String>)> {
+        let fail = |e: io::Error| {
+            Error::mount(format!(
+                "cannot ask {} which volume it is",
+                self.device.name
+            ))
+            .because(errno_text(e))
+            .hint("look whether its server answers, and at the host's kernel log: dmesg")
+        };
+        match self.device.shows.identity {
+            Identity::Files(files) => {
+                let dir = up.dir.clone();
+                let read = move || files.iter().filter_map(|f| disk::held(&dir, f)).collect();
+                Ok((None, self.session.host.run("reading an identity", read)?))
+            }
+            Identity::Scsi => {
+                let fd = disk.handle().map_err(fail)?;
+                let page = Path::new("/sys/class/block")
+                    .join(&disk.name)
+                    .join("device/vpd_pg83");
+                let ask = move || {
+                    let remembered = fs::read(page).ok();
+                    sys::inquiry(&fd, 0x83, ANSWER).map(|now| (remembered, now))
+                };
+                let limit = ANSWER + Duration::from_secs(5);
+                let asked =
+                    self.session
+                        .host
+                        .run_within("asking a disk which volume it is", limit, ask)?;
+                let (remembered, now) = asked.map_err(fail)?;
+                let remembered = remembered.map(|page| block::volume_ids(&page));
+                Ok((remembered, block::volume_ids(&now)))
+            }
+        }
+    }
+
+    /// Which of the disks is used: the multipath device over them, or the one that is in use already. A file system that
+    /// was mounted by two of them at once would be destroyed.
+    fn choose(&self, attachment: &Attachment, disks: Vec<Reached>) -> Result<Disk> {
+        let known = attachment.devices.get(&self.device.name);
+        let known = known.map(|volume| volume.disk.clone());
+        let scsi = matches!(self.device.shows.identity, Identity::Scsi);
+        let choose = move || -> io::Result<Choice> {
+            let until = Instant::now() + CLAIM;
+            let multipath = || disks.iter().find_map(|path| path.disk.multipath());
+            let mut found = multipath();
+            while found.is_none() && scsi && multipathd() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(100));
+                found = multipath();
+            }
+            if let Some(multipath) = found {
+                return Disk::open(&multipath).map(Choice::One);
+            }
+            let mut used = None;
+            for (at, path) in disks.iter().enumerate() {
+                if path.disk.in_use()? && used.replace(at).is_some() {
+                    return Err(io::Error::other(
+                        "more than one way to it is in use, and no multipath device has them",
+                    ));
+                }
+            }
+            let answers: Vec<usize> = (0..disks.len()).filter(|at| disks[*at].answers).collect();
+            let recorded = known.and_then(|known| disks.iter().position(|p| p.disk.name == known));
+            let at = match (used, recorded, &answers[..]) {
+                (Some(at), ..) => at,
+                (None, _, [_, _, ..]) if scsi => {
+                    let answers = disks.into_iter().filter(|path| path.answers);
+                    return Ok(Choice::Several(answers.map(|path| path.disk).collect()));
+                }
+                (None, Some(at), _) if disks[at].answers => at,
+                (None, _, [first, ..]) => *first,
+                _ => return Err(io::Error::other("none of its ways answers")),
+            };
+            if !disks[at].answers {
+                return Err(io::Error::other(
+                    "the way to it that is in use does not answer",
+                ));
+            }
+            let mut disks = disks;
+            Ok(Choice::One(disks.swap_remove(at).disk))
+        };
+        let failed = |e: io::Error| {
+            Error::mount(format!("cannot use {}", self.device.name))
+                .because(errno_text(e))
+                .hint("look on the host what uses its disks: lsblk")
+        };
+        let host = &self.session.host;
+        let mut disks = match host.run("choosing a disk", choose)?.map_err(failed)? {
+            Choice::One(disk) => return Ok(disk),
+            Choice::Several(disks) => disks,
+        };
+        match multipath::join(host, &self.device.name, &disks) {
+            Ok(()) => {
+                let (disk, shows) = (disks.swap_remove(0), self.device.shows.clone());
+                let open = move || {
+                    for up in ways_up(&shows) {
+                        if let Some((file, text)) = shows.impatient
+                            && let Err(error) = disk::tell(&up.dir.join(file), text)
+                        {
+                            tracing::warn!(way = %up.name, %error, "a lost way will be noticed late");
+                        }
+                    }
+                    let multipath = disk.multipath();
+                    Disk::open(&multipath.ok_or(io::ErrorKind::NotFound)?)
+                };
+                host.run("opening a device", open)?.map_err(failed)
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "{} uses one of {} ways, and stops if that fails: {error}",
+                    self.device.name,
+                    disks.len()
+                );
+                Ok(disks.swap_remove(0))
+            }
+        }
+    }
+}
+
+/// A way to a disk.
+struct Reached {
+    disk: Disk,
+    answers: bool,
+}
+
+/// What is to be used.
+enum Choice {
+    One(Disk),
+    /// These together.
+    Several(Vec<Disk>),
+}
+
+/// Whether multipathd listens, which is by its abstract socket.
+fn multipathd() -> bool {
+    fs::read_to_string("/proc/net/unix").is_ok_and(|sockets| sockets.contains("storage/multipathd"))
+}
+
+/// The lock of what devices are reached through; its name may be that of a device.
+pub(super) fn through(name: &str) -> String {
+    format!("what {name} is reached through")
+}
+
+/// What must be there before a device's programs are run.
+pub(super) fn ready(
+    session: &Session,
+    device: &Device,
+    asked: Option<&str>,
+) -> Result<Option<String>> {
+    // Before the daemon, which reads it when it starts.
+    let name = match &device.host_name {
+        Some(kind) => Some(hostname::place(&session.host, kind, asked)?),
+        None => None,
+    };
+    device.service.map_or(Ok(()), service::ensure)?;
+    Ok(name)
+}
