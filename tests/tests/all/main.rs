@@ -24,6 +24,7 @@ mod races;
 mod routes;
 mod scene;
 mod secrets;
+mod services;
 mod smb;
 mod support;
 mod targets;
