@@ -138,11 +138,17 @@ pub fn started(service: &Service) -> bool {
 /// # Errors
 /// As of [`ensure`].
 pub fn revive(service: &Service) -> Result<()> {
-    if started(service) && !service.ready.holds() {
-        tracing::info!(service = service.name, "started again");
-        return ensure(service);
+    if !started(service) || service.ready.holds() {
+        return Ok(());
     }
-    Ok(())
+    let _turn = take_turn()?;
+    // Another command may have ended it while we waited, and nothing needs it.
+    if !started(service) || service.ready.holds() {
+        return Ok(());
+    }
+    tracing::info!(service = service.name, "started again");
+    stop(service, &ours(service)?)?;
+    start(service)
 }
 
 fn note(service: &Service) -> PathBuf {
