@@ -167,7 +167,18 @@ fn an_image_is_formatted_only_if_it_is_blank() {
         ceph.image("byte", 16 * MIB, one_byte)?;
         ceph.image("other", 64 * MIB, ext4)?;
         client.untouched("blank", "", "no file system is on rbd:rbd/blank")?;
-        client.untouched("blank", "ro,x-spc.mkfs,", "ro")?;
+        let both = format!("ro,x-spc.mkfs,{access}");
+        let both = [
+            "spc",
+            "mount",
+            "-t",
+            "xfs",
+            "-o",
+            &both,
+            "rbd:rbd/blank",
+            "/mnt",
+        ];
+        spc.refused(&both, 1, &["read-only"])?;
         client.untouched("table", "x-spc.mkfs,", "rbd:rbd/table")?;
         client.untouched("byte", "x-spc.mkfs,", "rbd:rbd/byte")?;
         client.untouched("other", "x-spc.mkfs,", "ext4")?;
