@@ -47,6 +47,15 @@ fn attached(session: &Session, shared: &Shared) -> Result<bool> {
             .any(|attachment| attachment.through.starts_with(begin)))
 }
 
+/// Ends all that was started here, before the container's end kills it: some write down what they know.
+pub fn leave() {
+    for shared in kinds::shared().rev() {
+        if let Err(error) = service::leave(&shared.service) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
 /// Whether a mount of the host needs a service, or one that is being made may, or one that was taken away still does.
 fn needed(session: &Session, shared: &Shared) -> Result<bool> {
     if shared.helpers.iter().any(|name| process::runs(name)) {
