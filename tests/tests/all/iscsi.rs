@@ -71,6 +71,13 @@ impl Client {
         })
     }
 
+    /// The container has none of the host's devices from now on.
+    fn hide_devices(&self) -> Result<()> {
+        let hide = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && ln -s /proc/self/fd /dev/fd";
+        self.spc.sh(hide)?.ok()?;
+        Ok(())
+    }
+
     fn source(&self, lun: u16) -> String {
         format!("iscsi:{}/{}/{lun}", self.server, self.iqn)
     }
@@ -290,6 +297,7 @@ fn one_of_two_portals_is_enough() {
     with_lio(|lab, lio| {
         lio.disk("ways-0", 64 * MIB, ext4)?;
         let client = Client::new(lab, lio, "ways", &["ways-0"])?;
+        client.hide_devices()?;
         let iqn = &client.iqn;
         let (spc, host, server) = (&client.spc, &client.spc.host, &client.server);
         lio.tell(&format!("/iscsi/{iqn}/tpg1/portals create {server} 3261\n"))?;
@@ -647,6 +655,7 @@ fn a_damaged_file_system_is_repaired_or_not_mounted() {
             debugfs(path, "set_super_value state 2")
         })?;
         let client = Client::new(lab, lio, "damaged", &["dirty", "damaged"])?;
+        client.hide_devices()?;
         let (spc, host) = (&client.spc, &client.spc.host);
         client
             .mount(&["-t", "ext4", &client.source(0)], "/mnt/data")?
