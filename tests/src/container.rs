@@ -10,7 +10,7 @@ use crate::vm::Vm;
 impl Vm<'_> {
     /// Starts the container `spc`. Its log is `/run/container/log`.
     pub fn start_container(&self) -> Result<()> {
-        let config = serde_json::to_vec_pretty(&config())?;
+        let config = serde_json::to_vec_pretty(&config(&self.name()))?;
         self.write("/run/container/config.json", &config)?;
         let start = "runc run --detach --bundle /run/container spc >/run/container/log 2>&1";
         let started = self.sh(&format!(
@@ -20,14 +20,15 @@ impl Vm<'_> {
     }
 }
 
-/// The bundle's configuration (OCI runtime specification).
-fn config() -> Value {
+/// The bundle's configuration (OCI runtime specification). On the host's network, engines give the host's name; NFS
+/// servers tell clients apart by it.
+fn config(host: &str) -> Value {
     let bind = |path: &str, options: &[&str]| json!({"destination": path, "source": path, "type": "bind", "options": options});
     let all = json!(CAPABILITIES.as_slice());
     json!({
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs"},
-        "hostname": "spc",
+        "hostname": host,
         "process": {
             "args": ["spc", "serve"],
             "cwd": "/",

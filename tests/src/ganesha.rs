@@ -49,9 +49,10 @@ impl<'lab> Ganesha<'lab> {
     }
 }
 
-/// By default it wants a privilege that the machine may lack, and has clients wait 90 seconds after its start.
+/// By default it wants a privilege that the machine may lack, and has clients wait 90 seconds after its start. Once it got
+/// a datagram, version 6.5 does nothing any more but complain of it.
 const SETTINGS: &str = "
-NFS_CORE_PARAM { Protocols = 3, 4; mount_path_pseudo = true; allow_set_io_flusher_fail = true; }
+NFS_CORE_PARAM { Protocols = 3, 4; Enable_UDP = false; mount_path_pseudo = true; allow_set_io_flusher_fail = true; }
 NFSv4 { Graceless = true; Lease_Lifetime = 10; }
 ";
 

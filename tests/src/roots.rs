@@ -23,7 +23,7 @@ pub enum Root {
     Minimal,
     /// Debian trixie with the servers of GlusterFS and SSH, and the native client of GlusterFS.
     Server,
-    /// Debian trixie with the servers of SMB and S3.
+    /// Debian trixie with the servers of SMB and S3, and fuse2fs.
     Shares,
     /// Debian trixie with the servers of Ceph, and its programs for administrators.
     Ceph,
@@ -98,8 +98,9 @@ fn key_of(files: &BTreeMap<PathBuf, PathBuf>) -> Result<Key> {
 /// GlusterFS's server brings its client.
 const SERVER: &str = "busybox-static,glusterfs-server,mount,openssh-server,tgt,tgt-glusterfs";
 
-/// Samba with its client, which tells when it is ready, and moto, whose server needs flask-cors.
-const SHARES: &str = "busybox-static,mount,python3-flask-cors,python3-moto,samba,smbclient";
+/// Samba with its client, which tells when it is ready; moto, whose server needs flask-cors; and a FUSE program that the
+/// image has not.
+const SHARES: &str = "busybox-static,fuse2fs,mount,python3-flask-cors,python3-moto,samba,smbclient";
 
 const SYSTEMD: &str = "kmod,runc,systemd-sysv,udev";
 

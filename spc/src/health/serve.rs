@@ -69,6 +69,7 @@ pub fn serve() -> Result<()> {
                 while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
             } else {
                 tracing::info!("stopping; mounts stay");
+                services::leave();
                 return Ok(());
             }
         }

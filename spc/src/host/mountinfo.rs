@@ -70,7 +70,7 @@ impl Entry {
 
     /// Whether a daemon answers for it.
     pub fn is_fuse(&self) -> bool {
-        self.fs_type == "fuse" || self.fs_type.starts_with("fuse.")
+        matches!(&*self.fs_type, "fuse" | "fuseblk") || self.fs_type.starts_with("fuse.")
     }
 }
 

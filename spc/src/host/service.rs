@@ -127,6 +127,18 @@ pub fn end(service: &Service, needed: impl Fn() -> Result<bool>) -> Result<bool>
     Ok(false)
 }
 
+/// Ends a service if it was started here, needed or not: the container ends. It is still known as one to be revived.
+///
+/// # Errors
+/// It does not end.
+pub fn leave(service: &Service) -> Result<()> {
+    if !started(service) {
+        return Ok(());
+    }
+    let _turn = take_turn()?;
+    stop(service, &ours(service)?)
+}
+
 /// Whether a service may have been started here and not been ended since; quick.
 pub fn started(service: &Service) -> bool {
     note(service).exists()

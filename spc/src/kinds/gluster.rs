@@ -62,7 +62,10 @@ pub const TELLING: Telling = Telling {
 /// `[DATE] LEVEL [MSGID: N] [FILE:LINE:FUNCTION] N-PART: TEXT`, of which the text counts.
 fn line(line: &str) -> Option<&str> {
     let Some(rest) = line.strip_prefix('[') else {
-        return Some(line);
+        // The graph of the volume, line by line with its numbers, in a frame.
+        let graph = |c: char| c.is_ascii_digit() || c == ' ';
+        let graph = line.trim_start_matches(graph).starts_with(':') || line.starts_with("+--");
+        return (!graph && line != "Final graph:").then_some(line);
     };
     let (_, rest) = rest.split_once("] ")?;
     let (level, mut text) = rest.split_once(' ')?;
@@ -131,6 +134,14 @@ mod tests {
             assert_eq!(line(&format!("{date} {rest}")), text, "{rest}");
         }
         assert_eq!(line("of no known form"), Some("of no known form"));
+        for graph in [
+            "Final graph:",
+            "+-----+",
+            "107:",
+            "  1: volume vol-client-0",
+        ] {
+            assert_eq!(line(graph), None, "{graph}");
+        }
     }
 
     #[test]

@@ -107,7 +107,7 @@ struct Kind {
     name: &'static str,
     /// Who makes the mount.
     maker: fn(&Asked<'_>) -> Result<Maker>,
-    /// Types that the mount table may show for it; `{}` is the type asked for.
+    /// Types that the mount table may show for it; `{}` is the type asked for, a `*` at the end anything.
     shows: &'static [&'static str],
     /// The source must be this on the host.
     source: Source,
@@ -152,10 +152,10 @@ const CEPH_FUSE: Kind = Kind {
     ..ROW
 };
 
-/// A FUSE program; libfuse shows it as `fuse.PROGRAM`, unless it was told another name for its source.
+/// A FUSE program; `fuse.PROGRAM` shows where the program says nothing else.
 const FUSE_PROGRAM: Kind = Kind {
     maker: fuse::program,
-    shows: &["{}", "fuse"],
+    shows: &["fuse", "fuse.*", "fuseblk"],
     modules: &[FUSE],
     needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
     ..ROW
@@ -254,7 +254,7 @@ pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
 pub struct Chosen {
     /// Who makes the mount.
     pub maker: Maker,
-    /// Types of which the new mount must show one.
+    /// Types of which the new mount must show one; with a `*` at its end, a prefix.
     pub shows: Vec<String>,
     /// What the source must be.
     pub source: Source,
@@ -277,8 +277,17 @@ impl Chosen {
             && self
                 .shows
                 .iter()
-                .all(|shown| shown == "fuse" || shown.starts_with("fuse."))
+                .all(|shown| shown == "fuseblk" || shown == "fuse" || shown.starts_with("fuse."))
     }
+}
+
+/// Whether a mount of this type is one of those that a kind may show; nothing said is anything.
+pub fn may_show(shows: &[String], fs_type: &str) -> bool {
+    let fits = |shown: &String| match shown.strip_suffix('*') {
+        Some(prefix) => fs_type.starts_with(prefix),
+        None => shown == fs_type,
+    };
+    shows.is_empty() || shows.iter().any(fits)
 }
 
 const TABLE: &[Kind] = &[
@@ -628,7 +637,15 @@ mod tests {
         assert_eq!(helper.args, ["/d", TARGET]);
         assert_eq!(helper.options.to_string(), "allow_other");
         assert!(chosen.is_fuse());
-        assert_eq!(chosen.shows, ["fuse.bindfs", "fuse"]);
+        for (shown, may) in [
+            ("fuse.bindfs", true),
+            ("fuse.other", true),
+            ("fuse", true),
+            ("fusectl", false),
+            ("nfs", false),
+        ] {
+            assert_eq!(may_show(&chosen.shows, shown), may, "{shown}");
+        }
     }
 
     #[test]

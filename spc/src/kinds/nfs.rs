@@ -116,7 +116,8 @@ pub const SERVICES: [Shared; 2] = [
     shared(Service {
         name: "rpcbind",
         program: "rpcbind",
-        args: &["-f"],
+        // What it knew at its last end, the kernel's lock manager above all, it knows again: so a container may restart.
+        args: &["-f", "-w"],
         ready: Ready::Rpc {
             program: 100_000,
             version: 2,

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, Pinned, show};
+use crate::kinds;
 
 /// A mount that was seen on the host, where it was asked for, with a type it should have.
 #[derive(Clone, Debug)]
@@ -52,7 +53,7 @@ pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Resu
     if entry.parent != pinned.mount.id || entry.target != pinned.path {
         return Err(moved(&pinned.path));
     }
-    if !shows.is_empty() && !shows.contains(&entry.fs_type) {
+    if !kinds::may_show(shows, &entry.fs_type) {
         return Err(
             Error::mount(format!("wrong mount on {}", show(&pinned.path)))
                 .because(format!(

@@ -28,8 +28,11 @@ pub fn tend(session: &Session) -> bool {
         }
     }
     let started = |shared: &&Shared| service::started(&shared.service);
-    let mounted = |shared: &Shared| is_mounted(session, shared).unwrap_or_default();
-    kinds::shared().filter(started).all(mounted)
+    let used = |shared: &Shared| {
+        attached(session, shared).unwrap_or_default()
+            || is_mounted(session, shared).unwrap_or_default()
+    };
+    kinds::shared().filter(started).all(used)
 }
 
 /// Whether devices are attached that need a service, or are being attached.
@@ -45,6 +48,15 @@ fn attached(session: &Session, shared: &Shared) -> Result<bool> {
             .attachments()?
             .iter()
             .any(|attachment| attachment.through.starts_with(begin)))
+}
+
+/// Ends all that was started here, before the container's end kills it: some write down what they know.
+pub fn leave() {
+    for shared in kinds::shared().rev() {
+        if let Err(error) = service::leave(&shared.service) {
+            tracing::warn!("{error}");
+        }
+    }
 }
 
 /// Whether a mount of the host needs a service, or one that is being made may, or one that was taken away still does.

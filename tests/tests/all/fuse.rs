@@ -1,12 +1,152 @@
-//! FUSE programs that ask a server, with the server's side looked at.
+//! FUSE programs: what they are asked for is looked at where it is kept.
+
+use std::path::Path;
 
 use anyhow::{Result, ensure};
-use lab::ObjectStore;
+use lab::{AnyHost, Host, HostOptions, Lab, ObjectStore, Root};
 
-use crate::support::{Spc, with_lab};
+use crate::support::{Container, Spc, VmSpc, with_lab};
+
+/// A directory that the container has, through bindfs, which is linked with libfuse 2 and has no row.
+fn bindfs<H: AnyHost>(spc: &Container<H>, source: &str) -> Result<()> {
+    let host = &spc.host;
+    spc.sh(&format!("mkdir -p {source} && echo through >{source}/file"))?
+        .ok()?;
+    let options = "allow_other,perms=0644:a+X";
+    let mount = ["-t", "fuse.bindfs", "-o", options, source];
+    spc.life(&mount, "/mnt/bindfs", ["fuse", source], |record| {
+        ensure!(
+            record["route"] == "preload" && record["daemon"][0].is_number(),
+            "{record}"
+        );
+        ensure!(host.read("/mnt/bindfs/file")? == b"through\n");
+        host.write("/mnt/bindfs/new", b"written through")?;
+        ensure!(spc.sh(&format!("cat {source}/new"))?.ok()?.text() == "written through");
+        Ok(())
+    })
+}
+
+/// A server that lets the holder of `/root/key` in.
+fn sshd(lab: &Lab) -> Result<Host<'_>> {
+    const START: &str = "
+        mkdir -p /run/sshd /srv/data && ssh-keygen -q -A && ssh-keygen -q -t ed25519 -N '' -f /root/key
+        install -D -m 600 /root/key.pub /root/.ssh/authorized_keys
+        /usr/sbin/sshd -o UsePAM=no
+    ";
+    let server = lab.host(HostOptions {
+        root: Root::Server,
+        ..HostOptions::default()
+    })?;
+    server.sh(START)?.ok()?;
+    server.write("/srv/data/file", b"on the server")?;
+    Ok(server)
+}
+
+/// A directory of an SSH server, through sshfs, which is linked with libfuse 3; the key lies here in the container.
+fn sshfs<H: AnyHost>(spc: &Container<H>, server: &Host<'_>, key: &str) -> Result<()> {
+    let host = &spc.host;
+    spc.put(key, &server.read("/root/key")?)?;
+    spc.sh(&format!("chmod 600 {key}"))?.ok()?;
+    let source = format!("root@{}:/srv/data", server.address());
+    let options = |key: &str| {
+        format!(
+            "IdentityFile={key},StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes"
+        )
+    };
+    let good = options(key);
+    let mount = ["-t", "fuse.sshfs", "-o", &good, &source];
+    spc.life(&mount, "/mnt/ssh", ["fuse.sshfs", &source], |record| {
+        ensure!(record["route"] == "preload", "{record}");
+        ensure!(host.read("/mnt/ssh/file")? == b"on the server");
+        host.write("/mnt/ssh/new", b"written on the host")?;
+        ensure!(server.read("/srv/data/new")? == b"written on the host");
+        Ok(())
+    })?;
+    let bad = options(&format!("{key}-which-is-not-there"));
+    let mount = [
+        "spc",
+        "mount",
+        "-t",
+        "fuse.sshfs",
+        "-o",
+        &bad,
+        &source,
+        "/mnt/ssh",
+    ];
+    spc.refused(&mount, 32, &["Permission denied"]).map(drop)
+}
+
+#[test]
+fn a_directory_of_the_host_through_bindfs() {
+    with_lab(|lab| bindfs(&Spc::usual(lab)?, "/host/srv/source"));
+}
+
+#[test]
+fn a_directory_of_an_ssh_server() {
+    with_lab(|lab| sshfs(&Spc::usual(lab)?, &sshd(lab)?, "/host/root/key"));
+}
+
+#[test]
+fn fuse_on_a_virtual_machine() {
+    with_lab(|lab| {
+        let (spc, store) = (VmSpc::usual(lab)?, lab.s3()?);
+        bindfs(&spc, "/srv/source")?;
+        sshfs(&spc, &sshd(lab)?, "/run/key-of-ssh")?;
+        bucket(&spc, &store)?;
+        spc.is_clean()
+    });
+}
+
+/// A program of libfuse 3 that no row knows, and that shows as something else than its name; its file is an image of ext4.
+#[test]
+fn a_program_that_is_new_to_the_container_needs_no_row() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        let library = format!(
+            "/usr/lib/{}-linux-gnu/libext2fs.so.2",
+            std::env::consts::ARCH
+        );
+        let other = lab.host(HostOptions {
+            root: Root::Shares,
+            ..HostOptions::default()
+        })?;
+        for file in ["/usr/bin/fuse2fs", &library] {
+            spc.put(file, &other.read(file)?)?;
+        }
+        let linked = spc.sh("ldd /usr/bin/fuse2fs")?.ok()?.text();
+        ensure!(
+            linked.contains("libfuse3.so") && !linked.contains("not found"),
+            "{linked}"
+        );
+        let image =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-fuse2fs", std::process::id()));
+        std::fs::File::create(&image)?.set_len(8 * 1024 * 1024)?;
+        let made = std::process::Command::new("mkfs.ext4")
+            .args(["-q", "-F"])
+            .arg(&image)
+            .status()?;
+        ensure!(made.success(), "{made}");
+        spc.host.copy_in(&image, "/srv/image")?;
+        std::fs::remove_file(&image)?;
+        let source = "/host/srv/image";
+        let mount = ["-t", "fuse.fuse2fs", "-o", "fakeroot", source];
+        for _ in 0..2 {
+            spc.life(&mount, "/mnt/image", ["fuse.ext4", source], |record| {
+                ensure!(record["route"] == "preload", "{record}");
+                spc.host.sh("cd /mnt/image && echo kept >>file")?.ok()?;
+                Ok(())
+            })?;
+        }
+        let mount = ["-r", "-t", "fuse.fuse2fs", source];
+        spc.life(&mount, "/mnt/image", ["fuse.ext4", source], |_| {
+            ensure!(spc.host.read("/mnt/image/file")? == b"kept\nkept\n");
+            Ok(())
+        })
+    });
+}
 
 /// Files of a bucket, through s3fs; its key comes from a file.
-fn bucket(spc: &Spc<'_>, store: &ObjectStore<'_>) -> Result<()> {
+fn bucket<H: AnyHost>(spc: &Container<H>, store: &ObjectStore<'_>) -> Result<()> {
     let host = &spc.host;
     spc.put("/run/key", store.key().as_bytes())?;
     let options = format!("use_path_request_style,url={}", store.open());
@@ -94,10 +234,10 @@ fn s3fs_says_why_it_cannot_mount() {
 
         let (id, secret) = key.split_once(':').unwrap_or_default();
         let wrong = attempt(&url, &format!("{id}:not{secret}"), "bucket")?;
-        let output = refused(wrong, &["s3fs failed", "passwd_file"])?;
+        let output = refused(wrong, &["Invalid Credentials", "passwd_file"])?;
         ensure!(!format!("{output}").contains(secret), "{output}");
         let nowhere = attempt(&url, key, "no-bucket")?;
-        refused(nowhere, &["s3fs failed", "not found", "check the bucket"])?;
+        refused(nowhere, &["not found", "check the bucket"])?;
         let without = attempt(&format!(",url={guarded}"), key, "bucket")?;
         refused(without, &["security credentials", "name the key"])?;
         store.stop()?;

@@ -86,7 +86,8 @@ fn one_of_three_servers_stops_while_data_is_written() {
             "spc",
             "spc",
             "mount",
-            "-v",
+            "--timeout",
+            "300",
             "-t",
             "xfs",
             "-o",
@@ -94,8 +95,9 @@ fn one_of_three_servers_stops_while_data_is_written() {
             &source,
             "/mnt/data",
         ];
+        // mkfs writes a log of 64 MiB, each block of which three servers acknowledge.
         let mount = || {
-            let limit = std::time::Duration::from_secs(150);
+            let limit = std::time::Duration::from_secs(330);
             host.command(&mount).limit(limit).run()
         };
         let mounted = mount()?.ok()?;

@@ -1,11 +1,10 @@
-//! File systems of every kind that the table has, each with data on the host.
+//! File systems that the kernel mounts by itself, each with data on the host.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::ensure;
-use lab::{HostOptions, Root};
 
 use crate::support::{Spc, with_lab};
 
@@ -121,86 +120,3 @@ fn disks_of_the_host() {
         Ok(())
     });
 }
-
-#[test]
-fn a_directory_of_the_host_through_bindfs() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
-        let host = &spc.host;
-        host.write("/srv/source/file", b"seen through")?;
-        let mount = [
-            "-t",
-            "fuse.bindfs",
-            "-o",
-            "allow_other,perms=0644:a+X",
-            "/host/srv/source",
-        ];
-        spc.life(
-            &mount,
-            "/mnt/bindfs",
-            ["fuse", "/host/srv/source"],
-            |record| {
-                ensure!(
-                    record["route"] == "preload" && record["daemon"][0].is_number(),
-                    "{record}"
-                );
-                ensure!(host.read("/mnt/bindfs/file")? == b"seen through");
-                host.write("/mnt/bindfs/new", b"written through")?;
-                ensure!(host.read("/srv/source/new")? == b"written through");
-                Ok(())
-            },
-        )
-    });
-}
-
-#[test]
-fn a_directory_of_an_ssh_server() {
-    with_lab(|lab| {
-        let server = lab.host(HostOptions {
-            root: Root::Server,
-            ..HostOptions::default()
-        })?;
-        server.sh(SSHD)?.ok()?;
-        server.write("/srv/data/file", b"on the server")?;
-        let spc = Spc::usual(lab)?;
-        let host = &spc.host;
-        host.write("/root/key", &server.read("/root/key")?)?;
-        host.sh("chmod 600 /root/key")?.ok()?;
-        let source = format!("root@{}:/srv/data", server.address());
-        let options = |key: &str| {
-            format!(
-                "IdentityFile={key},StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes"
-            )
-        };
-        let good = options("/host/root/key");
-        let mount = ["-t", "fuse.sshfs", "-o", &good, &source];
-        spc.life(&mount, "/mnt/ssh", ["fuse.sshfs", &source], |record| {
-            ensure!(record["route"] == "preload", "{record}");
-            ensure!(host.read("/mnt/ssh/file")? == b"on the server");
-            host.write("/mnt/ssh/new", b"written on the host")?;
-            ensure!(server.read("/srv/data/new")? == b"written on the host");
-            Ok(())
-        })?;
-
-        let bad = options("/host/root/no-key");
-        let mount = [
-            "spc",
-            "mount",
-            "-t",
-            "fuse.sshfs",
-            "-o",
-            &bad,
-            &source,
-            "/mnt/ssh",
-        ];
-        spc.refused(&mount, 32, &["Permission denied"])?;
-        Ok(())
-    });
-}
-
-/// A server that lets the holder of `/root/key` in.
-const SSHD: &str = "
-mkdir -p /run/sshd /srv/data && ssh-keygen -q -A && ssh-keygen -q -t ed25519 -N '' -f /root/key
-install -D -m 600 /root/key.pub /root/.ssh/authorized_keys
-/usr/sbin/sshd -o UsePAM=no
-";

@@ -225,3 +225,77 @@ fn smb_says_why_it_cannot_mount() {
         spc.is_clean()
     });
 }
+
+#[test]
+fn an_smb_server_may_go_away_and_come_back() {
+    with_lab(|lab| {
+        let samba = lab.samba()?;
+        let spc = VmSpc::usual(lab)?;
+        let source = format!("//{}/data", samba.address());
+        let password = Samba::PASSWORD.as_bytes();
+        let script = format!(
+            "exec spc mount -o username=alice,x-mount.mkdir --secret password=stdin {source} {TARGET}"
+        );
+        spc.exec_with(&["sh", "-c", &script], password)?.ok()?;
+        spc.host.write("/mnt/smb/file", b"before")?;
+        samba.stop()?;
+        let state = || anyhow::Ok(spc.record(TARGET)?["state"].clone());
+        let gone = state()?;
+        ensure!(gone == "stale" || gone == "hung", "{gone}");
+        samba.start()?;
+        until("the client has found its server", || Ok(state()? == "ok"))?;
+        ensure!(spc.host.read("/mnt/smb/file")? == b"before");
+        samba.stop()?;
+        let unmounted = spc.exec(&["spc", "umount", "-l", TARGET])?.ok()?;
+        eprintln!("unmounted without its server: {:.1?}", unmounted.elapsed);
+        ensure!(spc.on(TARGET)?.is_empty());
+        spc.is_clean()
+    });
+}
+
+/// mount.cifs gives up all capabilities but a few, which takes others than the recommended run line has.
+#[test]
+fn what_smb_needs_of_the_container() {
+    with_lab(|lab| {
+        let samba = lab.samba()?;
+        let spc = VmSpc::usual(lab)?;
+        spc.put("/run/password", Samba::PASSWORD.as_bytes())?;
+        spc.host.sh(&format!("mkdir -p {TARGET}"))?.ok()?;
+        let source = format!("//{}/data", samba.address());
+        let with = |more: &[&str]| {
+            let words = [
+                "spc",
+                "mount",
+                "-o",
+                "username=alice",
+                "--secret",
+                "password=file:/run/password",
+                &source,
+                TARGET,
+            ];
+            let all = [&["SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"], more].concat();
+            let all: Vec<String> = all.iter().map(|name| format!("CAP_{name}")).collect();
+            let process = serde_json::json!({
+                "args": words, "cwd": "/", "env": ["PATH=/usr/sbin:/usr/bin"], "user": {"uid": 0, "gid": 0},
+                "capabilities": {"bounding": all, "effective": all, "permitted": all},
+            });
+            spc.host
+                .write("/run/process.json", process.to_string().as_bytes())?;
+            spc.host
+                .run(&["runc", "exec", "--process", "/run/process.json", "spc"])
+        };
+        let needed = ["SETPCAP", "DAC_READ_SEARCH", "DAC_OVERRIDE"];
+        for (at, _) in needed.iter().enumerate() {
+            let less: Vec<&str> = [&needed[..at], &needed[at + 1..]].concat();
+            let refused = with(&less)?.code(32)?;
+            let error = refused.error_text();
+            for option in needed {
+                ensure!(error.contains(&format!("--cap-add={option}")), "{refused}");
+            }
+        }
+        with(&needed)?.ok()?;
+        ensure!(spc.on(TARGET)?.len() == 1);
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
+    });
+}
