@@ -190,15 +190,23 @@ fn an_image_is_formatted_only_if_it_is_blank() {
         client.is_clean(&["blank"])?;
         ensure!(ceph.content("blank")?.starts_with(b"XFSB"));
         ensure!(client.found("blank", b"on a new file system")?);
-        // The same request finds it, and leaves it as it is. A keyring does as well.
+        // The same request finds it, and leaves it as it is.
+        client.mount(&made, "/mnt/made")?.ok()?;
+        ensure!(spc.host.read("/mnt/made/file")? == b"on a new file system");
+        client.umount("/mnt/made")?;
+        // Read-only, and with a keyring.
         let options = format!(
-            "x-spc.mkfs,ro,id=disk,mon={},keyring=/etc/disk.keyring",
+            "ro,id=disk,mon={},keyring=/etc/disk.keyring",
             ceph.address()
         );
-        client
-            .mount(&["-t", "xfs", "-o", &options, "rbd:rbd/blank"], "/mnt/made")?
-            .ok()?;
-        ensure!(spc.host.read("/mnt/made/file")? == b"on a new file system");
+        let mount = ["-t", "xfs", "-o", &options, "rbd:rbd/blank"];
+        client.mount(&mount, "/mnt/made")?.ok()?;
+        ensure!(
+            spc.host
+                .sh("echo x >/mnt/made/file")?
+                .error_text()
+                .contains("Read-only")
+        );
         client.umount("/mnt/made")
     });
 }
