@@ -111,41 +111,48 @@ fn line(line: &str) -> Option<&str> {
 /// What to do where they cannot be started.
 const HINT: &str = "start the container with --cap-add=NET_BIND_SERVICE --cap-add=SETUID --cap-add=SETGID --cap-add=SETPCAP --cap-add=KILL, or mount with vers=4 or nolock";
 
+/// The kernel's lock manager, which is at work until a mount that was taken away has lost its last user.
+const LOCKD: (u32, u32) = (100_021, 4);
+
 /// What NFSv3 with locking needs, in the order of their start.
 pub const SERVICES: [Shared; 2] = [
-    shared(Service {
-        name: "rpcbind",
-        program: "rpcbind",
-        // What it knew at its last end, the kernel's lock manager above all, it knows again: so a container may restart.
-        args: &["-f", "-w"],
-        ready: Ready::Rpc {
-            program: 100_000,
-            version: 2,
-        },
-        hint: HINT,
-    }),
-    shared(Service {
-        name: "rpc.statd",
-        program: "rpc.statd",
-        // Whether the host has restarted is not for a daemon to tell that comes and goes with mounts.
-        args: &["--foreground", "--no-notify", "--no-syslog"],
-        ready: Ready::Rpc {
-            program: 100_024,
-            version: 1,
-        },
-        hint: HINT,
-    }),
+    shared(RPCBIND, None),
+    // Rpcbind stays as long as it does, and cannot be asked while it is itself about to be ended.
+    shared(STATD, Some(LOCKD)),
 ];
 
-const fn shared(service: Service) -> Shared {
+const RPCBIND: Service = Service {
+    name: "rpcbind",
+    program: "rpcbind",
+    // What it knew at its last end, the kernel's lock manager above all, it knows again: so a container may restart.
+    args: &["-f", "-w"],
+    ready: Ready::Rpc {
+        program: 100_000,
+        version: 2,
+    },
+    hint: HINT,
+};
+
+const STATD: Service = Service {
+    name: "rpc.statd",
+    program: "rpc.statd",
+    // Whether the host has restarted is not for a daemon to tell that comes and goes with mounts.
+    args: &["--foreground", "--no-notify", "--no-syslog"],
+    ready: Ready::Rpc {
+        program: 100_024,
+        version: 1,
+    },
+    hint: HINT,
+};
+
+const fn shared(service: Service, client: Option<(u32, u32)>) -> Shared {
     Shared {
         service,
         kinds: &["nfs"],
         helpers: &["mount.nfs"],
         needed_by: locks_by_nlm,
         through: None,
-        // The kernel's lock manager. It is at work until a mount that was taken away has lost its last user.
-        client: Some((100_021, 4)),
+        client,
     }
 }
 

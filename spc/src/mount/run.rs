@@ -202,7 +202,7 @@ impl Run<'_> {
         log.extend(
             said.shim
                 .iter()
-                .filter(|line| line.contains("decision=failed"))
+                .filter(|line| line.contains("decision=failed") && seen.insert((*line).clone()))
                 .map(|line| format!("shim: {}", self.secrets.mask(line))),
         );
         let told = error.log(log);

@@ -10,7 +10,8 @@ use crate::kinds::{self, Shared};
 pub fn release(session: &Session) {
     // One that needs another has to be gone before it.
     for shared in kinds::shared().rev() {
-        match service::end(&shared.service, || needed(session, shared)) {
+        let needed = || Ok(is_relied_on(shared) || needed(session, shared)?);
+        match service::end(&shared.service, needed) {
             Ok(true) => tracing::info!(service = shared.service.name, "ended; no mount needs it"),
             Ok(false) => {}
             Err(error) => tracing::warn!("{error}"),
@@ -57,6 +58,15 @@ pub fn leave() {
             tracing::warn!("{error}");
         }
     }
+}
+
+/// Whether a service runs that comes after this one for the same kinds of mounts.
+fn is_relied_on(shared: &Shared) -> bool {
+    let is_this = |other: &&Shared| other.service.name == shared.service.name;
+    kinds::shared()
+        .skip_while(|other| !is_this(other))
+        .skip(1)
+        .any(|other| other.kinds == shared.kinds && service::started(&other.service))
 }
 
 /// Whether a mount of the host needs a service, or one that is being made may, or one that was taken away still does.

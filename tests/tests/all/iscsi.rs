@@ -22,7 +22,7 @@ fn with_lio(body: impl FnOnce(&'static Lab, &'static Lio<'static>) -> Result<()>
 }
 
 /// A program of the machine, on an image.
-fn on(path: &Path, words: &[&str]) -> Result<()> {
+pub fn on(path: &Path, words: &[&str]) -> Result<()> {
     let output = Command::new(words[0])
         .args(&words[1..])
         .arg(path)
@@ -32,7 +32,8 @@ fn on(path: &Path, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn ext4(path: &Path) -> Result<()> {
+/// An ext4 with a file `greeting`.
+pub fn ext4(path: &Path) -> Result<()> {
     ext4_with(path, "from the server")
 }
 
@@ -48,7 +49,8 @@ fn ext4_with(path: &Path, greeting: &str) -> Result<()> {
     made
 }
 
-fn xfs(path: &Path) -> Result<()> {
+/// An empty xfs.
+pub fn xfs(path: &Path) -> Result<()> {
     on(path, &["mkfs.xfs", "-q"])
 }
 
