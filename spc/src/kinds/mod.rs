@@ -9,13 +9,15 @@ pub mod needs;
 pub mod nfs;
 mod smb;
 mod source;
+mod table;
 
 use crate::error::{Error, Result};
-use crate::host::modules::{FUSE, Module};
+use crate::host::modules::Module;
 use crate::host::service::Service;
 use crate::mount::{Options, Secrets};
 use needs::Need;
 use source::Fit;
+use table::{ROW, TABLE};
 
 /// Who makes the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,52 +128,6 @@ struct Kind {
     /// The type that takes its place where the kernel does not get its modules.
     without_modules: Option<&'static str>,
 }
-
-/// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
-const ROW: Kind = Kind {
-    name: "",
-    maker: helper_of_type,
-    shows: &["{}"],
-    source: Source::Any,
-    telling: PLAIN,
-    fits: source::none,
-    modules: &[],
-    needs: &[],
-    also: &[],
-    shows_source: Shown::AsAsked,
-    without_modules: None,
-};
-
-const CEPH_FUSE: Kind = Kind {
-    maker: ceph::fuse,
-    shows: &["fuse.ceph-fuse"],
-    telling: ceph::TELLING,
-    modules: &[FUSE],
-    needs: &[Need::program(&["ceph-fuse"], "ceph-fuse"), Need::Fuse],
-    shows_source: Shown::As("ceph-fuse"),
-    ..ROW
-};
-
-/// A FUSE program; `fuse.PROGRAM` shows where the program says nothing else.
-const FUSE_PROGRAM: Kind = Kind {
-    maker: fuse::program,
-    shows: &["fuse", "fuse.*", "fuseblk"],
-    modules: &[FUSE],
-    needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
-    ..ROW
-};
-
-/// A share of an SMB server.
-const SMB: Kind = Kind {
-    maker: smb::helper,
-    telling: smb::TELLING,
-    modules: &[Module::of("cifs")],
-    needs: &[
-        Need::program(&["mount.cifs"], "cifs-utils"),
-        Need::HostNetwork,
-    ],
-    ..ROW
-};
 
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
@@ -289,149 +245,6 @@ pub fn may_show(shows: &[String], fs_type: &str) -> bool {
     };
     shows.is_empty() || shows.iter().any(fits)
 }
-
-const TABLE: &[Kind] = &[
-    Kind {
-        name: "glusterfs",
-        maker: gluster::helper,
-        shows: &["fuse.glusterfs"],
-        telling: gluster::TELLING,
-        fits: source::glusterfs,
-        modules: &[FUSE],
-        needs: &[
-            Need::program(&["mount.glusterfs"], "glusterfs-client"),
-            Need::Fuse,
-        ],
-        also: &["gluster"],
-        ..ROW
-    },
-    Kind {
-        name: "nfs",
-        maker: nfs::helper,
-        shows: &["nfs", "nfs4"],
-        telling: nfs::TELLING,
-        fits: source::nfs,
-        modules: &nfs::MODULES,
-        needs: &nfs::NEEDS,
-        ..ROW
-    },
-    Kind {
-        name: "nfs4",
-        maker: nfs::helper,
-        telling: nfs::TELLING,
-        modules: &nfs::MODULES,
-        needs: &nfs::NEEDS,
-        ..ROW
-    },
-    Kind {
-        name: "ceph",
-        maker: ceph::kernel,
-        telling: ceph::TELLING,
-        fits: source::ceph,
-        // Names of hosts become addresses, and the cluster's id is filled in.
-        shows_source: Shown::Unknown,
-        without_modules: Some("fuse.ceph-fuse"),
-        modules: &[Module::of("ceph")],
-        needs: &[
-            Need::program(&["mount.ceph"], "ceph-common"),
-            Need::HostNetwork,
-        ],
-        also: &["cephfs"],
-        ..ROW
-    },
-    Kind {
-        name: "fuse.ceph-fuse",
-        ..CEPH_FUSE
-    },
-    Kind {
-        name: "fuse.ceph",
-        ..CEPH_FUSE
-    },
-    Kind {
-        name: "ceph-fuse",
-        ..CEPH_FUSE
-    },
-    Kind {
-        name: "cifs",
-        fits: source::cifs,
-        also: &["smb"],
-        ..SMB
-    },
-    Kind {
-        name: "smb3",
-        ..SMB
-    },
-    Kind {
-        name: "fuse.sshfs",
-        maker: fuse::sshfs,
-        telling: fuse::SSHFS,
-        fits: source::sshfs,
-        needs: &[
-            Need::program(&["sshfs"], "sshfs"),
-            Need::program(&["ssh"], "openssh-client"),
-            Need::Fuse,
-        ],
-        also: &["sshfs"],
-        ..FUSE_PROGRAM
-    },
-    Kind {
-        name: "fuse.s3fs",
-        maker: fuse::s3fs,
-        telling: fuse::S3FS,
-        also: &["s3fs"],
-        ..FUSE_PROGRAM
-    },
-    Kind {
-        name: "fuse.*",
-        ..FUSE_PROGRAM
-    },
-    Kind {
-        name: "tmpfs",
-        maker: kernel,
-        ..ROW
-    },
-    Kind {
-        name: "overlay",
-        maker: kernel,
-        modules: &[Module::of("overlay")],
-        ..ROW
-    },
-    Kind {
-        name: "ext4",
-        maker: kernel,
-        modules: &[Module::of("ext4")],
-        source: Source::BlockDevice,
-        ..ROW
-    },
-    Kind {
-        name: "xfs",
-        maker: kernel,
-        modules: &[Module::of("xfs")],
-        source: Source::BlockDevice,
-        ..ROW
-    },
-    // What is on an attached device, whichever of ours it is.
-    Kind {
-        name: "auto",
-        maker: kernel,
-        shows: &["ext4", "xfs", "ext3", "ext2"],
-        fits: block::fits,
-        source: Source::BlockDevice,
-        ..ROW
-    },
-    Kind {
-        name: "bind",
-        maker: bind,
-        shows: &[],
-        ..ROW
-    },
-    // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
-    Kind {
-        name: "*",
-        shows: &["{}", "fuse.{}", "fuse"],
-        ..ROW
-    },
-];
 
 /// Looks a request up in the table.
 ///
@@ -573,27 +386,9 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .filter(|name| !["*", block::AUTO].contains(name))
 }
 
-// Every maker has the table's signature.
-#[allow(clippy::unnecessary_wraps)]
-fn kernel(_: &Asked<'_>) -> Result<Maker> {
-    Ok(Maker::Kernel)
-}
-
-#[allow(clippy::unnecessary_wraps)]
-fn bind(asked: &Asked<'_>) -> Result<Maker> {
-    Ok(Maker::Bind {
-        recursive: asked.options.has("rbind"),
-    })
-}
-
 /// One secret by the names that it may have.
 fn passes<const N: usize>(keys: [&'static str; N], how: How) -> Vec<Pass> {
     keys.map(|key| Pass { key, how }).to_vec()
-}
-
-#[allow(clippy::unnecessary_wraps)]
-fn helper_of_type(asked: &Asked<'_>) -> Result<Maker> {
-    Ok(Maker::Helper(mount_helper(asked)))
 }
 
 /// `mount.TYPE SOURCE TARGET -o OPTIONS`, the contract of mount(8) with its helpers.
