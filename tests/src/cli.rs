@@ -37,9 +37,9 @@ enum Task {
         /// With systemd as its init
         #[arg(long)]
         systemd: bool,
-        /// Beside a GlusterFS cluster with a volume `vol`
-        #[arg(long)]
-        gluster: bool,
+        /// Servers on the same network: a GlusterFS cluster with a volume `vol`, Samba with a share `data`, moto with a bucket
+        #[arg(long, value_enum)]
+        beside: Vec<Server>,
     },
     /// Measures what a preload library costs
     Measure,
@@ -85,6 +85,14 @@ enum Task {
     Step(Step),
 }
 
+/// Servers of the lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Server {
+    Gluster,
+    Samba,
+    S3,
+}
+
 /// Runs the program.
 pub fn main() -> Result<ExitCode> {
     let mut arguments = std::env::args_os();
@@ -94,7 +102,7 @@ pub fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Task::Setup => packages::setup()?,
         Task::Shell { private, docker } => return shell(private, docker),
-        Task::Vm { systemd, gluster } => virtual_machine(systemd, gluster)?,
+        Task::Vm { systemd, beside } => virtual_machine(systemd, &beside)?,
         Task::Measure => measure::measure()?,
         Task::Demo => demo::run()?,
         Task::Clean => cache::remove(&cache::directory()?)?,
@@ -130,14 +138,21 @@ fn shell(private: bool, docker: bool) -> Result<ExitCode> {
     }
 }
 
-fn virtual_machine(systemd: bool, gluster: bool) -> Result<()> {
+fn virtual_machine(systemd: bool, beside: &[Server]) -> Result<()> {
     let lab = Lab::start()?;
-    let cluster = gluster.then(|| lab.gluster()).transpose()?;
+    let wanted = |server: Server| beside.contains(&server);
+    let cluster = wanted(Server::Gluster).then(|| lab.gluster()).transpose()?;
     if let Some(cluster) = &cluster {
         cluster.create_volume("vol")?;
-        for node in cluster.nodes() {
-            println!("a server: {}", node.host().address());
-        }
+        println!("gluster: {}", cluster.nodes()[0].host().address());
+    }
+    let samba = wanted(Server::Samba).then(|| lab.samba()).transpose()?;
+    if let Some(samba) = &samba {
+        println!("samba: {}", samba.address());
+    }
+    let s3 = wanted(Server::S3).then(|| lab.s3()).transpose()?;
+    if let Some(s3) = &s3 {
+        println!("s3: {} {} {}", s3.open(), s3.guarded(), s3.key());
     }
     let vm = lab.vm(VmOptions {
         root: if systemd { Root::Systemd } else { Root::Vm },
