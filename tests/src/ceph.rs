@@ -3,8 +3,9 @@
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use std::fs;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -112,6 +113,40 @@ impl<'lab> Ceph<'lab> {
         let object = format!("{inode:x}.00000000");
         let get = ["rados", "-p", "cephfs_data", "get", &object, "-"];
         Ok(self.host.run(&get)?.ok()?.stdout)
+    }
+
+    /// Makes an image of the pool `rbd` with this many bytes, and what `fill` writes into a file of that size.
+    pub fn image(
+        &self,
+        name: &str,
+        size: u64,
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let file = std::env::temp_dir().join(format!("image-{}-{name}", std::process::id()));
+        let made = File::create(&file).and_then(|new| new.set_len(size));
+        let there = format!("/tmp/{name}");
+        let imported = made
+            .context("cannot make a file")
+            .and_then(|()| fill(&file))
+            .and_then(|()| self.host.copy_in(&file, &there));
+        fs::remove_file(&file)?;
+        imported?;
+        self.sh(&format!(
+            "rbd import --no-progress {there} rbd/{name} && rm {there}"
+        ))?;
+        Ok(())
+    }
+
+    /// Everything that is in an image of the pool `rbd`.
+    pub fn content(&self, image: &str) -> Result<Vec<u8>> {
+        let export = [
+            "rbd",
+            "export",
+            "--no-progress",
+            &format!("rbd/{image}"),
+            "-",
+        ];
+        Ok(self.host.run(&export)?.ok()?.stdout)
     }
 
     /// Who has an image of the pool `rbd` open, by their addresses.

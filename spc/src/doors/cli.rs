@@ -298,8 +298,8 @@ fn run(command: Command) -> Result<u8> {
 
 fn first_data() -> Result<()> {
     let fail = |e| Error::system("cannot read the device").because(errno_text(e));
-    let mut device = std::fs::File::open(STDIN).map_err(fail)?;
-    if let Some(at) = blank::first_data(&mut device).map_err(fail)? {
+    let device = std::fs::File::open(STDIN).map_err(fail)?;
+    if let Some(at) = blank::first_data(&device).map_err(fail)? {
         println!("{at}");
     }
     Ok(())

@@ -194,14 +194,17 @@ fn without(options: &Options, dropped: impl Fn(&str) -> bool) -> Result<Options>
     Ok(left)
 }
 
+/// What every program of Ceph says, with the hint.
+pub const WRONG_KEY: (&str, &str) = (
+    "handle_auth_bad_method server allowed_methods [2] but i only support [2",
+    "the cluster does not take this key for this user; on a node of the cluster, `ceph auth get client.USER` shows the right one",
+);
+
 /// Both clients, which share a library and much of what they print.
 pub const TELLING: Telling = Telling {
     line,
     hints: &[
-        (
-            "handle_auth_bad_method server allowed_methods [2] but i only support [2",
-            "the cluster does not take this key for this user; on a node of the cluster, `ceph auth get client.USER` shows the right one",
-        ),
+        WRONG_KEY,
         (
             "no keyring found",
             "name the user and a file with the key: -o name=USER --secret secret=file:/host/etc/ceph/USER.secret, or, as the container sees them, secretfile=FILE or keyring=FILE",
@@ -243,7 +246,7 @@ pub const TELLING: Telling = Telling {
     ..PLAIN
 };
 
-/// What is said without any meaning: no configuration is needed, and the kernel loads its module itself.
+/// What programs of Ceph say without any meaning: no configuration is needed, and the kernel loads its module itself.
 const NOISE: [&str; 14] = [
     "modprobe: FATAL: Module ceph not found in directory",
     "failed to load ceph kernel module",
@@ -262,7 +265,7 @@ const NOISE: [&str; 14] = [
 ];
 
 /// `DATE THREAD LEVEL TEXT`, of which the text counts.
-fn line(line: &str) -> Option<&str> {
+pub fn line(line: &str) -> Option<&str> {
     if NOISE.iter().any(|noise| line.contains(noise)) {
         return None;
     }

@@ -45,7 +45,7 @@ pub const TELLING: Telling = Telling {
     hints: &[
         (
             "capability set",
-            "mount.cifs gives up capabilities, for which it needs some: start the container with --cap-add=SETPCAP --cap-add=DAC_READ_SEARCH --cap-add=DAC_OVERRIDE as well, or with --privileged",
+            "mount.cifs gives up capabilities, for which it needs some: start the container with --cap-add=DAC_READ_SEARCH --cap-add=DAC_OVERRIDE as well, or with --privileged",
         ),
         (
             "opening credential file",

@@ -20,6 +20,7 @@ pub mod services;
 pub mod setting;
 pub mod tool;
 pub mod unmounter;
+mod volume;
 
 pub use ledger::{Ledger, Record};
 pub use options::Options;

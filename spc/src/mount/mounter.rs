@@ -275,6 +275,7 @@ impl<'a> Attempt<'a> {
                     options = options.without(device.options);
                     source = disk.disk.node.to_string_lossy().into_owned();
                     fs_type = found.clone();
+                    self.record.fs_type.clone_from(found);
                 }
                 let make = move || direct::make(&chosen, &fs_type, &source, &options);
                 // A file system may have a journal to replay.

@@ -29,8 +29,11 @@ pub fn tend(session: &Session) -> bool {
         }
     }
     let started = |shared: &&Shared| service::started(&shared.service);
-    let mounted = |shared: &Shared| is_mounted(session, shared).unwrap_or_default();
-    kinds::shared().filter(started).all(mounted)
+    let used = |shared: &Shared| {
+        attached(session, shared).unwrap_or_default()
+            || is_mounted(session, shared).unwrap_or_default()
+    };
+    kinds::shared().filter(started).all(used)
 }
 
 /// Whether devices are attached that need a service, or are being attached.

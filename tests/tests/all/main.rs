@@ -21,6 +21,7 @@ mod nsenter;
 mod original;
 mod privilege;
 mod races;
+mod rbd;
 mod routes;
 mod scene;
 mod secrets;

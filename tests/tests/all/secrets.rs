@@ -15,7 +15,7 @@ const HELPER: &str = r#"#!/bin/sh
 exec 2>&1
 echo "$@" >/run/seen/argv
 case $0 in
-*mount.ceph) file=$(echo "$4" | tr , '\n' | sed -n 's/^secretfile=//p') ;;
+*s3fs) file=$(echo "$4" | tr , '\n' | sed -n 's/^passwd_file=//p') ;;
 *mount.cifs) file=/proc/self/fd/$PASSWD_FD ;;
 *) file=/proc/self/fd/0 ;;
 esac
@@ -122,20 +122,20 @@ exec spc mount -v -t cifs -o user=me,password=\""$password"\",ro //h/s /mnt/data
     )?;
     kept(
         &spc,
-        "mount.ceph",
+        "s3fs",
         r#"secret=$(cat /run/secret)
-exec spc mount -v -t ceph "-oname=me,secret=\"$secret\"" mon:/ /mnt/data"#,
+exec spc mount -v -t fuse.s3fs "-oname=me,passwd=\"$secret\"" mon:/ /mnt/data"#,
     )?;
     // Out of sight.
     kept(
         &spc,
-        "mount.ceph",
-        "exec spc mount -t ceph -o name=me --secret secret=file:/run/secret mon:/ /mnt/data",
+        "s3fs",
+        "exec spc mount -t fuse.s3fs -o name=me --secret passwd=file:/run/secret mon:/ /mnt/data",
     )?;
     kept(
         &spc,
-        "mount.ceph",
-        "exec spc mount -t ceph --secret=secret=file:/host/etc/keys/ceph mon:/ /mnt/data",
+        "s3fs",
+        "exec spc mount -t fuse.s3fs --secret=passwd=file:/host/etc/keys/ceph mon:/ /mnt/data",
     )?;
     kept(
         &spc,
@@ -150,15 +150,15 @@ exec spc mount -v -t ceph "-oname=me,secret=\"$secret\"" mon:/ /mnt/data"#,
     )?;
 
     // `explain` shows neither the secret nor, with --secret, needs it.
-    let explain = r#"spc explain --json -t cifs -o "password=\"$(cat /run/secret)\"" //h/s /mnt/data && spc explain -t ceph -o "secret=\"$(cat /run/secret)\"" mon:/ /mnt/data && spc explain -t cifs --secret password=stdin //h/s /mnt/data"#;
+    let explain = r#"spc explain --json -t cifs -o "password=\"$(cat /run/secret)\"" //h/s /mnt/data && spc explain -t fuse.s3fs -o "passwd=\"$(cat /run/secret)\"" mon:/ /mnt/data && spc explain -t cifs --secret password=stdin //h/s /mnt/data"#;
     let explained = spc.sh(explain)?.ok()?;
     let text = explained.text();
     ensure!(!format!("{explained}").contains("Horse"), "{explained}");
     for says in [
         "\"key\": \"password\"",
         "\"value\": \"***\"",
-        "-o secretfile=/proc/self/fd/N",
-        "secret     secret=*** (from an option)",
+        ",passwd_file=/proc/self/fd/N",
+        "secret     passwd=*** (from an option)",
         "secret     password=*** (from stdin)",
     ] {
         ensure!(text.contains(says), "it does not say {says}: {explained}");

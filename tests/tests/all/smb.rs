@@ -284,7 +284,7 @@ fn what_smb_needs_of_the_container() {
             spc.host
                 .run(&["runc", "exec", "--process", "/run/process.json", "spc"])
         };
-        let needed = ["SETPCAP", "DAC_READ_SEARCH", "DAC_OVERRIDE"];
+        let needed = ["DAC_READ_SEARCH", "DAC_OVERRIDE"];
         for (at, _) in needed.iter().enumerate() {
             let less: Vec<&str> = [&needed[..at], &needed[at + 1..]].concat();
             let refused = with(&less)?.code(32)?;

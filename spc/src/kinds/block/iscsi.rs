@@ -13,9 +13,11 @@ use crate::kinds::{Asked, Telling};
 /// Where Open-iSCSI keeps its records: Debian 13 and later, earlier ones.
 const RECORDS: [&str; 2] = ["/var/lib/iscsi", "/etc/iscsi"];
 
-/// iscsiadm(8): a session of these very parameters is there, and nothing like that is there.
+/// iscsiadm(8): a session of these very parameters is there; nothing like that is there, and what it says of a discovery
+/// that is not there.
 const EXISTS: i32 = 15;
 const NO_RECORD: i32 = 21;
+const NO_DISCOVERY: i32 = 6;
 
 /// Options that are for the attachment.
 const OPTIONS: [&str; 6] = [
@@ -64,15 +66,24 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             ways.push(way);
         }
     }
-    let end = ways
-        .iter()
-        .map(|way| Command {
-            args: words(&["-m", "node", "-T", iqn, "-p", &way.name, "-o", "delete"]),
+    let delete = |before: &[&str], portal: &str, fine| Command {
+        args: words(&[before, &["-p", portal, "-o", "delete"]].concat()),
+        fine,
+        ..ADM
+    };
+    let end = ways.iter().flat_map(|way| {
+        [
             // A record that somebody else's session uses stays.
-            fine: &[NO_RECORD, EXISTS],
-            ..ADM
-        })
-        .collect();
+            delete(&["-m", "node", "-T", iqn], &way.name, &[NO_RECORD, EXISTS]),
+            // It is gone already, unless the discovery failed or was killed.
+            delete(
+                &["-m", "discoverydb", "-t", "sendtargets"],
+                &way.name,
+                &[NO_RECORD, NO_DISCOVERY],
+            ),
+        ]
+    });
+    let end = end.collect();
     Ok(Device {
         name: format!("iscsi:{iqn}/{lun}"),
         through: format!("iscsi:{iqn}"),
@@ -404,7 +415,7 @@ mod tests {
             ["192.0.2.1:3260", "192.0.2.2:3261", "[2001:db8::1]:3260"]
         );
         assert_eq!(device.ways[2].marks, ["2001:db8::1", "3260"]);
-        assert_eq!(device.end.len(), 3);
+        assert_eq!(device.end.len(), 6);
         assert!(device.shows.disk.contains("*:*:*:3/"));
         for bad in [
             "iscsi:",

@@ -3,10 +3,13 @@
 use super::{Command, Device, Identity, Shows, Step, WAY, Way};
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
-use crate::kinds::{Asked, How, Pass, Telling};
+use crate::kinds::{Asked, How, Pass, Telling, ceph};
 
 /// The kernel's client.
 pub const MODULES: [Module; 1] = [Module::driver("rbd")];
+
+/// How many seconds rbd looks for a monitor.
+const MOUNT_TIMEOUT: &str = "30";
 
 /// Options that are for the mapping.
 const OPTIONS: [&str; 6] = ["id", "mon", "keyring", "keyfile", "cluster", "conf"];
@@ -32,7 +35,15 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             "names have letters, digits, dots, dashes and underscores; snapshots cannot be mounted",
         ));
     }
-    let mut args: Vec<String> = ["device", "map", "-t", "krbd"].map(str::to_owned).into();
+    let map = [
+        "device",
+        "map",
+        "-t",
+        "krbd",
+        "--client_mount_timeout",
+        MOUNT_TIMEOUT,
+    ];
+    let mut args: Vec<String> = map.map(str::to_owned).into();
     args.push(rest.to_owned());
     // Without udev nobody makes the events that rbd waits for; the kernel makes the node.
     let mut map = vec!["noudev"];
@@ -113,28 +124,29 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
 }
 
 const TELLING: Telling = Telling {
-    line: |line| Some(line),
+    line: ceph::line,
     gives_up: None,
     hints: &[
+        ceph::WRONG_KEY,
+        (
+            "no keyring found",
+            "name the user and the key: -o id=USER --secret secret=file:/host/etc/ceph/USER.secret, or, as the container sees them, keyfile=FILE or keyring=FILE",
+        ),
+        (
+            "error opening pool",
+            "check the pool: `rbd ls POOL`, on a node of the cluster",
+        ),
+        (
+            "error opening image",
+            "check the image: `rbd ls POOL`, on a node of the cluster, and whether this user may use it",
+        ),
         (
             "image uses unsupported features",
             "the host's kernel lacks a feature of the image: rbd feature disable POOL/IMAGE FEATURE",
         ),
         (
-            "No such file or directory",
-            "check pool and image: rbd ls POOL",
-        ),
-        (
-            "Operation not permitted",
-            "check the user and its key: -o id=USER --secret secret=file:PATH",
-        ),
-        (
-            "Permission denied",
-            "check the user and its key: -o id=USER --secret secret=file:PATH",
-        ),
-        (
-            "Connection timed out",
-            "check the monitors: -o mon=ADDRESS[;ADDRESS…]",
+            "couldn't connect to the cluster",
+            "check the monitors: -o mon=ADDRESS[;ADDRESS…], and that this host reaches their ports 3300 and 6789",
         ),
     ],
 };
@@ -165,7 +177,7 @@ mod tests {
         };
         assert_eq!(
             map.args.join(" "),
-            "device map -t krbd rbd/disk -o noudev,ro --id me -m 192.0.2.1,192.0.2.2"
+            "device map -t krbd --client_mount_timeout 30 rbd/disk -o noudev,ro --id me -m 192.0.2.1,192.0.2.2"
         );
         assert_eq!(map.secret.unwrap().key, "secret");
         assert_eq!(device.name, "rbd:rbd/disk");
