@@ -24,7 +24,13 @@ fn with_client(body: impl FnOnce(&VmSpc<'static>) -> Result<()>) {
         });
         let client = client.map_err(|_| anyhow::anyhow!("no server"))?;
         let client = client.lock().unwrap_or_else(PoisonError::into_inner);
-        body(&client).with_context(|| {
+        let quiet = || {
+            let complaints = "grep -E 'cannot start|does not end' /run/container/log";
+            let complaints = client.host.sh(complaints)?.text();
+            ensure!(complaints.is_empty(), "{complaints}");
+            Ok(())
+        };
+        body(&client).and_then(|()| quiet()).with_context(|| {
             match client.host.sh("cat /run/container/log; dmesg | tail") {
                 Ok(log) => log.to_string(),
                 Err(error) => format!("{error:?}"),
