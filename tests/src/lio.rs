@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::outer::{Lab, shared};
@@ -14,6 +14,8 @@ use crate::vm::{Vm, VmOptions};
 #[derive(Debug)]
 pub struct Lio<'lab> {
     vm: Vm<'lab>,
+    /// targetcli reads and writes files of its own without a lock.
+    told: Mutex<()>,
 }
 
 impl Lab {
@@ -26,7 +28,10 @@ impl Lab {
         })?;
         vm.sh(START)?.ok()?;
         eprintln!("lab: LIO in {:.1?}", started.elapsed());
-        Ok(Lio { vm })
+        Ok(Lio {
+            vm,
+            told: Mutex::default(),
+        })
     }
 }
 
@@ -89,6 +94,7 @@ impl<'lab> Lio<'lab> {
 
     /// What targetcli is told, line by line.
     pub fn tell(&self, lines: &str) -> Result<()> {
+        let _one = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let told = self
             .vm
             .command(&["targetcli"])
