@@ -44,11 +44,7 @@ impl Lab {
             .context("the monitors do not come up")?;
         ceph.long(CLUSTER).context("the cluster does not come up")?;
         ceph.fsid = ceph.sh("ceph fsid")?.trim().to_owned();
-        eprintln!(
-            "lab: a Ceph cluster in {:.1?}, {} MB of memory",
-            started.elapsed(),
-            ceph.memory() / 1_000_000
-        );
+        ceph.host.say_cost("a Ceph cluster", started);
         Ok(ceph)
     }
 }
@@ -206,17 +202,6 @@ impl<'lab> Ceph<'lab> {
             );
         }
         script
-    }
-
-    /// The resident memory of all its processes, in bytes. What they share counts more than once.
-    fn memory(&self) -> u64 {
-        let resident = |pid: i32| {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        };
-        let kilobytes: u64 = self.host.processes().into_iter().filter_map(resident).sum();
-        kilobytes * 1024
     }
 }
 

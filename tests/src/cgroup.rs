@@ -72,6 +72,19 @@ impl Cgroup {
         pids
     }
 
+    /// Says what it took to start something whose processes are here and below. Memory that they share counts more than
+    /// once.
+    pub fn say_cost(&self, what: &str, started: Instant) {
+        let resident = |pid: i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        };
+        let kilobytes: u64 = self.processes().into_iter().filter_map(resident).sum();
+        let (time, memory) = (started.elapsed(), kilobytes * 1024 / 1_000_000);
+        eprintln!("lab: {what} in {time:.1?}, {memory} MB of memory");
+    }
+
     /// Kills everything here and below, at once.
     pub fn kill(&self) -> Result<()> {
         self.write("cgroup.kill", "1")

@@ -34,7 +34,7 @@ impl Lab {
         );
         host.write("/etc/ganesha/ganesha.conf", exports.as_bytes())?;
         host.sh(START)?.ok()?;
-        eprintln!("lab: NFS-Ganesha in {:.1?}", started.elapsed());
+        host.say_cost("NFS-Ganesha", started);
         Ok(Ganesha { host })
     }
 }

@@ -53,7 +53,9 @@ impl Lab {
                 .ok()
                 .context("a server does not see the others")?;
         }
-        eprintln!("lab: a GlusterFS cluster in {:.1?}", started.elapsed());
+        first
+            .host
+            .say_cost("a GlusterFS cluster, of which one server", started);
         Ok(cluster)
     }
 }

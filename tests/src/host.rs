@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use crate::boot::Boot;
 use crate::cgroup::Cgroup;
@@ -111,6 +112,11 @@ impl<'lab> Host<'lab> {
     /// The lab it is in.
     pub fn lab(&self) -> &'lab Lab {
         self.lab
+    }
+
+    /// Says what it took to start what runs on it.
+    pub(crate) fn say_cost(&self, what: &str, started: Instant) {
+        self.cgroup.say_cost(what, started);
     }
 
     /// Every process of the host, as the machine numbers them.

@@ -26,7 +26,7 @@ impl Lab {
         vm.sh(EXPORT)?.ok()?;
         let server = Knfsd { vm };
         server.start()?;
-        eprintln!("lab: the kernel's NFS server in {:.1?}", started.elapsed());
+        server.vm.say_cost("the kernel's NFS server", started);
         Ok(server)
     }
 }

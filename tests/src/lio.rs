@@ -27,7 +27,7 @@ impl Lab {
             ..VmOptions::default()
         })?;
         vm.sh(START)?.ok()?;
-        eprintln!("lab: LIO in {:.1?}", started.elapsed());
+        vm.say_cost("LIO", started);
         Ok(Lio {
             vm,
             told: Mutex::default(),

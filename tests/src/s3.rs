@@ -62,7 +62,7 @@ impl Lab {
         host.sh(START)?.ok().context("no S3 server")?;
         let setup = [PYTHON, SETUP].concat();
         let key = host.run(&["python3", "-c", &setup])?.ok()?.text();
-        eprintln!("lab: an S3 server in {:.1?}", started.elapsed());
+        host.say_cost("an S3 server", started);
         Ok(ObjectStore { host, key })
     }
 }

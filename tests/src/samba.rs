@@ -59,7 +59,7 @@ impl Lab {
         host.sh("chown alice:alice /srv/data")?.ok()?;
         let samba = Samba { host };
         samba.start()?;
-        eprintln!("lab: an SMB server in {:.1?}", started.elapsed());
+        samba.host.say_cost("an SMB server", started);
         Ok(samba)
     }
 }

@@ -87,14 +87,13 @@ impl<'lab> Vm<'lab> {
         let up = vm.command(&["true"]).limit(BOOT_LIMIT).run();
         up.and_then(Output::ok)
             .with_context(|| format!("it does not come up, its console says:\n{}", vm.console()))?;
-        eprintln!(
-            "lab: {} ({:?}, {} MiB, {} MiB of the machine's) is up in {:.1?}",
+        let what = format!(
+            "{} ({:?}, of {} MiB)",
             vm.name(),
             options.root,
-            options.memory,
-            vm.resident() / 1024,
-            started.elapsed()
+            options.memory
         );
+        vm.say_cost(&what, started);
         Ok(vm)
     }
 
@@ -266,14 +265,9 @@ impl<'lab> Vm<'lab> {
         Ok(())
     }
 
-    /// How much of the machine's memory QEMU takes now, in KiB.
-    fn resident(&self) -> u64 {
-        let of = |pid: i32| -> Option<u64> {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-            line.split_whitespace().nth(1)?.parse().ok()
-        };
-        self.cgroup.processes().into_iter().filter_map(of).sum()
+    /// Says what it took to start what runs on it; all of it is QEMU to the machine.
+    pub(crate) fn say_cost(&self, what: &str, started: Instant) {
+        self.cgroup.say_cost(what, started);
     }
 }
 
