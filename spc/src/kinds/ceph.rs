@@ -231,7 +231,7 @@ pub const TELLING: Telling = Telling {
         ),
         (
             "mount error: no mds",
-            "the kernel's log tells which it is (dmesg): no key for name=USER, the wrong key, no monitor that answers on ports 3300 and 6789, no file system of this name, no metadata server",
+            "the kernel's log tells which it is (dmesg): no key for name=USER (a keyring is read with CAP_DAC_READ_SEARCH only), the wrong key, no monitor that answers on ports 3300 and 6789, no file system of this name, no metadata server",
         ),
         (
             "mount error 13",

@@ -137,6 +137,9 @@ impl<'a, H: AnyHost> User<'a, H> {
         self.mount("ceph", APP, &first_is_dead, "/app/sub")?;
         let named = format!("{APP},fs=cephfs");
         self.mount("ceph", &named, &self.source("/app/sub"), "/app/sub")?;
+        let secure = format!("{APP},ms_mode=secure");
+        let second_protocol = format!("{address}:3300:/app");
+        self.mount("ceph", &secure, &second_protocol, "/app")?;
         // The form of Ceph 17 and newer.
         let device = format!("app@{fsid}.cephfs=/app");
         let options = format!("secretfile={SECRET},mon_addr={NOBODY}/{address}");
