@@ -1,10 +1,11 @@
-//! The lab: disposable hosts and real servers for tests.
+//! The lab: disposable hosts, virtual machines and real servers for tests.
 //!
 //! ```text
 //! test process ──stdin pipe──> supervisor        ends the lab when the test process ends, however it ends
 //!                                └─ lab init      PID 1 of the lab: own PID, mount, network (bridge), UTS, IPC namespaces
 //!                                     ├─ host-1   PID 1 of a host: own PID, mount, network, UTS, IPC, cgroup namespaces
-//!                                     └─ host-2 …
+//!                                     ├─ host-2 …
+//!                                     └─ host-3   QEMU: a virtual machine with a kernel of its own, on the same bridge
 //! ```
 //!
 //! Everything a host writes lies in a tmpfs of its mount namespace, every process of the lab is in one cgroup
