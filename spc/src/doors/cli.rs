@@ -14,12 +14,12 @@ use crate::health::{doctor, look, serve};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
-use crate::mount::blank;
+use crate::mount::device::blank;
+use crate::mount::device::tool::STDIN;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::{Done, Session, mount};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::run::Interrupts;
-use crate::mount::tool::STDIN;
 use crate::mount::unmounter::{self, How, umount};
 use crate::mount::{Options, Plan, Request};
 

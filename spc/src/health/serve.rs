@@ -14,10 +14,10 @@ use rustix::process::{WaitOptions, set_child_subreaper, wait};
 use crate::error::{Error, Result, errno_text};
 use crate::host::copies::drop_copies;
 use crate::host::{Claim, Settings, claim, mountinfo};
+use crate::mount::device::release;
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
 use crate::mount::recover::{entry_of, settle};
-use crate::mount::release;
 use crate::mount::services;
 
 /// How long to wait before trying again what failed.

@@ -1,26 +1,19 @@
 //! The pipeline: Request, Plan, run, Proof, Record. It does not know which door a request came through.
 
-pub mod blank;
 pub mod device;
 pub mod direct;
 pub mod handover;
 pub mod ledger;
 pub mod mounter;
-pub mod multipath;
 pub mod options;
 pub mod plan;
-pub mod prepare;
 pub mod proof;
 pub mod recover;
-pub mod release;
 pub mod request;
 pub mod run;
 pub mod secrets;
 pub mod services;
-pub mod setting;
-pub mod tool;
 pub mod unmounter;
-mod volume;
 
 pub use ledger::{Ledger, Record};
 pub use options::Options;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Request;
-use super::prepare::MKFS;
+use super::device::prepare::MKFS;
 use super::request::RouteChoice;
 use crate::error::{Error, Result, errno_text};
 use crate::host::container::PROGRAM_DIRS;

@@ -6,10 +6,11 @@ use std::time::Duration;
 use rustix::fs::{CWD, Mode as Permissions, OFlags, open};
 use rustix::mount::{UnmountFlags, unmount};
 
+use super::device::release;
+use super::direct;
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::plan::Route;
-use super::{direct, release};
 use crate::error::{Error, Result, errno_text};
 use crate::host::claim::Claim;
 use crate::host::mountinfo::{self, Entry};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::prepare::MKFS;
+use super::device::prepare::MKFS;
 use super::{Options, Secrets};
 use crate::error::{Error, Result};
 use crate::kinds::block::AUTO;

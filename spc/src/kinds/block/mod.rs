@@ -1,5 +1,5 @@
 //! Block devices that a kind attaches before their file system is mounted. Everything in here is data and pure
-//! functions: `mount/device.rs` does what they say, for any of them.
+//! functions: `mount/device/` does what they say, for any of them.
 
 pub mod iscsi;
 pub mod rbd;

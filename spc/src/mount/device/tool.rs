@@ -4,11 +4,11 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::handover::Handover;
-use super::run::{Ended, Interrupts, describe, wait};
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
 use crate::host::{container, process};
+use crate::mount::handover::Handover;
+use crate::mount::run::{Ended, Interrupts, describe, wait};
 use crate::sys;
 
 /// A program to run, and what it is given.

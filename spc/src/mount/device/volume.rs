@@ -6,12 +6,12 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::device::{Attaching, Up, ways_up};
-use super::ledger::Attachment;
 use super::multipath;
+use super::{Attaching, Up, ways_up};
 use crate::error::{Error, Result, errno_text};
 use crate::host::disk::{self, Disk};
 use crate::kinds::block::{self, Identity};
+use crate::mount::ledger::Attachment;
 use crate::sys;
 
 /// How long multipathd may take to claim a disk, where one is running.

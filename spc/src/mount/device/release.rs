@@ -4,14 +4,14 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::device::{APPEAR, STEP, Up, look, ready, through, ways_up};
-use super::ledger::{Attachment, Record};
-use super::mounter::Session;
 use super::multipath;
 use super::tool::Tool;
+use super::{APPEAR, STEP, Up, look, ready, through, ways_up};
 use crate::error::{Error, Result, errno_text};
 use crate::host::disk::{self, Disk};
 use crate::kinds::block::{self, Command, Device, WAY};
+use crate::mount::ledger::{Attachment, Record};
+use crate::mount::mounter::Session;
 
 /// How long to wait for somebody who attaches or detaches: they are bounded by limits of their own.
 const TURN: Duration = Duration::from_secs(120);

@@ -1,24 +1,32 @@
-//! Attaches block devices before their file system is mounted; [`super::release`] detaches them.
+//! Attaches block devices before their file system is mounted; [`release`] detaches them.
 //!
 //! What there is to do comes from the kind, as data. Devices that are reached through the same thing (a session with a
 //! target) share one [`Attachment`] in the ledger, which is written before anything is attached and changed only
 //! under its lock. A device is in use for as long as a record of a mount names it, or the kernel holds it.
 
+pub mod blank;
+mod multipath;
+pub mod prepare;
+pub mod release;
+mod setting;
+pub mod tool;
+mod volume;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::handover::Handover;
-use super::ledger::{Attachment, Lock, Record, Volume};
-use super::mounter::Session;
-use super::run::Interrupts;
-use super::secrets::Secrets;
-use super::setting::set;
-use super::tool::{Tool, within};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::host::disk::{self, Disk};
 use crate::host::{hostname, service};
 use crate::kinds::block::{Command, Device, Shows, Step, Value, Way};
 use crate::kinds::{How, Pass};
+use crate::mount::handover::Handover;
+use crate::mount::ledger::{Attachment, Lock, Record, Volume};
+use crate::mount::mounter::Session;
+use crate::mount::run::Interrupts;
+use crate::mount::secrets::Secrets;
+use setting::set;
+use tool::{Tool, within};
 
 /// How long one step on a way may take; a dead portal is given up by its own limits before that.
 pub(super) const STEP: u64 = 60;
@@ -106,7 +114,7 @@ impl Attaching<'_> {
     ///
     /// # Errors
     /// No way to it came up, it does not show, or it is another volume than before. What was done until then stays
-    /// in the ledger, to be undone by [`super::release`].
+    /// in the ledger, to be undone by [`release`].
     pub fn run(&self) -> Result<Attached> {
         let ledger = &self.session.ledger;
         let go_on = || self.interrupts.check();

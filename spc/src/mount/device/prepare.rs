@@ -6,12 +6,12 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use super::run::Interrupts;
 use super::tool::{Done, STDIN, Tool, within};
 use crate::error::{Error, Result, errno_text};
 use crate::host::Host;
 use crate::host::disk::Disk;
 use crate::kinds::block::{self, Content, FileSystem};
+use crate::mount::run::Interrupts;
 
 /// The option that asks for a file system where there is none.
 pub const MKFS: &str = "x-spc.mkfs";
