@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::argv::Arguments;
 use super::show;
-use crate::client::{namespace, scope};
+use crate::client::{keeper, scope};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
@@ -312,8 +312,8 @@ fn run(command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Serve { .. } => serve::serve().map(|()| 0),
-        Command::Keep { root } => namespace::keep(&root).map(|()| 0),
-        Command::Keeper { .. } => namespace::keeper().map(|()| 0),
+        Command::Keep { root } => keeper::keep(&root).map(|()| 0),
+        Command::Keeper { .. } => keeper::keeper().map(|()| 0),
         Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
         Command::FirstData => first_data().map(|()| 0),
         Command::Look { target } => look::child(&Session::open()?, &target),
