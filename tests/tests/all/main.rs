@@ -26,6 +26,7 @@ mod rbd;
 mod routes;
 mod scene;
 mod secrets;
+mod servers;
 mod services;
 mod smb;
 mod steady;

@@ -4,14 +4,12 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use lab::{AnyHost, Base, Ceph, Cluster, Engine, Lab, Propagation};
+use lab::{AnyHost, Base, Engine, Host, Lab, Propagation, Root, Vm, VmOptions};
+use serde_json::{Value, json};
 
-use crate::fuse::sshd;
+use crate::servers::{KEYS, Servers};
 use crate::steady::Steady;
-use crate::support::{Container, LEAST, Spc, until, with_lab};
-
-/// Where the keys lie on the host, and where the container sees them.
-const KEYS: [&str; 2] = ["-v", "/srv/keys:/keys:ro"];
+use crate::support::{Container, LEAST, Spc, VmSpc, until, with_lab};
 
 /// Files of the image's own, which docker deletes with the container.
 const ENGINES: [&str; 2] = ["/var/lib/docker", "/var/lib/containers"];
@@ -29,9 +27,10 @@ impl<H: AnyHost> Scene<H> {
     }
 
     /// Mounts, and puts a program to work.
-    fn mount(&mut self, words: &[&str], target: &str) -> Result<()> {
-        let mount = ["spc", "mount", "-o", "x-mount.mkdir"];
-        self.spc.exec(&[&mount, words, &[target]].concat())?.ok()?;
+    fn mount(&mut self, words: &[String]) -> Result<()> {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.spc.exec(&words)?.ok()?;
+        let target = words.last().context("no target")?;
         self.steady.push(Steady::start(&self.spc, target)?);
         Ok(())
     }
@@ -82,9 +81,12 @@ impl<H: AnyHost> Scene<H> {
             let first = self.look("1", &format!("readlink ns/{namespace}"))?;
             ensure!(own == first, "not the host's: {own}");
         }
-        let streams = self.look(daemon, "readlink fd/0 fd/1 fd/2")?;
-        let closed =
-            |stream: &str| stream.starts_with("/dev/null") || stream.starts_with("/memfd:");
+        let look = "for fd in 0 1 2; do readlink fd/$fd || echo closed; done";
+        let streams = self.look(daemon, look)?;
+        let closed = |stream: &str| {
+            let starts = ["closed", "/dev/null", "/memfd:"];
+            starts.iter().any(|start| stream.starts_with(start))
+        };
         ensure!(streams.lines().all(closed), "standard streams: {streams}");
         let (own, theirs) = (self.cgroup(daemon)?, self.cgroup(&container)?);
         ensure!(
@@ -121,6 +123,17 @@ impl<H: AnyHost> Scene<H> {
         Ok(())
     }
 
+    /// Ends the programs, which have never seen an error, and unmounts.
+    fn end(self) -> Result<Container<H>> {
+        for steady in self.steady {
+            let target = steady.target.clone();
+            steady.end(&self.spc)?;
+            self.spc.exec(&["spc", "umount", &target])?.ok()?;
+            ensure!(self.spc.on(&target)?.is_empty(), "still there: {target}");
+        }
+        Ok(self.spc)
+    }
+
     /// The client roots on the host.
     fn roots(&self) -> Result<BTreeSet<String>> {
         let list = self.spc.host.sh("ls /var/lib/spc/roots")?.ok()?.text();
@@ -128,40 +141,65 @@ impl<H: AnyHost> Scene<H> {
     }
 }
 
-impl Scene<lab::Host<'_>> {
-    fn run(&self, image: &str) -> Result<()> {
-        let run = ["docker", "run", "-d", "--name", "spc"];
-        let words = [&run, &LEAST[..], &KEYS, &[image]].concat();
-        self.spc.host.run(&words)?.ok().map(drop)
+impl Scene<Vm<'_>> {
+    /// Has systemd start the container, in a cgroup of its own below its service's.
+    fn becomes_a_service(&self) -> Result<()> {
+        let host = &self.spc.host;
+        self.spc.remove()?;
+        let file = "/run/container/config.json";
+        let mut config: Value = serde_json::from_slice(&host.read(file)?)?;
+        config["linux"]["cgroupsPath"] = json!("/system.slice/spc.service/container");
+        let keys = json!({"source": "/srv", "destination": "/keys", "type": "bind", "options": ["bind", "ro"]});
+        let mounts = config["mounts"].as_array_mut().context("no mounts")?;
+        mounts.push(keys);
+        host.write(file, &serde_json::to_vec(&config)?)?;
+        let unit = "
+            [Unit]
+            Description=Storage clients
+            [Service]
+            Delegate=yes
+            ExecStart=runc run --bundle /run/container spc
+            ExecStopPost=-runc delete -f spc
+        ";
+        host.write("/run/systemd/system/spc.service", unit.as_bytes())?;
+        host.sh("systemctl daemon-reload && systemctl start spc")?
+            .ok()?;
+        until("the container runs", || {
+            Ok(self.spc.exec(&["true"])?.success())
+        })
     }
 
-    /// The keys of the servers, in files of the host that the container is given.
-    fn keys(&self, server: &lab::Host<'_>, ceph: &Ceph<'_>) -> Result<()> {
+    /// Writes a service that mounts when it is started.
+    fn app(&self, commands: &[String]) -> Result<()> {
         let host = &self.spc.host;
-        host.write("/srv/keys/ssh", &server.read("/root/key")?)?;
-        host.write("/srv/keys/app", ceph.secret("app")?.as_bytes())?;
-        host.sh("chmod 600 /srv/keys/*")?.ok()?;
+        let lines = commands
+            .iter()
+            .map(|command| format!("runc exec spc {command}\n"));
+        let script = format!("set -e\n{}", lines.collect::<String>());
+        host.write("/run/app", script.as_bytes())?;
+        let unit = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=sh /run/app\n";
+        host.write("/run/systemd/system/app.service", unit.as_bytes())?;
+        host.sh("systemctl daemon-reload")?.ok().map(drop)
+    }
+
+    /// The scopes that systemd has of us, with their descriptions.
+    fn scopes(&self) -> Result<Vec<String>> {
+        let list = "systemctl list-units --plain --no-legend 'spc-*.scope'";
+        let list = self.spc.host.sh(list)?.ok()?.text();
+        Ok(list.lines().map(str::to_owned).collect())
+    }
+
+    /// Each mount has a scope that tells people what it is.
+    fn have_scopes(&self) -> Result<()> {
+        let scopes = self.scopes()?;
+        for steady in &self.steady {
+            let tells = |scope: &&String| scope.contains(&steady.target);
+            let found = scopes.iter().filter(tells).count();
+            ensure!(found == 1, "{}: {scopes:?}", steady.target);
+        }
+        ensure!(scopes.len() == self.steady.len(), "{scopes:?}");
         Ok(())
     }
-}
-
-/// GlusterFS, ceph-fuse and sshfs.
-fn mount_all<H: AnyHost>(
-    scene: &mut Scene<H>,
-    cluster: &Cluster<'_>,
-    ceph: &Ceph<'_>,
-    server: &lab::Host<'_>,
-) -> Result<()> {
-    let source = format!("{}:/vol", cluster.nodes()[0].host().address());
-    scene.mount(&["-t", "glusterfs", &source], "/mnt/gluster")?;
-    let options = "name=app,secretfile=/keys/app";
-    let source = format!("{}:/app", ceph.address());
-    let words = ["-t", "ceph-fuse", "-o", options, &source];
-    scene.mount(&words, "/mnt/ceph")?;
-    let source = format!("root@{}:/srv/data", server.address());
-    let options = "IdentityFile=/keys/ssh,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes";
-    let words = ["-t", "fuse.sshfs", "-o", options, &source];
-    scene.mount(&words, "/mnt/ssh")
 }
 
 /// A new version of the image: the same with one more file.
@@ -171,24 +209,22 @@ const NEXT: &str = "
     docker build -q -t localhost/spc:next .
 ";
 
-fn with_all(
-    body: impl FnOnce(&'static Lab, &'static Cluster<'static>, &'static Ceph<'static>) -> Result<()>,
-) {
-    with_lab(|lab| {
-        let cluster = lab::gluster().context("no cluster")?;
-        body(lab, cluster, lab::ceph().context("no cluster")?)
-    });
+/// The container with the least it needs, and the keys.
+fn started<'a>(lab: &'a Lab, servers: &Servers<'_>, engine: Engine) -> Result<Scene<Host<'a>>> {
+    let run = [&LEAST[..], &KEYS].concat();
+    let spc = Spc::start(lab, Propagation::Shared, engine, Base::Trixie, &run)?;
+    servers.keys(&spc.host)?;
+    Ok(Scene::new(spc))
 }
 
 #[test]
 fn mounts_outlive_their_container() {
-    with_all(|lab, cluster, ceph| {
-        let (shared, docker) = (Propagation::Shared, Engine::Docker);
-        let run = [&LEAST[..], &KEYS].concat();
-        let mut scene = Scene::new(Spc::start(lab, shared, docker, Base::Trixie, &run)?);
-        let server = sshd(lab)?;
-        scene.keys(&server, ceph)?;
-        mount_all(&mut scene, cluster, ceph, &server)?;
+    with_lab(|lab| {
+        let servers = Servers::start(lab)?;
+        let mut scene = started(lab, &servers, Engine::Docker)?;
+        for command in servers.commands() {
+            scene.mount(&command)?;
+        }
         let (spc, old) = (&scene.spc, scene.roots()?);
         ensure!(old.len() == 1, "client roots: {old:?}");
         scene.are_on_their_own()?;
@@ -196,6 +232,10 @@ fn mounts_outlive_their_container() {
         let docker = |words: &[&str]| {
             let words = [&["docker"], words].concat();
             spc.host.run(&words)?.ok().map(drop)
+        };
+        let run = |image: &str| {
+            let run = ["run", "-d", "--name", "spc"];
+            docker(&[&run, &LEAST[..], &KEYS, &[image]].concat())
         };
         scene.survive("docker restart", || docker(&["restart", "-t", "2", "spc"]))?;
         scene.is_known()?;
@@ -210,41 +250,122 @@ fn mounts_outlive_their_container() {
             spc.host.start(Engine::Docker, None)
         })?;
         scene.survive("docker rm -f", || spc.remove())?;
-        scene.survive("docker run", || scene.run(Base::Trixie.image()))?;
+        scene.survive("docker run", || run(Base::Trixie.image()))?;
         scene.is_known()?;
         spc.host.sh(NEXT)?.ok()?;
         scene.survive("an upgrade", || {
             spc.remove()?;
-            scene.run("localhost/spc:next")
+            run("localhost/spc:next")
         })?;
         scene.is_known()?;
 
-        // What is mounted now is of the new version.
-        let source = format!("{}:/vol", cluster.nodes()[0].host().address());
-        scene.mount(&["-t", "glusterfs", &source], "/mnt/next")?;
+        // What is mounted from now on is of the new version.
+        scene.mount(&servers.gluster("/mnt/next"))?;
         let both = scene.roots()?;
         ensure!(
             both.len() == 2 && old.is_subset(&both),
             "client roots: {both:?}"
         );
-        scene.survive("the removal of both versions", || {
-            scene.spc.remove()?;
-            scene.run("localhost/spc:next")
-        })?;
         scene.is_known()?;
         scene.are_on_their_own()?;
 
-        // Each root goes with its last mount, the new one stays for the container that may want it again.
-        let Scene { spc, steady } = scene;
-        for steady in steady {
-            let target = steady.target.clone();
-            steady.end(&spc)?;
-            spc.exec(&["spc", "umount", &target])?.ok()?;
-            ensure!(spc.on(&target)?.is_empty(), "still there: {target}");
-        }
+        // The old root goes with its last mount, the new one stays for the container that may want it again.
+        let spc = scene.end()?;
         let scene = Scene::new(spc);
         let new: BTreeSet<_> = both.difference(&old).cloned().collect();
         until("the old root is gone", || Ok(scene.roots()? == new))?;
+        scene.spc.is_clean()
+    });
+}
+
+#[test]
+fn mounts_outlive_podmans_container() {
+    with_lab(|lab| {
+        let servers = Servers::start(lab)?;
+        let mut scene = started(lab, &servers, Engine::Podman)?;
+        for command in servers.commands() {
+            scene.mount(&command)?;
+        }
+        scene.are_on_their_own()?;
+        let spc = &scene.spc;
+        scene.survive("podman restart", || {
+            let restart = ["podman", "restart", "-t", "2", "spc"];
+            spc.host.run(&restart)?.ok().map(drop)
+        })?;
+        scene.is_known()?;
+        scene.survive("podman rm -f", || spc.remove())?;
+        spc.run(Base::Trixie, &[&LEAST[..], &KEYS].concat())?.ok()?;
+        scene.is_known()?;
+        scene.end()?.is_clean()
+    });
+}
+
+/// What the other tests would see if daemons were where they used to be.
+#[test]
+fn a_mount_that_stays_in_the_container_ends_with_it() {
+    with_lab(|lab| {
+        let servers = Servers::start(lab)?;
+        let mut scene = started(lab, &servers, Engine::Docker)?;
+        let mut words = servers.gluster("/mnt/data");
+        words.insert(2, "-ox-spc.container".to_owned());
+        scene.mount(&words)?;
+        let removed = scene.survive("docker rm -f", || scene.spc.remove());
+        let error = format!("{:?}", removed.err().context("no error was seen")?);
+        ensure!(error.contains("not connected"), "{error}");
+        Ok(())
+    });
+}
+
+#[test]
+fn mounts_outlive_services_of_systemd() {
+    with_lab(|lab| {
+        let servers = Servers::start(lab)?;
+        let spc = VmSpc::boot(
+            lab,
+            VmOptions {
+                root: Root::Systemd,
+                memory: 1536,
+                image: None,
+            },
+        )?;
+        servers.keys(&spc.host)?;
+        let mut scene = Scene::new(spc);
+        scene.becomes_a_service()?;
+        let commands = servers.commands().map(|words| words.join(" "));
+        scene.app(&commands)?;
+        let systemctl = |spc: &VmSpc<'_>, words: &[&str]| {
+            let words = [&["systemctl"], words].concat();
+            spc.host.run(&words)?.ok().map(drop)
+        };
+        systemctl(&scene.spc, &["start", "app"])?;
+        for words in servers.commands() {
+            let target = words.last().context("no target")?;
+            scene.steady.push(Steady::start(&scene.spc, target)?);
+        }
+        scene.are_on_their_own()?;
+        scene.have_scopes()?;
+        let spc = &scene.spc;
+        scene.survive("a restart of the service that asked", || {
+            systemctl(spc, &["restart", "app"])
+        })?;
+        scene.survive("the end of the service that asked", || {
+            systemctl(spc, &["stop", "app"])
+        })?;
+        let up = || until("the container runs", || Ok(spc.exec(&["true"])?.success()));
+        scene.survive("a restart of the container's service", || {
+            systemctl(spc, &["restart", "spc"])?;
+            up()
+        })?;
+        scene.is_known()?;
+        scene.survive("a kill of everything in the container's service", || {
+            systemctl(spc, &["kill", "--signal=KILL", "spc"])
+        })?;
+        systemctl(spc, &["start", "spc"])?;
+        up()?;
+        scene.is_known()?;
+        let spc = scene.end()?;
+        let scene = Scene::new(spc);
+        until("no scope is left", || Ok(scene.scopes()?.is_empty()))?;
         scene.spc.is_clean()
     });
 }

@@ -39,9 +39,10 @@ impl Steady {
         let mut on = spc.on(target)?;
         let mount = on.pop().context("nothing is mounted")?;
         ensure!(on.is_empty(), "more than one mount on {target}: {on:?}");
-        // Hosts may share a server.
-        let directory = format!("{target}/{}", host.address());
-        let state = format!("{STATES}/{}", target.replace('/', "-"));
+        let name = target.replace('/', "-");
+        // Hosts and mounts may share a server.
+        let directory = format!("{target}/{}{name}", host.address());
+        let state = format!("{STATES}/{name}");
         let script =
             r#"mkdir -p "$1" "${2%/*}" && { setsid "$0" "$1" "$2" >"$2.log" 2>&1 & } && echo $!"#;
         let start = ["sh", "-c", script, PROGRAM, &directory, &state];
@@ -70,9 +71,10 @@ impl Steady {
     /// Ends the program. It has never seen an error.
     pub fn end<H: AnyHost>(self, spc: &Container<H>) -> Result<()> {
         let host = &spc.host;
-        host.run(&["kill", &self.pid])?.ok()?;
+        host.sh(&format!("kill {}", self.pid))?.ok()?;
+        let proc = format!("/proc/{}", self.pid);
         until("the program ends", || {
-            Ok(!host.run(&["kill", "-0", &self.pid])?.success())
+            Ok(!host.run(&["test", "-e", &proc])?.success())
         })?;
         self.is_unharmed(spc)?;
         let [rounds, _, longest] = self.state(host)?;
