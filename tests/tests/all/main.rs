@@ -15,6 +15,7 @@ mod gluster_block;
 mod iscsi;
 mod kinds;
 mod lab;
+mod manifests;
 mod modules;
 mod nfs;
 mod nsenter;
