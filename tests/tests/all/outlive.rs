@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Base, Engine, Host, Lab, Propagation, Root, Vm, VmOptions};
 use serde_json::{Value, json};
 
-use crate::servers::{KEYS, Servers};
+use crate::servers::Servers;
 use crate::steady::Steady;
 use crate::support::{Container, LEAST, Spc, VmSpc, until, with_lab};
 
@@ -149,9 +149,6 @@ impl Scene<Vm<'_>> {
         let file = "/run/container/config.json";
         let mut config: Value = serde_json::from_slice(&host.read(file)?)?;
         config["linux"]["cgroupsPath"] = json!("/system.slice/spc.service/container");
-        let keys = json!({"source": "/srv", "destination": "/keys", "type": "bind", "options": ["bind", "ro"]});
-        let mounts = config["mounts"].as_array_mut().context("no mounts")?;
-        mounts.push(keys);
         host.write(file, &serde_json::to_vec(&config)?)?;
         let unit = "
             [Unit]
@@ -211,8 +208,7 @@ const NEXT: &str = "
 
 /// The container with the least it needs, and the keys.
 fn started<'a>(lab: &'a Lab, servers: &Servers<'_>, engine: Engine) -> Result<Scene<Host<'a>>> {
-    let run = [&LEAST[..], &KEYS].concat();
-    let spc = Spc::start(lab, Propagation::Shared, engine, Base::Trixie, &run)?;
+    let spc = Spc::start(lab, Propagation::Shared, engine, Base::Trixie, &LEAST)?;
     servers.keys(&spc.host)?;
     Ok(Scene::new(spc))
 }
@@ -235,7 +231,7 @@ fn mounts_outlive_their_container() {
         };
         let run = |image: &str| {
             let run = ["run", "-d", "--name", "spc"];
-            docker(&[&run, &LEAST[..], &KEYS, &[image]].concat())
+            docker(&[&run, &LEAST[..], &[image]].concat())
         };
         scene.survive("docker restart", || docker(&["restart", "-t", "2", "spc"]))?;
         scene.is_known()?;
@@ -294,7 +290,7 @@ fn mounts_outlive_podmans_container() {
         })?;
         scene.is_known()?;
         scene.survive("podman rm -f", || spc.remove())?;
-        spc.run(Base::Trixie, &[&LEAST[..], &KEYS].concat())?.ok()?;
+        spc.run(Base::Trixie, &LEAST)?.ok()?;
         scene.is_known()?;
         scene.end()?.is_clean()
     });

@@ -5,9 +5,6 @@ use lab::{AnyHost, Ceph, Cluster, Host, Lab};
 
 use crate::fuse::sshd;
 
-/// Where the keys lie on the host, and where the container sees them.
-pub const KEYS: [&str; 2] = ["-v", "/srv:/keys:ro"];
-
 /// Servers of GlusterFS, CephFS and SSH.
 pub struct Servers<'a> {
     cluster: &'a Cluster<'a>,
@@ -25,7 +22,7 @@ impl<'a> Servers<'a> {
         })
     }
 
-    /// Their keys, in files of the host that the container is given.
+    /// Their keys, in files of the host.
     pub fn keys(&self, host: &impl AnyHost) -> Result<()> {
         host.write("/srv/ssh", &self.ssh.read("/root/key")?)?;
         host.write("/srv/app", self.ceph.secret("app")?.as_bytes())?;
@@ -35,12 +32,20 @@ impl<'a> Servers<'a> {
     /// Commands that mount from each of them.
     pub fn commands(&self) -> [Vec<String>; 3] {
         let ceph = format!("{}:/app", self.ceph.address());
-        let key = "name=app,secretfile=/keys/app";
         let ssh = format!("root@{}:/srv/data", self.ssh.address());
-        let options = "IdentityFile=/keys/ssh,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes";
+        let options = "IdentityFile=/host/srv/ssh,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes";
         [
             self.gluster("/mnt/gluster"),
-            command(&["-t", "ceph-fuse", "-o", key, &ceph, "/mnt/ceph"]),
+            command(&[
+                "-t",
+                "ceph-fuse",
+                "-o",
+                "name=app",
+                "--secret",
+                "secret=file:/host/srv/app",
+                &ceph,
+                "/mnt/ceph",
+            ]),
             command(&["-t", "fuse.sshfs", "-o", options, &ssh, "/mnt/ssh"]),
         ]
     }
