@@ -7,6 +7,7 @@ mod callers;
 mod ceph;
 mod crash;
 mod crossing;
+mod daemonset;
 mod demo;
 mod docker;
 mod doctor;

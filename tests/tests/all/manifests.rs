@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::with_lab;
 
 /// Where they are.
-fn directory() -> PathBuf {
+pub fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../image/kubernetes")
 }
 
@@ -113,7 +113,7 @@ fn each_kind_has_a_pod() {
 }
 
 /// The volume of ours that a pod or a PersistentVolume has.
-fn volume(object: &Value) -> Option<&Value> {
+pub fn volume(object: &Value) -> Option<&Value> {
     match object["kind"].as_str()? {
         "PersistentVolume" => object.pointer("/spec/flexVolume"),
         "Pod" => object.pointer("/spec/volumes/0/flexVolume"),

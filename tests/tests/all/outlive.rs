@@ -200,7 +200,7 @@ impl Scene<Vm<'_>> {
 }
 
 /// A new version of the image: the same with one more file.
-const NEXT: &str = "
+pub const NEXT: &str = "
     mkdir -p /tmp/next && cd /tmp/next && echo 'the next version' >version
     printf 'FROM localhost/spc:latest\\nCOPY version /usr/share/spc/version\\n' >Dockerfile
     docker build -q -t localhost/spc:next .
