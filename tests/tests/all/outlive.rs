@@ -185,11 +185,14 @@ impl Scene<Vm<'_>> {
         host.sh("systemctl daemon-reload")?.ok().map(drop)
     }
 
-    /// The scopes that systemd has of us, with their descriptions.
+    /// The scopes that systemd has of our mounts, with their descriptions.
     fn scopes(&self) -> Result<Vec<String>> {
         let list = "systemctl list-units --plain --no-legend 'spc-*.scope'";
         let list = self.spc.host.sh(list)?.ok()?.text();
-        Ok(list.lines().map(str::to_owned).collect())
+        let mounts = list
+            .lines()
+            .filter(|line| !line.starts_with("spc-clients-"));
+        Ok(mounts.map(str::to_owned).collect())
     }
 
     /// Each mount has a scope that tells people what it is.
