@@ -95,9 +95,12 @@ pub fn apply(root: &Path, wanted: &[Wanted], manifest: &mut Manifest) -> Result<
     for entry in entries {
         push(&mut all, entry.path, entry.what);
     }
-    let gone: Vec<Entry> = manifest.entries.iter().filter(|old| {
-        all.iter().all(|new| new.path != old.path)
-    }).cloned().collect();
+    let gone: Vec<Entry> = manifest
+        .entries
+        .iter()
+        .filter(|old| all.iter().all(|new| new.path != old.path))
+        .cloned()
+        .collect();
     // Until all is done, both what was and what will be may be there.
     manifest.entries = [gone.clone(), all.clone()].concat();
     manifest.write(root)?;
@@ -183,8 +186,11 @@ pub fn remove(root: &Path, entries: &[Entry]) -> Result<Vec<PathBuf>> {
     for entry in entries.iter().rev() {
         let path = below(root, &entry.path);
         let fail = |e: std::io::Error| {
-            Error::system(format!("cannot remove {} on the host", entry.path.display()))
-                .because(errno_text(e))
+            Error::system(format!(
+                "cannot remove {} on the host",
+                entry.path.display()
+            ))
+            .because(errno_text(e))
         };
         if entry.what != What::Directory {
             unlink(&beside(&path)).map_err(fail)?;
@@ -239,10 +245,16 @@ mod tests {
             },
         ];
         let applied = apply(tree.path(), &wanted, &mut manifest).unwrap();
-        assert_eq!(applied.made, paths(&["/sbin/mount.ceph", "/opt/a/b/driver"]));
+        assert_eq!(
+            applied.made,
+            paths(&["/sbin/mount.ceph", "/opt/a/b/driver"])
+        );
         assert_eq!(applied.foreign, paths(&["/sbin/mount.nfs"]));
         assert_eq!(tree.read("sbin/mount.nfs"), "native");
-        let mode = fs::metadata(tree.path().join("opt/a/b/driver")).unwrap().permissions().mode();
+        let mode = fs::metadata(tree.path().join("opt/a/b/driver"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o755);
         // The same again changes nothing.
         let listing = tree.listing();
@@ -252,7 +264,10 @@ mod tests {
         assert_eq!(Manifest::read(tree.path()).unwrap(), Some(manifest.clone()));
         // Less is wanted: the rest goes, directories included.
         let applied = apply(tree.path(), &wanted[..2], &mut manifest).unwrap();
-        assert_eq!(applied.removed, paths(&["/opt/a/b/driver", "/opt/a/b", "/opt/a", "/opt"]));
+        assert_eq!(
+            applied.removed,
+            paths(&["/opt/a/b/driver", "/opt/a/b", "/opt/a", "/opt"])
+        );
         remove(tree.path(), &manifest.entries).unwrap();
         Manifest::remove(tree.path()).unwrap();
         fs::remove_dir(tree.path().join("var/lib/spc")).unwrap();
@@ -267,7 +282,10 @@ mod tests {
     fn a_name_that_somebody_took_over_stays() {
         let tree = Tree::new("takeover");
         let mut manifest = Manifest::default();
-        let wanted = [link("/sbin/mount.nfs", "/program"), link("/sbin/mount.ceph", "/program")];
+        let wanted = [
+            link("/sbin/mount.nfs", "/program"),
+            link("/sbin/mount.ceph", "/program"),
+        ];
         apply(tree.path(), &wanted, &mut manifest).unwrap();
         // A package of the host brings its own.
         fs::remove_file(tree.path().join("sbin/mount.nfs")).unwrap();
@@ -290,7 +308,11 @@ mod tests {
             optional: false,
         }];
         let error = apply(tree.path(), &wanted, &mut Manifest::default()).unwrap_err();
-        assert!(error.to_string().contains("/opt/driver on the host is not ours"));
+        assert!(
+            error
+                .to_string()
+                .contains("/opt/driver on the host is not ours")
+        );
         assert_eq!(tree.read("opt/driver"), "theirs");
     }
 
@@ -319,8 +341,14 @@ mod tests {
         let wanted = [link("/sbin/spc", "/program")];
         // It died before anything was made, with both lists in one.
         manifest.entries = vec![
-            Entry { path: "/sbin/spc".into(), what: What::Link("/program".into()) },
-            Entry { path: "/sbin/mount.old".into(), what: What::Link("/program".into()) },
+            Entry {
+                path: "/sbin/spc".into(),
+                what: What::Link("/program".into()),
+            },
+            Entry {
+                path: "/sbin/mount.old".into(),
+                what: What::Link("/program".into()),
+            },
         ];
         symlink("/program", tree.path().join("sbin/mount.old")).unwrap();
         let applied = apply(tree.path(), &wanted, &mut manifest).unwrap();

@@ -85,13 +85,23 @@ mod tests {
             "kubelet --volume-plugin-dir /opt/plugins --v=2",
             "kubelet --config=/etc/kubelet.yaml",
         ] {
-            tree.write("etc/kubelet.yaml", "kind: KubeletConfiguration\nvolumePluginDir: \"/opt/plugins\" # ours\n");
+            tree.write(
+                "etc/kubelet.yaml",
+                "kind: KubeletConfiguration\nvolumePluginDir: \"/opt/plugins\" # ours\n",
+            );
             kubelet(&tree, argv);
-            assert_eq!(plugins(tree.path()).unwrap(), Path::new("/opt/plugins"), "{argv}");
+            assert_eq!(
+                plugins(tree.path()).unwrap(),
+                Path::new("/opt/plugins"),
+                "{argv}"
+            );
         }
         tree.write("etc/kubelet.yaml", r#"{"volumePluginDir": "/json"}"#);
         assert_eq!(plugins(tree.path()).unwrap(), Path::new("/json"));
-        tree.write("etc/kubelet.yaml", "a:\n  volumePluginDir: /not/at/the/top\n");
+        tree.write(
+            "etc/kubelet.yaml",
+            "a:\n  volumePluginDir: /not/at/the/top\n",
+        );
         assert_eq!(plugins(tree.path()), None);
     }
 

@@ -49,13 +49,23 @@ pub fn layout(
     // Where a name is made and where it is seen may be two places, and the host's own is where it is seen.
     let mut link = |dir: &Path, name: &str| {
         let path = dir.join(name);
-        let seen = if dir == place.names { &place.shown } else { dir }.join(name);
+        let seen = if dir == place.names {
+            &place.shown
+        } else {
+            dir
+        }
+        .join(name);
         if place.copy.as_ref() == Some(&path) {
             return;
         }
-        let ours = manifest.at(&path).is_some_and(|was| was.is_at(&below(root, &seen)));
+        let ours = manifest
+            .at(&path)
+            .is_some_and(|was| was.is_at(&below(root, &seen)));
         let to = std::fs::read_link(below(root, &seen)).ok();
-        if to.as_ref() != Some(&place.program) && !ours && below(root, &seen).symlink_metadata().is_ok() {
+        if to.as_ref() != Some(&place.program)
+            && !ours
+            && below(root, &seen).symlink_metadata().is_ok()
+        {
             layout.foreign.push(seen);
             return;
         }
@@ -166,11 +176,24 @@ mod tests {
         let layout = layout(tree.path(), &place, &names(), &extras, &Manifest::default());
         assert_eq!(
             paths(&layout),
-            ["/sbin/spc", "/sbin/mount.ceph", "/sbin/mount.nfs", MOUNTER, "/man/spc.8", "/plugins/spc~spc/spc"]
+            [
+                "/sbin/spc",
+                "/sbin/mount.ceph",
+                "/sbin/mount.nfs",
+                MOUNTER,
+                "/man/spc.8",
+                "/plugins/spc~spc/spc"
+            ]
         );
-        let copies = layout.wanted.iter().filter(|t| t.make == Make::Program(b"program".to_vec()));
+        let copies = layout
+            .wanted
+            .iter()
+            .filter(|t| t.make == Make::Program(b"program".to_vec()));
         assert_eq!(copies.count(), 2);
-        let links = layout.wanted.iter().filter(|t| t.make == Make::Link("/sbin/spc".into()));
+        let links = layout
+            .wanted
+            .iter()
+            .filter(|t| t.make == Make::Link("/sbin/spc".into()));
         assert_eq!(links.count(), 3);
     }
 }

@@ -76,12 +76,18 @@ pub fn find(root: &Path, has: Has, look: &impl Look) -> Result<Place> {
     };
     let (names, how, command) = if writable(&sbin) {
         (sbin.clone(), How::Direct, Some(sbin.clone()))
-    } else if uses_path(root) && let Some(dir) = on_path() {
+    } else if uses_path(root)
+        && let Some(dir) = on_path()
+    {
         let line = format!("export PATH=\"{}:$PATH\"", dir.display());
         let file = "/etc/profile";
         (dir.clone(), How::Line { line, file }, Some(dir))
     } else if has.extensions && sbin.starts_with("/usr") {
-        (super::extension::tree(&sbin), How::Extension, Some(sbin.clone()))
+        (
+            super::extension::tree(&sbin),
+            How::Extension,
+            Some(sbin.clone()),
+        )
     } else {
         let names = Path::new(DIR).join("sbin");
         // What is earlier in the list is seen where both have a name; ours are only those that the host has not.
@@ -97,7 +103,9 @@ pub fn find(root: &Path, has: Has, look: &impl Look) -> Result<Place> {
     let (program, copy) = if runs {
         (PathBuf::from(PROGRAM), None)
     } else {
-        let seen = command.clone().filter(|dir| how == How::Extension || look.runs(&below(root, dir)));
+        let seen = command
+            .clone()
+            .filter(|dir| how == How::Extension || look.runs(&below(root, dir)));
         let seen = seen.ok_or_else(|| no_exec(how.clone()))?;
         // What an extension brings is seen elsewhere than where it is made.
         let made = if how == How::Extension { &names } else { &seen };
@@ -185,7 +193,11 @@ mod tests {
     }
 
     fn place(tree: &Tree, extensions: bool, read_only: &[&str], no_exec: &[&str]) -> Result<Place> {
-        let host = Host { tree, read_only, no_exec };
+        let host = Host {
+            tree,
+            read_only,
+            no_exec,
+        };
         find(tree.path(), Has { extensions }, &host)
     }
 
@@ -229,7 +241,9 @@ mod tests {
         let How::Line { line, file } = found.how else {
             panic!("{found:?}")
         };
-        assert!(line.starts_with("overlay /usr/sbin overlay ro,lowerdir=/var/lib/spc/sbin:/usr/sbin,"));
+        assert!(
+            line.starts_with("overlay /usr/sbin overlay ro,lowerdir=/var/lib/spc/sbin:/usr/sbin,")
+        );
         assert_eq!(file, "/etc/fstab");
         let found = place(&tree, false, &["usr"], &["var"]).unwrap();
         assert_eq!(found.program, Path::new("/opt/bin/spc"));
@@ -243,7 +257,11 @@ mod tests {
         let tree = tree(
             "busybox",
             &["usr/sbin", "usr/bin", "usr/local/sbin"],
-            &[("sbin", "usr/sbin"), ("bin", "usr/bin"), ("usr/bin/mount", "busybox")],
+            &[
+                ("sbin", "usr/sbin"),
+                ("bin", "usr/bin"),
+                ("usr/bin/mount", "busybox"),
+            ],
         );
         tree.write("usr/bin/busybox", "");
         let found = place(&tree, false, &["usr/sbin", "usr/bin"], &[]).unwrap();
