@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::argv::Arguments;
+use super::setup::{InstallArgs, UninstallArgs};
 use super::show;
 use crate::client::{namespace, scope};
 use crate::error::{Class, Error, Result, errno_text};
@@ -15,8 +16,6 @@ use crate::health::{doctor, look, serve};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
-use crate::mount::device::blank;
-use crate::mount::device::tool::STDIN;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::{Done, Session, mount};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
@@ -71,6 +70,10 @@ enum Command {
         #[arg(short, long)]
         verbose: bool,
     },
+    /// Put what mount(8), systemd and kubelet look for on the host
+    Install(InstallArgs),
+    /// Take it off the host again
+    Uninstall(UninstallArgs),
     /// Look at one target and answer by the exit code
     #[command(hide = true)]
     Look {
@@ -311,22 +314,15 @@ fn run(command: Command) -> Result<u8> {
             show::plan(&plan, &host, json)?;
             Ok(0)
         }
+        Command::Install(args) => args.run(),
+        Command::Uninstall(args) => args.run(),
         Command::Serve { .. } => serve::serve().map(|()| 0),
         Command::Keep { root } => namespace::keep(&root).map(|()| 0),
         Command::Keeper { .. } => namespace::keeper().map(|()| 0),
         Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
-        Command::FirstData => first_data().map(|()| 0),
+        Command::FirstData => show::first_data().map(|()| 0),
         Command::Look { target } => look::child(&Session::open()?, &target),
     }
-}
-
-fn first_data() -> Result<()> {
-    let fail = |e| Error::system("cannot read the device").because(errno_text(e));
-    let device = std::fs::File::open(STDIN).map_err(fail)?;
-    if let Some(at) = blank::first_data(&device).map_err(fail)? {
-        println!("{at}");
-    }
-    Ok(())
 }
 
 fn unmount(args: &UmountArgs) -> Result<u8> {

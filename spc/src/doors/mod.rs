@@ -10,6 +10,7 @@ use crate::host::{Host, Settings};
 
 pub mod argv;
 pub mod cli;
+pub mod setup;
 pub mod show;
 mod statd;
 
@@ -33,11 +34,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Whether another `spc` has started this one on the host, for what is done there.
+/// Whether another `spc` has started this one on the host, for what is done there, or it is to take away the client root
+/// that it would become.
 fn is_own_errand() -> bool {
-    std::env::args_os()
-        .nth(1)
-        .is_some_and(|command| command == "keep" || command == "adopt")
+    let mut words = std::env::args_os();
+    let called = words.next().unwrap_or_default();
+    let is_spc = Path::new(&called)
+        .file_name()
+        .is_some_and(|name| name == "spc");
+    words.next().is_some_and(|command| {
+        command == "keep" || command == "adopt" || (is_spc && command == "uninstall")
+    })
 }
 
 /// On the host itself nothing can be done: becomes the `spc` of the installed client root.

@@ -169,7 +169,11 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     file.sync_all()
 }
 
-fn unlink(path: &Path) -> std::io::Result<()> {
+/// Removes a file or a link, if it is there.
+///
+/// # Errors
+/// It is there and stays.
+pub fn unlink(path: &Path) -> std::io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -16,6 +16,11 @@ pub fn driver(plugins: &Path) -> PathBuf {
     plugins.join(DRIVER)
 }
 
+/// Whether this is a driver of ours in some plugin directory.
+pub fn is_driver(path: &Path) -> bool {
+    path.ends_with(DRIVER)
+}
+
 /// What the kubelet of the host whose procfs is at `root/proc` was told: on its command line, or else in its
 /// configuration. None if none runs, or if it was told nothing.
 pub fn plugins(root: &Path) -> Option<PathBuf> {
@@ -39,15 +44,14 @@ pub fn plugins(root: &Path) -> Option<PathBuf> {
 
 /// The value of the last `--NAME VALUE` or `--NAME=VALUE`.
 fn flag(argv: &[String], name: &str) -> Option<String> {
-    let values = argv.iter().enumerate().filter_map(|(at, word)| {
+    argv.iter().enumerate().rev().find_map(|(at, word)| {
         let rest = word.trim_start_matches('-').strip_prefix(name)?;
         match rest.strip_prefix('=') {
             Some(value) => Some(value.to_owned()),
             None if rest.is_empty() => argv.get(at + 1).cloned(),
             None => None,
         }
-    });
-    values.last()
+    })
 }
 
 /// `volumePluginDir` at the top of a KubeletConfiguration, which is YAML, or JSON.
@@ -55,12 +59,12 @@ fn configured(config: &str) -> Option<String> {
     if let Ok(json) = serde_json::from_str::<serde_json::Value>(config) {
         return Some(json.get("volumePluginDir")?.as_str()?.to_owned());
     }
-    let values = config.lines().filter_map(|line| {
+    let mut values = config.lines().filter_map(|line| {
         let value = line.strip_prefix("volumePluginDir:")?;
         let value = value.split(" #").next()?.trim();
         Some(value.trim_matches(['"', '\'']).to_owned())
     });
-    values.last().filter(|dir| !dir.is_empty())
+    values.next().filter(|dir| !dir.is_empty())
 }
 
 #[cfg(test)]
@@ -108,6 +112,7 @@ mod tests {
     #[test]
     fn the_driver_is_in_a_directory_of_its_vendor() {
         let path = driver(Path::new(DEFAULT));
-        assert!(path.ends_with("exec/spc~spc/spc"));
+        assert!(path.ends_with("exec/spc~spc/spc") && is_driver(&path));
+        assert!(!is_driver(Path::new("/usr/sbin/spc")));
     }
 }

@@ -9,7 +9,7 @@ use super::place::{How, Place};
 use super::{below, extension};
 
 /// What kubelet's flag for a mounter can name.
-const MOUNTER: &str = "/var/lib/spc/mounter";
+pub const MOUNTER: &str = "/var/lib/spc/mounter";
 
 /// What is to be there, and what the host has of its own at those names.
 #[derive(Debug, Default)]
@@ -26,8 +26,6 @@ pub struct Extras<'a> {
     pub program: &'a [u8],
     /// The driver for kubelet.
     pub driver: Option<&'a Path>,
-    /// Files for people: where they are on the host, and what they lead to.
-    pub pages: &'a [(PathBuf, PathBuf)],
 }
 
 /// The layout of a host whose root is at `root`; `manifest` says what it has of ours.
@@ -84,13 +82,6 @@ pub fn layout(
         make: Make::Link(place.program.clone()),
         optional: false,
     });
-    for (path, to) in extras.pages {
-        layout.wanted.push(Wanted {
-            path: path.clone(),
-            make: Make::Link(to.clone()),
-            optional: true,
-        });
-    }
     if place.how == How::Extension {
         layout.wanted.push(extension::release());
     }
@@ -114,7 +105,6 @@ mod tests {
     const NO_EXTRAS: Extras<'_> = Extras {
         program: b"program",
         driver: None,
-        pages: &[],
     };
 
     fn names() -> BTreeSet<String> {
@@ -170,7 +160,6 @@ mod tests {
         let driver = Path::new("/plugins/spc~spc/spc");
         let extras = Extras {
             driver: Some(driver),
-            pages: &[("/man/spc.8".into(), "/root/spc.8".into())],
             ..NO_EXTRAS
         };
         let layout = layout(tree.path(), &place, &names(), &extras, &Manifest::default());
@@ -181,7 +170,6 @@ mod tests {
                 "/sbin/mount.ceph",
                 "/sbin/mount.nfs",
                 MOUNTER,
-                "/man/spc.8",
                 "/plugins/spc~spc/spc"
             ]
         );

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::below;
 use crate::error::{Error, Result, errno_text};
 
-/// The directory on the host with everything of ours that is not a name somewhere else.
-pub const DIR: &str = "/var/lib/spc";
+/// Everything of ours is there that is not a name somewhere else.
+pub use crate::client::root::HOME as DIR;
 
 /// The manifest's name in it.
 const FILE: &str = "installed.json";

@@ -12,6 +12,7 @@ mod docker;
 mod doctor;
 mod fuse;
 mod gluster_block;
+mod install;
 mod iscsi;
 mod kinds;
 mod lab;
