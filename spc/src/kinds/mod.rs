@@ -7,6 +7,7 @@ mod fuse;
 mod gluster;
 pub mod needs;
 pub mod nfs;
+pub mod servers;
 mod smb;
 mod source;
 mod table;
@@ -16,6 +17,7 @@ use crate::host::modules::Module;
 use crate::host::service::Service;
 use crate::mount::{Options, Secrets};
 use needs::Need;
+use servers::Servers;
 use source::Fit;
 use table::{ROW, TABLE};
 
@@ -127,6 +129,8 @@ struct Kind {
     shows_source: Shown,
     /// The type that takes its place where the kernel does not get its modules.
     without_modules: Option<&'static str>,
+    /// What it does with several servers.
+    servers: Servers,
 }
 
 /// How the failures of a helper are told to a person.
@@ -384,6 +388,12 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .iter()
         .map(|kind| kind.name)
         .filter(|name| !["*", block::AUTO].contains(name))
+}
+
+/// The names of those that a program mounts which a host may lack.
+pub fn with_helper() -> impl Iterator<Item = &'static str> {
+    let helped = |kind: &&Kind| kind.needs.iter().any(Need::is_program);
+    TABLE.iter().filter(helped).map(|kind| kind.name)
 }
 
 /// One secret by the names that it may have.
