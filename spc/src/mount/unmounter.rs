@@ -39,8 +39,8 @@ pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
         .map_err(|e| Error::system("cannot tell the working directory").because(errno_text(e)))?;
     let path = on_host(written, &cwd, &session.settings.hosts());
     let rules = Rules {
-        mkdir: None,
         system: true,
+        ..Rules::default()
     };
     let (pinned, _) = session
         .host
@@ -136,8 +136,8 @@ fn take_away(session: &Session, record: &Record, how: How) -> Result<()> {
 fn not_ours(session: &Session, target: &Path) -> Error {
     let path = target.to_owned();
     let rules = Rules {
-        mkdir: None,
         system: true,
+        ..Rules::default()
     };
     let there = session.host.run("looking at the target", move || {
         let (pinned, _) = target::pin(&path, rules)?;
