@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
 use super::{finish, flexvolume, make, mounter, parse, show, warn_if_seen};
+use crate::client::{namespace, scope};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
@@ -77,6 +78,26 @@ enum Command {
     Look {
         /// The target
         target: PathBuf,
+    },
+    /// Make the namespace of a client root and become its keeper
+    #[command(hide = true)]
+    Keep {
+        /// The client root
+        root: String,
+    },
+    /// Keep the namespace that this process is in
+    #[command(hide = true)]
+    Keeper {
+        /// The client root, for who lists processes
+        root: String,
+    },
+    /// Move a process into a cgroup
+    #[command(hide = true)]
+    Adopt {
+        /// The process
+        pid: i32,
+        /// The cgroup; without it, the one this process is in
+        name: Option<String>,
     },
     /// Say where on standard input, a device, the first byte is that is not zero
     #[command(hide = true)]
@@ -258,6 +279,9 @@ fn run(command: Command) -> Result<u8> {
         Command::Serve { .. } => serve::serve().map(|()| 0),
         Command::Mounter(mounter) => mounter.run().map(|()| 0),
         Command::Flexvolume(call) => Ok(call.run()),
+        Command::Keep { root } => namespace::keep(&root).map(|()| 0),
+        Command::Keeper { .. } => namespace::keeper().map(|()| 0),
+        Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
         Command::FirstData => first_data().map(|()| 0),
         Command::Look { target } => look::child(&Session::open()?, &target),
     }

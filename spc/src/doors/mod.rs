@@ -1,11 +1,14 @@
 //! The ways in. Each turns what it is given into a request and leads into the pipeline.
 
+use std::convert::Infallible;
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
 
+use crate::client::{self, Place, enter, root};
 use crate::error::{Class, Result, errno_text};
+use crate::host::{Host, Settings};
 use crate::mount::Request;
 use crate::mount::mounter::{Done, Session, mount};
 use crate::mount::run::Interrupts;
@@ -25,7 +28,16 @@ use called::Door;
 
 /// Acts as what the program was called as.
 pub fn main() -> ExitCode {
-    match Door::of(&std::env::args_os().next().unwrap_or_default()) {
+    enter::take_over();
+    let door = Door::of(&std::env::args_os().next().unwrap_or_default());
+    if client::place() == Place::Host
+        && !is_done_here(&door)
+        && let Err(error) = hand_over()
+    {
+        eprintln!("spc: {error}");
+        return ExitCode::from(error.class().exit_code());
+    }
+    match door {
         Door::Cli => cli::main(),
         Door::Statd => statd::main(),
         Door::Mount(fs_type) => helper::mount(&fs_type),
@@ -114,4 +126,27 @@ fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
         tracing::info!(target = %record.target, "already mounted");
     }
     Ok(())
+}
+
+/// Whether this is done on the host: another `spc` has started this one for that, or it is a driver's answer to kubelet,
+/// whose work another process does.
+fn is_done_here(door: &Door) -> bool {
+    if *door != Door::Cli {
+        return *door == Door::FlexVolume;
+    }
+    let mut words = std::env::args_os().skip(1);
+    match words.next() {
+        Some(command) if command == "keep" || command == "adopt" => true,
+        Some(command) if command == "flexvolume" => {
+            words.next().is_none_or(|word| word != "--work")
+        }
+        _ => false,
+    }
+}
+
+/// On the host itself nothing can be done: becomes the `spc` of the installed client root.
+fn hand_over() -> Result<Infallible> {
+    let settings = Settings::read()?;
+    let id = root::own()?;
+    enter::same_again(&Host::open(&settings)?, &settings, &id)
 }

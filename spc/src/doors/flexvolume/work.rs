@@ -28,12 +28,17 @@ pub fn run(words: &[String]) -> Reply {
     done.unwrap_or_else(Reply::from)
 }
 
+/// What kubelet says of the volume. It may be read again, by the `spc` of a client root that takes this one's place.
+fn object() -> std::io::Result<String> {
+    let mut json = String::new();
+    std::io::stdin().take(LONGEST).read_to_string(&mut json)?;
+    rustix::fs::seek(std::io::stdin(), rustix::fs::SeekFrom::Start(0))?;
+    Ok(json)
+}
+
 /// Mounts from the first server that gives the volume.
 fn make(dir: &str) -> Result<Reply> {
-    let mut json = String::new();
-    std::io::stdin()
-        .take(LONGEST)
-        .read_to_string(&mut json)
+    let json = object()
         .map_err(|e| Error::system("cannot read the volume's options").because(errno_text(e)))?;
     let volume = Volume::read(&json)?;
     let mut requests = volume.requests(dir)?;
