@@ -16,7 +16,6 @@ use super::{finish, log, make, parse};
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{self, Rules, show};
 use crate::host::{Settings, namespace};
-use crate::kinds;
 use crate::mount::direct;
 use crate::mount::mounter::Session;
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
@@ -87,18 +86,6 @@ pub struct UmountHelper {
     /// The mount namespace to unmount in, which must be the host's
     #[arg(short = 'N', value_name = "NAMESPACE")]
     namespace: Option<PathBuf>,
-}
-
-/// The types for which a host without client programs wants a helper: `mount.TYPE` and `umount.TYPE`.
-pub fn types() -> Vec<&'static str> {
-    let mut types = vec!["spc"];
-    for name in kinds::with_helper() {
-        let name = name.split_once('.').map_or(name, |(before, _)| before);
-        if !types.contains(&name) {
-            types.push(name);
-        }
-    }
-    types
 }
 
 /// `mount.TYPE`.
@@ -317,26 +304,6 @@ mod tests {
         }
         for bad in ["h:", "#h:"] {
             assert!(whole_type("fuse", None, bad).is_err());
-        }
-    }
-
-    #[test]
-    fn helpers_for_what_the_kernel_mounts_itself_are_not_taken_over() {
-        let types = types();
-        for wanted in [
-            "spc",
-            "glusterfs",
-            "nfs",
-            "nfs4",
-            "ceph",
-            "cifs",
-            "smb3",
-            "fuse",
-        ] {
-            assert!(types.contains(&wanted), "{wanted}: {types:?}");
-        }
-        for other in ["ext4", "xfs", "tmpfs", "overlay", "bind", "*", "auto"] {
-            assert!(!types.contains(&other), "{other}: {types:?}");
         }
     }
 }

@@ -390,12 +390,6 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .filter(|name| !["*", block::AUTO].contains(name))
 }
 
-/// The names of those that a program mounts which a host may lack.
-pub fn with_helper() -> impl Iterator<Item = &'static str> {
-    let helped = |kind: &&Kind| kind.needs.iter().any(Need::is_program);
-    TABLE.iter().filter(helped).map(|kind| kind.name)
-}
-
 /// One secret by the names that it may have.
 fn passes<const N: usize>(keys: [&'static str; N], how: How) -> Vec<Pass> {
     keys.map(|key| Pass { key, how }).to_vec()

@@ -31,11 +31,6 @@ impl Need {
     pub const fn program(names: &'static [&'static str], package: &'static str) -> Self {
         Self::Program { names, package }
     }
-
-    /// Whether it is a program.
-    pub const fn is_program(&self) -> bool {
-        matches!(self, Self::Program { .. })
-    }
 }
 
 /// Everything that one kind needs.
