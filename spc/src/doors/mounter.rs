@@ -1,6 +1,9 @@
 //! kubelet's mounter: `MOUNTER mount [-t TYPE] [-o LIST] [SOURCE] TARGET` in place of mount(8), for the types that kubelet
 //! does not expect a host to have a helper for. As `spc mounter`, or as a file of the name `mounter`.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,7 +11,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
 use super::{finish, kubelet, log, make, parse};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno_text};
+use crate::host::target::show;
+use crate::host::{Host, Settings};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::{Options, Request};
 
@@ -78,12 +83,37 @@ impl Mounter {
     /// As `spc mount`.
     pub fn run(&self) -> Result<()> {
         let Call::Mount(mount) = &self.call;
-        make(mount.request()?, false, mount.verbose)
+        let (request, log) = mount.request()?;
+        make(request, false, mount.verbose).inspect_err(|error| {
+            if let Some(log) = log
+                && let Err(error) = note(log, error)
+            {
+                tracing::warn!("{error}");
+            }
+        })
     }
 }
 
+/// Appends an error to the file of the host in which kubelet looks for what GlusterFS says about it.
+fn note(log: PathBuf, error: &Error) -> Result<()> {
+    let host = Host::open(&Settings::read()?)?;
+    let text = error.all_lines().join("\n") + "\n";
+    let fail = Error::system(format!("cannot write {} on the host", show(&log)));
+    let written = host.run("writing a log", move || {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .mode(0o600)
+            .open(log)?;
+        file.write_all(text.as_bytes())
+    })?;
+    written.map_err(|e| fail.because(errno_text(e)))
+}
+
 impl MountArgs {
-    fn request(&self) -> Result<Request> {
+    /// The request, and the file of the host that kubelet wants GlusterFS to log to, which only the host has.
+    fn request(&self) -> Result<(Request, Option<PathBuf>)> {
         let [source, target] = self.paths.as_slice() else {
             return Err(Error::usage("no source is given")
                 .because("only a target, which this mounter looks up nowhere")
@@ -96,7 +126,14 @@ impl MountArgs {
         if self.read_only {
             options.push("ro".into())?;
         }
-        Request {
+        let log = options
+            .value("log-file")
+            .map(PathBuf::from)
+            .filter(|log| kubelet::depth(log) > 0);
+        if log.is_some() {
+            options = options.without(&["log-file"]);
+        }
+        let request = Request {
             fs_type: self.fs_type.clone().unwrap_or_default(),
             inferred: None,
             source: source.clone(),
@@ -107,8 +144,8 @@ impl MountArgs {
             timeout: DEFAULT_TIMEOUT,
             route: RouteChoice::Auto,
             over_system_directory: false,
-        }
-        .validated()
+        };
+        Ok((request.validated()?, log))
     }
 }
 
@@ -122,7 +159,7 @@ mod tests {
         let words = [&["mounter"], words].concat();
         let cli = Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{e}"));
         let Call::Mount(mount) = &cli.mounter.call;
-        mount.request()
+        Ok(mount.request()?.0)
     }
 
     #[test]
@@ -157,6 +194,29 @@ mod tests {
         let error = request(&["mount", "-t", "nfs", VOLUME]).unwrap_err();
         assert!(error.to_string().contains("no source"), "{error}");
         assert!(request(&["mount", "h:/x", "mnt"]).is_err());
+    }
+
+    #[test]
+    fn a_log_below_kubelets_directory_is_the_hosts() {
+        let log = "/var/lib/kubelet/plugins/kubernetes.io/glusterfs/data/pod-glusterfs.log";
+        for (log, hosts) in [(log, true), ("/var/log/glusterfs/x.log", false)] {
+            let options = format!("log-file={log},acl");
+            let words = [
+                "mounter",
+                "mount",
+                "-t",
+                "glusterfs",
+                "-o",
+                &options,
+                "h:v",
+                VOLUME,
+            ];
+            let cli = Cli::try_parse_from(words).unwrap();
+            let Call::Mount(mount) = &cli.mounter.call;
+            let (request, found) = mount.request().unwrap();
+            assert_eq!(found.is_some(), hosts);
+            assert_eq!(request.options.value("log-file").is_none(), hosts);
+        }
     }
 
     #[test]
