@@ -9,6 +9,7 @@ mod kubelet;
 mod layout;
 mod manifest;
 mod names;
+mod pages;
 mod place;
 mod tool;
 mod uninstall;
@@ -114,6 +115,7 @@ pub fn install(session: &Session, wish: &Wish) -> Result<Installed> {
     let job = Job {
         wish: wish.clone(),
         names,
+        pages: pages::of_image(Path::new("/")),
         program,
         manifest,
         extensions: true,
@@ -171,6 +173,7 @@ fn programs() -> Vec<String> {
 struct Job {
     wish: Wish,
     names: std::collections::BTreeSet<String>,
+    pages: Vec<PathBuf>,
     program: Vec<u8>,
     manifest: Manifest,
     /// Whether systemd-sysext may be used.
@@ -201,7 +204,9 @@ impl Job {
             program: &self.program,
             driver: driver.as_deref(),
         };
-        let layout = layout::layout(root, &place, &self.names, &extras, &self.manifest);
+        let mut layout = layout::layout(root, &place, &self.names, &extras, &self.manifest);
+        let pages = pages::links(root, &place, &self.pages, look);
+        layout.wanted.extend(pages);
         let applied = apply::apply(root, &layout.wanted, &mut self.manifest)?;
         let kept = [&layout.foreign[..], &applied.foreign].concat();
         Ok(Laid {

@@ -15,6 +15,8 @@ mod fuse;
 mod gluster_block;
 mod helper_names;
 mod install;
+mod install_boot;
+mod install_mount;
 mod iscsi;
 mod kinds;
 mod kubelet;
