@@ -6,26 +6,28 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{CWD, FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
     mount_change, move_mount, open_tree, unmount,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 
 use super::{root, scope};
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
-use crate::host::{Host, Settings, container, process};
+use crate::host::target::mount_id;
+use crate::host::{Host, Settings, container, mountinfo, process};
 use crate::sys::{self, MountAttributes};
 
 /// On the host: a file for each keeper.
@@ -336,10 +338,10 @@ pub fn keep(id: &str) -> Result<()> {
         ["net", "ipc", "uts", "cgroup"].map(|kind| host.proc_file(&format!("ns/{kind}")));
     for file in namespaces.into_iter().flatten() {
         let file = File::open(file).map_err(fail)?;
-        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), None)
-            .map_err(|e| fail(e.into()))?;
+        move_into_link_name_space(file.as_fd(), None).map_err(|e| fail(e.into()))?;
     }
-    build(parts, &settings.claims()).map_err(fail)?;
+    let mounts = File::open(host.namespace()).map_err(fail)?;
+    build(parts, &mounts, &settings.claims()).map_err(fail)?;
     // Nothing of the container is held any more but this very program.
     let error = Command::new("/usr/bin/spc")
         .args(["keeper", id])
@@ -349,19 +351,26 @@ pub fn keep(id: &str) -> Result<()> {
 }
 
 /// Moves this thread into a new mount namespace that is made of these parts.
-fn build(parts: Parts, claims: &Path) -> std::io::Result<()> {
+///
+/// docker's seccomp profile has no pivot_root(2). So the root is put on the host's own, which stays, with nothing of what
+/// is mounted on it, where nobody sees it: whoever enters the namespace comes out on top.
+fn build(parts: Parts, host: &File, claims: &Path) -> std::io::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+    move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))?;
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
     mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
-    // Any directory that is there will do until it is the root.
-    attach(&parts.tree, "/proc")?;
-    let tree = open("/proc", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::process::fchdir(&tree)?;
-    rustix::process::pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
-    rustix::process::chdir("/")?;
+    let below = mount_id(CWD, "/".as_ref())?.id;
+    // The last first, for it may cover others.
+    let all = mountinfo::read()?.into_iter().rev();
+    for entry in all.filter(|entry| entry.parent == below) {
+        unmount(&entry.target, UnmountFlags::DETACH)?;
+    }
+    attach(&parts.tree, "/")?;
+    rustix::process::fchdir(&parts.tree)?;
+    rustix::process::chroot(".")?;
     let plain = MountFlags::NOSUID | MountFlags::NODEV;
     let none = None::<&std::ffi::CStr>;
     mount("proc", "/proc", "proc", plain | MountFlags::NOEXEC, none)?;
