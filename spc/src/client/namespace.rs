@@ -37,7 +37,7 @@ const CLIENTS: &str = "/run/spc/clients";
 const CLAIMS: &str = "/run/spc/targets";
 
 /// On the host: what client programs log.
-const LOGS: &str = "/var/log/spc";
+pub const LOGS: &str = "/var/log/spc";
 
 /// How long a keeper may take until its namespace is there.
 const START: Duration = Duration::from_secs(20);
