@@ -9,21 +9,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{CWD, Mode, OFlags, open};
+use rustix::fs::CWD;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
     mount_change, move_mount, open_tree, unmount,
 };
-use rustix::thread::move_into_link_name_space;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::namespace::CLAIMS;
 use super::root;
 use crate::error::{Error, Result, errno_text};
-use crate::host::{Host, Settings};
+use crate::host::target::mount_id;
+use crate::host::{Host, Settings, mountinfo};
 use crate::sys::{self, MountAttributes};
 
 /// On the host: what client programs log.
-const LOGS: &str = "/var/log/spc";
+pub const LOGS: &str = "/var/log/spc";
 
 /// The devices that client programs open.
 const DEVICES: [&str; 7] = ["full", "fuse", "null", "random", "tty", "urandom", "zero"];
@@ -107,7 +108,8 @@ pub fn keep(id: &str) -> Result<()> {
         let file = File::open(file).map_err(fail)?;
         move_into_link_name_space(file.as_fd(), None).map_err(|e| fail(e.into()))?;
     }
-    build(parts, &settings.claims()).map_err(fail)?;
+    let mounts = File::open(host.namespace()).map_err(fail)?;
+    build(parts, &mounts, &settings.claims()).map_err(fail)?;
     // Nothing of the container is held any more but this very program.
     let error = Command::new("/usr/bin/spc")
         .args(["keeper", id])
@@ -117,19 +119,26 @@ pub fn keep(id: &str) -> Result<()> {
 }
 
 /// Moves this thread into a new mount namespace that is made of these parts.
-fn build(parts: Parts, claims: &Path) -> std::io::Result<()> {
+///
+/// docker's seccomp profile has no pivot_root(2). So the root is put on the host's own, which stays, with nothing of what
+/// is mounted on it, where nobody sees it: whoever enters the namespace comes out on top.
+fn build(parts: Parts, host: &File, claims: &Path) -> std::io::Result<()> {
+    unshare(CloneFlags::CLONE_FS)?;
+    move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
-    // Any directory that is there will do until it is the root.
-    attach(&parts.tree, "/proc")?;
-    let tree = open("/proc", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::process::fchdir(&tree)?;
-    rustix::process::pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
-    rustix::process::chdir("/")?;
+    let below = mount_id(CWD, "/".as_ref())?.id;
+    // The last first, for it may cover others.
+    let all = mountinfo::read()?.into_iter().rev();
+    for entry in all.filter(|entry| entry.parent == below) {
+        unmount(&entry.target, UnmountFlags::DETACH)?;
+    }
+    attach(&parts.tree, "/")?;
+    rustix::process::fchdir(&parts.tree)?;
+    rustix::process::chroot(".")?;
     let plain = MountFlags::NOSUID | MountFlags::NODEV;
     let none = None::<&std::ffi::CStr>;
     mount("proc", "/proc", "proc", plain | MountFlags::NOEXEC, none)?;
