@@ -18,6 +18,7 @@ use crate::mount::device::blank;
 use crate::mount::device::tool::STDIN;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::{Done, Session, mount};
+use crate::mount::repair::{self, NOTHING, Outcome};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::run::Interrupts;
 use crate::mount::unmounter::{self, How, umount};
@@ -74,6 +75,12 @@ enum Command {
     #[command(hide = true)]
     Look {
         /// The target
+        target: PathBuf,
+    },
+    /// Make a mount anew if its daemon died
+    #[command(hide = true)]
+    Repair {
+        /// The target, as the ledger has it
         target: PathBuf,
     },
     /// Say where on standard input, a device, the first byte is that is not zero
@@ -205,7 +212,7 @@ pub fn main() -> ExitCode {
         Command::Serve { verbose } => *verbose,
         _ => false,
     };
-    let serving = matches!(cli.command, Command::Serve { .. });
+    let serving = matches!(cli.command, Command::Serve { .. } | Command::Repair { .. });
     let level = match (verbose, serving) {
         (true, _) => tracing::Level::DEBUG,
         (false, true) => tracing::Level::INFO,
@@ -292,6 +299,13 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Serve { .. } => serve::serve().map(|()| 0),
         Command::FirstData => first_data().map(|()| 0),
+        Command::Repair { target } => {
+            let interrupts = Interrupts::hold()?;
+            match repair::repair(&Session::open()?, &target, &interrupts)? {
+                Outcome::Nothing => Ok(NOTHING),
+                Outcome::Repaired => Ok(0),
+            }
+        }
         Command::Look { target } => look::child(&Session::open()?, &target),
     }
 }

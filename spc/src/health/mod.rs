@@ -3,4 +3,5 @@
 pub mod doctor;
 pub mod kinds;
 pub mod look;
+pub mod repairs;
 pub mod serve;

@@ -11,13 +11,14 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, set_child_subreaper, wait};
 
+use super::repairs::Repairs;
 use crate::error::{Error, Result, errno_text};
 use crate::host::copies::drop_copies;
 use crate::host::{Claim, Settings, claim, mountinfo};
 use crate::mount::device::release;
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
-use crate::mount::recover::{entry_of, settle};
+use crate::mount::recover::{entry_of, known, settle};
 use crate::mount::services;
 
 /// How long to wait before trying again what failed.
@@ -51,7 +52,11 @@ pub fn serve() -> Result<()> {
         if let Some(reports) = &reports {
             fds.push(PollFd::new(reports, PollFlags::IN));
         }
-        if let Some(Watching { mounts, .. }) = &watch.on {
+        if let Some(Watching {
+            mounts, repairs, ..
+        }) = &watch.on
+        {
+            fds.push(PollFd::new(repairs, PollFlags::IN));
             // procfs reports a change of the mount table as POLLPRI (proc_pid_mounts(5)).
             fds.push(PollFd::new(mounts, PollFlags::PRI));
         }
@@ -66,7 +71,9 @@ pub fn serve() -> Result<()> {
         drop(fds);
         while let Ok(Some(signal)) = signals.read_signal() {
             if signal.ssi_signo == Signal::SIGCHLD as u32 {
-                while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+                while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+                    watch.reaped(pid.as_raw_nonzero().get(), status.exit_status());
+                }
             } else {
                 tracing::info!("stopping; mounts stay");
                 services::leave();
@@ -121,6 +128,7 @@ fn carried_mount(report: &str) -> Option<u64> {
 struct Watching {
     session: Session,
     mounts: File,
+    repairs: Repairs,
 }
 
 /// The watch over the host's mount table.
@@ -133,9 +141,18 @@ struct Watch {
 
 impl Watch {
     fn due(&self) -> Duration {
+        let repairs = self.on.as_ref().and_then(|on| on.repairs.due());
         match self.next {
-            Some(at) => at.saturating_duration_since(Instant::now()),
+            Some(at) => repairs
+                .map_or(at, |due| due.min(at))
+                .saturating_duration_since(Instant::now()),
             None => Duration::ZERO,
+        }
+    }
+
+    fn reaped(&mut self, pid: i32, code: Option<i32>) {
+        if let Some(on) = &mut self.on {
+            on.repairs.reaped(pid, code);
         }
     }
 
@@ -166,6 +183,9 @@ impl Watch {
     }
 
     fn turn(&mut self, changed: bool) {
+        if let Some(on) = &mut self.on {
+            on.repairs.turn(&on.session);
+        }
         let due = self.next.is_none_or(|at| Instant::now() >= at);
         if self.on.is_none() && due {
             match begin() {
@@ -204,7 +224,11 @@ fn begin() -> Result<Watching> {
     let mounts = File::open(&path).map_err(|e| {
         Error::system(format!("cannot watch {}", path.display())).because(errno_text(e))
     })?;
-    Ok(Watching { session, mounts })
+    Ok(Watching {
+        repairs: Repairs::begin(&session)?,
+        session,
+        mounts,
+    })
 }
 
 /// Forgets mounts that were taken away on the host, and undoes what a dead command left half made.
@@ -216,7 +240,8 @@ fn tidy(session: &Session) -> Result<bool> {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }
     for record in &records {
-        if record.state == State::Mounted && entry_of(session, record)?.is_some() {
+        let repairing = record.again.as_ref().is_some_and(|a| a.making.is_some());
+        if record.state == State::Mounted && !repairing && entry_of(session, record)?.is_some() {
             continue;
         }
         // Whoever is at work on it will see to it.
@@ -226,7 +251,7 @@ fn tidy(session: &Session) -> Result<bool> {
             continue;
         };
         // It may have been mounted again before we had the lock.
-        if let Some(record) = session.ledger.get(target)? {
+        if let Some(record) = known(session, target)? {
             match settle(session, &record) {
                 Ok(Some(_)) => {}
                 Ok(None) if record.state == State::Mounted => {

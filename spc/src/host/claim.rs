@@ -82,6 +82,11 @@ impl Claim {
         self.file("report")
     }
 
+    /// Where a mount of the host is copied to for a moment, so that another gets beneath one that is on it.
+    pub fn peer(&self) -> PathBuf {
+        self.file("peer")
+    }
+
     /// Id and unique id of the mount that the shim made for it, if it did.
     pub fn mounted(&self) -> Option<(u64, u64)> {
         let link = fs::read_link(self.file("mount"))

@@ -4,16 +4,16 @@
 //! the pinned target in one step (fsopen(2), open_tree(2), move_mount(2); Linux 5.2).
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
-    open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+    fsopen, move_mount, open_tree, unmount,
 };
 
 use super::Options;
@@ -34,8 +34,14 @@ pub struct Detached {
     pub mount: MountId,
 }
 
+impl AsFd for Detached {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl Detached {
-    fn of(fd: OwnedFd) -> Result<Self> {
+    pub(super) fn of(fd: OwnedFd) -> Result<Self> {
         let mount = mount_id(&fd, OsStr::new(""))
             .map_err(|e| Error::system("cannot look at a detached mount").because(errno_text(e)))?;
         Ok(Self { fd, mount })
@@ -124,8 +130,8 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
     }
     let fd = open_tree(CWD, source, flags).map_err(|e| fail(errno_text(e)))?;
     if !attributes.is_empty() {
-        sys::mount_setattr(&fd, u64::from(attributes.bits()), recursive)
-            .map_err(|e| fail(errno_text(e)))?;
+        let (set, as_it_is) = (attributes.bits().into(), MountPropagationFlags::empty());
+        sys::mount_setattr(&fd, set, as_it_is, recursive).map_err(|e| fail(errno_text(e)))?;
     }
     Detached::of(fd)
 }
@@ -165,7 +171,7 @@ fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
 }
 
 /// Splits what belongs to the mount from what belongs to the file system.
-fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Option<&str>)>) {
+pub(super) fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Option<&str>)>) {
     let mut flags = MountAttrFlags::empty();
     let mut rest = Vec::new();
     for (key, value) in options.iter() {

@@ -1,5 +1,6 @@
 //! The pipeline: Request, Plan, run, Proof, Record. It does not know which door a request came through.
 
+pub mod containers;
 pub mod device;
 pub mod direct;
 pub mod handover;
@@ -9,6 +10,8 @@ pub mod options;
 pub mod plan;
 pub mod proof;
 pub mod recover;
+pub mod repair;
+pub mod replace;
 pub mod request;
 pub mod run;
 pub mod secrets;

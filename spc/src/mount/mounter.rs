@@ -8,10 +8,10 @@ use super::device::prepare::{MKFS, Preparing};
 use super::device::{Attached, Attaching};
 use super::direct::{self, Detached};
 use super::handover::Handover;
-use super::ledger::{Lock, OnDevice, Record, State, now};
+use super::ledger::{Again, Lock, OnDevice, Record, State, now};
 use super::plan::Route;
 use super::proof;
-use super::recover::{entry_of, is_mount, leave_stand_in, settle, undo};
+use super::recover::{entry_of, is_mount, known, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said};
 use super::{Ledger, Plan, Proof, Request, services};
@@ -89,7 +89,7 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
     let lock = session
         .ledger
         .lock(&plan.target, deadline, || interrupts.check())?;
-    if let Some(record) = session.ledger.get(&plan.target)? {
+    if let Some(record) = known(session, &plan.target)? {
         match settle(session, &record)? {
             Some(entry) if record.request == plan.request.fingerprint() => {
                 tracing::debug!(mount = entry.id, "already mounted");
@@ -190,6 +190,7 @@ impl<'a> Attempt<'a> {
                 name: device.name.clone(),
                 through: device.through.clone(),
             }),
+            again: None,
         };
         Ok(Self {
             session,
@@ -262,6 +263,11 @@ impl<'a> Attempt<'a> {
                     .map_err(|error| run.tell(error, &said))?;
                 if proof.entry.is_fuse() {
                     self.answers(&run, &said, proof.mount, deadline, interrupts)?;
+                    let origins = secrets.origins();
+                    self.record.again = Some(Again {
+                        secrets: origins.map(|(key, from)| format!("{key}={from}")).collect(),
+                        ..Again::default()
+                    });
                 }
                 self.record.daemon = process::marked(&self.record.id);
                 proof
@@ -447,8 +453,11 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// 64 random bits in hex.
-fn new_id() -> Result<String> {
+/// The id of a new mount: 64 random bits in hex.
+///
+/// # Errors
+/// The kernel has none.
+pub fn new_id() -> Result<String> {
     let mut bytes = [0_u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| Error::system("cannot get random bytes").because(errno_text(e)))?;

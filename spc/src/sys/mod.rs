@@ -6,18 +6,25 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::mount::MountPropagationFlags;
+
 /// `MOUNT_ATTR_RDONLY` of mount_setattr(2).
 pub const MOUNT_ATTR_RDONLY: u64 = 0x1;
 
-/// Sets attributes of a detached mount, mount_setattr(2); Linux 5.12.
+/// Sets attributes of a detached mount, and its propagation unless that is empty; mount_setattr(2), Linux 5.12.
 ///
 /// # Errors
 /// The errno of the call.
-pub fn mount_setattr(mount: impl AsFd, set: u64, recursive: bool) -> io::Result<()> {
+pub fn mount_setattr(
+    mount: impl AsFd,
+    set: u64,
+    propagation: MountPropagationFlags,
+    recursive: bool,
+) -> io::Result<()> {
     let attr = libc::mount_attr {
         attr_set: set,
         attr_clr: 0,
-        propagation: 0,
+        propagation: propagation.bits().into(),
         userns_fd: 0,
     };
     let mut flags = libc::AT_EMPTY_PATH;
@@ -40,6 +47,31 @@ pub fn mount_setattr(mount: impl AsFd, set: u64, recursive: bool) -> io::Result<
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// `struct pidfd_info` of `<linux/pidfd.h>`, as its first version has it.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+/// How the process behind a pidfd ended, as wait(2) tells its parent; none where the kernel does not say (before
+/// Linux 6.15), or it has not been waited for yet.
+pub fn wait_status(pidfd: impl AsFd) -> Option<i32> {
+    const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    let mut info = PidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..PidfdInfo::default()
+    };
+    // SAFETY: the structure is laid out as the kernel has it, with the size that is in the request, and lives across
+    // the call.
+    let done = unsafe { libc::ioctl(pidfd.as_fd().as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    (done == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
 }
 
 /// Lets a command's program inherit this descriptor, which nothing else of ours passes on. If it is

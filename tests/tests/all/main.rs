@@ -22,6 +22,7 @@ mod original;
 mod privilege;
 mod races;
 mod rbd;
+mod repair;
 mod routes;
 mod scene;
 mod secrets;

@@ -1,0 +1,263 @@
+//! Mounts whose daemon dies: another one takes their place, and nobody sees anything else there.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::AnyHost;
+use serde_json::Value;
+
+use crate::support::{Container, Spc, VmSpc, until, with_lab};
+
+const TARGET: &str = "/mnt/data";
+
+/// `spc mount OPTIONS` of a directory of the container through bindfs; what is below the target can be told from it.
+fn bindfs<H: AnyHost>(spc: &Container<H>, options: &str) -> Result<()> {
+    spc.sh(
+        "mkdir -p /srv/source/sub && echo through | tee /srv/source/file >/srv/source/sub/file",
+    )?
+    .ok()?;
+    spc.host
+        .sh("mkdir -p /mnt/data && echo underneath >/mnt/data/file")?
+        .ok()?;
+    mount(spc, &["-t", "fuse.bindfs", "-o", options, "/srv/source"])
+}
+
+fn mount<H: AnyHost>(spc: &Container<H>, arguments: &[&str]) -> Result<()> {
+    spc.host.run(&["mkdir", "-p", TARGET])?.ok()?;
+    spc.exec(&[&["spc", "mount"], arguments, &[TARGET]].concat())?
+        .ok()?;
+    Ok(())
+}
+
+/// The one mount on the target that `spc ls` knows, and its record.
+fn only<H: AnyHost>(spc: &Container<H>) -> Result<(u64, Value)> {
+    let (on, record) = (spc.on(TARGET)?, spc.record(TARGET)?);
+    ensure!(
+        on.len() == 1 && record["mount_id"] == on[0].id,
+        "{on:?} {record}"
+    );
+    Ok((on[0].id, record))
+}
+
+/// Kills the daemon of the mount, which `spc ls` names.
+fn kill<H: AnyHost>(spc: &Container<H>) -> Result<()> {
+    let (_, record) = only(spc)?;
+    let daemons = record["daemon"].as_array().context("no daemon")?;
+    let daemons: Vec<String> = daemons.iter().map(ToString::to_string).collect();
+    ensure!(!daemons.is_empty(), "{record}");
+    spc.sh(&format!("kill -9 {}", daemons.join(" ")))?.ok()?;
+    Ok(())
+}
+
+/// Waits until another mount is there, which answers.
+fn is_repaired<H: AnyHost>(spc: &Container<H>, dead: u64) -> Result<Duration> {
+    let killed = Instant::now();
+    let repaired = until("another mount is in place", || {
+        let (mount, record) = match only(spc) {
+            Ok(found) => found,
+            Err(_) => return Ok(false),
+        };
+        Ok(mount != dead && record["state"] == "ok")
+    });
+    repaired.with_context(|| log(spc))?;
+    Ok(killed.elapsed())
+}
+
+fn log<H: AnyHost>(spc: &Container<H>) -> String {
+    spc.log().unwrap_or_else(|error| error.to_string())
+}
+
+/// Reads a file again and again, opening it each time, until `during` is over; what it saw, each word once in a row.
+fn seen<H: AnyHost>(
+    spc: &Container<H>,
+    during: impl FnOnce() -> Result<()>,
+) -> Result<Vec<String>> {
+    const READER: &str = "
+        rm -f /tmp/stop /tmp/seen
+        (
+            last=
+            until [ -e /tmp/stop ]; do
+                word=failed
+                { read -r word </mnt/data/file || word=failed; } 2>/dev/null
+                [ \"$word\" = \"$last\" ] || echo \"$word\"
+                last=$word
+            done >/tmp/seen
+            echo end >>/tmp/seen
+        ) >/dev/null 2>&1 &
+    ";
+    spc.host.sh(READER)?.ok()?;
+    let done = during();
+    spc.host.sh("touch /tmp/stop")?.ok()?;
+    done?;
+    let mut words = Vec::new();
+    until("the reader has ended", || {
+        let text = String::from_utf8(spc.host.read("/tmp/seen")?)?;
+        words = text.lines().map(str::to_owned).collect();
+        Ok(words.last().is_some_and(|word| word == "end"))
+    })?;
+    words.pop();
+    Ok(words)
+}
+
+/// The daemon is killed, and a new mount is there, of which nothing but the mount is new.
+fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, way: &str) -> Result<()> {
+    let before = spc.traces()?;
+    bindfs(spc, "allow_other")?;
+    let tables = spc.host.tables()?;
+    let mut times = Vec::new();
+    let words = seen(spc, || {
+        for _ in 0..2 {
+            let (dead, _) = only(spc)?;
+            kill(spc)?;
+            times.push(is_repaired(spc, dead)?);
+        }
+        Ok(())
+    })?;
+    eprintln!("{way}: another mount was in place after {times:.1?}");
+    let log = log(spc);
+    ensure!(log.matches(&format!("way=\"{way}\"")).count() == 2, "{log}");
+    if way == "swap" {
+        ensure!(
+            words.last().is_some_and(|word| word == "through"),
+            "{words:?}"
+        );
+    } else {
+        let expected = ["through", "failed", "through", "failed", "through"];
+        ensure!(words == expected, "{words:?}\n{log}");
+    }
+    // Commands have tables of their own for a moment.
+    until("no table has grown", || {
+        let now = spc.host.tables()?;
+        Ok(tables
+            .iter()
+            .all(|(namespace, lines)| now.get(namespace).is_none_or(|n| n == lines)))
+    })?;
+    ensure!(spc.host.read("/mnt/data/sub/file")? == b"through\n");
+    spc.exec(&["spc", "umount", TARGET])?.ok()?;
+    spc.host.run(&["rm", "/mnt/data/file"])?.ok()?;
+    let after = spc.traces()?;
+    ensure!(after == before, "left: {after:#?}\nwas: {before:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_mount_whose_daemon_was_killed_is_replaced_without_a_gap() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        a_kill_is_repaired(&spc, "beneath")?;
+        let log = log(&spc);
+        ensure!(log.contains("killed by signal 9"), "{log}");
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn the_least_privileges_are_enough_to_repair() {
+    with_lab(|lab| a_kill_is_repaired(&Spc::least(lab)?, "beneath"));
+}
+
+#[test]
+fn repair_on_a_kernel_that_cannot_mount_beneath() {
+    with_lab(|lab| {
+        let spc = VmSpc::usual(lab)?;
+        a_kill_is_repaired(&spc, "peer")?;
+        spc.host.sh("mount --make-private /")?.ok()?;
+        a_kill_is_repaired(&spc, "swap")?;
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        for (options, repaired) in [
+            ("allow_other,x-spc.repair=containers", true),
+            ("allow_other", false),
+        ] {
+            bindfs(&spc, options)?;
+            let start = "
+                docker run -d --name user -v /mnt/data:/data -v /mnt/data/sub:/sub:ro -v /mnt/data/file:/file \
+                    --entrypoint sleep localhost/spc:latest 1000
+            ";
+            spc.host.sh(start)?.ok()?;
+            let inside = |script: &str| {
+                spc.host
+                    .run(&["docker", "exec", "user", "sh", "-c", script])
+            };
+            let table = || -> Result<String> {
+                let table = inside("cat /proc/1/mountinfo")?.ok()?.text();
+                let bound = table.lines().filter(|line| line.contains("fuse"));
+                let fields = bound.map(|line| {
+                    line.split(' ')
+                        .skip(3)
+                        .take(4)
+                        .collect::<Vec<_>>()
+                        .join(" ")
+                });
+                let mut fields = fields.collect::<Vec<_>>();
+                fields.sort();
+                Ok(fields.join("\n"))
+            };
+            let before = table()?;
+            ensure!(before.lines().count() == 3, "{before}");
+            let (dead, _) = only(&spc)?;
+            kill(&spc)?;
+            is_repaired(&spc, dead)?;
+            let read = || inside("cat /data/file /sub/file /file");
+            if repaired {
+                until("the container reads again", || {
+                    Ok(read()?.text() == "through\nthrough\nthrough")
+                })
+                .with_context(|| {
+                    format!(
+                        "{}\n{}",
+                        log(&spc),
+                        read().map_or(String::new(), |o| o.to_string())
+                    )
+                })?;
+                let refused = inside("echo x >/sub/file")?;
+                ensure!(refused.error_text().contains("Read-only"), "{refused}");
+                inside("echo written >/data/new")?.ok()?;
+                ensure!(table()? == before, "{} was {before}", table()?);
+            } else {
+                let refused = read()?;
+                ensure!(refused.error_text().contains("not connected"), "{refused}");
+            }
+            spc.host.run(&["docker", "rm", "-f", "user"])?.ok()?;
+            spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        }
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn a_mount_that_is_not_to_be_repaired_stays_dead() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        bindfs(&spc, "x-spc.repair=no")?;
+        let (dead, _) = only(&spc)?;
+        kill(&spc)?;
+        std::thread::sleep(Duration::from_secs(4));
+        let (same, record) = only(&spc)?;
+        ensure!(same == dead && record["state"] == "stale", "{record}");
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()?;
+        let words = [
+            "spc",
+            "mount",
+            "-t",
+            "fuse.bindfs",
+            "-o",
+            "x-spc.repair=maybe",
+            "/srv/source",
+            TARGET,
+        ];
+        spc.refused(
+            &words,
+            1,
+            &["bad option x-spc.repair", "host, containers or no"],
+        )?;
+        Ok(())
+    });
+}
