@@ -105,7 +105,7 @@ fn replace_one(
     let new = session.host.run("cloning the new mount", clone)?;
     let new = new.map_err(|e| fail(errno_text(e)))?;
     let options = Options::parse([entry.attributes.as_str()])?;
-    // Those that protect; times are the daemon's business.
+    // As the container had them; those for times are the daemon's business.
     let kept = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
@@ -117,7 +117,7 @@ fn replace_one(
         (None, Some(_)) => MountPropagationFlags::DOWNSTREAM,
         (None, None) => MountPropagationFlags::PRIVATE,
     };
-    sys::mount_setattr(&new, set.bits().into(), propagation, false)
+    sys::mount_setattr(&new, [set, kept - set], propagation, false)
         .map_err(|e| fail(errno_text(e)))?;
     let namespace = namespace.try_clone().map_err(|e| fail(errno_text(e)))?;
     let (entry, (done, answer)) = (entry.clone(), channel());

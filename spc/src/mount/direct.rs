@@ -130,8 +130,9 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
     }
     let fd = open_tree(CWD, source, flags).map_err(|e| fail(errno_text(e)))?;
     if !attributes.is_empty() {
-        let (set, as_it_is) = (attributes.bits().into(), MountPropagationFlags::empty());
-        sys::mount_setattr(&fd, set, as_it_is, recursive).map_err(|e| fail(errno_text(e)))?;
+        let change = [attributes, MountAttrFlags::empty()];
+        sys::mount_setattr(&fd, change, MountPropagationFlags::empty(), recursive)
+            .map_err(|e| fail(errno_text(e)))?;
     }
     Detached::of(fd)
 }

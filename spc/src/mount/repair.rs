@@ -323,17 +323,17 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
         return Ok(record);
     };
     let old = std::mem::replace(&mut record.id, making);
-    record.mount_id = made.id;
-    record.unique_id = made.unique;
-    record.route = Route::Graft;
-    record.daemon = process::marked(&record.id);
-    session.ledger.put(&record)?;
     // Of several processes not all may have died.
     let left = process::end(&old, Duration::ZERO);
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of the dead mount do not end");
     }
     session.claim(&old).remove();
+    // After a crash the claim may have gone with its container, and the daemon with it.
+    if let Err(error) = session.claim(&record.id).carry(made.id, made.unique) {
+        let error = errno_text(error);
+        tracing::warn!(target = %record.target, error, "its daemon will not reach the host");
+    }
     let entries = session.host.run("looking at a mount", move || {
         let entry = mountinfo::find(made.id).ok()??;
         Some((mountinfo::find(entry.parent).ok()??, entry))
@@ -341,6 +341,11 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
     if let Some((on, entry)) = entries {
         drop_copies(&entry, &on)?;
     }
+    record.mount_id = made.id;
+    record.unique_id = made.unique;
+    record.route = Route::Graft;
+    record.daemon = process::marked(&record.id);
+    session.ledger.put(&record)?;
     Ok(record)
 }
 

@@ -6,24 +6,21 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::mount::MountPropagationFlags;
+use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 
-/// `MOUNT_ATTR_RDONLY` of mount_setattr(2).
-pub const MOUNT_ATTR_RDONLY: u64 = 0x1;
-
-/// Sets attributes of a detached mount, and its propagation unless that is empty; mount_setattr(2), Linux 5.12.
+/// Sets and clears attributes of a detached mount, and its propagation unless that is empty; mount_setattr(2), Linux 5.12.
 ///
 /// # Errors
 /// The errno of the call.
 pub fn mount_setattr(
     mount: impl AsFd,
-    set: u64,
+    [set, clear]: [MountAttrFlags; 2],
     propagation: MountPropagationFlags,
     recursive: bool,
 ) -> io::Result<()> {
     let attr = libc::mount_attr {
-        attr_set: set,
-        attr_clr: 0,
+        attr_set: set.bits().into(),
+        attr_clr: clear.bits().into(),
         propagation: propagation.bits().into(),
         userns_fd: 0,
     };

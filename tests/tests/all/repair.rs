@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::AnyHost;
+use lab::{AnyHost, Kill, Status, Victim};
 use serde_json::Value;
 
+use crate::scene::{Case, Scene};
 use crate::support::{Container, Spc, VmSpc, until, with_lab};
 
 const TARGET: &str = "/mnt/data";
@@ -258,6 +259,62 @@ fn a_mount_that_is_not_to_be_repaired_stays_dead() {
             1,
             &["bad option x-spc.repair", "host, containers or no"],
         )?;
+        Ok(())
+    });
+}
+
+/// What a killed repair leaves is put right by the next command, whichever that is.
+#[test]
+fn a_killed_repair_can_be_given_again() {
+    with_lab(|lab| {
+        let scene = Scene::new(lab, false)?;
+        let spc = &scene.spc;
+        spc.host.run(&["mkdir", "-p", TARGET])?.ok()?;
+        spc.sh("mkdir -p /srv/source")?.ok()?;
+        let words = ["-t", "fuse.bindfs", "/srv/source"];
+        let case = Case::new("bindfs", &words, TARGET, 3, 1);
+        let (umount, repair) = (["spc", "umount", TARGET], ["spc", "repair", TARGET]);
+        let mut steps = Vec::new();
+        for at in 1.. {
+            for again in [true, false] {
+                scene.run(&case.mount)?.ok()?;
+                let (dead, _) = only(spc)?;
+                scene.kill_daemons()?;
+                let order = Kill {
+                    at,
+                    victim: Victim::Command,
+                    family: false,
+                    only: None,
+                };
+                let stepped = spc.host.step(scene.first, &repair, order)?;
+                let here = || format!("killed at step {at}: {:?}", stepped.steps.last());
+                if stepped.killed && again {
+                    let output = scene.run(&repair)?;
+                    ensure!(
+                        output.success() || output.status == Status::Code(3),
+                        "{}: {output}",
+                        here()
+                    );
+                }
+                if again {
+                    scene.is_mounted(&case).with_context(here)?;
+                    let (mount, record) = only(spc)?;
+                    ensure!(
+                        mount != dead && record["state"] == "ok",
+                        "{}: {record}",
+                        here()
+                    );
+                }
+                scene.run(&umount)?.ok().with_context(here)?;
+                scene.is_clean().with_context(here)?;
+                if !stepped.killed {
+                    ensure!(steps.len() > 20, "only {steps:?}");
+                    eprintln!("killed at {} steps: {}", steps.len(), steps.join(", "));
+                    return Ok(());
+                }
+                steps = stepped.steps;
+            }
+        }
         Ok(())
     });
 }
