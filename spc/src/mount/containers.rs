@@ -25,7 +25,7 @@ use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::namespace;
 use crate::host::target::{mount_id, show};
-use crate::sys;
+use crate::sys::{self, MountAttributes};
 
 /// How long all the work in one container may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -112,13 +112,17 @@ fn replace_one(
         | MountAttrFlags::MOUNT_ATTR_NOEXEC
         | MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW;
     let set = attributes(&options).0 & kept;
-    let propagation = match (entry.peers, entry.master) {
-        (Some(_), _) => MountPropagationFlags::empty(),
-        (None, Some(_)) => MountPropagationFlags::DOWNSTREAM,
-        (None, None) => MountPropagationFlags::PRIVATE,
+    let what = MountAttributes {
+        set: set.bits().into(),
+        clear: (kept - set).bits().into(),
+        propagation: match (entry.peers, entry.master) {
+            (Some(_), _) => None,
+            (None, Some(_)) => Some(MountPropagationFlags::DOWNSTREAM),
+            (None, None) => Some(MountPropagationFlags::PRIVATE),
+        },
+        recursive: false,
     };
-    sys::mount_setattr(&new, [set, kept - set], propagation, false)
-        .map_err(|e| fail(errno_text(e)))?;
+    sys::mount_setattr(&new, what).map_err(|e| fail(errno_text(e)))?;
     let namespace = namespace.try_clone().map_err(|e| fail(errno_text(e)))?;
     let (entry, (done, answer)) = (entry.clone(), channel());
     let work = move || {

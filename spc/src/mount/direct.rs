@@ -11,9 +11,9 @@ use std::time::Duration;
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
-    fsopen, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+    open_tree, unmount,
 };
 
 use super::Options;
@@ -130,9 +130,12 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
     }
     let fd = open_tree(CWD, source, flags).map_err(|e| fail(errno_text(e)))?;
     if !attributes.is_empty() {
-        let change = [attributes, MountAttrFlags::empty()];
-        sys::mount_setattr(&fd, change, MountPropagationFlags::empty(), recursive)
-            .map_err(|e| fail(errno_text(e)))?;
+        let what = sys::MountAttributes {
+            set: u64::from(attributes.bits()),
+            recursive,
+            ..sys::MountAttributes::default()
+        };
+        sys::mount_setattr(&fd, what).map_err(|e| fail(errno_text(e)))?;
     }
     Detached::of(fd)
 }

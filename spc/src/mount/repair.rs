@@ -11,13 +11,14 @@ use rustix::mount::UnmountFlags;
 use super::direct::{self, Detached};
 use super::handover::Handover;
 use super::ledger::{Record, State};
-use super::mounter::{Session, new_id};
+use super::mounter::{Session, new_id, scope_of};
 use super::plan::Route;
 use super::recover::{entry_of, is_mount, known, leave_stand_in, unnoted};
 use super::replace::{self, Way};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run};
 use super::{Options, Plan, Request, Secrets, containers};
+use crate::client::{Place, enter};
 use crate::error::{Error, Result, errno_text};
 use crate::health::look::{self, Health};
 use crate::host::claim::{Claim, Mode};
@@ -78,11 +79,15 @@ pub enum Outcome {
     Repaired,
 }
 
-/// Looks at a target, and repairs its mount if that is dead.
+/// Looks at a target, and repairs its mount if that is dead; where its programs are, if it has a client root.
 ///
 /// # Errors
 /// No new mount could be made; the dead one is there still.
 pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Result<Outcome> {
+    let root = session.ledger.get(target)?.and_then(|record| record.root);
+    if let Some(root) = root.filter(|root| session.place != Place::Client(root.clone())) {
+        enter::same_again(&session.host, &session.settings, &root)?;
+    }
     let soon = Instant::now() + Duration::from_millis(500);
     let Ok(_lock) = session.ledger.lock(target, soon, || interrupts.check()) else {
         return Ok(Outcome::Nothing);
@@ -260,6 +265,7 @@ impl<'a> Attempt<'a> {
             target: &self.plan.target,
             handover: &handover,
             secrets,
+            scope: scope_of(&self.record),
         };
         let said = run.to_end(deadline, interrupts)?;
         let failed = |why: &str| run.tell(cannot(&self.record).because(why), &said);
@@ -286,6 +292,15 @@ impl Drop for Attempt<'_> {
             tracing::error!("what a repair left could not be taken away: {error}");
         }
     }
+}
+
+/// The claim of this id where those of a mount are.
+fn claim_of(session: &Session, record: &Record, id: &str) -> Claim {
+    let id = id.to_owned();
+    session.claim(&Record {
+        id,
+        ..record.clone()
+    })
 }
 
 fn cannot(record: &Record) -> Error {
@@ -328,9 +343,9 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of the dead mount do not end");
     }
-    session.claim(&old).remove();
+    claim_of(session, &record, &old).remove();
     // After a crash the claim may have gone with its container, and the daemon with it.
-    if let Err(error) = session.claim(&record.id).carry(made.id, made.unique) {
+    if let Err(error) = session.claim(&record).carry(made.id, made.unique) {
         let error = errno_text(error);
         tracing::warn!(target = %record.target, error, "its daemon will not reach the host");
     }
@@ -359,7 +374,7 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
     let Some(making) = making else {
         return Ok(record);
     };
-    let claim = session.claim(&making);
+    let claim = claim_of(session, &record, &making);
     replace::leave_peer(&claim);
     let dead = entry_of(session, &record)?;
     let seen = record.clone();

@@ -11,16 +11,24 @@ use crate::support::{Container, Spc, VmSpc, until, with_lab};
 
 const TARGET: &str = "/mnt/data";
 
-/// `spc mount OPTIONS` of a directory of the container through bindfs; what is below the target can be told from it.
-fn bindfs<H: AnyHost>(spc: &Container<H>, options: &str) -> Result<()> {
-    spc.sh(
-        "mkdir -p /srv/source/sub && echo through | tee /srv/source/file >/srv/source/sub/file",
-    )?
-    .ok()?;
-    spc.host
-        .sh("mkdir -p /mnt/data && echo underneath >/mnt/data/file")?
-        .ok()?;
-    mount(spc, &["-t", "fuse.bindfs", "-o", options, "/srv/source"])
+/// A directory of the container, whose mount's daemon runs there.
+const INSIDE: &str = "/srv/source";
+
+/// A directory of the host, whose mount's daemon runs in a client root.
+const OUTSIDE: &str = "/host/srv/source";
+
+/// `spc mount OPTIONS` of a directory through bindfs; what is below the target can be told from it.
+fn bindfs<H: AnyHost>(spc: &Container<H>, source: &str, options: &str) -> Result<()> {
+    let fill = |source: &str| {
+        format!("mkdir -p {source}/sub && echo through | tee {source}/file >{source}/sub/file")
+    };
+    match source.strip_prefix("/host") {
+        Some(source) => spc.host.sh(&fill(source))?.ok()?,
+        None => spc.sh(&fill(source))?.ok()?,
+    };
+    let below = "mkdir -p /mnt/data && echo underneath >/mnt/data/file";
+    spc.host.sh(below)?.ok()?;
+    mount(spc, &["-t", "fuse.bindfs", "-o", options, source])
 }
 
 fn mount<H: AnyHost>(spc: &Container<H>, arguments: &[&str]) -> Result<()> {
@@ -101,9 +109,9 @@ fn seen<H: AnyHost>(
 }
 
 /// The daemon is killed, and a new mount is there, of which nothing but the mount is new.
-fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, way: &str) -> Result<()> {
+fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, way: &str) -> Result<()> {
     let before = spc.traces()?;
-    bindfs(spc, "allow_other")?;
+    bindfs(spc, source, "allow_other")?;
     let tables = spc.host.tables()?;
     let mut times = Vec::new();
     let words = seen(spc, || {
@@ -114,9 +122,11 @@ fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, way: &str) -> Result<()> {
         }
         Ok(())
     })?;
-    eprintln!("{way}: another mount was in place after {times:.1?}");
+    eprintln!("{source}, {way}: another mount was in place after {times:.1?}");
     let log = log(spc);
-    ensure!(log.matches(&format!("way=\"{way}\"")).count() == 2, "{log}");
+    let after = log.rsplit("serving").next().unwrap_or_default();
+    let ways = after.matches(&format!("way=\"{way}\"")).count();
+    ensure!(ways >= 2, "{log}");
     if way == "swap" {
         ensure!(
             words.last().is_some_and(|word| word == "through"),
@@ -145,7 +155,9 @@ fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, way: &str) -> Result<()> {
 fn a_mount_whose_daemon_was_killed_is_replaced_without_a_gap() {
     with_lab(|lab| {
         let spc = Spc::usual(lab)?;
-        a_kill_is_repaired(&spc, "beneath")?;
+        for source in [INSIDE, OUTSIDE] {
+            a_kill_is_repaired(&spc, source, "beneath")?;
+        }
         let log = log(&spc);
         ensure!(log.contains("killed by signal 9"), "{log}");
         spc.is_clean()
@@ -154,16 +166,16 @@ fn a_mount_whose_daemon_was_killed_is_replaced_without_a_gap() {
 
 #[test]
 fn the_least_privileges_are_enough_to_repair() {
-    with_lab(|lab| a_kill_is_repaired(&Spc::least(lab)?, "beneath"));
+    with_lab(|lab| a_kill_is_repaired(&Spc::least(lab)?, OUTSIDE, "beneath"));
 }
 
 #[test]
 fn repair_on_a_kernel_that_cannot_mount_beneath() {
     with_lab(|lab| {
         let spc = VmSpc::usual(lab)?;
-        a_kill_is_repaired(&spc, "peer")?;
+        a_kill_is_repaired(&spc, INSIDE, "peer")?;
         spc.host.sh("mount --make-private /")?.ok()?;
-        a_kill_is_repaired(&spc, "swap")?;
+        a_kill_is_repaired(&spc, OUTSIDE, "swap")?;
         spc.is_clean()
     });
 }
@@ -176,7 +188,7 @@ fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
             ("allow_other,x-spc.repair=containers", true),
             ("allow_other", false),
         ] {
-            bindfs(&spc, options)?;
+            bindfs(&spc, OUTSIDE, options)?;
             let start = "
                 docker run -d --name user -v /mnt/data:/data -v /mnt/data/sub:/sub:ro -v /mnt/data/file:/file \
                     --entrypoint sleep localhost/spc:latest 1000
@@ -236,7 +248,7 @@ fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
 fn a_mount_that_is_not_to_be_repaired_stays_dead() {
     with_lab(|lab| {
         let spc = Spc::usual(lab)?;
-        bindfs(&spc, "x-spc.repair=no")?;
+        bindfs(&spc, OUTSIDE, "x-spc.repair=no")?;
         let (dead, _) = only(&spc)?;
         kill(&spc)?;
         std::thread::sleep(Duration::from_secs(4));
