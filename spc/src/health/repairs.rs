@@ -255,11 +255,11 @@ impl Repairs {
         }
     }
 
-    /// A child of ours has ended, perhaps one of these.
-    pub fn reaped(&mut self, pid: i32, code: Option<i32>) {
+    /// A child of ours has ended, perhaps one of these. True if it has repaired a mount.
+    pub fn reaped(&mut self, pid: i32, code: Option<i32>) -> bool {
         let mut all = self.watched.iter_mut();
         let Some((target, watched)) = all.find(|(_, watched)| watched.running == Some(pid)) else {
-            return;
+            return false;
         };
         let now = Instant::now();
         // What changed while it ran was put off.
@@ -286,6 +286,7 @@ impl Repairs {
                 }
             }
         }
+        code == Some(0)
     }
 }
 

@@ -132,8 +132,8 @@ struct Watching {
     session: Session,
     /// The client root that mounts of this container use; it stays while the container runs.
     own: Vec<String>,
-    /// Mounts made outside of this container that were looked at for copies in it.
-    seen: BTreeSet<u64>,
+    /// Mounts made outside of this container that were looked at for copies in it, by the ids of their records.
+    seen: BTreeSet<String>,
     mounts: File,
     repairs: Repairs,
 }
@@ -158,8 +158,11 @@ impl Watch {
     }
 
     fn reaped(&mut self, pid: i32, code: Option<i32>) {
-        if let Some(on) = &mut self.on {
-            on.repairs.reaped(pid, code);
+        if let Some(on) = &mut self.on
+            && on.repairs.reaped(pid, code)
+        {
+            // There may be a copy of the new mount in our own table.
+            self.next = None;
         }
     }
 
@@ -269,7 +272,7 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
     for record in &records {
         let repairing = record.again.as_ref().is_some_and(|a| a.making.is_some());
         if record.state == State::Mounted && !repairing && entry_of(session, record)?.is_some() {
-            if record.root.is_some() && seen.insert(record.mount_id) {
+            if record.root.is_some() && seen.insert(record.id.clone()) {
                 drop_copies_of(session, record.mount_id);
             }
             continue;
@@ -297,7 +300,7 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
             }
         }
     }
-    seen.retain(|id| records.iter().any(|record| record.mount_id == *id));
+    seen.retain(|id| records.iter().any(|record| record.id == *id));
     done &= release::tidy(session)?;
     session.ledger.sweep()?;
     root::tidy(session, own)?;

@@ -11,7 +11,7 @@ use rustix::mount::UnmountFlags;
 use super::direct::{self, Detached};
 use super::handover::Handover;
 use super::ledger::{Record, State};
-use super::mounter::{Session, new_id, scope_of};
+use super::mounter::{Session, scope_of};
 use super::plan::Route;
 use super::recover::{entry_of, is_mount, known, leave_stand_in, unnoted};
 use super::replace::{self, Way};
@@ -162,11 +162,11 @@ fn plan(
         route: RouteChoice::Graft,
         over_system_directory: true,
     };
-    let mut plan = Plan::make(request.validated()?, &session.host, &session.settings)?;
+    let copies = session.claim(record).files();
+    let (host, settings) = (&session.host, &session.settings);
+    let mut plan = Plan::again(request.validated()?, host, settings, Some(&copies))?;
     let secrets = &mut plan.request.secrets;
-    secrets.read(&session.host, &session.settings, deadline, || {
-        interrupts.check()
-    })?;
+    secrets.read(host, settings, deadline, || interrupts.check())?;
     Ok(plan)
 }
 
@@ -184,8 +184,6 @@ struct Attempt<'a> {
     plan: &'a Plan,
     dead: Dead,
     record: Record,
-    /// Name of the new claim, mark of the new processes.
-    id: String,
     finished: bool,
 }
 
@@ -206,8 +204,7 @@ impl<'a> Attempt<'a> {
         else {
             return Err(cannot(&record).because("another mount covers it"));
         };
-        let id = new_id()?;
-        record.again.get_or_insert_default().making = Some(id.clone());
+        record.again.get_or_insert_default().making = Some(plan.id.clone());
         let attempt = Self {
             session,
             plan,
@@ -216,7 +213,6 @@ impl<'a> Attempt<'a> {
                 entry,
             },
             record,
-            id,
             finished: false,
         };
         // Whoever finds this after a crash knows what to take away.
@@ -227,7 +223,7 @@ impl<'a> Attempt<'a> {
     fn run(mut self, deadline: Instant, interrupts: &Interrupts) -> Result<(Dead, Record, Way)> {
         let claim = Claim::make(
             &self.session.settings.claims(),
-            &self.id,
+            &self.plan.id,
             Mode::Stay,
             &self.dead.pinned,
         )?;
@@ -250,6 +246,7 @@ impl<'a> Attempt<'a> {
             return Err(cannot(&self.record).because("no program mounts it any more"));
         };
         container::fuse()?;
+        self.plan.files.copy()?;
         let secrets = &self.plan.request.secrets;
         let handover = Handover::prepare(&helper.secrets, secrets)?;
         let stand_in = claim.stand_in().to_string_lossy();
@@ -259,7 +256,7 @@ impl<'a> Attempt<'a> {
             env: &helper.env,
             no_keys: helper.no_keys,
             claim,
-            id: &self.id,
+            id: &self.plan.id,
             log: helper.log.as_ref().map(PathBuf::from),
             telling: self.plan.chosen.telling,
             target: &self.plan.target,

@@ -137,12 +137,13 @@ fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, way: &str) -
         ensure!(words == expected, "{words:?}\n{log}");
     }
     // Commands have tables of their own for a moment.
-    until("no table has grown", || {
+    let grown = until("no table has grown", || {
         let now = spc.host.tables()?;
         Ok(tables
             .iter()
             .all(|(namespace, lines)| now.get(namespace).is_none_or(|n| n == lines)))
-    })?;
+    });
+    grown.with_context(|| format!("{tables:?} became {:?}\n{log}", spc.host.tables()))?;
     ensure!(spc.host.read("/mnt/data/sub/file")? == b"through\n");
     spc.exec(&["spc", "umount", TARGET])?.ok()?;
     spc.host.run(&["rm", "/mnt/data/file"])?.ok()?;
@@ -292,6 +293,9 @@ fn a_killed_repair_can_be_given_again() {
                 scene.run(&case.mount)?.ok()?;
                 let (dead, _) = only(spc)?;
                 scene.kill_daemons()?;
+                until("the daemon has ended", || {
+                    Ok(spc.census(scene.first)?.marked.is_empty())
+                })?;
                 let order = Kill {
                     at,
                     victim: Victim::Command,
@@ -320,6 +324,7 @@ fn a_killed_repair_can_be_given_again() {
                 scene.run(&umount)?.ok().with_context(here)?;
                 scene.is_clean().with_context(here)?;
                 if !stepped.killed {
+                    stepped.output.ok()?;
                     ensure!(steps.len() > 20, "only {steps:?}");
                     eprintln!("killed at {} steps: {}", steps.len(), steps.join(", "));
                     return Ok(());
