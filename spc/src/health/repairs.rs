@@ -330,6 +330,83 @@ fn how(status: i32) -> String {
 mod tests {
     use super::*;
 
+    fn record(repairs: u32) -> Record {
+        serde_json::from_value(serde_json::json!({
+            "id": "1a", "state": "mounted", "target": "/mnt", "written": "/mnt", "fs_type": "fuse.x", "source": "x",
+            "shows": [], "shows_source": null, "options": "", "request": "", "route": "graft", "mount_id": 1,
+            "unique_id": 1, "on": 1, "daemon": [], "since": 0, "again": {"secrets": [], "repairs": repairs},
+        }))
+        .unwrap()
+    }
+
+    fn repairs() -> Repairs {
+        Repairs {
+            events: epoll::create(epoll::CreateFlags::CLOEXEC).unwrap(),
+            ledger: inotify::init(inotify::CreateFlags::CLOEXEC).unwrap(),
+            watched: BTreeMap::new(),
+            read: None,
+            number: LEDGER,
+        }
+    }
+
+    /// A child of this number ends with this code.
+    fn ends(repairs: &mut Repairs, code: i32) {
+        repairs.watched.get_mut("/mnt").unwrap().running = Some(7);
+        repairs.reaped(7, Some(code));
+    }
+
+    #[test]
+    fn a_mount_that_is_never_repaired_is_given_up() {
+        let mut repairs = repairs();
+        repairs.update(&[record(0)]);
+        for tries in 1..LIMIT {
+            ends(&mut repairs, 32);
+            assert!(repairs.watched["/mnt"].next.is_some(), "after {tries}");
+        }
+        ends(&mut repairs, 32);
+        assert_eq!(repairs.watched["/mnt"].next, None);
+        // Mounted anew, it has a new start.
+        let again = Record {
+            id: "2b".into(),
+            ..record(0)
+        };
+        repairs.update(&[again]);
+        assert_eq!(repairs.watched["/mnt"].tries, 0);
+        assert!(repairs.watched["/mnt"].next.is_some());
+    }
+
+    #[test]
+    fn one_that_dies_again_and_again_is_given_up_as_well() {
+        let mut repairs = repairs();
+        repairs.update(&[record(0)]);
+        for number in 1..=LIMIT {
+            ends(&mut repairs, 0);
+            let next = Record {
+                id: format!("{number}"),
+                ..record(number)
+            };
+            repairs.update(&[next]);
+        }
+        assert_eq!(repairs.watched["/mnt"].tries, LIMIT);
+        let daemon = some_process();
+        repairs.watched.get_mut("/mnt").unwrap().daemons = BTreeMap::from([(1, daemon)]);
+        repairs.watched.get_mut("/mnt").unwrap().next = None;
+        repairs.ended(1);
+        assert_eq!(repairs.watched["/mnt"].next, None);
+        // After a calm it is repaired again.
+        let long_ago = Instant::now().checked_sub(CALM * 2);
+        let watched = repairs.watched.get_mut("/mnt").unwrap();
+        watched.repaired = long_ago;
+        watched.daemons = BTreeMap::from([(2, some_process())]);
+        repairs.ended(2);
+        assert!(long_ago.is_none() || repairs.watched["/mnt"].next.is_some());
+    }
+
+    fn some_process() -> OwnedFd {
+        let own = rustix::process::getpid();
+        rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap()
+    }
+
     #[test]
     fn pauses_grow_to_a_minute() {
         let pauses = [0, 1, 2, 3, 7, 8, 100].map(|tries| backoff(tries).as_millis());

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Kill, Status, Victim};
 use serde_json::Value;
 
+use crate::fuse::sshd;
 use crate::scene::{Case, Scene};
-use crate::support::{Container, Spc, VmSpc, until, with_lab};
+use crate::support::{Container, Spc, VmSpc, until, with_gluster, with_lab};
 
 const TARGET: &str = "/mnt/data";
 
@@ -141,7 +142,7 @@ fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, way: &str) -
         let now = spc.host.tables()?;
         Ok(tables
             .iter()
-            .all(|(namespace, lines)| now.get(namespace).is_none_or(|n| n == lines)))
+            .all(|(namespace, lines)| now.get(namespace).is_none_or(|n| n <= lines)))
     });
     grown.with_context(|| format!("{tables:?} became {:?}\n{log}", spc.host.tables()))?;
     ensure!(spc.host.read("/mnt/data/sub/file")? == b"through\n");
@@ -273,6 +274,148 @@ fn a_mount_that_is_not_to_be_repaired_stays_dead() {
             &["bad option x-spc.repair", "host, containers or no"],
         )?;
         Ok(())
+    });
+}
+
+/// What is mounted, killed, mounted in its place and used is the same thing.
+fn is_the_same<H: AnyHost>(spc: &Container<H>, arguments: &[&str], shows: &str) -> Result<()> {
+    mount(spc, arguments)?;
+    spc.host.write("/mnt/data/repaired", b"before")?;
+    let (dead, _) = only(spc)?;
+    kill(spc)?;
+    let took = is_repaired(spc, dead)?;
+    eprintln!("{arguments:?}: another mount was in place after {took:.1?}");
+    let on = spc.on(TARGET)?;
+    ensure!(on.len() == 1 && on[0].fstype == shows, "{on:?}");
+    ensure!(spc.host.read("/mnt/data/repaired")? == b"before");
+    spc.host.write("/mnt/data/repaired", b"after")?;
+    Ok(())
+}
+
+#[test]
+fn a_glusterfs_volume_comes_back_and_its_daemon_can_still_unmount_it() {
+    with_gluster(|lab, cluster| {
+        let spc = Spc::usual(lab)?;
+        let source = format!("{}:/vol", cluster.nodes()[0].host().address());
+        is_the_same(&spc, &["-t", "glusterfs", &source], "fuse.glusterfs")?;
+        for node in cluster.nodes() {
+            ensure!(node.host().read(node.brick("vol").join("repaired"))? == b"after");
+        }
+        // GlusterFS takes its own mount away when it is told to end, by the stand-in that it knows.
+        let (_, record) = only(&spc)?;
+        spc.sh(&format!("kill -TERM {}", record["daemon"][0]))?
+            .ok()?;
+        until("the mount is gone", || Ok(spc.on(TARGET)?.is_empty()))?;
+        until("it is forgotten", || Ok(spc.is_clean().is_ok()))
+    });
+}
+
+#[test]
+fn ceph_fuse_comes_back_with_the_key_of_a_file() {
+    with_lab(|lab| {
+        let ceph = lab::ceph().context("no cluster")?;
+        let spc = Spc::usual(lab)?;
+        spc.put("/etc/app.secret", ceph.secret("app")?.as_bytes())?;
+        let (options, source) = (
+            "name=app,secretfile=/etc/app.secret",
+            format!("{}:/app", ceph.address()),
+        );
+        let mount = ["-t", "ceph-fuse", "-o", options, &source];
+        is_the_same(&spc, &mount, "fuse.ceph-fuse")?;
+        spc.host.run(&["rm", "/mnt/data/repaired"])?.ok()?;
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn tries_that_fail_come_later_and_later_and_say_why() {
+    with_lab(|lab| {
+        let (spc, server) = (Spc::usual(lab)?, sshd(lab)?);
+        spc.put("/host/root/key", &server.read("/root/key")?)?;
+        spc.sh("chmod 600 /host/root/key")?.ok()?;
+        let source = format!("root@{}:/srv/data", server.address());
+        let options = "IdentityFile=/host/root/key,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes";
+        mount(&spc, &["-t", "fuse.sshfs", "-o", options, &source])?;
+        let (dead, _) = only(&spc)?;
+        server.sh("kill $(cat /run/sshd.pid)")?.ok()?;
+        kill(&spc)?;
+        until(
+            "two tries have failed",
+            || Ok(log(&spc).contains("tries=2")),
+        )?;
+        let said = log(&spc);
+        for what in [
+            "Connection refused",
+            "not repaired",
+            "again_in=1s",
+            "again_in=2s",
+        ] {
+            ensure!(said.contains(what), "no {what}: {said}");
+        }
+        let (same, record) = only(&spc)?;
+        ensure!(same == dead && record["state"] == "stale", "{record}");
+        server.sh("/usr/sbin/sshd -o UsePAM=no")?.ok()?;
+        is_repaired(&spc, dead)?;
+        ensure!(spc.host.read("/mnt/data/file")? == b"on the server");
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn a_secret_is_read_again_if_it_can_be_and_never_kept() {
+    with_lab(|lab| {
+        let (spc, store) = (Spc::usual(lab)?, lab.s3()?);
+        spc.put("/run/key", store.key().as_bytes())?;
+        let options = format!("use_path_request_style,url={}", store.guarded());
+        let mount = |from: &'static str| {
+            [
+                "-t",
+                "fuse.s3fs",
+                "-o",
+                options.as_str(),
+                "--secret",
+                from,
+                "bucket",
+            ]
+        };
+        is_the_same(&spc, &mount("passwd=file:/run/key"), "fuse.s3fs")?;
+        let (_, secret) = store.key().split_once(':').context("no key")?;
+        let kept = spc
+            .host
+            .sh(&format!("grep -rF '{secret}' /run/spc/mounts"))?;
+        ensure!(kept.stdout.is_empty(), "{kept}");
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+
+        let given = [&["spc", "mount"][..], &mount("passwd=stdin"), &[TARGET]].concat();
+        spc.exec_with(&given, store.key().as_bytes())?.ok()?;
+        let (dead, _) = only(&spc)?;
+        kill(&spc)?;
+        let why = "its secret passwd came from stdin, and is not kept";
+        until("the reason is in the log", || Ok(log(&spc).contains(why)))?;
+        let (same, record) = only(&spc)?;
+        ensure!(same == dead && record["state"] == "stale", "{record}");
+        ensure!(!log(&spc).contains(secret), "{}", log(&spc));
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
+    });
+}
+
+/// A daemon that runs in the container ends with it.
+#[test]
+fn what_died_with_the_container_comes_back_with_it() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        bindfs(&spc, INSIDE, "allow_other")?;
+        let (dead, _) = only(&spc)?;
+        spc.host
+            .run(&["docker", "restart", "-t", "1", "spc"])?
+            .ok()?;
+        is_repaired(&spc, dead)?;
+        ensure!(spc.host.read("/mnt/data/file")? == b"through\n");
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
     });
 }
 
