@@ -11,27 +11,27 @@ use std::time::{Duration, Instant};
 use rustix::event::{Timespec, epoll};
 use rustix::fs::inotify;
 
+use super::pace::{LONGEST, PAUSE, backoff, how};
 use crate::error::{Error, Result, errno_text};
 use crate::host::process;
+use crate::mount::Options;
+use crate::mount::extent::Extent;
 use crate::mount::ledger::{DIR, Record, State};
 use crate::mount::mounter::Session;
 use crate::mount::repair::NOTHING;
 use crate::sys;
 
-/// From the end of a daemon to the look at its mount: one that was unmounted is forgotten by then.
-const PAUSE: Duration = Duration::from_millis(300);
-
 /// How often to look at a mount whose daemon cannot be watched.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// The least between two such looks, whatever the number of mounts.
+const SHARE: Duration = Duration::from_millis(50);
 
 /// How many looks and repairs are made at once.
 const AT_ONCE: usize = 8;
 
 /// How often a mount is repaired, or tried to, with no calm between.
 const LIMIT: u32 = 10;
-
-/// The longest pause between two tries.
-const LONGEST: Duration = Duration::from_secs(60);
 
 /// A mount that lived for so long has a new start.
 const CALM: Duration = Duration::from_secs(600);
@@ -177,7 +177,12 @@ impl Repairs {
 
     /// The ledger changed.
     fn update(&mut self, records: &[Record]) {
-        let lives = |record: &&Record| record.state == State::Mounted && record.again.is_some();
+        let lives = |record: &&Record| {
+            let options = Options::parse([record.options.as_str()]);
+            let extent = options.and_then(|options| Extent::of(&options));
+            let wanted = extent.is_ok_and(|extent| extent != Extent::No);
+            record.state == State::Mounted && record.again.is_some() && wanted
+        };
         let known: BTreeMap<&str, &Record> = records
             .iter()
             .filter(lives)
@@ -257,6 +262,8 @@ impl Repairs {
 
     /// A child of ours has ended, perhaps one of these. True if it has repaired a mount.
     pub fn reaped(&mut self, pid: i32, code: Option<i32>) -> bool {
+        let hidden = self.watched.values().filter(|w| w.daemons.is_empty());
+        let look = LOOK.max(SHARE * u32::try_from(hidden.count()).unwrap_or(u32::MAX));
         let mut all = self.watched.iter_mut();
         let Some((target, watched)) = all.find(|(_, watched)| watched.running == Some(pid)) else {
             return false;
@@ -267,7 +274,7 @@ impl Repairs {
         watched.running = None;
         match code {
             Some(code) if code == i32::from(NOTHING) => {
-                watched.next = watched.daemons.is_empty().then(|| now + LOOK);
+                watched.next = watched.daemons.is_empty().then(|| now + look);
             }
             Some(0) => {
                 watched.tries += 1;
@@ -298,14 +305,6 @@ fn give_up(target: &str, tries: u32) {
     );
 }
 
-/// The pause before a try: short for the first, then 1 s, 2 s, 4 s, and so on.
-fn backoff(tries: u32) -> Duration {
-    match tries.checked_sub(1) {
-        None => PAUSE,
-        Some(doublings) => Duration::from_secs(1 << doublings.min(6)).min(LONGEST),
-    }
-}
-
 fn start(target: &str) -> Result<i32> {
     let child = Command::new("/proc/self/exe")
         .args(["repair", "--"])
@@ -315,15 +314,6 @@ fn start(target: &str) -> Result<i32> {
         .map_err(|e| Error::system("cannot start a repair").because(errno_text(e)))?;
     // It is reaped with all the others.
     Ok(child.id().cast_signed())
-}
-
-/// What a wait status says.
-fn how(status: i32) -> String {
-    match (status & 0x7f, status >> 8 & 0xff) {
-        (0, code) => format!("exit status {code}"),
-        (9, _) => "killed by signal 9, by somebody or for want of memory; see dmesg".into(),
-        (signal, _) => format!("killed by signal {signal}"),
-    }
 }
 
 #[cfg(test)]
@@ -405,20 +395,5 @@ mod tests {
     fn some_process() -> OwnedFd {
         let own = rustix::process::getpid();
         rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap()
-    }
-
-    #[test]
-    fn pauses_grow_to_a_minute() {
-        let pauses = [0, 1, 2, 3, 7, 8, 100].map(|tries| backoff(tries).as_millis());
-        assert_eq!(pauses, [300, 1000, 2000, 4000, 60_000, 60_000, 60_000]);
-    }
-
-    #[test]
-    fn a_wait_status_in_words() {
-        assert_eq!(how(0x0300), "exit status 3");
-        assert_eq!(how(15), "killed by signal 15");
-        assert!(how(9).contains("memory"));
-        // With a core dump.
-        assert_eq!(how(0x80 | 6), "killed by signal 6");
     }
 }

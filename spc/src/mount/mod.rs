@@ -3,6 +3,7 @@
 pub mod containers;
 pub mod device;
 pub mod direct;
+pub mod extent;
 pub mod files;
 pub mod handover;
 pub mod ledger;

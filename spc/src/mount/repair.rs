@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::UnmountFlags;
 
 use super::direct::{self, Detached};
+use super::extent::Extent;
 use super::handover::Handover;
 use super::ledger::{Record, State};
 use super::mounter::{Session, scope_of};
@@ -28,9 +29,6 @@ use crate::host::target::{self, MountId, Pinned, Rules, show};
 use crate::host::{container, process};
 use crate::kinds::Maker;
 
-/// The option that says what is repaired.
-pub const OPTION: &str = "x-spc.repair";
-
 /// Exit code of `spc repair` when there was nothing to repair.
 pub const NOTHING: u8 = 3;
 
@@ -39,36 +37,6 @@ const LIMIT: Duration = Duration::from_secs(25);
 
 /// How long a helper that ended well may take until its mount is there.
 const SETTLE: Duration = Duration::from_millis(500);
-
-/// Where a new mount takes the place of a dead one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// Nowhere: it stays dead until somebody unmounts it.
-    No,
-    /// On the host.
-    Host,
-    /// On the host, and in every container that has the dead one bound.
-    Containers,
-}
-
-impl Scope {
-    /// What the options of a mount say.
-    ///
-    /// # Errors
-    /// The option has no such value.
-    pub fn of(options: &Options) -> Result<Self> {
-        let bad = |what: String| {
-            Error::usage(format!("bad option {OPTION}: {what}")).hint("say host, containers or no")
-        };
-        match options.value(OPTION) {
-            None if options.has(OPTION) => Err(bad("it has no value".into())),
-            None | Some("host") => Ok(Self::Host),
-            Some("containers") => Ok(Self::Containers),
-            Some("no") => Ok(Self::No),
-            Some(other) => Err(bad(format!("not {other}"))),
-        }
-    }
-}
 
 /// What there was to repair.
 #[derive(Debug)]
@@ -95,8 +63,8 @@ pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Resu
     let Some(record) = known(session, target)? else {
         return Ok(Outcome::Nothing);
     };
-    let scope = Scope::of(&Options::parse([record.options.as_str()])?)?;
-    if scope == Scope::No || !is_dead(session, &record)? {
+    let extent = Extent::of(&Options::parse([record.options.as_str()])?)?;
+    if extent == Extent::No || !is_dead(session, &record)? {
         return Ok(Outcome::Nothing);
     }
     let began = Instant::now();
@@ -108,7 +76,7 @@ pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Resu
     let (dead, record, way) = attempt.run(deadline, interrupts).map_err(explain)?;
     let (way, id, took) = (way.word(), record.mount_id, began.elapsed());
     tracing::info!(target = %record.target, mount = id, way, ?took, "its daemon was gone: repaired");
-    if scope == Scope::Containers {
+    if extent == Extent::Containers {
         containers::replace(session, &dead, &record);
     }
     Ok(Outcome::Repaired)
@@ -404,27 +372,4 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
     }
     session.ledger.put(&record)?;
     Ok(record)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_repaired_is_said_by_an_option() {
-        let scope = |options: &str| Scope::of(&Options::parse([options]).unwrap());
-        assert_eq!(scope("ro").unwrap(), Scope::Host);
-        assert_eq!(scope("x-spc.repair=host").unwrap(), Scope::Host);
-        assert_eq!(
-            scope("ro,x-spc.repair=containers").unwrap(),
-            Scope::Containers
-        );
-        assert_eq!(scope("x-spc.repair=no").unwrap(), Scope::No);
-        for bad in ["x-spc.repair", "x-spc.repair=", "x-spc.repair=yes"] {
-            assert!(
-                scope(bad).unwrap_err().to_string().contains("say host"),
-                "{bad}"
-            );
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::device::prepare::MKFS;
-use super::repair::Scope;
+use super::extent::Extent;
 use super::{Options, Secrets};
 use crate::error::{Error, Result};
 use crate::kinds::block::AUTO;
@@ -103,7 +103,7 @@ impl Request {
             .hint(format!("on the host, run: mount -o {operation} TARGET")));
         }
         self.mkdir()?;
-        Scope::of(&self.options)?;
+        Extent::of(&self.options)?;
         if self.options.has(MKFS) && self.options.read_only() {
             return Err(
                 Error::usage(format!("bad options: {MKFS} with a read-only mount"))
