@@ -1,6 +1,7 @@
-//! Containers that have a dead mount bound: each gets what is in its place now, in the same way.
+//! Where a dead mount is bound: what is in its place now gets there, in the same way.
 //!
-//! A bind is a mount of its own in the container's namespace, which nothing that happens on the host reaches.
+//! A bind is a mount of its own, in a container's namespace or elsewhere on the host (kubelet's `subPath`), which nothing
+//! that happens to the mount itself reaches.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -30,8 +31,8 @@ use crate::sys::{self, MountAttributes};
 /// How long all the work in one container may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Replaces the dead mount in every namespace but the host's and our own. What fails is logged: the host is served all
-/// the same.
+/// Replaces every bind of a mount that was replaced, except in our own namespace. What fails is logged: the mount itself
+/// is repaired all the same.
 pub fn replace(session: &Session, dead: &Dead, record: &Record) {
     let all = match namespaces(session, &dead.entry.device) {
         Ok(all) => all,
@@ -41,13 +42,13 @@ pub fn replace(session: &Session, dead: &Dead, record: &Record) {
         for entry in entries {
             let (target, place) = (&record.target, show(&entry.target));
             match replace_one(session, dead, record, &file, &entry) {
-                Ok(()) => tracing::info!(target, process, place, "repaired in a container"),
+                Ok(()) => tracing::info!(target, process, place, "repaired where it is bound"),
                 Err(error) => {
                     tracing::warn!(
                         target,
                         process,
                         place,
-                        "a container keeps the dead mount: {error}"
+                        "still bound to the dead mount: {error}"
                     );
                 }
             }
@@ -59,10 +60,7 @@ pub fn replace(session: &Session, dead: &Dead, record: &Record) {
 fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Vec<Entry>)>> {
     let proc = session.host.proc_file("..").unwrap_or("/proc/1/..".into());
     let fail = |e| Error::system("cannot look for containers").because(errno_text(e));
-    let mut seen = vec![
-        fs::read_link("/proc/self/ns/mnt").map_err(fail)?,
-        fs::read_link(session.host.namespace()).map_err(fail)?,
-    ];
+    let mut seen = vec![fs::read_link("/proc/self/ns/mnt").map_err(fail)?];
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(&proc).map_err(fail)?.flatten() {
         let name = entry.file_name();

@@ -192,6 +192,7 @@ fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
         ] {
             bindfs(&spc, OUTSIDE, options)?;
             let start = "
+                mkdir -p /mnt/bound && mount --bind /mnt/data/sub /mnt/bound
                 docker run -d --name user -v /mnt/data:/data -v /mnt/data/sub:/sub:ro -v /mnt/data/file:/file \
                     --entrypoint sleep localhost/spc:latest 1000
             ";
@@ -234,12 +235,15 @@ fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
                 let refused = inside("echo x >/sub/file")?;
                 ensure!(refused.error_text().contains("Read-only"), "{refused}");
                 inside("echo written >/data/new")?.ok()?;
+                ensure!(spc.host.read("/mnt/bound/file")? == b"through\n");
+                ensure!(spc.on("/mnt/bound")?.len() == 1);
                 ensure!(table()? == before, "{} was {before}", table()?);
             } else {
                 let refused = read()?;
                 ensure!(refused.error_text().contains("not connected"), "{refused}");
             }
             spc.host.run(&["docker", "rm", "-f", "user"])?.ok()?;
+            spc.host.run(&["umount", "/mnt/bound"])?.ok()?;
             spc.exec(&["spc", "umount", TARGET])?.ok()?;
         }
         spc.is_clean()
