@@ -16,6 +16,7 @@ use crate::host::Settings;
 use crate::kinds::needs;
 use crate::mount::device::blank;
 use crate::mount::device::tool::STDIN;
+use crate::mount::ladder::{self, Rung};
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::{Done, Session, mount};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
@@ -70,11 +71,30 @@ enum Command {
         #[arg(short, long)]
         verbose: bool,
     },
-    /// Look at one target and answer by the exit code
+    /// Look at the targets on standard input, each ended by a NUL, and say what each shows
     #[command(hide = true)]
     Look {
-        /// The target
+        /// How long one look may take
+        milliseconds: u64,
+    },
+    /// Walk to a target, and say when that is done
+    #[command(hide = true)]
+    Reach {
+        /// The target, as a path of the host
         target: PathBuf,
+    },
+    /// Unmount one mount, and say what came of it
+    #[command(hide = true)]
+    Detach {
+        /// Where it is, as a path of the host
+        target: PathBuf,
+        /// Its id
+        id: u64,
+        /// Its id that is never used again
+        unique: u64,
+        /// How
+        #[arg(value_enum)]
+        rung: Rung,
     },
     /// Say where on standard input, a device, the first byte is that is not zero
     #[command(hide = true)]
@@ -292,7 +312,16 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Serve { .. } => serve::serve().map(|()| 0),
         Command::FirstData => first_data().map(|()| 0),
-        Command::Look { target } => look::child(&Session::open()?, &target),
+        Command::Look { milliseconds } => {
+            look::child(&Session::open()?, Duration::from_millis(milliseconds)).map(|()| 0)
+        }
+        Command::Reach { target } => unmounter::reach(&Session::open()?, &target).map(|()| 0),
+        Command::Detach {
+            target,
+            id,
+            unique,
+            rung,
+        } => ladder::child(&Session::open()?, &target, id, unique, rung).map(|()| 0),
     }
 }
 

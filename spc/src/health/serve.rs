@@ -17,7 +17,8 @@ use crate::host::{Claim, Settings, claim, mountinfo};
 use crate::mount::device::release;
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
-use crate::mount::recover::{entry_of, settle};
+use crate::mount::presence::entry_of;
+use crate::mount::recover::settle;
 use crate::mount::services;
 
 /// How long to wait before trying again what failed.

@@ -14,6 +14,8 @@ pub struct Entry {
     pub id: u64,
     /// Mount id of the mount this one is attached to.
     pub parent: u64,
+    /// Major and minor number of its file system.
+    pub device: (u32, u32),
     /// The directory of its file system that is mounted.
     pub root: PathBuf,
     /// Where it is attached, below the reading process's root.
@@ -36,7 +38,8 @@ impl Entry {
         let mut fields = line.split(|&b| b == b' ');
         let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
         let (id, parent) = (number()?, number()?);
-        let root = fields.nth(1)?;
+        let device = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+        let root = fields.next()?;
         let target = fields.next()?;
         fields.next()?;
         let (mut peers, mut master) = (None, None);
@@ -58,6 +61,7 @@ impl Entry {
         Some(Self {
             id,
             parent,
+            device: (device.0.parse().ok()?, device.1.parse().ok()?),
             root: PathBuf::from(OsString::from_vec(unescape(root))),
             target: PathBuf::from(OsString::from_vec(unescape(target))),
             peers,
@@ -109,7 +113,19 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 /// # Errors
 /// procfs cannot be read.
 pub fn read() -> std::io::Result<Vec<Entry>> {
-    let file = std::fs::File::open("/proc/thread-self/mountinfo")?;
+    read_file("/proc/thread-self/mountinfo")
+}
+
+/// The mount table of a process.
+///
+/// # Errors
+/// procfs cannot be read, or there is no such process.
+pub fn of(pid: i32) -> std::io::Result<Vec<Entry>> {
+    read_file(&format!("/proc/{pid}/mountinfo"))
+}
+
+fn read_file(path: &str) -> std::io::Result<Vec<Entry>> {
+    let file = std::fs::File::open(path)?;
     let mut entries = Vec::new();
     for line in BufReader::new(file).split(b'\n') {
         entries.extend(Entry::parse(&line?));
@@ -141,7 +157,7 @@ mod tests {
     fn reads_a_line_with_optional_fields_and_escapes() {
         let line = br"36 35 98:0 /root /mnt/a\040b\134c\012d rw,noatime shared:1 master:2 - fuse.glusterfs n\0401:/vol rw,a=b";
         let entry = Entry::parse(line).unwrap();
-        assert_eq!((entry.id, entry.parent), (36, 35));
+        assert_eq!((entry.id, entry.parent, entry.device), (36, 35, (98, 0)));
         assert_eq!(entry.target, PathBuf::from("/mnt/a b\\c\nd"));
         assert_eq!(entry.fs_type, "fuse.glusterfs");
         assert_eq!((entry.peers, entry.master), (Some(1), Some(2)));

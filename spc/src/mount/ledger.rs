@@ -1,7 +1,7 @@
 //! The ledger: one JSON file per mount, in `/run/spc/mounts` on the host.
 //!
 //! A file is written under another name and renamed, so it is there whole or not at all. `/run` is
-//! a tmpfs, so records end with the boot they belong to. Records are named after a hash of the
+//! a tmpfs, so records end with the boot they belong to; where it is not, they say which boot that is. Records are named after a hash of the
 //! canonical target, and guarded by one byte of one lock file each (OFD locks, fcntl(2)), which
 //! needs no file per lock and is released by the kernel when its holder dies.
 
@@ -77,6 +77,9 @@ pub struct Record {
     /// The device that was attached for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<OnDevice>,
+    /// The life of the machine that it belongs to, as [`boot`] tells it.
+    #[serde(default)]
+    pub boot: String,
 }
 
 /// An attached device, as a record names it.
@@ -115,6 +118,18 @@ impl Record {
     pub fn age(&self) -> u64 {
         now().saturating_sub(self.since)
     }
+
+    /// Whether the machine has not been started anew since: where `/run` outlives that, records do as well, and the ids
+    /// in them belong to other mounts.
+    pub fn is_of_this_boot(&self) -> bool {
+        self.boot.is_empty() || self.boot == boot()
+    }
+}
+
+/// The kernel's name for this life of the machine; empty if it has none.
+pub fn boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim_end().to_owned()
 }
 
 /// Seconds since the epoch.

@@ -3,10 +3,13 @@
 pub mod device;
 pub mod direct;
 pub mod handover;
+pub mod holders;
+pub mod ladder;
 pub mod ledger;
 pub mod mounter;
 pub mod options;
 pub mod plan;
+pub mod presence;
 pub mod proof;
 pub mod recover;
 pub mod request;

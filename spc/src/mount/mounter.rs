@@ -8,10 +8,11 @@ use super::device::prepare::{MKFS, Preparing};
 use super::device::{Attached, Attaching};
 use super::direct::{self, Detached};
 use super::handover::Handover;
-use super::ledger::{Lock, OnDevice, Record, State, now};
+use super::ledger::{Lock, OnDevice, Record, State, boot, now};
 use super::plan::Route;
+use super::presence::entry_of;
 use super::proof;
-use super::recover::{entry_of, is_mount, leave_stand_in, settle, undo};
+use super::recover::{is_mount, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said};
 use super::{Ledger, Plan, Proof, Request, services};
@@ -190,6 +191,7 @@ impl<'a> Attempt<'a> {
                 name: device.name.clone(),
                 through: device.through.clone(),
             }),
+            boot: boot(),
         };
         Ok(Self {
             session,

@@ -11,6 +11,7 @@ use super::direct;
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::plan::Route;
+use super::presence::entry_of;
 use crate::error::{Error, Result, errno_text};
 use crate::host::claim::Claim;
 use crate::host::mountinfo::{self, Entry};
@@ -27,6 +28,11 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// The rest cannot be cleared away.
 pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
     tracing::debug!(target = %record.target, state = ?record.state, "a record is there");
+    if !record.is_of_this_boot() {
+        // Its mount and its processes went with the machine's earlier life.
+        forget(session, record, &session.claim(&record.id), Vec::new())?;
+        return Ok(None);
+    }
     if record.state == State::Mounting {
         undo(session, record)?;
         return Ok(None);
@@ -48,51 +54,6 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
         (Some(_), _) => {}
     }
     Ok(entry)
-}
-
-/// The host's entry of a recorded mount, if that mount still exists.
-///
-/// # Errors
-/// The mount table cannot be read.
-pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
-    let (id, unique, target) = (
-        record.mount_id,
-        record.unique_id,
-        PathBuf::from(&record.target),
-    );
-    let look = move || -> std::io::Result<Option<Entry>> {
-        for _ in 0..direct::LOOKS {
-            let Some(entry) = mountinfo::find(id)? else {
-                return Ok(None);
-            };
-            // Where it is now: directories on the way may have been renamed.
-            let top = open(
-                entry.target.parent().unwrap_or(Path::new("/")),
-                OFlags::PATH | OFlags::CLOEXEC,
-                Permissions::empty(),
-            )
-            .and_then(|parent| mount_id(&parent, entry.target.file_name().unwrap_or_default()));
-            match top {
-                // The plain id may have been given to another mount since.
-                Ok(top) if top.id == id => {
-                    let same = match unique != 0 && top.unique != 0 {
-                        true => top.unique == unique,
-                        false => entry.target == target,
-                    };
-                    return Ok(same.then_some(entry));
-                }
-                // Covered by another mount; the path tells as much as can be told.
-                _ if entry.target == target => return Ok(Some(entry)),
-                _ => std::thread::sleep(Duration::from_millis(1)),
-            }
-        }
-        // Renamed all the time, so it is there.
-        mountinfo::find(id)
-    };
-    session
-        .host
-        .run("looking at a mount", look)?
-        .map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))
 }
 
 /// Takes away everything a record stands for: mount, processes, claim, record, in that order.
