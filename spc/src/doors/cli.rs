@@ -1,14 +1,14 @@
 //! The command line.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use super::argv::Arguments;
-use super::show;
+use super::{list, show};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
@@ -47,6 +47,9 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Go on: draw it anew on a terminal, otherwise print it again when it has changed, with --json on one line
+        #[arg(short, long)]
+        watch: bool,
     },
     /// Check whether this container can do its job
     Doctor {
@@ -278,20 +281,8 @@ fn run(command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Umount(args) => unmount(&args),
-        Command::Ls { json } => {
-            let session = Session::open()?;
-            let (records, bad) = session.ledger.all()?;
-            let states = look::states(&session, &records)?;
-            show::list(&records, &states, json)?;
-            for corrupt in &bad {
-                eprintln!("spc: {}", corrupt.error());
-            }
-            Ok(if bad.is_empty() {
-                0
-            } else {
-                Class::System.exit_code()
-            })
-        }
+        Command::Ls { json, watch: false } => list::list(&Session::open()?, json),
+        Command::Ls { json, watch: true } => list::watch(&Session::open()?, json).map(|()| 0),
         Command::Doctor { kind, json } => {
             let kinds = kind.iter().map(|kind| needs::needs(kind));
             let checks = doctor::examine(&kinds.collect::<Result<Vec<_>>>()?);
@@ -368,7 +359,7 @@ fn unmount(args: &UmountArgs) -> Result<u8> {
     // Innermost first.
     targets.sort_by_key(|target| std::cmp::Reverse(target.components().count()));
     targets.dedup();
-    let mut succeeded = 0;
+    let (mut succeeded, mut stuck) = (0, Vec::new());
     for target in &targets {
         match umount(&session, target, how) {
             Ok(()) => {
@@ -377,7 +368,16 @@ fn unmount(args: &UmountArgs) -> Result<u8> {
                     println!("{}: unmounted", crate::host::target::show(target));
                 }
             }
-            Err(error) => failed.push(error),
+            Err(error) => stuck.push((target, error)),
+        }
+    }
+    for (target, error) in stuck {
+        // What could not be reached goes with what it is on.
+        let record = records.iter().find(|r| Path::new(&r.target) == *target);
+        let reached = error.class() != Class::Mount;
+        match record.filter(|_| !reached && succeeded > 0) {
+            Some(record) if unmounter::went_along(&session, record)? => succeeded += 1,
+            _ => failed.push(error),
         }
     }
     match failed.len() {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 pub mod argv;
 pub mod cli;
+mod list;
 pub mod show;
 mod statd;
 

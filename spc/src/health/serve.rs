@@ -17,7 +17,7 @@ use crate::host::{Claim, Settings, claim, mountinfo};
 use crate::mount::device::release;
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
-use crate::mount::presence::entry_of;
+use crate::mount::presence::entries_of;
 use crate::mount::recover::settle;
 use crate::mount::services;
 
@@ -198,10 +198,7 @@ impl Watch {
 
 fn begin() -> Result<Watching> {
     let session = Session::open()?;
-    let path = session
-        .host
-        .proc_file("mountinfo")
-        .unwrap_or_else(|| "/proc/1/mountinfo".into());
+    let path = session.host.mount_table();
     let mounts = File::open(&path).map_err(|e| {
         Error::system(format!("cannot watch {}", path.display())).because(errno_text(e))
     })?;
@@ -213,11 +210,12 @@ fn begin() -> Result<Watching> {
 fn tidy(session: &Session) -> Result<bool> {
     let mut done = true;
     let (records, bad) = session.ledger.all()?;
-    for corrupt in bad {
+    for corrupt in &bad {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }
-    for record in &records {
-        if record.state == State::Mounted && entry_of(session, record)?.is_some() {
+    let entries = entries_of(session, &records)?;
+    for (record, entry) in records.iter().zip(entries) {
+        if record.state == State::Mounted && entry.is_some() {
             continue;
         }
         // Whoever is at work on it will see to it.
@@ -244,7 +242,7 @@ fn tidy(session: &Session) -> Result<bool> {
         }
     }
     done &= release::tidy(session)?;
-    session.ledger.sweep()?;
+    session.ledger.sweep(&bad)?;
     Ok(services::tend(session) && done)
 }
 

@@ -159,6 +159,12 @@ impl Host {
         &self.namespace
     }
 
+    /// The host's mount table, which tells of a change as POLLPRI (proc_pid_mounts(5)).
+    pub fn mount_table(&self) -> PathBuf {
+        self.proc_file("mountinfo")
+            .unwrap_or_else(|| "/proc/1/mountinfo".into())
+    }
+
     /// A file of procfs for the host's first process, next to the namespace file: `/proc/1/NAME`.
     pub fn proc_file(&self, name: &str) -> Option<PathBuf> {
         Some(self.namespace.parent()?.parent()?.join(name))

@@ -21,6 +21,12 @@ use crate::host::target::mount_id;
 /// How long a daemon may take to end by itself once its mount is gone.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A container that is being started has a copy of the host's mounts for a moment. What is in use for longer is so.
+pub const COPIES: Duration = Duration::from_secs(1);
+
+/// How long a daemon may take whose mount somebody else has taken away.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// What a record is worth: the entry of its mount if that is there; otherwise what was left of it
 /// is cleared away. Needs the target's lock, so nobody is at work on it.
 ///
@@ -39,12 +45,11 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
     }
     let entry = entry_of(session, record)?;
     match (&entry, record.state) {
-        (None, State::Unmounting) => {
-            let left = process::end(&record.id, PATIENCE);
+        // After `umount -l`, and where containers have it, somebody may still use it.
+        (None, _) => {
+            let left = process::part(&record.id, GRACE, COPIES);
             forget(session, record, &session.claim(&record.id), left)?;
         }
-        // Its daemon is left alone: after `umount -l` somebody may still use the mount.
-        (None, _) => forget(session, record, &session.claim(&record.id), Vec::new())?,
         // Whoever was to take it away died before that: it is a mount like any other.
         (Some(_), State::Unmounting) => {
             let mut record = record.clone();

@@ -8,7 +8,7 @@ use super::ladder::{Off, climb};
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::presence::entry_of;
-use super::recover::{PATIENCE, forget, settle};
+use super::recover::{COPIES, PATIENCE, forget, settle};
 use super::services;
 use crate::error::{Error, Result, errno_text};
 use crate::host::errand::{Answer, Errand};
@@ -92,6 +92,22 @@ pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
     Ok(())
 }
 
+/// Whether a mount that could not be unmounted has gone with another that it was on; then it is forgotten.
+///
+/// # Errors
+/// As [`umount`].
+pub fn went_along(session: &Session, record: &Record) -> Result<bool> {
+    if entry_of(session, record)?.is_some() {
+        return Ok(false);
+    }
+    let target = Path::new(&record.target);
+    // `spc serve` may have seen it before.
+    if session.ledger.get(target)?.is_some() {
+        umount(session, target, How::default())?;
+    }
+    Ok(true)
+}
+
 fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let _lock = session
         .ledger
@@ -119,13 +135,14 @@ fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
         tracing::info!(target = %record.target, "it was unmounted on the host already");
     }
     let left = match off {
-        Off::Free => process::end(&record.id, PATIENCE),
+        Off::Free => process::part(&record.id, PATIENCE, COPIES),
         // It lives until its last user is gone, and its daemon with it.
-        Off::Detached | Off::AtWork => Vec::new(),
+        Off::Detached => process::part(&record.id, PATIENCE, Duration::ZERO),
+        Off::AtWork => Vec::new(),
     };
     forget(session, &record, &claim, left)?;
     match off {
-        Off::AtWork => Err(Error::mount(format!(
+        Off::AtWork => Err(Error::system(format!(
             "{} is unmounted, but the kernel has not finished",
             record.target
         ))
