@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::argv::Arguments;
 use super::{list, show};
+use crate::client::{namespace, scope};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
@@ -98,6 +99,26 @@ enum Command {
         /// How
         #[arg(value_enum)]
         rung: Rung,
+    },
+    /// Make the namespace of a client root and become its keeper
+    #[command(hide = true)]
+    Keep {
+        /// The client root
+        root: String,
+    },
+    /// Keep the namespace that this process is in
+    #[command(hide = true)]
+    Keeper {
+        /// The client root, for who lists processes
+        root: String,
+    },
+    /// Move a process into a cgroup
+    #[command(hide = true)]
+    Adopt {
+        /// The process
+        pid: i32,
+        /// The cgroup; without it, the one this process is in
+        name: Option<String>,
     },
     /// Say where on standard input, a device, the first byte is that is not zero
     #[command(hide = true)]
@@ -302,6 +323,9 @@ fn run(command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Serve { .. } => serve::serve().map(|()| 0),
+        Command::Keep { root } => namespace::keep(&root).map(|()| 0),
+        Command::Keeper { .. } => namespace::keeper().map(|()| 0),
+        Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
         Command::FirstData => first_data().map(|()| 0),
         Command::Look { milliseconds } => {
             look::child(&Session::open()?, Duration::from_millis(milliseconds)).map(|()| 0)

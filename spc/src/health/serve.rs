@@ -1,6 +1,7 @@
 //! `spc serve`: the container's first process. It reaps orphans, notices mounts that were taken
 //! away on the host, and writes the shim's decisions to the log.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -11,6 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, set_child_subreaper, wait};
 
+use crate::client::root;
 use crate::error::{Error, Result, errno_text};
 use crate::host::copies::drop_copies;
 use crate::host::{Claim, Settings, claim, mountinfo};
@@ -71,6 +73,7 @@ pub fn serve() -> Result<()> {
             } else {
                 tracing::info!("stopping; mounts stay");
                 services::leave();
+                watch.leave();
                 return Ok(());
             }
         }
@@ -121,6 +124,10 @@ fn carried_mount(report: &str) -> Option<u64> {
 
 struct Watching {
     session: Session,
+    /// The client root that mounts of this container use; it stays while the container runs.
+    own: Vec<String>,
+    /// Mounts made outside of this container that were looked at for copies in it.
+    seen: BTreeSet<u64>,
     mounts: File,
 }
 
@@ -148,20 +155,16 @@ impl Watch {
         } else {
             tracing::debug!("shim: {report}");
         }
-        let (Some(id), Some(watching)) = (carried_mount(report), &self.on) else {
-            return;
-        };
-        let look = move || {
-            let entry = mountinfo::find(id).ok()??;
-            let on = mountinfo::find(entry.parent).ok()??;
-            Some((entry, on))
-        };
-        let dropped = match watching.session.host.run("looking at a mount", look) {
-            Ok(Some((entry, on))) => drop_copies(&entry, &on),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = dropped {
+        if let (Some(id), Some(watching)) = (carried_mount(report), &self.on) {
+            drop_copies_of(&watching.session, id);
+        }
+    }
+
+    /// The container ends: what only it would have used goes.
+    fn leave(&self) {
+        if let Some(Watching { session, .. }) = &self.on
+            && let Err(error) = root::tidy(session, &[])
+        {
             tracing::warn!("{error}");
         }
     }
@@ -187,12 +190,29 @@ impl Watch {
         } else if !changed && !due {
             return;
         }
-        let Some(watching) = &self.on else { return };
-        let done = tidy(&watching.session).unwrap_or_else(|error| {
+        let Some(watching) = &mut self.on else { return };
+        let done = tidy(watching).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             false
         });
         self.next = Some(Instant::now() + if done { IDLE } else { RETRY });
+    }
+}
+
+/// Drops the copies that this container's table has of a mount of the host.
+fn drop_copies_of(session: &Session, id: u64) {
+    let look = move || {
+        let entry = mountinfo::find(id).ok()??;
+        let on = mountinfo::find(entry.parent).ok()??;
+        Some((entry, on))
+    };
+    let dropped = match session.host.run("looking at a mount", look) {
+        Ok(Some((entry, on))) => drop_copies(&entry, &on),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = dropped {
+        tracing::warn!("{error}");
     }
 }
 
@@ -202,12 +222,22 @@ fn begin() -> Result<Watching> {
     let mounts = File::open(&path).map_err(|e| {
         Error::system(format!("cannot watch {}", path.display())).because(errno_text(e))
     })?;
-    Ok(Watching { session, mounts })
+    let own = root::own().into_iter().collect();
+    Ok(Watching {
+        session,
+        own,
+        seen: BTreeSet::new(),
+        mounts,
+    })
 }
 
 /// Forgets mounts that were taken away on the host, and undoes what a dead command left half made.
 /// False if something is left to do.
-fn tidy(session: &Session) -> Result<bool> {
+fn tidy(watching: &mut Watching) -> Result<bool> {
+    let Watching {
+        session, own, seen, ..
+    } = watching;
+    let session = &*session;
     let mut done = true;
     let (records, bad) = session.ledger.all()?;
     for corrupt in &bad {
@@ -216,6 +246,9 @@ fn tidy(session: &Session) -> Result<bool> {
     let entries = entries_of(session, &records)?;
     for (record, entry) in records.iter().zip(entries) {
         if record.state == State::Mounted && entry.is_some() {
+            if record.root.is_some() && seen.insert(record.mount_id) {
+                drop_copies_of(session, record.mount_id);
+            }
             continue;
         }
         // Whoever is at work on it will see to it.
@@ -241,8 +274,10 @@ fn tidy(session: &Session) -> Result<bool> {
             }
         }
     }
+    seen.retain(|id| records.iter().any(|record| record.mount_id == *id));
     done &= release::tidy(session)?;
     session.ledger.sweep(&bad)?;
+    root::tidy(session, own)?;
     Ok(services::tend(session) && done)
 }
 

@@ -14,8 +14,9 @@ use super::presence::entry_of;
 use super::proof;
 use super::recover::{is_mount, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
-use super::run::{Interrupts, Run, Said};
+use super::run::{Interrupts, Run, Said, Scope};
 use super::{Ledger, Plan, Proof, Request, services};
+use crate::client::{Place, enter, namespace, place, root, scope};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::look::{self, Health};
 use crate::host::claim::{Claim, Mode};
@@ -36,6 +37,8 @@ pub struct Session {
     pub host: Arc<Host>,
     /// The host's ledger.
     pub ledger: Ledger,
+    /// Where this process runs.
+    pub place: Place,
 }
 
 impl Session {
@@ -49,13 +52,20 @@ impl Session {
         Ok(Self {
             settings,
             ledger: Ledger::of(Arc::clone(&host)),
+            place: place(),
             host,
         })
     }
 
-    /// The claim with this id, which need not exist.
-    pub fn claim(&self, id: &str) -> Claim {
-        Claim::named(&self.settings.claims(), id)
+    /// The claim of a recorded mount, wherever that was made.
+    pub fn claim(&self, record: &Record) -> Claim {
+        let claims = match &record.root {
+            Some(root) if self.place != Place::Client(root.clone()) => {
+                namespace::claims(&self.host, root)
+            }
+            _ => self.settings.claims(),
+        };
+        Claim::named(&claims, &record.id)
     }
 }
 
@@ -83,6 +93,9 @@ pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Re
 fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let deadline = Instant::now() + request.timeout;
     let mut plan = Plan::make(request, &session.host, &session.settings)?;
+    if session.place == Place::Container && plan.outlives_the_container() {
+        enter::same_again(&session.host, &session.settings, &root::own()?)?;
+    }
     let secrets = &mut plan.request.secrets;
     secrets.read(&session.host, &session.settings, deadline, || {
         interrupts.check()
@@ -186,6 +199,10 @@ impl<'a> Attempt<'a> {
             unique_id: 0,
             on,
             daemon: Vec::new(),
+            root: match &session.place {
+                Place::Client(root) => Some(root.clone()),
+                Place::Container | Place::Host => None,
+            },
             since: now(),
             device: plan.chosen.device.as_ref().map(|device| OnDevice {
                 name: device.name.clone(),
@@ -255,6 +272,15 @@ impl<'a> Attempt<'a> {
                     target: &self.plan.target,
                     handover: &handover,
                     secrets,
+                    scope: self.record.root.is_some().then(|| Scope {
+                        name: scope::name_of(&self.plan.target),
+                        description: format!(
+                            "spc: {} {} on {}",
+                            self.record.fs_type,
+                            self.record.source,
+                            show(&self.plan.target)
+                        ),
+                    }),
                 };
                 let said = run
                     .to_end(deadline, interrupts)
@@ -419,7 +445,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn hint_at_network(&self, error: Error) -> Error {
-        let own = container::shares_network(&self.session.settings) == Some(false);
+        let own = container::shares(&self.session.settings, "net") == Some(false);
         let network = "the container has a network of its own, which may not reach the server: start it with --net=host";
         if own && error.class() == Class::Mount {
             return error.hint_also(network);

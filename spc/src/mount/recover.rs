@@ -12,6 +12,7 @@ use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::plan::Route;
 use super::presence::entry_of;
+use crate::client::scope;
 use crate::error::{Error, Result, errno_text};
 use crate::host::claim::Claim;
 use crate::host::mountinfo::{self, Entry};
@@ -36,7 +37,7 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
     tracing::debug!(target = %record.target, state = ?record.state, "a record is there");
     if !record.is_of_this_boot() {
         // Its mount and its processes went with the machine's earlier life.
-        forget(session, record, &session.claim(&record.id), Vec::new())?;
+        forget(session, record, &session.claim(record), Vec::new())?;
         return Ok(None);
     }
     if record.state == State::Mounting {
@@ -48,7 +49,7 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
         // After `umount -l`, and where containers have it, somebody may still use it.
         (None, _) => {
             let left = process::part(&record.id, GRACE, COPIES);
-            forget(session, record, &session.claim(&record.id), left)?;
+            forget(session, record, &session.claim(record), left)?;
         }
         // Whoever was to take it away died before that: it is a mount like any other.
         (Some(_), State::Unmounting) => {
@@ -66,7 +67,7 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
 /// # Errors
 /// A mount cannot be detached, or a process does not end.
 pub fn undo(session: &Session, record: &Record) -> Result<()> {
-    let claim = session.claim(&record.id);
+    let claim = session.claim(record);
     // A helper still at work could mount after we looked.
     let left = process::end(&record.id, Duration::ZERO);
     let mut ids = claim
@@ -132,6 +133,9 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
         .hint("they wait in the kernel, probably for a dead server; try again when it is back"));
     }
     claim.remove();
+    if record.root.is_some() {
+        scope::remove(&scope::name_of(Path::new(&record.target)));
+    }
     let left = release::release(session, record, || {
         session.ledger.remove(Path::new(&record.target))
     })?;

@@ -10,10 +10,11 @@ use super::mounter::Session;
 use super::presence::entry_of;
 use super::recover::{COPIES, PATIENCE, forget, settle};
 use super::services;
-use crate::error::{Error, Result, errno_text};
+use crate::client::{enter, root};
+use crate::error::{Error, Result};
 use crate::host::errand::{Answer, Errand};
 use crate::host::target::{self, Rules, show};
-use crate::host::{Claim, process, target::on_host};
+use crate::host::{process, target::on_host};
 
 /// How long to wait for another command at work on the same target.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -41,8 +42,7 @@ pub struct How {
 /// # Errors
 /// It does not exist, or the walk to it is refused, or does not come to its end.
 pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
-    let cwd = std::env::current_dir()
-        .map_err(|e| Error::system("cannot tell the working directory").because(errno_text(e)))?;
+    let cwd = enter::cwd()?;
     let path = on_host(written, &cwd, &session.settings.hosts());
     // What is known needs no walk, which may lead through a file system that does not answer.
     let plain: PathBuf = path.components().collect();
@@ -89,6 +89,7 @@ pub fn reach(session: &Session, target: &Path) -> Result<()> {
 pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
     take_off(session, target, how)?;
     services::release(session);
+    root::release(session);
     Ok(())
 }
 
@@ -115,7 +116,7 @@ fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let Some(mut record) = session.ledger.get(target)? else {
         return Err(not_ours(session, target));
     };
-    let claim = Claim::named(&session.settings.claims(), &record.id);
+    let claim = session.claim(&record);
     if record.state == State::Mounting || !record.is_of_this_boot() {
         // Its maker died, or the machine did; what there is of it goes.
         return settle(session, &record).map(drop);
