@@ -2,8 +2,11 @@
 //! asked of the mount itself, which may not answer.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -28,7 +31,40 @@ enum Use {
     Runs,
     HasOpen,
     HasMapped,
+    WaitsFor,
 }
+
+/// System calls that begin with a path, and those that have it after a directory's descriptor.
+#[cfg(target_arch = "x86_64")]
+const BY_PATH: &[i64] = &[
+    libc::SYS_access,
+    libc::SYS_chdir,
+    libc::SYS_execve,
+    libc::SYS_lstat,
+    libc::SYS_mkdir,
+    libc::SYS_open,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_rmdir,
+    libc::SYS_stat,
+    libc::SYS_statfs,
+    libc::SYS_unlink,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const BY_PATH: &[i64] = &[libc::SYS_chdir, libc::SYS_execve, libc::SYS_statfs];
+const BY_DIRECTORY: &[i64] = &[
+    libc::SYS_execveat,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_mkdirat,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_readlinkat,
+    libc::SYS_renameat2,
+    libc::SYS_statx,
+    libc::SYS_unlinkat,
+];
 
 impl Use {
     fn words(self, path: &Path) -> String {
@@ -39,6 +75,7 @@ impl Use {
             Self::Runs => format!("runs {path}"),
             Self::HasOpen => format!("has {path} open"),
             Self::HasMapped => format!("has {path} mapped"),
+            Self::WaitsFor => format!("waits for {path}"),
         }
     }
 }
@@ -121,9 +158,12 @@ impl Found {
         }
     }
 
-    /// Nobody was found.
-    pub fn is_empty(&self) -> bool {
-        self.processes.is_empty() && self.below.is_empty() && self.loops.is_empty()
+    /// Nobody was found who does more than wait for an answer.
+    pub fn only_wait(&self) -> bool {
+        let mut uses = self.processes.values().flat_map(|holder| &holder.uses);
+        self.below.is_empty()
+            && self.loops.is_empty()
+            && uses.all(|(does, _)| *does == Use::WaitsFor)
     }
 
     /// A line for each that was found, for people.
@@ -176,6 +216,7 @@ impl Search<'_> {
         }
         self.loops();
         for pid in &processes {
+            self.waits(*pid);
             self.mapped(*pid, &ids);
         }
         self.say(Sign::End);
@@ -261,6 +302,17 @@ impl Search<'_> {
         }
     }
 
+    /// Whoever is on the way to a file has nothing open yet: it is told by the system call that it waits in.
+    fn waits(&self, pid: i32) {
+        for thread in numbers(format!("/proc/{pid}/task").as_ref()) {
+            let call = fs::read_to_string(format!("/proc/{pid}/task/{thread}/syscall"));
+            let path = path_at(&call.unwrap_or_default()).and_then(|at| text(pid, at));
+            if let Some(path) = path.filter(|path| path.starts_with(&self.mount.target)) {
+                self.uses(pid, Use::WaitsFor, path);
+            }
+        }
+    }
+
     /// Files that are mapped, whether they are open or not.
     fn mapped(&self, pid: i32, ids: &HashSet<u64>) {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
@@ -316,6 +368,29 @@ fn on_mount(fdinfo: &Path) -> Option<u64> {
     let text = fs::read_to_string(fdinfo).ok()?;
     let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
     id.trim().parse().ok()
+}
+
+/// Where a system call has its path, as `/proc/PID/syscall` shows it: the number, then the arguments in hex.
+fn path_at(call: &str) -> Option<u64> {
+    let mut words = call.split_ascii_whitespace();
+    let number = words.next()?.parse().ok()?;
+    let word = match number {
+        _ if BY_PATH.contains(&number) => words.next()?,
+        _ if BY_DIRECTORY.contains(&number) => words.nth(1)?,
+        _ => return None,
+    };
+    u64::from_str_radix(word.strip_prefix("0x")?, 16).ok()
+}
+
+/// The absolute path at an address of a process.
+fn text(pid: i32, at: u64) -> Option<PathBuf> {
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let mut bytes = vec![0; 4096];
+    let length = memory.read_at(&mut bytes, at).ok()?;
+    let end = bytes[..length].iter().position(|byte| *byte == 0)?;
+    bytes.truncate(end);
+    let path = PathBuf::from(OsString::from_vec(bytes));
+    path.is_absolute().then_some(path)
 }
 
 /// Address range and file of a line of `/proc/PID/maps`, if the file is on this device.
@@ -411,6 +486,23 @@ mod tests {
             matches!(sign, Sign::Process { pid, does: Use::WorksIn, with, .. } if pid == own && with == here)
         });
         assert!(found);
+    }
+
+    #[test]
+    fn a_path_is_read_where_the_system_call_has_it() {
+        let path = c"/mnt/data/file";
+        let at = path.as_ptr() as u64;
+        let own = i32::try_from(std::process::id()).unwrap();
+        let openat = format!("{} 0xffffff9c {at:#x} 0x0 0x0", libc::SYS_openat);
+        let chdir = format!("{} {at:#x} 0x0", libc::SYS_chdir);
+        for call in [openat, chdir] {
+            let found = path_at(&call).and_then(|at| text(own, at));
+            assert_eq!(found, Some("/mnt/data/file".into()), "{call}");
+        }
+        let read = format!("{} 0x0 {at:#x} 0x1000", libc::SYS_read);
+        assert_eq!(path_at(&read), None);
+        assert_eq!(path_at("running"), None);
+        assert_eq!(text(own, 0), None);
     }
 
     #[test]

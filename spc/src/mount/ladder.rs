@@ -133,8 +133,8 @@ fn busy(session: &Session, record: &Record, entry: &Entry, how: How) -> Error {
         _ if how.force && entry.is_fuse() => {
             "its requests were given up, so it answers nobody any more: detach it with -l"
         }
-        found if found.is_empty() && !how.force => {
-            "somebody may wait in it for an answer: give up on that with -f, or detach it with -l"
+        found if found.only_wait() && !how.force => {
+            "give up on the answers that are waited for with -f, or detach it with -l"
         }
         _ => "end what uses it, or detach it with -l",
     };

@@ -1,31 +1,34 @@
 //! The ledger: one JSON file per mount, in `/run/spc/mounts` on the host.
 //!
 //! A file is written under another name and renamed, so it is there whole or not at all. `/run` is
-//! a tmpfs, so records end with the boot they belong to; where it is not, they say which boot that is. Records are named after a hash of the
-//! canonical target, and guarded by one byte of one lock file each (OFD locks, fcntl(2)), which
-//! needs no file per lock and is released by the kernel when its holder dies.
+//! a tmpfs, so records end with the boot they belong to; where it is not, they say which boot that is.
+//! Records are named after a hash of the canonical target, and guarded by one byte of one lock file
+//! each (OFD locks, fcntl(2)), which needs no file per lock and is released by the kernel when its
+//! holder dies.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+mod attachments;
+mod damage;
+mod lock;
+
+use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use nix::fcntl::{FcntlArg, fcntl};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use attachments::{Attachment, Volume};
+pub use lock::Lock;
+
 use super::plan::Route;
 use crate::error::{Class, Error, Result, errno_text};
+use crate::host::Host;
 use crate::host::target::show;
-use crate::host::{Host, mountinfo};
 
 const DIR: &str = "/run/spc/mounts";
-
-/// One file for each [`Attachment`].
-const DEVICES: &str = "/run/spc/devices";
 
 /// How far a mount has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,28 +97,6 @@ pub struct OnDevice {
     pub through: String,
 }
 
-/// What is remembered of devices that are reached through the same thing. It is written before anything is attached.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attachment {
-    /// What they are reached through.
-    pub through: String,
-    /// Ways that somebody else had brought up before: they are used, and never ended.
-    pub foreign: Vec<String>,
-    /// All sources that were attached; they say how it is undone.
-    pub sources: Vec<String>,
-    /// The devices that are there, by their names.
-    pub devices: BTreeMap<String, Volume>,
-}
-
-/// What an attached device turned out to be.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Volume {
-    /// The disk that is used, by its kernel name.
-    pub disk: String,
-    /// What the volume is called by itself.
-    pub ids: Vec<String>,
-}
-
 impl Record {
     /// Seconds since the mount was made.
     pub fn age(&self) -> u64 {
@@ -141,11 +122,6 @@ pub fn now() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs()
-}
-
-/// Exclusive right to a target, until dropped.
-pub struct Lock {
-    _file: File,
 }
 
 /// A record that cannot be read.
@@ -177,139 +153,6 @@ impl Ledger {
     /// The ledger of this host; nothing is looked at yet.
     pub fn of(host: Arc<Host>) -> Self {
         Self { host }
-    }
-
-    /// Takes the lock of a target, waiting until `deadline` for another command to finish, or until
-    /// `go_on` fails, which is asked all the while.
-    ///
-    /// # Errors
-    /// The lock file cannot be made, another command held the lock all the time, or `go_on` failed.
-    pub fn lock(
-        &self,
-        target: &Path,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Lock> {
-        match self.lock_at(hash(target), deadline, go_on)? {
-            Some(lock) => {
-                // What a dead command began to write and did not finish.
-                self.unlink(file_of(target).with_extension("new"))?;
-                if self.get(target).is_err() {
-                    self.drop_void(file_of(target))?;
-                }
-                Ok(lock)
-            }
-            None => Err(
-                Error::mount(format!("another spc is at work on {}", show(target)))
-                    .hint("wait until it has ended, then try again"),
-            ),
-        }
-    }
-
-    /// Takes the lock of something that is no target, such as a device.
-    ///
-    /// # Errors
-    /// As [`Ledger::lock`].
-    pub fn lock_named(
-        &self,
-        name: &str,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Lock> {
-        // No target begins like that.
-        let hash = hash(Path::new(&format!("device {name}")));
-        self.lock_at(hash, deadline, go_on)?.ok_or_else(|| {
-            Error::mount(format!("another spc is at work on {name}"))
-                .hint("wait until it has ended, then try again")
-        })
-    }
-
-    /// What is attached through this.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn attachment(&self, through: &str) -> Result<Option<Attachment>> {
-        let file = attachment_file(through);
-        let read = self
-            .host
-            .run("reading the ledger", move || load_json(&file))?;
-        read.map_err(|bad| bad.error())
-    }
-
-    /// Everything that is attached.
-    ///
-    /// # Errors
-    /// The directory or a file cannot be read.
-    pub fn attachments(&self) -> Result<Vec<Attachment>> {
-        let files = self.files(DEVICES, "json")?;
-        let read = self.host.run("reading the ledger", move || {
-            let all = files.iter().map(|file| load_json(file));
-            all.collect::<std::result::Result<Vec<_>, _>>()
-        })?;
-        let read = read.map_err(|bad| bad.error())?;
-        Ok(read.into_iter().flatten().collect())
-    }
-
-    /// Writes what is attached, whole or not at all.
-    ///
-    /// # Errors
-    /// As [`Ledger::put`].
-    pub fn put_attachment(&self, attachment: &Attachment) -> Result<()> {
-        self.write(attachment_file(&attachment.through), attachment)
-    }
-
-    /// Nothing is attached through this any more.
-    ///
-    /// # Errors
-    /// The file cannot be removed.
-    pub fn remove_attachment(&self, through: &str) -> Result<()> {
-        self.unlink(attachment_file(through))
-    }
-
-    /// Takes the lock of the target with this hash; None if another command held it all the time.
-    fn lock_at(
-        &self,
-        hash: u64,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Option<Lock>> {
-        let file = self.host.run("locking the ledger", || {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(DIR)?;
-            OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(format!("{DIR}/lock"))
-        })?;
-        let file = file.map_err(|e| {
-            Error::system(format!("cannot open {DIR}/lock on the host")).because(errno_text(e))
-        })?;
-        let lock = libc::flock {
-            l_type: libc::F_WRLCK as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
-            // Offsets are not negative.
-            l_start: (hash >> 1).cast_signed(),
-            l_len: 1,
-            l_pid: 0,
-        };
-        loop {
-            match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
-                Ok(_) => return Ok(Some(Lock { _file: file })),
-                Err(nix::Error::EAGAIN | nix::Error::EACCES) if Instant::now() < deadline => {
-                    go_on()?;
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Ok(None),
-                Err(error) => {
-                    return Err(Error::system(format!("cannot lock {DIR}/lock on the host"))
-                        .because(errno_text(error)));
-                }
-            }
-        }
     }
 
     /// The record of a target.
@@ -406,55 +249,6 @@ impl Ledger {
         })
     }
 
-    /// Removes records that a dead command began to write, and that nobody will finish, and those of `bad` that are
-    /// about nothing.
-    ///
-    /// # Errors
-    /// The directory cannot be read, or a file cannot be removed.
-    pub fn sweep(&self, bad: &[Corrupt]) -> Result<()> {
-        for file in self.files(DIR, "new")? {
-            // Whoever holds the lock is writing it.
-            if let Some(_lock) = self.lock_of(&file)? {
-                self.unlink(file)?;
-            }
-        }
-        for Corrupt { file, .. } in bad {
-            if let Some(_lock) = self.lock_of(file)? {
-                let again = file.clone();
-                let read = self.host.run("reading the ledger", move || load(&again))?;
-                if read.is_err() {
-                    self.drop_void(file.clone())?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The lock of a record's file, if nobody has it.
-    fn lock_of(&self, file: &Path) -> Result<Option<Lock>> {
-        let name = file.file_stem().and_then(|stem| stem.to_str());
-        match name.and_then(|name| u64::from_str_radix(name, 16).ok()) {
-            Some(hash) => self.lock_at(hash, Instant::now(), || Ok(())),
-            None => Ok(None),
-        }
-    }
-
-    /// Removes a record that cannot be read, if the host has no mount that it could be about. It was damaged with the
-    /// disk it is on, where `/run` is not in memory. Needs the lock.
-    fn drop_void(&self, file: PathBuf) -> Result<()> {
-        let shown = file.display().to_string();
-        let about = file.clone();
-        let table = self.host.run("looking at the mounts", mountinfo::read)?;
-        let table = table.map_err(|e| {
-            Error::system("cannot read the host's mount table").because(errno_text(e))
-        })?;
-        if table.iter().any(|entry| file_of(&entry.target) == about) {
-            return Ok(());
-        }
-        tracing::warn!(file = %shown, "a record that cannot be read is removed: nothing is mounted that it could be about");
-        self.unlink(file)
-    }
-
     /// Removes the record of a target; what is not there is not missed.
     ///
     /// # Errors
@@ -506,10 +300,6 @@ fn load_json<T: DeserializeOwned>(file: &Path) -> std::result::Result<Option<T>,
     serde_json::from_slice(&text)
         .map(Some)
         .map_err(|e| bad(e.to_string()))
-}
-
-fn attachment_file(through: &str) -> PathBuf {
-    PathBuf::from(format!("{DEVICES}/{:016x}.json", hash(Path::new(through))))
 }
 
 fn file_of(target: &Path) -> PathBuf {

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Base, Host, Output, Process};
 
-use crate::support::{Container, Spc, until, with_lab};
+use crate::support::{Container, Spc, VmSpc, until, with_lab};
 
 /// Somebody who uses a mount, until this is dropped, and its number on the host.
 struct Holder {
@@ -131,21 +131,16 @@ fn a_busy_mount_says_who_holds_it() {
     });
 }
 
-/// Mounts a directory of the container by bindfs, and gives the numbers of its daemon on the host.
-fn bindfs(spc: &Spc<'_>, target: &str) -> Result<String> {
-    spc.sh("mkdir -p /srv/source/sub && echo through >/srv/source/file")?
-        .ok()?;
-    let mount = [
-        "spc",
-        "mount",
-        "-t",
-        "fuse.bindfs",
-        "-o",
-        "x-mount.mkdir",
-        "/srv/source",
-        target,
-    ];
-    spc.exec(&mount)?.ok()?;
+/// A directory of the container, whose daemon runs there, and one of the host, whose daemon runs in a client root.
+const INSIDE: &str = "/srv/source";
+const OUTSIDE: &str = "/host/srv/source";
+
+/// Mounts a directory by bindfs, and gives the number of its daemon.
+fn bindfs(spc: &Spc<'_>, source: &str, target: &str) -> Result<String> {
+    let make = format!("mkdir -p {source}/sub && echo through >{source}/file");
+    spc.sh(&make)?.ok()?;
+    let mount = ["spc", "mount", "-t", "fuse.bindfs", "-o", "x-mount.mkdir"];
+    spc.exec(&[&mount[..], &[source, target]].concat())?.ok()?;
     Ok(spc.record(target)?["daemon"][0].to_string())
 }
 
@@ -154,7 +149,7 @@ fn a_mount_that_does_not_answer_can_be_taken_off() {
     with_lab(|lab| {
         let spc = Spc::usual(lab)?;
         let host = &spc.host;
-        let daemon = bindfs(&spc, "/mnt/data")?;
+        let daemon = bindfs(&spc, INSIDE, "/mnt/data")?;
         // One that only hangs because of what it is on.
         let below = ["spc", "mount", "-t", "tmpfs", "below", "/mnt/data/sub"];
         spc.exec(&below)?.ok()?;
@@ -208,23 +203,20 @@ fn a_mount_that_does_not_answer_can_be_taken_off() {
 fn force_ends_the_requests_of_a_daemon_that_is_stopped() {
     with_lab(|lab| {
         let spc = Spc::usual(lab)?;
-        let daemon = bindfs(&spc, "/mnt/data")?;
+        let daemon = bindfs(&spc, OUTSIDE, "/mnt/data")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         let waits = Holder::start(&spc.host, "exec cat /mnt/data/file")?;
         std::thread::sleep(Duration::from_millis(500));
-        refused(
-            &spc,
-            &["spc", "umount", "/mnt/data"],
-            15,
-            &["busy", "with -f"],
-        )?;
+        let waiting = format!("{} (cat) waits for /mnt/data/file", waits.pid);
+        let says = ["busy", &*waiting, "with -f"];
+        refused(&spc, &["spc", "umount", "/mnt/data"], 15, &says)?;
         within(&spc, &["spc", "umount", "-f", "/mnt/data"], 20)?;
         let ended = waits.process.wait()?.code(1)?;
         ensure!(!ended.error_text().is_empty(), "{ended}");
         spc.is_clean()?;
 
         // Whoever keeps a file open keeps the mount, which answers nobody any more.
-        let daemon = bindfs(&spc, "/mnt/data")?;
+        let daemon = bindfs(&spc, OUTSIDE, "/mnt/data")?;
         let opens = Holder::start(&spc.host, "exec sleep 1000 </mnt/data/file")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         let says = [
@@ -245,13 +237,13 @@ fn a_mount_that_was_taken_away_leaves_nothing() {
         let spc = Spc::usual(lab)?;
         let host = &spc.host;
         // A daemon that does not end by itself.
-        let daemon = bindfs(&spc, "/mnt/data")?;
+        let daemon = bindfs(&spc, OUTSIDE, "/mnt/data")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         host.sh("umount -l /mnt/data")?.ok()?;
         until("the stopped daemon is gone", || Ok(spc.is_clean().is_ok()))?;
 
         // One that somebody still needs, as after `umount -l`, and when a container has the mount.
-        let daemon = bindfs(&spc, "/mnt/data")?;
+        let daemon = bindfs(&spc, OUTSIDE, "/mnt/data")?;
         let opens = Holder::start(
             host,
             "exec 3</mnt/data/file; sleep 3; read -r line <&3; echo $line",
@@ -261,7 +253,7 @@ fn a_mount_that_was_taken_away_leaves_nothing() {
         until("its daemon has ended", || Ok(spc.is_clean().is_ok()))?;
         ensure!(!spc.sh(&format!("kill -0 {daemon}"))?.success());
 
-        let daemon = bindfs(&spc, "/mnt/data")?;
+        let daemon = bindfs(&spc, OUTSIDE, "/mnt/data")?;
         let other = [
             "docker",
             "run",
@@ -301,7 +293,7 @@ fn a_thousand_mounts_are_looked_at_at_once() {
         let spc = Spc::usual(lab)?;
         let stopped = ["/mnt/a", "/mnt/b", "/mnt/c"];
         for target in stopped {
-            let daemon = bindfs(&spc, target)?;
+            let daemon = bindfs(&spc, INSIDE, target)?;
             spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         }
         let many = "for n in $(seq 1000); do spc mount -t tmpfs -o size=4k,x-mount.mkdir x /mnt/many/$n || exit 1; done";
@@ -325,5 +317,89 @@ fn a_thousand_mounts_are_looked_at_at_once() {
         let gone = spc.host.command(&all)?.limit(limit).run()?.ok()?;
         eprintln!("unmounted in {:.1?}", gone.elapsed);
         until("nothing is left of them", || Ok(spc.is_clean().is_ok()))
+    });
+}
+
+/// Writes a file of the mount that stays in memory, and then takes the network away.
+const CUT_OFF: &str =
+    "dd if=/dev/zero of=/mnt/nfs/dirty bs=64k count=16 2>/dev/null && ip link set eth0 down";
+
+#[test]
+fn an_nfs_server_that_is_gone_keeps_no_command() {
+    with_lab(|lab| {
+        let server = lab::knfsd().context("no lab")?.vm().address();
+        let spc = VmSpc::usual(lab)?;
+        let host = &spc.host;
+        let (nfs, other) = (format!("{server}:/data"), "/mnt/other");
+        let mount = [
+            "spc",
+            "mount",
+            "-t",
+            "nfs",
+            "-o",
+            "x-mount.mkdir",
+            &nfs,
+            "/mnt/nfs",
+        ];
+        let scratch = [
+            "spc",
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            "x-mount.mkdir",
+            "x",
+            other,
+        ];
+        let back = || host.sh("ip link set eth0 up").and_then(Output::ok);
+        let umount = ["spc", "umount", "/mnt/nfs"];
+
+        // Somebody waits for the server; another mount is not concerned.
+        spc.exec(&mount)?.ok()?;
+        spc.exec(&scratch)?.ok()?;
+        host.sh("ip link set eth0 down")?.ok()?;
+        let waits = host
+            .sh("cat /mnt/nfs/sub/file >/dev/null 2>/run/waits & echo $!")?
+            .ok()?
+            .text();
+        let list = within(&spc, &["spc", "ls"], 15)?.text();
+        ensure!(list.contains(" hung ") && list.contains(" ok "), "{list}");
+        let waiting = format!("{waits} (cat) waits for /mnt/nfs/sub/file");
+        refused(&spc, &umount, 25, &["busy", &waiting, "with -f"])?;
+        within(&spc, &["spc", "umount", other], 15)?;
+        within(&spc, &["spc", "umount", "-f", "/mnt/nfs"], 40)?;
+        ensure!(spc.on("/mnt/nfs")?.is_empty());
+        let told = host.sh("cat /run/waits")?.text();
+        ensure!(
+            told.contains("Input/output error"),
+            "who waited heard nothing: {told}"
+        );
+        back()?;
+
+        // What was written last has not reached the server: the mount goes, and the command says so.
+        spc.exec(&mount)?.ok()?;
+        host.sh(CUT_OFF)?.ok()?;
+        let late = spc.exec(&umount)?.code(2)?;
+        let says =
+            "/mnt/nfs is unmounted, but the kernel has not finished: its server does not answer";
+        ensure!(
+            late.error_text().contains(says) && late.elapsed < Duration::from_secs(30),
+            "{late}"
+        );
+        ensure!(spc.on("/mnt/nfs")?.is_empty());
+        back()?;
+        let written = format!("{}/data/dirty", lab::Knfsd::EXPORTS);
+        let server = lab::knfsd().context("no lab")?.vm();
+        until("the server has all that was written", || {
+            Ok(server.sh(&format!("cat {written} | wc -c"))?.text() == "1048576")
+        })?;
+        server.sh(&format!("rm {written}"))?.ok()?;
+
+        // Who does not want to wait for it is done.
+        spc.exec(&mount)?.ok()?;
+        host.sh("ip link set eth0 down")?.ok()?;
+        within(&spc, &["spc", "umount", "-l", "/mnt/nfs"], 25)?;
+        back()?;
+        spc.is_clean()
     });
 }
