@@ -14,8 +14,10 @@ use super::mounter::Session;
 use super::presence::entry_of;
 use super::unmounter::How;
 use crate::error::{Error, Result, errno_text};
+use crate::health::look::{self, Health};
 use crate::host::errand::{Answer, Errand};
-use crate::host::mountinfo::Entry;
+use crate::host::mountinfo::{self, Entry};
+use crate::host::target::show;
 
 /// How long one rung may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -109,14 +111,26 @@ pub fn climb(session: &Session, record: &Record, how: How) -> Result<Off> {
     Err(match (last, entry_of(session, record)?) {
         (Came::Failed(Errno::BUSY), Some(entry)) => busy(session, record, &entry, how),
         (Came::Failed(error), _) => failed(record).because(errno_text(error)),
-        _ => failed(record)
+        (_, entry) => failed(record)
             .because(format!("it does not answer: waited {} s", LIMIT.as_secs()))
-            .hint(if how.lazy {
-                "the host's kernel does not let go of it; see dmesg"
-            } else {
-                "give up on its requests with -f, or detach it with -l"
+            .hint(match entry.and_then(|entry| hung_below(session, &entry)) {
+                Some(target) => format!(
+                    "it is on {target}, which does not answer: take both off with `spc umount -R -f -l {target}`"
+                ),
+                None if how.lazy => "the host's kernel does not let go of it; see dmesg".into(),
+                None => "give up on its requests with -f, or detach it with -l".into(),
             }),
     })
+}
+
+/// Where the mount is that a mount is on, if that does not answer: then the other one cannot be reached.
+fn hung_below(session: &Session, entry: &Entry) -> Option<String> {
+    let parent = entry.parent;
+    let look = move || mountinfo::find(parent);
+    let on = session.host.run("looking at a mount", look).ok()?.ok()??;
+    let target = on.target.to_string_lossy();
+    let health = look::at(&target, Instant::now() + Duration::from_secs(1), || Ok(())).ok()?;
+    (health == Health::Hung).then(|| show(&on.target))
 }
 
 fn failed(record: &Record) -> Error {

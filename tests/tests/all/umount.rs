@@ -75,8 +75,6 @@ fn a_busy_mount_says_who_holds_it() {
         spc.exec(&["spc", "mount", "-t", "tmpfs", "scratch", "/mnt/data"])?
             .ok()?;
         host.sh("mkdir /mnt/data/sub /mnt/data/below && echo x >/mnt/data/file && cp /bin/busybox /mnt/data/busybox")?.ok()?;
-        let library = host.sh("ls -d /lib/*/libc.so.6")?.ok()?.text();
-        host.sh(&format!("cp {library} /mnt/data/library"))?.ok()?;
         until("the other container is there", || {
             Ok(host.sh("docker top other | grep -c 'sleep 1000'")?.text() == "1")
         })?;
@@ -85,10 +83,16 @@ fn a_busy_mount_says_who_holds_it() {
         let works = Holder::start(host, "cd /mnt/data/sub && exec sleep 1000")?;
         let opens = Holder::start(host, "exec sleep 1000 <'/mnt/data/file'")?;
         let runs = Holder::start(host, "exec /mnt/data/busybox sleep 1000")?;
-        let maps = Holder::start(
-            host,
-            "export LD_PRELOAD=/mnt/data/library; exec /bin/busybox sleep 1000",
-        )?;
+        let rooted = Holder::start(host, "exec chroot /mnt/data /busybox sleep 1000")?;
+        // A library of the other container's, which it has nowhere open.
+        let preload = "cp /lib/*/libc.so.6 /there/data/library && export LD_PRELOAD=/there/data/library && exec sleep 1000";
+        let maps = Holder::start(host, &format!("exec docker exec other sh -c '{preload}'"))?;
+        let mapped = || {
+            Ok(host
+                .sh("grep -l ' /there/data/library' /proc/[0-9]*/maps")?
+                .success())
+        };
+        until("the library is mapped", mapped)?;
         host.sh("mount -t tmpfs below /mnt/data/below")?.ok()?;
         let id = host
             .sh("docker inspect --format '{{.Id}}' other | cut -c 1-12")?
@@ -99,7 +103,11 @@ fn a_busy_mount_says_who_holds_it() {
             &format!("{} (sleep) works in /mnt/data/sub", works.pid),
             &format!("{} (sleep) has /mnt/data/file open", opens.pid),
             &format!("{} (busybox) runs /mnt/data/busybox", runs.pid),
-            &format!("{} (busybox) has /mnt/data/library mapped", maps.pid),
+            &format!("(sleep, in container {id}) has /there/data/library mapped"),
+            &format!(
+                "{} (busybox) works in /mnt/data, has /mnt/data as its root, and 1 more",
+                rooted.pid
+            ),
             &format!("(sleep, in container {id}) works in /there/data/sub"),
             "/mnt/data/below is mounted below it (tmpfs)",
             "hint: unmount what is mounted below it first",
@@ -110,7 +118,7 @@ fn a_busy_mount_says_who_holds_it() {
         // One after another goes, and the rest is told of.
         host.sh("umount /mnt/data/below && docker rm -f other")?
             .ok()?;
-        drop((works, runs, maps));
+        drop((works, runs, rooted, maps));
         let says = ["/mnt/data/file open", "hint: end what uses it"];
         refused(&spc, &umount, 10, &says)?;
         refused(&spc, &["spc", "umount", "-f", "/mnt/data"], 10, &says)?;
@@ -139,7 +147,8 @@ const OUTSIDE: &str = "/host/srv/source";
 fn bindfs(spc: &Spc<'_>, source: &str, target: &str) -> Result<String> {
     let make = format!("mkdir -p {source}/sub && echo through >{source}/file");
     spc.sh(&make)?.ok()?;
-    let mount = ["spc", "mount", "-t", "fuse.bindfs", "-o", "x-mount.mkdir"];
+    let options = "x-mount.mkdir,x-spc.repair=no";
+    let mount = ["spc", "mount", "-t", "fuse.bindfs", "-o", options];
     spc.exec(&[&mount[..], &[source, target]].concat())?.ok()?;
     Ok(spc.record(target)?["daemon"][0].to_string())
 }
@@ -175,7 +184,10 @@ fn a_mount_that_does_not_answer_can_be_taken_off() {
             &spc,
             &["spc", "umount", "/mnt/data/sub"],
             25,
-            &["does not answer", "hint: "],
+            &[
+                "does not answer",
+                "hint: it is on /mnt/data, which does not answer",
+            ],
         )?;
         let outside = ["spc", "umount", "/mnt/data/sub/../sub"];
         refused(
