@@ -270,3 +270,31 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
         .log(tried)
         .hint(hint))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_hangs_does_not_hold_up_the_next() {
+        // Only root may enter a namespace, be it its own.
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let namespace = PathBuf::from("/proc/self/ns/mnt");
+        let file = File::open(&namespace).unwrap();
+        let jobs = start(&file).unwrap();
+        let host = Host {
+            worker: Mutex::new(Worker { jobs, lost: 0 }),
+            namespace,
+            file,
+        };
+        let (go, held) = channel::<()>();
+        let hang = move || held.recv().is_ok();
+        let late = host.run_within("hanging", Duration::from_millis(50), hang);
+        assert!(late.unwrap_err().summary().contains("no answer"));
+        assert_eq!(host.run("answering", || 7).unwrap(), 7);
+        assert_eq!(host.worker().lost, 1);
+        drop(go);
+    }
+}
