@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod direct;
+pub mod files;
 pub mod handover;
 pub mod holders;
 pub mod ladder;
