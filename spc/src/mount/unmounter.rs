@@ -26,6 +26,7 @@ const WALK_LIMIT: Duration = Duration::from_secs(5);
 const RULES: Rules = Rules {
     mkdir: None,
     system: true,
+    plain_tail: 0,
 };
 
 /// umount(8)'s ways.
