@@ -18,7 +18,9 @@ use crate::kinds::needs;
 use crate::mount::ladder::{self, Rung};
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::Session;
+use crate::mount::repair::{self, NOTHING, Outcome};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
+use crate::mount::run::Interrupts;
 use crate::mount::unmounter::{self, How, umount};
 use crate::mount::{Options, Plan, Request};
 
@@ -104,6 +106,12 @@ enum Command {
         /// How
         #[arg(value_enum)]
         rung: Rung,
+    },
+    /// Make a mount anew if its daemon died
+    #[command(hide = true)]
+    Repair {
+        /// The target, as the ledger has it
+        target: PathBuf,
     },
     /// Make the namespace of a client root and become its keeper
     #[command(hide = true)]
@@ -241,7 +249,7 @@ pub fn main() -> ExitCode {
         Command::Serve { verbose } => *verbose,
         _ => false,
     };
-    let serving = matches!(cli.command, Command::Serve { .. });
+    let serving = matches!(cli.command, Command::Serve { .. } | Command::Repair { .. });
     let level = match (verbose, serving) {
         (true, _) => tracing::Level::DEBUG,
         (false, true) => tracing::Level::INFO,
@@ -309,6 +317,13 @@ fn run(command: Command) -> Result<u8> {
             unique,
             rung,
         } => ladder::child(&Session::open()?, &target, id, unique, rung).map(|()| 0),
+        Command::Repair { target } => {
+            let interrupts = Interrupts::hold()?;
+            match repair::repair(&Session::open()?, &target, &interrupts)? {
+                Outcome::Nothing => Ok(NOTHING),
+                Outcome::Repaired => Ok(0),
+            }
+        }
     }
 }
 

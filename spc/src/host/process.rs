@@ -1,8 +1,8 @@
 //! Processes that belong to a mount or are a service: found by the mark in their environment, ended in bounded time.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,9 +12,6 @@ use rustix::process::{
 
 /// Environment variable that helpers and their daemons inherit; its value is the mount's id.
 pub const MARK: &str = "SPC_MOUNT";
-
-/// What a daemon of a FUSE file system has open.
-const FUSE: &str = "/dev/fuse";
 
 /// A process, by its number in procfs and by the one that our own PID namespace has for it. They differ where the
 /// host's procfs is bound over the container's.
@@ -32,6 +29,57 @@ pub fn marked(id: &str) -> Vec<i32> {
     let mut found: Vec<i32> = listed(&mark).iter().map(|number| number.own).collect();
     found.sort_unstable();
     found
+}
+
+/// Whether one of a mount's processes has the kernel's FUSE open, and so may answer for it.
+pub fn answers_fuse(id: &str) -> bool {
+    let marked = listed(&format!("{MARK}={id}"));
+    marked.iter().any(|number| !fuse_of(*number).is_empty())
+}
+
+/// Whether a process of this mount still serves a file system that somebody may use: one of FUSE, by the kernel's end of it.
+fn serves(id: &str) -> bool {
+    let mut marked = listed(&format!("{MARK}={id}")).into_iter();
+    marked.any(|number| {
+        let pidfd = Pid::from_raw(number.own).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let Some(Ok(pidfd)) = pidfd else { return false };
+        let open = fuse_of(number);
+        open.iter().any(|open| is_connected(&pidfd, *open))
+    })
+}
+
+/// What a process has open of the kernel's FUSE.
+fn fuse_of(number: Number) -> Vec<RawFd> {
+    let open = fs::read_dir(format!("/proc/{}/fd", number.listed));
+    let open = open.into_iter().flatten().flatten();
+    open.filter(|entry| fs::read_link(entry.path()).is_ok_and(|file| file.ends_with("fuse")))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// The processes of all mounts, by the mount's id, found in one walk.
+pub fn of_mounts() -> BTreeMap<String, Vec<OwnedFd>> {
+    let mut found: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
+    for number in marked_by(|listed| mount_of(listed).is_some()) {
+        let process = number.listed;
+        if let Some(id) = mount_of(process)
+            && let Some(pid) = Pid::from_raw(number.own)
+            && let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+            // Pids are used again.
+            && mount_of(process).as_ref() == Some(&id)
+        {
+            found.entry(id).or_default().push(pidfd);
+        }
+    }
+    found
+}
+
+/// The mount that a process carries the mark of.
+fn mount_of(listed: i32) -> Option<String> {
+    let environ = fs::read(format!("/proc/{listed}/environ")).ok()?;
+    let mut variables = environ.split(|&b| b == 0);
+    let id = variables.find_map(|v| v.strip_prefix(MARK.as_bytes())?.strip_prefix(b"="))?;
+    Some(String::from_utf8_lossy(id).into_owned())
 }
 
 /// Whether a program of this name runs, in whatever container, other than in this process.
@@ -64,12 +112,17 @@ pub fn in_namespace(namespace: u64, except: i32) -> bool {
 }
 
 fn listed(mark: &str) -> Vec<Number> {
+    marked_by(|listed| has_mark(listed, mark.as_bytes()))
+}
+
+/// Processes with a mark, our own left out.
+fn marked_by(marked: impl Fn(i32) -> bool) -> Vec<Number> {
     let depth = numbers("self").len().saturating_sub(1);
     fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|listed| has_mark(*listed, mark.as_bytes()))
+        .filter(|listed| marked(*listed))
         .filter_map(|listed| {
             let own = *numbers(&listed.to_string()).get(depth)?;
             Some(Number { listed, own })
@@ -161,24 +214,6 @@ pub fn hold_marked(mark: &str) -> Vec<OwnedFd> {
             has_mark(number.listed, mark.as_bytes()).then_some(pidfd)
         })
         .collect()
-}
-
-/// Whether a process of this mount still serves a file system that somebody may use: one of FUSE, by the kernel's end of it.
-fn serves(id: &str) -> bool {
-    let mut marked = listed(&format!("{MARK}={id}")).into_iter();
-    marked.any(|number| {
-        let pidfd = Pid::from_raw(number.own).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let Some(Ok(pidfd)) = pidfd else { return false };
-        let open = fs::read_dir(format!("/proc/{}/fd", number.listed));
-        open.into_iter().flatten().flatten().any(|entry| {
-            let is_fuse = fs::read_link(entry.path()).is_ok_and(|path| path == Path::new(FUSE));
-            let number = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok());
-            is_fuse && number.is_none_or(|number| is_connected(&pidfd, number))
-        })
-    })
 }
 
 /// Whether there is still a file system at the other end of a daemon's FUSE device. It is in error if there is none.

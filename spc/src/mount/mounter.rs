@@ -8,11 +8,11 @@ use super::device::prepare::{MKFS, Preparing};
 use super::device::{Attached, Attaching};
 use super::direct::{self, Detached};
 use super::handover::Handover;
-use super::ledger::{Lock, OnDevice, Record, State, boot, now};
+use super::ledger::{Again, Lock, OnDevice, Record, State, boot, now};
 use super::plan::Route;
 use super::presence::entry_of;
 use super::proof;
-use super::recover::{is_mount, leave_stand_in, settle, undo};
+use super::recover::{is_mount, known, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
 use super::{Ledger, Plan, Proof, Request, services};
@@ -103,7 +103,7 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
     let lock = session
         .ledger
         .lock(&plan.target, deadline, || interrupts.check())?;
-    if let Some(record) = session.ledger.get(&plan.target)? {
+    if let Some(record) = known(session, &plan.target)? {
         match settle(session, &record)? {
             Some(entry) if record.request == plan.request.fingerprint() => {
                 tracing::debug!(mount = entry.id, "already mounted");
@@ -209,6 +209,7 @@ impl<'a> Attempt<'a> {
                 through: device.through.clone(),
             }),
             boot: boot(),
+            again: None,
         };
         Ok(Self {
             session,
@@ -273,15 +274,7 @@ impl<'a> Attempt<'a> {
                     target: &self.plan.target,
                     handover: &handover,
                     secrets,
-                    scope: self.record.root.is_some().then(|| Scope {
-                        name: scope::name_of(&self.plan.target),
-                        description: format!(
-                            "spc: {} {} on {}",
-                            self.record.fs_type,
-                            self.record.source,
-                            show(&self.plan.target)
-                        ),
-                    }),
+                    scope: scope_of(&self.record),
                 };
                 let said = run
                     .to_end(deadline, interrupts)
@@ -291,6 +284,11 @@ impl<'a> Attempt<'a> {
                     .map_err(|error| run.tell(error, &said))?;
                 if proof.entry.is_fuse() {
                     self.answers(&run, &said, proof.mount, deadline, interrupts)?;
+                    let origins = secrets.origins();
+                    self.record.again = Some(Again {
+                        secrets: origins.map(|(key, from)| format!("{key}={from}")).collect(),
+                        ..Again::default()
+                    });
                 }
                 self.record.daemon = process::marked(&self.record.id);
                 proof
@@ -474,4 +472,14 @@ impl Drop for Attempt<'_> {
             services::release(self.session);
         }
     }
+}
+
+/// The cgroup of its own on the host for what a mount with a client root leaves running.
+pub(super) fn scope_of(record: &Record) -> Option<Scope> {
+    let target = Path::new(&record.target);
+    let (fs_type, source) = (&record.fs_type, &record.source);
+    record.root.is_some().then(|| Scope {
+        name: scope::name_of(target),
+        description: format!("spc: {fs_type} {source} on {}", show(target)),
+    })
 }

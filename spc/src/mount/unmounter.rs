@@ -8,7 +8,7 @@ use super::ladder::{Off, climb};
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::presence::entry_of;
-use super::recover::{COPIES, PATIENCE, forget, settle};
+use super::recover::{COPIES, PATIENCE, forget, known, settle};
 use super::services;
 use crate::client::{enter, root};
 use crate::error::{Error, Result};
@@ -114,7 +114,7 @@ fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let _lock = session
         .ledger
         .lock(target, Instant::now() + LOCK_LIMIT, || Ok(()))?;
-    let Some(mut record) = session.ledger.get(target)? else {
+    let Some(mut record) = known(session, target)? else {
         return Err(not_ours(session, target));
     };
     let claim = session.claim(&record);
