@@ -94,12 +94,6 @@ enum Command {
         /// The target, as a path of the host
         target: PathBuf,
     },
-    /// Make a mount anew if its daemon died
-    #[command(hide = true)]
-    Repair {
-        /// The target, as the ledger has it
-        target: PathBuf,
-    },
     /// Unmount one mount, and say what came of it
     #[command(hide = true)]
     Detach {
@@ -112,6 +106,12 @@ enum Command {
         /// How
         #[arg(value_enum)]
         rung: Rung,
+    },
+    /// Make a mount anew if its daemon died
+    #[command(hide = true)]
+    Repair {
+        /// The target, as the ledger has it
+        target: PathBuf,
     },
     /// Make the namespace of a client root and become its keeper
     #[command(hide = true)]
@@ -307,13 +307,6 @@ fn run(command: Command) -> Result<u8> {
         Command::Keeper { .. } => keeper::keeper().map(|()| 0),
         Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
         Command::FirstData => show::first_data().map(|()| 0),
-        Command::Repair { target } => {
-            let interrupts = Interrupts::hold()?;
-            match repair::repair(&Session::open()?, &target, &interrupts)? {
-                Outcome::Nothing => Ok(NOTHING),
-                Outcome::Repaired => Ok(0),
-            }
-        }
         Command::Look { milliseconds } => {
             look::child(&Session::open()?, Duration::from_millis(milliseconds)).map(|()| 0)
         }
@@ -324,6 +317,13 @@ fn run(command: Command) -> Result<u8> {
             unique,
             rung,
         } => ladder::child(&Session::open()?, &target, id, unique, rung).map(|()| 0),
+        Command::Repair { target } => {
+            let interrupts = Interrupts::hold()?;
+            match repair::repair(&Session::open()?, &target, &interrupts)? {
+                Outcome::Nothing => Ok(NOTHING),
+                Outcome::Repaired => Ok(0),
+            }
+        }
     }
 }
 

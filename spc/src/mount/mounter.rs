@@ -208,8 +208,8 @@ impl<'a> Attempt<'a> {
                 name: device.name.clone(),
                 through: device.through.clone(),
             }),
-            again: None,
             boot: boot(),
+            again: None,
         };
         Ok(Self {
             session,
