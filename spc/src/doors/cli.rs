@@ -1,24 +1,22 @@
 //! The command line.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
-use super::show;
-use crate::client::{namespace, scope};
-use crate::error::{Class, Error, Result, errno_text};
+use super::setup::{InstallArgs, UninstallArgs};
+use super::{finish, flexvolume, make, mounter, parse, show, warn_if_seen};
+use crate::client::{keeper, scope};
+use crate::error::{Class, Error, Result};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
-use crate::mount::device::blank;
-use crate::mount::device::tool::STDIN;
 use crate::mount::ledger::Corrupt;
-use crate::mount::mounter::{Done, Session, mount};
+use crate::mount::mounter::Session;
 use crate::mount::repair::{self, NOTHING, Outcome};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::run::Interrupts;
@@ -72,6 +70,14 @@ enum Command {
         #[arg(short, long)]
         verbose: bool,
     },
+    /// Put what mount(8), systemd and kubelet look for on the host
+    Install(InstallArgs),
+    /// Take it off the host again
+    Uninstall(UninstallArgs),
+    /// Mount as the program does that kubelet may be told to mount by (--experimental-mounter-path)
+    Mounter(mounter::Mounter),
+    /// Answer one call of kubelet as a FlexVolume driver does, with JSON
+    Flexvolume(flexvolume::Flexvolume),
     /// Look at one target and answer by the exit code
     #[command(hide = true)]
     Look {
@@ -201,6 +207,7 @@ impl MountArgs {
             timeout: Duration::from_secs(self.timeout),
             route: self.route,
             over_system_directory: self.over_system_directory,
+            plain_tail: 0,
         }
         .validated()
     }
@@ -209,23 +216,9 @@ impl MountArgs {
 /// Reads the command line, runs the command, and gives its exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::take();
-    let cli = match Cli::try_parse_from(&arguments.all) {
+    let cli: Cli = match parse(Cli::command(), &arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            let code = if error.use_stderr() {
-                Class::Usage.exit_code()
-            } else {
-                0
-            };
-            // Nothing is left to say if nobody listens.
-            let _ = if arguments.hold_secrets() {
-                let text = arguments.mask(&error.render().to_string());
-                std::io::stderr().write_all(text.as_bytes())
-            } else {
-                error.print()
-            };
-            return ExitCode::from(code);
-        }
+        Err(code) => return code,
     };
     let verbose = match &cli.command {
         Command::Mount(args) | Command::Explain { mount: args, .. } => args.verbose,
@@ -250,39 +243,15 @@ pub fn main() -> ExitCode {
     } else {
         log.without_time().init();
     }
-    if let Some(error) = &arguments.seen {
-        tracing::warn!(error = %errno_text(error.kind()), "the secret among the arguments can be seen by other processes; give it by --secret");
-    }
-    match run(cli.command) {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            let code = error.class().exit_code();
-            let error = match error.class() {
-                Class::Usage => error.hint_if_none("--help shows what is understood"),
-                _ => error,
-            };
-            eprintln!("spc: {}", arguments.mask(&error.to_string()));
-            ExitCode::from(code)
-        }
-    }
+    warn_if_seen(&arguments);
+    let done = run(cli.command);
+    finish("spc", &arguments, done)
 }
 
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Mount(args) => {
-            let request = args.request()?;
-            let interrupts = Interrupts::hold()?;
-            let session = Session::open()?;
-            if args.fake {
-                Plan::make(request, &session.host, &session.settings)?;
-                return Ok(0);
-            }
-            let done = mount(&session, request, &interrupts)?;
-            if args.verbose {
-                show::mounted(&done)?;
-            } else if let Done::Already(record) = done {
-                tracing::info!(target = %record.target, "already mounted");
-            }
+            make(args.request()?, args.fake, args.verbose)?;
             Ok(0)
         }
         Command::Umount(args) => unmount(&args),
@@ -318,11 +287,15 @@ fn run(command: Command) -> Result<u8> {
             show::plan(&plan, &host, json)?;
             Ok(0)
         }
+        Command::Install(args) => args.run(),
+        Command::Uninstall(args) => args.run(),
         Command::Serve { .. } => serve::serve().map(|()| 0),
-        Command::Keep { root } => namespace::keep(&root).map(|()| 0),
-        Command::Keeper { .. } => namespace::keeper().map(|()| 0),
+        Command::Mounter(mounter) => mounter.run().map(|()| 0),
+        Command::Flexvolume(call) => Ok(call.run()),
+        Command::Keep { root } => keeper::keep(&root).map(|()| 0),
+        Command::Keeper { .. } => keeper::keeper().map(|()| 0),
         Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
-        Command::FirstData => first_data().map(|()| 0),
+        Command::FirstData => show::first_data().map(|()| 0),
         Command::Repair { target } => {
             let interrupts = Interrupts::hold()?;
             match repair::repair(&Session::open()?, &target, &interrupts)? {
@@ -332,15 +305,6 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Look { target } => look::child(&Session::open()?, &target),
     }
-}
-
-fn first_data() -> Result<()> {
-    let fail = |e| Error::system("cannot read the device").because(errno_text(e));
-    let device = std::fs::File::open(STDIN).map_err(fail)?;
-    if let Some(at) = blank::first_data(&device).map_err(fail)? {
-        println!("{at}");
-    }
-    Ok(())
 }
 
 fn unmount(args: &UmountArgs) -> Result<u8> {

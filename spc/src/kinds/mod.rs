@@ -7,6 +7,7 @@ mod fuse;
 mod gluster;
 pub mod needs;
 pub mod nfs;
+pub mod servers;
 mod smb;
 mod source;
 mod table;
@@ -16,6 +17,7 @@ use crate::host::modules::Module;
 use crate::host::service::Service;
 use crate::mount::{Options, Secrets};
 use needs::Need;
+use servers::Servers;
 use source::Fit;
 use table::{ROW, TABLE};
 
@@ -140,6 +142,8 @@ struct Kind {
     shows_source: Shown,
     /// The type that takes its place where the kernel does not get its modules.
     without_modules: Option<&'static str>,
+    /// What it does with several servers.
+    servers: Servers,
 }
 
 /// How the failures of a helper are told to a person.
@@ -412,6 +416,20 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
         options: asked.options.for_file_system(),
         ..Helper::default()
     }
+}
+
+/// The types that a program of the image makes: as they are asked for, a family by its prefix alone, and as the mount
+/// table shows them.
+pub fn with_programs() -> (Vec<&'static str>, Vec<&'static str>) {
+    let has_program = |row: &&Kind| {
+        let mut needs = row.needs.iter();
+        needs.any(|need| matches!(need, Need::Program { .. }))
+    };
+    let rows = || TABLE.iter().filter(has_program);
+    let asked = rows().map(|row| row.name.strip_suffix(".*").unwrap_or(row.name));
+    let shown = rows().flat_map(|row| row.shows);
+    let shown = shown.filter(|shown| !shown.contains(['*', '{']));
+    (asked.collect(), shown.copied().collect())
 }
 
 #[cfg(test)]

@@ -129,6 +129,8 @@ fn plan(
         timeout: LIMIT,
         route: RouteChoice::Graft,
         over_system_directory: true,
+        // The recorded path has no links, or it leads elsewhere now.
+        plain_tail: usize::MAX,
     };
     let copies = session.claim(record).files();
     let (host, settings) = (&session.host, &session.settings);
@@ -162,6 +164,7 @@ impl<'a> Attempt<'a> {
             let rules = Rules {
                 mkdir: None,
                 system: true,
+                plain_tail: usize::MAX,
             };
             let (pinned, _) = target::pin(&path, rules)?;
             let entry = pinned.entry()?;

@@ -235,14 +235,15 @@ pub struct Said {
 
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
+pub enum Ended {
     /// By itself, with this exit code.
     Code(i32),
     /// By this signal.
     Signal(i32),
 }
 
-pub(super) fn describe(status: ExitStatus) -> Ended {
+/// How it ended.
+pub fn describe(status: ExitStatus) -> Ended {
     match (status.code(), status.signal()) {
         (Some(code), _) => Ended::Code(code),
         (None, signal) => Ended::Signal(signal.unwrap_or_default()),
@@ -250,7 +251,10 @@ pub(super) fn describe(status: ExitStatus) -> Ended {
 }
 
 /// Waits for a program to end, and ends it if it takes too long or a signal stops us.
-pub(super) fn wait(
+///
+/// # Errors
+/// It was ended.
+pub fn wait(
     child: &mut Child,
     name: &str,
     started: Instant,
