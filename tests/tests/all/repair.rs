@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{AnyHost, Kill, Status, Victim};
+use lab::{AnyHost, Host, Kill, Status, Victim};
 use serde_json::Value;
 
 use crate::fuse::sshd;
@@ -349,15 +349,20 @@ fn ceph_fuse_comes_back_with_the_key_of_a_file() {
     });
 }
 
+/// A directory of an SSH server.
+fn sshfs(spc: &Spc<'_>, server: &Host<'_>) -> Result<()> {
+    spc.put("/host/root/key", &server.read("/root/key")?)?;
+    spc.sh("chmod 600 /host/root/key")?.ok()?;
+    let source = format!("root@{}:/srv/data", server.address());
+    let options = "IdentityFile=/host/root/key,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes";
+    mount(spc, &["-t", "fuse.sshfs", "-o", options, &source])
+}
+
 #[test]
 fn tries_that_fail_come_later_and_later_and_say_why() {
     with_lab(|lab| {
         let (spc, server) = (Spc::usual(lab)?, sshd(lab)?);
-        spc.put("/host/root/key", &server.read("/root/key")?)?;
-        spc.sh("chmod 600 /host/root/key")?.ok()?;
-        let source = format!("root@{}:/srv/data", server.address());
-        let options = "IdentityFile=/host/root/key,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes";
-        mount(&spc, &["-t", "fuse.sshfs", "-o", options, &source])?;
+        sshfs(&spc, &server)?;
         let (dead, _) = only(&spc)?;
         server.sh("kill $(cat /run/sshd.pid)")?.ok()?;
         kill(&spc)?;
@@ -380,6 +385,24 @@ fn tries_that_fail_come_later_and_later_and_say_why() {
         is_repaired(&spc, dead)?;
         ensure!(spc.host.read("/mnt/data/file")? == b"on the server");
         spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn an_unmount_does_not_wait_for_a_repair() {
+    with_lab(|lab| {
+        let (spc, server) = (Spc::usual(lab)?, sshd(lab)?);
+        sshfs(&spc, &server)?;
+        // Whoever connects now waits for its first word.
+        server.sh("kill -STOP $(cat /run/sshd.pid)")?.ok()?;
+        kill(&spc)?;
+        until("a repair is at work", || {
+            let at_work = "grep -q making /run/spc/mounts/*.json && pidof ssh";
+            Ok(spc.host.sh(at_work)?.success())
+        })?;
+        let output = spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        ensure!(output.elapsed < Duration::from_secs(10), "{output}");
         spc.is_clean()
     });
 }
