@@ -33,7 +33,7 @@ use crate::kinds::Maker;
 /// Exit code of `spc repair` when there was nothing to repair.
 pub const NOTHING: u8 = 3;
 
-/// Shorter than another command waits for the target.
+/// Shorter than other commands wait for the target.
 const LIMIT: Duration = Duration::from_secs(25);
 
 /// How long a helper that ended well may take until its mount is there.
@@ -81,6 +81,19 @@ pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Resu
         containers::replace(session, &dead, &record);
     }
     Ok(Outcome::Repaired)
+}
+
+/// Ends a repair that is at work on a target: whoever waits for its lock to unmount does not want it.
+///
+/// # Errors
+/// The ledger cannot be read.
+pub fn call_off(session: &Session, target: &Path) -> Result<()> {
+    let record = session.ledger.get(target)?;
+    if let Some(making) = record.and_then(|record| record.again?.making) {
+        // Without its helper it fails. What was not marked yet is found the next time.
+        process::end(&making, Duration::ZERO);
+    }
+    Ok(())
 }
 
 /// Whether the daemon of a mount is gone. One that lives may say the same of its server, and will find it again.

@@ -9,7 +9,7 @@ use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::presence::entry_of;
 use super::recover::{COPIES, PATIENCE, forget, known, settle};
-use super::services;
+use super::{repair, services};
 use crate::client::{enter, root};
 use crate::error::{Error, Result};
 use crate::host::errand::{Answer, Errand};
@@ -113,7 +113,9 @@ pub fn went_along(session: &Session, record: &Record) -> Result<bool> {
 fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let _lock = session
         .ledger
-        .lock(target, Instant::now() + LOCK_LIMIT, || Ok(()))?;
+        .lock(target, Instant::now() + LOCK_LIMIT, || {
+            repair::call_off(session, target)
+        })?;
     let Some(mut record) = known(session, target)? else {
         return Err(not_ours(session, target));
     };
