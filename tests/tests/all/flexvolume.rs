@@ -107,7 +107,7 @@ fn volumes_of_glusterfs_from_several_servers() {
 }
 
 /// A server of `/srv/data` that lets `alice` in with the password.
-fn sshd<'lab>(lab: &'lab Lab, password: &str) -> Result<Host<'lab>> {
+pub fn sshd<'lab>(lab: &'lab Lab, password: &str) -> Result<Host<'lab>> {
     let server = lab.host(HostOptions {
         root: Root::Server,
         ..HostOptions::default()

@@ -19,11 +19,16 @@ const PLUGINS: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
 /// The driver, `spc/spc` in a pod, as a directory's name has it.
 const DRIVER: &str = "spc~spc";
 
+/// The driver's file.
+pub fn driver() -> String {
+    format!("{PLUGINS}/{DRIVER}/spc")
+}
+
 /// What `spc install` does for the ways in, by hand.
 pub fn install<H: AnyHost>(spc: &Container<H>) -> Result<()> {
     let lay = "spc mount -t fuse.bindfs -o x-mount.mkdir /host/srv /mnt/lay";
     spc.sh(lay)?.ok()?;
-    let link = "ln -sfn roots/$(ls /var/lib/spc/roots) /var/lib/spc/current
+    let link = "ln -sfn roots/$(cd /var/lib/spc/roots && echo */) /var/lib/spc/current
         ln -sf current/usr/bin/spc /var/lib/spc/mounter";
     spc.host.sh(link)?.ok()?;
     spc.exec(&["spc", "umount", "/mnt/lay"])?.ok()?;
@@ -122,7 +127,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         if unsupported.iter().any(|known| known == call) {
             bail!("Not supported");
         }
-        let driver = format!("{PLUGINS}/{DRIVER}/spc");
+        let driver = driver();
         // Kubelet sees how the driver ends, and waits until nobody can write to the pipe any more.
         let script = r#"{ "$@"; echo "exit $?" >&3; } 2>&1 3>&2 | cat"#;
         let shell = ["sh", "-c", script, "kubelet", driver.as_str()];

@@ -22,6 +22,7 @@ mod modules;
 mod nfs;
 mod nsenter;
 mod original;
+mod pods;
 mod privilege;
 mod races;
 mod rbd;
