@@ -20,6 +20,7 @@ pub mod flexvolume;
 pub mod helper;
 pub mod kubelet;
 pub mod mounter;
+pub mod setup;
 pub mod show;
 mod statd;
 
@@ -128,15 +129,21 @@ fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether this is done on the host: another `spc` has started this one for that, or it is a driver's answer to kubelet,
-/// whose work another process does.
+/// Whether this is done on the host: another `spc` has started this one for that, it is a driver's answer to kubelet,
+/// whose work another process does, or it takes away the very client root that would do it.
 fn is_done_here(door: &Door) -> bool {
     if *door != Door::Cli {
         return *door == Door::FlexVolume;
     }
     let mut words = std::env::args_os().skip(1);
     match words.next() {
-        Some(command) if command == "keep" || command == "adopt" => true,
+        Some(command)
+            if ["keep", "adopt", "uninstall"]
+                .iter()
+                .any(|own| command == *own) =>
+        {
+            true
+        }
         Some(command) if command == "flexvolume" => {
             words.next().is_none_or(|word| word != "--work")
         }
