@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Host, HostOptions, Lab, Root, Samba, Signal};
 use rustix::process::{Pid, kill_process};
 
-use crate::kubelet::{Kubelet, Pod, Volume, install};
+use crate::kubelet::{Kubelet, Pod, Volume, install, install_there};
 use crate::support::{Container, Spc, VmSpc, until, with_gluster, with_lab};
 
 /// An address of the lab where nobody is.
@@ -114,7 +114,7 @@ pub fn sshd<'lab>(lab: &'lab Lab, password: &str) -> Result<Host<'lab>> {
     })?;
     let start = r#"
         mkdir -p /run/sshd /srv/data && ssh-keygen -q -A && echo "alice:x:1001:1001::/srv/data:/bin/sh" >>/etc/passwd
-        echo "alice:$(openssl passwd -6 "$1"):1:0:99999:7:::" >>/etc/shadow && chown 1001 /srv/data
+        echo "alice:$(busybox mkpasswd -m sha512 "$1"):1:0:99999:7:::" >>/etc/shadow && chown 1001 /srv/data
         /usr/sbin/sshd -o UsePAM=no -o PasswordAuthentication=yes"#;
     server.run(&["sh", "-c", start, "sshd", password])?.ok()?;
     server.write("/srv/data/file", b"on the server")?;
@@ -193,7 +193,7 @@ fn volumes_of_other_fuse_programs_with_secrets_of_the_pod() {
 fn volumes_that_the_kernel_mounts() {
     with_lab(|lab| {
         let spc = VmSpc::usual(lab)?;
-        install(&spc)?;
+        install_there(&spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
 
         let server = lab::knfsd().context("no server")?.vm();

@@ -3,12 +3,13 @@
 //! directories before and after. And tests of the mounter.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::AnyHost;
 use serde_json::{Map, Value, json};
 
-use crate::support::{Container, Spc, VmSpc, with_gluster, with_lab};
+use crate::support::{Spc, VmSpc, with_gluster, with_lab};
 
 /// kubelet's directory.
 pub const ROOT: &str = "/var/lib/kubelet";
@@ -24,18 +25,18 @@ pub fn driver() -> String {
     format!("{PLUGINS}/{DRIVER}/spc")
 }
 
-/// What `spc install` does for the ways in, by hand.
-pub fn install<H: AnyHost>(spc: &Container<H>) -> Result<()> {
-    let lay = "spc mount -t fuse.bindfs -o x-mount.mkdir /host/srv /mnt/lay";
-    spc.sh(lay)?.ok()?;
-    let link = "ln -sfn roots/$(cd /var/lib/spc/roots && echo */) /var/lib/spc/current
-        ln -sf current/usr/bin/spc /var/lib/spc/mounter";
-    spc.host.sh(link)?.ok()?;
-    spc.exec(&["spc", "umount", "/mnt/lay"])?.ok()?;
-    let driver = format!(
-        "mkdir -p {PLUGINS}/{DRIVER} && cd {PLUGINS}/{DRIVER} && cp /var/lib/spc/current/usr/bin/spc .spc && mv .spc spc"
-    );
-    spc.host.sh(&driver)?.ok().map(drop)
+/// Puts the ways in on a host.
+pub fn install(spc: &Spc<'_>) -> Result<()> {
+    spc.exec(&["spc", "install", "--flexvolume"])?
+        .ok()
+        .map(drop)
+}
+
+/// The same on a virtual machine, where copying takes its time.
+pub fn install_there(spc: &VmSpc<'_>) -> Result<()> {
+    let words = ["runc", "exec", "spc", "spc", "install", "--flexvolume"];
+    let limit = Duration::from_secs(300);
+    spc.host.command(&words).limit(limit).run()?.ok().map(drop)
 }
 
 /// A volume of a pod, as a manifest has it.
@@ -371,7 +372,7 @@ fn no_link_below_kubelets_directory_is_followed() {
 fn the_mounter_takes_care_of_statd() {
     with_lab(|lab| {
         let spc = VmSpc::usual(lab)?;
-        install(&spc)?;
+        install_there(&spc)?;
         let server = lab::knfsd().context("no server")?;
         let source = format!("{}:/data", server.vm().address());
         let target = own_directory("nfs", "1-2");
