@@ -17,7 +17,9 @@ use crate::host::Settings;
 use crate::kinds::needs;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::Session;
+use crate::mount::repair::{self, NOTHING, Outcome};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
+use crate::mount::run::Interrupts;
 use crate::mount::unmounter::{self, How, umount};
 use crate::mount::{Options, Plan, Request};
 
@@ -80,6 +82,12 @@ enum Command {
     #[command(hide = true)]
     Look {
         /// The target
+        target: PathBuf,
+    },
+    /// Make a mount anew if its daemon died
+    #[command(hide = true)]
+    Repair {
+        /// The target, as the ledger has it
         target: PathBuf,
     },
     /// Make the namespace of a client root and become its keeper
@@ -221,7 +229,7 @@ pub fn main() -> ExitCode {
         Command::Serve { verbose } => *verbose,
         _ => false,
     };
-    let serving = matches!(cli.command, Command::Serve { .. });
+    let serving = matches!(cli.command, Command::Serve { .. } | Command::Repair { .. });
     let level = match (verbose, serving) {
         (true, _) => tracing::Level::DEBUG,
         (false, true) => tracing::Level::INFO,
@@ -296,6 +304,13 @@ fn run(command: Command) -> Result<u8> {
         }),
         Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
         Command::FirstData => show::first_data().map(|()| 0),
+        Command::Repair { target } => {
+            let interrupts = Interrupts::hold()?;
+            match repair::repair(&Session::open()?, &target, &interrupts)? {
+                Outcome::Nothing => Ok(NOTHING),
+                Outcome::Repaired => Ok(0),
+            }
+        }
         Command::Look { target } => look::child(&Session::open()?, &target),
     }
 }

@@ -331,7 +331,7 @@ fn mounts_outlive_services_of_systemd() {
             VmOptions {
                 root: Root::Systemd,
                 memory: 1536,
-                image: None,
+                ..VmOptions::default()
             },
         )?;
         servers.keys(&spc.host)?;
