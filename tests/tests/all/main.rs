@@ -1,5 +1,6 @@
 //! Every test that needs root, in one program, so that all of them share a lab.
 
+mod answers;
 mod at_once;
 mod bad_host;
 mod bad_input;
@@ -24,6 +25,7 @@ mod kubelet;
 mod lab;
 mod manifests;
 mod modules;
+mod mounter;
 mod nfs;
 mod nsenter;
 mod original;
