@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use super::argv::Arguments;
 use super::setup::{InstallArgs, UninstallArgs};
 use super::{finish, flexvolume, list, make, mounter, parse, show, warn_if_seen};
-use crate::client::{keeper, scope};
+use crate::client::{keeper, scope, tend};
 use crate::error::{Class, Error, Result};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
@@ -125,6 +125,9 @@ enum Command {
         /// The client root, for who lists processes
         root: String,
     },
+    /// Look after what the client namespace has besides daemons
+    #[command(hide = true)]
+    Tend,
     /// Move a process into a cgroup
     #[command(hide = true)]
     Adopt {
@@ -305,6 +308,11 @@ fn run(command: Command) -> Result<u8> {
         Command::Flexvolume(call) => Ok(call.run()),
         Command::Keep { root } => keeper::keep(&root).map(|()| 0),
         Command::Keeper { .. } => keeper::keeper().map(|()| 0),
+        Command::Tend => Ok(if tend::here(&Session::open()?)? {
+            0
+        } else {
+            Class::Some.exit_code()
+        }),
         Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
         Command::FirstData => show::first_data().map(|()| 0),
         Command::Look { milliseconds } => {

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, set_child_subreaper, wait};
 
 use super::repairs::Repairs;
-use crate::client::root;
+use crate::client::{root, tend};
 use crate::error::{Error, Result, errno_text};
 use crate::host::copies::drop_copies;
 use crate::host::{Claim, Settings, claim, mountinfo};
@@ -262,8 +262,8 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
         session, own, seen, ..
     } = watching;
     let session = &*session;
-    let mut done = true;
     let (records, bad) = session.ledger.all()?;
+    let mut done = tend::all(session, &records);
     for corrupt in &bad {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }

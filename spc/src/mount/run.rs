@@ -235,15 +235,14 @@ pub struct Said {
 
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub(super) enum Ended {
     /// By itself, with this exit code.
     Code(i32),
     /// By this signal.
     Signal(i32),
 }
 
-/// How it ended.
-pub fn describe(status: ExitStatus) -> Ended {
+pub(super) fn describe(status: ExitStatus) -> Ended {
     match (status.code(), status.signal()) {
         (Some(code), _) => Ended::Code(code),
         (None, signal) => Ended::Signal(signal.unwrap_or_default()),

@@ -1,5 +1,6 @@
 //! Every test that needs root, in one program, so that all of them share a lab.
 
+mod answers;
 mod at_once;
 mod bad_host;
 mod bad_input;
@@ -25,10 +26,12 @@ mod lab;
 mod ledger;
 mod manifests;
 mod modules;
+mod mounter;
 mod nfs;
 mod nsenter;
 mod original;
 mod outlive;
+mod pods;
 mod privilege;
 mod races;
 mod rbd;
