@@ -330,6 +330,7 @@ fn mounts_outlive_services_of_systemd() {
             VmOptions {
                 root: Root::Systemd,
                 memory: 1536,
+                keeps: false,
                 image: None,
             },
         )?;
