@@ -142,8 +142,9 @@ impl<H: AnyHost> Scene<H> {
 
     /// The client roots on the host.
     fn roots(&self) -> Result<BTreeSet<String>> {
-        let list = self.spc.host.sh("ls /var/lib/spc/roots")?.ok()?.text();
-        Ok(list.lines().map(str::to_owned).collect())
+        let list = self.spc.host.sh("ls -A /var/lib/spc/roots")?.ok()?.text();
+        let roots = list.lines().filter(|name| *name != "lock");
+        Ok(roots.map(str::to_owned).collect())
     }
 }
 
@@ -330,8 +331,7 @@ fn mounts_outlive_services_of_systemd() {
             VmOptions {
                 root: Root::Systemd,
                 memory: 1536,
-                keeps: false,
-                image: None,
+                ..VmOptions::default()
             },
         )?;
         servers.keys(&spc.host)?;
