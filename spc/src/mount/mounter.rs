@@ -124,15 +124,18 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
     }
     if pinned.mount.is_root {
         let seen = Arc::clone(&pinned);
-        return Err(
-            match session
-                .host
-                .run("looking at the target", move || seen.entry())??
-            {
-                Some(entry) => occupied(&plan.target, &entry),
-                None => Error::mount(format!("{} is already a mount point", show(&plan.target))),
-            },
-        );
+        let entry = session
+            .host
+            .run("looking at the target", move || seen.entry())??;
+        match entry {
+            // An automount is there to be mounted over: whoever looks at it waits for that.
+            Some(entry) if entry.fs_type == "autofs" => {}
+            Some(entry) => return Err(occupied(&plan.target, &entry)),
+            None => {
+                let what = format!("{} is already a mount point", show(&plan.target));
+                return Err(Error::mount(what));
+            }
+        }
     }
     let mut attempt = Attempt::new(session, &plan, pinned, lock)?;
     let record = attempt.run(deadline, interrupts)?;
