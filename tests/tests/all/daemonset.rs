@@ -225,7 +225,8 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, pod: &Value) -> Result<()> {
     node.stop()?;
     host.run(&["test", "-e", DRIVER])?.ok()?;
     node.start(&self::pod("uninstall.yaml")?, "localhost/spc:next")?;
-    let left = host.sh("find / -xdev -name '*spc*'")?.text();
+    let left = host.sh("find / -xdev -path /var/lib/kubelet -prune -o -name '*spc*' -print")?;
+    let left = left.text();
     ensure!(left.is_empty(), "left:\n{left}");
     Ok(())
 }
