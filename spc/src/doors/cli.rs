@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use super::argv::Arguments;
 use super::setup::{InstallArgs, UninstallArgs};
 use super::{finish, flexvolume, make, mounter, parse, show, warn_if_seen};
-use crate::client::{namespace, scope};
+use crate::client::{keeper, scope};
 use crate::error::{Class, Error, Result};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
@@ -17,7 +17,9 @@ use crate::host::Settings;
 use crate::kinds::needs;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::Session;
+use crate::mount::repair::{self, NOTHING, Outcome};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
+use crate::mount::run::Interrupts;
 use crate::mount::unmounter::{self, How, umount};
 use crate::mount::{Options, Plan, Request};
 
@@ -80,6 +82,12 @@ enum Command {
     #[command(hide = true)]
     Look {
         /// The target
+        target: PathBuf,
+    },
+    /// Make a mount anew if its daemon died
+    #[command(hide = true)]
+    Repair {
+        /// The target, as the ledger has it
         target: PathBuf,
     },
     /// Make the namespace of a client root and become its keeper
@@ -218,7 +226,7 @@ pub fn main() -> ExitCode {
         Command::Serve { verbose } => *verbose,
         _ => false,
     };
-    let serving = matches!(cli.command, Command::Serve { .. });
+    let serving = matches!(cli.command, Command::Serve { .. } | Command::Repair { .. });
     let level = match (verbose, serving) {
         (true, _) => tracing::Level::DEBUG,
         (false, true) => tracing::Level::INFO,
@@ -284,10 +292,17 @@ fn run(command: Command) -> Result<u8> {
         Command::Serve { .. } => serve::serve().map(|()| 0),
         Command::Mounter(mounter) => mounter.run().map(|()| 0),
         Command::Flexvolume(call) => Ok(call.run()),
-        Command::Keep { root } => namespace::keep(&root).map(|()| 0),
-        Command::Keeper { .. } => namespace::keeper().map(|()| 0),
+        Command::Keep { root } => keeper::keep(&root).map(|()| 0),
+        Command::Keeper { .. } => keeper::keeper().map(|()| 0),
         Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
         Command::FirstData => show::first_data().map(|()| 0),
+        Command::Repair { target } => {
+            let interrupts = Interrupts::hold()?;
+            match repair::repair(&Session::open()?, &target, &interrupts)? {
+                Outcome::Nothing => Ok(NOTHING),
+                Outcome::Repaired => Ok(0),
+            }
+        }
         Command::Look { target } => look::child(&Session::open()?, &target),
     }
 }

@@ -3,4 +3,6 @@
 pub mod doctor;
 pub mod kinds;
 pub mod look;
+mod pace;
+pub mod repairs;
 pub mod serve;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::manifest::{DIR, Manifest};
 use super::{LIMIT, apply, extension, lock, switch};
-use crate::client::{Place, enter, namespace, root};
+use crate::client::{Place, enter, keeper, root};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::host::target::show;
 use crate::host::{Host, process};
@@ -95,7 +95,7 @@ fn sweep(session: &Session, unused: bool) -> Result<()> {
             for dir in [root::ROOTS, DIR] {
                 gone(fs::remove_dir(dir))?;
             }
-            gone(fs::remove_dir_all(namespace::LOGS))?;
+            gone(fs::remove_dir_all(keeper::LOGS))?;
             if run {
                 gone(fs::remove_dir_all("/run/spc"))?;
             }

@@ -31,6 +31,7 @@ mod outlive;
 mod privilege;
 mod races;
 mod rbd;
+mod repair;
 mod routes;
 mod scene;
 mod secrets;
