@@ -2,6 +2,7 @@
 //! replaced by a new version and killed, and none sees an error or another mount.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Base, Engine, Host, Lab, Propagation, Root, Vm, VmOptions};
@@ -166,18 +167,17 @@ impl Scene<Vm<'_>> {
             ExecStart=runc run --bundle /run/container spc
         ";
         host.write("/run/systemd/system/spc.service", unit.as_bytes())?;
-        host.sh("systemctl daemon-reload")?.ok()?;
+        self.systemctl(&["daemon-reload"])?;
         self.service("start")
     }
 
     /// Starts or restarts the container's service.
     fn service(&self, verb: &str) -> Result<()> {
-        let host = &self.spc.host;
-        host.run(&["systemctl", verb, "spc"])?.ok()?;
+        self.systemctl(&[verb, "spc"])?;
         let up = until("the container runs", || {
             Ok(self.spc.exec(&["true"])?.success())
         });
-        up.or_else(|error| Err(error.context(host.sh("systemctl status spc")?)))
+        up.or_else(|error| Err(error.context(self.spc.host.sh("systemctl status spc")?)))
     }
 
     /// Starts a service that runs these commands and then is up.
@@ -200,8 +200,7 @@ impl Scene<Vm<'_>> {
     fn outlives(&self, service: &str) -> Result<()> {
         for verb in ["restart", "stop"] {
             self.survive(&format!("systemctl {verb} {service}"), || {
-                let words = ["systemctl", verb, service];
-                self.spc.host.run(&words)?.ok().map(drop)
+                self.systemctl(&[verb, service])
             })?;
         }
         Ok(())
@@ -373,8 +372,7 @@ fn mounts_outlive_services_of_systemd() {
         })?;
         scene.is_known()?;
         scene.survive("a kill of everything in the container's service", || {
-            let kill = "systemctl kill --signal=KILL spc";
-            scene.spc.host.sh(kill)?.ok().map(drop)
+            scene.systemctl(&["kill", "--signal=KILL", "spc"])
         })?;
         scene.service("start")?;
         scene.is_known()?;
