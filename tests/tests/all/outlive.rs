@@ -189,11 +189,15 @@ impl Scene<Vm<'_>> {
             format!("[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=sh /run/{name}\n");
         let file = format!("/run/systemd/system/{name}.service");
         host.write(file, unit.as_bytes())?;
-        host.sh(&format!(
-            "systemctl daemon-reload && systemctl start {name}"
-        ))?
-        .ok()
-        .map(drop)
+        self.systemctl(&["daemon-reload"])?;
+        self.systemctl(&["start", name])
+    }
+
+    /// A service that mounts takes its time on a machine that is busy.
+    fn systemctl(&self, words: &[&str]) -> Result<()> {
+        let command = self.spc.host.command(&[&["systemctl"], words].concat());
+        let limit = Duration::from_secs(240);
+        command.limit(limit).run()?.ok().map(drop)
     }
 
     /// A service that has mounted is restarted, and mounts again, and ends.
