@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::ValueHint;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
-use super::show;
+use super::{pages, show};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
@@ -70,6 +71,8 @@ enum Command {
         #[arg(short, long)]
         verbose: bool,
     },
+    #[command(flatten)]
+    Pages(pages::Ask),
     /// Look at one target and answer by the exit code
     #[command(hide = true)]
     Look {
@@ -87,7 +90,7 @@ const EXIT_STATUS: &str = "Exit status, as of mount(8): 0 success, 1 usage, 2 sy
 struct MountArgs {
     /// File system type: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the
     /// container; without it, HOST:/PATH is nfs, //HOST/SHARE cifs, USER@HOST:DIR fuse.sshfs
-    #[arg(short = 't', long = "types", value_name = "TYPE")]
+    #[arg(short = 't', long = "types", value_name = "TYPE", value_parser = pages::Types, hide_possible_values = true)]
     fs_type: Option<String>,
     /// Options, separated by commas; x-mount.mkdir[=MODE] makes the target
     #[arg(short, long, value_name = "LIST")]
@@ -122,6 +125,7 @@ struct MountArgs {
     /// What to mount, as the type's helper wants it
     source: String,
     /// Directory on the host; /host/DIR means the same
+    #[arg(value_hint = ValueHint::DirPath)]
     target: PathBuf,
 }
 
@@ -143,7 +147,7 @@ struct UmountArgs {
     #[arg(short, long)]
     verbose: bool,
     /// Directories on the host
-    #[arg(required_unless_present = "all")]
+    #[arg(required_unless_present = "all", value_hint = ValueHint::DirPath)]
     targets: Vec<PathBuf>,
 }
 
@@ -291,6 +295,7 @@ fn run(command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Serve { .. } => serve::serve().map(|()| 0),
+        Command::Pages(ask) => pages::answer(&ask, Cli::command()).map(|()| 0),
         Command::FirstData => first_data().map(|()| 0),
         Command::Look { target } => look::child(&Session::open()?, &target),
     }

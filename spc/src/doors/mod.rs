@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 pub mod argv;
 pub mod cli;
+pub mod pages;
 pub mod show;
 mod statd;
 

@@ -21,7 +21,10 @@ use crate::mount::plan::Linkage;
 use crate::mount::secrets::MASK;
 
 /// Prints to stdout; a reader that has gone away is no error.
-fn print(text: &str) -> Result<()> {
+///
+/// # Errors
+/// Stdout cannot be written.
+pub fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Error::system("cannot write to stdout").because(errno_text(error)))

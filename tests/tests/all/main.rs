@@ -19,6 +19,7 @@ mod modules;
 mod nfs;
 mod nsenter;
 mod original;
+mod pages;
 mod privilege;
 mod races;
 mod rbd;
