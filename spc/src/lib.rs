@@ -7,5 +7,6 @@ pub mod error;
 pub mod health;
 pub mod host;
 pub mod kinds;
+pub mod log;
 pub mod mount;
 pub mod sys;

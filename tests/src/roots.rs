@@ -105,7 +105,7 @@ const SERVER: &str = "busybox-static,glusterfs-server,mount,openssh-server,tgt,t
 /// image has not.
 const SHARES: &str = "busybox-static,fuse2fs,mount,python3-flask-cors,python3-moto,samba,smbclient";
 
-const READERS: &str = "curl,fish,man-db,mandoc,mount,prometheus,zsh";
+const READERS: &str = "busybox-static,curl,fish,man-db,mandoc,mount,prometheus,zsh";
 
 const SYSTEMD: &str = "kmod,runc,systemd-sysv,udev";
 

@@ -11,10 +11,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use super::argv::Arguments;
 use super::{pages, show};
 use crate::error::{Class, Error, Result, errno_text};
-use crate::health::{doctor, look, serve};
+use crate::health::{doctor, look, serve, web};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
+use crate::log;
 use crate::mount::device::blank;
 use crate::mount::device::tool::STDIN;
 use crate::mount::ledger::Corrupt;
@@ -70,6 +71,9 @@ enum Command {
         /// Log every decision of the shim
         #[arg(short, long)]
         verbose: bool,
+        /// Show metrics to Prometheus, and /healthz, at unix:PATH on the host or at 127.0.0.1:PORT
+        #[arg(long, value_name = "ADDRESS")]
+        metrics: Option<web::Address>,
     },
     #[command(flatten)]
     Pages(pages::Ask),
@@ -206,7 +210,7 @@ pub fn main() -> ExitCode {
     let verbose = match &cli.command {
         Command::Mount(args) | Command::Explain { mount: args, .. } => args.verbose,
         Command::Umount(args) => args.verbose,
-        Command::Serve { verbose } => *verbose,
+        Command::Serve { verbose, .. } => *verbose,
         _ => false,
     };
     let serving = matches!(cli.command, Command::Serve { .. });
@@ -215,17 +219,7 @@ pub fn main() -> ExitCode {
         (false, true) => tracing::Level::INFO,
         (false, false) => tracing::Level::WARN,
     };
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false);
-    // A person looks at a command's log at once; a service's is read later.
-    if serving {
-        log.init();
-    } else {
-        log.without_time().init();
-    }
+    log::begin(level, serving);
     if let Some(error) = &arguments.seen {
         tracing::warn!(error = %errno_text(error.kind()), "the secret among the arguments can be seen by other processes; give it by --secret");
     }
@@ -237,7 +231,7 @@ pub fn main() -> ExitCode {
                 Class::Usage => error.hint_if_none("--help shows what is understood"),
                 _ => error,
             };
-            eprintln!("spc: {}", arguments.mask(&error.to_string()));
+            log::error(&format!("spc: {}", arguments.mask(&error.to_string())));
             ExitCode::from(code)
         }
     }
@@ -268,7 +262,7 @@ fn run(command: Command) -> Result<u8> {
             let states = look::states(&session, &records)?;
             show::list(&records, &states, json)?;
             for corrupt in &bad {
-                eprintln!("spc: {}", corrupt.error());
+                log::error(&format!("spc: {}", corrupt.error()));
             }
             Ok(if bad.is_empty() {
                 0
@@ -294,7 +288,7 @@ fn run(command: Command) -> Result<u8> {
             show::plan(&plan, &host, json)?;
             Ok(0)
         }
-        Command::Serve { .. } => serve::serve().map(|()| 0),
+        Command::Serve { metrics, .. } => serve::serve(metrics).map(|()| 0),
         Command::Pages(ask) => pages::answer(&ask, Cli::command()).map(|()| 0),
         Command::FirstData => first_data().map(|()| 0),
         Command::Look { target } => look::child(&Session::open()?, &target),

@@ -68,7 +68,7 @@ pub fn list(records: &[Record], states: &[Health], json: bool) -> Result<()> {
                 json!({
                     "target": r.target, "written": r.written, "source": r.source, "type": r.fs_type, "state": state,
                     "daemon": r.daemon, "age_seconds": r.age(), "route": r.route,
-                    "mount_id": r.mount_id, "options": r.options,
+                    "mount_id": r.mount_id, "options": r.options, "request": r.request_id,
                 })
             })
             .collect();

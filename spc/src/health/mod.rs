@@ -3,4 +3,7 @@
 pub mod doctor;
 pub mod kinds;
 pub mod look;
+pub mod metrics;
+pub mod report;
 pub mod serve;
+pub mod web;

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Route;
-use crate::error::{Class, Error, Result, errno_text};
+use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::host::Host;
 use crate::host::target::show;
 
@@ -74,6 +74,9 @@ pub struct Record {
     pub daemon: Vec<i32>,
     /// Seconds since the epoch.
     pub since: u64,
+    /// The id of the request that made it, in logs.
+    #[serde(default)]
+    pub request_id: String,
     /// The device that was attached for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<OnDevice>,
@@ -180,6 +183,7 @@ impl Ledger {
             }
             None => Err(
                 Error::mount(format!("another spc is at work on {}", show(target)))
+                    .reason_is(Reason::Locked)
                     .hint("wait until it has ended, then try again"),
             ),
         }
@@ -199,6 +203,7 @@ impl Ledger {
         let hash = hash(Path::new(&format!("device {name}")));
         self.lock_at(hash, deadline, go_on)?.ok_or_else(|| {
             Error::mount(format!("another spc is at work on {name}"))
+                .reason_is(Reason::Locked)
                 .hint("wait until it has ended, then try again")
         })
     }

@@ -11,7 +11,8 @@ use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::recover::{PATIENCE, entry_of, forget, undo};
 use super::services;
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Reason, Result, errno_text};
+use crate::health::report::{Asked, Operation};
 use crate::host::target::{self, Rules, show};
 use crate::host::{Claim, process, target::on_host};
 
@@ -53,7 +54,13 @@ pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
 /// # Errors
 /// It is not ours, is busy, or its processes do not end.
 pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
-    take_off(session, target, how)?;
+    let asked = Asked::now(Operation::Umount);
+    // Afterwards nobody knows it any more; a record that cannot be read is an error below.
+    let record = session.ledger.get(target).ok().flatten();
+    let fs_type = record.map(|record| record.fs_type).unwrap_or_default();
+    let done = take_off(session, target, how);
+    asked.tell(&session.host, target, &fs_type, &done);
+    done?;
     services::release(session);
     Ok(())
 }
@@ -128,6 +135,7 @@ fn take_away(session: &Session, record: &Record, how: How) -> Result<()> {
             .hint("on the host, unmount that one first")),
         Err(Errno::BUSY) => Err(fail()
             .because(errno_text(Errno::BUSY))
+            .reason_is(Reason::Busy)
             .hint("end what uses it, or detach it with -l")),
         Err(error) => Err(fail().because(errno_text(error))),
     }

@@ -15,6 +15,8 @@ mod gluster_block;
 mod iscsi;
 mod kinds;
 mod lab;
+mod logs;
+mod metrics;
 mod modules;
 mod nfs;
 mod nsenter;

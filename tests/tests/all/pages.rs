@@ -1,6 +1,6 @@
 //! Man pages and completions of the image, read by the programs that people read them with.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use lab::{Host, HostOptions, Lab, Root};
 
 use crate::support::{Spc, with_lab};
@@ -57,22 +57,15 @@ fn man(lab: &Lab) -> Result<()> {
                 "{page}: no {part}: {text}"
             );
         }
+        // The line under NAME, by which apropos(1) and whatis(1) find it.
+        let name = host.run(&["lexgrog", &file])?.ok()?.text();
+        ensure!(name.contains(&format!("\"{page} - ")), "{name}");
         let printed = spc.exec(&["spc", "man", &page])?.ok()?.stdout;
         ensure!(
             printed == host.read(&file)?,
             "`spc man {page}` is not {file}"
         );
     }
-    // apropos(1) and whatis(1) find them by the line under NAME.
-    host.sh("MANPATH=/srv/share/man mandb -q")?.ok()?;
-    let found = host
-        .sh("MANPATH=/srv/share/man whatis spc-mount mount.spc")?
-        .ok()?
-        .text();
-    ensure!(
-        found.contains("spc-mount (8)") && found.contains("mount.spc (8)"),
-        "{found}"
-    );
     let short = spc.exec(&["spc", "man", "mount"])?.ok()?.stdout;
     ensure!(short == spc.exec(&["spc", "man", "spc-mount"])?.ok()?.stdout);
     let error = spc.exec(&["spc", "man", "look"])?.code(1)?.error_text();
@@ -103,16 +96,21 @@ fn completions(lab: &Lab) -> Result<()> {
         ensure!(printed == host.read(&installed)?, "{shell}: another text");
     }
     // What a person at the shell is offered.
-    let bash = |words: &str, last: &str, count: usize| {
+    let bash = |words: &[&str]| {
+        let [.., before, last] = words else {
+            bail!("no words");
+        };
         let script = format!(
-            "source /srv/share/bash-completion/completions/spc; COMP_WORDS=({words}) COMP_CWORD={count}; \
-             _spc spc '{last}' ''; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+            "source /srv/share/bash-completion/completions/spc; COMP_WORDS=({}) COMP_CWORD={}; \
+             _spc spc '{last}' '{before}'; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            words.join(" "),
+            words.len() - 1
         );
-        Ok::<_, anyhow::Error>(host.run(&["bash", "-c", &script])?.ok()?.text())
+        Ok(host.run(&["bash", "-c", &script])?.ok()?.text())
     };
-    ensure!(bash("spc mo", "mo", 1)?.trim() == "mount");
-    ensure!(bash("spc mount -t glu", "glu", 3)?.trim() == "glusterfs");
-    let all = bash("spc ''", "", 1)?;
+    ensure!(bash(&["spc", "mo"])?.trim() == "mount");
+    ensure!(bash(&["spc", "mount", "-t", "glu"])?.trim() == "glusterfs");
+    let all = bash(&["spc", ""])?;
     ensure!(
         all.contains("umount") && !all.contains("first-data"),
         "{all}"
