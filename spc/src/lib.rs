@@ -2,6 +2,7 @@
 //! it, and looks after it until it is unmounted.
 #![deny(unsafe_code)]
 
+pub mod client;
 pub mod doors;
 pub mod error;
 pub mod health;

@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
 use super::{pages, show};
+use crate::client::{namespace, scope};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve, web};
 use crate::host::Host;
@@ -82,6 +83,26 @@ enum Command {
     Look {
         /// The target
         target: PathBuf,
+    },
+    /// Make the namespace of a client root and become its keeper
+    #[command(hide = true)]
+    Keep {
+        /// The client root
+        root: String,
+    },
+    /// Keep the namespace that this process is in
+    #[command(hide = true)]
+    Keeper {
+        /// The client root, for who lists processes
+        root: String,
+    },
+    /// Move a process into a cgroup
+    #[command(hide = true)]
+    Adopt {
+        /// The process
+        pid: i32,
+        /// The cgroup; without it, the one this process is in
+        name: Option<String>,
     },
     /// Say where on standard input, a device, the first byte is that is not zero
     #[command(hide = true)]
@@ -288,6 +309,9 @@ fn run(command: Command) -> Result<u8> {
             show::plan(&plan, &host, json)?;
             Ok(0)
         }
+        Command::Keep { root } => namespace::keep(&root).map(|()| 0),
+        Command::Keeper { .. } => namespace::keeper().map(|()| 0),
+        Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
         Command::Serve { metrics, .. } => serve::serve(metrics).map(|()| 0),
         Command::Pages(ask) => pages::answer(&ask, Cli::command()).map(|()| 0),
         Command::FirstData => first_data().map(|()| 0),

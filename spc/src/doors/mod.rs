@@ -1,7 +1,12 @@
 //! The ways in. Each turns what it is given into a request and leads into the pipeline.
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::process::ExitCode;
+
+use crate::client::{self, Place, enter, root};
+use crate::error::Result;
+use crate::host::{Host, Settings};
 
 pub mod argv;
 pub mod cli;
@@ -11,6 +16,14 @@ mod statd;
 
 /// Acts as what the program was called as.
 pub fn main() -> ExitCode {
+    enter::take_over();
+    if client::place() == Place::Host
+        && !is_own_errand()
+        && let Err(error) = hand_over()
+    {
+        eprintln!("spc: {error}");
+        return ExitCode::from(error.class().exit_code());
+    }
     let called = std::env::args_os().next().unwrap_or_default();
     match Path::new(&called)
         .file_name()
@@ -19,4 +32,18 @@ pub fn main() -> ExitCode {
         Some("start-statd") => statd::main(),
         _ => cli::main(),
     }
+}
+
+/// Whether another `spc` has started this one on the host, for what is done there.
+fn is_own_errand() -> bool {
+    std::env::args_os()
+        .nth(1)
+        .is_some_and(|command| command == "keep" || command == "adopt")
+}
+
+/// On the host itself nothing can be done: becomes the `spc` of the installed client root.
+fn hand_over() -> Result<Infallible> {
+    let settings = Settings::read()?;
+    let id = root::own()?;
+    enter::same_again(&Host::open(&settings)?, &settings, &id)
 }

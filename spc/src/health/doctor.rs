@@ -128,7 +128,7 @@ fn host(settings: &Settings) -> Result<String> {
 }
 
 fn network(settings: Option<&Settings>) -> Result<String> {
-    match settings.and_then(container::shares_network) {
+    match settings.and_then(|settings| container::shares(settings, "net")) {
         Some(true) => Ok("the host's".into()),
         Some(false) => Err(Error::system("the container has a network of its own")
             .hint("start it with --net=host; mounts of the kernel's network file systems would end with the container")),

@@ -79,7 +79,7 @@ fn capabilities(names: &[&str]) -> Result<String> {
 }
 
 fn network(settings: Option<&Settings>) -> Result<String> {
-    match settings.and_then(container::shares_network) {
+    match settings.and_then(|settings| container::shares(settings, "net")) {
         Some(true) => Ok("the host's".into()),
         _ => Err(
             Error::system("the container's network is not known to be the host's")

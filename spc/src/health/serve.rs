@@ -1,6 +1,7 @@
 //! `spc serve`: the container's first process. It reaps orphans, notices mounts that were taken
 //! away on the host, and writes the shim's decisions to the log.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -15,6 +16,7 @@ use tracing::field::display;
 
 use super::metrics::Metrics;
 use super::{report, web};
+use crate::client::root;
 use crate::error::{Error, Result, errno_text};
 use crate::host::copies::drop_copies;
 use crate::host::{Claim, Settings, claim, mountinfo};
@@ -80,6 +82,7 @@ pub fn serve(shown: Option<web::Address>) -> Result<()> {
             } else {
                 tracing::info!("stopping; mounts stay");
                 services::leave();
+                watch.leave();
                 return Ok(());
             }
         }
@@ -132,6 +135,10 @@ fn carried_mount(report: &str) -> Option<u64> {
 
 struct Watching {
     session: Session,
+    /// The client root that mounts of this container use; it stays while the container runs.
+    own: Vec<String>,
+    /// Mounts made outside of this container that were looked at for copies in it.
+    seen: BTreeSet<u64>,
     mounts: File,
 }
 
@@ -162,20 +169,16 @@ impl Watch {
         } else {
             tracing::debug!(request, "shim: {report}");
         }
-        let (Some(id), Some(watching)) = (carried_mount(report), &self.on) else {
-            return;
-        };
-        let look = move || {
-            let entry = mountinfo::find(id).ok()??;
-            let on = mountinfo::find(entry.parent).ok()??;
-            Some((entry, on))
-        };
-        let dropped = match watching.session.host.run("looking at a mount", look) {
-            Ok(Some((entry, on))) => drop_copies(&entry, &on),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = dropped {
+        if let (Some(id), Some(watching)) = (carried_mount(report), &self.on) {
+            drop_copies_of(&watching.session, id);
+        }
+    }
+
+    /// The container ends: what only it would have used goes.
+    fn leave(&self) {
+        if let Some(Watching { session, .. }) = &self.on
+            && let Err(error) = root::tidy(session, &[])
+        {
             tracing::warn!("{error}");
         }
     }
@@ -201,12 +204,29 @@ impl Watch {
         } else if !changed && !due {
             return;
         }
-        let Some(watching) = &self.on else { return };
-        let done = tidy(&watching.session).unwrap_or_else(|error| {
+        let Some(watching) = &mut self.on else { return };
+        let done = tidy(watching).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             false
         });
         self.next = Some(Instant::now() + if done { IDLE } else { RETRY });
+    }
+}
+
+/// Drops the copies that this container's table has of a mount of the host.
+fn drop_copies_of(session: &Session, id: u64) {
+    let look = move || {
+        let entry = mountinfo::find(id).ok()??;
+        let on = mountinfo::find(entry.parent).ok()??;
+        Some((entry, on))
+    };
+    let dropped = match session.host.run("looking at a mount", look) {
+        Ok(Some((entry, on))) => drop_copies(&entry, &on),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = dropped {
+        tracing::warn!("{error}");
     }
 }
 
@@ -219,12 +239,22 @@ fn begin() -> Result<Watching> {
     let mounts = File::open(&path).map_err(|e| {
         Error::system(format!("cannot watch {}", path.display())).because(errno_text(e))
     })?;
-    Ok(Watching { session, mounts })
+    let own = root::own().into_iter().collect();
+    Ok(Watching {
+        session,
+        own,
+        seen: BTreeSet::new(),
+        mounts,
+    })
 }
 
 /// Forgets mounts that were taken away on the host, and undoes what a dead command left half made.
 /// False if something is left to do.
-fn tidy(session: &Session) -> Result<bool> {
+fn tidy(watching: &mut Watching) -> Result<bool> {
+    let Watching {
+        session, own, seen, ..
+    } = watching;
+    let session = &*session;
     let mut done = true;
     let (records, bad) = session.ledger.all()?;
     for corrupt in bad {
@@ -232,6 +262,9 @@ fn tidy(session: &Session) -> Result<bool> {
     }
     for record in &records {
         if record.state == State::Mounted && entry_of(session, record)?.is_some() {
+            if record.root.is_some() && seen.insert(record.mount_id) {
+                drop_copies_of(session, record.mount_id);
+            }
             continue;
         }
         // Whoever is at work on it will see to it.
@@ -257,8 +290,10 @@ fn tidy(session: &Session) -> Result<bool> {
             }
         }
     }
+    seen.retain(|id| records.iter().any(|record| record.mount_id == *id));
     done &= release::tidy(session)?;
     session.ledger.sweep()?;
+    root::tidy(session, own)?;
     Ok(services::tend(session) && done)
 }
 

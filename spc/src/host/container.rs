@@ -41,11 +41,11 @@ pub fn fuse() -> Result<()> {
     })
 }
 
-/// Whether the container is in the host's network; none where that cannot be told.
-pub fn shares_network(settings: &Settings) -> Option<bool> {
+/// Whether the container is in the host's namespace of this kind, as `net` or `pid`; none where that cannot be told.
+pub fn shares(settings: &Settings, kind: &str) -> Option<bool> {
     let (host, _) = namespace::find(settings).ok()?;
-    let host = fs::metadata(host.with_file_name("net")).ok()?;
-    let own = fs::metadata("/proc/self/ns/net").ok()?;
+    let host = fs::metadata(host.with_file_name(kind)).ok()?;
+    let own = fs::metadata(format!("/proc/self/ns/{kind}")).ok()?;
     Some((own.dev(), own.ino()) == (host.dev(), host.ino()))
 }
 

@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use rustix::thread::CapabilitySet;
 
 use super::{Settings, container};
+use crate::client::{Place, place};
 use crate::error::{Error, Result, errno_text};
 
 /// How long one look at or change of the host may take.
@@ -193,7 +194,8 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
                     Error::system(format!("cannot look at {}", path.display()))
                         .because(errno_text(e))
                 })?;
-                if (found.dev(), found.ino()) != (own.dev(), own.ino()) {
+                // Only where no container is between us and the host is ours the host's.
+                if (found.dev(), found.ino()) != (own.dev(), own.ino()) || place() == Place::Host {
                     return Ok((path, file));
                 }
                 own_seen = true;

@@ -40,6 +40,21 @@ pub fn runs(program: &str) -> bool {
         .any(|entry| named(entry) == Some(true))
 }
 
+/// Whether a process other than this one is in a mount namespace, told by its inode.
+pub fn in_namespace(namespace: u64, except: i32) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let is_in = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let own = fs::metadata(entry.path().join("ns/mnt")).ok()?;
+        Some(own.ino() == namespace && pid != except)
+    };
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .any(|entry| is_in(entry) == Some(true))
+}
+
 fn listed(mark: &str) -> Vec<Number> {
     let depth = numbers("self").len().saturating_sub(1);
     fs::read_dir("/proc")

@@ -20,6 +20,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::output::Output;
 use super::{process, rpc};
+use crate::client::{self, Place, scope};
 use crate::error::{Error, Result, errno_text};
 use crate::sys;
 
@@ -243,7 +244,13 @@ fn start(service: &Service) -> Result<()> {
         .stderr(output.handle().map_err(system)?);
     // The note comes first: what has none is not looked for.
     File::create(note(service)).map_err(system)?;
-    let mut child = sys::detach(&mut command).spawn().map_err(system)?;
+    sys::detach(&mut command);
+    // Mounts that outlive the container need it as long as they do.
+    let started = match client::place() {
+        Place::Client(_) => scope::start(name, &format!("spc: {name}"), &mut command),
+        Place::Container | Place::Host => command.spawn().map_err(system),
+    };
+    let mut child = started?;
     let waited = wait_for(service, &mut child);
     output.seal();
     let Err(cause) = waited else {

@@ -124,8 +124,12 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
     }
     let fd = open_tree(CWD, source, flags).map_err(|e| fail(errno_text(e)))?;
     if !attributes.is_empty() {
-        sys::mount_setattr(&fd, u64::from(attributes.bits()), recursive)
-            .map_err(|e| fail(errno_text(e)))?;
+        let what = sys::MountAttributes {
+            set: u64::from(attributes.bits()),
+            recursive,
+            ..sys::MountAttributes::default()
+        };
+        sys::mount_setattr(&fd, what).map_err(|e| fail(errno_text(e)))?;
     }
     Detached::of(fd)
 }

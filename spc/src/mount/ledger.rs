@@ -72,6 +72,9 @@ pub struct Record {
     pub on: u64,
     /// Processes that keep it alive, by their ids in the container.
     pub daemon: Vec<i32>,
+    /// The client root whose programs made it, and which it needs; none if that was the container's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
     /// Seconds since the epoch.
     pub since: u64,
     /// The id of the request that made it, in logs.

@@ -13,8 +13,9 @@ use super::plan::Route;
 use super::proof;
 use super::recover::{entry_of, is_mount, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
-use super::run::{Interrupts, Run, Said};
+use super::run::{Interrupts, Run, Said, Scope};
 use super::{Ledger, Plan, Proof, Request, services};
+use crate::client::{Place, enter, namespace, place, root, scope};
 use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::health::look::{self, Health};
 use crate::health::report::{Asked, Operation};
@@ -37,6 +38,8 @@ pub struct Session {
     pub host: Arc<Host>,
     /// The host's ledger.
     pub ledger: Ledger,
+    /// Where this process runs.
+    pub place: Place,
 }
 
 impl Session {
@@ -50,13 +53,20 @@ impl Session {
         Ok(Self {
             settings,
             ledger: Ledger::of(Arc::clone(&host)),
+            place: place(),
             host,
         })
     }
 
-    /// The claim with this id, which need not exist.
-    pub fn claim(&self, id: &str) -> Claim {
-        Claim::named(&self.settings.claims(), id)
+    /// The claim of a recorded mount, wherever that was made.
+    pub fn claim(&self, record: &Record) -> Claim {
+        let claims = match &record.root {
+            Some(root) if self.place != Place::Client(root.clone()) => {
+                namespace::claims(&self.host, root)
+            }
+            _ => self.settings.claims(),
+        };
+        Claim::named(&claims, &record.id)
     }
 }
 
@@ -94,6 +104,9 @@ pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Re
 fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let deadline = Instant::now() + request.timeout;
     let mut plan = Plan::make(request, &session.host, &session.settings)?;
+    if session.place == Place::Container && plan.outlives_the_container() {
+        enter::same_again(&session.host, &session.settings, &root::own()?)?;
+    }
     let secrets = &mut plan.request.secrets;
     secrets.read(&session.host, &session.settings, deadline, || {
         interrupts.check()
@@ -200,6 +213,10 @@ impl<'a> Attempt<'a> {
             unique_id: 0,
             on,
             daemon: Vec::new(),
+            root: match &session.place {
+                Place::Client(root) => Some(root.clone()),
+                Place::Container | Place::Host => None,
+            },
             since: now(),
             request_id: log::request().unwrap_or_default().to_owned(),
             device: plan.chosen.device.as_ref().map(|device| OnDevice {
@@ -269,6 +286,15 @@ impl<'a> Attempt<'a> {
                     target: &self.plan.target,
                     handover: &handover,
                     secrets,
+                    scope: self.record.root.is_some().then(|| Scope {
+                        name: scope::name_of(&self.plan.target),
+                        description: format!(
+                            "spc: {} {} on {}",
+                            self.record.fs_type,
+                            self.record.source,
+                            show(&self.plan.target)
+                        ),
+                    }),
                 };
                 let said = run
                     .to_end(deadline, interrupts)
@@ -435,7 +461,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn hint_at_network(&self, error: Error) -> Error {
-        let own = container::shares_network(&self.session.settings) == Some(false);
+        let own = container::shares(&self.session.settings, "net") == Some(false);
         let network = "the container has a network of its own, which may not reach the server: start it with --net=host";
         if own && error.class() == Class::Mount {
             return error.hint_also(network);

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Request;
 use super::device::prepare::MKFS;
 use super::request::RouteChoice;
+use crate::client::enter;
 use crate::error::{Error, Result, errno_text};
 use crate::host::container::PROGRAM_DIRS;
 use crate::host::target::{Rules, Walk, on_host, show, walk};
@@ -75,7 +76,12 @@ pub struct Plan {
     pub missing: Option<PathBuf>,
     /// What the walk to the target may do when the plan is run.
     pub rules: Rules,
+    /// Where the host's root may be seen.
+    hosts: Vec<PathBuf>,
 }
+
+/// The option for a mount whose daemon stays in the container, and ends with it.
+pub const IN_CONTAINER: &str = "x-spc.container";
 
 impl Plan {
     /// Decides; changes nothing.
@@ -83,9 +89,7 @@ impl Plan {
     /// # Errors
     /// The type is unknown, its helper is missing, or the target cannot be one.
     pub fn make(request: Request, host: &Host, settings: &Settings) -> Result<Self> {
-        let cwd = std::env::current_dir().map_err(|e| {
-            Error::system("cannot tell the working directory").because(errno_text(e))
-        })?;
+        let cwd = enter::cwd()?;
         let asked_target = on_host(&request.target, &cwd, &settings.hosts());
         let chosen = kinds::choose(&Asked {
             fs_type: &request.fs_type,
@@ -155,7 +159,17 @@ impl Plan {
             written: asked_target,
             missing,
             rules,
+            hosts: settings.hosts(),
         })
+    }
+
+    /// Whether it leaves a daemon that would end with the container, and need not: it is not a directory of the
+    /// container itself that is mounted, and nobody wants it so.
+    pub fn outlives_the_container(&self) -> bool {
+        let source = Path::new(&self.request.source);
+        let in_container =
+            source.is_absolute() && !self.hosts.iter().any(|host| source.starts_with(host));
+        self.chosen.is_fuse() && !in_container && !self.request.options.has(IN_CONTAINER)
     }
 
     /// The helper's arguments, with this in the target's place, and for each secret that it is given the

@@ -11,6 +11,7 @@ use super::direct;
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::plan::Route;
+use crate::client::scope;
 use crate::error::{Error, Result, errno_text};
 use crate::host::claim::Claim;
 use crate::host::mountinfo::{self, Entry};
@@ -35,10 +36,10 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
     match (&entry, record.state) {
         (None, State::Unmounting) => {
             let left = process::end(&record.id, PATIENCE);
-            forget(session, record, &session.claim(&record.id), left)?;
+            forget(session, record, &session.claim(record), left)?;
         }
         // Its daemon is left alone: after `umount -l` somebody may still use the mount.
-        (None, _) => forget(session, record, &session.claim(&record.id), Vec::new())?,
+        (None, _) => forget(session, record, &session.claim(record), Vec::new())?,
         // Whoever was to take it away died before that: it is a mount like any other.
         (Some(_), State::Unmounting) => {
             let mut record = record.clone();
@@ -100,7 +101,7 @@ pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
 /// # Errors
 /// A mount cannot be detached, or a process does not end.
 pub fn undo(session: &Session, record: &Record) -> Result<()> {
-    let claim = session.claim(&record.id);
+    let claim = session.claim(record);
     // A helper still at work could mount after we looked.
     let left = process::end(&record.id, Duration::ZERO);
     let mut ids = claim
@@ -166,6 +167,9 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
         .hint("they wait in the kernel, probably for a dead server; try again when it is back"));
     }
     claim.remove();
+    if record.root.is_some() {
+        scope::remove(&scope::name_of(Path::new(&record.target)));
+    }
     let left = release::release(session, record, || {
         session.ledger.remove(Path::new(&record.target))
     })?;

@@ -18,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::Secrets;
 use super::handover::Handover;
+use crate::client::scope;
 use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::host::output::{Output, last_lines};
 use crate::host::target::show;
@@ -113,6 +114,16 @@ pub struct Run<'a> {
     pub handover: &'a Handover<'a>,
     /// What must not be repeated of what it says.
     pub secrets: &'a Secrets,
+    /// The cgroup of its own that it and its daemon get, unless they end with the container.
+    pub scope: Option<Scope>,
+}
+
+/// A cgroup on the host.
+pub struct Scope {
+    /// Its name.
+    pub name: String,
+    /// What it is for, for people.
+    pub description: String,
 }
 
 impl Run<'_> {
@@ -147,9 +158,11 @@ impl Run<'_> {
         if self.no_keys {
             sys::without_call(&mut command, libc::SYS_add_key);
         }
-        let mut child = sys::tie_to_parent(&mut command)
-            .spawn()
-            .map_err(|e| fail(errno_text(e)))?;
+        sys::tie_to_parent(&mut command);
+        let mut child = match &self.scope {
+            Some(scope) => scope::start(&scope.name, &scope.description, &mut command)?,
+            None => command.spawn().map_err(|e| fail(errno_text(e)))?,
+        };
         let ended = wait(&mut child, &name, started, deadline, Some(interrupts));
         output.seal();
         let shim = reports_of(&reports);

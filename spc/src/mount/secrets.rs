@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use crate::client::enter;
 use crate::error::{Error, Result, errno_text};
 use crate::host::{Host, Settings};
 
@@ -274,10 +275,10 @@ fn read_one(
             match inside {
                 Some(inside) => {
                     let path = Path::new("/").join(inside);
-                    host.run("reading a secret", move || whole(&path))
+                    host.run("reading a secret", move || whole(File::open(&path)?))
                         .map_err(|e| e.summary())?
                 }
-                None => whole(path),
+                None => enter::open_named(path).and_then(whole),
             }
             .map_err(errno_text)?
         }
@@ -292,9 +293,9 @@ fn read_one(
     Ok(text)
 }
 
-fn whole(path: &Path) -> std::io::Result<Vec<u8>> {
+fn whole(file: File) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;
+    file.take(LONGEST).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

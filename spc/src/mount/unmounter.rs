@@ -11,10 +11,11 @@ use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::recover::{PATIENCE, entry_of, forget, undo};
 use super::services;
+use crate::client::{enter, root};
 use crate::error::{Error, Reason, Result, errno_text};
 use crate::health::report::{Asked, Operation};
 use crate::host::target::{self, Rules, show};
-use crate::host::{Claim, process, target::on_host};
+use crate::host::{process, target::on_host};
 
 /// How long to wait for another command at work on the same target.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -36,8 +37,7 @@ pub struct How {
 /// # Errors
 /// It does not exist, or the walk to it is refused.
 pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
-    let cwd = std::env::current_dir()
-        .map_err(|e| Error::system("cannot tell the working directory").because(errno_text(e)))?;
+    let cwd = enter::cwd()?;
     let path = on_host(written, &cwd, &session.settings.hosts());
     let rules = Rules {
         mkdir: None,
@@ -62,6 +62,7 @@ pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
     asked.tell(&session.host, target, &fs_type, &done);
     done?;
     services::release(session);
+    root::release(session);
     Ok(())
 }
 
@@ -72,7 +73,7 @@ fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let Some(mut record) = session.ledger.get(target)? else {
         return Err(not_ours(session, target));
     };
-    let claim = Claim::named(&session.settings.claims(), &record.id);
+    let claim = session.claim(&record);
     if record.state == State::Mounting {
         // Its maker died; what there is of it goes.
         return undo(session, &record);

@@ -6,22 +6,35 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// `MOUNT_ATTR_RDONLY` of mount_setattr(2).
-pub const MOUNT_ATTR_RDONLY: u64 = 0x1;
+/// `MOUNT_ATTR_NOEXEC` of mount_setattr(2).
+pub const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 
-/// Sets attributes of a detached mount, mount_setattr(2); Linux 5.12.
+/// What to change of a mount.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MountAttributes {
+    /// Attributes to set.
+    pub set: u64,
+    /// Attributes to clear.
+    pub clear: u64,
+    /// Whether it leaves its peer group, and shows nothing of what is mounted on others.
+    pub private: bool,
+    /// With all mounts below it.
+    pub recursive: bool,
+}
+
+/// Changes a detached mount, mount_setattr(2); Linux 5.12.
 ///
 /// # Errors
 /// The errno of the call.
-pub fn mount_setattr(mount: impl AsFd, set: u64, recursive: bool) -> io::Result<()> {
+pub fn mount_setattr(mount: impl AsFd, what: MountAttributes) -> io::Result<()> {
     let attr = libc::mount_attr {
-        attr_set: set,
-        attr_clr: 0,
-        propagation: 0,
+        attr_set: what.set,
+        attr_clr: what.clear,
+        propagation: if what.private { libc::MS_PRIVATE } else { 0 },
         userns_fd: 0,
     };
     let mut flags = libc::AT_EMPTY_PATH;
-    if recursive {
+    if what.recursive {
         flags |= libc::AT_RECURSIVE;
     }
     // SAFETY: the path is a NUL-terminated constant and `attr` lives, with its size, across the call.
@@ -91,6 +104,63 @@ pub fn without_call(command: &mut Command, number: libc::c_long) -> &mut Command
             match libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) {
                 0 => Ok(()),
                 _ => Err(io::Error::last_os_error()),
+            }
+        })
+    }
+}
+
+/// Makes a command's program run in the namespaces of another process: mounts and with them root and working directory,
+/// network, IPC, UTS and cgroups (setns(2) with a pidfd, Linux 5.8); with no signal blocked.
+pub fn enter(command: &mut Command, process: std::os::fd::OwnedFd) -> &mut Command {
+    const KINDS: libc::c_int = libc::CLONE_NEWNS
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWCGROUP;
+    // SAFETY: between fork and exec only async-signal-safe system calls are made, on a descriptor that the closure owns.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::signal::SigSet::empty().thread_set_mask()?;
+            match libc::setns(process.as_raw_fd(), KINDS) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
+    }
+}
+
+/// Takes a descriptor that this process was started with, and that is named to nobody else in it.
+///
+/// # Errors
+/// There is no such descriptor.
+pub fn take_descriptor(number: RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    // SAFETY: the number is only looked at; the call fails if it is not open.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
+    // SAFETY: it is open, and the process that started us opened it for the caller alone.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(number) })
+}
+
+/// Holds a command's program back, once forked, until somebody has put it where it belongs: it writes a byte to
+/// `here`, and goes on when it has read one from `go`; if that is closed, it is not started.
+pub fn hold_back(
+    command: &mut Command,
+    here: std::os::fd::OwnedFd,
+    go: std::os::fd::OwnedFd,
+) -> &mut Command {
+    // SAFETY: between fork and exec only async-signal-safe system calls are made, on descriptors that the closure owns.
+    unsafe {
+        command.pre_exec(move || {
+            let number = libc::getpid().to_ne_bytes();
+            rustix::io::write(&here, &number)?;
+            let mut byte = [0_u8];
+            loop {
+                match rustix::io::read(&go, &mut byte) {
+                    Ok(1) => return Ok(()),
+                    Ok(_) => return Err(io::Error::from_raw_os_error(libc::ECANCELED)),
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         })
     }

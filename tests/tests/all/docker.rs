@@ -22,10 +22,9 @@ pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()
         on[0].fstype == "fuse.glusterfs" && on[0].source == *source,
         "{on:?}"
     );
-    ensure!(
-        spc.mounts()? == container,
-        "the container's mount table changed"
-    );
+    until("the container's mount table is as before", || {
+        Ok(spc.mounts()? == container)
+    })?;
     ensure!(
         entries(&spc.host)? == before + 1,
         "{} entries before, {} after",

@@ -218,9 +218,10 @@ impl<H: AnyHost> Container<H> {
             .sh("ls -A /run/spc/mounts 2>/dev/null | grep -v '^lock$'")?;
         let look = "cat /proc/self/mountinfo; ls -A /spc/targets; grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ";
         let container = self.sh(look)?.text();
+        let claims = self.host.sh(CLIENT_CLAIMS)?.text();
         Ok((
             self.host.mountinfo()?,
-            format!("{}\n{container}", records.text()),
+            format!("{}\n{container}{claims}", records.text()),
         ))
     }
 
@@ -234,7 +235,7 @@ impl<H: AnyHost> Container<H> {
         used: impl FnOnce(&Value) -> Result<()>,
     ) -> Result<()> {
         self.host.run(&["mkdir", "-p", target])?.ok()?;
-        let (before, tables) = (self.traces()?, self.host.tables()?);
+        let (before, tables) = (self.traces()?, tables(&self.host)?);
         self.exec(&[&["spc", "mount"], arguments, &[target]].concat())?
             .ok()?;
         let on = self.on(target)?;
@@ -265,7 +266,7 @@ impl<H: AnyHost> Container<H> {
             let before = before.get(&namespace).copied().unwrap_or_default();
             now.cast_signed() - before.cast_signed()
         };
-        Ok(self.host.tables()?.into_iter().map(grown).sum())
+        Ok(tables(&self.host)?.into_iter().map(grown).sum())
     }
 
     /// A command that fails: with this exit code, with one error that says these things and has a hint, and with
@@ -305,6 +306,8 @@ impl<H: AnyHost> Container<H> {
             .sh("ls -A /spc/targets | grep -v '^report.sock$'")?
             .text();
         ensure!(claims.is_empty(), "claims are left: {claims}");
+        let claims = self.host.sh(CLIENT_CLAIMS)?.text();
+        ensure!(claims.is_empty(), "claims of clients are left: {claims}");
         let marked = self
             .sh("grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ")?
             .text();
@@ -313,9 +316,30 @@ impl<H: AnyHost> Container<H> {
     }
 }
 
+/// Lists the claims of mounts whose programs run in a client root.
+const CLIENT_CLAIMS: &str = "cd /run/spc/targets 2>/dev/null && find . -mindepth 2";
+
 /// How many entries all mount tables of a host's processes have, containers included.
 pub fn entries(host: &impl AnyHost) -> Result<usize> {
-    Ok(host.tables()?.values().sum())
+    Ok(tables(host)?.values().sum())
+}
+
+/// How many mounts a client namespace is made of.
+const CLIENT_ENTRIES: usize = 17;
+
+/// As [`AnyHost::tables`], without what client namespaces are made of.
+fn tables(host: &impl AnyHost) -> Result<BTreeMap<PathBuf, usize>> {
+    let notes = host.sh("cat /run/spc/clients/* 2>/dev/null")?.text();
+    let mut tables = host.tables()?;
+    for (namespace, entries) in &mut tables {
+        let name = namespace.to_string_lossy();
+        let inode = name.trim_start_matches("mnt:[").trim_end_matches(']');
+        if notes.contains(&format!("\"namespace\":{inode}}}")) {
+            let own = entries.checked_sub(CLIENT_ENTRIES);
+            *entries = own.context("a client namespace lacks something")?;
+        }
+    }
+    Ok(tables)
 }
 
 /// Runs a test's body with the lab and its GlusterFS; where there is no lab, that has been said.
@@ -391,9 +415,18 @@ impl Spc<'_> {
                 name => census.strays.push(name.to_owned()),
             }
         }
-        for name in names(&format!("/proc/{first}/root/spc/targets"))? {
-            let id = name.split('.').next().unwrap_or_default().to_owned();
-            census.claims.entry(id).or_default().push(name);
+        let clients = format!("/proc/{}/root/run/spc/targets", self.host.pid());
+        let mut places = vec![format!("/proc/{first}/root/spc/targets")];
+        places.extend(
+            names(&clients)?
+                .iter()
+                .map(|client| format!("{clients}/{client}")),
+        );
+        for place in places {
+            for name in names(&place)? {
+                let id = name.split('.').next().unwrap_or_default().to_owned();
+                census.claims.entry(id).or_default().push(name);
+            }
         }
         for process in self.host.processes() {
             let environ = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();

@@ -1,0 +1,183 @@
+//! Running a program of a client root in its namespace.
+//!
+//! Whoever runs there sees another root than the one who asked. It is given a descriptor of the asker's root, by which
+//! it reads the files that were named, and the asker's working directory.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+
+use super::{namespace, root};
+use crate::error::{Error, Result, errno_text};
+use crate::host::{Host, Settings};
+use crate::log;
+use crate::sys;
+
+/// Number of a descriptor of the asker's root.
+const ASKER: &str = "SPC_ASKER";
+
+/// The asker's working directory.
+const CWD_OF_ASKER: &str = "SPC_CWD";
+
+/// Number of a descriptor that holds the right to use the client root.
+const IN_USE: &str = "SPC_IN_USE";
+
+/// Who asked for what this process does, from another root.
+struct Asker {
+    root: OwnedFd,
+    cwd: PathBuf,
+    /// Held until a record names the client root, or to the end.
+    in_use: Mutex<Option<OwnedFd>>,
+}
+
+static ASKED_BY: OnceLock<Option<Asker>> = OnceLock::new();
+
+/// Our own arguments, before secrets among them are masked.
+static ARGUMENTS: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Takes over what another root's `spc` handed to this process; call it before anything is started.
+pub fn take_over() {
+    ARGUMENTS.get_or_init(|| std::env::args_os().collect());
+    let number = |name: &str| std::env::var(name).ok()?.parse().ok();
+    ASKED_BY.get_or_init(|| {
+        let root = sys::take_descriptor(number(ASKER)?).ok()?;
+        Some(Asker {
+            root,
+            cwd: std::env::var_os(CWD_OF_ASKER).map_or_else(|| "/".into(), PathBuf::from),
+            in_use: Mutex::new(number(IN_USE).and_then(|fd| sys::take_descriptor(fd).ok())),
+        })
+    });
+}
+
+fn asker() -> Option<&'static Asker> {
+    ASKED_BY.get()?.as_ref()
+}
+
+/// Gives up the right to use the client root: a record names it, or it is not needed.
+pub fn settle() {
+    if let Some(Ok(mut in_use)) = asker().map(|asker| asker.in_use.lock()) {
+        *in_use = None;
+    }
+}
+
+/// The working directory of whoever asked.
+///
+/// # Errors
+/// It cannot be told.
+pub fn cwd() -> Result<PathBuf> {
+    match asker() {
+        Some(asker) => Ok(asker.cwd.clone()),
+        None => std::env::current_dir()
+            .map_err(|e| Error::system("cannot tell the working directory").because(errno_text(e))),
+    }
+}
+
+/// Opens a file that was named by whoever asked, as they see it.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn open_named(path: &Path) -> std::io::Result<File> {
+    let Some(asker) = asker() else {
+        return File::open(path);
+    };
+    let path = asker.cwd.join(path);
+    let file = openat2(
+        &asker.root,
+        path,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )?;
+    Ok(file.into())
+}
+
+/// A command of a client root, and what has to live until it has been started.
+pub struct Entering {
+    /// The command, whose program runs in the client namespace.
+    pub command: Command,
+    _held: (root::InUse, OwnedFd),
+}
+
+/// `spc` of a client root, in its namespace, called as the first of these arguments with the others. The root is laid
+/// and the namespace made if they are not there.
+///
+/// # Errors
+/// They cannot be made.
+pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) -> Result<Entering> {
+    let in_use = root::lay(host, settings, id)?;
+    let keeper = namespace::ensure(host, settings, id)?;
+    refresh(host, id)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let own = match asker() {
+        Some(asker) => rustix::io::dup(&asker.root),
+        None => open("/", flags, Mode::empty()),
+    };
+    let own = own.map_err(|e| Error::system("cannot open our own root").because(errno_text(e)))?;
+    let mut command = Command::new("/usr/bin/spc");
+    if let Some((name, rest)) = argv.split_first() {
+        command.arg0(name).args(rest);
+    }
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"LD_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env(ASKER, own.as_raw_fd().to_string())
+        .env(CWD_OF_ASKER, cwd()?)
+        .env(IN_USE, in_use.number().to_string());
+    log::hand_on(&mut command);
+    sys::inherit(&mut command, own.as_raw_fd());
+    sys::inherit(&mut command, in_use.number());
+    sys::enter(&mut command, keeper.pidfd);
+    Ok(Entering {
+        command,
+        _held: (in_use, own),
+    })
+}
+
+/// Becomes the `spc` of a client root, with our own arguments; returns only if that fails.
+///
+/// # Errors
+/// As [`command`], or the program cannot be run.
+pub fn same_again(host: &Host, settings: &Settings, id: &str) -> Result<Infallible> {
+    let argv = ARGUMENTS.get().map_or(&[][..], Vec::as_slice);
+    let mut entering = command(host, settings, id, argv)?;
+    let error = entering.command.exec();
+    Err(Error::system(format!("cannot run spc of the client root {id}")).because(errno_text(error)))
+}
+
+/// Names of servers are resolved as the host does it now.
+fn refresh(host: &Host, id: &str) -> Result<()> {
+    let etc = root::path(id).join("etc");
+    let copy = move || -> std::io::Result<()> {
+        for name in ["hosts", "resolv.conf"] {
+            let Ok(now) = std::fs::read(Path::new("/etc").join(name)) else {
+                continue;
+            };
+            let file = etc.join(name);
+            if std::fs::read(&file).is_ok_and(|then| then == now) {
+                continue;
+            }
+            let new = file.with_extension("new");
+            std::fs::write(&new, now)?;
+            std::fs::rename(&new, &file)?;
+        }
+        Ok(())
+    };
+    host.run("copying the host's names", copy)?.map_err(|e| {
+        Error::system("cannot copy the host's /etc/hosts and /etc/resolv.conf")
+            .because(errno_text(e))
+    })
+}

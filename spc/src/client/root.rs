@@ -1,0 +1,392 @@
+//! Client roots: trees with the client programs, on the host, a directory for each version of the image.
+//!
+//! Why copies, and not the container's own root: an engine deletes that with the container, and its layers with the
+//! image, while a daemon still loads libraries and translators from them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open};
+use rustix::io::Errno;
+
+use super::{NAME_FILE, Place, enter, namespace, place};
+use crate::error::{Error, Result, errno_text};
+use crate::host::output::Output;
+use crate::host::target::mount_id;
+use crate::host::{Host, Settings};
+use crate::mount::mounter::Session;
+use crate::sys;
+
+/// On the host: everything that is kept beyond a reboot.
+pub const HOME: &str = "/var/lib/spc";
+
+/// On the host: a directory for each client root.
+pub const ROOTS: &str = "/var/lib/spc/roots";
+
+/// On the host: a link to the client root that the host's own commands use, made by `spc install`.
+pub const CURRENT: &str = "/var/lib/spc/current";
+
+/// How long copying or removing a tree may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What is not copied: the kernel's file systems, what belongs to one run, and what is made anew.
+const NOT_COPIED: [&str; 7] = ["dev", "lost+found", "proc", "run", "spc", "sys", "tmp"];
+
+/// The right to use a client root before any record names it, until dropped.
+#[derive(Debug)]
+pub struct InUse {
+    file: File,
+}
+
+impl InUse {
+    /// The descriptor that holds it.
+    pub fn number(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+}
+
+/// The path of a client root on the host.
+pub fn path(id: &str) -> PathBuf {
+    Path::new(ROOTS).join(id)
+}
+
+/// The client root that belongs to this process: its own, that of its container's image, or the installed one.
+///
+/// # Errors
+/// Nothing is installed, or the image cannot be read.
+pub fn own() -> Result<String> {
+    match place() {
+        Place::Client(id) => Ok(id),
+        Place::Container => of_image().map_err(|e| {
+            Error::system("cannot tell the version of the image: /usr").because(errno_text(e))
+        }),
+        Place::Host => installed(Path::new(CURRENT)).ok_or_else(|| {
+            Error::system("spc is not installed on this host")
+                .because(format!("{CURRENT} is missing"))
+                .hint("run `spc install` in the container")
+        }),
+    }
+}
+
+/// The client root that a link, such as [`CURRENT`], leads to.
+pub fn installed(link: &Path) -> Option<String> {
+    let name = fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned();
+    Some(name)
+}
+
+/// Names what the programs of this image are: the version, and a hash over names, sizes and times below `/usr`.
+fn of_image() -> std::io::Result<String> {
+    let mut hash = Hash::default();
+    hash.tree(Path::new("/usr"))?;
+    Ok(format!("{}-{:016x}", env!("CARGO_PKG_VERSION"), hash.0))
+}
+
+/// FNV-1a: no more is needed to tell versions of one image apart.
+struct Hash(u64);
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hash {
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn tree(&mut self, directory: &Path) -> std::io::Result<()> {
+        let mut entries = fs::read_dir(directory)?.collect::<std::io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let data = entry.metadata()?;
+            self.add(entry.file_name().as_encoded_bytes());
+            self.add(&data.mode().to_le_bytes());
+            if data.is_dir() {
+                self.tree(&entry.path())?;
+            } else {
+                self.add(&data.len().to_le_bytes());
+                self.add(&data.mtime().to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes sure that a client root is on the host; that of our own image is copied there if it is not.
+///
+/// # Errors
+/// It is not there and not ours, or the host has no room for it.
+pub fn lay(host: &Host, settings: &Settings, id: &str) -> Result<InUse> {
+    let held = lock(host, FlockOperation::NonBlockingLockShared)?;
+    let named = path(id).join(NAME_FILE.trim_start_matches('/'));
+    let is_there = move || named.exists();
+    if host.run("looking for the client root", is_there.clone())? {
+        return Ok(held);
+    }
+    if place() != Place::Container {
+        return Err(
+            Error::system(format!("the client root {id} is gone from the host"))
+                .because(format!("{} is missing", path(id).display()))
+                .hint("run `spc install` in the container again"),
+        );
+    }
+    drop(held);
+    let held = lock(host, FlockOperation::NonBlockingLockExclusive)?;
+    if !host.run("looking for the client root", is_there)? {
+        copy(host, settings, id)?;
+    }
+    flock(&held.file, FlockOperation::LockShared).map_err(|e| {
+        Error::system(format!("cannot lock {ROOTS}/lock on the host")).because(errno_text(e))
+    })?;
+    Ok(held)
+}
+
+/// Takes the lock of all client roots: shared by those who use one, exclusive for who makes or removes one.
+fn lock(host: &Host, how: FlockOperation) -> Result<InUse> {
+    let fail = |e: std::io::Error| {
+        Error::system(format!("cannot open {ROOTS}/lock on the host"))
+            .because(errno_text(e))
+            .hint("client programs are kept there; to have them run in the container, and the mount end with it, add -o x-spc.container")
+    };
+    let opened = host.run("opening the client roots", || {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(ROOTS)?;
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(format!("{ROOTS}/lock"))
+    })?;
+    let file = opened.map_err(fail)?;
+    let until = Instant::now() + LIMIT;
+    loop {
+        match flock(&file, how) {
+            Ok(()) => return Ok(InUse { file }),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => return Err(fail(error.into())),
+        }
+    }
+}
+
+/// Copies our own root to the host, whole or not at all.
+fn copy(host: &Host, settings: &Settings, id: &str) -> Result<()> {
+    let started = Instant::now();
+    let whole = path(id);
+    let new = Path::new(ROOTS).join(format!(".{id}.new"));
+    let fail = |cause: String| {
+        Error::system(format!("cannot copy the client programs to the host: {}", whole.display()))
+            .because(cause)
+            .hint("it takes 180 MB; to have them run in the container, and the mount end with it, add -o x-spc.container")
+    };
+    let directory = {
+        let new = new.clone();
+        let make = move || -> std::io::Result<OwnedFd> {
+            remove_tree(&new)?;
+            fs::DirBuilder::new().mode(0o755).create(&new)?;
+            Ok(open(
+                &new,
+                OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?)
+        };
+        host.run("copying the client programs", make)?
+            .map_err(|e| fail(errno_text(e)))?
+    };
+    tracing::info!(root = %whole.display(), "copying the client programs to the host, once for each version");
+    let copied = fill(&directory, settings, id);
+    let result = copied.map_err(fail).and_then(|()| {
+        let (new, whole) = (new.clone(), whole.clone());
+        let name = move || -> std::io::Result<()> {
+            rustix::fs::syncfs(&directory)?;
+            fs::rename(&new, &whole)
+        };
+        host.run_within("copying the client programs", LIMIT, name)?
+            .map_err(|e| fail(errno_text(e)))
+    });
+    if result.is_err() {
+        // What is left of it is removed before the next try as well.
+        let _ = host.run_within("removing a copy", LIMIT, move || remove_tree(&new));
+    } else {
+        tracing::info!(
+            root = id,
+            "copied in {:.1} s",
+            started.elapsed().as_secs_f32()
+        );
+    }
+    result
+}
+
+/// Fills a directory with the tree of this container.
+fn fill(directory: &OwnedFd, settings: &Settings, id: &str) -> std::result::Result<(), String> {
+    let text = |e: std::io::Error| errno_text(e);
+    let there = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let root = mount_id(CWD, "/".as_ref()).map_err(errno_text)?.id;
+    let hosts = settings.hosts();
+    let mut sources = Vec::new();
+    for entry in fs::read_dir("/").map_err(text)? {
+        let entry = entry.map_err(text)?;
+        let path = entry.path();
+        let name = entry.file_name();
+        let kept = !NOT_COPIED.iter().any(|other| name == *other) && !hosts.contains(&path);
+        // Volumes of the container are none of its programs.
+        if kept && mount_id(CWD, path.as_os_str()).is_ok_and(|mount| mount.id == root) {
+            sources.push(path);
+        }
+    }
+    let output = Output::new().map_err(text)?;
+    let mut copy = Command::new("cp");
+    // Without owners: that would take capabilities which mounting does not, and root owns every program anyway.
+    copy.args([
+        "-dRx",
+        "--preserve=mode,timestamps,links",
+        "--reflink=auto",
+        "--",
+    ])
+    .args(&sources)
+    .arg(&there)
+    .stdin(Stdio::null())
+    .stdout(Stdio::null())
+    .stderr(output.handle().map_err(text)?);
+    let status = sys::inherit(&mut copy, directory.as_raw_fd())
+        .status()
+        .map_err(text)?;
+    if !status.success() {
+        let said = output.text();
+        return Err(said.lines().next_back().unwrap_or("cp failed").to_owned());
+    }
+    for (name, mode) in [
+        ("dev", 0o755),
+        ("proc", 0o555),
+        ("run", 0o755),
+        ("sys", 0o555),
+        ("tmp", 0o1777),
+        ("host", 0o755),
+        ("spc", 0o755),
+        ("spc/targets", 0o700),
+    ] {
+        let made = there.join(name);
+        fs::create_dir(&made).map_err(text)?;
+        fs::set_permissions(&made, fs::Permissions::from_mode(mode)).map_err(text)?;
+    }
+    let mut name = File::create(there.join("spc/client")).map_err(text)?;
+    name.write_all(id.as_bytes()).map_err(text)
+}
+
+fn remove_tree(path: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The client roots that are on the host.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn all(host: &Host) -> Result<Vec<String>> {
+    let read = host.run(
+        "reading the client roots",
+        || -> std::io::Result<Vec<String>> {
+            let entries = match fs::read_dir(ROOTS) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+                entries => entries?,
+            };
+            let mut ids = Vec::new();
+            for entry in entries {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if entry.file_type()?.is_dir() {
+                    ids.push(name);
+                }
+            }
+            Ok(ids)
+        },
+    )?;
+    read.map_err(|e| {
+        Error::system(format!("cannot read {ROOTS} on the host")).because(errno_text(e))
+    })
+}
+
+/// Removes the client roots that nothing needs: not installed, not one of these, named by no record, and with no
+/// process in their namespace but the keeper. True if one was removed.
+///
+/// # Errors
+/// The ledger cannot be read, or a tree cannot be removed.
+pub fn tidy(session: &Session, keep: &[String]) -> Result<bool> {
+    let host: &Arc<Host> = &session.host;
+    let ids = all(host)?;
+    if ids.iter().all(|id| keep.contains(id)) {
+        return Ok(false);
+    }
+    let Ok(_alone) = try_alone(host) else {
+        return Ok(false);
+    };
+    let current = host.run("looking for the installed client root", || {
+        installed(Path::new(CURRENT))
+    })?;
+    let (records, _) = session.ledger.all()?;
+    let mut removed = false;
+    for id in ids {
+        let named = |record: &crate::mount::ledger::Record| record.root.as_ref() == Some(&id);
+        if keep.contains(&id) || current.as_ref() == Some(&id) || records.iter().any(named) {
+            continue;
+        }
+        let half_made = id.starts_with('.');
+        if !half_made && !namespace::end(host, &id)? {
+            continue;
+        }
+        let tree = path(&id);
+        let gone = Path::new(ROOTS).join(format!(".{}.old", id.trim_start_matches('.')));
+        let remove = move || -> std::io::Result<()> {
+            if tree != gone {
+                remove_tree(&gone)?;
+                fs::rename(&tree, &gone)?;
+            }
+            remove_tree(&gone)
+        };
+        host.run_within("removing a client root", LIMIT, remove)?
+            .map_err(|e| {
+                Error::system(format!("cannot remove the client root {id} on the host"))
+                    .because(errno_text(e))
+            })?;
+        tracing::info!(root = %id, "removed; nothing uses it any more");
+        removed = true;
+    }
+    Ok(removed)
+}
+
+/// The lock of all client roots, if nobody else holds it.
+fn try_alone(host: &Host) -> Result<File> {
+    let opened = host.run("opening the client roots", || {
+        OpenOptions::new().write(true).open(format!("{ROOTS}/lock"))
+    })?;
+    let busy = |e: std::io::Error| Error::system("client roots are in use").because(errno_text(e));
+    let file = opened.map_err(busy)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| busy(e.into()))?;
+    Ok(file)
+}
+
+/// Removes what the end of a mount has left unused, where no `spc serve` does it. What cannot be removed is logged: the
+/// mount is gone all the same.
+pub fn release(session: &Session) {
+    if let Place::Client(own) = &session.place {
+        enter::settle();
+        if let Err(error) = tidy(session, std::slice::from_ref(own)) {
+            tracing::warn!("{error}");
+        }
+    }
+}

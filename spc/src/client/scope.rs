@@ -1,0 +1,250 @@
+//! A cgroup of its own on the host for what a mount leaves running: whoever ends the container, the shell or the service
+//! that asked for the mount does not end its daemon.
+//!
+//! Where systemd runs it is a scope, made by the host's own systemd-run; elsewhere a cgroup below `spc`. Either way a
+//! process of ours, run as one of the host's, moves the daemon there before its program begins (cgroups(7)).
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::error::{Error, Result, errno_text};
+use crate::host::output::Output;
+use crate::sys;
+
+/// The host's root, as every process of its PID namespace can reach it.
+const HOST: &str = "/proc/1/root";
+
+/// How long a host may take to make a cgroup.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The longest part of a scope's name that is made from a target; unit names end at 255 characters.
+const LONGEST: usize = 180;
+
+/// The name for what a mount on this target leaves running, as systemd-escape(1) has it for paths.
+pub fn name_of(target: &Path) -> String {
+    let mut name = String::new();
+    for byte in target.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' if name.is_empty() => {}
+            b'/' => name.push('-'),
+            b'.' if name.is_empty() => name.push_str("\\x2e"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b':' | b'_' | b'.' => {
+                name.push(char::from(*byte))
+            }
+            other => name.push_str(&format!("\\x{other:02x}")),
+        }
+    }
+    if name.len() > LONGEST {
+        // The end tells more than the beginning, and has to begin with a whole character.
+        let from = (name.len() - LONGEST..).find(|at| name.is_char_boundary(*at));
+        name = name.split_off(from.unwrap_or_default());
+        let whole = name.find('-').map_or(0, |at| at + 1);
+        name = name.split_off(whole);
+    }
+    name
+}
+
+/// A program of the host, run as one of its processes.
+fn on_host(program: &str) -> std::io::Result<Command> {
+    let first = Pid::from_raw(1).ok_or(ErrorKind::NotFound)?;
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    sys::enter(&mut command, pidfd_open(first, PidfdFlags::empty())?);
+    Ok(command)
+}
+
+/// Moves a process into a cgroup of this name on the host.
+///
+/// # Errors
+/// The host has no cgroups of version 2, or refuses.
+pub fn adopt(name: &str, description: &str, pid: i32) -> Result<()> {
+    // The very program that runs here, by a path that leads to it from everywhere.
+    let own = format!("/proc/{}/exe", std::process::id());
+    let number = pid.to_string();
+    // As sd_booted(3) tells it.
+    if !Path::new(HOST).join("run/systemd/system").is_dir() {
+        return run(on_host(&own), &["adopt", &number, name], name);
+    }
+    let scope = |name: &str| {
+        let unit = format!("--unit=spc-{name}.scope");
+        let description = format!("--description={description}");
+        // It is unmounted in its turn at shutdown, and ends then.
+        let options = [
+            "--scope",
+            "--quiet",
+            "--collect",
+            "--property=DefaultDependencies=no",
+        ];
+        let words = [
+            &options[..],
+            &[&unit, &description, "--", &own, "adopt", &number],
+        ]
+        .concat();
+        run(on_host("systemd-run"), &words, name)
+    };
+    // One of this name may be there: a daemon that is still in use after a lazy unmount.
+    scope(name).or_else(|_| scope(&format!("{name}-{number}")))
+}
+
+fn run(command: std::io::Result<Command>, words: &[&str], name: &str) -> Result<()> {
+    let fail = |cause: String| {
+        Error::system(format!("cannot make the cgroup spc-{name} on the host"))
+            .because(cause)
+            .hint("daemons of mounts are put there, to outlive the container; to have them end with it, add -o x-spc.container")
+    };
+    let system = |e: std::io::Error| fail(errno_text(e));
+    let output = Output::new().map_err(system)?;
+    let mut command = command.map_err(system)?;
+    command.args(words).stderr(output.handle().map_err(system)?);
+    let mut child = command.spawn().map_err(system)?;
+    let until = Instant::now() + LIMIT;
+    loop {
+        match child.try_wait().map_err(system)? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => {
+                let said = output.text();
+                let last = said.lines().next_back().map(str::to_owned);
+                return Err(fail(last.unwrap_or_else(|| status.to_string())));
+            }
+            None if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
+            None => {
+                let _ = child.kill();
+                return Err(fail(format!("no answer in {} s", LIMIT.as_secs())));
+            }
+        }
+    }
+}
+
+/// Starts a program in a cgroup of its own on the host, in which all that it starts is as well.
+///
+/// # Errors
+/// The cgroup cannot be made, or the program not started.
+pub fn start(name: &str, description: &str, command: &mut Command) -> Result<Child> {
+    let fail = |e: std::io::Error| Error::mount("cannot start a program").because(errno_text(e));
+    let (here, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
+    let (wait, go) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
+    sys::hold_back(command, told, wait);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let mover = threads.spawn(|| {
+            let Some(pid) = number(&here, &over) else {
+                return Ok(());
+            };
+            adopt(name, description, pid)?;
+            // If it has died meanwhile, whoever starts it learns that.
+            let _ = rustix::io::write(&go, b"1");
+            drop(go);
+            Ok(())
+        });
+        let child = command.spawn();
+        over.store(true, Ordering::Relaxed);
+        let moved = mover.join().unwrap_or(Ok(()));
+        match (moved, child) {
+            (Err(error), _) => Err(error),
+            (Ok(()), child) => child.map_err(fail),
+        }
+    })
+}
+
+/// The process id that a program held back writes, unless starting it is over before.
+fn number(here: &OwnedFd, over: &AtomicBool) -> Option<i32> {
+    let tick = Timespec::try_from(Duration::from_millis(20)).unwrap_or_default();
+    loop {
+        let mut fds = [PollFd::new(here, PollFlags::IN)];
+        match poll(&mut fds, Some(&tick)) {
+            Ok(0) if over.load(Ordering::Relaxed) => return None,
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => {
+                let mut bytes = [0_u8; 4];
+                let length = rustix::io::read(here, &mut bytes).ok()?;
+                return (length == 4).then(|| i32::from_ne_bytes(bytes));
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Removes a cgroup that is not a scope, once it is empty.
+pub fn remove(name: &str) {
+    let Some(base) = hierarchy(Path::new(HOST)) else {
+        return;
+    };
+    let cgroup = base.join("spc").join(name);
+    // A process that has ended may not have left it yet; a cgroup that stays is empty, and used again.
+    for _ in 0..50 {
+        match fs::remove_dir(&cgroup) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            _ => break,
+        }
+    }
+    // The last one out takes the directory of all along.
+    let _ = fs::remove_dir(base.join("spc"));
+}
+
+/// Where the hierarchy of version 2 is mounted.
+fn hierarchy(root: &Path) -> Option<PathBuf> {
+    ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
+        .map(|base| root.join(base))
+        .into_iter()
+        .find(|base| base.join("cgroup.procs").exists())
+}
+
+/// `spc adopt PID [NAME]`: moves a process into the cgroup of this name, or into the one that this process is in.
+///
+/// # Errors
+/// There is no hierarchy of version 2, or it refuses.
+pub fn move_here(pid: i32, name: Option<&str>) -> Result<()> {
+    let fail = |e: std::io::Error| {
+        Error::system(format!("cannot move process {pid}")).because(errno_text(e))
+    };
+    let base = hierarchy(Path::new("/"))
+        .ok_or_else(|| Error::system("no cgroup2 is mounted on /sys/fs/cgroup"))?;
+    let cgroup = match name {
+        Some(name) => base.join("spc").join(name),
+        None => {
+            let text = fs::read_to_string("/proc/self/cgroup").map_err(fail)?;
+            let own = text.lines().find_map(|line| line.strip_prefix("0::/"));
+            base.join(
+                own.ok_or_else(|| Error::system("this process is in no cgroup of version 2"))?,
+            )
+        }
+    };
+    fs::create_dir_all(&cgroup).map_err(fail)?;
+    let procs = cgroup.join("cgroup.procs");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .open(procs)
+        .map_err(fail)?;
+    file.write_all(pid.to_string().as_bytes()).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_systemd_and_not_too_long() {
+        assert_eq!(name_of(Path::new("/mnt/data")), "mnt-data");
+        assert_eq!(name_of(Path::new("/mnt/a b-c/.x")), "mnt-a\\x20b\\x2dc-.x");
+        assert_eq!(name_of(Path::new("/.x")), "\\x2ex");
+        let long = format!("/var/{}/volume", "x".repeat(300));
+        assert_eq!(name_of(Path::new(&long)), "volume");
+        let long = format!("/var/{}", "x".repeat(300));
+        assert_eq!(name_of(Path::new(&long)).len(), LONGEST);
+    }
+}
