@@ -280,6 +280,14 @@ mod tests {
     }
 
     #[test]
+    fn there_is_a_text_even_if_nobody_can_look() {
+        // This program is not `spc`, and knows no `ls`.
+        let text = String::from_utf8(Metrics::new().unwrap().text().unwrap()).unwrap();
+        assert!(text.contains("\nspc_look_success 0\n"), "{text}");
+        assert!(text.contains(env!("CARGO_PKG_VERSION")), "{text}");
+    }
+
+    #[test]
     fn it_is_well_while_the_watch_comes_round() {
         let metrics = Metrics::new().unwrap();
         assert!(metrics.ailment().is_some());

@@ -127,6 +127,19 @@ fn field<'a>(report: &'a str, key: &str) -> Option<&'a str> {
     fields.find_map(|field| field.strip_prefix(key)?.strip_prefix('='))
 }
 
+/// The request that a report belongs to: that of the process, or, if that has ended, of the mount whose stand-in it was
+/// about.
+fn request_of(report: &str, session: Option<&Session>) -> Option<String> {
+    let of_process = || log::request_of(field(report, "pid")?.parse().ok()?);
+    let of_mount = || {
+        let id = Path::new(field(report, "target")?).file_name()?.to_str()?;
+        let (records, _) = session?.ledger.all().ok()?;
+        let record = records.into_iter().find(|record| record.id == id)?;
+        Some(record.request_id)
+    };
+    of_process().or_else(of_mount)
+}
+
 /// The id of a mount that the shim made on the host, from its report.
 fn carried_mount(report: &str) -> Option<u64> {
     let id = field(report, "mount")?.parse().ok()?;
@@ -161,9 +174,8 @@ impl Watch {
     /// A report is logged. A mount that somebody made without the launcher has its copies dropped, as the launcher
     /// does it for its own.
     fn heed(&self, report: &str) {
-        // A program of no request has none; one that has ended is not asked any more.
-        let pid = field(report, "pid").and_then(|pid| pid.parse().ok());
-        let request = pid.and_then(log::request_of).map(display);
+        let session = self.on.as_ref().map(|watching| &watching.session);
+        let request = request_of(report, session).map(display);
         if report.contains("decision=failed") {
             tracing::warn!(request, "shim: {report}");
         } else {

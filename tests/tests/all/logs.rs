@@ -1,10 +1,10 @@
 //! The log: one id from the front door to the helper and its daemon, and lines as the journal wants them.
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, Root, VmOptions};
+use lab::{Cluster, Lab, Root, VmOptions};
 use serde_json::Value;
 
-use crate::support::{Spc, VmSpc, until, with_lab};
+use crate::support::{Spc, VmSpc, until, with_gluster, with_lab};
 
 /// The lines of `spc serve` about a request.
 fn served(spc: &Spc<'_>, id: &str) -> Result<Vec<String>> {
@@ -22,16 +22,14 @@ fn variable(spc: &Spc<'_>, process: &str, name: &str) -> Result<String> {
     Ok(spc.sh(&look)?.ok()?.text())
 }
 
-fn one_id(lab: &Lab) -> Result<()> {
+fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
     let spc = Spc::least(lab)?;
     spc.host.sh("mkdir /mnt/a /mnt/b")?.ok()?;
-    spc.sh("mkdir /srv/a")?.ok()?;
 
-    // Whoever asks may give the id.
-    let mount = "spc mount -v -t fuse.bindfs /srv/a";
-    let given = spc
-        .sh(&format!("SPC_REQUEST=pod-7.x {mount} /mnt/a"))?
-        .ok()?;
+    // Whoever asks may give the id. The daemon outlives the container, and is run by another `spc`.
+    let source = format!("{}:/vol", cluster.nodes()[0].host().address());
+    let mount = format!("SPC_REQUEST=pod-7.x spc mount -v -t glusterfs {source} /mnt/a");
+    let given = spc.sh(&mount)?.ok()?;
     let lines = given.error_text();
     ensure!(lines.lines().count() >= 2, "{given}");
     for line in lines.lines() {
@@ -49,7 +47,7 @@ fn one_id(lab: &Lab) -> Result<()> {
         let lines = served(&spc, "pod-7.x")?;
         Ok(lines
             .iter()
-            .any(|line| line.contains("mount done target=/mnt/a type=fuse.bindfs seconds=")))
+            .any(|line| line.contains("mount done target=/mnt/a type=glusterfs seconds=")))
     })?;
     // What becomes of it later is found by the same id.
     spc.host.run(&["umount", "/mnt/a"])?.ok()?;
@@ -61,6 +59,7 @@ fn one_id(lab: &Lab) -> Result<()> {
     })?;
 
     // Otherwise one is made up, and a name that would spoil the log is none.
+    let mount = "spc mount -v -t fuse.bindfs /srv";
     let mut seen = Vec::new();
     for environment in ["", "SPC_REQUEST='two words' ", "SPC_REQUEST= "] {
         let made = spc.sh(&format!("{environment}{mount} /mnt/b"))?.ok()?;
@@ -87,7 +86,7 @@ fn one_id(lab: &Lab) -> Result<()> {
     ensure!(seen.len() == 3, "{seen:?}");
 
     // A failure is one line, with its reason, what came back, and no secret.
-    let fails = "spc mount -t fuse.bindfs -o no_such_option,password=hunter2 /srv/a /mnt/b";
+    let fails = "spc mount -t fuse.bindfs -o no_such_option,password=hunter2 /srv /mnt/b";
     let failed = spc.sh(&format!("SPC_REQUEST=pod-8 {fails}"))?;
     ensure!(!failed.success(), "{failed}");
     let fails = fails.replace(",password=hunter2", "");
@@ -112,7 +111,7 @@ fn one_id(lab: &Lab) -> Result<()> {
 
 #[test]
 fn one_id_leads_from_the_door_to_the_daemon() {
-    with_lab(one_id);
+    with_gluster(one_id);
 }
 
 fn decisions(lab: &Lab) -> Result<()> {
@@ -125,7 +124,7 @@ fn decisions(lab: &Lab) -> Result<()> {
     ];
     spc.host.run(&run.concat())?.ok()?;
     spc.host.sh("mkdir /mnt/a")?.ok()?;
-    let mount = "SPC_REQUEST=pod-1 spc mount -t fuse.bindfs /srv /mnt/a";
+    let mount = "SPC_REQUEST=pod-1 spc mount -t fuse.bindfs -o x-spc.container /srv /mnt/a";
     spc.sh(mount)?.ok()?;
     // The daemon takes its mount away itself; its shim says so when the command is long gone.
     let daemon = spc.record("/mnt/a")?["daemon"][0].to_string();
@@ -171,22 +170,19 @@ fn priorities(lab: &Lab) -> Result<()> {
     )?;
     spc.host.run(&["mkdir", "/mnt/a", "/mnt/b"])?.ok()?;
     // A service's standard error is the journal; runc hands it on, but not the variable that tells so.
-    let command = "runc exec --env JOURNAL_STREAM=$JOURNAL_STREAM --env SPC_REQUEST=unit-1 spc spc mount -v -t fuse.bindfs";
+    let command = "runc exec --env JOURNAL_STREAM=$$JOURNAL_STREAM --env SPC_REQUEST=unit-1 spc spc mount -v -t fuse.bindfs";
     let run = |unit: &str, arguments: &str| {
-        let script = format!("{command} {arguments}");
-        let unit = format!("--unit={unit}");
-        spc.host.run(&[
-            "systemd-run",
-            "--wait",
-            "--quiet",
-            &unit,
-            "sh",
-            "-c",
-            &script,
-        ])
+        let text =
+            format!("[Service]\nType=oneshot\nExecStart=/bin/sh -c 'exec {command} {arguments}'\n");
+        spc.host.write(
+            format!("/run/systemd/system/{unit}.service"),
+            text.as_bytes(),
+        )?;
+        spc.host.run(&["systemctl", "daemon-reload"])?.ok()?;
+        spc.host.run(&["systemctl", "start", unit])
     };
-    run("good", "/srv /mnt/a")?.ok()?;
-    run("bad", "-o no_such_option /srv /mnt/b")?.code(32)?;
+    run("good", "-o x-spc.container /srv /mnt/a")?.ok()?;
+    run("bad", "-o x-spc.container,no_such_option /srv /mnt/b")?.code(1)?;
     until("the journal has the error", || {
         Ok(journal(&spc, "bad")?
             .iter()

@@ -28,7 +28,7 @@ fn again(spc: &Spc<'_>, run: &[&str], arguments: &[&str]) -> Result<()> {
 
 /// What is at a path of the address.
 fn get(host: &Host<'_>, path: &str) -> Result<String> {
-    let fetch = format!("wget -T 20 -qO - http://{ADDRESS}{path}");
+    let fetch = format!("wget -T 20 -O - http://{ADDRESS}{path} || docker logs spc >&2");
     Ok(host.sh(&fetch)?.ok()?.text())
 }
 
@@ -76,8 +76,7 @@ fn counted(lab: &Lab) -> Result<()> {
             == "ok")
     })?;
     spc.host.sh("mkdir /mnt/a /mnt/b /mnt/c")?.ok()?;
-    spc.sh("mkdir /srv/a")?.ok()?;
-    let bindfs = ["spc", "mount", "-t", "fuse.bindfs", "/srv/a"];
+    let bindfs = ["spc", "mount", "-t", "fuse.bindfs", "/srv"];
     for target in ["/mnt/a", "/mnt/b"] {
         spc.exec(&[&bindfs[..], &[target]].concat())?.ok()?;
     }
@@ -100,6 +99,8 @@ fn counted(lab: &Lab) -> Result<()> {
         "slow",
         "--timeout",
         "1",
+        "-o",
+        "x-spc.container",
         "x",
         "/mnt/c",
     ];
