@@ -53,9 +53,11 @@ pub fn request() -> Option<&'static str> {
 
 /// Hands the request's id on to a program.
 pub fn hand_on(command: &mut Command) {
-    match request() {
-        Some(id) => command.env(VARIABLE, id),
-        None => command.env_remove(VARIABLE),
+    match REQUEST.get() {
+        Some(Some(id)) => command.env(VARIABLE, id),
+        Some(None) => command.env_remove(VARIABLE),
+        // Nothing has begun here; it goes by unchanged.
+        None => command,
     };
 }
 

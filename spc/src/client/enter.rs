@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,9 @@ use std::sync::{Mutex, OnceLock};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 
-use super::{namespace, root};
+use super::{Place, namespace, place, root};
 use crate::error::{Error, Result, errno_text};
+use crate::host::settings::FILE as SETTINGS;
 use crate::host::{Host, Settings};
 use crate::log;
 use crate::sys;
@@ -114,6 +116,9 @@ pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) ->
     let in_use = root::lay(host, settings, id)?;
     let keeper = namespace::ensure(host, settings, id)?;
     refresh(host, id)?;
+    if place() == Place::Container {
+        hand_on_settings(host, id)?;
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let own = match asker() {
         Some(asker) => rustix::io::dup(&asker.root),
@@ -158,6 +163,30 @@ pub fn same_again(host: &Host, settings: &Settings, id: &str) -> Result<Infallib
     Err(Error::system(format!("cannot run spc of the client root {id}")).because(errno_text(error)))
 }
 
+/// The settings of this container hold for its mounts.
+fn hand_on_settings(host: &Host, id: &str) -> Result<()> {
+    let file = Path::new(SETTINGS);
+    let copy = root::path(id).join(file.strip_prefix("/").unwrap_or(file));
+    let now = std::fs::read(file).ok();
+    let write = move || match now {
+        Some(now) if std::fs::read(&copy).is_ok_and(|then| then == now) => Ok(()),
+        Some(now) => replace(&copy, &now),
+        None => match std::fs::remove_file(&copy) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    };
+    host.run("copying the settings", write)?.map_err(|e| {
+        Error::system(format!("cannot copy {SETTINGS} to the client root")).because(errno_text(e))
+    })
+}
+
+fn replace(file: &Path, with: &[u8]) -> std::io::Result<()> {
+    let new = file.with_extension("new");
+    std::fs::write(&new, with)?;
+    std::fs::rename(&new, file)
+}
+
 /// Names of servers are resolved as the host does it now.
 fn refresh(host: &Host, id: &str) -> Result<()> {
     let etc = root::path(id).join("etc");
@@ -170,9 +199,7 @@ fn refresh(host: &Host, id: &str) -> Result<()> {
             if std::fs::read(&file).is_ok_and(|then| then == now) {
                 continue;
             }
-            let new = file.with_extension("new");
-            std::fs::write(&new, now)?;
-            std::fs::rename(&new, &file)?;
+            replace(&file, &now)?;
         }
         Ok(())
     };

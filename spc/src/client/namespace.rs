@@ -46,6 +46,9 @@ const TURN: Duration = Duration::from_secs(60);
 /// The devices that client programs open.
 const DEVICES: [&str; 7] = ["full", "fuse", "null", "random", "tty", "urandom", "zero"];
 
+/// Directories of the host where client programs look for keys and settings that nobody names.
+const CONFIGURED: [&str; 2] = ["/etc/ceph", "/root/.ssh"];
+
 /// What is remembered of a keeper.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Note {
@@ -127,7 +130,9 @@ pub fn ensure(host: &Host, settings: &Settings, id: &str) -> Result<Keeper> {
 /// The right to make or end keepers, until dropped.
 fn take_turn(host: &Host) -> Result<File> {
     let fail = |e: std::io::Error| {
-        Error::system(format!("cannot lock {CLIENTS}/lock on the host")).because(errno_text(e))
+        Error::system(format!("cannot lock {CLIENTS}/lock on the host"))
+            .because(errno_text(e))
+            .hint("make room below /run on the host")
     };
     let opened = host.run("locking the client namespaces", || {
         fs::DirBuilder::new()
@@ -173,8 +178,10 @@ fn make(host: &Host, id: &str) -> Result<Keeper> {
     let made = start(host, id, &mut child).map_err(|error| {
         // Whatever it has said is the better reason.
         let said = output.text();
-        let last = said.lines().next_back().map(str::to_owned);
-        error.because(last.unwrap_or_else(|| "it gave no sign in time".into()))
+        match said.lines().find(|line| line.starts_with("spc: ")) {
+            Some(line) => fail(line.trim_start_matches("spc: ").to_owned()),
+            None => error,
+        }
     });
     if made.is_err() {
         // Its input is closed, so it ends; this is for one that hangs.
@@ -199,7 +206,7 @@ fn start(host: &Host, id: &str, child: &mut Child) -> Result<Keeper> {
         let _ = done.send(read.is_ok() && line == "ready\n");
     });
     if answer.recv_timeout(START) != Ok(true) {
-        return Err(fail());
+        return Err(fail().because("it gave no sign in time"));
     }
     scope::adopt(
         &format!("clients-{id}"),
@@ -218,7 +225,7 @@ fn start(host: &Host, id: &str, child: &mut Child) -> Result<Keeper> {
         fs::write(&new, text)?;
         fs::rename(&new, &file)
     })?;
-    written.map_err(system)?;
+    written.map_err(|e| system(e).hint("make room below /run on the host"))?;
     let go = child.stdin.take().ok_or_else(fail)?;
     (&go).write_all(b"kept\n").map_err(system)?;
     Ok(Keeper {
@@ -262,6 +269,7 @@ struct Parts {
     claims: OwnedFd,
     logs: OwnedFd,
     devices: Vec<(&'static str, OwnedFd)>,
+    configured: Vec<(&'static str, OwnedFd)>,
 }
 
 fn parts(id: &str) -> std::io::Result<Parts> {
@@ -285,14 +293,18 @@ fn parts(id: &str) -> std::io::Result<Parts> {
         .recursive(true)
         .mode(0o755)
         .create(LOGS)?;
+    // What is not there is missed by those kinds that need it, and they say so.
+    let there = |path: &Path| match clone(path, 0) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        mount => mount.map(Some),
+    };
     let mut devices = Vec::new();
     for name in DEVICES {
-        match clone(&Path::new("/dev").join(name), 0) {
-            Ok(device) => devices.push((name, device)),
-            // Kinds that need it say so.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+        devices.extend(there(&Path::new("/dev").join(name))?.map(|mount| (name, mount)));
+    }
+    let mut configured = Vec::new();
+    for path in CONFIGURED {
+        configured.extend(there(Path::new(path))?.map(|mount| (path, mount)));
     }
     Ok(Parts {
         // `/var` of some hosts is mounted with noexec.
@@ -301,6 +313,7 @@ fn parts(id: &str) -> std::io::Result<Parts> {
         claims: clone(&claims, 0)?,
         logs: clone(Path::new(LOGS), 0)?,
         devices,
+        configured,
     })
 }
 
@@ -326,7 +339,7 @@ pub fn keep(id: &str) -> Result<()> {
         rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), None)
             .map_err(|e| fail(e.into()))?;
     }
-    build(parts).map_err(fail)?;
+    build(parts, &settings.claims()).map_err(fail)?;
     // Nothing of the container is held any more but this very program.
     let error = Command::new("/usr/bin/spc")
         .args(["keeper", id])
@@ -336,7 +349,7 @@ pub fn keep(id: &str) -> Result<()> {
 }
 
 /// Moves this thread into a new mount namespace that is made of these parts.
-fn build(parts: Parts) -> std::io::Result<()> {
+fn build(parts: Parts, claims: &Path) -> std::io::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
     mount_change(
         "/",
@@ -388,8 +401,13 @@ fn build(parts: Parts) -> std::io::Result<()> {
     mount("tmpfs", "/run", "tmpfs", plain, c"mode=0755")?;
     make_all(&run)?;
     mount("tmpfs", "/tmp", "tmpfs", plain, c"mode=1777")?;
-    attach(&parts.claims, "/spc/targets")?;
+    fs::create_dir_all(claims)?;
+    attach(&parts.claims, claims)?;
     attach(&parts.host, "/host")?;
+    for (path, mount) in &parts.configured {
+        fs::create_dir_all(path)?;
+        attach(mount, *path)?;
+    }
     let logs = directories(Path::new("/var/log"))?;
     attach(&parts.logs, "/var/log")?;
     make_all(&logs)

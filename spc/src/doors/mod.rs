@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use crate::client::{self, Place, enter, root};
 use crate::error::Result;
 use crate::host::{Host, Settings};
+use crate::log;
 
 pub mod argv;
 pub mod cli;
@@ -21,7 +22,7 @@ pub fn main() -> ExitCode {
         && !is_own_errand()
         && let Err(error) = hand_over()
     {
-        eprintln!("spc: {error}");
+        log::error(&format!("spc: {error}"));
         return ExitCode::from(error.class().exit_code());
     }
     let called = std::env::args_os().next().unwrap_or_default();
@@ -34,11 +35,26 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Whether another `spc` has started this one on the host, for what is done there.
+/// Whether another `spc` has started this one on the host, for what is done there, or nothing is asked that needs a client.
 fn is_own_errand() -> bool {
-    std::env::args_os()
-        .nth(1)
-        .is_some_and(|command| command == "keep" || command == "adopt")
+    let mut words = std::env::args_os();
+    let called = words.next().unwrap_or_default();
+    let Some(first) = words.next() else {
+        return false;
+    };
+    let about_itself = [
+        "completions",
+        "help",
+        "man",
+        "pages",
+        "--help",
+        "-h",
+        "--version",
+        "-V",
+    ];
+    first == "keep"
+        || first == "adopt"
+        || Path::new(&called).ends_with("spc") && about_itself.iter().any(|word| first == *word)
 }
 
 /// On the host itself nothing can be done: becomes the `spc` of the installed client root.

@@ -82,6 +82,11 @@ impl Claim {
         self.file("report")
     }
 
+    /// Where copies of files are that the helper reads.
+    pub fn files(&self) -> PathBuf {
+        self.file("files")
+    }
+
     /// Id and unique id of the mount that the shim made for it, if it did.
     pub fn mounted(&self) -> Option<(u64, u64)> {
         let link = fs::read_link(self.file("mount"))
@@ -99,6 +104,8 @@ impl Claim {
             let file = self.file(suffix);
             ignore_missing(fs::remove_file(&file), &file);
         }
+        let files = self.files();
+        ignore_missing(fs::remove_dir_all(&files), &files);
         ignore_missing(fs::remove_dir(&self.stand_in), &self.stand_in);
     }
 

@@ -14,6 +14,9 @@ use config::{Broken, Config};
 
 use crate::error::{Error, Result, errno_text};
 
+/// The settings file, in the container and in each client root.
+pub const FILE: &str = "/etc/spc/shim.conf";
+
 /// The settings, of which the launcher needs where things are.
 pub struct Settings(Box<Config>);
 
@@ -23,7 +26,7 @@ impl Settings {
     /// # Errors
     /// The file cannot be read or understood: then the shim refuses mounts, too.
     pub fn read() -> Result<Self> {
-        let file = Path::new(std::ffi::OsStr::from_bytes(config::FILE.to_bytes()));
+        let file = Path::new(FILE);
         let text = match std::fs::read(file) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),

@@ -99,6 +99,19 @@ pub enum How {
     },
 }
 
+/// Options of the programs of all kinds that name a file for them to read.
+pub const FILES: [&str; 9] = [
+    "IdentityFile",
+    "UserKnownHostsFile",
+    "conf",
+    "cred",
+    "credentials",
+    "keyfile",
+    "keyring",
+    "passwd_file",
+    "secretfile",
+];
+
 /// Stands for the target among a helper's arguments.
 pub const TARGET: &str = "\0target";
 

@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod direct;
+pub mod files;
 pub mod handover;
 pub mod ledger;
 pub mod mounter;

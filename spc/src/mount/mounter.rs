@@ -16,7 +16,7 @@ use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
 use super::{Ledger, Plan, Proof, Request, services};
 use crate::client::{Place, enter, namespace, place, root, scope};
-use crate::error::{Class, Error, Reason, Result, errno_text};
+use crate::error::{Class, Error, Reason, Result};
 use crate::health::look::{self, Health};
 use crate::health::report::{Asked, Operation};
 use crate::host::claim::{Claim, Mode};
@@ -194,7 +194,7 @@ struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     fn new(session: &'a Session, plan: &'a Plan, pinned: Arc<Pinned>, lock: Lock) -> Result<Self> {
-        let id = new_id()?;
+        let id = plan.id.clone();
         let request = &plan.request;
         let on = pinned.mount.id;
         let record = Record {
@@ -270,6 +270,7 @@ impl<'a> Attempt<'a> {
                     mode,
                     &self.pinned,
                 )?;
+                self.plan.files.copy()?;
                 let id = self.record.id.clone();
                 let secrets = &self.plan.request.secrets;
                 let handover = Handover::prepare(&helper.secrets, secrets)?;
@@ -490,12 +491,4 @@ impl Drop for Attempt<'_> {
             services::release(self.session);
         }
     }
-}
-
-/// 64 random bits in hex.
-fn new_id() -> Result<String> {
-    let mut bytes = [0_u8; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| Error::system("cannot get random bytes").because(errno_text(e)))?;
-    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }

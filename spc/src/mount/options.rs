@@ -94,6 +94,15 @@ impl Options {
             .next_back()
     }
 
+    /// Gives every `key=…` this value.
+    pub fn replace(&mut self, key: &str, value: &str) {
+        for option in &mut self.0 {
+            if matches!(split(option), (k, Some(_)) if k == key) {
+                *option = format!("{key}={value}");
+            }
+        }
+    }
+
     /// Keys, and values with their quotes taken off.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, Option<&str>)> {
         self.0.iter().map(|option| {

@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Request;
 use super::device::prepare::MKFS;
+use super::files::Files;
 use super::request::RouteChoice;
-use crate::client::enter;
+use crate::client::{self, Place, enter};
 use crate::error::{Error, Result, errno_text};
 use crate::host::container::PROGRAM_DIRS;
 use crate::host::target::{Rules, Walk, on_host, show, walk};
-use crate::host::{Host, Settings, container, modules};
+use crate::host::{Claim, Host, Settings, container, modules};
 use crate::kinds::{self, Asked, Chosen, How, Maker, Pass};
 
 /// How a mount gets to the host.
@@ -60,8 +61,12 @@ pub struct Program {
 /// A mount, decided.
 #[derive(Debug)]
 pub struct Plan {
+    /// Name of the claim and mark of the processes.
+    pub id: String,
     /// What was asked.
     pub request: Request,
+    /// Files that its options name, where the helper would not find them.
+    pub files: Files,
     /// What the table of kinds says.
     pub chosen: Chosen,
     /// The helper, where the kind has one.
@@ -91,10 +96,16 @@ impl Plan {
     pub fn make(request: Request, host: &Host, settings: &Settings) -> Result<Self> {
         let cwd = enter::cwd()?;
         let asked_target = on_host(&request.target, &cwd, &settings.hosts());
+        let id = new_id()?;
+        let files = Claim::named(&settings.claims(), &id).files();
+        let (options, files) = match client::place() {
+            Place::Client(_) => Files::take(&request.options, host, settings, files)?,
+            Place::Container | Place::Host => (request.options.clone(), Files::default()),
+        };
         let chosen = kinds::choose(&Asked {
             fs_type: &request.fs_type,
             source: &request.source,
-            options: &request.options,
+            options: &options,
             secrets: &request.secrets,
             log_name: &log_name(&asked_target),
             kernel_lacks: &|module| {
@@ -151,7 +162,9 @@ impl Plan {
             )));
         }
         Ok(Self {
+            id,
             request,
+            files,
             chosen,
             program,
             route,
@@ -207,6 +220,14 @@ impl Plan {
         }
         argv
     }
+}
+
+/// 64 random bits in hex.
+fn new_id() -> Result<String> {
+    let mut bytes = [0_u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::system("cannot get random bytes").because(errno_text(e)))?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }
 
 /// A file name for a target: dashes for what is no plain character, and not too long.

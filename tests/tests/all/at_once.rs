@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use lab::{Cluster, Lab, Output, Process, Status};
 
-use crate::support::{Spc, entries, with_gluster};
+use crate::support::{Spc, entries, until, with_gluster};
 
 /// A host and its container, where commands are started without waiting for the last.
 struct Scene<'lab> {
@@ -50,12 +50,9 @@ impl<'lab> Scene<'lab> {
 
     /// So many mounts, records, claims and daemons, and nothing else.
     fn has(&self, mounts: usize, daemons: usize) -> Result<()> {
-        let total = entries(&self.spc.host)?;
-        ensure!(
-            total == self.entries + mounts,
-            "{} entries before, {total} with {mounts} mounts",
-            self.entries
-        );
+        until("as many more entries as mounts", || {
+            Ok(entries(&self.spc.host)? == self.entries + mounts)
+        })?;
         let census = self.spc.census(self.first)?;
         let count = (
             census.records.len(),

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{Lab, Signal};
 use rustix::process::{Pid, kill_process};
 
-use crate::support::{Spc, entries};
+use crate::support::{Spc, entries, until};
 
 /// A mount that is killed again and again.
 pub struct Case<'a> {
@@ -86,12 +86,9 @@ impl<'lab> Scene<'lab> {
     pub fn is_mounted(&self, case: &Case<'_>) -> Result<()> {
         let on = self.spc.on(case.target)?;
         ensure!(on.len() == 1, "mounts on the target: {on:?}");
-        let total = entries(&self.spc.host)?;
-        ensure!(
-            total == self.entries + 1,
-            "{} entries before, {total} with one mount",
-            self.entries
-        );
+        until("one more entry", || {
+            Ok(entries(&self.spc.host)? == self.entries + 1)
+        })?;
         let census = self.spc.census(self.first)?;
         let [record] = census.records.as_slice() else {
             bail!("records: {census:?}")

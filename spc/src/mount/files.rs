@@ -1,0 +1,101 @@
+//! Files that options name, for a helper that runs in a client root: it sees another tree than whoever named them. They
+//! are copied beside its claim, in memory, and go with it.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::Options;
+use crate::client::enter;
+use crate::error::{Error, Result, errno_text};
+use crate::host::{Host, Settings};
+use crate::kinds::FILES;
+
+/// The biggest that is copied.
+const BIGGEST: u64 = 1024 * 1024;
+
+/// The files of one mount, open.
+#[derive(Debug, Default)]
+pub struct Files {
+    directory: PathBuf,
+    open: Vec<(File, PathBuf)>,
+}
+
+impl Files {
+    /// Opens the files that options name, and gives the options as they read when the copies are in this directory. A
+    /// name that leads to no file stays as it is: the helper will say what it misses.
+    ///
+    /// # Errors
+    /// The host does not answer.
+    pub fn take(
+        options: &Options,
+        host: &Host,
+        settings: &Settings,
+        directory: PathBuf,
+    ) -> Result<(Options, Self)> {
+        let (mut there, mut open) = (options.clone(), Vec::new());
+        for key in FILES {
+            let Some(path) = options.value(key).map(PathBuf::from) else {
+                continue;
+            };
+            let hosts = settings.hosts();
+            let inside = hosts.iter().find_map(|host| path.strip_prefix(host).ok());
+            let opened = match inside {
+                Some(inside) => {
+                    let path = Path::new("/").join(inside);
+                    host.run("opening a file that an option names", move || {
+                        File::open(path)
+                    })?
+                }
+                None => enter::open_named(&path),
+            };
+            let Some(file) = opened.ok().filter(is_plain) else {
+                continue;
+            };
+            let copy = directory.join(open.len().to_string());
+            there.replace(key, &copy.to_string_lossy());
+            open.push((file, copy));
+        }
+        Ok((there, Self { directory, open }))
+    }
+
+    /// Makes the copies, which only root may read.
+    ///
+    /// # Errors
+    /// One cannot be read or written, or is too big.
+    pub fn copy(&self) -> Result<()> {
+        if self.open.is_empty() {
+            return Ok(());
+        }
+        let fail = |e: std::io::Error| {
+            Error::system("cannot copy a file that an option names").because(errno_text(e))
+        };
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&self.directory)
+            .map_err(fail)?;
+        for (file, copy) in &self.open {
+            let mut bytes = Vec::new();
+            file.take(BIGGEST + 1)
+                .read_to_end(&mut bytes)
+                .map_err(fail)?;
+            if bytes.len() as u64 > BIGGEST {
+                return Err(Error::usage("a file that an option names is too big")
+                    .because(format!("more than {} KiB", BIGGEST / 1024)));
+            }
+            let mut new = fs::OpenOptions::new()
+                .create_new(true)
+                .write(true)
+                .mode(0o600)
+                .open(copy)
+                .map_err(fail)?;
+            new.write_all(&bytes).map_err(fail)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_plain(file: &File) -> bool {
+    file.metadata().is_ok_and(|data| data.is_file())
+}
