@@ -204,7 +204,7 @@ fn heed(report: &Report, metrics: &Metrics) {
         }
         Some(Failure { reason, error }) => {
             let reason = reason.word();
-            tracing::warn!(target = %target, r#type = %fs_type, reason, %seconds, %request, "{operation} failed: {error}");
+            tracing::warn!(target = %target, r#type = %fs_type, %reason, %seconds, %request, "{operation} failed: {error}");
         }
     }
     metrics.count(report);
