@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use crate::error::Error;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
@@ -30,9 +31,10 @@ static REQUEST: OnceLock<Option<String>> = OnceLock::new();
 /// Begins to log. A service works for nobody in particular; a command for the request that its environment names, or
 /// for a new one.
 pub fn begin(level: Level, serving: bool) {
-    let request = (!serving).then(|| named().unwrap_or_else(new_id));
-    // The first call decides.
-    let _ = REQUEST.set(request.clone());
+    let request = match serving {
+        true => REQUEST.get_or_init(|| None).clone(),
+        false => Some(take_id().to_owned()),
+    };
     let reader = match (is_journal(), serving) {
         (true, _) => Reader::Journal,
         (false, true) => Reader::Later,
@@ -44,6 +46,20 @@ pub fn begin(level: Level, serving: bool) {
         .with_ansi(false)
         .event_format(Lines { reader, request })
         .init();
+}
+
+/// The request that this process works for is the one that its environment names, or a new one.
+pub fn take_id() -> &'static str {
+    let id = REQUEST.get_or_init(|| Some(named().unwrap_or_else(new_id)));
+    id.as_deref().unwrap_or_default()
+}
+
+/// An error that is read far from the log, with the id that leads there.
+pub fn with_id(error: Error) -> Error {
+    match request() {
+        Some(id) => error.log(vec![format!("request={id}")]),
+        None => error,
+    }
 }
 
 /// The id of the request that this process works for.

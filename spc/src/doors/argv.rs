@@ -7,6 +7,7 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
+use super::flexvolume::SECRET;
 use crate::mount::secrets::{MASK, is_secret};
 
 /// The arguments, of which `/proc/PID/cmdline` does not show the secrets any more.
@@ -59,6 +60,9 @@ impl Arguments {
 /// option before it; what `--secret` has (`named`) only names one, if it is as it should be.
 fn masked(arg: &OsStr, named: bool, values: &mut Vec<Vec<u8>>) -> Vec<u8> {
     let bytes = arg.as_bytes();
+    if bytes.starts_with(b"{") {
+        return masked_object(bytes, values);
+    }
     let (option, list) = match bytes {
         [b'-', b'-', ..] => match bytes.iter().position(|b| *b == b'=') {
             Some(at) => bytes.split_at(at + 1),
@@ -95,6 +99,33 @@ fn masked(arg: &OsStr, named: bool, values: &mut Vec<Vec<u8>>) -> Vec<u8> {
             masked.extend(&MASK.as_bytes()[..MASK.len().min(value.len())]);
         } else {
             masked.extend(value);
+        }
+    }
+    masked
+}
+
+/// What kubelet says of a volume, with stars for the secrets of the pod: it stays as long as it was.
+fn masked_object(bytes: &[u8], values: &mut Vec<Vec<u8>>) -> Vec<u8> {
+    let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(bytes) else {
+        // Whatever it is, half a secret may be in it.
+        values.push(bytes.to_vec());
+        return MASK.as_bytes()[..MASK.len().min(bytes.len())].to_vec();
+    };
+    let mut masked = bytes.to_vec();
+    for (key, value) in object {
+        let value = value.as_str().unwrap_or_default().as_bytes();
+        if !key.starts_with(SECRET) || value.is_empty() {
+            continue;
+        }
+        values.push(value.to_vec());
+        let mut at = 0;
+        while let Some(found) = masked[at..].windows(value.len()).position(|w| w == value) {
+            masked[at + found..at + found + value.len()].fill(b'*');
+            at += found + value.len();
+        }
+        if at == 0 {
+            // It is written in another way.
+            return MASK.as_bytes().to_vec();
         }
     }
     masked
@@ -196,6 +227,32 @@ mod tests {
         let mut values = Vec::new();
         let arg = OsStr::new("--secret=password=env:P");
         assert_eq!(masked(arg, false, &mut values), arg.as_bytes());
+        assert!(values.is_empty());
+    }
+
+    #[test]
+    fn secrets_of_a_pod_are_found_in_what_kubelet_says() {
+        let said = r#"{"a":"aHVudGVy","kubernetes.io/secret/key":"aHVudGVy","kubernetes.io/secret/no":""}"#;
+        let mut values = Vec::new();
+        let shown = masked(OsStr::new(said), false, &mut values);
+        assert_eq!(shown.len(), said.len());
+        assert!(!String::from_utf8(shown).unwrap().contains("aHVudGVy"));
+        assert_eq!(values, [b"aHVudGVy"]);
+        for other in [
+            r#"{"kubernetes.io/secret/key":"\u0061Vu"}"#,
+            r#"{"kubernetes.io/secret/key":"a"#,
+        ] {
+            let mut values = Vec::new();
+            let shown = masked(OsStr::new(other), false, &mut values);
+            assert_eq!(shown, b"***", "{other}");
+            assert!(!values.is_empty());
+        }
+        let plain = r#"{"source":"h:/x"}"#;
+        let mut values = Vec::new();
+        assert_eq!(
+            masked(OsStr::new(plain), false, &mut values),
+            plain.as_bytes()
+        );
         assert!(values.is_empty());
     }
 

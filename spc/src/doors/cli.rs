@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use clap::builder::ValueHint;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
-use super::{pages, show};
+use super::{finish, flexvolume, make, mounter, pages, parse, show, warn_if_seen};
 use crate::client::{namespace, scope};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::{doctor, look, serve, web};
@@ -20,9 +19,8 @@ use crate::log;
 use crate::mount::device::blank;
 use crate::mount::device::tool::STDIN;
 use crate::mount::ledger::Corrupt;
-use crate::mount::mounter::{Done, Session, mount};
+use crate::mount::mounter::Session;
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
-use crate::mount::run::Interrupts;
 use crate::mount::unmounter::{self, How, umount};
 use crate::mount::{Options, Plan, Request};
 
@@ -76,6 +74,10 @@ enum Command {
         #[arg(long, value_name = "ADDRESS")]
         metrics: Option<web::Address>,
     },
+    /// Mount as the program does that kubelet may be told to mount by (--experimental-mounter-path)
+    Mounter(mounter::Mounter),
+    /// Answer one call of kubelet as a FlexVolume driver does, with JSON
+    Flexvolume(flexvolume::Flexvolume),
     #[command(flatten)]
     Pages(pages::Ask),
     /// Look at one target and answer by the exit code
@@ -202,6 +204,7 @@ impl MountArgs {
             timeout: Duration::from_secs(self.timeout),
             route: self.route,
             over_system_directory: self.over_system_directory,
+            plain_tail: 0,
         }
         .validated()
     }
@@ -210,23 +213,9 @@ impl MountArgs {
 /// Reads the command line, runs the command, and gives its exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::take();
-    let cli = match Cli::try_parse_from(&arguments.all) {
+    let cli: Cli = match parse(Cli::command(), &arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            let code = if error.use_stderr() {
-                Class::Usage.exit_code()
-            } else {
-                0
-            };
-            // Nothing is left to say if nobody listens.
-            let _ = if arguments.hold_secrets() {
-                let text = arguments.mask(&error.render().to_string());
-                std::io::stderr().write_all(text.as_bytes())
-            } else {
-                error.print()
-            };
-            return ExitCode::from(code);
-        }
+        Err(code) => return code,
     };
     let verbose = match &cli.command {
         Command::Mount(args) | Command::Explain { mount: args, .. } => args.verbose,
@@ -241,39 +230,15 @@ pub fn main() -> ExitCode {
         (false, false) => tracing::Level::WARN,
     };
     log::begin(level, serving);
-    if let Some(error) = &arguments.seen {
-        tracing::warn!(error = %errno_text(error.kind()), "the secret among the arguments can be seen by other processes; give it by --secret");
-    }
-    match run(cli.command) {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            let code = error.class().exit_code();
-            let error = match error.class() {
-                Class::Usage => error.hint_if_none("--help shows what is understood"),
-                _ => error,
-            };
-            log::error(&format!("spc: {}", arguments.mask(&error.to_string())));
-            ExitCode::from(code)
-        }
-    }
+    warn_if_seen(&arguments);
+    let done = run(cli.command);
+    finish("spc", &arguments, done)
 }
 
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Mount(args) => {
-            let request = args.request()?;
-            let interrupts = Interrupts::hold()?;
-            let session = Session::open()?;
-            if args.fake {
-                Plan::make(request, &session.host, &session.settings)?;
-                return Ok(0);
-            }
-            let done = mount(&session, request, &interrupts)?;
-            if args.verbose {
-                show::mounted(&done)?;
-            } else if let Done::Already(record) = done {
-                tracing::info!(target = %record.target, "already mounted");
-            }
+            make(args.request()?, args.fake, args.verbose)?;
             Ok(0)
         }
         Command::Umount(args) => unmount(&args),
@@ -309,6 +274,8 @@ fn run(command: Command) -> Result<u8> {
             show::plan(&plan, &host, json)?;
             Ok(0)
         }
+        Command::Mounter(mounter) => mounter.run().map(|()| 0),
+        Command::Flexvolume(call) => Ok(call.run()),
         Command::Keep { root } => namespace::keep(&root).map(|()| 0),
         Command::Keeper { .. } => namespace::keeper().map(|()| 0),
         Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),

@@ -1,47 +1,137 @@
 //! The ways in. Each turns what it is given into a request and leads into the pipeline.
 
 use std::convert::Infallible;
-use std::path::Path;
+use std::io::Write;
 use std::process::ExitCode;
 
+use clap::FromArgMatches;
+
 use crate::client::{self, Place, enter, root};
-use crate::error::Result;
+use crate::error::{Class, Result, errno_text};
 use crate::host::{Host, Settings};
 use crate::log;
+use crate::mount::Request;
+use crate::mount::mounter::{Done, Session, mount};
+use crate::mount::run::Interrupts;
 
 pub mod argv;
+mod called;
 pub mod cli;
+pub mod flexvolume;
+pub mod helper;
+pub mod kubelet;
+pub mod mounter;
 pub mod pages;
 pub mod show;
 mod statd;
 
+use argv::Arguments;
+use called::Door;
+
 /// Acts as what the program was called as.
 pub fn main() -> ExitCode {
     enter::take_over();
+    let door = Door::of(&std::env::args_os().next().unwrap_or_default());
     if client::place() == Place::Host
-        && !is_own_errand()
+        && !is_done_here(&door)
         && let Err(error) = hand_over()
     {
         log::error(&format!("spc: {error}"));
         return ExitCode::from(error.class().exit_code());
     }
-    let called = std::env::args_os().next().unwrap_or_default();
-    match Path::new(&called)
-        .file_name()
-        .and_then(|name| name.to_str())
-    {
-        Some("start-statd") => statd::main(),
-        _ => cli::main(),
+    match door {
+        Door::Cli => cli::main(),
+        Door::Statd => statd::main(),
+        Door::Mount(fs_type) => helper::mount(&fs_type),
+        Door::Umount(fs_type) => helper::umount(&fs_type),
+        Door::Mounter => mounter::main(),
+        Door::FlexVolume => flexvolume::main(),
     }
 }
 
-/// Whether another `spc` has started this one on the host, for what is done there, or nothing is asked that needs a client.
-fn is_own_errand() -> bool {
-    let mut words = std::env::args_os();
-    let called = words.next().unwrap_or_default();
-    let Some(first) = words.next() else {
-        return false;
+/// The arguments, parsed; or what is to be said about them was said, and this is the exit code.
+fn parse<T: FromArgMatches>(
+    command: clap::Command,
+    arguments: &Arguments,
+) -> std::result::Result<T, ExitCode> {
+    let parsed = command
+        .try_get_matches_from(&arguments.all)
+        .and_then(|matches| T::from_arg_matches(&matches));
+    parsed.map_err(|error| {
+        let code = if error.use_stderr() {
+            Class::Usage.exit_code()
+        } else {
+            0
+        };
+        // Nothing is left to say if nobody listens.
+        let _ = if arguments.hold_secrets() {
+            let text = arguments.mask(&error.render().to_string());
+            std::io::stderr().write_all(text.as_bytes())
+        } else {
+            error.print()
+        };
+        ExitCode::from(code)
+    })
+}
+
+/// Logs to stderr, as a person reads it who has just given the command.
+fn start_log(verbose: bool, arguments: &Arguments) {
+    let level = if verbose {
+        tracing::Level::DEBUG
+    } else {
+        tracing::Level::WARN
     };
+    log::begin(level, false);
+    warn_if_seen(arguments);
+}
+
+fn warn_if_seen(arguments: &Arguments) {
+    if let Some(error) = &arguments.seen {
+        tracing::warn!(error = %errno_text(error.kind()), "the secret among the arguments can be seen by other processes; give it by --secret");
+    }
+}
+
+/// The exit code; an error is told on stderr, as by the program of this name.
+fn finish(name: &str, arguments: &Arguments, done: Result<u8>) -> ExitCode {
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let code = error.class().exit_code();
+            let error = match error.class() {
+                Class::Usage => error.hint_if_none("--help shows what is understood"),
+                _ => error,
+            };
+            log::error(&format!("{name}: {}", arguments.mask(&error.to_string())));
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Makes a mount, or everything but the mount.
+fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
+    let interrupts = Interrupts::hold()?;
+    let session = Session::open()?;
+    if fake {
+        crate::mount::Plan::make(request, &session.host, &session.settings)?;
+        return Ok(());
+    }
+    let done = mount(&session, request, &interrupts)?;
+    if verbose {
+        show::mounted(&done)?;
+    } else if let Done::Already(record) = done {
+        tracing::info!(target = %record.target, "already mounted");
+    }
+    Ok(())
+}
+
+/// Whether this is done on the host: another `spc` has started this one for that, or it is a driver's answer to kubelet,
+/// whose work another process does, or no client is needed.
+fn is_done_here(door: &Door) -> bool {
+    if *door != Door::Cli {
+        return *door == Door::FlexVolume;
+    }
+    let mut words = std::env::args_os().skip(1);
+    // What is asked about the program needs no client.
     let about_itself = [
         "completions",
         "help",
@@ -52,9 +142,14 @@ fn is_own_errand() -> bool {
         "--version",
         "-V",
     ];
-    first == "keep"
-        || first == "adopt"
-        || Path::new(&called).ends_with("spc") && about_itself.iter().any(|word| first == *word)
+    match words.next() {
+        Some(command) if about_itself.iter().any(|word| command == *word) => true,
+        Some(command) if command == "keep" || command == "adopt" => true,
+        Some(command) if command == "flexvolume" => {
+            words.next().is_none_or(|word| word != "--work")
+        }
+        _ => false,
+    }
 }
 
 /// On the host itself nothing can be done: becomes the `spc` of the installed client root.

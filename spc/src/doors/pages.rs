@@ -10,11 +10,12 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use self::text::{HELPER, Part, Section, sections};
+use self::text::{Part, Section, sections};
 use super::show;
 use crate::error::{Error, Result, errno_text};
 use crate::kinds;
 
+mod helper;
 mod text;
 
 /// The manual's section: programs of administrators.
@@ -161,8 +162,7 @@ fn write(share: &Path, command: Command) -> Result<()> {
 /// The command without what is hidden, which clap's generators would show. All of it is ready to be printed.
 fn visible(command: &Command) -> Command {
     let mut tree = Command::new(command.get_name().to_owned())
-        .args(command.get_arguments())
-        .groups(command.get_groups())
+        .args(command.get_arguments().filter(|arg| !arg.is_hide_set()))
         .subcommand_required(command.is_subcommand_required_set())
         .subcommand_help_heading("COMMANDS")
         .disable_help_subcommand(true)
@@ -193,18 +193,28 @@ struct Page {
 /// All pages, that of the program first.
 fn pages(mut command: Command) -> Result<Vec<Page>> {
     command.build();
-    let names: Vec<String> = command
-        .get_subcommands()
-        .map(|sub| format!("spc-{}", sub.get_name()))
-        .collect();
-    let mut pages = vec![page(command.clone(), "spc", &names)?];
-    for sub in command.get_subcommands() {
-        let name = format!("spc-{}", sub.get_name());
-        let also = ["spc".to_owned(), HELPER_PAGE.to_owned()];
-        pages.push(page(sub.clone().display_name(name.clone()), &name, &also)?);
-    }
-    pages.push(helper_page());
+    let mut pages = Vec::new();
+    add_pages(command, "spc", "", &mut pages)?;
+    pages.push(helper::page()?);
     Ok(pages)
+}
+
+/// The page of a command, and those of its own commands.
+fn add_pages(command: Command, name: &str, parent: &str, pages: &mut Vec<Page>) -> Result<()> {
+    let below: Vec<(String, Command)> = command
+        .get_subcommands()
+        .map(|sub| (format!("{name}-{}", sub.get_name()), sub.clone()))
+        .collect();
+    let mut also: Vec<String> = below.iter().map(|(name, _)| name.clone()).collect();
+    if !parent.is_empty() {
+        also.push(parent.to_owned());
+    }
+    also.push(HELPER_PAGE.to_owned());
+    pages.push(page(command.display_name(name.to_owned()), name, &also)?);
+    for (sub, command) in below {
+        add_pages(command, &sub, name, pages)?;
+    }
+    Ok(())
 }
 
 fn page(command: Command, name: &str, also: &[String]) -> Result<Page> {
@@ -239,28 +249,6 @@ fn page(command: Command, name: &str, also: &[String]) -> Result<Page> {
         name: name.to_owned(),
         text: String::from_utf8_lossy(&text).into_owned(),
     })
-}
-
-/// There is no definition of what mount(8) calls us by: its rules are of the manual of mount(8).
-fn helper_page() -> Page {
-    let mut roff = Roff::new();
-    let title = HELPER_PAGE.to_uppercase();
-    roff.control("TH", [&title, SECTION, NONE, &source(), MANUAL]);
-    for section in HELPER {
-        add(&mut roff, section);
-        if section.heading == "DESCRIPTION" {
-            roff.control("SH", ["TYPES"]);
-            roff.text([roman(kinds::names().collect::<Vec<_>>().join(", "))]);
-        }
-    }
-    see_also(
-        &mut roff,
-        &["spc".into(), "spc-mount".into(), "mount".into()],
-    );
-    Page {
-        name: HELPER_PAGE.to_owned(),
-        text: roff.render(),
-    }
 }
 
 /// An argument that is empty; a page of no date.
@@ -336,7 +324,8 @@ mod tests {
                     "{name}: no {part}"
                 );
             }
-            for option in sub.get_arguments().filter_map(|arg| arg.get_long()) {
+            let options = sub.get_arguments().filter(|arg| !arg.is_hide_set());
+            for option in options.filter_map(|arg| arg.get_long()) {
                 let option = option.replace('-', "\\-");
                 assert!(
                     page.text.contains(&format!("\\-\\-{option}")),

@@ -72,6 +72,8 @@ pub struct Rules {
     pub mkdir: Option<u32>,
     /// Allow `/etc`, `/usr` and their like.
     pub system: bool,
+    /// How many of the last parts must not be symbolic links, whoever made them.
+    pub plain_tail: usize,
 }
 
 /// A finished walk.
@@ -202,6 +204,13 @@ pub fn walk(target: &Path, rules: Rules) -> Result<Walk> {
                 links += 1;
                 if links > LINKS {
                     return Err(fail(errno_text(Errno::LOOP)));
+                }
+                // What is still to be walked ends with the target's own last parts.
+                if pending.len() < rules.plain_tail {
+                    return Err(fail(format!(
+                        "{} is a symbolic link, and none is followed there",
+                        show(&here)
+                    )));
                 }
                 if !(level.trusted && stat.stx_uid == 0) {
                     return Err(fail(format!(

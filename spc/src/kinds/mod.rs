@@ -7,6 +7,7 @@ mod fuse;
 mod gluster;
 pub mod needs;
 pub mod nfs;
+pub mod servers;
 mod smb;
 mod source;
 mod table;
@@ -16,6 +17,7 @@ use crate::host::modules::Module;
 use crate::host::service::Service;
 use crate::mount::{Options, Secrets};
 use needs::Need;
+use servers::Servers;
 use source::Fit;
 use table::{ROW, TABLE};
 
@@ -140,6 +142,8 @@ struct Kind {
     shows_source: Shown,
     /// The type that takes its place where the kernel does not get its modules.
     without_modules: Option<&'static str>,
+    /// What it does with several servers.
+    servers: Servers,
 }
 
 /// How the failures of a helper are told to a person.

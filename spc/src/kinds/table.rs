@@ -1,6 +1,7 @@
 //! The rows of the table. A FUSE program that deserves one has `..FUSE_PROGRAM`.
 
 use super::needs::Need;
+use super::servers::{self, Servers};
 use super::{Asked, Kind, Maker, PLAIN, Shown, Source, mount_helper};
 use super::{block, ceph, fuse, gluster, nfs, smb, source};
 use crate::error::Result;
@@ -19,6 +20,7 @@ pub(super) const ROW: Kind = Kind {
     also: &[],
     shows_source: Shown::AsAsked,
     without_modules: None,
+    servers: Servers::None,
 };
 
 const CEPH_FUSE: Kind = Kind {
@@ -28,6 +30,7 @@ const CEPH_FUSE: Kind = Kind {
     modules: &[FUSE],
     needs: &[Need::program(&["ceph-fuse"], "ceph-fuse"), Need::Fuse],
     shows_source: Shown::As("ceph-fuse"),
+    servers: Servers::All(servers::listed),
     ..ROW
 };
 
@@ -49,6 +52,7 @@ const SMB: Kind = Kind {
         Need::program(&["mount.cifs"], "cifs-utils"),
         Need::HostNetwork,
     ],
+    servers: Servers::One(servers::slashes),
     ..ROW
 };
 
@@ -65,6 +69,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::Fuse,
         ],
         also: &["gluster"],
+        servers: Servers::All(servers::listed),
         ..ROW
     },
     Kind {
@@ -75,6 +80,7 @@ pub(super) const TABLE: &[Kind] = &[
         fits: source::nfs,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
+        servers: Servers::One(servers::colon),
         ..ROW
     },
     Kind {
@@ -83,6 +89,7 @@ pub(super) const TABLE: &[Kind] = &[
         telling: nfs::TELLING,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
+        servers: Servers::One(servers::colon),
         ..ROW
     },
     Kind {
@@ -99,6 +106,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::HostNetwork,
         ],
         also: &["cephfs"],
+        servers: Servers::All(servers::listed),
         ..ROW
     },
     Kind {
@@ -134,6 +142,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::Fuse,
         ],
         also: &["sshfs"],
+        servers: Servers::One(servers::login),
         ..FUSE_PROGRAM
     },
     Kind {
@@ -163,6 +172,7 @@ pub(super) const TABLE: &[Kind] = &[
         maker: kernel,
         modules: &[Module::of("ext4")],
         source: Source::BlockDevice,
+        servers: Servers::All(servers::portals),
         ..ROW
     },
     Kind {
@@ -170,6 +180,7 @@ pub(super) const TABLE: &[Kind] = &[
         maker: kernel,
         modules: &[Module::of("xfs")],
         source: Source::BlockDevice,
+        servers: Servers::All(servers::portals),
         ..ROW
     },
     // What is on an attached device, whichever of ours it is.
@@ -179,6 +190,7 @@ pub(super) const TABLE: &[Kind] = &[
         shows: &["ext4", "xfs", "ext3", "ext2"],
         fits: block::fits,
         source: Source::BlockDevice,
+        servers: Servers::All(servers::portals),
         ..ROW
     },
     Kind {

@@ -139,6 +139,7 @@ impl Plan {
         let rules = Rules {
             mkdir: request.mkdir()?,
             system: request.over_system_directory,
+            plain_tail: request.plain_tail,
         };
         let look = Rules {
             mkdir: None,

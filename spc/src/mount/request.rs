@@ -45,6 +45,8 @@ pub struct Request {
     pub route: RouteChoice,
     /// Mount over `/etc`, `/usr` and their like.
     pub over_system_directory: bool,
+    /// How many of the target's last parts must not be symbolic links, whoever made them.
+    pub plain_tail: usize,
 }
 
 impl Request {
@@ -164,6 +166,7 @@ mod tests {
             timeout: DEFAULT_TIMEOUT,
             route: RouteChoice::Auto,
             over_system_directory: false,
+            plain_tail: 0,
         }
     }
 

@@ -40,8 +40,8 @@ pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
     let cwd = enter::cwd()?;
     let path = on_host(written, &cwd, &session.settings.hosts());
     let rules = Rules {
-        mkdir: None,
         system: true,
+        ..Rules::default()
     };
     let (pinned, _) = session
         .host
@@ -145,8 +145,8 @@ fn take_away(session: &Session, record: &Record, how: How) -> Result<()> {
 fn not_ours(session: &Session, target: &Path) -> Error {
     let path = target.to_owned();
     let rules = Rules {
-        mkdir: None,
         system: true,
+        ..Rules::default()
     };
     let there = session.host.run("looking at the target", move || {
         let (pinned, _) = target::pin(&path, rules)?;

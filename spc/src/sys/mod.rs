@@ -284,6 +284,22 @@ pub fn detach(command: &mut Command) -> &mut Command {
     }
 }
 
+/// Lets a command's program inherit its standard descriptors and no other.
+pub fn keep_standard(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec one async-signal-safe system call is made, on numbers.
+    unsafe {
+        command.pre_exec(|| {
+            // We may have been started with descriptors that are not marked so.
+            let cloexec = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
+            if libc::close_range(3, libc::c_uint::MAX, cloexec) == 0 {
+                Ok(())
+            } else {
+                Err(io::Error::last_os_error())
+            }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

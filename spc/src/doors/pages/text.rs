@@ -212,51 +212,23 @@ const COMPLETIONS: &[Section] = &[Section {
     ],
 }];
 
-/// The page about the names that mount(8) calls.
-pub const HELPER: &[Section] = &[
-    Section {
-        heading: "NAME",
-        parts: &[Text(
-            "mount.spc - spc, called by mount(8) as mount.TYPE or umount.TYPE",
-        )],
-    },
-    Section {
-        heading: "SYNOPSIS",
-        parts: &[
-            Lines("mount.TYPE SOURCE TARGET [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE.SUBTYPE]"),
-            Lines("umount.TYPE TARGET [-flnrv] [-N NAMESPACE] [-t TYPE.SUBTYPE]"),
-        ],
-    },
-    Section {
-        heading: "DESCRIPTION",
-        parts: &[Text(
-            "Links of these names to spc make mount(8), umount(8), /etc/fstab and systemd's mount units work for file systems whose \
-                 own programs the host has not. What is asked for is done as by spc-mount(8) and spc-umount(8).",
-        )],
-    },
-    Section {
-        heading: "OPTIONS",
-        parts: &[
-            Item(
-                "-o OPTIONS",
-                "A comma list. See MOUNT OPTIONS in spc-mount(8).",
-            ),
-            Item(
-                "-t TYPE.SUBTYPE",
-                "The type, where it is not that of the name.",
-            ),
-            Item(
-                "-f",
-                "mount: do everything but the mount. umount: give up on outstanding requests.",
-            ),
-            Item(
-                "-l",
-                "umount: detach now, clean up when it is no longer busy.",
-            ),
-            Item("-v", "Say what is done."),
-            Item("-s, -n, -r", "Understood, and without effect."),
-        ],
-    },
+/// Of the page about the names that mount(8) calls: what comes before its options.
+pub const HELPER_BEFORE: &[Section] = &[Section {
+    heading: "DESCRIPTION",
+    parts: &[
+        Text(
+            "Links of these names to spc make mount(8), umount(8), /etc/fstab and systemd's mount units work for file systems whose own programs \
+             the host has not. What is asked for is done as by spc-mount(8) and spc-umount(8).",
+        ),
+        Text(
+            "mount(8) runs mount.fuse for every type fuse.PROGRAM. Types that the kernel mounts by itself are reached as spc.TYPE; type spc alone is told \
+             by the source.",
+        ),
+    ],
+}];
+
+/// And what comes after them.
+pub const HELPER_AFTER: &[Section] = &[
     Section {
         heading: "EXAMPLES",
         parts: &[

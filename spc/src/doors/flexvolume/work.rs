@@ -1,0 +1,122 @@
+//! The work of a call, in a process that may end however it likes.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::reply::Reply;
+use super::volume::Volume;
+use crate::doors::helper::take_off;
+use crate::doors::kubelet;
+use crate::error::{Class, Error, Result, errno_text};
+use crate::host::target::{self, Rules, Walk, show};
+use crate::log;
+use crate::mount::mounter::{Session, mount};
+use crate::mount::run::Interrupts;
+use crate::mount::unmounter::How;
+
+/// The most of an object that is read.
+const LONGEST: u64 = 4 * 1024 * 1024;
+
+/// Does it, and answers.
+pub fn run(words: &[String]) -> Reply {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let done = match words[..] {
+        ["mount", dir] => make(dir),
+        ["unmount", dir] => unmake(dir),
+        ["expandfs", dir, size] => measure(dir, size.parse().unwrap_or_default()),
+        _ => Err(Error::usage("no work of this name")),
+    };
+    // In an event, far from the log, the id leads there.
+    done.unwrap_or_else(|error| log::with_id(error).into())
+}
+
+/// What kubelet says of the volume. It may be read again, by the `spc` of a client root that takes this one's place.
+fn object() -> std::io::Result<String> {
+    let mut json = String::new();
+    std::io::stdin().take(LONGEST).read_to_string(&mut json)?;
+    rustix::fs::seek(std::io::stdin(), rustix::fs::SeekFrom::Start(0))?;
+    Ok(json)
+}
+
+/// Mounts from the first server that gives the volume.
+fn make(dir: &str) -> Result<Reply> {
+    let json = object()
+        .map_err(|e| Error::system("cannot read the volume's options").because(errno_text(e)))?;
+    let volume = Volume::read(&json)?;
+    let mut requests = volume.requests(dir)?;
+    let interrupts = Interrupts::hold()?;
+    let session = Session::open()?;
+    // One of them may have been fulfilled before.
+    if let Some(record) = session.ledger.get(Path::new(dir))? {
+        requests.sort_by_key(|request| request.source != record.source);
+    }
+    let share = volume.timeout / u32::try_from(requests.len()).unwrap_or(1).max(1);
+    let mut failed: Option<Error> = None;
+    for mut request in requests {
+        request.timeout = share;
+        let error = match mount(&session, request, &interrupts) {
+            Ok(_) => return Ok(Reply::success()),
+            Err(error) => error,
+        };
+        // Only a failed mount may be a server's fault, and another one may do better.
+        let last = error.class() != Class::Mount;
+        failed = Some(match failed {
+            Some(before) => error.log(before.all_lines()),
+            None => error,
+        });
+        if last {
+            break;
+        }
+    }
+    let told = failed.map_or_else(String::new, |error| log::with_id(error).to_string());
+    Ok(Reply::failure(volume.secrets.mask(&told)))
+}
+
+/// Unmounts what is there, be it ours or not: the directory is the driver's.
+fn unmake(dir: &str) -> Result<Reply> {
+    let path = PathBuf::from(dir);
+    kubelet::check(&path)?;
+    let session = Session::open()?;
+    let rules = Rules {
+        mkdir: None,
+        system: true,
+        plain_tail: kubelet::depth(&path),
+    };
+    let there = {
+        let path = path.clone();
+        session
+            .host
+            .run("looking at the target", move || target::walk(&path, rules))??
+    };
+    let (target, mounted) = match there {
+        Walk::Missing(there, missing) => (there.join(missing), false),
+        Walk::Pinned(pinned, _) => (pinned.path, pinned.mount.is_root),
+    };
+    if mounted || session.ledger.get(&target)?.is_some() {
+        take_off(&session, &target, How::default())?;
+    }
+    Ok(Reply::success())
+}
+
+/// A volume grows on its server. Whether it has is all there is to say.
+fn measure(dir: &str, wanted: u64) -> Result<Reply> {
+    let path = PathBuf::from(dir);
+    kubelet::check(&path)?;
+    let session = Session::open()?;
+    let look = path.clone();
+    let there = session
+        .host
+        .run("looking at the volume", move || rustix::fs::statvfs(&look))?
+        .map_err(|e| {
+            Error::mount(format!("cannot look at {}", show(&path))).because(errno_text(e))
+        })?;
+    let bytes = there.f_blocks.saturating_mul(there.f_frsize);
+    if bytes >= wanted {
+        return Ok(Reply::size(bytes));
+    }
+    Err(Error::mount(format!(
+        "the volume on {} has {bytes} bytes, not {wanted}",
+        show(&path)
+    ))
+    .hint("make it larger on its server"))
+}

@@ -1,0 +1,438 @@
+//! The FlexVolume driver: each kind as kubelet mounts it for a pod, and an answer in every case.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{AnyHost, Host, HostOptions, Lab, Root, Samba, Signal};
+use rustix::process::{Pid, kill_process};
+
+use crate::kubelet::{Kubelet, Pod, Volume, install};
+use crate::support::{Container, Spc, VmSpc, until, with_gluster, with_lab};
+
+/// An address of the lab where nobody is.
+const NOBODY: &str = "192.0.2.254";
+
+/// A pod's whole life; `used` gets the directory.
+fn life<H: AnyHost>(
+    spc: &Container<H>,
+    kubelet: &Kubelet<'_, H>,
+    pod: &Pod,
+    fs_type: &str,
+    used: impl FnOnce(&str) -> Result<()>,
+) -> Result<()> {
+    let directory = pod.directory();
+    let what = || format!("{:?}", pod.volume);
+    kubelet.set_up(pod).with_context(what)?;
+    let on = spc.on(&directory)?;
+    ensure!(on.len() == 1 && on[0].fstype == fs_type, "{on:?}");
+    // The driver itself is asked again, too, after a restart of kubelet.
+    kubelet.call(&["mount", &directory, &kubelet.options(pod)])?;
+    ensure!(spc.on(&directory)?.len() == 1);
+    used(&directory).with_context(what)?;
+    kubelet.tear_down(pod)?;
+    ensure!(spc.on(&directory)?.is_empty());
+    // And is told twice that the pod has gone.
+    kubelet.call(&["unmount", &directory])?;
+    let gone = spc.host.run(&["test", "!", "-e", &directory])?;
+    ensure!(gone.success(), "the directory is left");
+    until("nothing is left", || Ok(spc.is_clean().is_ok()))
+}
+
+/// Reads `file`, which has these bytes, and writes `new`.
+fn read_and_write<H: AnyHost>(host: &H, directory: &str, bytes: &[u8]) -> Result<()> {
+    ensure!(host.read(&format!("{directory}/file"))? == bytes);
+    host.write(&format!("{directory}/new"), b"by a pod")
+}
+
+#[test]
+fn volumes_of_glusterfs_from_several_servers() {
+    with_gluster(|lab, cluster| {
+        let spc = Spc::usual(lab)?;
+        install(&spc)?;
+        let kubelet = Kubelet::start(&spc.host)?;
+        let node = cluster.nodes()[0].host();
+        let servers = format!("{NOBODY}, {}", node.address());
+        let options = [("servers", servers.as_str()), ("path", "vol")];
+        // Each pod begins with another server, so both orders are tried.
+        for uid in ["1-1", "1-2", "1-3", "1-4"] {
+            let pod = Pod::new(uid, Volume::new("glusterfs", &options));
+            life(&spc, &kubelet, &pod, "fuse.glusterfs", |directory| {
+                spc.host
+                    .write(format!("{directory}/{uid}"), uid.as_bytes())?;
+                let brick = cluster.nodes()[0].brick("vol").join(uid);
+                ensure!(node.read(brick)? == uid.as_bytes());
+                Ok(())
+            })?;
+        }
+        // The group of the pod is kubelet's work, and it can do it.
+        node.sh("true")?.ok()?;
+        let mut pod = Pod::new("2-1", Volume::new("glusterfs", &options));
+        pod.fs_group = Some(2000);
+        life(&spc, &kubelet, &pod, "fuse.glusterfs", |directory| {
+            let seen = spc
+                .host
+                .sh(&format!("stat -c %g:%A {directory} {directory}/1-1"))?;
+            let seen = seen.ok()?.text();
+            ensure!(seen == "2000:drwxrwsr-x\n2000:-rw-rw-r--", "{seen}");
+            spc.host
+                .sh(&format!("chgrp -R 0 {directory}; chmod g-s {directory}"))?
+                .ok()?;
+            Ok(())
+        })?;
+        pod.volume.read_only = true;
+        life(&spc, &kubelet, &pod, "fuse.glusterfs", |directory| {
+            let refused = spc.host.sh(&format!("echo x >{directory}/ro"))?;
+            ensure!(refused.error_text().contains("Read-only"), "{refused}");
+            let seen = spc
+                .host
+                .sh(&format!("stat -c %g {directory}"))?
+                .ok()?
+                .text();
+            ensure!(seen == "0", "{seen}");
+            Ok(())
+        })?;
+        // Nobody has it.
+        let volume = Volume::new(
+            "glusterfs",
+            &[("source", &format!("{}:/nosuch", node.address()))],
+        );
+        let failed = kubelet.set_up(&Pod::new("3-1", volume));
+        let reason = failed.err().context("it was mounted")?.to_string();
+        ensure!(
+            reason.contains("failed to fetch volume file") && reason.contains("hint: "),
+            "{reason}"
+        );
+        spc.is_clean()
+    });
+}
+
+/// A server of `/srv/data` that lets `alice` in with the password.
+pub fn sshd<'lab>(lab: &'lab Lab, password: &str) -> Result<Host<'lab>> {
+    let server = lab.host(HostOptions {
+        root: Root::Server,
+        ..HostOptions::default()
+    })?;
+    let start = r#"
+        mkdir -p /run/sshd /srv/data && ssh-keygen -q -A && echo "alice:x:1001:1001::/srv/data:/bin/sh" >>/etc/passwd
+        echo "alice:$(openssl passwd -6 "$1"):1:0:99999:7:::" >>/etc/shadow && chown 1001 /srv/data
+        /usr/sbin/sshd -o UsePAM=no -o PasswordAuthentication=yes"#;
+    server.run(&["sh", "-c", start, "sshd", password])?.ok()?;
+    server.write("/srv/data/file", b"on the server")?;
+    Ok(server)
+}
+
+#[test]
+fn volumes_of_other_fuse_programs_with_secrets_of_the_pod() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        install(&spc)?;
+        let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
+
+        let password = "Correct,Horse 7";
+        let server = sshd(lab, password)?;
+        let volume = Volume::new(
+            "fuse.sshfs",
+            &[
+                ("source", &format!("alice@{}:", server.address())),
+                ("options", "StrictHostKeyChecking=no"),
+            ],
+        )
+        .secret("password", password);
+        let pod = Pod::new("1-1", volume);
+        life(&spc, &kubelet, &pod, "fuse.sshfs", |directory| {
+            read_and_write(host, directory, b"on the server")?;
+            ensure!(server.read("/srv/data/new")? == b"by a pod");
+            Ok(())
+        })?;
+
+        let store = lab.s3()?;
+        let volume = Volume::new(
+            "fuse.s3fs",
+            &[
+                ("source", "bucket"),
+                (
+                    "options",
+                    &format!("url={},use_path_request_style", store.guarded()),
+                ),
+            ],
+        )
+        .secret("passwd", &format!("{}\n", store.key()));
+        let mut pod = Pod::new("1-2", volume);
+        pod.fs_group = Some(2000);
+        life(&spc, &kubelet, &pod, "fuse.s3fs", |directory| {
+            host.write(format!("{directory}/new"), b"by a pod")?;
+            ensure!(host.read(format!("{directory}/new"))? == b"by a pod");
+            Ok(())
+        })?;
+
+        let ceph = lab::ceph().context("no cluster")?;
+        for fs_type in ["ceph", "fuse.ceph-fuse"] {
+            let volume = Volume::new(
+                fs_type,
+                &[
+                    ("servers", &format!("{NOBODY} {}", ceph.address())),
+                    ("path", "/app"),
+                    ("options", "name=app"),
+                ],
+            )
+            .secret("secret", &ceph.secret("app")?);
+            let pod = Pod::new("1-3", volume);
+            life(&spc, &kubelet, &pod, "fuse.ceph-fuse", |directory| {
+                host.write(format!("{directory}/flex"), b"by a pod")?;
+                ensure!(host.read(format!("{directory}/flex"))? == b"by a pod");
+                host.run(&["rm", &format!("{directory}/flex")])?
+                    .ok()
+                    .map(drop)
+            })?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn volumes_that_the_kernel_mounts() {
+    with_lab(|lab| {
+        let spc = VmSpc::usual(lab)?;
+        install(&spc)?;
+        let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
+
+        let server = lab::knfsd().context("no server")?.vm();
+        let servers = format!("{NOBODY},{}", server.address());
+        for uid in ["1-1", "1-2"] {
+            let options = [
+                ("servers", servers.as_str()),
+                ("path", "data"),
+                ("options", "vers=4.2,retry=0,timeo=20,retrans=1"),
+                ("timeout", "60"),
+            ];
+            let pod = Pod::new(uid, Volume::new("nfs", &options));
+            life(&spc, &kubelet, &pod, "nfs4", |directory| {
+                read_and_write(host, directory, b"served\n")
+            })?;
+        }
+
+        let samba = lab.samba()?;
+        let volume = Volume::new(
+            "cifs",
+            &[("source", &format!("//{}/data", samba.address()))],
+        )
+        .secret("username", "alice")
+        .secret("password", Samba::PASSWORD);
+        let mut pod = Pod::new("2-1", volume);
+        pod.fs_group = Some(2000);
+        life(&spc, &kubelet, &pod, "cifs", |directory| {
+            host.write(format!("{directory}/file"), b"by a pod")?;
+            ensure!(samba.host().read("/srv/data/file")? == b"by a pod");
+            let seen = host
+                .sh(&format!("stat -c %g:%a {directory} {directory}/file"))?
+                .ok()?
+                .text();
+            ensure!(seen == "2000:775\n2000:664", "{seen}");
+            Ok(())
+        })?;
+
+        let ceph = lab::ceph().context("no cluster")?;
+        let volume = Volume::new(
+            "ceph",
+            &[
+                ("source", &format!("{}:/app", ceph.address())),
+                ("options", "name=app"),
+            ],
+        )
+        .secret("secret", &ceph.secret("app")?);
+        life(
+            &spc,
+            &kubelet,
+            &Pod::new("3-1", volume),
+            "ceph",
+            |directory| {
+                host.write(format!("{directory}/flex"), b"by a pod")?;
+                host.run(&["rm", &format!("{directory}/flex")])?
+                    .ok()
+                    .map(drop)
+            },
+        )?;
+
+        ceph.sh("rbd create --size 64M rbd/flex")?;
+        let access = format!("id=disk,mon={},x-spc.mkfs", ceph.address());
+        let volume = Volume::new("ext4", &[("source", "rbd:rbd/flex"), ("options", &access)])
+            .secret("secret", &ceph.secret("disk")?);
+        for round in 0..2 {
+            let mut pod = Pod::new(&format!("4-{round}"), volume.clone());
+            pod.fs_group = Some(2000);
+            life(&spc, &kubelet, &pod, "ext4", |directory| {
+                let script = format!(
+                    "echo {round} >>{directory}/file; cat {directory}/file; stat -c %g {directory}"
+                );
+                let seen = host.sh(&script)?.ok()?.text();
+                ensure!(
+                    seen == if round == 0 { "0\n2000" } else { "0\n1\n2000" },
+                    "{seen}"
+                );
+                // A volume has the size it has.
+                kubelet.call(&["expandfs", "{}", "", directory, "1000000", "1"])?;
+                let asked = kubelet.call(&["expandfs", "{}", "", directory, "10000000000", "1"]);
+                ensure!(
+                    asked.is_err_and(|error| error.to_string().contains("bytes, not 10000000000"))
+                );
+                Ok(())
+            })?;
+        }
+        ensure!(ceph.watchers("flex")?.is_empty());
+
+        let lio = lab::lio().context("no server")?;
+        let iqn = "iqn.2026-01.org.example:flex";
+        lio.disk("flex", 64 * 1024 * 1024, |_| Ok(()))?;
+        lio.target(iqn, &["flex"])?;
+        let options = [
+            ("servers", lio.vm().address().to_string()),
+            ("path", format!("{iqn}/0")),
+        ];
+        let mut options: Vec<_> = options
+            .iter()
+            .map(|(key, value)| (*key, value.as_str()))
+            .collect();
+        options.push(("options", "x-spc.mkfs"));
+        let pod = Pod::new("5-1", Volume::new("ext4", &options));
+        life(&spc, &kubelet, &pod, "ext4", |directory| {
+            host.write(format!("{directory}/file"), b"by a pod")
+        })
+    });
+}
+
+/// What a driver prints when it is called like this.
+fn answer(host: &Host<'_>, script: &str) -> Result<String> {
+    let driver = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/spc~spc/spc";
+    let output = host.run(&["sh", "-c", script, "kubelet", driver])?;
+    let text = output.text();
+    let reply: serde_json::Value =
+        serde_json::from_str(&text).with_context(|| output.to_string())?;
+    ensure!(
+        output.stderr.is_empty() && text.lines().count() == 1,
+        "{output}"
+    );
+    Ok(format!(
+        "{} {}",
+        reply["status"].as_str().unwrap_or_default(),
+        reply["message"].as_str().unwrap_or_default()
+    ))
+}
+
+#[test]
+fn there_is_one_answer_whatever_happens() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        install(&spc)?;
+        let host = &spc.host;
+        let dir = "/var/lib/kubelet/pods/1-2/volumes/spc~spc/data";
+        host.sh(&format!("mkdir -p {dir}"))?.ok()?;
+        let secret = "aHVudGVyMi1pbi1iYXNlNjQ=";
+        let json = |more: &str| {
+            format!(
+                r#"{{"kubernetes.io/fsType":"fuse.sshfs","source":"a@{NOBODY}:","kubernetes.io/secret/password":"{secret}"{more}}}"#
+            )
+        };
+        let mount = |more: &str| format!("$1 mount {dir} '{}'", json(more));
+
+        // A limit of its own.
+        let started = Instant::now();
+        let said = answer(host, &mount(r#","timeout":"2""#))?;
+        ensure!(
+            said.starts_with("Failure ") && said.contains("ended by spc after 2 s"),
+            "{said}"
+        );
+        ensure!(started.elapsed() < Duration::from_secs(15));
+        spc.is_clean()?;
+
+        // What does the work is killed, or kubelet ends the driver.
+        for (who, signal, says) in [
+            ("--work", Signal::KILL, "killed by signal 9"),
+            ("mount", Signal::TERM, "stopped by"),
+        ] {
+            let script = mount("");
+            let answered = std::thread::scope(|scope| {
+                let call = scope.spawn(|| answer(host, &script));
+                let mut seen = None;
+                until("the helper is at work", || {
+                    let find = |word: &str| {
+                        host.processes().into_iter().find(|pid| {
+                            let cmdline =
+                                std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                            let words: Vec<_> = cmdline.split(|byte| *byte == 0).collect();
+                            words.contains(&word.as_bytes())
+                                && !words[0].ends_with(b"sh")
+                                && words[0].ends_with(b"spc")
+                        })
+                    };
+                    seen = find(who).filter(|_| has_helper(host));
+                    Ok(seen.is_some())
+                })?;
+                // What others see of the arguments has no secret in it, and what the helper sees neither.
+                for pid in host.processes() {
+                    let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                    let text = String::from_utf8_lossy(&cmdline);
+                    ensure!(
+                        text.contains("sh\0-c")
+                            || !(text.contains(secret) || text.contains("hunter2")),
+                        "{text}"
+                    );
+                }
+                let pid = seen.and_then(Pid::from_raw).context("nobody")?;
+                kill_process(pid, signal)?;
+                call.join().map_err(|_| anyhow::anyhow!("a panic"))?
+            })?;
+            ensure!(
+                answered.starts_with("Failure ") && answered.contains(says),
+                "{answered}"
+            );
+            // Nothing is left of it once the pod has gone.
+            ensure!(answer(host, &format!("$1 unmount {dir}"))? == "Success ");
+            until("nothing is left", || Ok(spc.is_clean().is_ok()))?;
+        }
+
+        for (script, says) in [
+            ("$1", "Failure no call is given"),
+            ("$1 mount", "Failure bad arguments of mount"),
+            (
+                "$1 mount /mnt '{'",
+                "Failure bad options of the volume: not JSON",
+            ),
+            ("$1 --help", "Not supported no such call"),
+            (
+                "$1 mount /mnt '{\"source\":\"h:/x\",\"kubernetes.io/fsType\":\"bind\"}'",
+                "Failure volumes of type bind are not for pods",
+            ),
+            ("$1 unmount relative", "Failure bad target relative"),
+            ("env -i $1 unmount /mnt", "Success"),
+            (
+                "cd /proc && $1 unmount /var/lib/kubelet/pods/9/volumes/spc~spc/never </dev/null",
+                "Success",
+            ),
+            ("ulimit -v 1000000; ulimit -n 20; $1 init", "Success"),
+            // A controller has the driver and nothing else.
+            (
+                "unshare -m sh -c 'umount -l /proc /sys; \"$0\" init' $1",
+                "Success",
+            ),
+        ] {
+            let said = answer(host, script)?;
+            ensure!(said.starts_with(says), "{script}: {said}");
+        }
+        // Nothing is installed any more.
+        host.sh("rm /var/lib/spc/current")?.ok()?;
+        let said = answer(host, &mount(""))?;
+        ensure!(
+            said.contains("not installed on this host") && said.starts_with("Failure"),
+            "{said}"
+        );
+        spc.is_clean()
+    });
+}
+
+/// Whether a helper is at work.
+fn has_helper(host: &Host<'_>) -> bool {
+    host.processes().into_iter().any(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|comm| comm.trim() == "sshfs")
+    })
+}
