@@ -28,17 +28,27 @@ enum Reader {
 /// What this process works for.
 static REQUEST: OnceLock<Option<String>> = OnceLock::new();
 
-/// Begins to log. A service works for nobody in particular; a command for the request that its environment names, or
-/// for a new one.
-pub fn begin(level: Level, serving: bool) {
-    let request = match serving {
-        true => REQUEST.get_or_init(|| None).clone(),
-        false => Some(take_id().to_owned()),
+/// Who logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Voice {
+    /// A command, which works for the request that its environment names, or for a new one.
+    Command,
+    /// As well, but what it says goes to the log of the service that started it.
+    OfService,
+    /// A service, which works for nobody in particular.
+    Service,
+}
+
+/// Begins to log.
+pub fn begin(level: Level, voice: Voice) {
+    let request = match voice {
+        Voice::Service => REQUEST.get_or_init(|| None).clone(),
+        Voice::Command | Voice::OfService => Some(take_id().to_owned()),
     };
-    let reader = match (is_journal(), serving) {
+    let reader = match (is_journal(), voice) {
         (true, _) => Reader::Journal,
-        (false, true) => Reader::Later,
-        (false, false) => Reader::Caller,
+        (false, Voice::Service | Voice::OfService) => Reader::Later,
+        (false, Voice::Command) => Reader::Caller,
     };
     tracing_subscriber::fmt()
         .with_max_level(level)

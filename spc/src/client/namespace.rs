@@ -278,7 +278,7 @@ fn parts(id: &str) -> std::io::Result<Parts> {
         let mount = open_tree(CWD, path, flags)?;
         let what = MountAttributes {
             clear,
-            private: true,
+            propagation: Some(MountPropagationFlags::PRIVATE),
             ..MountAttributes::default()
         };
         sys::mount_setattr(&mount, what)?;

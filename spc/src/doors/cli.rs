@@ -15,12 +15,14 @@ use crate::health::{doctor, look, serve, web};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
-use crate::log;
+use crate::log::{self, Voice};
 use crate::mount::device::blank;
 use crate::mount::device::tool::STDIN;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::Session;
+use crate::mount::repair::{self, NOTHING, Outcome};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
+use crate::mount::run::Interrupts;
 use crate::mount::unmounter::{self, How, umount};
 use crate::mount::{Options, Plan, Request};
 
@@ -84,6 +86,12 @@ enum Command {
     #[command(hide = true)]
     Look {
         /// The target
+        target: PathBuf,
+    },
+    /// Make a mount anew if its daemon died
+    #[command(hide = true)]
+    Repair {
+        /// The target, as the ledger has it
         target: PathBuf,
     },
     /// Make the namespace of a client root and become its keeper
@@ -223,13 +231,17 @@ pub fn main() -> ExitCode {
         Command::Serve { verbose, .. } => *verbose,
         _ => false,
     };
-    let serving = matches!(cli.command, Command::Serve { .. });
-    let level = match (verbose, serving) {
-        (true, _) => tracing::Level::DEBUG,
-        (false, true) => tracing::Level::INFO,
-        (false, false) => tracing::Level::WARN,
+    let voice = match &cli.command {
+        Command::Serve { .. } => Voice::Service,
+        Command::Repair { .. } => Voice::OfService,
+        _ => Voice::Command,
     };
-    log::begin(level, serving);
+    let level = match (verbose, voice) {
+        (true, _) => tracing::Level::DEBUG,
+        (false, Voice::Service | Voice::OfService) => tracing::Level::INFO,
+        (false, Voice::Command) => tracing::Level::WARN,
+    };
+    log::begin(level, voice);
     warn_if_seen(&arguments);
     let done = run(cli.command);
     finish("spc", &arguments, done)
@@ -282,6 +294,13 @@ fn run(command: Command) -> Result<u8> {
         Command::Serve { metrics, .. } => serve::serve(metrics).map(|()| 0),
         Command::Pages(ask) => pages::answer(&ask, Cli::command()).map(|()| 0),
         Command::FirstData => first_data().map(|()| 0),
+        Command::Repair { target } => {
+            let interrupts = Interrupts::hold()?;
+            match repair::repair(&Session::open()?, &target, &interrupts)? {
+                Outcome::Nothing => Ok(NOTHING),
+                Outcome::Repaired => Ok(0),
+            }
+        }
         Command::Look { target } => look::child(&Session::open()?, &target),
     }
 }

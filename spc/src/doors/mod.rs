@@ -81,7 +81,7 @@ fn start_log(verbose: bool, arguments: &Arguments) {
     } else {
         tracing::Level::WARN
     };
-    log::begin(level, false);
+    log::begin(level, log::Voice::Command);
     warn_if_seen(arguments);
 }
 

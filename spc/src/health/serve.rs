@@ -15,6 +15,7 @@ use rustix::process::{WaitOptions, set_child_subreaper, wait};
 use tracing::field::display;
 
 use super::metrics::Metrics;
+use super::repairs::Repairs;
 use super::{report, web};
 use crate::client::root;
 use crate::error::{Error, Result, errno_text};
@@ -24,7 +25,7 @@ use crate::log;
 use crate::mount::device::release;
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
-use crate::mount::recover::{entry_of, settle};
+use crate::mount::recover::{entry_of, known, settle};
 use crate::mount::services;
 
 /// How long to wait before trying again what failed.
@@ -63,7 +64,11 @@ pub fn serve(shown: Option<web::Address>) -> Result<()> {
         if let Some(reports) = &reports {
             fds.push(PollFd::new(reports, PollFlags::IN));
         }
-        if let Some(Watching { mounts, .. }) = &watch.on {
+        if let Some(Watching {
+            mounts, repairs, ..
+        }) = &watch.on
+        {
+            fds.push(PollFd::new(repairs, PollFlags::IN));
             // procfs reports a change of the mount table as POLLPRI (proc_pid_mounts(5)).
             fds.push(PollFd::new(mounts, PollFlags::PRI));
         }
@@ -78,7 +83,9 @@ pub fn serve(shown: Option<web::Address>) -> Result<()> {
         drop(fds);
         while let Ok(Some(signal)) = signals.read_signal() {
             if signal.ssi_signo == Signal::SIGCHLD as u32 {
-                while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+                while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+                    watch.reaped(pid.as_raw_nonzero().get(), status.exit_status());
+                }
             } else {
                 tracing::info!("stopping; mounts stay");
                 services::leave();
@@ -150,9 +157,10 @@ struct Watching {
     session: Session,
     /// The client root that mounts of this container use; it stays while the container runs.
     own: Vec<String>,
-    /// Mounts made outside of this container that were looked at for copies in it.
-    seen: BTreeSet<u64>,
+    /// Mounts made outside of this container that were looked at for copies in it, by the ids of their records.
+    seen: BTreeSet<String>,
     mounts: File,
+    repairs: Repairs,
 }
 
 /// The watch over the host's mount table.
@@ -165,9 +173,21 @@ struct Watch {
 
 impl Watch {
     fn due(&self) -> Duration {
+        let repairs = self.on.as_ref().and_then(|on| on.repairs.due());
         match self.next {
-            Some(at) => at.saturating_duration_since(Instant::now()),
+            Some(at) => repairs
+                .map_or(at, |due| due.min(at))
+                .saturating_duration_since(Instant::now()),
             None => Duration::ZERO,
+        }
+    }
+
+    fn reaped(&mut self, pid: i32, code: Option<i32>) {
+        if let Some(on) = &mut self.on
+            && on.repairs.reaped(pid, code)
+        {
+            // There may be a copy of the new mount in our own table.
+            self.next = None;
         }
     }
 
@@ -196,6 +216,9 @@ impl Watch {
     }
 
     fn turn(&mut self, changed: bool) {
+        if let Some(on) = &mut self.on {
+            on.repairs.turn(&on.session);
+        }
         let due = self.next.is_none_or(|at| Instant::now() >= at);
         if self.on.is_none() && due {
             match begin() {
@@ -253,6 +276,7 @@ fn begin() -> Result<Watching> {
     })?;
     let own = root::own().into_iter().collect();
     Ok(Watching {
+        repairs: Repairs::begin(&session)?,
         session,
         own,
         seen: BTreeSet::new(),
@@ -273,8 +297,9 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }
     for record in &records {
-        if record.state == State::Mounted && entry_of(session, record)?.is_some() {
-            if record.root.is_some() && seen.insert(record.mount_id) {
+        let repairing = record.again.as_ref().is_some_and(|a| a.making.is_some());
+        if record.state == State::Mounted && !repairing && entry_of(session, record)?.is_some() {
+            if record.root.is_some() && seen.insert(record.id.clone()) {
                 drop_copies_of(session, record.mount_id);
             }
             continue;
@@ -286,7 +311,7 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
             continue;
         };
         // It may have been mounted again before we had the lock.
-        if let Some(record) = session.ledger.get(target)? {
+        if let Some(record) = known(session, target)? {
             match settle(session, &record) {
                 Ok(Some(_)) => {}
                 Ok(None) if record.state == State::Mounted => {
@@ -302,7 +327,7 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
             }
         }
     }
-    seen.retain(|id| records.iter().any(|record| record.mount_id == *id));
+    seen.retain(|id| records.iter().any(|record| record.id == *id));
     done &= release::tidy(session)?;
     session.ledger.sweep()?;
     root::tidy(session, own)?;

@@ -82,6 +82,11 @@ impl Claim {
         self.file("report")
     }
 
+    /// Where a mount of the host is copied to for a moment, so that another gets beneath one that is on it.
+    pub fn peer(&self) -> PathBuf {
+        self.file("peer")
+    }
+
     /// Where copies of files are that the helper reads.
     pub fn files(&self) -> PathBuf {
         self.file("files")
@@ -98,9 +103,29 @@ impl Claim {
         Some((id.parse().ok()?, unique.parse().ok()?))
     }
 
+    /// The launcher has moved the finished mount to the host: what its daemon does to the stand-in from now on, as a
+    /// remount or the unmount at its end, is carried to that mount.
+    ///
+    /// # Errors
+    /// The claim is not there, or cannot be written.
+    pub fn carry(&self, id: u64, unique: u64) -> std::io::Result<()> {
+        let (claim, new) = (self.file("claim"), self.file("new"));
+        let text = fs::read_link(&claim)?.into_os_string().into_vec();
+        let rest = text.iter().position(|&b| b == b' ').unwrap_or_default();
+        let mut carried = Mode::Carry.to_string().into_bytes();
+        carried.extend(&text[rest..]);
+        // Somebody may have been killed in the middle of this.
+        let link = |text: OsString, file: PathBuf| {
+            let _ = fs::remove_file(&new);
+            symlink(text, &new).and_then(|()| fs::rename(&new, file))
+        };
+        link(format!("{id} {unique}").into(), self.file("mount"))?;
+        link(OsString::from_vec(carried), claim)
+    }
+
     /// Takes the claim away. What is not there is not missed.
     pub fn remove(&self) {
-        for suffix in ["claim", "mount", "report"] {
+        for suffix in ["claim", "new", "mount", "report"] {
             let file = self.file(suffix);
             ignore_missing(fs::remove_file(&file), &file);
         }
@@ -139,4 +164,26 @@ pub fn ids(claims: &Path) -> Vec<String> {
     ids.sort();
     ids.dedup();
     ids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_that_stayed_is_carried_when_the_mount_was_moved() {
+        let claims = std::env::temp_dir().join(format!("spc-claim-{}", std::process::id()));
+        let claim = Claim::named(&claims, "1a");
+        fs::create_dir_all(claim.stand_in()).unwrap();
+        symlink("stay 0:7 1 /mnt/a b", claim.file("claim")).unwrap();
+        assert_eq!(claim.mounted(), None);
+        claim.carry(7, 8).unwrap();
+        assert_eq!(claim.mounted(), Some((7, 8)));
+        let text = fs::read_link(claim.file("claim")).unwrap();
+        assert_eq!(text, Path::new("carry 0:7 1 /mnt/a b"));
+        assert_eq!(ids(&claims), ["1a"]);
+        claim.remove();
+        assert_eq!(fs::read_dir(&claims).unwrap().count(), 0);
+        fs::remove_dir(&claims).unwrap();
+    }
 }

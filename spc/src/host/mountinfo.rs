@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -14,10 +14,14 @@ pub struct Entry {
     pub id: u64,
     /// Mount id of the mount this one is attached to.
     pub parent: u64,
+    /// `major:minor` of its file system.
+    pub device: String,
     /// The directory of its file system that is mounted.
     pub root: PathBuf,
     /// Where it is attached, below the reading process's root.
     pub target: PathBuf,
+    /// Options of the mount itself.
+    pub attributes: String,
     /// Its peer group: what is mounted on it, or taken away, shows at its peers.
     pub peers: Option<u64>,
     /// The peer group whose changes it follows, while nobody follows its own.
@@ -36,9 +40,8 @@ impl Entry {
         let mut fields = line.split(|&b| b == b' ');
         let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
         let (id, parent) = (number()?, number()?);
-        let root = fields.nth(1)?;
-        let target = fields.next()?;
-        fields.next()?;
+        let (device, root) = (fields.next()?, fields.next()?);
+        let (target, attributes) = (fields.next()?, fields.next()?);
         let (mut peers, mut master) = (None, None);
         // Optional fields end with a lone hyphen.
         loop {
@@ -58,8 +61,10 @@ impl Entry {
         Some(Self {
             id,
             parent,
+            device: text(device),
             root: PathBuf::from(OsString::from_vec(unescape(root))),
             target: PathBuf::from(OsString::from_vec(unescape(target))),
+            attributes: text(attributes),
             peers,
             master,
             fs_type: text(fields.next()?),
@@ -109,7 +114,15 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 /// # Errors
 /// procfs cannot be read.
 pub fn read() -> std::io::Result<Vec<Entry>> {
-    let file = std::fs::File::open("/proc/thread-self/mountinfo")?;
+    read_file("/proc/thread-self/mountinfo")
+}
+
+/// The mount table in a file of procfs.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read_file(file: impl AsRef<Path>) -> std::io::Result<Vec<Entry>> {
+    let file = std::fs::File::open(file)?;
     let mut entries = Vec::new();
     for line in BufReader::new(file).split(b'\n') {
         entries.extend(Entry::parse(&line?));
@@ -143,6 +156,7 @@ mod tests {
         let entry = Entry::parse(line).unwrap();
         assert_eq!((entry.id, entry.parent), (36, 35));
         assert_eq!(entry.target, PathBuf::from("/mnt/a b\\c\nd"));
+        assert_eq!((&*entry.device, &*entry.attributes), ("98:0", "rw,noatime"));
         assert_eq!(entry.fs_type, "fuse.glusterfs");
         assert_eq!((entry.peers, entry.master), (Some(1), Some(2)));
         let slave = Entry::parse(b"1 2 0:1 / /a rw master:2 - tmpfs t rw").unwrap();

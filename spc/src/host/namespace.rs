@@ -150,7 +150,11 @@ fn too_slow(what: &str, limit: Duration) -> Error {
         )
 }
 
-fn enter(namespace: &File) -> std::result::Result<(), String> {
+/// Takes the calling thread, and no other, into a mount namespace for good.
+///
+/// # Errors
+/// The call that failed, and why.
+pub fn enter(namespace: &File) -> std::result::Result<(), String> {
     unshare(CloneFlags::CLONE_FS).map_err(|e| format!("unshare: {}", errno_text(e)))?;
     setns(namespace, CloneFlags::CLONE_NEWNS).map_err(|e| format!("setns: {}", errno_text(e)))
 }

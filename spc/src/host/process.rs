@@ -1,5 +1,6 @@
 //! Processes that belong to a mount or are a service: found by the mark in their environment, ended in bounded time.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -26,6 +27,44 @@ pub fn marked(id: &str) -> Vec<i32> {
     let mut found: Vec<i32> = listed(&mark).iter().map(|number| number.own).collect();
     found.sort_unstable();
     found
+}
+
+/// Whether one of a mount's processes has the kernel's FUSE open, and so may answer for it.
+pub fn answers_fuse(id: &str) -> bool {
+    let holds = |number: &Number| {
+        let open = fs::read_dir(format!("/proc/{}/fd", number.listed));
+        open.into_iter().flatten().any(|entry| {
+            entry.is_ok_and(|entry| {
+                fs::read_link(entry.path()).is_ok_and(|file| file.ends_with("fuse"))
+            })
+        })
+    };
+    listed(&format!("{MARK}={id}")).iter().any(holds)
+}
+
+/// The processes of all mounts, by the mount's id, found in one walk.
+pub fn of_mounts() -> BTreeMap<String, Vec<OwnedFd>> {
+    let mut found: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
+    for number in marked_by(|listed| mount_of(listed).is_some()) {
+        let process = number.listed;
+        if let Some(id) = mount_of(process)
+            && let Some(pid) = Pid::from_raw(number.own)
+            && let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+            // Pids are used again.
+            && mount_of(process).as_ref() == Some(&id)
+        {
+            found.entry(id).or_default().push(pidfd);
+        }
+    }
+    found
+}
+
+/// The mount that a process carries the mark of.
+fn mount_of(listed: i32) -> Option<String> {
+    let environ = fs::read(format!("/proc/{listed}/environ")).ok()?;
+    let mut variables = environ.split(|&b| b == 0);
+    let id = variables.find_map(|v| v.strip_prefix(MARK.as_bytes())?.strip_prefix(b"="))?;
+    Some(String::from_utf8_lossy(id).into_owned())
 }
 
 /// Whether a program of this name runs, in whatever container.
@@ -56,12 +95,17 @@ pub fn in_namespace(namespace: u64, except: i32) -> bool {
 }
 
 fn listed(mark: &str) -> Vec<Number> {
+    marked_by(|listed| has_mark(listed, mark.as_bytes()))
+}
+
+/// Processes with a mark, our own left out.
+fn marked_by(marked: impl Fn(i32) -> bool) -> Vec<Number> {
     let depth = numbers("self").len().saturating_sub(1);
     fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|listed| has_mark(*listed, mark.as_bytes()))
+        .filter(|listed| marked(*listed))
         .filter_map(|listed| {
             let own = *numbers(&listed.to_string()).get(depth)?;
             Some(Number { listed, own })

@@ -4,7 +4,7 @@
 //! the pinned target in one step (fsopen(2), open_tree(2), move_mount(2); Linux 5.2).
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
@@ -34,8 +34,14 @@ pub struct Detached {
     pub mount: MountId,
 }
 
+impl AsFd for Detached {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl Detached {
-    fn of(fd: OwnedFd) -> Result<Self> {
+    pub(super) fn of(fd: OwnedFd) -> Result<Self> {
         let mount = mount_id(&fd, OsStr::new(""))
             .map_err(|e| Error::system("cannot look at a detached mount").because(errno_text(e)))?;
         Ok(Self { fd, mount })
@@ -169,7 +175,7 @@ fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
 }
 
 /// Splits what belongs to the mount from what belongs to the file system.
-fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Option<&str>)>) {
+pub(super) fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Option<&str>)>) {
     let mut flags = MountAttrFlags::empty();
     let mut rest = Vec::new();
     for (key, value) in options.iter() {

@@ -24,7 +24,8 @@ pub struct Files {
 
 impl Files {
     /// Opens the files that options name, and gives the options as they read when the copies are in this directory. A
-    /// name that leads to no file stays as it is: the helper will say what it misses.
+    /// name that leads to no file stays as it is: the helper will say what it misses. Copies made earlier will do
+    /// where the names lead nowhere any more.
     ///
     /// # Errors
     /// The host does not answer.
@@ -33,6 +34,7 @@ impl Files {
         host: &Host,
         settings: &Settings,
         directory: PathBuf,
+        copies: Option<&Path>,
     ) -> Result<(Options, Self)> {
         let (mut there, mut open) = (options.clone(), Vec::new());
         for key in FILES {
@@ -50,10 +52,11 @@ impl Files {
                 }
                 None => enter::open_named(&path),
             };
-            let Some(file) = opened.ok().filter(is_plain) else {
+            let earlier = || File::open(copies?.join(key)).ok();
+            let Some(file) = opened.ok().filter(is_plain).or_else(earlier) else {
                 continue;
             };
-            let copy = directory.join(open.len().to_string());
+            let copy = directory.join(key);
             there.replace(key, &copy.to_string_lossy());
             open.push((file, copy));
         }

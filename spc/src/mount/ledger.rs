@@ -22,7 +22,8 @@ use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::host::Host;
 use crate::host::target::show;
 
-const DIR: &str = "/run/spc/mounts";
+/// Where the records are, on the host.
+pub const DIR: &str = "/run/spc/mounts";
 
 /// One file for each [`Attachment`].
 const DEVICES: &str = "/run/spc/devices";
@@ -83,6 +84,21 @@ pub struct Record {
     /// The device that was attached for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<OnDevice>,
+    /// What it takes to make it once more, should its daemon die; none where there is no daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<Again>,
+}
+
+/// What is remembered of a mount so that another can take its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Again {
+    /// Where its secrets came from, `KEY=file:PATH` or `KEY=` and what cannot be read twice; never a value.
+    pub secrets: Vec<String>,
+    /// How often its daemon died and another mount took its place.
+    pub repairs: u32,
+    /// Name of the claim, and mark of the processes, of the mount that is being made now to take its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub making: Option<String>,
 }
 
 /// An attached device, as a record names it.

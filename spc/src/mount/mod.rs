@@ -1,7 +1,9 @@
 //! The pipeline: Request, Plan, run, Proof, Record. It does not know which door a request came through.
 
+pub mod containers;
 pub mod device;
 pub mod direct;
+pub mod extent;
 pub mod files;
 pub mod handover;
 pub mod ledger;
@@ -10,6 +12,8 @@ pub mod options;
 pub mod plan;
 pub mod proof;
 pub mod recover;
+pub mod repair;
+pub mod replace;
 pub mod request;
 pub mod run;
 pub mod secrets;

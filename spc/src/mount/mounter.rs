@@ -8,10 +8,10 @@ use super::device::prepare::{MKFS, Preparing};
 use super::device::{Attached, Attaching};
 use super::direct::{self, Detached};
 use super::handover::Handover;
-use super::ledger::{Lock, OnDevice, Record, State, now};
+use super::ledger::{Again, Lock, OnDevice, Record, State, now};
 use super::plan::Route;
 use super::proof;
-use super::recover::{entry_of, is_mount, leave_stand_in, settle, undo};
+use super::recover::{entry_of, is_mount, known, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
 use super::{Ledger, Plan, Proof, Request, services};
@@ -114,7 +114,7 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
     let lock = session
         .ledger
         .lock(&plan.target, deadline, || interrupts.check())?;
-    if let Some(record) = session.ledger.get(&plan.target)? {
+    if let Some(record) = known(session, &plan.target)? {
         match settle(session, &record)? {
             Some(entry) if record.request == plan.request.fingerprint() => {
                 tracing::debug!(mount = entry.id, "already mounted");
@@ -223,6 +223,7 @@ impl<'a> Attempt<'a> {
                 name: device.name.clone(),
                 through: device.through.clone(),
             }),
+            again: None,
         };
         Ok(Self {
             session,
@@ -287,15 +288,7 @@ impl<'a> Attempt<'a> {
                     target: &self.plan.target,
                     handover: &handover,
                     secrets,
-                    scope: self.record.root.is_some().then(|| Scope {
-                        name: scope::name_of(&self.plan.target),
-                        description: format!(
-                            "spc: {} {} on {}",
-                            self.record.fs_type,
-                            self.record.source,
-                            show(&self.plan.target)
-                        ),
-                    }),
+                    scope: scope_of(&self.record),
                 };
                 let said = run
                     .to_end(deadline, interrupts)
@@ -305,6 +298,11 @@ impl<'a> Attempt<'a> {
                     .map_err(|error| run.tell(error, &said))?;
                 if proof.entry.is_fuse() {
                     self.answers(&run, &said, proof.mount, deadline, interrupts)?;
+                    let origins = secrets.origins();
+                    self.record.again = Some(Again {
+                        secrets: origins.map(|(key, from)| format!("{key}={from}")).collect(),
+                        ..Again::default()
+                    });
                 }
                 self.record.daemon = process::marked(&self.record.id);
                 proof
@@ -491,4 +489,14 @@ impl Drop for Attempt<'_> {
             services::release(self.session);
         }
     }
+}
+
+/// The cgroup of its own on the host for what a mount with a client root leaves running.
+pub(super) fn scope_of(record: &Record) -> Option<Scope> {
+    let target = Path::new(&record.target);
+    let (fs_type, source) = (&record.fs_type, &record.source);
+    record.root.is_some().then(|| Scope {
+        name: scope::name_of(target),
+        description: format!("spc: {fs_type} {source} on {}", show(target)),
+    })
 }

@@ -94,12 +94,25 @@ impl Plan {
     /// # Errors
     /// The type is unknown, its helper is missing, or the target cannot be one.
     pub fn make(request: Request, host: &Host, settings: &Settings) -> Result<Self> {
+        Self::again(request, host, settings, None)
+    }
+
+    /// As [`Plan::make`], for a mount that was made before, with the files that were copied for it then.
+    ///
+    /// # Errors
+    /// As [`Plan::make`].
+    pub fn again(
+        request: Request,
+        host: &Host,
+        settings: &Settings,
+        copies: Option<&Path>,
+    ) -> Result<Self> {
         let cwd = enter::cwd()?;
         let asked_target = on_host(&request.target, &cwd, &settings.hosts());
         let id = new_id()?;
         let files = Claim::named(&settings.claims(), &id).files();
         let (options, files) = match client::place() {
-            Place::Client(_) => Files::take(&request.options, host, settings, files)?,
+            Place::Client(_) => Files::take(&request.options, host, settings, files, copies)?,
             Place::Container | Place::Host => (request.options.clone(), Files::default()),
         };
         let chosen = kinds::choose(&Asked {

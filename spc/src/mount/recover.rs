@@ -11,6 +11,7 @@ use super::direct;
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::plan::Route;
+use super::repair;
 use crate::client::scope;
 use crate::error::{Error, Result, errno_text};
 use crate::host::claim::Claim;
@@ -20,6 +21,17 @@ use crate::host::target::mount_id;
 
 /// How long a daemon may take to end by itself once its mount is gone.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The record of a target, whose lock is ours, after what a dead repair left is put right.
+///
+/// # Errors
+/// It cannot be read, or put right.
+pub fn known(session: &Session, target: &Path) -> Result<Option<Record>> {
+    match session.ledger.get(target)? {
+        Some(record) => repair::finish(session, record).map(Some),
+        None => Ok(None),
+    }
+}
 
 /// What a record is worth: the entry of its mount if that is there; otherwise what was left of it
 /// is cleared away. Needs the target's lock, so nobody is at work on it.
@@ -135,7 +147,7 @@ pub fn undo(session: &Session, record: &Record) -> Result<()> {
 /// The mount of a helper that was killed when the shim had carried its call, but had not yet noted the
 /// id, or whose claim went with its container. Nothing was on the target before; what is there now,
 /// and shows the source that the record expects (its type, where the source cannot be told), is that mount.
-fn unnoted(record: &Record) -> Option<(u64, u64)> {
+pub(super) fn unnoted(record: &Record) -> Option<(u64, u64)> {
     let target = Path::new(&record.target);
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let parent = open(target.parent()?, flags, Permissions::empty()).ok()?;

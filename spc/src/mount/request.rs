@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::device::prepare::MKFS;
+use super::extent::Extent;
 use super::{Options, Secrets};
 use crate::error::{Error, Result};
 use crate::kinds::block::AUTO;
@@ -104,6 +105,7 @@ impl Request {
             .hint(format!("on the host, run: mount -o {operation} TARGET")));
         }
         self.mkdir()?;
+        Extent::of(&self.options)?;
         if self.options.has(MKFS) && self.options.read_only() {
             return Err(
                 Error::usage(format!("bad options: {MKFS} with a read-only mount"))

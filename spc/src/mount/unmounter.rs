@@ -9,7 +9,7 @@ use rustix::mount::UnmountFlags;
 use super::direct;
 use super::ledger::{Record, State};
 use super::mounter::Session;
-use super::recover::{PATIENCE, entry_of, forget, undo};
+use super::recover::{PATIENCE, entry_of, forget, known, undo};
 use super::services;
 use crate::client::{enter, root};
 use crate::error::{Error, Reason, Result, errno_text};
@@ -70,7 +70,7 @@ fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let _lock = session
         .ledger
         .lock(target, Instant::now() + LOCK_LIMIT, || Ok(()))?;
-    let Some(mut record) = session.ledger.get(target)? else {
+    let Some(mut record) = known(session, target)? else {
         return Err(not_ours(session, target));
     };
     let claim = session.claim(&record);

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::mount::MountPropagationFlags;
+
 /// `MOUNT_ATTR_NOEXEC` of mount_setattr(2).
 pub const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 
@@ -16,8 +18,8 @@ pub struct MountAttributes {
     pub set: u64,
     /// Attributes to clear.
     pub clear: u64,
-    /// Whether it leaves its peer group, and shows nothing of what is mounted on others.
-    pub private: bool,
+    /// What it shows of mounts on others and they of mounts on it; as before if there is none.
+    pub propagation: Option<MountPropagationFlags>,
     /// With all mounts below it.
     pub recursive: bool,
 }
@@ -30,7 +32,7 @@ pub fn mount_setattr(mount: impl AsFd, what: MountAttributes) -> io::Result<()> 
     let attr = libc::mount_attr {
         attr_set: what.set,
         attr_clr: what.clear,
-        propagation: if what.private { libc::MS_PRIVATE } else { 0 },
+        propagation: what.propagation.map_or(0, |flags| flags.bits().into()),
         userns_fd: 0,
     };
     let mut flags = libc::AT_EMPTY_PATH;
@@ -53,6 +55,31 @@ pub fn mount_setattr(mount: impl AsFd, what: MountAttributes) -> io::Result<()> 
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// `struct pidfd_info` of `<linux/pidfd.h>`, as its first version has it.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+/// How the process behind a pidfd ended, as wait(2) tells its parent; none where the kernel does not say (before
+/// Linux 6.15), or it has not been waited for yet.
+pub fn wait_status(pidfd: impl AsFd) -> Option<i32> {
+    const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    let mut info = PidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..PidfdInfo::default()
+    };
+    // SAFETY: the structure is laid out as the kernel has it, with the size that is in the request, and lives across
+    // the call.
+    let done = unsafe { libc::ioctl(pidfd.as_fd().as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    (done == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
 }
 
 /// Lets a command's program inherit this descriptor, which nothing else of ours passes on. If it is

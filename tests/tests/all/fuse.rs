@@ -27,7 +27,7 @@ fn bindfs<H: AnyHost>(spc: &Container<H>, source: &str) -> Result<()> {
 }
 
 /// A server that lets the holder of `/root/key` in.
-fn sshd(lab: &Lab) -> Result<Host<'_>> {
+pub fn sshd(lab: &Lab) -> Result<Host<'_>> {
     const START: &str = "
         mkdir -p /run/sshd /srv/data && ssh-keygen -q -A && ssh-keygen -q -t ed25519 -N '' -f /root/key
         install -D -m 600 /root/key.pub /root/.ssh/authorized_keys

@@ -29,6 +29,7 @@ mod pods;
 mod privilege;
 mod races;
 mod rbd;
+mod repair;
 mod routes;
 mod scene;
 mod secrets;

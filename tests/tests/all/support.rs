@@ -155,6 +155,15 @@ impl<H: AnyHost> Container<H> {
         Ok(())
     }
 
+    /// What the container's first process has logged.
+    pub fn log(&self) -> Result<String> {
+        let read = match self.runtime {
+            Runtime::Engine(engine) => format!("{} logs spc 2>&1", engine.command()),
+            Runtime::Runc => "cat /run/container/log".to_owned(),
+        };
+        Ok(self.host.sh(&read)?.ok()?.text())
+    }
+
     /// A script in the container.
     pub fn sh(&self, script: &str) -> Result<Output> {
         self.exec(&["sh", "-c", script])
