@@ -7,6 +7,7 @@ pub mod doors;
 pub mod error;
 pub mod health;
 pub mod host;
+pub mod install;
 pub mod kinds;
 pub mod log;
 pub mod mount;

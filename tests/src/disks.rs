@@ -89,6 +89,18 @@ pub fn image_disk(base: Base) -> Result<PathBuf> {
     })
 }
 
+/// A disk of 4 GiB with an empty file system, for a machine that keeps what is written. Without a journal: it never loses
+/// power.
+pub fn blank() -> Result<PathBuf> {
+    let options = "-q -F -O ^has_journal -E lazy_itable_init=0";
+    cached("disk-blank", Key::new(options), |path| {
+        fs::File::create(path)?.set_len(4 << 30)?;
+        let words = options.split(' ').map(OsStr::new);
+        let words: Vec<&OsStr> = words.chain([path.as_os_str()]).collect();
+        machine::run("/usr/sbin/mkfs.ext4", &words)
+    })
+}
+
 /// lz4, because the machine that reads it is an emulated one.
 fn squash(tree: &Path, disk: &Path) -> Result<()> {
     let words = [tree.as_os_str(), disk.as_os_str()];

@@ -12,8 +12,19 @@ option() { $bb sed "s/.*lab.$1=\([^ ]*\).*/\1/" /proc/cmdline; }
 name=$(option name) address=$(option address)
 
 # Disks, in this order: the tree, the modules, the container's image if there is one.
-$bb mount -t tmpfs -o mode=0755 upper /new || fail "no memory"
-$bb mkdir /new/lower /new/upper /new/work /new/root
+if $bb grep -q lab.keeps=yes /proc/cmdline; then
+    $bb mkdir -p /lib/modules
+    $bb mount -t squashfs -o ro /dev/vdb /lib/modules || fail "no modules"
+    # It asks for this one by the name of what it does, and the kernel finds no modprobe yet.
+    $bb modprobe crc32c_generic
+    $bb modprobe ext4 || fail "no ext4"
+    for disk in /sys/block/vd*; do [ "$($bb cat "$disk/serial")" = kept ] && kept=/dev/${disk##*/}; done
+    $bb mount -t ext4 "$kept" /new || fail "nothing is kept"
+    $bb umount /lib/modules
+else
+    $bb mount -t tmpfs -o mode=0755 upper /new || fail "no memory"
+fi
+$bb mkdir -p /new/lower /new/upper /new/work /new/root
 $bb mount -t squashfs -o ro /dev/vda /new/lower || fail "no tree"
 $bb mount -t overlay -o lowerdir=/new/lower,upperdir=/new/upper,workdir=/new/work overlay /new/root || fail "no root"
 root=/new/root
@@ -25,7 +36,7 @@ $bb mkdir -p $root/run/lab
 $bb cp /bin/busybox $root/run/lab/busybox
 $bb ln -s busybox $root/run/lab/init
 $bb cp /bin/lab $root/run/lab/lab
-if [ -b /dev/vdc ]; then
+if [ -b /dev/vdc ] && [ "$($bb cat /sys/block/vdc/serial)" != kept ]; then
     # A file system in memory is the one that overlays of containers can lie on.
     $bb mkdir -p $root/run/container
     $bb mount -t tmpfs layers $root/run/container

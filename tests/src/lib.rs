@@ -30,6 +30,7 @@ mod guest;
 mod host;
 mod image;
 mod knfsd;
+pub mod kubernetes;
 mod lio;
 mod loops;
 mod machine;

@@ -1,5 +1,5 @@
-//! `lab measure`: what a preload library and a crossing cost, for docs/preload.md. Ratios within one run, sides
-//! interleaved.
+//! `lab measure`: what a preload library and a crossing cost, for docs/preload.md, and what the programs that
+//! `spc install` puts on a host cost, for docs/install.md. Ratios within one run, sides interleaved.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,13 +9,16 @@ use anyhow::{Context, Result, ensure};
 
 use crate::machine::run;
 use crate::programs::{Libc, library, program};
-use crate::{Base, Engine, HostOptions, Lab, image};
+use crate::{Base, Engine, Host, HostOptions, Lab, image};
 
 /// Runs of each side.
 const RUNS: usize = 400;
 
 /// Mounts of each way.
 const CROSSINGS: usize = 400;
+
+/// Mounts of each way by programs.
+const MOUNTS: usize = 40;
 
 /// Something that is preloaded into a small program.
 struct Side {
@@ -77,6 +80,44 @@ fn crossings() -> Result<()> {
             shim[0] / bare[0],
             shim[1],
             shim[2]
+        );
+    }
+    installed(&host)
+}
+
+/// One mount(8) of a tmpfs by the installed program, beside other ways to the same mount.
+fn installed(host: &Host<'_>) -> Result<()> {
+    host.sh("ln -sf ../libexec/util-linux/mount ../libexec/util-linux/umount /usr/bin/ && docker exec spc spc install && mkdir /mnt/way")?
+        .ok()?;
+    let pid = host
+        .sh("docker inspect --format '{{.State.Pid}}' spc")?
+        .ok()?
+        .text();
+    let enter =
+        format!("SPC_TYPES=tmpfs nsenter --mount=/proc/{pid}/ns/mnt mount -t tmpfs way /mnt/way");
+    let ways = [
+        "mount -t tmpfs way /mnt/way",
+        &enter,
+        "mount -t spc.tmpfs way /mnt/way",
+        "docker exec spc spc mount -t tmpfs way /mnt/way",
+    ];
+    let mut times = vec![Vec::new(); ways.len()];
+    for _ in 0..MOUNTS {
+        for (way, times) in ways.iter().zip(&mut times) {
+            times.push(host.sh(way)?.ok()?.elapsed);
+            host.sh("umount /mnt/way")?.ok()?;
+        }
+    }
+    println!("\n| {MOUNTS} mounts of a tmpfs on a host | median | quartiles |\n|---|---|---|");
+    for (way, times) in ways.iter().zip(&mut times) {
+        times.sort_unstable();
+        let at = |part: usize| times[MOUNTS * part / 4].as_secs_f64() * 1e3;
+        let way = way.replace(&pid, "PID");
+        println!(
+            "| `{way}` | {:.1} ms | {:.1} to {:.1} ms |",
+            at(2),
+            at(1),
+            at(3)
         );
     }
     Ok(())

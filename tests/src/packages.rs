@@ -18,6 +18,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/mksquashfs", "squashfs-tools"),
     ("/usr/bin/musl-gcc", "musl-tools"),
     ("/usr/bin/nsenter", "util-linux"),
+    ("/usr/bin/pip3", "python3-pip"),
     ("/usr/bin/podman", "podman"),
     ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
     ("/usr/bin/strip", "binutils"),

@@ -49,6 +49,12 @@ const PROGRAMS: &[&str] = &[
     "/usr/sbin/dockerd",
 ];
 
+/// mount(8) as most hosts have it, out of the way of busybox's until a test puts it there.
+const UTIL_LINUX: [&str; 2] = ["/usr/bin/mount", "/usr/bin/umount"];
+
+/// Where it is on a minimal host.
+const UTIL_LINUX_DIRECTORY: &str = "/usr/libexec/util-linux";
+
 /// The programs of a host that is a virtual machine: busybox has its own nsenter.
 const VM_PROGRAMS: &[&str] = &["/usr/bin/busybox", "/usr/sbin/runc"];
 
@@ -117,15 +123,24 @@ const CEPH: &str = "busybox-static,ceph-common,ceph-fuse,ceph-mds,ceph-mgr,ceph-
 /// The files of a minimal host, and where they go.
 fn minimal_files() -> Result<BTreeMap<PathBuf, PathBuf>> {
     let runtimes = RUNTIMES.map(PathBuf::from);
+    let util_linux = UTIL_LINUX.map(PathBuf::from);
     // The lab's own program takes the place of the runtimes, so its libraries are needed as well.
     let own = machine::binary()?;
     let programs: Vec<PathBuf> = PROGRAMS.iter().map(PathBuf::from).collect();
-    let mut files = libraries(programs.iter().chain(&runtimes).chain([&own]))?;
+    let elsewhere = runtimes.iter().chain(&util_linux);
+    let mut files = libraries(programs.iter().chain(elsewhere).chain([&own]))?;
     files.extend(programs.into_iter().map(|path| (path.clone(), path)));
+    let mut put = |file: PathBuf, directory: &str| {
+        let name = file.file_name().context("no name")?;
+        let place = Path::new(directory).join(name);
+        files.insert(file, place);
+        anyhow::Ok(())
+    };
     for runtime in runtimes {
-        let name = runtime.file_name().context("no name")?;
-        let place = Path::new(DIRECTORY).join(name);
-        files.insert(runtime, place);
+        put(runtime, DIRECTORY)?;
+    }
+    for program in util_linux {
+        put(program, UTIL_LINUX_DIRECTORY)?;
     }
     Ok(files)
 }

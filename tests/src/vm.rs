@@ -35,6 +35,8 @@ pub struct VmOptions {
     pub image: Option<Base>,
     /// In MiB.
     pub memory: u32,
+    /// Whether what is written to its root is still there after [`Vm::reboot`].
+    pub keeps: bool,
 }
 
 impl Default for VmOptions {
@@ -43,6 +45,7 @@ impl Default for VmOptions {
             root: Root::Vm,
             image: None,
             memory: 1024,
+            keeps: false,
         }
     }
 }
@@ -79,7 +82,7 @@ impl<'lab> Vm<'lab> {
         disks.extend(options.image.map(disks::image_disk).transpose()?);
         let started = Instant::now();
         let number = lab.take_number()?;
-        let vm = Self::start(lab, number, options.memory, &kernel, &disks);
+        let vm = Self::start(lab, number, options, &kernel, &disks);
         if vm.is_err() {
             lab.give_back_number(number);
         }
@@ -100,7 +103,7 @@ impl<'lab> Vm<'lab> {
     fn start(
         lab: &'lab Lab,
         number: u8,
-        memory: u32,
+        options: VmOptions,
         kernel: &Kernel,
         disks: &[PathBuf],
     ) -> Result<Self> {
@@ -115,7 +118,6 @@ impl<'lab> Vm<'lab> {
             "/usr/bin/qemu-system-x86_64",
             "-nodefaults",
             "-no-user-config",
-            "-no-reboot",
             "-display",
             "none",
             "-machine",
@@ -134,7 +136,7 @@ impl<'lab> Vm<'lab> {
         .to_vec();
         let mut add = |words: &[&str]| argv.extend(words.iter().map(OsString::from));
         add(&[&format!("virtserialport,chardev=port,name={PORT}")]);
-        add(&["-m", &memory.to_string()]);
+        add(&["-m", &options.memory.to_string()]);
         let net = format!("tap,id=net,ifname={cable},script=no,downscript=no");
         let card = format!("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:00:02:{number:02x}");
         add(&["-netdev", &net, "-device", &card]);
@@ -145,11 +147,24 @@ impl<'lab> Vm<'lab> {
             let device = format!("virtio-blk-pci,drive=disk{index}");
             add(&["-drive", &drive, "-device", &device]);
         }
-        let line = format!(
+        let mut line = format!(
             "console=ttyS0 quiet panic=-1 random.trust_cpu=on net.ifnames=0 lab.name={} lab.address={}",
             net::name(number),
             net::address(number)
         );
+        if options.keeps {
+            let blank = disks::blank()?;
+            // QEMU writes to a file without a name, which ends with it.
+            let drive = format!(
+                "if=none,id=kept,file={},format=raw,snapshot=on",
+                blank.display()
+            );
+            let device = "virtio-blk-pci,drive=kept,serial=kept";
+            add(&["-drive", &drive, "-device", device]);
+            line.push_str(" lab.keeps=yes");
+        } else {
+            add(&["-no-reboot"]);
+        }
         add(&["-append", &line, "-kernel"]);
         argv.push(kernel.image.clone().into());
         argv.push("-initrd".into());
@@ -245,6 +260,33 @@ impl<'lab> Vm<'lab> {
         self.run(&["sh", "-c", script])
     }
 
+    /// Reboots a machine that keeps what is written, and waits until it is up again.
+    pub fn reboot(&self) -> Result<()> {
+        let boot = |wait: Duration| {
+            let order = self.command(&["cat", "/proc/sys/kernel/random/boot_id"]);
+            order.answer_within(wait).map(|output| output.text())
+        };
+        let before = boot(LIMIT)?;
+        // It may be gone before it can say that it goes.
+        let reboot = self
+            .command(&["reboot"])
+            .answer_within(Duration::from_secs(5));
+        reboot.and_then(Output::ok).map(drop).or_else(|error| {
+            ensure!(error.to_string().contains("no report"), error);
+            Ok(())
+        })?;
+        let until = Instant::now() + BOOT_LIMIT;
+        // What it was told while it went down is lost.
+        while boot(Duration::from_secs(5)).map_or(true, |now| now == before) {
+            ensure!(
+                Instant::now() < until,
+                "it does not come up again, its console says:\n{}",
+                tail(&self.console())
+            );
+        }
+        Ok(())
+    }
+
     /// The mount table of the machine.
     pub fn mountinfo(&self) -> Result<Vec<Mount>> {
         mountinfo::parse(&self.run(&["cat", "/proc/1/mountinfo"])?.ok()?.stdout)
@@ -300,6 +342,12 @@ impl VmRun<'_, '_> {
 
     /// Runs it to its end.
     pub fn run(self) -> Result<Output> {
+        // The machine keeps the limit; this one is for a machine that does not answer.
+        let wait = self.order.limit + Duration::from_secs(30);
+        self.answer_within(wait)
+    }
+
+    fn answer_within(self, patience: Duration) -> Result<Output> {
         let started = Instant::now();
         let (number, limit) = (self.order.number, self.order.limit);
         let title = format!("{}: {}", self.vm.name(), self.order.argv.join(" "));
@@ -307,8 +355,7 @@ impl VmRun<'_, '_> {
         lock(&self.vm.reports).insert(number, waiting);
         guest::send(&mut *lock(&self.vm.port), self.order, &[&self.input])
             .with_context(|| format!("cannot order {title}"))?;
-        // The machine keeps the limit; this one is for a machine that does not answer.
-        let (report, mut parts) = wait(&answer, limit + Duration::from_secs(30))
+        let (report, mut parts) = wait(&answer, patience)
             .with_context(|| format!("no report: {title}\n{}", tail(&self.vm.console())))?;
         ensure!(parts.len() == 2, "a bad report: {title}");
         let (stderr, stdout) = (

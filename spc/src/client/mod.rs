@@ -2,11 +2,13 @@
 //! the programs of the container's image, and in a mount namespace of its own that all mounts of that tree share.
 //!
 //! - [`root`]: the trees, a directory for each version, `/var/lib/spc/roots/ID`.
-//! - [`namespace`]: the client namespace of a tree, and the keeper that keeps it.
+//! - [`namespace`]: the client namespace of a tree, and the process that keeps it, the [`keeper`].
 //! - [`enter`]: running a program of a tree in its namespace.
 //! - [`scope`]: a cgroup of its own on the host for what such a program leaves running.
 
 pub mod enter;
+mod image;
+pub mod keeper;
 pub mod namespace;
 pub mod root;
 pub mod scope;

@@ -5,49 +5,35 @@
 //! is private, and no part of the host's tree but its root directory is in it, so that neither side sees the other's mounts.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
-    mount_change, move_mount, open_tree, unmount,
-};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use super::{root, scope};
+use super::scope;
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
 use crate::host::{Host, Settings, container, process};
-use crate::sys::{self, MountAttributes};
+use crate::sys;
 
 /// On the host: a file for each keeper.
 const CLIENTS: &str = "/run/spc/clients";
 
 /// On the host: a directory of claims for each client root.
-const CLAIMS: &str = "/run/spc/targets";
-
-/// On the host: what client programs log.
-const LOGS: &str = "/var/log/spc";
+pub(super) const CLAIMS: &str = "/run/spc/targets";
 
 /// How long a keeper may take until its namespace is there.
 const START: Duration = Duration::from_secs(20);
 
 /// How long to wait for another command that makes one.
 const TURN: Duration = Duration::from_secs(60);
-
-/// The devices that client programs open.
-const DEVICES: [&str; 7] = ["full", "fuse", "null", "random", "tty", "urandom", "zero"];
-
-/// Directories of the host where client programs look for keys and settings that nobody names.
-const CONFIGURED: [&str; 2] = ["/etc/ceph", "/root/.ssh"];
 
 /// What is remembered of a keeper.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -260,213 +246,4 @@ pub fn end(host: &Host, id: &str) -> Result<bool> {
         let _ = fs::remove_dir(claims);
     })?;
     Ok(true)
-}
-
-/// The mounts of the host's that a client namespace is made of, each detached.
-struct Parts {
-    tree: OwnedFd,
-    host: OwnedFd,
-    claims: OwnedFd,
-    logs: OwnedFd,
-    devices: Vec<(&'static str, OwnedFd)>,
-    configured: Vec<(&'static str, OwnedFd)>,
-}
-
-fn parts(id: &str) -> std::io::Result<Parts> {
-    let clone = |path: &Path, clear: u64| -> std::io::Result<OwnedFd> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let mount = open_tree(CWD, path, flags)?;
-        let what = MountAttributes {
-            clear,
-            propagation: Some(MountPropagationFlags::PRIVATE),
-            ..MountAttributes::default()
-        };
-        sys::mount_setattr(&mount, what)?;
-        Ok(mount)
-    };
-    let claims = Path::new(CLAIMS).join(id);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&claims)?;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(LOGS)?;
-    // What is not there is missed by those kinds that need it, and they say so.
-    let there = |path: &Path| match clone(path, 0) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        mount => mount.map(Some),
-    };
-    let mut devices = Vec::new();
-    for name in DEVICES {
-        devices.extend(there(&Path::new("/dev").join(name))?.map(|mount| (name, mount)));
-    }
-    let mut configured = Vec::new();
-    for path in CONFIGURED {
-        configured.extend(there(Path::new(path))?.map(|mount| (path, mount)));
-    }
-    Ok(Parts {
-        // `/var` of some hosts is mounted with noexec.
-        tree: clone(&root::path(id), sys::MOUNT_ATTR_NOEXEC)?,
-        host: clone(Path::new("/"), 0)?,
-        claims: clone(&claims, 0)?,
-        logs: clone(Path::new(LOGS), 0)?,
-        devices,
-        configured,
-    })
-}
-
-/// `spc keep`: makes a client namespace, and becomes its keeper.
-///
-/// # Errors
-/// A part of it cannot be made.
-pub fn keep(id: &str) -> Result<()> {
-    let settings = Settings::read()?;
-    let host = Host::open(&settings)?;
-    let fail = |e: std::io::Error| {
-        Error::system(format!("cannot make the namespace of the client root {id}"))
-            .because(errno_text(e))
-    };
-    let id_there = id.to_owned();
-    let parts = host
-        .run("cloning the client root", move || parts(&id_there))?
-        .map_err(fail)?;
-    let namespaces =
-        ["net", "ipc", "uts", "cgroup"].map(|kind| host.proc_file(&format!("ns/{kind}")));
-    for file in namespaces.into_iter().flatten() {
-        let file = File::open(file).map_err(fail)?;
-        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), None)
-            .map_err(|e| fail(e.into()))?;
-    }
-    build(parts, &settings.claims()).map_err(fail)?;
-    // Nothing of the container is held any more but this very program.
-    let error = Command::new("/usr/bin/spc")
-        .args(["keeper", id])
-        .env_clear()
-        .exec();
-    Err(fail(error))
-}
-
-/// Moves this thread into a new mount namespace that is made of these parts.
-fn build(parts: Parts, claims: &Path) -> std::io::Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-    mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )?;
-    // Any directory that is there will do until it is the root.
-    attach(&parts.tree, "/proc")?;
-    let tree = open("/proc", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::process::fchdir(&tree)?;
-    rustix::process::pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
-    rustix::process::chdir("/")?;
-    let plain = MountFlags::NOSUID | MountFlags::NODEV;
-    let none = None::<&std::ffi::CStr>;
-    mount("proc", "/proc", "proc", plain | MountFlags::NOEXEC, none)?;
-    mount("sysfs", "/sys", "sysfs", plain | MountFlags::NOEXEC, none)?;
-    mount(
-        "tmpfs",
-        "/dev",
-        "tmpfs",
-        MountFlags::NOSUID,
-        c"mode=0755,size=64k",
-    )?;
-    for (name, device) in &parts.devices {
-        let path = Path::new("/dev").join(name);
-        File::create(&path)?;
-        attach(device, &path)?;
-    }
-    for (link, to) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "/proc/self/fd/0"),
-        ("/dev/stdout", "/proc/self/fd/1"),
-        ("/dev/stderr", "/proc/self/fd/2"),
-        ("/dev/ptmx", "pts/ptmx"),
-    ] {
-        symlink(to, link)?;
-    }
-    for directory in ["/dev/pts", "/dev/shm"] {
-        fs::create_dir(directory)?;
-    }
-    mount(
-        "devpts",
-        "/dev/pts",
-        "devpts",
-        MountFlags::NOSUID,
-        c"newinstance,ptmxmode=0666,mode=0620",
-    )?;
-    let run = directories(Path::new("/run"))?;
-    mount("tmpfs", "/run", "tmpfs", plain, c"mode=0755")?;
-    make_all(&run)?;
-    mount("tmpfs", "/tmp", "tmpfs", plain, c"mode=1777")?;
-    fs::create_dir_all(claims)?;
-    attach(&parts.claims, claims)?;
-    attach(&parts.host, "/host")?;
-    for (path, mount) in &parts.configured {
-        fs::create_dir_all(path)?;
-        attach(mount, *path)?;
-    }
-    let logs = directories(Path::new("/var/log"))?;
-    attach(&parts.logs, "/var/log")?;
-    make_all(&logs)
-}
-
-fn attach(mount: &OwnedFd, target: impl rustix::path::Arg) -> std::io::Result<()> {
-    Ok(move_mount(
-        mount,
-        "",
-        CWD,
-        target,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )?)
-}
-
-/// The directories right below one.
-fn directories(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
-}
-
-fn make_all(directories: &[PathBuf]) -> std::io::Result<()> {
-    for directory in directories {
-        match fs::create_dir(directory) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// `spc keeper`: waits for ever, once whoever started it has noted it.
-///
-/// # Errors
-/// It was not noted.
-pub fn keeper() -> Result<()> {
-    let fail = |e: std::io::Error| Error::system("cannot keep a namespace").because(errno_text(e));
-    println!("ready");
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(fail)?;
-    if line != "kept\n" {
-        return Err(Error::system("cannot keep a namespace").because("nobody wants it"));
-    }
-    let null = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .map_err(fail)?;
-    rustix::stdio::dup2_stdin(&null).map_err(|e| fail(e.into()))?;
-    rustix::stdio::dup2_stdout(&null).map_err(|e| fail(e.into()))?;
-    rustix::stdio::dup2_stderr(&null).map_err(|e| fail(e.into()))?;
-    drop(null);
-    loop {
-        nix::unistd::pause();
-    }
 }

@@ -3,25 +3,23 @@
 //! Why copies, and not the container's own root: an engine deletes that with the container, and its layers with the
 //! image, while a daemon still loads libraries and translators from them.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
 
-use super::{NAME_FILE, Place, enter, namespace, place};
+use super::{NAME_FILE, Place, enter, image, namespace, place};
 use crate::error::{Error, Result, errno_text};
-use crate::host::output::Output;
 use crate::host::target::mount_id;
 use crate::host::{Host, Settings};
+
 use crate::mount::mounter::Session;
-use crate::sys;
 
 /// On the host: everything that is kept beyond a reboot.
 pub const HOME: &str = "/var/lib/spc";
@@ -37,6 +35,18 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// What is not copied: the kernel's file systems, what belongs to one run, and what is made anew.
 const NOT_COPIED: [&str; 7] = ["dev", "lost+found", "proc", "run", "spc", "sys", "tmp"];
+
+/// What is made anew, with its mode.
+const MADE: [(&str, u32); 8] = [
+    ("dev", 0o755),
+    ("host", 0o755),
+    ("proc", 0o555),
+    ("run", 0o755),
+    ("spc", 0o755),
+    ("spc/targets", 0o700),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+];
 
 /// The right to use a client root before any record names it, until dropped.
 #[derive(Debug)]
@@ -63,7 +73,7 @@ pub fn path(id: &str) -> PathBuf {
 pub fn own() -> Result<String> {
     match place() {
         Place::Client(id) => Ok(id),
-        Place::Container => of_image().map_err(|e| {
+        Place::Container => image::name().map_err(|e| {
             Error::system("cannot tell the version of the image: /usr").because(errno_text(e))
         }),
         Place::Host => installed(Path::new(CURRENT)).ok_or_else(|| {
@@ -78,47 +88,6 @@ pub fn own() -> Result<String> {
 pub fn installed(link: &Path) -> Option<String> {
     let name = fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned();
     Some(name)
-}
-
-/// Names what the programs of this image are: the version, and a hash over names, sizes and times below `/usr`.
-fn of_image() -> std::io::Result<String> {
-    let mut hash = Hash::default();
-    hash.tree(Path::new("/usr"))?;
-    Ok(format!("{}-{:016x}", env!("CARGO_PKG_VERSION"), hash.0))
-}
-
-/// FNV-1a: no more is needed to tell versions of one image apart.
-struct Hash(u64);
-
-impl Default for Hash {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hash {
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn tree(&mut self, directory: &Path) -> std::io::Result<()> {
-        let mut entries = fs::read_dir(directory)?.collect::<std::io::Result<Vec<_>>>()?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            let data = entry.metadata()?;
-            self.add(entry.file_name().as_encoded_bytes());
-            self.add(&data.mode().to_le_bytes());
-            if data.is_dir() {
-                self.tree(&entry.path())?;
-            } else {
-                self.add(&data.len().to_le_bytes());
-                self.add(&data.mtime().to_le_bytes());
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Makes sure that a client root is on the host; that of our own image is copied there if it is not.
@@ -208,7 +177,7 @@ fn copy(host: &Host, settings: &Settings, id: &str) -> Result<()> {
     };
     tracing::info!(root = %whole.display(), "copying the client programs to the host, once for each version");
     let copied = fill(&directory, settings, id);
-    let result = copied.map_err(fail).and_then(|()| {
+    let result = copied.map_err(|e| fail(errno_text(e))).and_then(|()| {
         let (new, whole) = (new.clone(), whole.clone());
         let name = move || -> std::io::Result<()> {
             rustix::fs::syncfs(&directory)?;
@@ -231,59 +200,54 @@ fn copy(host: &Host, settings: &Settings, id: &str) -> Result<()> {
 }
 
 /// Fills a directory with the tree of this container.
-fn fill(directory: &OwnedFd, settings: &Settings, id: &str) -> std::result::Result<(), String> {
-    let text = |e: std::io::Error| errno_text(e);
+fn fill(directory: &OwnedFd, settings: &Settings, id: &str) -> std::io::Result<()> {
     let there = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
-    let root = mount_id(CWD, "/".as_ref()).map_err(errno_text)?.id;
-    let hosts = settings.hosts();
-    let mut sources = Vec::new();
-    for entry in fs::read_dir("/").map_err(text)? {
-        let entry = entry.map_err(text)?;
+    let (root, hosts) = (mount_id(CWD, "/".as_ref())?.id, settings.hosts());
+    for entry in fs::read_dir("/")? {
+        let entry = entry?;
         let path = entry.path();
-        let name = entry.file_name();
-        let kept = !NOT_COPIED.iter().any(|other| name == *other) && !hosts.contains(&path);
+        let kept =
+            !NOT_COPIED.iter().any(|other| entry.file_name() == *other) && !hosts.contains(&path);
         // Volumes of the container are none of its programs.
         if kept && mount_id(CWD, path.as_os_str()).is_ok_and(|mount| mount.id == root) {
-            sources.push(path);
+            copy_tree(&path, &there.join(entry.file_name()), root)?;
         }
     }
-    let output = Output::new().map_err(text)?;
-    let mut copy = Command::new("cp");
-    // Without owners: that would take capabilities which mounting does not, and root owns every program anyway.
-    copy.args([
-        "-dRx",
-        "--preserve=mode,timestamps,links",
-        "--reflink=auto",
-        "--",
-    ])
-    .args(&sources)
-    .arg(&there)
-    .stdin(Stdio::null())
-    .stdout(Stdio::null())
-    .stderr(output.handle().map_err(text)?);
-    let status = sys::inherit(&mut copy, directory.as_raw_fd())
-        .status()
-        .map_err(text)?;
-    if !status.success() {
-        let said = output.text();
-        return Err(said.lines().next_back().unwrap_or("cp failed").to_owned());
-    }
-    for (name, mode) in [
-        ("dev", 0o755),
-        ("proc", 0o555),
-        ("run", 0o755),
-        ("sys", 0o555),
-        ("tmp", 0o1777),
-        ("host", 0o755),
-        ("spc", 0o755),
-        ("spc/targets", 0o700),
-    ] {
+    for (name, mode) in MADE {
         let made = there.join(name);
-        fs::create_dir(&made).map_err(text)?;
-        fs::set_permissions(&made, fs::Permissions::from_mode(mode)).map_err(text)?;
+        fs::create_dir(&made)?;
+        fs::set_permissions(&made, Permissions::from_mode(mode))?;
     }
-    let mut name = File::create(there.join("spc/client")).map_err(text)?;
-    name.write_all(id.as_bytes()).map_err(text)
+    File::create(there.join("spc/client"))?.write_all(id.as_bytes())
+}
+
+/// Copies a file, or a directory with what is below it in the same mount. Owners are left out: setting them would take a
+/// capability that mounting does not. A directory of another user that cannot be read stays empty.
+fn copy_tree(from: &Path, to: &Path, mount: u64) -> std::io::Result<()> {
+    let data = fs::symlink_metadata(from)?;
+    let kind = data.file_type();
+    if kind.is_symlink() {
+        return symlink(fs::read_link(from)?, to);
+    }
+    if kind.is_file() {
+        return fs::copy(from, to).map(drop);
+    }
+    if !kind.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir(to)?;
+    let entries = match fs::read_dir(from) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => None,
+        entries => Some(entries?),
+    };
+    for entry in entries.into_iter().flatten() {
+        let entry = entry?;
+        let path = entry.path();
+        if mount_id(CWD, path.as_os_str()).is_ok_and(|there| there.id == mount) {
+            copy_tree(&path, &to.join(entry.file_name()), mount)?;
+        }
+    }
+    fs::set_permissions(to, data.permissions())
 }
 
 fn remove_tree(path: &Path) -> std::io::Result<()> {

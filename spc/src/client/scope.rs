@@ -54,7 +54,10 @@ pub fn name_of(target: &Path) -> String {
 }
 
 /// A program of the host, run as one of its processes.
-fn on_host(program: &str) -> std::io::Result<Command> {
+///
+/// # Errors
+/// The host's first process cannot be opened.
+pub fn on_host(program: &str) -> std::io::Result<Command> {
     let first = Pid::from_raw(1).ok_or(ErrorKind::NotFound)?;
     let mut command = Command::new(program);
     command

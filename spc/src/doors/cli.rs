@@ -8,16 +8,15 @@ use clap::builder::ValueHint;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
+use super::setup::{InstallArgs, UninstallArgs};
 use super::{finish, flexvolume, make, mounter, pages, parse, show, warn_if_seen};
-use crate::client::{namespace, scope};
-use crate::error::{Class, Error, Result, errno_text};
+use crate::client::{keeper, scope};
+use crate::error::{Class, Error, Result};
 use crate::health::{doctor, look, serve, web};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
 use crate::log::{self, Voice};
-use crate::mount::device::blank;
-use crate::mount::device::tool::STDIN;
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::Session;
 use crate::mount::repair::{self, NOTHING, Outcome};
@@ -76,6 +75,10 @@ enum Command {
         #[arg(long, value_name = "ADDRESS")]
         metrics: Option<web::Address>,
     },
+    /// Put what mount(8), systemd and kubelet look for on the host
+    Install(InstallArgs),
+    /// Take it off the host again
+    Uninstall(UninstallArgs),
     /// Mount as the program does that kubelet may be told to mount by (--experimental-mounter-path)
     Mounter(mounter::Mounter),
     /// Answer one call of kubelet as a FlexVolume driver does, with JSON
@@ -286,14 +289,16 @@ fn run(command: Command) -> Result<u8> {
             show::plan(&plan, &host, json)?;
             Ok(0)
         }
+        Command::Install(args) => args.run(),
+        Command::Uninstall(args) => args.run(),
         Command::Mounter(mounter) => mounter.run().map(|()| 0),
         Command::Flexvolume(call) => Ok(call.run()),
-        Command::Keep { root } => namespace::keep(&root).map(|()| 0),
-        Command::Keeper { .. } => namespace::keeper().map(|()| 0),
+        Command::Keep { root } => keeper::keep(&root).map(|()| 0),
+        Command::Keeper { .. } => keeper::keeper().map(|()| 0),
         Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
         Command::Serve { metrics, .. } => serve::serve(metrics).map(|()| 0),
         Command::Pages(ask) => pages::answer(&ask, Cli::command()).map(|()| 0),
-        Command::FirstData => first_data().map(|()| 0),
+        Command::FirstData => show::first_data().map(|()| 0),
         Command::Repair { target } => {
             let interrupts = Interrupts::hold()?;
             match repair::repair(&Session::open()?, &target, &interrupts)? {
@@ -303,15 +308,6 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Look { target } => look::child(&Session::open()?, &target),
     }
-}
-
-fn first_data() -> Result<()> {
-    let fail = |e| Error::system("cannot read the device").because(errno_text(e));
-    let device = std::fs::File::open(STDIN).map_err(fail)?;
-    if let Some(at) = blank::first_data(&device).map_err(fail)? {
-        println!("{at}");
-    }
-    Ok(())
 }
 
 fn unmount(args: &UmountArgs) -> Result<u8> {

@@ -22,6 +22,7 @@ pub mod helper;
 pub mod kubelet;
 pub mod mounter;
 pub mod pages;
+pub mod setup;
 pub mod show;
 mod statd;
 
@@ -124,15 +125,18 @@ fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether this is done on the host: another `spc` has started this one for that, or it is a driver's answer to kubelet,
-/// whose work another process does, or no client is needed.
+/// Whether this is done on the host: another `spc` has started this one for that, it is a driver's answer to kubelet,
+/// whose work another process does, it takes away the very client root that would do it, or no client is needed.
 fn is_done_here(door: &Door) -> bool {
     if *door != Door::Cli {
         return *door == Door::FlexVolume;
     }
     let mut words = std::env::args_os().skip(1);
-    // What is asked about the program needs no client.
-    let about_itself = [
+    let here = [
+        "keep",
+        "adopt",
+        "uninstall",
+        // What is asked about the program.
         "completions",
         "help",
         "man",
@@ -143,8 +147,7 @@ fn is_done_here(door: &Door) -> bool {
         "-V",
     ];
     match words.next() {
-        Some(command) if about_itself.iter().any(|word| command == *word) => true,
-        Some(command) if command == "keep" || command == "adopt" => true,
+        Some(command) if here.iter().any(|word| command == *word) => true,
         Some(command) if command == "flexvolume" => {
             words.next().is_none_or(|word| word != "--work")
         }

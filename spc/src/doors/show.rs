@@ -15,16 +15,15 @@ use crate::host::target::show;
 use crate::kinds::Maker;
 use crate::kinds::block::{Device, Step};
 use crate::mount::Plan;
+use crate::mount::device::blank;
+use crate::mount::device::tool::STDIN;
 use crate::mount::ledger::Record;
 use crate::mount::mounter::Done;
 use crate::mount::plan::Linkage;
 use crate::mount::secrets::MASK;
 
 /// Prints to stdout; a reader that has gone away is no error.
-///
-/// # Errors
-/// Stdout cannot be written.
-pub fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Error::system("cannot write to stdout").because(errno_text(error)))
@@ -33,10 +32,23 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::system("cannot write JSON").because(e))?;
     print(&format!("{text}\n"))
+}
+
+/// `spc first-data`.
+///
+/// # Errors
+/// The device cannot be read, or stdout not written.
+pub fn first_data() -> Result<()> {
+    let fail = |e| Error::system("cannot read the device").because(errno_text(e));
+    let device = std::fs::File::open(STDIN).map_err(fail)?;
+    match blank::first_data(&device).map_err(fail)? {
+        Some(at) => print(&format!("{at}\n")),
+        None => Ok(()),
+    }
 }
 
 /// `spc mount -v`.

@@ -67,11 +67,13 @@ fn mount_of(listed: i32) -> Option<String> {
     Some(String::from_utf8_lossy(id).into_owned())
 }
 
-/// Whether a program of this name runs, in whatever container.
+/// Whether a program of this name runs, in whatever container, other than in this process.
 pub fn runs(program: &str) -> bool {
+    let own = std::process::id().to_string();
     let named = |entry: std::io::Result<fs::DirEntry>| {
-        let exe = fs::read_link(entry.ok()?.path().join("exe")).ok()?;
-        Some(exe.file_name()? == program)
+        let entry = entry.ok()?;
+        let exe = fs::read_link(entry.path().join("exe")).ok()?;
+        Some(exe.file_name()? == program && entry.file_name() != *own)
     };
     fs::read_dir("/proc")
         .into_iter()

@@ -426,6 +426,20 @@ fn mount_helper(asked: &Asked<'_>) -> Helper {
     }
 }
 
+/// The types that a program of the image makes: as they are asked for, a family by its prefix alone, and as the mount
+/// table shows them.
+pub fn with_programs() -> (Vec<&'static str>, Vec<&'static str>) {
+    let has_program = |row: &&Kind| {
+        let mut needs = row.needs.iter();
+        needs.any(|need| matches!(need, Need::Program { .. }))
+    };
+    let rows = || TABLE.iter().filter(has_program);
+    let asked = rows().map(|row| row.name.strip_suffix(".*").unwrap_or(row.name));
+    let shown = rows().flat_map(|row| row.shows);
+    let shown = shown.filter(|shown| !shown.contains(['*', '{']));
+    (asked.collect(), shown.copied().collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

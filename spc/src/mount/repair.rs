@@ -139,7 +139,8 @@ fn plan(
         timeout: LIMIT,
         route: RouteChoice::Graft,
         over_system_directory: true,
-        plain_tail: 0,
+        // The recorded path has no links, or it leads elsewhere now.
+        plain_tail: usize::MAX,
     };
     let copies = session.claim(record).files();
     let (host, settings) = (&session.host, &session.settings);
@@ -173,7 +174,7 @@ impl<'a> Attempt<'a> {
             let rules = Rules {
                 mkdir: None,
                 system: true,
-                plain_tail: 0,
+                plain_tail: usize::MAX,
             };
             let (pinned, _) = target::pin(&path, rules)?;
             let entry = pinned.entry()?;

@@ -257,7 +257,10 @@ pub(super) fn describe(status: ExitStatus) -> Ended {
 }
 
 /// Waits for a program to end, and ends it if it takes too long or a signal stops us.
-pub(super) fn wait(
+///
+/// # Errors
+/// It was ended.
+pub fn wait(
     child: &mut Child,
     name: &str,
     started: Instant,

@@ -70,6 +70,28 @@ fn systemd_is_the_first_process_of_the_second_flavour() {
 }
 
 #[test]
+fn a_machine_that_keeps_its_files_can_be_rebooted() {
+    with_lab(|lab| {
+        let vm = lab.vm(VmOptions {
+            keeps: true,
+            ..VmOptions::default()
+        })?;
+        vm.sh("echo kept >/etc/kept; echo gone >/run/gone; sync")?
+            .ok()?;
+        vm.reboot()?;
+        ensure!(vm.read("/etc/kept")? == b"kept\n");
+        vm.sh("test -e /run/gone")?.code(1)?;
+        // The next one begins with nothing.
+        let other = lab.vm(VmOptions {
+            keeps: true,
+            ..VmOptions::default()
+        })?;
+        other.sh("test -e /etc/kept")?.code(1)?;
+        Ok(())
+    });
+}
+
+#[test]
 fn nothing_of_a_machine_is_left() {
     with_lab(|_| {
         let lab = Lab::start()?;
@@ -125,6 +147,7 @@ const SYSTEMD: VmOptions = VmOptions {
     root: Root::Systemd,
     image: None,
     memory: 1024,
+    keeps: false,
 };
 
 fn source(cluster: &Cluster<'_>) -> String {

@@ -1,0 +1,249 @@
+//! What becomes a keeper: a process that makes a client namespace around itself, and then waits for ever.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::CWD;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
+    mount_change, move_mount, open_tree, unmount,
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::namespace::CLAIMS;
+use super::root;
+use crate::error::{Error, Result, errno_text};
+use crate::host::target::mount_id;
+use crate::host::{Host, Settings, mountinfo};
+use crate::sys::{self, MountAttributes};
+
+/// On the host: what client programs log.
+pub const LOGS: &str = "/var/log/spc";
+
+/// The devices that client programs open.
+const DEVICES: [&str; 7] = ["full", "fuse", "null", "random", "tty", "urandom", "zero"];
+
+/// Directories of the host where client programs look for keys and settings that nobody names.
+const CONFIGURED: [&str; 2] = ["/etc/ceph", "/root/.ssh"];
+
+/// The mounts of the host's that a client namespace is made of, each detached.
+struct Parts {
+    tree: OwnedFd,
+    host: OwnedFd,
+    claims: OwnedFd,
+    logs: OwnedFd,
+    devices: Vec<(&'static str, OwnedFd)>,
+    configured: Vec<(&'static str, OwnedFd)>,
+}
+
+fn parts(id: &str) -> std::io::Result<Parts> {
+    let clone = |path: &Path, clear: u64| -> std::io::Result<OwnedFd> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mount = open_tree(CWD, path, flags)?;
+        let what = MountAttributes {
+            clear,
+            propagation: Some(MountPropagationFlags::PRIVATE),
+            ..MountAttributes::default()
+        };
+        sys::mount_setattr(&mount, what)?;
+        Ok(mount)
+    };
+    let claims = Path::new(CLAIMS).join(id);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&claims)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(LOGS)?;
+    // What is not there is missed by those kinds that need it, and they say so.
+    let there = |path: &Path| match clone(path, 0) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        mount => mount.map(Some),
+    };
+    let mut devices = Vec::new();
+    for name in DEVICES {
+        devices.extend(there(&Path::new("/dev").join(name))?.map(|mount| (name, mount)));
+    }
+    let mut configured = Vec::new();
+    for path in CONFIGURED {
+        configured.extend(there(Path::new(path))?.map(|mount| (path, mount)));
+    }
+    Ok(Parts {
+        // `/var` of some hosts is mounted with noexec.
+        tree: clone(&root::path(id), sys::MOUNT_ATTR_NOEXEC)?,
+        host: clone(Path::new("/"), 0)?,
+        claims: clone(&claims, 0)?,
+        logs: clone(Path::new(LOGS), 0)?,
+        devices,
+        configured,
+    })
+}
+
+/// `spc keep`: makes a client namespace, and becomes its keeper.
+///
+/// # Errors
+/// A part of it cannot be made.
+pub fn keep(id: &str) -> Result<()> {
+    let settings = Settings::read()?;
+    let host = Host::open(&settings)?;
+    let fail = |e: std::io::Error| {
+        Error::system(format!("cannot make the namespace of the client root {id}"))
+            .because(errno_text(e))
+    };
+    let id_there = id.to_owned();
+    let parts = host
+        .run("cloning the client root", move || parts(&id_there))?
+        .map_err(fail)?;
+    let namespaces =
+        ["net", "ipc", "uts", "cgroup"].map(|kind| host.proc_file(&format!("ns/{kind}")));
+    for file in namespaces.into_iter().flatten() {
+        let file = File::open(file).map_err(fail)?;
+        move_into_link_name_space(file.as_fd(), None).map_err(|e| fail(e.into()))?;
+    }
+    let mounts = File::open(host.namespace()).map_err(fail)?;
+    build(parts, &mounts, &settings.claims()).map_err(fail)?;
+    // Nothing of the container is held any more but this very program.
+    let error = Command::new("/usr/bin/spc")
+        .args(["keeper", id])
+        .env_clear()
+        .exec();
+    Err(fail(error))
+}
+
+/// Moves this thread into a new mount namespace that is made of these parts.
+///
+/// docker's seccomp profile has no pivot_root(2). So the root is put on the host's own, which stays, with nothing of what
+/// is mounted on it, where nobody sees it: whoever enters the namespace comes out on top.
+fn build(parts: Parts, host: &File, claims: &Path) -> std::io::Result<()> {
+    unshare(CloneFlags::CLONE_FS)?;
+    move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))?;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
+    let below = mount_id(CWD, "/".as_ref())?.id;
+    // The last first, for it may cover others.
+    let all = mountinfo::read()?.into_iter().rev();
+    for entry in all.filter(|entry| entry.parent == below) {
+        unmount(&entry.target, UnmountFlags::DETACH)?;
+    }
+    attach(&parts.tree, "/")?;
+    rustix::process::fchdir(&parts.tree)?;
+    rustix::process::chroot(".")?;
+    let plain = MountFlags::NOSUID | MountFlags::NODEV;
+    let none = None::<&std::ffi::CStr>;
+    mount("proc", "/proc", "proc", plain | MountFlags::NOEXEC, none)?;
+    mount("sysfs", "/sys", "sysfs", plain | MountFlags::NOEXEC, none)?;
+    mount(
+        "tmpfs",
+        "/dev",
+        "tmpfs",
+        MountFlags::NOSUID,
+        c"mode=0755,size=64k",
+    )?;
+    for (name, device) in &parts.devices {
+        let path = Path::new("/dev").join(name);
+        File::create(&path)?;
+        attach(device, &path)?;
+    }
+    for (link, to) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+        ("/dev/ptmx", "pts/ptmx"),
+    ] {
+        symlink(to, link)?;
+    }
+    for directory in ["/dev/pts", "/dev/shm"] {
+        fs::create_dir(directory)?;
+    }
+    mount(
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        MountFlags::NOSUID,
+        c"newinstance,ptmxmode=0666,mode=0620",
+    )?;
+    let run = directories(Path::new("/run"))?;
+    mount("tmpfs", "/run", "tmpfs", plain, c"mode=0755")?;
+    make_all(&run)?;
+    mount("tmpfs", "/tmp", "tmpfs", plain, c"mode=1777")?;
+    fs::create_dir_all(claims)?;
+    attach(&parts.claims, claims)?;
+    attach(&parts.host, "/host")?;
+    for (path, mount) in &parts.configured {
+        fs::create_dir_all(path)?;
+        attach(mount, *path)?;
+    }
+    let logs = directories(Path::new("/var/log"))?;
+    attach(&parts.logs, "/var/log")?;
+    make_all(&logs)
+}
+
+fn attach(mount: &OwnedFd, target: impl rustix::path::Arg) -> std::io::Result<()> {
+    Ok(move_mount(
+        mount,
+        "",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?)
+}
+
+/// The directories right below one.
+fn directories(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+fn make_all(directories: &[PathBuf]) -> std::io::Result<()> {
+    for directory in directories {
+        match fs::create_dir(directory) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// `spc keeper`: waits for ever, once whoever started it has noted it.
+///
+/// # Errors
+/// It was not noted.
+pub fn keeper() -> Result<()> {
+    let fail = |e: std::io::Error| Error::system("cannot keep a namespace").because(errno_text(e));
+    println!("ready");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).map_err(fail)?;
+    if line != "kept\n" {
+        return Err(Error::system("cannot keep a namespace").because("nobody wants it"));
+    }
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(fail)?;
+    rustix::stdio::dup2_stdin(&null).map_err(|e| fail(e.into()))?;
+    rustix::stdio::dup2_stdout(&null).map_err(|e| fail(e.into()))?;
+    rustix::stdio::dup2_stderr(&null).map_err(|e| fail(e.into()))?;
+    drop(null);
+    loop {
+        nix::unistd::pause();
+    }
+}

@@ -1,0 +1,117 @@
+//! Takes away what was installed, and what was laid for it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::manifest::{DIR, Manifest};
+use super::{LIMIT, apply, extension, lock, switch};
+use crate::client::{Place, enter, keeper, root};
+use crate::error::{Class, Error, Result, errno_text};
+use crate::host::target::show;
+use crate::host::{Host, process};
+use crate::mount::mounter::Session;
+
+/// What was done.
+#[derive(Debug, Serialize)]
+pub struct Uninstalled {
+    /// The version that was installed.
+    pub version: Option<String>,
+    /// What was taken away.
+    pub removed: Vec<PathBuf>,
+    /// What is still there, and why.
+    pub left: Option<String>,
+}
+
+/// Takes everything off the host.
+///
+/// # Errors
+/// Mounts need it and nobody insists (`force`), or something cannot be removed.
+pub fn uninstall(session: &Session, force: bool) -> Result<Uninstalled> {
+    let turn = lock(session)?;
+    let host = &session.host;
+    let (records, _) = session.ledger.all()?;
+    let needing = records.iter().filter(|record| record.root.is_some());
+    let needing: Vec<String> = needing.map(|r| show(r.target.as_ref())).collect();
+    if !needing.is_empty() && !force {
+        let what = format!("{} mounts need what is installed", needing.len());
+        return Err(Error::new(Class::Mount, what)
+            .log(needing)
+            .hint("spc umount --all; or --force, which leaves them alone, and their programs until the last of them is gone"));
+    }
+    let manifest = host.run("reading what is installed", || {
+        Manifest::read(Path::new("/"))
+    })??;
+    let version = manifest.as_ref().map(|manifest| manifest.version.clone());
+    let removed = match manifest {
+        Some(manifest) => take_away(host, manifest)?,
+        None => Vec::new(),
+    };
+    switch(host, None)?;
+    enter::settle();
+    root::tidy(session, &[])?;
+    let left = if root::all(host)?.is_empty() {
+        drop(turn);
+        sweep(session, records.is_empty())?;
+        None
+    } else {
+        Some(format!(
+            "{} is needed by mounts, and goes with the last of them",
+            root::ROOTS
+        ))
+    };
+    Ok(Uninstalled {
+        version,
+        removed,
+        left,
+    })
+}
+
+/// Removes what the manifest lists, and the manifest.
+///
+/// # Errors
+/// Something cannot be removed; the manifest is still there then.
+pub(super) fn take_away(host: &Host, manifest: Manifest) -> Result<Vec<PathBuf>> {
+    let root = Path::new("/");
+    let (entries, switched_on) = (manifest.entries, manifest.switched_on);
+    let removed =
+        host.run_within("uninstalling", LIMIT, move || apply::remove(root, &entries))??;
+    if removed.iter().any(|path| extension::has(path)) {
+        extension::unmerge(switched_on)?;
+    }
+    host.run("uninstalling", move || Manifest::remove(root))??;
+    Ok(removed)
+}
+
+/// Removes the directories that are empty now, and the logs. `/run/spc` is the ledger, which a container goes on using.
+fn sweep(session: &Session, unused: bool) -> Result<()> {
+    let run = unused && session.place == Place::Host && !process::runs("spc");
+    let swept = session
+        .host
+        .run("removing what is empty", move || -> std::io::Result<()> {
+            apply::unlink(&Path::new(root::ROOTS).join("lock"))?;
+            for dir in [root::ROOTS, DIR] {
+                gone(fs::remove_dir(dir))?;
+            }
+            gone(fs::remove_dir_all(keeper::LOGS))?;
+            if run {
+                gone(fs::remove_dir_all("/run/spc"))?;
+            }
+            Ok(())
+        })?;
+    swept.map_err(|e| {
+        Error::system(format!("cannot remove all of {DIR} on the host")).because(errno_text(e))
+    })
+}
+
+/// What is not there is gone, and a directory that somebody mounted something on is theirs.
+fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
+    match removed {
+        Err(error) if ![ErrorKind::NotFound, ErrorKind::ResourceBusy].contains(&error.kind()) => {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
+}
