@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -43,7 +44,6 @@ const LEDGER: u64 = 0;
 /// One mount that has a daemon.
 struct Watched {
     id: String,
-    /// The request that it was mounted for, by which its repairs are found in the log.
     request: String,
     daemons: BTreeMap<u64, OwnedFd>,
     /// When to look at it and perhaps repair it; none if its daemon tells.
@@ -82,7 +82,8 @@ impl Repairs {
             Error::system(format!("cannot watch {DIR} on the host")).because(errno_text(e))
         };
         let watch = || -> std::io::Result<OwnedFd> {
-            std::fs::create_dir_all(DIR)?;
+            let mut directory = std::fs::DirBuilder::new();
+            directory.recursive(true).mode(0o700).create(DIR)?;
             let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
             let ledger = inotify::init(flags)?;
             let changes = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE;

@@ -5,8 +5,8 @@
 //! difference to the command.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::ErrorKind::{Interrupted, NotFound, WouldBlock};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
@@ -133,18 +133,27 @@ impl Asked {
 /// No thread can be started.
 pub fn listen(metrics: Arc<Metrics>) -> Result<()> {
     let listen = move || {
-        let socket = persist("commands will not be logged", bind);
         let mut buffer = vec![0; LIMIT];
+        let mut make = true;
         loop {
-            match socket.recv(&mut buffer) {
-                Ok(length) => match serde_json::from_slice(&buffer[..length]) {
-                    Ok(report) => heed(&report, &metrics),
-                    Err(error) => tracing::warn!(%error, "a command reports what is no report"),
-                },
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => {
-                    tracing::error!(error = %errno_text(error), "commands are not logged any more");
-                    return;
+            let (host, socket) = persist("commands will not be logged", || bind(make));
+            // What `spc uninstall` took away comes back with the next mount, not before.
+            make = false;
+            while is_there(&host) {
+                match socket.recv(&mut buffer) {
+                    Ok(length) => match serde_json::from_slice(&buffer[..length]) {
+                        Ok(report) => heed(&report, &metrics),
+                        Err(error) => {
+                            tracing::warn!(%error, "a command reports what is no report");
+                        }
+                    },
+                    // Nobody said anything for a while.
+                    Err(error) if [WouldBlock, Interrupted].contains(&error.kind()) => {}
+                    Err(error) => {
+                        tracing::warn!(error = %errno_text(error), "commands cannot be heard");
+                        std::thread::sleep(RETRY);
+                        break;
+                    }
                 }
             }
         }
@@ -172,20 +181,36 @@ pub(super) fn persist<T>(means: &str, attempt: impl Fn() -> Result<T>) -> T {
     }
 }
 
-/// Binds the socket, in place of one that is left of an earlier start.
-fn bind() -> Result<UnixDatagram> {
+/// Whether a socket is there, ours or a later one.
+fn is_there(host: &Host) -> bool {
+    let look = || !matches!(fs::symlink_metadata(SOCKET), Err(e) if e.kind() == NotFound);
+    // A host that does not answer has not lost it for that.
+    host.run("looking for the socket", look).unwrap_or(true)
+}
+
+/// Binds the socket, in place of one that is left of an earlier start; in a new directory, if one may be made.
+fn bind(make: bool) -> Result<(Host, UnixDatagram)> {
     let host = Host::open(&Settings::read()?)?;
-    let bind = || {
-        let mut directory = fs::DirBuilder::new();
-        directory.recursive(true).mode(0o700).create(DIR)?;
-        match fs::remove_file(SOCKET) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => UnixDatagram::bind(SOCKET),
+    let bind = move || {
+        if make {
+            let mut directory = fs::DirBuilder::new();
+            directory.recursive(true).mode(0o700).create(DIR)?;
         }
+        match fs::remove_file(SOCKET) {
+            Err(error) if error.kind() != NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = UnixDatagram::bind(SOCKET)?;
+        // The directory may have been made by somebody less strict.
+        fs::set_permissions(SOCKET, fs::Permissions::from_mode(0o600))?;
+        socket.set_read_timeout(Some(RETRY))?;
+        Ok(socket)
     };
-    host.run("listening to commands", bind)?.map_err(|e| {
+    let bound = host.run("listening to commands", bind)?;
+    let socket = bound.map_err(|e| {
         Error::system(format!("cannot listen on {SOCKET} on the host")).because(errno_text(e))
-    })
+    })?;
+    Ok((host, socket))
 }
 
 /// Logs and counts.

@@ -170,6 +170,13 @@ fn counted(lab: &Lab) -> Result<()> {
     // The watch does not depend on mounts that answer.
     ensure!(get(&spc.host, "/healthz")? == "ok");
     spc.exec(&["kill", "-CONT", &daemon])?.ok()?;
+    // So does what becomes of it.
+    let daemon = spc.record("/mnt/a")?["daemon"][0].to_string();
+    spc.exec(&["kill", "-KILL", &daemon])?.ok()?;
+    until("it is repaired", || {
+        let text = get(&spc.host, "/metrics")?;
+        Ok(value(&text, r#"spc_repairs_total{kind="fuse"}"#) == Some(1.0))
+    })?;
     let unknown = spc.host.sh(&format!("wget -qO - http://{ADDRESS}/other"))?;
     ensure!(!unknown.success(), "{unknown}");
     spc.exec(&["spc", "umount", "--all"])?.ok()?;
