@@ -20,6 +20,7 @@ pub mod cli;
 pub mod flexvolume;
 pub mod helper;
 pub mod kubelet;
+mod list;
 pub mod mounter;
 pub mod pages;
 pub mod setup;
