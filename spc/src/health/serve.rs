@@ -5,18 +5,23 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, set_child_subreaper, wait};
+use tracing::field::display;
 
+use super::metrics::Metrics;
 use super::repairs::Repairs;
+use super::{report, web};
 use crate::client::{root, tend};
 use crate::error::{Error, Result, errno_text};
 use crate::host::copies::drop_copies;
 use crate::host::{Claim, Settings, claim, mountinfo};
+use crate::log;
 use crate::mount::device::release;
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
@@ -33,8 +38,8 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Runs until SIGTERM or SIGINT. What is mounted stays mounted.
 ///
 /// # Errors
-/// Signals cannot be watched.
-pub fn serve() -> Result<()> {
+/// Signals cannot be watched, or no thread can be started.
+pub fn serve(shown: Option<web::Address>) -> Result<()> {
     let system =
         |what: &str, e: std::io::Error| Error::system(what.to_owned()).because(errno_text(e));
     let mut set = SigSet::empty();
@@ -49,6 +54,11 @@ pub fn serve() -> Result<()> {
     set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|e| system("cannot become a subreaper", e.into()))?;
     let reports = listen();
+    let metrics = Arc::new(Metrics::new()?);
+    report::listen(Arc::clone(&metrics))?;
+    if let Some(address) = shown {
+        web::serve(address, Arc::clone(&metrics))?;
+    }
     let mut watch = Watch::default();
     loop {
         let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
@@ -90,6 +100,7 @@ pub fn serve() -> Result<()> {
             }
         }
         watch.turn(changed);
+        metrics.beat(watch.on.is_some());
     }
 }
 
@@ -118,15 +129,29 @@ fn read_reports(socket: &UnixDatagram) -> Vec<String> {
     lines
 }
 
+/// A field of a report of the shim.
+fn field<'a>(report: &'a str, key: &str) -> Option<&'a str> {
+    let mut fields = report.split(' ');
+    fields.find_map(|field| field.strip_prefix(key)?.strip_prefix('='))
+}
+
+/// The request that a report belongs to: that of the process, or, if that has ended, of the mount whose stand-in it was
+/// about.
+fn request_of(report: &str, session: Option<&Session>) -> Option<String> {
+    let of_process = || log::request_of(field(report, "pid")?.parse().ok()?);
+    let of_mount = || {
+        let id = Path::new(field(report, "target")?).file_name()?.to_str()?;
+        let (records, _) = session?.ledger.all().ok()?;
+        let record = records.into_iter().find(|record| record.id == id)?;
+        Some(record.request_id)
+    };
+    of_process().or_else(of_mount)
+}
+
 /// The id of a mount that the shim made on the host, from its report.
 fn carried_mount(report: &str) -> Option<u64> {
-    let field = |key: &str| {
-        report
-            .split(' ')
-            .find_map(|field| field.strip_prefix(key)?.strip_prefix('='))
-    };
-    let id = field("mount")?.parse().ok()?;
-    (field("decision")? == "carried" && id != 0).then_some(id)
+    let id = field(report, "mount")?.parse().ok()?;
+    (field(report, "decision")? == "carried" && id != 0).then_some(id)
 }
 
 struct Watching {
@@ -170,10 +195,12 @@ impl Watch {
     /// A report is logged. A mount that somebody made without the launcher has its copies dropped, as the launcher
     /// does it for its own.
     fn heed(&self, report: &str) {
+        let session = self.on.as_ref().map(|watching| &watching.session);
+        let request = request_of(report, session).map(display);
         if report.contains("decision=failed") {
-            tracing::warn!("shim: {report}");
+            tracing::warn!(request, "shim: {report}");
         } else {
-            tracing::debug!("shim: {report}");
+            tracing::debug!(request, "shim: {report}");
         }
         if let (Some(id), Some(watching)) = (carried_mount(report), &self.on) {
             drop_copies_of(&watching.session, id);
@@ -287,10 +314,10 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
             match settle(session, &record) {
                 Ok(Some(_)) => {}
                 Ok(None) if record.state == State::Mounted => {
-                    tracing::info!(target = %record.target, "unmounted on the host; forgotten");
+                    tracing::info!(target = %record.target, request = %record.request_id, "unmounted on the host; forgotten");
                 }
                 Ok(None) => {
-                    tracing::info!(target = %record.target, "cleared away what a dead command left");
+                    tracing::info!(target = %record.target, request = %record.request_id, "cleared away what a dead command left");
                 }
                 Err(error) => {
                     tracing::warn!("{error}");

@@ -12,6 +12,7 @@ use super::recover::{COPIES, PATIENCE, forget, known, settle};
 use super::{repair, services};
 use crate::client::{enter, root};
 use crate::error::{Error, Result};
+use crate::health::report::{Asked, Operation};
 use crate::host::errand::{Answer, Errand};
 use crate::host::target::{self, Rules, show};
 use crate::host::{process, target::on_host};
@@ -88,7 +89,13 @@ pub fn reach(session: &Session, target: &Path) -> Result<()> {
 /// # Errors
 /// It is not ours, is busy, or its processes do not end.
 pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
-    take_off(session, target, how)?;
+    let asked = Asked::now(Operation::Umount);
+    // Afterwards nobody knows it any more; a record that cannot be read is an error below.
+    let record = session.ledger.get(target).ok().flatten();
+    let fs_type = record.map(|record| record.fs_type).unwrap_or_default();
+    let done = take_off(session, target, how);
+    asked.tell(&session.host, target, &fs_type, &done);
+    done?;
     services::release(session);
     root::release(session);
     Ok(())
