@@ -32,6 +32,9 @@ use crate::mount::services;
 /// How long to wait before trying again what failed.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// How long to wait for a command that is at work on a mount.
+const SOON: Duration = Duration::from_secs(1);
+
 /// How often to look for what a dead command left, which no event tells.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -241,11 +244,11 @@ impl Watch {
             return;
         }
         let Some(watching) = &mut self.on else { return };
-        let done = tidy(watching).unwrap_or_else(|error| {
+        let wait = tidy(watching).unwrap_or_else(|error| {
             tracing::warn!("{error}");
-            false
+            RETRY
         });
-        self.next = Some(Instant::now() + if done { IDLE } else { RETRY });
+        self.next = Some(Instant::now() + wait);
     }
 }
 
@@ -283,14 +286,14 @@ fn begin() -> Result<Watching> {
 }
 
 /// Forgets mounts that were taken away on the host, and undoes what a dead command left half made.
-/// False if something is left to do.
-fn tidy(watching: &mut Watching) -> Result<bool> {
+/// Gives back how long to wait until the next look, if no event comes before.
+fn tidy(watching: &mut Watching) -> Result<Duration> {
     let Watching {
         session, own, seen, ..
     } = watching;
     let session = &*session;
     let (records, bad) = session.ledger.all()?;
-    let mut done = tend::all(session, &records);
+    let (mut done, mut busy) = (tend::all(session, &records), false);
     for corrupt in &bad {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }
@@ -306,7 +309,7 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
         // Whoever is at work on it will see to it.
         let target = Path::new(&record.target);
         let Ok(_lock) = session.ledger.lock(target, Instant::now(), || Ok(())) else {
-            done = false;
+            busy = true;
             continue;
         };
         // It may have been mounted again before we had the lock.
@@ -330,7 +333,12 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
     done &= release::tidy(session)?;
     session.ledger.sweep(&bad)?;
     root::tidy(session, own)?;
-    Ok(services::tend(session) && done)
+    done &= services::tend(session);
+    Ok(match (busy, done) {
+        (true, _) => SOON,
+        (false, false) => RETRY,
+        (false, true) => IDLE,
+    })
 }
 
 /// Removes claims of an earlier life of this container that no record knows.
