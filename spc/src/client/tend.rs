@@ -12,7 +12,8 @@ use crate::host::service;
 use crate::mount::Record;
 use crate::mount::device::release;
 use crate::mount::mounter::Session;
-use crate::mount::recover::{entry_of, settle};
+use crate::mount::presence::entry_of;
+use crate::mount::recover::settle;
 use crate::mount::services;
 
 /// How long it may take in one client namespace.
