@@ -5,6 +5,7 @@
 //! - [`namespace`]: the client namespace of a tree, and the process that keeps it, the [`keeper`].
 //! - [`enter`]: running a program of a tree in its namespace.
 //! - [`scope`]: a cgroup of its own on the host for what such a program leaves running.
+//! - [`tend`]: looking after what such a namespace has besides daemons.
 
 pub mod enter;
 mod image;
@@ -12,6 +13,7 @@ pub mod keeper;
 pub mod namespace;
 pub mod root;
 pub mod scope;
+pub mod tend;
 
 use std::path::Path;
 

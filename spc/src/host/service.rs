@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{SocketAddr, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -176,6 +176,13 @@ fn forget(service: &Service) {
         }
         _ => {}
     }
+}
+
+/// Whether any was started in the tree that is at `root`.
+pub fn any_started(root: &Path) -> bool {
+    let noted = fs::read_dir(root.join(DIR.trim_start_matches('/')));
+    let is_service = |entry: fs::DirEntry| entry.file_name() != "lock";
+    noted.into_iter().flatten().flatten().any(is_service)
 }
 
 /// The right to start and end services, until dropped.

@@ -20,14 +20,16 @@ use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
 use super::{Ledger, Plan, Proof, Request, services};
 use crate::client::{Place, enter, namespace, place, root, scope};
-use crate::error::{Class, Error, Result, errno_text};
+use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::health::look::{self, Health};
+use crate::health::report::{Asked, Operation};
 use crate::host::claim::{Claim, Mode};
 use crate::host::mountinfo::Entry;
 use crate::host::target::{self, MountId, Pinned, show};
 use crate::host::{Host, Settings, container, copies, modules, process};
 use crate::kinds::Maker;
 use crate::kinds::block::AUTO;
+use crate::log;
 
 /// How long a helper that ended well may take until its mount is there.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -87,10 +89,20 @@ pub enum Done {
 /// Anything from a bad request to a missing proof.
 pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let doubt = request.doubt();
-    make(session, request, interrupts).map_err(|error| match doubt {
+    let asked = Asked::now(Operation::Mount);
+    let (target, fs_type) = (request.target.clone(), request.fs_type.clone());
+    let done = make(session, request, interrupts).map_err(|error| match doubt {
         Some(doubt) if error.class() == Class::Mount => error.hint_also(&doubt),
         _ => error,
-    })
+    });
+    match &done {
+        Ok(Done::Already(_)) => {}
+        Ok(Done::Mounted(made)) => {
+            asked.tell(&session.host, made.target.as_ref(), &made.fs_type, &done);
+        }
+        Err(_) => asked.tell(&session.host, &target, &fs_type, &done),
+    }
+    done
 }
 
 fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
@@ -143,7 +155,7 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
             Some(entry) => return Err(occupied(&plan.target, &entry)),
             None => {
                 let what = format!("{} is already a mount point", show(&plan.target));
-                return Err(Error::mount(what));
+                return Err(Error::mount(what).reason_is(Reason::Occupied));
             }
         }
     }
@@ -168,6 +180,7 @@ fn already(session: &Session, record: Record) -> Result<Done> {
     Err(
         Error::mount(format!("{} is mounted, but dead", record.target))
             .because(dead)
+            .reason_is(Reason::Dead)
             .hint("take it away with `spc umount -l`, then mount it again"),
     )
 }
@@ -179,6 +192,7 @@ fn occupied(target: &Path, entry: &Entry) -> Error {
         entry.source,
         entry.fs_type
     ))
+    .reason_is(Reason::Occupied)
     .hint("unmount it first, or choose another target")
 }
 
@@ -220,12 +234,13 @@ impl<'a> Attempt<'a> {
                 Place::Container | Place::Host => None,
             },
             since: now(),
+            request_id: log::request().unwrap_or_default().to_owned(),
             device: plan.chosen.device.as_ref().map(|device| OnDevice {
                 name: device.name.clone(),
                 through: device.through.clone(),
             }),
-            again: None,
             boot: boot(),
+            again: None,
         };
         Ok(Self {
             session,
@@ -428,14 +443,16 @@ impl<'a> Attempt<'a> {
         };
         let (target, _held) = self.looked_at()?;
         let health = look::at(&target, deadline, || interrupts.check())?;
-        let cause = match health {
-            Health::Hung => "what it mounted does not answer",
+        let (cause, reason) = match health {
+            Health::Hung => ("what it mounted does not answer", Reason::NoAnswer),
             Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {
                 return Ok(());
             }
-            _ => "it ended when it had mounted",
+            _ => ("it ended when it had mounted", Reason::Helper),
         };
-        let failed = Error::mount(format!("{} failed", run.program.display())).because(cause);
+        let failed = Error::mount(format!("{} failed", run.program.display()))
+            .because(cause)
+            .reason_is(reason);
         Err(self.hint_at_network(run.tell(failed, said)))
     }
 
@@ -493,6 +510,7 @@ impl<'a> Attempt<'a> {
             "{who} reported success, but nothing is mounted on {}",
             show(&self.plan.target)
         ))
+        .reason_is(Reason::NoProof)
         .hint("run it again with -v; `spc doctor` checks the container")
     }
 }

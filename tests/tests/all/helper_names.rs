@@ -6,11 +6,11 @@ use lab::{AnyHost, Output};
 use crate::kubelet::install;
 use crate::support::{Container, Spc, with_gluster};
 
-/// `/sbin/mount.TYPE` on the host, with these arguments.
+/// A helper that was installed on the host, with these arguments; or another name that somebody gave it.
 fn helper<H: AnyHost>(spc: &Container<H>, name: &str, words: &[&str]) -> Result<Output> {
     let path = format!("/usr/sbin/{name}");
-    let link = ["ln", "-sfn", "/var/lib/spc/current/usr/bin/spc", &path];
-    spc.host.run(&link)?.ok()?;
+    let link = r#"[ -e "$1" ] || ln -s /var/lib/spc/current/usr/bin/spc "$1""#;
+    spc.host.run(&["sh", "-c", link, "link", &path])?.ok()?;
     spc.host.run(&[&[path.as_str()], words].concat())
 }
 
@@ -56,9 +56,8 @@ fn the_arguments_and_exit_codes_of_mount() {
         .ok()?;
         ensure!(said.text().contains("mounted"), "{said}");
         let busy = host.spawn(&["sh", "-c", "cd /mnt/data && sleep 50"])?;
-        crate::support::until("it is busy", || {
-            Ok(!host.run(&["umount", target])?.success())
-        })?;
+        let inside = "ls -l /proc/[0-9]*/cwd 2>/dev/null | grep -q /mnt/data";
+        crate::support::until("it is busy", || Ok(host.sh(inside)?.success()))?;
         let failed = helper(&spc, "umount.fuse", &[target, "-t", "fuse.glusterfs"])?.code(32)?;
         ensure!(
             failed
@@ -73,11 +72,11 @@ fn the_arguments_and_exit_codes_of_mount() {
         // Everything but the mount.
         helper(&spc, "mount.glusterfs", &[source, target, "-f"])?.ok()?;
         ensure!(spc.on(target)?.is_empty());
-        let elsewhere = ["-N", "/proc/self/ns/mnt"];
+        let same = ["-N", "/proc/1/ns/mnt"];
         helper(
             &spc,
             "mount.glusterfs",
-            &[&[source, target], &elsewhere[..]].concat(),
+            &[&[source, target], &same[..]].concat(),
         )?
         .ok()?;
         helper(&spc, "umount.glusterfs", &[target])?.ok()?;

@@ -1,14 +1,15 @@
 //! Plays kubelet: its FlexVolume plug-in and its mounter, as its own code has them (kubernetes `pkg/volume/flexvolume`,
 //! `pkg/volume/util`, and `mount-utils`): which calls in which order, with which arguments, and what is done with the
-//! directories before and after. And tests of the mounter.
+//! directories before and after.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::AnyHost;
 use serde_json::{Map, Value, json};
 
-use crate::support::{Container, Spc, VmSpc, with_gluster, with_lab};
+use crate::support::{Spc, VmSpc};
 
 /// kubelet's directory.
 pub const ROOT: &str = "/var/lib/kubelet";
@@ -17,20 +18,25 @@ pub const ROOT: &str = "/var/lib/kubelet";
 const PLUGINS: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
 
 /// The driver, `spc/spc` in a pod, as a directory's name has it.
-const DRIVER: &str = "spc~spc";
+pub const DRIVER: &str = "spc~spc";
 
-/// What `spc install` does for the ways in, by hand.
-pub fn install<H: AnyHost>(spc: &Container<H>) -> Result<()> {
-    let lay = "spc mount -t fuse.bindfs -o x-mount.mkdir /host/srv /mnt/lay";
-    spc.sh(lay)?.ok()?;
-    let link = "ln -sfn roots/$(ls /var/lib/spc/roots) /var/lib/spc/current
-        ln -sf current/usr/bin/spc /var/lib/spc/mounter";
-    spc.host.sh(link)?.ok()?;
-    spc.exec(&["spc", "umount", "/mnt/lay"])?.ok()?;
-    let driver = format!(
-        "mkdir -p {PLUGINS}/{DRIVER} && cd {PLUGINS}/{DRIVER} && cp /var/lib/spc/current/usr/bin/spc .spc && mv .spc spc"
-    );
-    spc.host.sh(&driver)?.ok().map(drop)
+/// The driver's file.
+pub fn driver() -> String {
+    format!("{PLUGINS}/{DRIVER}/spc")
+}
+
+/// Puts the ways in on a host.
+pub fn install(spc: &Spc<'_>) -> Result<()> {
+    spc.exec(&["spc", "install", "--flexvolume"])?
+        .ok()
+        .map(drop)
+}
+
+/// The same on a virtual machine, where copying takes its time.
+pub fn install_there(spc: &VmSpc<'_>) -> Result<()> {
+    let words = ["runc", "exec", "spc", "spc", "install", "--flexvolume"];
+    let limit = Duration::from_secs(300);
+    spc.host.command(&words).limit(limit).run()?.ok().map(drop)
 }
 
 /// A volume of a pod, as a manifest has it.
@@ -122,9 +128,9 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         if unsupported.iter().any(|known| known == call) {
             bail!("Not supported");
         }
-        let driver = format!("{PLUGINS}/{DRIVER}/spc");
+        let driver = driver();
         // Kubelet sees how the driver ends, and waits until nobody can write to the pipe any more.
-        let script = r#"{ "$@"; echo "exit $?" >&3; } 2>&1 3>&2 | cat"#;
+        let script = r#"{ "$@" 7>&1; echo "exit $?" >&3; } 3>&2 2>&1 | cat"#;
         let shell = ["sh", "-c", script, "kubelet", driver.as_str()];
         let output = self.host.run(&[&shell, words].concat())?;
         ensure!(output.success(), "{output}");
@@ -246,141 +252,4 @@ fn base64(bytes: &[u8]) -> String {
         }
     }
     text
-}
-
-/// A directory of a pod for a volume of one of kubelet's own plug-ins.
-fn own_directory(plugin: &str, pod: &str) -> String {
-    format!("{ROOT}/pods/{pod}/volumes/kubernetes.io~{plugin}/data")
-}
-
-/// kubelet's `doMount` with a mounter: its output is what the pod's event shows.
-fn mounter<H: AnyHost>(host: &H, words: &[&str]) -> Result<lab::Output> {
-    let script = r#""$@" 2>&1 | cat; "#;
-    let shell = [
-        "sh",
-        "-o",
-        "pipefail",
-        "-c",
-        script,
-        "kubelet",
-        "/var/lib/spc/mounter",
-        "mount",
-    ];
-    host.run(&[&shell, words].concat())
-}
-
-#[test]
-fn the_mounter_mounts_what_kubelets_glusterfs_asks_for() {
-    with_gluster(|lab, cluster| {
-        let spc = Spc::usual(lab)?;
-        install(&spc)?;
-        let host = &spc.host;
-        let target = own_directory("glusterfs", "1-2");
-        let logs = format!("{ROOT}/plugins/kubernetes.io/glusterfs/data");
-        host.sh(&format!("mkdir -p -m 0750 {target} {logs}"))?
-            .ok()?;
-        let [first, second] = [0, 1].map(|node| cluster.nodes()[node].host().address().to_string());
-        let options = format!(
-            "auto_unmount,backup-volfile-servers={second}:{first},log-file={logs}/pod-glusterfs.log,log-level=ERROR"
-        );
-        let words = [
-            "-t",
-            "glusterfs",
-            "-o",
-            &options,
-            &format!("{first}:vol"),
-            &target,
-        ];
-        for _ in 0..2 {
-            mounter(host, &words)?.ok()?;
-        }
-        ensure!(spc.on(&target)?.len() == 1 && spc.on(&target)?[0].fstype == "fuse.glusterfs");
-        host.write(format!("{target}/from-a-pod"), b"written")?;
-        let copy = cluster.nodes()[0]
-            .host()
-            .read(cluster.nodes()[0].brick("vol").join("from-a-pod"))?;
-        ensure!(copy == b"written");
-        // What kubelet does when the pod ends, and nothing else.
-        host.run(&["umount", &target])?.ok()?;
-        crate::support::until("the mount is forgotten", || Ok(spc.is_clean().is_ok()))?;
-
-        // What went wrong is in the output, and where kubelet looks for it.
-        let words = [
-            "-t",
-            "glusterfs",
-            "-o",
-            &options,
-            &format!("{first}:nosuch"),
-            &target,
-        ];
-        let failed = mounter(host, &words)?;
-        ensure!(
-            !failed.success() && failed.text().contains("failed to fetch volume file"),
-            "{failed}"
-        );
-        let log = host.read(format!("{logs}/pod-glusterfs.log"))?;
-        let log = String::from_utf8_lossy(&log);
-        ensure!(log.contains("failed to fetch volume file"), "{log}");
-        spc.is_clean()
-    });
-}
-
-#[test]
-fn no_link_below_kubelets_directory_is_followed() {
-    with_gluster(|lab, cluster| {
-        let spc = Spc::usual(lab)?;
-        install(&spc)?;
-        let host = &spc.host;
-        let source = format!("{}:/vol", cluster.nodes()[0].host().address());
-        let target = own_directory("glusterfs", "1-2");
-        // Made by root, and so good enough anywhere else.
-        host.sh(&format!(
-            "mkdir -p {} /srv/elsewhere && ln -s /srv/elsewhere {target}",
-            target.trim_end_matches("/data")
-        ))?
-        .ok()?;
-        let refused = mounter(host, &["-t", "glusterfs", &source, &target])?;
-        ensure!(
-            refused.text().contains("symbolic link") && !refused.success(),
-            "{refused}"
-        );
-        let kubelet = Kubelet::start(host)?;
-        let pod = Pod::new("3-4", Volume::new("glusterfs", &[("source", &source)]));
-        host.sh(&format!("mkdir -p {ROOT}/pods/3-4/volumes && ln -s /srv/elsewhere {ROOT}/pods/3-4/volumes/{DRIVER} && mkdir /srv/elsewhere/data"))?.ok()?;
-        let error = kubelet.call(&["mount", &pod.directory(), &kubelet.options(&pod)]);
-        ensure!(error.is_err_and(|error| error.to_string().contains("symbolic link")));
-        ensure!(spc.on("/srv/elsewhere")?.is_empty() && spc.on("/srv/elsewhere/data")?.is_empty());
-        // kubelet's own directory may be anywhere.
-        host.sh(&format!(
-            "mv {ROOT} /srv/kubelet && ln -s /srv/kubelet {ROOT} && rm {target} && mkdir {target}"
-        ))?
-        .ok()?;
-        mounter(host, &["-t", "glusterfs", &source, &target])?.ok()?;
-        ensure!(spc.on(target.replace(ROOT, "/srv/kubelet"))?.len() == 1);
-        host.run(&["umount", &target])?.ok()?;
-        crate::support::until("the mount is forgotten", || Ok(spc.is_clean().is_ok()))
-    });
-}
-
-#[test]
-fn the_mounter_takes_care_of_statd() {
-    with_lab(|lab| {
-        let spc = VmSpc::usual(lab)?;
-        install(&spc)?;
-        let server = lab::knfsd().context("no server")?;
-        let source = format!("{}:/data", server.vm().address());
-        let target = own_directory("nfs", "1-2");
-        spc.host.sh(&format!("mkdir -p -m 0750 {target}"))?.ok()?;
-        crate::services::ensure_running(&spc, &[])?;
-        for options in ["hard,nfsvers=3", "hard,nfsvers=4.1,ro"] {
-            mounter(&spc.host, &["-t", "nfs", "-o", options, &source, &target])?.ok()?;
-            ensure!(spc.host.read(format!("{target}/file"))? == b"served\n");
-            if options.contains("=3") {
-                crate::services::ensure_running(&spc, &crate::services::BOTH)?;
-            }
-            spc.host.run(&["umount", &target])?.ok()?;
-            crate::support::until("the mount is forgotten", || Ok(spc.is_clean().is_ok()))?;
-        }
-        crate::services::until_running(&spc, &[])
-    });
 }

@@ -1,5 +1,6 @@
 //! Every test that needs root, in one program, so that all of them share a lab.
 
+mod answers;
 mod at_once;
 mod bad_host;
 mod bad_input;
@@ -23,12 +24,17 @@ mod kinds;
 mod kubelet;
 mod lab;
 mod ledger;
+mod logs;
 mod manifests;
+mod metrics;
 mod modules;
+mod mounter;
 mod nfs;
 mod nsenter;
 mod original;
 mod outlive;
+mod pages;
+mod pods;
 mod privilege;
 mod races;
 mod rbd;

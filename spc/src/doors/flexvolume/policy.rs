@@ -2,6 +2,7 @@
 //! or devices of a node or of the container.
 
 use crate::error::{Error, Result};
+use crate::kinds::FILES;
 use crate::mount::Options;
 use crate::mount::device::prepare::MKFS;
 
@@ -21,7 +22,7 @@ pub struct Policy {
 /// Options of a type.
 #[derive(Clone, Copy, Debug)]
 enum Allowed {
-    /// All but these, which name files or devices.
+    /// All but these and [`FILES`], which name files or devices.
     AllBut(&'static [&'static str]),
     /// These and no other: the rest may name programs to run.
     Only(&'static [&'static str]),
@@ -122,11 +123,10 @@ pub fn of(fs_type: &str) -> Result<Policy> {
         },
         "nfs" | "nfs4" => KERNEL,
         "ceph" | "ceph-fuse" | "fuse.ceph" | "fuse.ceph-fuse" => Policy {
-            options: Allowed::AllBut(&["conf", "keyring", "modules", "secretfile"]),
+            options: Allowed::AllBut(&["modules"]),
             ..KERNEL
         },
         "cifs" | "smb3" => Policy {
-            options: Allowed::AllBut(&["cred", "credentials"]),
             group: &[
                 ("gid", "{}"),
                 ("forcegid", ""),
@@ -138,11 +138,8 @@ pub fn of(fs_type: &str) -> Result<Policy> {
         "ext4" | "xfs" | "auto" => Policy {
             options: Allowed::AllBut(&[
                 "cluster",
-                "conf",
                 "journal_dev",
                 "journal_path",
-                "keyfile",
-                "keyring",
                 "logdev",
                 "rtdev",
             ]),
@@ -231,7 +228,7 @@ impl Policy {
             let own = key.starts_with("x-") || key.starts_with("X-");
             let allowed = match self.options {
                 _ if own => key == MKFS,
-                Allowed::AllBut(not) => !not.contains(&key),
+                Allowed::AllBut(not) => !not.contains(&key) && !FILES.contains(&key),
                 Allowed::Only(known) => known.contains(&key) || COMMON.contains(&key),
             };
             if !allowed {
