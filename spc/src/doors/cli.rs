@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,13 +8,14 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
 use super::setup::{InstallArgs, UninstallArgs};
-use super::{finish, flexvolume, make, mounter, parse, show, warn_if_seen};
+use super::{finish, flexvolume, list, make, mounter, parse, show, warn_if_seen};
 use crate::client::{keeper, scope};
 use crate::error::{Class, Error, Result};
 use crate::health::{doctor, look, serve};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
+use crate::mount::ladder::{self, Rung};
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::Session;
 use crate::mount::repair::{self, NOTHING, Outcome};
@@ -46,6 +47,9 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Go on: draw it anew on a terminal, otherwise print it again when it has changed, with --json on one line
+        #[arg(short, long)]
+        watch: bool,
     },
     /// Check whether this container can do its job
     Doctor {
@@ -78,10 +82,16 @@ enum Command {
     Mounter(mounter::Mounter),
     /// Answer one call of kubelet as a FlexVolume driver does, with JSON
     Flexvolume(flexvolume::Flexvolume),
-    /// Look at one target and answer by the exit code
+    /// Look at the targets on standard input, each ended by a NUL, and say what each shows
     #[command(hide = true)]
     Look {
-        /// The target
+        /// How long one look may take
+        milliseconds: u64,
+    },
+    /// Walk to a target, and say when that is done
+    #[command(hide = true)]
+    Reach {
+        /// The target, as a path of the host
         target: PathBuf,
     },
     /// Make a mount anew if its daemon died
@@ -89,6 +99,19 @@ enum Command {
     Repair {
         /// The target, as the ledger has it
         target: PathBuf,
+    },
+    /// Unmount one mount, and say what came of it
+    #[command(hide = true)]
+    Detach {
+        /// Where it is, as a path of the host
+        target: PathBuf,
+        /// Its id
+        id: u64,
+        /// Its id that is never used again
+        unique: u64,
+        /// How
+        #[arg(value_enum)]
+        rung: Rung,
     },
     /// Make the namespace of a client root and become its keeper
     #[command(hide = true)]
@@ -255,20 +278,8 @@ fn run(command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Umount(args) => unmount(&args),
-        Command::Ls { json } => {
-            let session = Session::open()?;
-            let (records, bad) = session.ledger.all()?;
-            let states = look::states(&session, &records)?;
-            show::list(&records, &states, json)?;
-            for corrupt in &bad {
-                eprintln!("spc: {}", corrupt.error());
-            }
-            Ok(if bad.is_empty() {
-                0
-            } else {
-                Class::System.exit_code()
-            })
-        }
+        Command::Ls { json, watch: false } => list::list(&Session::open()?, json),
+        Command::Ls { json, watch: true } => list::watch(&Session::open()?, json).map(|()| 0),
         Command::Doctor { kind, json } => {
             let kinds = kind.iter().map(|kind| needs::needs(kind));
             let checks = doctor::examine(&kinds.collect::<Result<Vec<_>>>()?);
@@ -303,7 +314,16 @@ fn run(command: Command) -> Result<u8> {
                 Outcome::Repaired => Ok(0),
             }
         }
-        Command::Look { target } => look::child(&Session::open()?, &target),
+        Command::Look { milliseconds } => {
+            look::child(&Session::open()?, Duration::from_millis(milliseconds)).map(|()| 0)
+        }
+        Command::Reach { target } => unmounter::reach(&Session::open()?, &target).map(|()| 0),
+        Command::Detach {
+            target,
+            id,
+            unique,
+            rung,
+        } => ladder::child(&Session::open()?, &target, id, unique, rung).map(|()| 0),
     }
 }
 
@@ -341,7 +361,7 @@ fn unmount(args: &UmountArgs) -> Result<u8> {
     // Innermost first.
     targets.sort_by_key(|target| std::cmp::Reverse(target.components().count()));
     targets.dedup();
-    let mut succeeded = 0;
+    let (mut succeeded, mut stuck) = (0, Vec::new());
     for target in &targets {
         match umount(&session, target, how) {
             Ok(()) => {
@@ -350,7 +370,16 @@ fn unmount(args: &UmountArgs) -> Result<u8> {
                     println!("{}: unmounted", crate::host::target::show(target));
                 }
             }
-            Err(error) => failed.push(error),
+            Err(error) => stuck.push((target, error)),
+        }
+    }
+    for (target, error) in stuck {
+        // What could not be reached goes with what it is on.
+        let record = records.iter().find(|r| Path::new(&r.target) == *target);
+        let reached = error.class() != Class::Mount;
+        match record.filter(|_| !reached && succeeded > 0) {
+            Some(record) if unmounter::went_along(&session, record)? => succeeded += 1,
+            _ => failed.push(error),
         }
     }
     match failed.len() {

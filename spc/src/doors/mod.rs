@@ -19,6 +19,7 @@ pub mod cli;
 pub mod flexvolume;
 pub mod helper;
 pub mod kubelet;
+mod list;
 pub mod mounter;
 pub mod setup;
 pub mod show;

@@ -1,14 +1,12 @@
 //! What commands print on stdout, for people and as JSON.
 
 use std::io::{ErrorKind, Write};
-use std::path::Path;
 
 use serde::Serialize;
 use serde_json::json;
 
 use crate::error::{Error, Result, errno_text};
 use crate::health::doctor::Check;
-use crate::health::look::Health;
 use crate::host::Host;
 use crate::host::hostname;
 use crate::host::target::show;
@@ -17,14 +15,17 @@ use crate::kinds::block::{Device, Step};
 use crate::mount::Plan;
 use crate::mount::device::blank;
 use crate::mount::device::tool::STDIN;
-use crate::mount::ledger::Record;
 use crate::mount::mounter::Done;
 use crate::mount::plan::Linkage;
 use crate::mount::secrets::MASK;
 
 /// Prints to stdout; a reader that has gone away is no error.
 pub(super) fn print(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    let mut stdout = std::io::stdout();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Error::system("cannot write to stdout").because(errno_text(error)))
         }
@@ -65,86 +66,6 @@ pub fn mounted(done: &Done) -> Result<()> {
         "{target}: {how}: {} ({}, {}, mount id {})\n",
         record.source, record.fs_type, record.route, record.mount_id
     ))
-}
-
-/// `spc ls`.
-///
-/// # Errors
-/// Stdout cannot be written.
-pub fn list(records: &[Record], states: &[Health], json: bool) -> Result<()> {
-    if json {
-        let list: Vec<_> = records
-            .iter()
-            .zip(states)
-            .map(|(r, state)| {
-                json!({
-                    "target": r.target, "written": r.written, "source": r.source, "type": r.fs_type, "state": state,
-                    "daemon": r.daemon, "age_seconds": r.age(), "route": r.route,
-                    "mount_id": r.mount_id, "options": r.options,
-                })
-            })
-            .collect();
-        return print_json(&list);
-    }
-    let mut rows = vec![["TARGET", "SOURCE", "TYPE", "STATE", "DAEMON", "AGE"].map(str::to_owned)];
-    for (record, state) in records.iter().zip(states) {
-        let daemon = record
-            .daemon
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(",");
-        rows.push([
-            names(record),
-            record.source.clone(),
-            record.fs_type.clone(),
-            state.word().to_owned(),
-            if daemon.is_empty() {
-                "-".into()
-            } else {
-                daemon
-            },
-            age(record.age()),
-        ]);
-    }
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths = [0, 1, 2, 3, 4, 5].map(width);
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    print(&text)
-}
-
-/// The target, and the name it was asked for by where a link makes that another one.
-fn names(record: &Record) -> String {
-    let target = show(record.target.as_ref());
-    if Path::new(&record.written) == Path::new(&record.target) {
-        target
-    } else {
-        format!("{target} (as {})", show(record.written.as_ref()))
-    }
-}
-
-/// `42s`, `3m`, `5h`, `12d`.
-fn age(seconds: u64) -> String {
-    match seconds {
-        0..=119 => format!("{seconds}s"),
-        120..=7199 => format!("{}m", seconds / 60),
-        7200..=172_799 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86400),
-    }
 }
 
 /// `spc doctor`.

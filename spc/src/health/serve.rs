@@ -20,7 +20,8 @@ use crate::host::{Claim, Settings, claim, mountinfo};
 use crate::mount::device::release;
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
-use crate::mount::recover::{entry_of, known, settle};
+use crate::mount::presence::entries_of;
+use crate::mount::recover::{known, settle};
 use crate::mount::services;
 
 /// How long to wait before trying again what failed.
@@ -240,10 +241,7 @@ fn drop_copies_of(session: &Session, id: u64) {
 
 fn begin() -> Result<Watching> {
     let session = Session::open()?;
-    let path = session
-        .host
-        .proc_file("mountinfo")
-        .unwrap_or_else(|| "/proc/1/mountinfo".into());
+    let path = session.host.mount_table();
     let mounts = File::open(&path).map_err(|e| {
         Error::system(format!("cannot watch {}", path.display())).because(errno_text(e))
     })?;
@@ -266,12 +264,13 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
     let session = &*session;
     let mut done = true;
     let (records, bad) = session.ledger.all()?;
-    for corrupt in bad {
+    for corrupt in &bad {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }
-    for record in &records {
+    let entries = entries_of(session, &records)?;
+    for (record, entry) in records.iter().zip(entries) {
         let repairing = record.again.as_ref().is_some_and(|a| a.making.is_some());
-        if record.state == State::Mounted && !repairing && entry_of(session, record)?.is_some() {
+        if record.state == State::Mounted && !repairing && entry.is_some() {
             if record.root.is_some() && seen.insert(record.id.clone()) {
                 drop_copies_of(session, record.mount_id);
             }
@@ -302,7 +301,7 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
     }
     seen.retain(|id| records.iter().any(|record| record.id == *id));
     done &= release::tidy(session)?;
-    session.ledger.sweep()?;
+    session.ledger.sweep(&bad)?;
     root::tidy(session, own)?;
     Ok(services::tend(session) && done)
 }

@@ -4,6 +4,7 @@ pub mod claim;
 pub mod container;
 pub mod copies;
 pub mod disk;
+pub mod errand;
 pub mod hostname;
 pub mod modules;
 pub mod mountinfo;

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -42,10 +43,21 @@ pub const NEEDED: [(CapabilitySet, &str, &str); 3] = [
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// How many threads may be lost to file systems that do not answer.
+const SPARE: usize = 8;
+
 /// The host's mount namespace, entered.
 pub struct Host {
-    jobs: Sender<Job>,
+    worker: Mutex<Worker>,
     namespace: PathBuf,
+    file: File,
+}
+
+/// The thread that lives there.
+struct Worker {
+    jobs: Sender<Job>,
+    /// How many of its kind were lost before.
+    lost: usize,
 }
 
 impl Host {
@@ -66,30 +78,19 @@ impl Host {
                 )));
         }
         let (namespace, file) = find(settings)?;
-        let (jobs, inbox) = channel::<Job>();
-        let (entered, answer) = channel();
-        let spawned = std::thread::Builder::new()
-            .name("host".into())
-            .spawn(move || {
-                let result = enter(&file);
-                drop(file);
-                let go_on = result.is_ok();
-                if entered.send(result).is_ok() && go_on {
-                    work(&inbox);
-                }
-            });
-        if let Err(error) = spawned {
-            return Err(Error::system("cannot start a thread").because(errno_text(error)));
-        }
-        match answer.recv_timeout(LIMIT) {
-            Ok(Ok(())) => Ok(Self { jobs, namespace }),
-            Ok(Err(error)) => Err(Error::system(format!(
+        match start(&file) {
+            Ok(jobs) => Ok(Self {
+                worker: Mutex::new(Worker { jobs, lost: 0 }),
+                namespace,
+                file,
+            }),
+            Err(Some(error)) => Err(Error::system(format!(
                 "cannot enter the host's mount namespace {}",
                 namespace.display()
             ))
             .because(error)
             .hint("the container must run as root of the host's user namespace, with SYS_ADMIN and SYS_CHROOT, and without a seccomp filter on setns")),
-            Err(_) => Err(too_slow("entering the host's mount namespace", LIMIT)),
+            Err(None) => Err(too_slow("entering the host's mount namespace", LIMIT)),
         }
     }
 
@@ -120,20 +121,49 @@ impl Host {
             // The caller may have given up; then nobody wants the result.
             let _ = done.send(job());
         });
-        if self.jobs.send(job).is_err() {
+        let worker = self.worker();
+        let (sent, before) = (worker.jobs.send(job), worker.lost);
+        drop(worker);
+        if sent.is_err() {
             return Err(too_slow(what, limit));
         }
         match answer.recv_timeout(limit) {
             Ok(result) => Ok(result),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                self.replace(before);
                 Err(too_slow(what, limit))
             }
+        }
+    }
+
+    fn worker(&self) -> MutexGuard<'_, Worker> {
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another thread takes the place of one that is lost, so that the next job does not wait behind the one that hangs.
+    fn replace(&self, lost: usize) {
+        let mut worker = self.worker();
+        // Somebody else who waited for the same one may have been here before.
+        if worker.lost == lost
+            && lost < SPARE
+            && let Ok(jobs) = start(&self.file)
+        {
+            *worker = Worker {
+                jobs,
+                lost: lost + 1,
+            };
         }
     }
 
     /// The namespace file that was used.
     pub fn namespace(&self) -> &Path {
         &self.namespace
+    }
+
+    /// The host's mount table, which tells of a change as POLLPRI (proc_pid_mounts(5)).
+    pub fn mount_table(&self) -> PathBuf {
+        self.proc_file("mountinfo")
+            .unwrap_or_else(|| "/proc/1/mountinfo".into())
     }
 
     /// A file of procfs for the host's first process, next to the namespace file: `/proc/1/NAME`.
@@ -148,6 +178,27 @@ fn too_slow(what: &str, limit: Duration) -> Error {
         .hint(
             "a dead network file system on the way to the target can cause this; look at `spc ls`",
         )
+}
+
+/// Starts a thread in the namespace. Nothing as error means that it is not there in time.
+fn start(namespace: &File) -> std::result::Result<Sender<Job>, Option<String>> {
+    let file = namespace.try_clone().map_err(|e| Some(errno_text(e)))?;
+    let (jobs, inbox) = channel::<Job>();
+    let (entered, answer) = channel();
+    let thread = std::thread::Builder::new().name("host".into());
+    let spawned = thread.spawn(move || {
+        let result = enter(&file);
+        drop(file);
+        let go_on = result.is_ok();
+        if entered.send(result).is_ok() && go_on {
+            work(&inbox);
+        }
+    });
+    spawned.map_err(|e| Some(format!("cannot start a thread: {}", errno_text(e))))?;
+    match answer.recv_timeout(LIMIT) {
+        Ok(result) => result.map(|()| jobs).map_err(Some),
+        Err(_) => Err(None),
+    }
 }
 
 /// Takes the calling thread, and no other, into a mount namespace for good.
@@ -222,4 +273,32 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
     Err(Error::system("the host's mount namespace was not found")
         .log(tried)
         .hint(hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_hangs_does_not_hold_up_the_next() {
+        // Only root may enter a namespace, be it its own.
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let namespace = PathBuf::from("/proc/self/ns/mnt");
+        let file = File::open(&namespace).unwrap();
+        let jobs = start(&file).unwrap();
+        let host = Host {
+            worker: Mutex::new(Worker { jobs, lost: 0 }),
+            namespace,
+            file,
+        };
+        let (go, held) = channel::<()>();
+        let hang = move || held.recv().is_ok();
+        let late = host.run_within("hanging", Duration::from_millis(50), hang);
+        assert!(late.unwrap_err().summary().contains("no answer"));
+        assert_eq!(host.run("answering", || 7).unwrap(), 7);
+        assert_eq!(host.worker().lost, 1);
+        drop(go);
+    }
 }

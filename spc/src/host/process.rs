@@ -2,14 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
+};
 
 /// Environment variable that helpers and their daemons inherit; its value is the mount's id.
 pub const MARK: &str = "SPC_MOUNT";
+
+/// What a daemon of a FUSE file system has open.
+const FUSE: &str = "/dev/fuse";
 
 /// A process, by its number in procfs and by the one that our own PID namespace has for it. They differ where the
 /// host's procfs is bound over the container's.
@@ -153,8 +159,9 @@ pub fn end(id: &str, patience: Duration) -> Vec<i32> {
             }
             if let Some(signal) = signal {
                 for pidfd in &held {
-                    // It may have ended by itself.
+                    // It may have ended by itself; one that is stopped hears of it when it goes on.
                     let _ = pidfd_send_signal(pidfd, signal);
+                    let _ = pidfd_send_signal(pidfd, Signal::CONT);
                 }
             }
             if !all_ended(&held, until) {
@@ -163,6 +170,24 @@ pub fn end(id: &str, patience: Duration) -> Vec<i32> {
         }
     }
     marked(id)
+}
+
+/// As [`end`], once the host's mount is gone. Where somebody else still has it after `copies`, as a container that bound
+/// it, its processes are left alone.
+pub fn part(id: &str, patience: Duration, copies: Duration) -> Vec<i32> {
+    let start = Instant::now();
+    loop {
+        let held = hold(id);
+        let serves = serves(id);
+        if held.is_empty() || (!serves && start.elapsed() >= patience) {
+            return end(id, Duration::ZERO);
+        }
+        if serves && start.elapsed() >= copies {
+            tracing::info!("the mount is still in use elsewhere; its daemon stays until that ends");
+            return Vec::new();
+        }
+        all_ended(&held, Instant::now() + Duration::from_millis(50));
+    }
 }
 
 /// Descriptors of the processes of a mount.
@@ -180,6 +205,34 @@ pub fn hold_marked(mark: &str) -> Vec<OwnedFd> {
             has_mark(number.listed, mark.as_bytes()).then_some(pidfd)
         })
         .collect()
+}
+
+/// Whether a process of this mount still serves a file system that somebody may use: one of FUSE, by the kernel's end of it.
+fn serves(id: &str) -> bool {
+    let mut marked = listed(&format!("{MARK}={id}")).into_iter();
+    marked.any(|number| {
+        let pidfd = Pid::from_raw(number.own).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let Some(Ok(pidfd)) = pidfd else { return false };
+        let open = fs::read_dir(format!("/proc/{}/fd", number.listed));
+        open.into_iter().flatten().flatten().any(|entry| {
+            let is_fuse = fs::read_link(entry.path()).is_ok_and(|path| path == Path::new(FUSE));
+            let number = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
+            is_fuse && number.is_none_or(|number| is_connected(&pidfd, number))
+        })
+    })
+}
+
+/// Whether there is still a file system at the other end of a daemon's FUSE device. It is in error if there is none.
+fn is_connected(pidfd: &OwnedFd, number: RawFd) -> bool {
+    let Ok(fuse) = pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty()) else {
+        return true;
+    };
+    let mut fds = [PollFd::new(&fuse, PollFlags::empty())];
+    let asked = poll(&mut fds, Some(&Timespec::default()));
+    asked.is_err() || !fds[0].revents().contains(PollFlags::ERR)
 }
 
 /// Whether the processes behind these pidfds have ended by then.

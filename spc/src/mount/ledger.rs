@@ -1,21 +1,27 @@
 //! The ledger: one JSON file per mount, in `/run/spc/mounts` on the host.
 //!
 //! A file is written under another name and renamed, so it is there whole or not at all. `/run` is
-//! a tmpfs, so records end with the boot they belong to. Records are named after a hash of the
-//! canonical target, and guarded by one byte of one lock file each (OFD locks, fcntl(2)), which
-//! needs no file per lock and is released by the kernel when its holder dies.
+//! a tmpfs, so records end with the boot they belong to; where it is not, they say which boot that is.
+//! Records are named after a hash of the canonical target, and guarded by one byte of one lock file
+//! each (OFD locks, fcntl(2)), which needs no file per lock and is released by the kernel when its
+//! holder dies.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+mod attachments;
+mod damage;
+mod lock;
+
+use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use nix::fcntl::{FcntlArg, fcntl};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+pub use attachments::{Attachment, Volume};
+pub use lock::Lock;
 
 use super::plan::Route;
 use crate::error::{Class, Error, Result, errno_text};
@@ -24,9 +30,6 @@ use crate::host::target::show;
 
 /// Where the records are, on the host.
 pub const DIR: &str = "/run/spc/mounts";
-
-/// One file for each [`Attachment`].
-const DEVICES: &str = "/run/spc/devices";
 
 /// How far a mount has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +84,9 @@ pub struct Record {
     /// The device that was attached for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<OnDevice>,
+    /// The life of the machine that it belongs to, as [`boot`] tells it.
+    #[serde(default)]
+    pub boot: String,
     /// What it takes to make it once more, should its daemon die; none where there is no daemon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again: Option<Again>,
@@ -107,33 +113,23 @@ pub struct OnDevice {
     pub through: String,
 }
 
-/// What is remembered of devices that are reached through the same thing. It is written before anything is attached.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attachment {
-    /// What they are reached through.
-    pub through: String,
-    /// Ways that somebody else had brought up before: they are used, and never ended.
-    pub foreign: Vec<String>,
-    /// All sources that were attached; they say how it is undone.
-    pub sources: Vec<String>,
-    /// The devices that are there, by their names.
-    pub devices: BTreeMap<String, Volume>,
-}
-
-/// What an attached device turned out to be.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Volume {
-    /// The disk that is used, by its kernel name.
-    pub disk: String,
-    /// What the volume is called by itself.
-    pub ids: Vec<String>,
-}
-
 impl Record {
     /// Seconds since the mount was made.
     pub fn age(&self) -> u64 {
         now().saturating_sub(self.since)
     }
+
+    /// Whether the machine has not been started anew since: where `/run` outlives that, records do as well, and the ids
+    /// in them belong to other mounts.
+    pub fn is_of_this_boot(&self) -> bool {
+        self.boot.is_empty() || self.boot == boot()
+    }
+}
+
+/// The kernel's name for this life of the machine; empty if it has none.
+pub fn boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim_end().to_owned()
 }
 
 /// Seconds since the epoch.
@@ -142,11 +138,6 @@ pub fn now() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs()
-}
-
-/// Exclusive right to a target, until dropped.
-pub struct Lock {
-    _file: File,
 }
 
 /// A record that cannot be read.
@@ -178,136 +169,6 @@ impl Ledger {
     /// The ledger of this host; nothing is looked at yet.
     pub fn of(host: Arc<Host>) -> Self {
         Self { host }
-    }
-
-    /// Takes the lock of a target, waiting until `deadline` for another command to finish, or until
-    /// `go_on` fails, which is asked all the while.
-    ///
-    /// # Errors
-    /// The lock file cannot be made, another command held the lock all the time, or `go_on` failed.
-    pub fn lock(
-        &self,
-        target: &Path,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Lock> {
-        match self.lock_at(hash(target), deadline, go_on)? {
-            Some(lock) => {
-                // What a dead command began to write and did not finish.
-                self.unlink(file_of(target).with_extension("new"))?;
-                Ok(lock)
-            }
-            None => Err(
-                Error::mount(format!("another spc is at work on {}", show(target)))
-                    .hint("wait until it has ended, then try again"),
-            ),
-        }
-    }
-
-    /// Takes the lock of something that is no target, such as a device.
-    ///
-    /// # Errors
-    /// As [`Ledger::lock`].
-    pub fn lock_named(
-        &self,
-        name: &str,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Lock> {
-        // No target begins like that.
-        let hash = hash(Path::new(&format!("device {name}")));
-        self.lock_at(hash, deadline, go_on)?.ok_or_else(|| {
-            Error::mount(format!("another spc is at work on {name}"))
-                .hint("wait until it has ended, then try again")
-        })
-    }
-
-    /// What is attached through this.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn attachment(&self, through: &str) -> Result<Option<Attachment>> {
-        let file = attachment_file(through);
-        let read = self
-            .host
-            .run("reading the ledger", move || load_json(&file))?;
-        read.map_err(|bad| bad.error())
-    }
-
-    /// Everything that is attached.
-    ///
-    /// # Errors
-    /// The directory or a file cannot be read.
-    pub fn attachments(&self) -> Result<Vec<Attachment>> {
-        let files = self.files(DEVICES, "json")?;
-        let read = self.host.run("reading the ledger", move || {
-            let all = files.iter().map(|file| load_json(file));
-            all.collect::<std::result::Result<Vec<_>, _>>()
-        })?;
-        let read = read.map_err(|bad| bad.error())?;
-        Ok(read.into_iter().flatten().collect())
-    }
-
-    /// Writes what is attached, whole or not at all.
-    ///
-    /// # Errors
-    /// As [`Ledger::put`].
-    pub fn put_attachment(&self, attachment: &Attachment) -> Result<()> {
-        self.write(attachment_file(&attachment.through), attachment)
-    }
-
-    /// Nothing is attached through this any more.
-    ///
-    /// # Errors
-    /// The file cannot be removed.
-    pub fn remove_attachment(&self, through: &str) -> Result<()> {
-        self.unlink(attachment_file(through))
-    }
-
-    /// Takes the lock of the target with this hash; None if another command held it all the time.
-    fn lock_at(
-        &self,
-        hash: u64,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Option<Lock>> {
-        let file = self.host.run("locking the ledger", || {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(DIR)?;
-            OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(format!("{DIR}/lock"))
-        })?;
-        let file = file.map_err(|e| {
-            Error::system(format!("cannot open {DIR}/lock on the host")).because(errno_text(e))
-        })?;
-        let lock = libc::flock {
-            l_type: libc::F_WRLCK as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
-            // Offsets are not negative.
-            l_start: (hash >> 1).cast_signed(),
-            l_len: 1,
-            l_pid: 0,
-        };
-        loop {
-            match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
-                Ok(_) => return Ok(Some(Lock { _file: file })),
-                Err(nix::Error::EAGAIN | nix::Error::EACCES) if Instant::now() < deadline => {
-                    go_on()?;
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Ok(None),
-                Err(error) => {
-                    return Err(Error::system(format!("cannot lock {DIR}/lock on the host"))
-                        .because(errno_text(error)));
-                }
-            }
-        }
     }
 
     /// The record of a target.
@@ -404,24 +265,6 @@ impl Ledger {
         })
     }
 
-    /// Removes records that a dead command began to write, and that nobody will finish.
-    ///
-    /// # Errors
-    /// The directory cannot be read, or a file cannot be removed.
-    pub fn sweep(&self) -> Result<()> {
-        for file in self.files(DIR, "new")? {
-            let name = file.file_stem().and_then(|stem| stem.to_str());
-            let Some(hash) = name.and_then(|name| u64::from_str_radix(name, 16).ok()) else {
-                continue;
-            };
-            // Whoever holds the lock is writing it.
-            if let Some(_lock) = self.lock_at(hash, Instant::now(), || Ok(()))? {
-                self.unlink(file)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Removes the record of a target; what is not there is not missed.
     ///
     /// # Errors
@@ -473,10 +316,6 @@ fn load_json<T: DeserializeOwned>(file: &Path) -> std::result::Result<Option<T>,
     serde_json::from_slice(&text)
         .map(Some)
         .map_err(|e| bad(e.to_string()))
-}
-
-fn attachment_file(through: &str) -> PathBuf {
-    PathBuf::from(format!("{DEVICES}/{:016x}.json", hash(Path::new(through))))
 }
 
 fn file_of(target: &Path) -> PathBuf {

@@ -8,10 +8,11 @@ use super::device::prepare::{MKFS, Preparing};
 use super::device::{Attached, Attaching};
 use super::direct::{self, Detached};
 use super::handover::Handover;
-use super::ledger::{Again, Lock, OnDevice, Record, State, now};
+use super::ledger::{Again, Lock, OnDevice, Record, State, boot, now};
 use super::plan::Route;
+use super::presence::entry_of;
 use super::proof;
-use super::recover::{entry_of, is_mount, known, leave_stand_in, settle, undo};
+use super::recover::{is_mount, known, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
 use super::{Ledger, Plan, Proof, Request, services};
@@ -208,6 +209,7 @@ impl<'a> Attempt<'a> {
                 through: device.through.clone(),
             }),
             again: None,
+            boot: boot(),
         };
         Ok(Self {
             session,

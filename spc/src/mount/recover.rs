@@ -11,6 +11,7 @@ use super::direct;
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::plan::Route;
+use super::presence::entry_of;
 use super::repair;
 use crate::client::scope;
 use crate::error::{Error, Result, errno_text};
@@ -33,6 +34,12 @@ pub fn known(session: &Session, target: &Path) -> Result<Option<Record>> {
     }
 }
 
+/// A container that is being started has a copy of the host's mounts for a moment. What is in use for longer is so.
+pub const COPIES: Duration = Duration::from_secs(1);
+
+/// How long a daemon may take whose mount somebody else has taken away.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// What a record is worth: the entry of its mount if that is there; otherwise what was left of it
 /// is cleared away. Needs the target's lock, so nobody is at work on it.
 ///
@@ -40,18 +47,22 @@ pub fn known(session: &Session, target: &Path) -> Result<Option<Record>> {
 /// The rest cannot be cleared away.
 pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
     tracing::debug!(target = %record.target, state = ?record.state, "a record is there");
+    if !record.is_of_this_boot() {
+        // Its mount and its processes went with the machine's earlier life.
+        forget(session, record, &session.claim(record), Vec::new())?;
+        return Ok(None);
+    }
     if record.state == State::Mounting {
         undo(session, record)?;
         return Ok(None);
     }
     let entry = entry_of(session, record)?;
     match (&entry, record.state) {
-        (None, State::Unmounting) => {
-            let left = process::end(&record.id, PATIENCE);
+        // After `umount -l`, and where containers have it, somebody may still use it.
+        (None, _) => {
+            let left = process::part(&record.id, GRACE, COPIES);
             forget(session, record, &session.claim(record), left)?;
         }
-        // Its daemon is left alone: after `umount -l` somebody may still use the mount.
-        (None, _) => forget(session, record, &session.claim(record), Vec::new())?,
         // Whoever was to take it away died before that: it is a mount like any other.
         (Some(_), State::Unmounting) => {
             let mut record = record.clone();
@@ -61,51 +72,6 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
         (Some(_), _) => {}
     }
     Ok(entry)
-}
-
-/// The host's entry of a recorded mount, if that mount still exists.
-///
-/// # Errors
-/// The mount table cannot be read.
-pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
-    let (id, unique, target) = (
-        record.mount_id,
-        record.unique_id,
-        PathBuf::from(&record.target),
-    );
-    let look = move || -> std::io::Result<Option<Entry>> {
-        for _ in 0..direct::LOOKS {
-            let Some(entry) = mountinfo::find(id)? else {
-                return Ok(None);
-            };
-            // Where it is now: directories on the way may have been renamed.
-            let top = open(
-                entry.target.parent().unwrap_or(Path::new("/")),
-                OFlags::PATH | OFlags::CLOEXEC,
-                Permissions::empty(),
-            )
-            .and_then(|parent| mount_id(&parent, entry.target.file_name().unwrap_or_default()));
-            match top {
-                // The plain id may have been given to another mount since.
-                Ok(top) if top.id == id => {
-                    let same = match unique != 0 && top.unique != 0 {
-                        true => top.unique == unique,
-                        false => entry.target == target,
-                    };
-                    return Ok(same.then_some(entry));
-                }
-                // Covered by another mount; the path tells as much as can be told.
-                _ if entry.target == target => return Ok(Some(entry)),
-                _ => std::thread::sleep(Duration::from_millis(1)),
-            }
-        }
-        // Renamed all the time, so it is there.
-        mountinfo::find(id)
-    };
-    session
-        .host
-        .run("looking at a mount", look)?
-        .map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))
 }
 
 /// Takes away everything a record stands for: mount, processes, claim, record, in that order.

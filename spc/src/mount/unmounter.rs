@@ -1,26 +1,33 @@
 //! Takes a mount away, waits for its processes, and forgets it.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
-
-use super::direct;
+use super::ladder::{Off, climb};
 use super::ledger::{Record, State};
 use super::mounter::Session;
-use super::recover::{PATIENCE, entry_of, forget, known, undo};
+use super::presence::entry_of;
+use super::recover::{COPIES, PATIENCE, forget, known, settle};
 use super::services;
 use crate::client::{enter, root};
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
+use crate::host::errand::{Answer, Errand};
 use crate::host::target::{self, Rules, show};
 use crate::host::{process, target::on_host};
 
 /// How long to wait for another command at work on the same target.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a mount may be busy before that is taken for its use by somebody.
-const GLANCE: Duration = Duration::from_millis(200);
+/// How long the walk to a target may take.
+const WALK_LIMIT: Duration = Duration::from_secs(5);
+
+/// A target that is mounted is looked for where it was allowed to be.
+const RULES: Rules = Rules {
+    mkdir: None,
+    system: true,
+    plain_tail: 0,
+};
 
 /// umount(8)'s ways.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,18 +41,46 @@ pub struct How {
 /// The canonical path of a target that may be mounted, as the user wrote it.
 ///
 /// # Errors
-/// It does not exist, or the walk to it is refused.
+/// It does not exist, or the walk to it is refused, or does not come to its end.
 pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
     let cwd = enter::cwd()?;
     let path = on_host(written, &cwd, &session.settings.hosts());
-    let rules = Rules {
-        system: true,
-        ..Rules::default()
-    };
+    // What is known needs no walk, which may lead through a file system that does not answer.
+    let plain: PathBuf = path.components().collect();
+    if session
+        .ledger
+        .get(&plain)
+        .is_ok_and(|known| known.is_some())
+    {
+        return Ok(plain);
+    }
+    let mut errand = Errand::send(&[OsStr::new("reach"), path.as_os_str()], b"")?;
+    if errand.line(Instant::now() + WALK_LIMIT, || Ok(()))? == Answer::Late {
+        return Err(
+            Error::mount(format!("the way to {} does not answer", show(&path)))
+                .because(format!("waited {} s", WALK_LIMIT.as_secs()))
+                .hint("it leads through a dead file system: `spc ls` shows which one, and `spc umount -l` takes that away"),
+        );
+    }
     let (pinned, _) = session
         .host
-        .run("looking at the target", move || target::pin(&path, rules))??;
+        .run("looking at the target", move || target::pin(&path, RULES))??;
     Ok(pinned.path)
+}
+
+/// The other side of a walk that may not come to its end: it says when it has.
+///
+/// # Errors
+/// The host cannot be entered.
+pub fn reach(session: &Session, target: &Path) -> Result<()> {
+    let path = target.to_owned();
+    // Whoever sent us walks there as well, and tells of what is wrong.
+    let walk = move || drop(target::pin(&path, RULES));
+    session
+        .host
+        .run_within("looking at the target", 2 * WALK_LIMIT, walk)?;
+    println!("done");
+    Ok(())
 }
 
 /// Unmounts a recorded mount.
@@ -59,6 +94,22 @@ pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
     Ok(())
 }
 
+/// Whether a mount that could not be unmounted has gone with another that it was on; then it is forgotten.
+///
+/// # Errors
+/// As [`umount`].
+pub fn went_along(session: &Session, record: &Record) -> Result<bool> {
+    if entry_of(session, record)?.is_some() {
+        return Ok(false);
+    }
+    let target = Path::new(&record.target);
+    // `spc serve` may have seen it before.
+    if session.ledger.get(target)?.is_some() {
+        umount(session, target, How::default())?;
+    }
+    Ok(true)
+}
+
 fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let _lock = session
         .ledger
@@ -67,31 +118,40 @@ fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
         return Err(not_ours(session, target));
     };
     let claim = session.claim(&record);
-    if record.state == State::Mounting {
-        // Its maker died; what there is of it goes.
-        return undo(session, &record);
+    if record.state == State::Mounting || !record.is_of_this_boot() {
+        // Its maker died, or the machine did; what there is of it goes.
+        return settle(session, &record).map(drop);
     }
+    let mut off = Off::Free;
     if entry_of(session, &record)?.is_some() {
         // After a lazy one there is nothing to finish: the daemon stays until the last user is gone.
         if !how.lazy {
             record.state = State::Unmounting;
             note(session, &record);
         }
-        if let Err(error) = take_away(session, &record, how) {
+        off = climb(session, &record, how).inspect_err(|_| {
             record.state = State::Mounted;
             note(session, &record);
-            return Err(error);
-        }
+        })?;
     } else {
         tracing::info!(target = %record.target, "it was unmounted on the host already");
     }
-    // A detached mount lives until its last user is gone, and its daemon with it.
-    let left = if how.lazy {
-        Vec::new()
-    } else {
-        process::end(&record.id, PATIENCE)
+    let left = match off {
+        Off::Free => process::part(&record.id, PATIENCE, COPIES),
+        // It lives until its last user is gone, and its daemon with it.
+        Off::Detached => process::part(&record.id, PATIENCE, Duration::ZERO),
+        Off::AtWork => Vec::new(),
     };
-    forget(session, &record, &claim, left)
+    forget(session, &record, &claim, left)?;
+    match off {
+        Off::AtWork => Err(Error::system(format!(
+            "{} is unmounted, but the kernel has not finished",
+            record.target
+        ))
+        .because("its server does not answer")
+        .hint("what was written last may be lost unless the server comes back")),
+        Off::Free | Off::Detached => Ok(()),
+    }
 }
 
 /// A full disk keeps nobody from unmounting. Only if we are killed meanwhile as well does the daemon
@@ -102,46 +162,10 @@ fn note(session: &Session, record: &Record) {
     }
 }
 
-fn take_away(session: &Session, record: &Record, how: How) -> Result<()> {
-    let mut flags = UnmountFlags::empty();
-    flags.set(UnmountFlags::DETACH, how.lazy);
-    flags.set(UnmountFlags::FORCE, how.force);
-    let (target, id, unique) = (
-        PathBuf::from(&record.target),
-        record.mount_id,
-        record.unique_id,
-    );
-    let fail = || Error::mount(format!("cannot unmount {}", record.target));
-    // Another command that looks at the target keeps it busy for a moment.
-    let until = Instant::now() + GLANCE;
-    let detach = move || loop {
-        match direct::detach(&target, id, unique, flags) {
-            Err(Errno::BUSY) if Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            result => return result,
-        }
-    };
-    match session.host.run("unmounting", detach)? {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(fail()
-            .because("another mount covers it")
-            .hint("on the host, unmount that one first")),
-        Err(Errno::BUSY) => Err(fail()
-            .because(errno_text(Errno::BUSY))
-            .hint("end what uses it, or detach it with -l")),
-        Err(error) => Err(fail().because(errno_text(error))),
-    }
-}
-
 fn not_ours(session: &Session, target: &Path) -> Error {
     let path = target.to_owned();
-    let rules = Rules {
-        system: true,
-        ..Rules::default()
-    };
     let there = session.host.run("looking at the target", move || {
-        let (pinned, _) = target::pin(&path, rules)?;
+        let (pinned, _) = target::pin(&path, RULES)?;
         if pinned.mount.is_root {
             pinned.entry()
         } else {

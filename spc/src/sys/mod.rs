@@ -1,6 +1,8 @@
 //! Every use of `unsafe` in the launcher: what the safe wrappers of nix and rustix leave out.
 #![allow(unsafe_code)]
 
+pub mod statmount;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;

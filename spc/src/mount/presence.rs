@@ -1,0 +1,123 @@
+//! Which recorded mounts the host still has.
+//!
+//! The mount table and the kernel are asked, by number. The path to a mount may lead through another that does not
+//! answer, so it is walked only where the kernel cannot be asked.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+
+use super::direct;
+use super::ledger::Record;
+use super::mounter::Session;
+use crate::error::{Error, Result, errno_text};
+use crate::host::mountinfo::{self, Entry};
+use crate::host::target::{MountId, mount_id};
+use crate::sys::statmount;
+
+/// What a record says of its mount.
+struct Wanted {
+    id: u64,
+    unique: u64,
+    target: PathBuf,
+}
+
+impl Wanted {
+    /// None if the record is of an earlier life of the machine, whose mounts are all gone.
+    fn of(record: &Record) -> Option<Self> {
+        record.is_of_this_boot().then(|| Self {
+            id: record.mount_id,
+            unique: record.unique_id,
+            target: PathBuf::from(&record.target),
+        })
+    }
+
+    /// The entry with its plain id, if that has not been given to another mount since.
+    fn confirm(&self, entry: Entry) -> std::io::Result<Option<Entry>> {
+        if self.unique == 0 {
+            return Ok((entry.target == self.target).then_some(entry));
+        }
+        match statmount::plain_id(self.unique) {
+            Ok(id) => Ok((id == entry.id).then_some(entry)),
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
+            // A filter of system calls that is older than the kernel.
+            Err(_) => self.walk(entry),
+        }
+    }
+
+    /// The entry, if the mount where it is now is the one that is wanted: directories on the way may have been renamed.
+    fn walk(&self, mut entry: Entry) -> std::io::Result<Option<Entry>> {
+        for _ in 0..direct::LOOKS {
+            match top(&entry.target) {
+                Ok(top) if top.id == self.id => {
+                    return Ok((top.unique == self.unique).then_some(entry));
+                }
+                // Covered by another mount; the path tells as much as can be told.
+                _ if entry.target == self.target => return Ok(Some(entry)),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+            match mountinfo::find(self.id)? {
+                Some(now) => entry = now,
+                None => return Ok(None),
+            }
+        }
+        // Renamed all the time, so it is there.
+        Ok(Some(entry))
+    }
+}
+
+/// The topmost mount at a path, by name in its directory.
+fn top(path: &Path) -> std::result::Result<MountId, Errno> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let parent = open(parent, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    mount_id(&parent, path.file_name().unwrap_or_default())
+}
+
+/// The host's entry of a recorded mount, if that mount still exists.
+///
+/// # Errors
+/// The mount table cannot be read.
+pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
+    let Some(wanted) = Wanted::of(record) else {
+        return Ok(None);
+    };
+    let look = move || match mountinfo::find(wanted.id)? {
+        Some(entry) => wanted.confirm(entry),
+        None => Ok(None),
+    };
+    session
+        .host
+        .run("looking at a mount", look)?
+        .map_err(unreadable)
+}
+
+/// As [`entry_of`], of many: the table is read once.
+///
+/// # Errors
+/// The mount table cannot be read.
+pub fn entries_of(session: &Session, records: &[Record]) -> Result<Vec<Option<Entry>>> {
+    let all: Vec<Option<Wanted>> = records.iter().map(Wanted::of).collect();
+    let look = move || -> std::io::Result<Vec<Option<Entry>>> {
+        let table = mountinfo::read()?.into_iter();
+        let mut table: HashMap<u64, Entry> = table.map(|entry| (entry.id, entry)).collect();
+        let confirm = |wanted: Option<Wanted>| match wanted {
+            Some(wanted) => match table.remove(&wanted.id) {
+                Some(entry) => wanted.confirm(entry),
+                None => Ok(None),
+            },
+            None => Ok(None),
+        };
+        all.into_iter().map(confirm).collect()
+    };
+    session
+        .host
+        .run("looking at the mounts", look)?
+        .map_err(unreadable)
+}
+
+fn unreadable(error: std::io::Error) -> Error {
+    Error::system("cannot read the host's mount table").because(errno_text(error))
+}
