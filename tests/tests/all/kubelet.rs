@@ -124,7 +124,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         }
         let driver = format!("{PLUGINS}/{DRIVER}/spc");
         // Kubelet sees how the driver ends, and waits until nobody can write to the pipe any more.
-        let script = r#"{ "$@"; echo "exit $?" >&3; } 2>&1 3>&2 | cat"#;
+        let script = r#"{ "$@" 7>&1; echo "exit $?" >&3; } 3>&2 2>&1 | cat"#;
         let shell = ["sh", "-c", script, "kubelet", driver.as_str()];
         let output = self.host.run(&[&shell, words].concat())?;
         ensure!(output.success(), "{output}");

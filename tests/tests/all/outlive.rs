@@ -50,14 +50,17 @@ impl<H: AnyHost> Scene<H> {
     fn is_known(&self) -> Result<()> {
         for steady in &self.steady {
             let record = self.spc.record(&steady.target)?;
-            for field in ["state", "mount_id", "source", "daemon", "since"] {
+            for field in ["state", "mount_id", "source", "daemon", "root"] {
                 ensure!(
                     record[field] == steady.record[field],
                     "{field} of {} became {record}",
                     steady.record
                 );
             }
-            ensure!(record["state"] == "ok", "{record}");
+            ensure!(
+                record["state"] == "ok" && record["root"].is_string(),
+                "{record}"
+            );
         }
         Ok(())
     }
