@@ -57,12 +57,10 @@ impl<H: AnyHost> Scene<H> {
                     steady.record
                 );
             }
-            ensure!(record["root"].is_string(), "{record}");
             // On a busy machine a look may take longer than it is given.
-            until("it answers", || {
+            until(&format!("{} answers", steady.target), || {
                 Ok(self.spc.record(&steady.target)?["state"] == "ok")
-            })
-            .with_context(|| steady.target.clone())?;
+            })?;
         }
         Ok(())
     }
