@@ -383,7 +383,6 @@ fn mounts_outlive_services_of_systemd() {
         })?;
         scene.service("start")?;
         scene.is_known()?;
-
         // The same on the host itself, where a daemon would be in the cgroup of whoever ran mount(8).
         scene.spc.exec(&["spc", "install"])?.ok()?;
         let native = servers.gluster("/mnt/native").split_off(4).join(" ");
