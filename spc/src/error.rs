@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What went wrong, in the classes that mount(8) has exit codes for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -30,10 +32,61 @@ impl Class {
     }
 }
 
+/// Why something failed, for those who count: few words, and always the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The request is wrong, or the caller may not make it.
+    Usage,
+    /// This container or host cannot do it.
+    System,
+    /// A signal stopped it.
+    Interrupted,
+    /// The limit was over.
+    Timeout,
+    /// The helper said no.
+    Helper,
+    /// What was mounted did not answer.
+    NoAnswer,
+    /// Success was reported, but nothing is mounted.
+    NoProof,
+    /// Something else is mounted there.
+    Occupied,
+    /// What is mounted there is dead.
+    Dead,
+    /// Somebody uses it.
+    Busy,
+    /// Another command is at work on it.
+    Locked,
+    /// Anything else.
+    Failed,
+}
+
+impl Reason {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::System => "system",
+            Self::Interrupted => "interrupted",
+            Self::Timeout => "timeout",
+            Self::Helper => "helper",
+            Self::NoAnswer => "no_answer",
+            Self::NoProof => "no_proof",
+            Self::Occupied => "occupied",
+            Self::Dead => "dead",
+            Self::Busy => "busy",
+            Self::Locked => "locked",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// An error with its context; printed as `what: cause`, then log lines, then `hint: …`.
 #[derive(Debug)]
 pub struct Error {
     class: Class,
+    reason: Option<Reason>,
     what: String,
     cause: Option<String>,
     log: Vec<String>,
@@ -48,6 +101,7 @@ impl Error {
     pub fn new(class: Class, what: impl Into<String>) -> Self {
         Self {
             class,
+            reason: None,
             what: what.into(),
             cause: None,
             log: Vec::new(),
@@ -114,6 +168,23 @@ impl Error {
     /// The class, and with it the exit code.
     pub fn class(&self) -> Class {
         self.class
+    }
+
+    /// Why, where that can be said more exactly than by the class.
+    #[must_use]
+    pub fn reason_is(mut self, reason: Reason) -> Self {
+        self.reason = Some(reason);
+        self
+    }
+
+    /// Why, in a word.
+    pub fn reason(&self) -> Reason {
+        self.reason.unwrap_or(match self.class {
+            Class::Usage => Reason::Usage,
+            Class::System => Reason::System,
+            Class::Interrupted => Reason::Interrupted,
+            Class::Mount | Class::Some => Reason::Failed,
+        })
     }
 
     /// The hint, if there is one.

@@ -9,5 +9,6 @@ pub mod health;
 pub mod host;
 pub mod install;
 pub mod kinds;
+pub mod log;
 pub mod mount;
 pub mod sys;

@@ -96,16 +96,16 @@ fn installed(host: &Host<'_>) -> Result<()> {
     let enter =
         format!("SPC_TYPES=tmpfs nsenter --mount=/proc/{pid}/ns/mnt mount -t tmpfs way /mnt/way");
     let ways = [
-        "mount -t tmpfs way /mnt/way",
+        "/usr/bin/mount -t tmpfs way /mnt/way",
         &enter,
-        "mount -t spc.tmpfs way /mnt/way",
+        "/usr/bin/mount -t spc.tmpfs way /mnt/way",
         "docker exec spc spc mount -t tmpfs way /mnt/way",
     ];
     let mut times = vec![Vec::new(); ways.len()];
     for _ in 0..MOUNTS {
         for (way, times) in ways.iter().zip(&mut times) {
             times.push(host.sh(way)?.ok()?.elapsed);
-            host.sh("umount /mnt/way")?.ok()?;
+            host.sh("/usr/bin/umount /mnt/way")?.ok()?;
         }
     }
     println!("\n| {MOUNTS} mounts of a tmpfs on a host | median | quartiles |\n|---|---|---|");

@@ -25,6 +25,8 @@ pub enum Root {
     Server,
     /// Debian trixie with the servers of SMB and S3, and fuse2fs.
     Shares,
+    /// Debian trixie with what reads man pages, shells' completions and metrics.
+    Readers,
     /// Debian trixie with the servers of Ceph, and its programs for administrators.
     Ceph,
     /// busybox and runc: the container host that virtual machines are, without any storage client.
@@ -77,6 +79,7 @@ pub fn path(root: Root) -> Result<PathBuf> {
         Root::Server => trixie("server", SERVER),
         Root::Storage => trixie("storage", STORAGE),
         Root::Shares => trixie("shares", SHARES),
+        Root::Readers => trixie("readers", READERS),
         Root::Ceph => trixie("ceph", CEPH),
         Root::Systemd => trixie("systemd", SYSTEMD),
     }
@@ -107,6 +110,8 @@ const SERVER: &str = "busybox-static,glusterfs-server,mount,openssh-server,tgt,t
 /// Samba with its client, which tells when it is ready; moto, whose server needs flask-cors; and a FUSE program that the
 /// image has not.
 const SHARES: &str = "busybox-static,fuse2fs,mount,python3-flask-cors,python3-moto,samba,smbclient";
+
+const READERS: &str = "busybox-static,curl,fish,man-db,mandoc,mount,prometheus,zsh";
 
 const SYSTEMD: &str = "kmod,runc,systemd-sysv,udev";
 

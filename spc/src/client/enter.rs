@@ -19,6 +19,7 @@ use super::{Place, namespace, place, root};
 use crate::error::{Error, Result, errno_text};
 use crate::host::settings::FILE as SETTINGS;
 use crate::host::{Host, Settings};
+use crate::log;
 use crate::sys;
 
 /// Number of a descriptor of the asker's root.
@@ -141,6 +142,7 @@ pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) ->
         .env(ASKER, own.as_raw_fd().to_string())
         .env(CWD_OF_ASKER, cwd()?)
         .env(IN_USE, in_use.number().to_string());
+    log::hand_on(&mut command);
     sys::inherit(&mut command, own.as_raw_fd());
     sys::inherit(&mut command, in_use.number());
     sys::enter(&mut command, keeper.pidfd);

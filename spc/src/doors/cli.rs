@@ -4,17 +4,23 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::ValueHint;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
 use super::setup::{InstallArgs, UninstallArgs};
+<<<<<<< HEAD
+use super::{finish, flexvolume, list, make, mounter, pages, parse, show, warn_if_seen};
+=======
 use super::{finish, flexvolume, list, make, mounter, parse, show, warn_if_seen};
+>>>>>>> doors
 use crate::client::{keeper, scope, tend};
 use crate::error::{Class, Error, Result};
-use crate::health::{doctor, look, serve};
+use crate::health::{doctor, look, serve, web};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
+use crate::log::{self, Voice};
 use crate::mount::ladder::{self, Rung};
 use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::Session;
@@ -73,6 +79,9 @@ enum Command {
         /// Log every decision of the shim
         #[arg(short, long)]
         verbose: bool,
+        /// Show metrics to Prometheus, and /healthz, at unix:PATH on the host or at 127.0.0.1:PORT
+        #[arg(long, value_name = "ADDRESS")]
+        metrics: Option<web::Address>,
     },
     /// Put what mount(8), systemd and kubelet look for on the host
     Install(InstallArgs),
@@ -82,6 +91,8 @@ enum Command {
     Mounter(mounter::Mounter),
     /// Answer one call of kubelet as a FlexVolume driver does, with JSON
     Flexvolume(flexvolume::Flexvolume),
+    #[command(flatten)]
+    Pages(pages::Ask),
     /// Look at the targets on standard input, each ended by a NUL, and say what each shows
     #[command(hide = true)]
     Look {
@@ -92,12 +103,6 @@ enum Command {
     #[command(hide = true)]
     Reach {
         /// The target, as a path of the host
-        target: PathBuf,
-    },
-    /// Make a mount anew if its daemon died
-    #[command(hide = true)]
-    Repair {
-        /// The target, as the ledger has it
         target: PathBuf,
     },
     /// Unmount one mount, and say what came of it
@@ -112,6 +117,12 @@ enum Command {
         /// How
         #[arg(value_enum)]
         rung: Rung,
+    },
+    /// Make a mount anew if its daemon died
+    #[command(hide = true)]
+    Repair {
+        /// The target, as the ledger has it
+        target: PathBuf,
     },
     /// Make the namespace of a client root and become its keeper
     #[command(hide = true)]
@@ -147,7 +158,7 @@ const EXIT_STATUS: &str = "Exit status, as of mount(8): 0 success, 1 usage, 2 sy
 struct MountArgs {
     /// File system type: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the
     /// container; without it, HOST:/PATH is nfs, //HOST/SHARE cifs, USER@HOST:DIR fuse.sshfs
-    #[arg(short = 't', long = "types", value_name = "TYPE")]
+    #[arg(short = 't', long = "types", value_name = "TYPE", value_parser = pages::Types, hide_possible_values = true)]
     fs_type: Option<String>,
     /// Options, separated by commas; x-mount.mkdir[=MODE] makes the target
     #[arg(short, long, value_name = "LIST")]
@@ -182,6 +193,7 @@ struct MountArgs {
     /// What to mount, as the type's helper wants it
     source: String,
     /// Directory on the host; /host/DIR means the same
+    #[arg(value_hint = ValueHint::DirPath)]
     target: PathBuf,
 }
 
@@ -203,7 +215,7 @@ struct UmountArgs {
     #[arg(short, long)]
     verbose: bool,
     /// Directories on the host
-    #[arg(required_unless_present = "all")]
+    #[arg(required_unless_present = "all", value_hint = ValueHint::DirPath)]
     targets: Vec<PathBuf>,
 }
 
@@ -249,26 +261,20 @@ pub fn main() -> ExitCode {
     let verbose = match &cli.command {
         Command::Mount(args) | Command::Explain { mount: args, .. } => args.verbose,
         Command::Umount(args) => args.verbose,
-        Command::Serve { verbose } => *verbose,
+        Command::Serve { verbose, .. } => *verbose,
         _ => false,
     };
-    let serving = matches!(cli.command, Command::Serve { .. } | Command::Repair { .. });
-    let level = match (verbose, serving) {
-        (true, _) => tracing::Level::DEBUG,
-        (false, true) => tracing::Level::INFO,
-        (false, false) => tracing::Level::WARN,
+    let voice = match &cli.command {
+        Command::Serve { .. } => Voice::Service,
+        Command::Repair { .. } => Voice::OfService,
+        _ => Voice::Command,
     };
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false);
-    // A person looks at a command's log at once; a service's is read later.
-    if serving {
-        log.init();
-    } else {
-        log.without_time().init();
-    }
+    let level = match (verbose, voice) {
+        (true, _) => tracing::Level::DEBUG,
+        (false, Voice::Service | Voice::OfService) => tracing::Level::INFO,
+        (false, Voice::Command) => tracing::Level::WARN,
+    };
+    log::begin(level, voice);
     warn_if_seen(&arguments);
     let done = run(cli.command);
     finish("spc", &arguments, done)
@@ -303,7 +309,6 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Install(args) => args.run(),
         Command::Uninstall(args) => args.run(),
-        Command::Serve { .. } => serve::serve().map(|()| 0),
         Command::Mounter(mounter) => mounter.run().map(|()| 0),
         Command::Flexvolume(call) => Ok(call.run()),
         Command::Keep { root } => keeper::keep(&root).map(|()| 0),
@@ -314,14 +319,9 @@ fn run(command: Command) -> Result<u8> {
             Class::Some.exit_code()
         }),
         Command::Adopt { pid, name } => scope::move_here(pid, name.as_deref()).map(|()| 0),
+        Command::Serve { metrics, .. } => serve::serve(metrics).map(|()| 0),
+        Command::Pages(ask) => pages::answer(&ask, Cli::command()).map(|()| 0),
         Command::FirstData => show::first_data().map(|()| 0),
-        Command::Repair { target } => {
-            let interrupts = Interrupts::hold()?;
-            match repair::repair(&Session::open()?, &target, &interrupts)? {
-                Outcome::Nothing => Ok(NOTHING),
-                Outcome::Repaired => Ok(0),
-            }
-        }
         Command::Look { milliseconds } => {
             look::child(&Session::open()?, Duration::from_millis(milliseconds)).map(|()| 0)
         }
@@ -332,6 +332,13 @@ fn run(command: Command) -> Result<u8> {
             unique,
             rung,
         } => ladder::child(&Session::open()?, &target, id, unique, rung).map(|()| 0),
+        Command::Repair { target } => {
+            let interrupts = Interrupts::hold()?;
+            match repair::repair(&Session::open()?, &target, &interrupts)? {
+                Outcome::Nothing => Ok(NOTHING),
+                Outcome::Repaired => Ok(0),
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use clap::{CommandFactory, Parser};
 use rustix::mount::UnmountFlags;
 
 use super::argv::Arguments;
-use super::{finish, log, make, parse};
+use super::{finish, make, parse, start_log};
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{self, Rules, show};
 use crate::host::{Settings, namespace};
@@ -96,7 +96,7 @@ pub fn mount(fs_type: &str) -> ExitCode {
         Ok(helper) => helper,
         Err(code) => return code,
     };
-    log(helper.verbose, &arguments);
+    start_log(helper.verbose, &arguments);
     let done = helper
         .request(fs_type)
         .and_then(|request| make(request, helper.fake, helper.verbose));
@@ -111,7 +111,7 @@ pub fn umount(fs_type: &str) -> ExitCode {
         Ok(helper) => helper,
         Err(code) => return code,
     };
-    log(helper.verbose, &arguments);
+    start_log(helper.verbose, &arguments);
     finish(&name, &arguments, helper.run().map(|()| 0))
 }
 

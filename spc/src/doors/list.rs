@@ -13,6 +13,7 @@ use super::show::{print, print_json};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::health::look::{self, Health};
 use crate::host::target::show;
+use crate::log;
 use crate::mount::ledger::{Corrupt, Record};
 use crate::mount::mounter::Session;
 
@@ -116,7 +117,7 @@ impl List {
 
     fn complain(&self) {
         for corrupt in &self.bad {
-            eprintln!("spc: {}", corrupt.error());
+            log::error(&format!("spc: {}", corrupt.error()));
         }
     }
 
@@ -129,7 +130,7 @@ impl List {
             json!({
                 "target": r.target, "written": r.written, "source": r.source, "type": r.fs_type, "state": state,
                 "daemon": r.daemon, "age_seconds": r.age(), "route": r.route,
-                "mount_id": r.mount_id, "options": r.options,
+                "mount_id": r.mount_id, "options": r.options, "request": r.request_id,
             })
         });
         list.collect()

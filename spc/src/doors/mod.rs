@@ -9,6 +9,7 @@ use clap::FromArgMatches;
 use crate::client::{self, Place, enter, root};
 use crate::error::{Class, Result, errno_text};
 use crate::host::{Host, Settings};
+use crate::log;
 use crate::mount::Request;
 use crate::mount::mounter::{Done, Session, mount};
 use crate::mount::run::Interrupts;
@@ -21,6 +22,7 @@ pub mod helper;
 pub mod kubelet;
 mod list;
 pub mod mounter;
+pub mod pages;
 pub mod setup;
 pub mod show;
 mod statd;
@@ -36,7 +38,7 @@ pub fn main() -> ExitCode {
         && !is_done_here(&door)
         && let Err(error) = hand_over()
     {
-        eprintln!("spc: {error}");
+        log::error(&format!("spc: {error}"));
         return ExitCode::from(error.class().exit_code());
     }
     match door {
@@ -75,19 +77,13 @@ fn parse<T: FromArgMatches>(
 }
 
 /// Logs to stderr, as a person reads it who has just given the command.
-fn log(verbose: bool, arguments: &Arguments) {
+fn start_log(verbose: bool, arguments: &Arguments) {
     let level = if verbose {
         tracing::Level::DEBUG
     } else {
         tracing::Level::WARN
     };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false)
-        .without_time()
-        .init();
+    log::begin(level, log::Voice::Command);
     warn_if_seen(arguments);
 }
 
@@ -107,7 +103,7 @@ fn finish(name: &str, arguments: &Arguments, done: Result<u8>) -> ExitCode {
                 Class::Usage => error.hint_if_none("--help shows what is understood"),
                 _ => error,
             };
-            eprintln!("{name}: {}", arguments.mask(&error.to_string()));
+            log::error(&format!("{name}: {}", arguments.mask(&error.to_string())));
             ExitCode::from(code)
         }
     }
@@ -131,20 +127,28 @@ fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
 }
 
 /// Whether this is done on the host: another `spc` has started this one for that, it is a driver's answer to kubelet,
-/// whose work another process does, or it takes away the very client root that would do it.
+/// whose work another process does, it takes away the very client root that would do it, or no client is needed.
 fn is_done_here(door: &Door) -> bool {
     if *door != Door::Cli {
         return *door == Door::FlexVolume;
     }
     let mut words = std::env::args_os().skip(1);
+    let here = [
+        "keep",
+        "adopt",
+        "uninstall",
+        // What is asked about the program.
+        "completions",
+        "help",
+        "man",
+        "pages",
+        "--help",
+        "-h",
+        "--version",
+        "-V",
+    ];
     match words.next() {
-        Some(command)
-            if ["keep", "adopt", "uninstall"]
-                .iter()
-                .any(|own| command == *own) =>
-        {
-            true
-        }
+        Some(command) if here.iter().any(|word| command == *word) => true,
         Some(command) if command == "flexvolume" => {
             words.next().is_none_or(|word| word != "--work")
         }

@@ -10,10 +10,11 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
-use super::{finish, kubelet, log, make, parse};
+use super::{finish, kubelet, make, parse, start_log};
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::show;
 use crate::host::{Host, Settings};
+use crate::log;
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::{Options, Request};
 
@@ -71,7 +72,7 @@ pub fn main() -> ExitCode {
         Err(code) => return code,
     };
     let Call::Mount(mount) = &cli.mounter.call;
-    log(mount.verbose, &arguments);
+    start_log(mount.verbose, &arguments);
     // kubelet shows it in the pod's events.
     finish("spc", &arguments, cli.mounter.run().map(|()| 0))
 }
@@ -84,7 +85,9 @@ impl Mounter {
     pub fn run(&self) -> Result<()> {
         let Call::Mount(mount) = &self.call;
         let (request, log) = mount.request()?;
-        make(request, false, mount.verbose).inspect_err(|error| {
+        // In an event, far from the log, the id leads there.
+        let made = make(request, false, mount.verbose).map_err(log::with_id);
+        made.inspect_err(|error| {
             if let Some(log) = log
                 && let Err(error) = note(log, error)
             {

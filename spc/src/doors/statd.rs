@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use crate::host::service;
 use crate::kinds::nfs;
+use crate::log;
 
 /// Makes sure that rpcbind and rpc.statd run.
 pub fn main() -> ExitCode {
     for shared in &nfs::SERVICES {
         if let Err(error) = service::ensure(&shared.service) {
-            eprintln!("spc: {error}");
+            log::error(&format!("spc: {error}"));
             return ExitCode::from(error.class().exit_code());
         }
     }

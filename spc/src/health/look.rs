@@ -44,6 +44,9 @@ pub enum Health {
 }
 
 impl Health {
+    /// Each of them.
+    pub const ALL: [Self; 5] = [Self::Ok, Self::Stale, Self::Hung, Self::Gone, Self::Busy];
+
     /// The word that `spc ls` prints.
     pub fn word(self) -> &'static str {
         match self {

@@ -3,6 +3,9 @@
 pub mod doctor;
 pub mod kinds;
 pub mod look;
+pub mod metrics;
 mod pace;
 pub mod repairs;
+pub mod report;
 pub mod serve;
+pub mod web;

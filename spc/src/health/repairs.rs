@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use rustix::fs::inotify;
 use super::pace::{LONGEST, PAUSE, backoff, how};
 use crate::error::{Error, Result, errno_text};
 use crate::host::process;
+use crate::log;
 use crate::mount::Options;
 use crate::mount::extent::Extent;
 use crate::mount::ledger::{DIR, Record, State};
@@ -42,6 +44,7 @@ const LEDGER: u64 = 0;
 /// One mount that has a daemon.
 struct Watched {
     id: String,
+    request: String,
     daemons: BTreeMap<u64, OwnedFd>,
     /// When to look at it and perhaps repair it; none if its daemon tells.
     next: Option<Instant>,
@@ -79,7 +82,8 @@ impl Repairs {
             Error::system(format!("cannot watch {DIR} on the host")).because(errno_text(e))
         };
         let watch = || -> std::io::Result<OwnedFd> {
-            std::fs::create_dir_all(DIR)?;
+            let mut directory = std::fs::DirBuilder::new();
+            directory.recursive(true).mode(0o700).create(DIR)?;
             let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
             let ledger = inotify::init(flags)?;
             let changes = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE;
@@ -221,6 +225,7 @@ impl Repairs {
         let before = before.filter(|_| repaired);
         Watched {
             id: record.id.clone(),
+            request: record.request_id.clone(),
             // Its daemon died before we looked, or it hides.
             next: daemons.is_empty().then(|| Instant::now() + PAUSE),
             daemons,
@@ -245,9 +250,9 @@ impl Repairs {
             // Until it has been waited for, the kernel does not tell.
             if let Some(ended) = watched.ended.take() {
                 let reason = sys::wait_status(&ended).map_or("unknown".into(), how);
-                tracing::warn!(target, reason, "a process of its daemon ended");
+                tracing::warn!(target, reason, request = %watched.request, "a process of its daemon ended");
             }
-            match start(target) {
+            match start(target, &watched.request) {
                 Ok(pid) => {
                     watched.running = Some(pid);
                     free -= 1;
@@ -305,10 +310,11 @@ fn give_up(target: &str, tries: u32) {
     );
 }
 
-fn start(target: &str) -> Result<i32> {
+fn start(target: &str, request: &str) -> Result<i32> {
     let child = Command::new("/proc/self/exe")
         .args(["repair", "--"])
         .arg(Path::new(target))
+        .env(log::VARIABLE, request)
         .stdin(Stdio::null())
         .spawn()
         .map_err(|e| Error::system("cannot start a repair").because(errno_text(e)))?;

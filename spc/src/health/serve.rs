@@ -5,18 +5,23 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, set_child_subreaper, wait};
+use tracing::field::display;
 
+use super::metrics::Metrics;
 use super::repairs::Repairs;
+use super::{report, web};
 use crate::client::{root, tend};
 use crate::error::{Error, Result, errno_text};
 use crate::host::copies::drop_copies;
 use crate::host::{Claim, Settings, claim, mountinfo};
+use crate::log;
 use crate::mount::device::release;
 use crate::mount::ledger::State;
 use crate::mount::mounter::Session;
@@ -27,14 +32,17 @@ use crate::mount::services;
 /// How long to wait before trying again what failed.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// How long to wait for a command that is at work on a mount.
+const SOON: Duration = Duration::from_secs(1);
+
 /// How often to look for what a dead command left, which no event tells.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// Runs until SIGTERM or SIGINT. What is mounted stays mounted.
 ///
 /// # Errors
-/// Signals cannot be watched.
-pub fn serve() -> Result<()> {
+/// Signals cannot be watched, or no thread can be started.
+pub fn serve(shown: Option<web::Address>) -> Result<()> {
     let system =
         |what: &str, e: std::io::Error| Error::system(what.to_owned()).because(errno_text(e));
     let mut set = SigSet::empty();
@@ -49,6 +57,11 @@ pub fn serve() -> Result<()> {
     set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|e| system("cannot become a subreaper", e.into()))?;
     let reports = listen();
+    let metrics = Arc::new(Metrics::new()?);
+    report::listen(Arc::clone(&metrics))?;
+    if let Some(address) = shown {
+        web::serve(address, Arc::clone(&metrics))?;
+    }
     let mut watch = Watch::default();
     loop {
         let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
@@ -90,6 +103,7 @@ pub fn serve() -> Result<()> {
             }
         }
         watch.turn(changed);
+        metrics.beat(watch.on.is_some());
     }
 }
 
@@ -118,15 +132,29 @@ fn read_reports(socket: &UnixDatagram) -> Vec<String> {
     lines
 }
 
+/// A field of a report of the shim.
+fn field<'a>(report: &'a str, key: &str) -> Option<&'a str> {
+    let mut fields = report.split(' ');
+    fields.find_map(|field| field.strip_prefix(key)?.strip_prefix('='))
+}
+
+/// The request that a report belongs to: that of the process, or, if that has ended, of the mount whose stand-in it was
+/// about.
+fn request_of(report: &str, session: Option<&Session>) -> Option<String> {
+    let of_process = || log::request_of(field(report, "pid")?.parse().ok()?);
+    let of_mount = || {
+        let id = Path::new(field(report, "target")?).file_name()?.to_str()?;
+        let (records, _) = session?.ledger.all().ok()?;
+        let record = records.into_iter().find(|record| record.id == id)?;
+        Some(record.request_id)
+    };
+    of_process().or_else(of_mount)
+}
+
 /// The id of a mount that the shim made on the host, from its report.
 fn carried_mount(report: &str) -> Option<u64> {
-    let field = |key: &str| {
-        report
-            .split(' ')
-            .find_map(|field| field.strip_prefix(key)?.strip_prefix('='))
-    };
-    let id = field("mount")?.parse().ok()?;
-    (field("decision")? == "carried" && id != 0).then_some(id)
+    let id = field(report, "mount")?.parse().ok()?;
+    (field(report, "decision")? == "carried" && id != 0).then_some(id)
 }
 
 struct Watching {
@@ -170,10 +198,12 @@ impl Watch {
     /// A report is logged. A mount that somebody made without the launcher has its copies dropped, as the launcher
     /// does it for its own.
     fn heed(&self, report: &str) {
+        let session = self.on.as_ref().map(|watching| &watching.session);
+        let request = request_of(report, session).map(display);
         if report.contains("decision=failed") {
-            tracing::warn!("shim: {report}");
+            tracing::warn!(request, "shim: {report}");
         } else {
-            tracing::debug!("shim: {report}");
+            tracing::debug!(request, "shim: {report}");
         }
         if let (Some(id), Some(watching)) = (carried_mount(report), &self.on) {
             drop_copies_of(&watching.session, id);
@@ -214,11 +244,11 @@ impl Watch {
             return;
         }
         let Some(watching) = &mut self.on else { return };
-        let done = tidy(watching).unwrap_or_else(|error| {
+        let wait = tidy(watching).unwrap_or_else(|error| {
             tracing::warn!("{error}");
-            false
+            RETRY
         });
-        self.next = Some(Instant::now() + if done { IDLE } else { RETRY });
+        self.next = Some(Instant::now() + wait);
     }
 }
 
@@ -256,14 +286,18 @@ fn begin() -> Result<Watching> {
 }
 
 /// Forgets mounts that were taken away on the host, and undoes what a dead command left half made.
-/// False if something is left to do.
-fn tidy(watching: &mut Watching) -> Result<bool> {
+/// Gives back how long to wait until the next look, if no event comes before.
+fn tidy(watching: &mut Watching) -> Result<Duration> {
     let Watching {
         session, own, seen, ..
     } = watching;
     let session = &*session;
     let (records, bad) = session.ledger.all()?;
+<<<<<<< HEAD
+    let (mut done, mut busy) = (tend::all(session, &records), false);
+=======
     let mut done = tend::all(session, &records);
+>>>>>>> doors
     for corrupt in &bad {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }
@@ -279,7 +313,7 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
         // Whoever is at work on it will see to it.
         let target = Path::new(&record.target);
         let Ok(_lock) = session.ledger.lock(target, Instant::now(), || Ok(())) else {
-            done = false;
+            busy = true;
             continue;
         };
         // It may have been mounted again before we had the lock.
@@ -287,10 +321,10 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
             match settle(session, &record) {
                 Ok(Some(_)) => {}
                 Ok(None) if record.state == State::Mounted => {
-                    tracing::info!(target = %record.target, "unmounted on the host; forgotten");
+                    tracing::info!(target = %record.target, request = %record.request_id, "unmounted on the host; forgotten");
                 }
                 Ok(None) => {
-                    tracing::info!(target = %record.target, "cleared away what a dead command left");
+                    tracing::info!(target = %record.target, request = %record.request_id, "cleared away what a dead command left");
                 }
                 Err(error) => {
                     tracing::warn!("{error}");
@@ -303,7 +337,12 @@ fn tidy(watching: &mut Watching) -> Result<bool> {
     done &= release::tidy(session)?;
     session.ledger.sweep(&bad)?;
     root::tidy(session, own)?;
-    Ok(services::tend(session) && done)
+    done &= services::tend(session);
+    Ok(match (busy, done) {
+        (true, _) => SOON,
+        (false, false) => RETRY,
+        (false, true) => IDLE,
+    })
 }
 
 /// Removes claims of an earlier life of this container that no record knows.

@@ -14,8 +14,8 @@ pub struct Entry {
     pub id: u64,
     /// Mount id of the mount this one is attached to.
     pub parent: u64,
-    /// Major and minor number of its file system.
-    pub device: (u32, u32),
+    /// `major:minor` of its file system.
+    pub device: String,
     /// The directory of its file system that is mounted.
     pub root: PathBuf,
     /// Where it is attached, below the reading process's root.
@@ -40,8 +40,7 @@ impl Entry {
         let mut fields = line.split(|&b| b == b' ');
         let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
         let (id, parent) = (number()?, number()?);
-        let device = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
-        let root = fields.next()?;
+        let (device, root) = (fields.next()?, fields.next()?);
         let (target, attributes) = (fields.next()?, fields.next()?);
         let (mut peers, mut master) = (None, None);
         // Optional fields end with a lone hyphen.
@@ -62,7 +61,7 @@ impl Entry {
         Some(Self {
             id,
             parent,
-            device: (device.0.parse().ok()?, device.1.parse().ok()?),
+            device: text(device),
             root: PathBuf::from(OsString::from_vec(unescape(root))),
             target: PathBuf::from(OsString::from_vec(unescape(target))),
             attributes: text(attributes),
@@ -118,14 +117,6 @@ pub fn read() -> std::io::Result<Vec<Entry>> {
     read_file("/proc/thread-self/mountinfo")
 }
 
-/// The mount table of a process.
-///
-/// # Errors
-/// procfs cannot be read, or there is no such process.
-pub fn of(pid: i32) -> std::io::Result<Vec<Entry>> {
-    read_file(format!("/proc/{pid}/mountinfo"))
-}
-
 /// The mount table in a file of procfs.
 ///
 /// # Errors
@@ -163,9 +154,9 @@ mod tests {
     fn reads_a_line_with_optional_fields_and_escapes() {
         let line = br"36 35 98:0 /root /mnt/a\040b\134c\012d rw,noatime shared:1 master:2 - fuse.glusterfs n\0401:/vol rw,a=b";
         let entry = Entry::parse(line).unwrap();
-        assert_eq!((entry.id, entry.parent, entry.device), (36, 35, (98, 0)));
+        assert_eq!((entry.id, entry.parent), (36, 35));
         assert_eq!(entry.target, PathBuf::from("/mnt/a b\\c\nd"));
-        assert_eq!(entry.attributes, "rw,noatime");
+        assert_eq!((&*entry.device, &*entry.attributes), ("98:0", "rw,noatime"));
         assert_eq!(entry.fs_type, "fuse.glusterfs");
         assert_eq!((entry.peers, entry.master), (Some(1), Some(2)));
         let slave = Entry::parse(b"1 2 0:1 / /a rw master:2 - tmpfs t rw").unwrap();

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,9 +12,6 @@ use rustix::process::{
 
 /// Environment variable that helpers and their daemons inherit; its value is the mount's id.
 pub const MARK: &str = "SPC_MOUNT";
-
-/// What a daemon of a FUSE file system has open.
-const FUSE: &str = "/dev/fuse";
 
 /// A process, by its number in procfs and by the one that our own PID namespace has for it. They differ where the
 /// host's procfs is bound over the container's.
@@ -37,15 +33,28 @@ pub fn marked(id: &str) -> Vec<i32> {
 
 /// Whether one of a mount's processes has the kernel's FUSE open, and so may answer for it.
 pub fn answers_fuse(id: &str) -> bool {
-    let holds = |number: &Number| {
-        let open = fs::read_dir(format!("/proc/{}/fd", number.listed));
-        open.into_iter().flatten().any(|entry| {
-            entry.is_ok_and(|entry| {
-                fs::read_link(entry.path()).is_ok_and(|file| file.ends_with("fuse"))
-            })
-        })
-    };
-    listed(&format!("{MARK}={id}")).iter().any(holds)
+    let marked = listed(&format!("{MARK}={id}"));
+    marked.iter().any(|number| !fuse_of(*number).is_empty())
+}
+
+/// Whether a process of this mount still serves a file system that somebody may use: one of FUSE, by the kernel's end of it.
+fn serves(id: &str) -> bool {
+    let mut marked = listed(&format!("{MARK}={id}")).into_iter();
+    marked.any(|number| {
+        let pidfd = Pid::from_raw(number.own).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let Some(Ok(pidfd)) = pidfd else { return false };
+        let open = fuse_of(number);
+        open.iter().any(|open| is_connected(&pidfd, *open))
+    })
+}
+
+/// What a process has open of the kernel's FUSE.
+fn fuse_of(number: Number) -> Vec<RawFd> {
+    let open = fs::read_dir(format!("/proc/{}/fd", number.listed));
+    let open = open.into_iter().flatten().flatten();
+    open.filter(|entry| fs::read_link(entry.path()).is_ok_and(|file| file.ends_with("fuse")))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 /// The processes of all mounts, by the mount's id, found in one walk.
@@ -205,24 +214,6 @@ pub fn hold_marked(mark: &str) -> Vec<OwnedFd> {
             has_mark(number.listed, mark.as_bytes()).then_some(pidfd)
         })
         .collect()
-}
-
-/// Whether a process of this mount still serves a file system that somebody may use: one of FUSE, by the kernel's end of it.
-fn serves(id: &str) -> bool {
-    let mut marked = listed(&format!("{MARK}={id}")).into_iter();
-    marked.any(|number| {
-        let pidfd = Pid::from_raw(number.own).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let Some(Ok(pidfd)) = pidfd else { return false };
-        let open = fs::read_dir(format!("/proc/{}/fd", number.listed));
-        open.into_iter().flatten().flatten().any(|entry| {
-            let is_fuse = fs::read_link(entry.path()).is_ok_and(|path| path == Path::new(FUSE));
-            let number = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok());
-            is_fuse && number.is_none_or(|number| is_connected(&pidfd, number))
-        })
-    })
 }
 
 /// Whether there is still a file system at the other end of a daemon's FUSE device. It is in error if there is none.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -106,8 +106,11 @@ impl Manifest {
         let text = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::system("cannot write JSON").because(e))?;
         let new = dir.join(format!("{FILE}.new"));
-        fs::create_dir_all(&dir).map_err(fail)?;
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).map_err(fail)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&dir)
+            .map_err(fail)?;
         let file = fs::File::create(&new).map_err(fail)?;
         std::io::Write::write_all(&mut &file, &text).map_err(fail)?;
         // It has to be there after a loss of power if what it lists is.

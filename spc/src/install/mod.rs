@@ -126,14 +126,13 @@ pub fn install(session: &Session, wish: &Wish) -> Result<Installed> {
     {
         tracing::warn!("systemd-sysext does not bring the names into /usr: {error}");
         let (extensions, manifest) = (false, laid.manifest.clone());
-        laid = on_host(
-            host,
-            Job {
-                extensions,
-                manifest,
-                ..job
-            },
-        )?;
+        let job = Job {
+            extensions,
+            manifest,
+            ..job
+        };
+        laid = on_host(host, job)?;
+        extension::unmerge(false)?;
     }
     let was = switch(host, Some(&id))?;
     if let Err(error) = prove(&laid.place) {
@@ -142,6 +141,8 @@ pub fn install(session: &Session, wish: &Wish) -> Result<Installed> {
         if before.is_none() {
             uninstall::take_away(host, laid.manifest)?;
         }
+        drop(in_use);
+        root::tidy(session, &[])?;
         return Err(error);
     }
     drop(in_use);

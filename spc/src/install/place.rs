@@ -74,7 +74,9 @@ pub fn find(root: &Path, has: Has, look: &impl Look) -> Result<Place> {
         let dirs = ON_PATH.iter().map(|dir| real(root, dir));
         dirs.into_iter().find(|dir| writable(dir))
     };
-    let (names, how, command) = if writable(&sbin) {
+    // Hosts that have none are asked for it all the same.
+    let can_be_made = !below(root, &sbin).exists() && writable(Path::new("/"));
+    let (names, how, command) = if writable(&sbin) || can_be_made {
         (sbin.clone(), How::Direct, Some(sbin.clone()))
     } else if uses_path(root)
         && let Some(dir) = on_path()
@@ -208,6 +210,17 @@ mod tests {
         assert_eq!(found.names, Path::new("/usr/sbin"));
         assert_eq!((found.how, found.copy), (How::Direct, None));
         assert_eq!(found.program, Path::new(PROGRAM));
+    }
+
+    #[test]
+    fn a_host_without_the_place_gets_it() {
+        let tree = tree("none", &["bin"], &[]);
+        let found = place(&tree, false, &[], &[]).unwrap();
+        assert_eq!(
+            (found.names.to_str(), found.how),
+            (Some("/sbin"), How::Direct)
+        );
+        assert_ne!(place(&tree, false, &[""], &[]).unwrap().how, How::Direct);
     }
 
     #[test]

@@ -403,6 +403,14 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .filter(|name| !["*", block::AUTO].contains(name))
 }
 
+/// What a type is counted as: its row, so that there are few, whatever people ask for.
+pub fn label(fs_type: &str) -> &'static str {
+    match row(fs_type).map_or("*", |kind| kind.name) {
+        "*" => "other",
+        name => name.trim_end_matches(".*"),
+    }
+}
+
 /// One secret by the names that it may have.
 fn passes<const N: usize>(keys: [&'static str; N], how: How) -> Vec<Pass> {
     keys.map(|key| Pass { key, how }).to_vec()

@@ -34,7 +34,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Replaces every bind of a mount that was replaced, except in our own namespace. What fails is logged: the mount itself
 /// is repaired all the same.
 pub fn replace(session: &Session, dead: &Dead, record: &Record) {
-    let all = match namespaces(session, dead.entry.device) {
+    let all = match namespaces(session, &dead.entry.device) {
         Ok(all) => all,
         Err(error) => return tracing::warn!("{error}"),
     };
@@ -57,7 +57,7 @@ pub fn replace(session: &Session, dead: &Dead, record: &Record) {
 }
 
 /// The namespaces with a mount of this device, by a process that is in each.
-fn namespaces(session: &Session, device: (u32, u32)) -> Result<BTreeMap<i32, (File, Vec<Entry>)>> {
+fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Vec<Entry>)>> {
     let proc = session.host.proc_file("..").unwrap_or("/proc/1/..".into());
     let fail = |e| Error::system("cannot look for containers").because(errno_text(e));
     let mut seen = vec![fs::read_link("/proc/self/ns/mnt").map_err(fail)?];

@@ -13,7 +13,7 @@ use super::ledger::Record;
 use super::mounter::Session;
 use super::presence::entry_of;
 use super::unmounter::How;
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Reason, Result, errno_text};
 use crate::health::look::{self, Health};
 use crate::host::errand::{Answer, Errand};
 use crate::host::mountinfo::{self, Entry};
@@ -113,6 +113,7 @@ pub fn climb(session: &Session, record: &Record, how: How) -> Result<Off> {
         (Came::Failed(error), _) => failed(record).because(errno_text(error)),
         (_, entry) => failed(record)
             .because(format!("it does not answer: waited {} s", LIMIT.as_secs()))
+            .reason_is(Reason::NoAnswer)
             .hint(match entry.and_then(|entry| hung_below(session, &entry)) {
                 Some(target) => format!(
                     "it is on {target}, which does not answer: take both off with `spc umount -R -f -l {target}`"
@@ -154,6 +155,7 @@ fn busy(session: &Session, record: &Record, entry: &Entry, how: How) -> Error {
     };
     failed(record)
         .because(errno_text(Errno::BUSY))
+        .reason_is(Reason::Busy)
         .log(found.lines())
         .hint(hint)
 }

@@ -81,6 +81,9 @@ pub struct Record {
     pub root: Option<String>,
     /// Seconds since the epoch.
     pub since: u64,
+    /// The id of the request that made it, in logs.
+    #[serde(default)]
+    pub request_id: String,
     /// The device that was attached for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<OnDevice>,

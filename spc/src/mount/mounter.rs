@@ -17,14 +17,16 @@ use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
 use super::{Ledger, Plan, Proof, Request, services};
 use crate::client::{Place, enter, namespace, place, root, scope};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Reason, Result};
 use crate::health::look::{self, Health};
+use crate::health::report::{Asked, Operation};
 use crate::host::claim::{Claim, Mode};
 use crate::host::mountinfo::Entry;
 use crate::host::target::{self, MountId, Pinned, show};
 use crate::host::{Host, Settings, container, copies, modules, process};
 use crate::kinds::Maker;
 use crate::kinds::block::AUTO;
+use crate::log;
 
 /// How long a helper that ended well may take until its mount is there.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -84,10 +86,20 @@ pub enum Done {
 /// Anything from a bad request to a missing proof.
 pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let doubt = request.doubt();
-    make(session, request, interrupts).map_err(|error| match doubt {
+    let asked = Asked::now(Operation::Mount);
+    let (target, fs_type) = (request.target.clone(), request.fs_type.clone());
+    let done = make(session, request, interrupts).map_err(|error| match doubt {
         Some(doubt) if error.class() == Class::Mount => error.hint_also(&doubt),
         _ => error,
-    })
+    });
+    match &done {
+        Ok(Done::Already(_)) => {}
+        Ok(Done::Mounted(made)) => {
+            asked.tell(&session.host, made.target.as_ref(), &made.fs_type, &done);
+        }
+        Err(_) => asked.tell(&session.host, &target, &fs_type, &done),
+    }
+    done
 }
 
 fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
@@ -124,15 +136,18 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
     }
     if pinned.mount.is_root {
         let seen = Arc::clone(&pinned);
-        return Err(
-            match session
-                .host
-                .run("looking at the target", move || seen.entry())??
-            {
-                Some(entry) => occupied(&plan.target, &entry),
-                None => Error::mount(format!("{} is already a mount point", show(&plan.target))),
-            },
-        );
+        let entry = session
+            .host
+            .run("looking at the target", move || seen.entry())??;
+        match entry {
+            // An automount is there to be mounted over: whoever looks at it waits for that.
+            Some(entry) if entry.fs_type == "autofs" => {}
+            Some(entry) => return Err(occupied(&plan.target, &entry)),
+            None => {
+                let what = format!("{} is already a mount point", show(&plan.target));
+                return Err(Error::mount(what).reason_is(Reason::Occupied));
+            }
+        }
     }
     let mut attempt = Attempt::new(session, &plan, pinned, lock)?;
     let record = attempt.run(deadline, interrupts)?;
@@ -154,6 +169,7 @@ fn already(session: &Session, record: Record) -> Result<Done> {
     Err(
         Error::mount(format!("{} is mounted, but dead", record.target))
             .because(dead)
+            .reason_is(Reason::Dead)
             .hint("take it away with `spc umount -l`, then mount it again"),
     )
 }
@@ -165,6 +181,7 @@ fn occupied(target: &Path, entry: &Entry) -> Error {
         entry.source,
         entry.fs_type
     ))
+    .reason_is(Reason::Occupied)
     .hint("unmount it first, or choose another target")
 }
 
@@ -204,12 +221,13 @@ impl<'a> Attempt<'a> {
                 Place::Container | Place::Host => None,
             },
             since: now(),
+            request_id: log::request().unwrap_or_default().to_owned(),
             device: plan.chosen.device.as_ref().map(|device| OnDevice {
                 name: device.name.clone(),
                 through: device.through.clone(),
             }),
-            again: None,
             boot: boot(),
+            again: None,
         };
         Ok(Self {
             session,
@@ -410,14 +428,16 @@ impl<'a> Attempt<'a> {
             ..self.record.clone()
         };
         let health = look::at(&self.record.target, deadline, || interrupts.check())?;
-        let cause = match health {
-            Health::Hung => "what it mounted does not answer",
+        let (cause, reason) = match health {
+            Health::Hung => ("what it mounted does not answer", Reason::NoAnswer),
             Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {
                 return Ok(());
             }
-            _ => "it ended when it had mounted",
+            _ => ("it ended when it had mounted", Reason::Helper),
         };
-        let failed = Error::mount(format!("{} failed", run.program.display())).because(cause);
+        let failed = Error::mount(format!("{} failed", run.program.display()))
+            .because(cause)
+            .reason_is(reason);
         Err(self.hint_at_network(run.tell(failed, said)))
     }
 
@@ -459,6 +479,7 @@ impl<'a> Attempt<'a> {
             "{who} reported success, but nothing is mounted on {}",
             show(&self.plan.target)
         ))
+        .reason_is(Reason::NoProof)
         .hint("run it again with -v; `spc doctor` checks the container")
     }
 }

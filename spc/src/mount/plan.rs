@@ -12,7 +12,7 @@ use super::device::prepare::MKFS;
 use super::files::Files;
 use super::request::RouteChoice;
 use crate::client::{self, Place, enter};
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::container::PROGRAM_DIRS;
 use crate::host::target::{Rules, Walk, on_host, show, walk};
 use crate::host::{Claim, Host, Settings, container, modules};
@@ -271,6 +271,7 @@ fn find(names: &[String], fs_type: &str) -> Result<Program> {
             let names = names.join(", ");
             let known: Vec<_> = kinds::names().collect();
             Err(Error::mount(format!("cannot mount type {fs_type}: this container has no program {names}"))
+                .reason_is(Reason::System)
                 .hint(format!("install it in the image, or check the type; known without a helper of their own name: {}", known.join(", "))))
         }
     }

@@ -23,6 +23,12 @@ use crate::host::target::mount_id;
 /// How long a daemon may take to end by itself once its mount is gone.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A container that is being started has a copy of the host's mounts for a moment. What is in use for longer is so.
+pub const COPIES: Duration = Duration::from_secs(1);
+
+/// How long a daemon may take whose mount somebody else has taken away.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// The record of a target, whose lock is ours, after what a dead repair left is put right.
 ///
 /// # Errors
@@ -33,12 +39,6 @@ pub fn known(session: &Session, target: &Path) -> Result<Option<Record>> {
         None => Ok(None),
     }
 }
-
-/// A container that is being started has a copy of the host's mounts for a moment. What is in use for longer is so.
-pub const COPIES: Duration = Duration::from_secs(1);
-
-/// How long a daemon may take whose mount somebody else has taken away.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// What a record is worth: the entry of its mount if that is there; otherwise what was left of it
 /// is cleared away. Needs the target's lock, so nobody is at work on it.

@@ -23,6 +23,7 @@ use super::{Options, Plan, Request, Secrets, containers};
 use crate::client::{Place, enter};
 use crate::error::{Error, Result, errno_text};
 use crate::health::look::{self, Health};
+use crate::health::report::{Asked, Operation};
 use crate::host::claim::{Claim, Mode};
 use crate::host::copies::drop_copies;
 use crate::host::mountinfo::{self, Entry};
@@ -33,7 +34,7 @@ use crate::kinds::Maker;
 /// Exit code of `spc repair` when there was nothing to repair.
 pub const NOTHING: u8 = 3;
 
-/// Shorter than another command waits for the target.
+/// Shorter than other commands wait for the target.
 const LIMIT: Duration = Duration::from_secs(25);
 
 /// How long a helper that ended well may take until its mount is there.
@@ -68,19 +69,41 @@ pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Resu
     if extent == Extent::No || !is_dead(session, &record)? {
         return Ok(Outcome::Nothing);
     }
-    let began = Instant::now();
-    let deadline = began + LIMIT;
-    let explain =
-        |error: Error| error.hint_also("the mount stays dead; `spc umount -l` takes it away");
-    let plan = plan(session, &record, deadline, interrupts).map_err(explain)?;
-    let attempt = Attempt::new(session, &plan, record).map_err(explain)?;
-    let (dead, record, way) = attempt.run(deadline, interrupts).map_err(explain)?;
-    let (way, id, took) = (way.word(), record.mount_id, began.elapsed());
-    tracing::info!(target = %record.target, mount = id, way, ?took, "its daemon was gone: repaired");
+    let asked = Asked::now(Operation::Repair);
+    let fs_type = record.fs_type.clone();
+    let done = renew(session, record, interrupts)
+        .map_err(|error| error.hint_also("the mount stays dead; `spc umount -l` takes it away"));
+    asked.tell(&session.host, target, &fs_type, &done);
+    let (dead, record) = done?;
     if extent == Extent::Containers {
         containers::replace(session, &dead, &record);
     }
     Ok(Outcome::Repaired)
+}
+
+/// Ends a repair that is at work on a target: whoever waits for its lock to unmount does not want it.
+///
+/// # Errors
+/// The ledger cannot be read.
+pub fn call_off(session: &Session, target: &Path) -> Result<()> {
+    let record = session.ledger.get(target)?;
+    if let Some(making) = record.and_then(|record| record.again?.making) {
+        // Without its helper it fails. What was not marked yet is found the next time.
+        process::end(&making, Duration::ZERO);
+    }
+    Ok(())
+}
+
+/// Has a new mount take the place of a dead one. Both come back.
+fn renew(session: &Session, record: Record, interrupts: &Interrupts) -> Result<(Dead, Record)> {
+    let began = Instant::now();
+    let deadline = began + LIMIT;
+    let plan = plan(session, &record, deadline, interrupts)?;
+    let attempt = Attempt::new(session, &plan, record)?;
+    let (dead, record, way) = attempt.run(deadline, interrupts)?;
+    let (way, id, took) = (way.word(), record.mount_id, began.elapsed());
+    tracing::info!(target = %record.target, mount = id, way, ?took, "its daemon was gone: repaired");
+    Ok((dead, record))
 }
 
 /// Whether the daemon of a mount is gone. One that lives may say the same of its server, and will find it again.

@@ -19,11 +19,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use super::Secrets;
 use super::handover::Handover;
 use crate::client::scope;
-use crate::error::{Class, Error, Result, errno_text};
+use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::host::output::{Output, last_lines};
 use crate::host::target::show;
 use crate::host::{Claim, process};
 use crate::kinds::Telling;
+use crate::log;
 use crate::sys;
 
 /// The shim in the image; named to helpers whose libc does not read `/etc/ld.so.preload`.
@@ -151,6 +152,7 @@ impl Run<'_> {
             .stdin(Stdio::null())
             .stdout(output.handle().map_err(|e| fail(errno_text(e)))?)
             .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
+        log::hand_on(&mut command);
         self.handover.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
         if self.no_keys {
@@ -176,13 +178,18 @@ impl Run<'_> {
         };
         let failed = match ended.map(describe) {
             Ok(Ended::Code(0)) => return Ok(said),
-            Ok(Ended::Code(code)) => fail(format!("exit status {code}")),
-            Ok(Ended::Signal(signal)) => fail(format!("killed by signal {signal}")),
+            Ok(Ended::Code(code)) => fail(format!("exit status {code}")).reason_is(Reason::Helper),
+            Ok(Ended::Signal(signal)) => {
+                fail(format!("killed by signal {signal}")).reason_is(Reason::Helper)
+            }
             Err(error) if error.class() == Class::Interrupted => return Err(error),
-            Err(error) => match error.hint_text() {
-                Some(hint) => fail(error.summary()).hint(hint),
-                None => fail(error.summary()),
-            },
+            Err(error) => {
+                let failed = fail(error.summary()).reason_is(error.reason());
+                match error.hint_text() {
+                    Some(hint) => failed.hint(hint),
+                    None => failed,
+                }
+            }
         };
         Err(self.tell(failed, &said))
     }
@@ -270,6 +277,7 @@ pub fn wait(
         if now >= deadline {
             let after = deadline.saturating_duration_since(started).as_secs_f32();
             break Error::mount(format!("ended by spc after {after:.0} s"))
+                .reason_is(Reason::Timeout)
                 .hint("look whether its server answers, or give it more time with --timeout");
         }
         let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN)];

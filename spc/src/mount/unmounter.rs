@@ -9,9 +9,10 @@ use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::presence::entry_of;
 use super::recover::{COPIES, PATIENCE, forget, known, settle};
-use super::services;
+use super::{repair, services};
 use crate::client::{enter, root};
 use crate::error::{Error, Result};
+use crate::health::report::{Asked, Operation};
 use crate::host::errand::{Answer, Errand};
 use crate::host::target::{self, Rules, show};
 use crate::host::{process, target::on_host};
@@ -88,7 +89,13 @@ pub fn reach(session: &Session, target: &Path) -> Result<()> {
 /// # Errors
 /// It is not ours, is busy, or its processes do not end.
 pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
-    take_off(session, target, how)?;
+    let asked = Asked::now(Operation::Umount);
+    // Afterwards nobody knows it any more; a record that cannot be read is an error below.
+    let record = session.ledger.get(target).ok().flatten();
+    let fs_type = record.map(|record| record.fs_type).unwrap_or_default();
+    let done = take_off(session, target, how);
+    asked.tell(&session.host, target, &fs_type, &done);
+    done?;
     services::release(session);
     root::release(session);
     Ok(())
@@ -113,7 +120,9 @@ pub fn went_along(session: &Session, record: &Record) -> Result<bool> {
 fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let _lock = session
         .ledger
-        .lock(target, Instant::now() + LOCK_LIMIT, || Ok(()))?;
+        .lock(target, Instant::now() + LOCK_LIMIT, || {
+            repair::call_off(session, target)
+        })?;
     let Some(mut record) = known(session, target)? else {
         return Err(not_ours(session, target));
     };

@@ -234,7 +234,9 @@ impl<'a, H: AnyHost> User<'a, H> {
         let mount = ["spc", "mount", "-t", "ceph", "-o", APP, &source, target];
         spc.exec(&mount)?.ok()?;
         // Neither claim nor record know of the mount, as if their maker had died.
-        spc.sh("rm /spc/targets/*.mount")?.ok()?;
+        let notes = "for note in /run/spc/targets/*/*.mount; do rm -f $note; done";
+        spc.host.sh(notes)?.ok()?;
+        spc.sh("rm -f /spc/targets/*.mount")?.ok()?;
         let forget = r#"s/"state":"mounted"/"state":"mounting"/; s/"mount_id":[0-9]*/"mount_id":0/; s/"unique_id":[0-9]*/"unique_id":0/"#;
         let file = "/run/spc/mounts/*.json";
         spc.host.sh(&format!("sed -i '{forget}' {file}"))?.ok()?;

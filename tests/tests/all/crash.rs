@@ -297,7 +297,13 @@ fn a_daemon_or_the_container_is_killed() {
         scene.spc.host.sh("mkdir /mnt/data")?.ok()?;
         let case = Case::new(
             "glusterfs",
-            &["-t", "glusterfs", "-o", "x-spc.repair=no", &source],
+            &[
+                "-t",
+                "glusterfs",
+                "-o",
+                "x-spc.repair=no,x-spc.container",
+                &source,
+            ],
             "/mnt/data",
             3,
             1,

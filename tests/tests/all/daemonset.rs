@@ -1,20 +1,20 @@
 //! What the manifests for Kubernetes do on a node: their pods are started by docker, with what their fields mean, and
 //! kubelet's part is played. Nothing of them can be left out.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail, ensure};
 use lab::kubernetes::objects;
 use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Output};
 use serde_json::{Value, json};
 
-use crate::manifests::{directory, volume};
-use crate::support::{until, with_gluster};
-
-/// Where kubelet looks for the driver, and calls it with a directory of a pod.
-const DRIVER: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/spc~spc/spc";
-const TARGET: &str = "/var/lib/kubelet/pods/7c5d/volumes/spc~spc/data";
+use crate::kubelet::{Kubelet, Pod, Volume};
+use crate::manifests::{directory, manifests, volume};
+use crate::outlive::NEXT;
+use crate::support::{until, with_gluster, with_lab};
 
 /// Fields that mean nothing to a single node, or that docker has no word for.
-const WITHOUT_MEANING: [&str; 12] = [
+const WITHOUT_MEANING: [&str; 11] = [
     "automountServiceAccountToken",
     "containers",
     "image",
@@ -26,7 +26,6 @@ const WITHOUT_MEANING: [&str; 12] = [
     "terminationGracePeriodSeconds",
     "terminationMessagePolicy",
     "tolerations",
-    "volumes",
 ];
 
 /// The pod of a DaemonSet.
@@ -61,25 +60,11 @@ fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
     for (name, value) in fields(container)? {
         match name.as_str() {
             "command" | "securityContext" => {}
-            "volumeMounts" => {
-                for mount in value.as_array().context("no list")? {
-                    let volumes = pod["volumes"].as_array().context("no volumes")?;
-                    let volume = volumes
-                        .iter()
-                        .find(|volume| volume["name"] == mount["name"]);
-                    let volume = volume.with_context(|| format!("no such volume: {mount}"))?;
-                    ensure!(
-                        volume["emptyDir"] == json!({"medium": "Memory"}),
-                        "{volume}"
-                    );
-                    let path = mount["mountPath"].as_str().context("no path")?;
-                    add("tmpfs", &format!("{path}:exec,mode=0777"));
-                }
-            }
             name => bail!("what does {name}: {value} mean?"),
         }
     }
-    for (name, value) in fields(&container["securityContext"])? {
+    let security = container.get("securityContext").cloned();
+    for (name, value) in fields(&security.unwrap_or_else(|| json!({})))? {
         match (name.as_str(), value) {
             ("capabilities", value) => {
                 for (way, list) in value.as_object().context("no object")? {
@@ -117,7 +102,6 @@ impl<'a> Node<'a> {
     fn boot(lab: &'a Lab) -> Result<Self> {
         let host = lab.host(HostOptions::default())?;
         host.start(Engine::Docker, Some(&lab::image(Base::Trixie)?))?;
-        host.run(&["mkdir", "-p", TARGET])?.ok()?;
         Ok(Self { host })
     }
 
@@ -152,98 +136,120 @@ impl<'a> Node<'a> {
             .map(drop)
     }
 
-    /// Calls the driver as kubelet does: one JSON object comes, and nothing else.
-    fn driver(&self, words: &[&str]) -> Result<Value> {
-        let output = self.host.run(&[&[DRIVER], words].concat())?;
-        let reply: Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("not JSON: {output}"))?;
-        ensure!(reply["status"] == "Success" && output.success(), "{output}");
-        Ok(reply)
-    }
-
-    /// What is mounted for the pod.
-    fn mounts(&self) -> Result<Vec<lab::Mount>> {
-        let all = self.host.mountinfo()?.into_iter();
-        Ok(all
-            .filter(|mount| mount.target.to_str() == Some(TARGET))
-            .collect())
-    }
-
     fn ls(&self) -> Result<Output> {
         self.host
             .run(&["docker", "exec", "serve", "spc", "ls", "--json"])
     }
 }
 
-/// What kubelet tells a driver of the volume of a pod in `pods/`, whose server is this.
-fn told(manifest: &str, servers: &str) -> Result<String> {
-    let objects = objects(&directory().join("pods").join(manifest))?;
-    let volume = objects.iter().find_map(volume).context("no volume")?;
-    let mut told = volume["options"].clone();
-    told["servers"] = json!(servers);
-    for (key, value) in [
-        ("fsType", &volume["fsType"]),
-        ("readwrite", &json!("rw")),
-        ("pvOrVolumeName", &json!("data")),
-        ("pod.name", &json!("web")),
-        ("pod.namespace", &json!("default")),
-        ("pod.uid", &json!("7c5d")),
-        ("serviceAccount.name", &json!("default")),
-    ] {
-        told[format!("kubernetes.io/{key}")] = value.clone();
-    }
-    Ok(told.to_string())
+/// The pods of a manifest that have a volume of ours.
+fn examples(manifest: &Path) -> Result<Vec<Pod>> {
+    let objects = objects(manifest)?;
+    let strings = |value: Option<&Value>| -> Vec<(String, String)> {
+        let fields = value.and_then(Value::as_object).into_iter().flatten();
+        let text =
+            |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+        fields.filter_map(text).collect()
+    };
+    let secret = objects.iter().find(|object| object["kind"] == "Secret");
+    let secret = strings(secret.map(|secret| &secret["stringData"]));
+    let pod = |object: &Value| {
+        let volume = volume(object)?;
+        let group = object.pointer("/spec/securityContext/fsGroup");
+        let volume = Volume {
+            fs_type: volume["fsType"].as_str()?.to_owned(),
+            options: strings(volume.get("options")),
+            secret: secret.clone(),
+            read_only: volume["readOnly"] == true,
+        };
+        let fs_group = group.and_then(|group| u32::try_from(group.as_u64()?).ok());
+        Some(Pod {
+            fs_group,
+            ..Pod::new("7c5d", volume)
+        })
+    };
+    Ok(objects.iter().filter_map(pod).collect())
 }
 
 /// A pod of the cluster uses a volume, through an upgrade, and nothing is left of it.
-fn works(lab: &Lab, cluster: &Cluster<'_>, pod: &Value) -> Result<()> {
+fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
     let node = Node::boot(lab)?;
     let host = &node.host;
-    node.start(pod, Base::Trixie.image())?;
-    node.driver(&["init"])?;
-    let servers = cluster
-        .nodes()
-        .iter()
-        .map(|node| node.host().address().to_string());
-    let told = told("glusterfs.yaml", &servers.collect::<Vec<_>>().join(","))?;
-    node.driver(&["mount", TARGET, &told])?;
-    let mounted = node.mounts()?;
+    node.start(daemonset, Base::Trixie.image())?;
+    let kubelet = Kubelet::start(host)?;
+    let mut pods = examples(&directory().join("pods/glusterfs.yaml"))?;
+    let pod = pods.first_mut().context("no pod")?;
+    let servers = cluster.nodes().iter().map(|node| node.host().address());
+    let servers: Vec<String> = servers.map(|address| address.to_string()).collect();
+    for (key, value) in &mut pod.volume.options {
+        if key == "servers" {
+            *value = servers.join(",");
+        }
+    }
+    kubelet.set_up(pod)?;
+    let target = pod.directory();
+    let on = || -> Result<Vec<lab::Mount>> {
+        let all = host.mountinfo()?.into_iter();
+        Ok(all
+            .filter(|mount| mount.target.to_str() == Some(&target))
+            .collect())
+    };
+    let mounted = on()?;
     ensure!(
         mounted.len() == 1 && mounted[0].fstype == "fuse.glusterfs",
         "{mounted:?}"
     );
-    let file = format!("{TARGET}/{}", host.name());
+    let file = format!("{target}/{}", host.name());
     host.write(&file, b"by a pod")?;
     let list = node.ls()?.ok()?;
-    ensure!(list.text().contains(TARGET), "{list}");
+    ensure!(list.text().contains(&target), "{list}");
 
-    host.sh(crate::outlive::NEXT)?.ok()?;
+    host.sh(NEXT)?.ok()?;
     node.stop()?;
-    node.start(pod, "localhost/spc:next")?;
-    ensure!(node.mounts()? == mounted, "{:?}", node.mounts()?);
+    node.start(daemonset, "localhost/spc:next")?;
+    ensure!(on()? == mounted, "{:?}", on()?);
     ensure!(host.read(&file)? == b"by a pod");
     let version = "/var/lib/spc/current/usr/share/spc/version";
     host.run(&["test", "-e", version])?.ok()?;
 
     // kubelet may unmount by itself, which `spc serve` has to see.
-    host.run(&["umount", TARGET])?.ok()?;
+    host.run(&["umount", &target])?.ok()?;
     until("it is forgotten", || Ok(node.ls()?.ok()?.text() == "[]"))?;
     until("only the new version is there", || {
-        Ok(host.sh("ls /var/lib/spc/roots")?.text().lines().count() == 1)
+        let roots = host.sh("ls -d /var/lib/spc/roots/*/")?.text();
+        Ok(roots.lines().count() == 1)
     })?;
-    node.driver(&["mount", TARGET, &told])?;
-    node.driver(&["unmount", TARGET])?;
-    ensure!(node.mounts()?.is_empty(), "{:?}", node.mounts()?);
+    kubelet.set_up(pod)?;
+    kubelet.tear_down(pod)?;
+    ensure!(on()?.is_empty(), "{:?}", on()?);
 
     // The other manifest takes all of it away.
     node.stop()?;
-    let before = host.sh("find / -xdev | grep -v ^/proc | sort")?.text();
-    ensure!(before.contains(DRIVER), "{before}");
     node.start(&self::pod("uninstall.yaml")?, "localhost/spc:next")?;
-    let left = "find / -xdev -name '*spc*' ! -path '/proc/*' ! -path '/sys/*' ! -path '/var/lib/docker/*'; ls -A /run/spc";
-    let left = host.sh(left)?.text();
-    ensure!(left.is_empty(), "left:\n{left}");
+    let left = host.sh("find / -xdev -path /var/lib/kubelet -prune -o -name '*spc*' -print")?;
+    ensure!(left.text().is_empty(), "left:\n{left}");
     Ok(())
+}
+
+/// What the examples ask for is understood, and a pod may ask for it.
+#[test]
+fn the_driver_takes_each_example() {
+    with_lab(|lab| {
+        let node = Node::boot(lab)?;
+        node.start(&pod("spc.yaml")?, Base::Trixie.image())?;
+        let kubelet = Kubelet::start(&node.host)?;
+        let mut count = 0;
+        for manifest in manifests()? {
+            for pod in examples(&manifest)? {
+                let reply = kubelet.call(&["getvolumename", &kubelet.options(&pod)]);
+                let name = reply.with_context(|| manifest.display().to_string())?;
+                ensure!(name["volumeName"].is_string(), "{name}");
+                count += 1;
+            }
+        }
+        ensure!(count > 8, "only {count}");
+        Ok(())
+    });
 }
 
 #[test]
@@ -259,7 +265,7 @@ fn nothing_in_the_daemonset_is_needless() {
         let mut less = Vec::new();
         let mut without = whole.clone();
         without.as_object_mut().context("no pod")?.remove("hostPID");
-        less.push(("hostPID".to_owned(), without));
+        less.push(("pid=host".to_owned(), without));
         let pointer = "/securityContext/capabilities/add";
         let add = whole["containers"][0].pointer(pointer).context("no list")?;
         for capability in add.as_array().context("no list")? {
@@ -269,23 +275,15 @@ fn nothing_in_the_daemonset_is_needless() {
                 let list = list.and_then(Value::as_array_mut).context("no list")?;
                 list.retain(|other| other != capability);
             }
-            less.push((capability.to_string(), without));
-        }
-        for mount in whole["containers"][0]["volumeMounts"]
-            .as_array()
-            .context("no list")?
-        {
-            let mut without = whole.clone();
-            for list in ["initContainers", "containers"] {
-                let list = without[list][0]["volumeMounts"].as_array_mut();
-                list.context("no list")?.retain(|other| other != mount);
-            }
-            less.push((mount.to_string(), without));
+            let capability = capability.as_str().context("no name")?;
+            less.push((format!("cap-add={capability}"), without));
         }
         for (part, pod) in less {
             let error = works(lab, cluster, &pod).err();
             let error = error.with_context(|| format!("it works without {part}"))?;
-            eprintln!("without {part}: {error:#}");
+            // The first container says which part is missing, and kubelet shows that.
+            let error = format!("{error:?}");
+            ensure!(error.contains(&format!("--{part}")), "{error}");
         }
         Ok(())
     });

@@ -212,7 +212,7 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
             .write("/etc/fstab", format!("{line}\n").as_bytes())?;
         let programs = spc.host.sh("ls /usr/sbin")?.text();
         spc.host
-            .sh("mount /usr/sbin && test -L /sbin/mount.spc && rm /etc/fstab")?
+            .sh("/usr/bin/mount /usr/sbin && test -L /sbin/mount.spc && rm /etc/fstab")?
             .ok()?;
         let now = spc.host.sh("ls /usr/sbin")?.text();
         for name in programs.lines() {

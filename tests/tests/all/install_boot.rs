@@ -26,7 +26,7 @@ fn install(spc: &VmSpc<'_>) -> Result<Value> {
 
 /// Everything on the host's own file systems, with what links lead to.
 fn listing(vm: &Vm<'_>) -> Result<String> {
-    let find = "find /etc /opt /usr /var -xdev \\( -path /var/log -o -path /var/tmp -o -path /var/lib/systemd \\) -prune -o -printf '%p %y %m %l\\n' | sort";
+    let find = "find /etc /opt /usr /var -xdev \\( -path /var/log -o -path /var/tmp -o -path /var/lib/systemd -o -path /etc/.updated \\) -prune -o -printf '%p %y %m %l\\n' | sort";
     Ok(vm.sh(find)?.ok()?.text())
 }
 

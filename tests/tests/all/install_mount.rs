@@ -92,17 +92,24 @@ fn exit_codes_and_messages_are_those_of_a_native_helper() {
         })?;
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
         let missing = source.replace("/vol", "/no-such-volume");
-        let mount = |source: &str, target: &str| format!("mount -t glusterfs {source} {target}");
+        let mount =
+            |source: &str, target: &str| format!("/usr/bin/mount -t glusterfs {source} {target}");
         for (what, script) in [
             ("a mount", mount(&source, "/mnt/g")),
-            ("busy", "cd /mnt/g && umount /mnt/g".into()),
-            ("an unmount", "umount /mnt/g".into()),
-            ("not mounted", "umount /mnt/g".into()),
+            ("busy", "cd /mnt/g && /usr/bin/umount /mnt/g".into()),
+            ("an unmount", "/usr/bin/umount /mnt/g".into()),
+            ("not mounted", "/usr/bin/umount /mnt/g".into()),
             ("no directory", mount(&source, "/mnt/none")),
-            ("no source", "mount -t glusterfs /mnt/g".into()),
-            ("a bad flag", "mount -t glusterfs --nosuch a /mnt/g".into()),
-            ("not in fstab", "mount /mnt/g".into()),
-            ("fake", format!("mount -f -t glusterfs {source} /mnt/g")),
+            ("no source", "/usr/bin/mount -t glusterfs /mnt/g".into()),
+            (
+                "a bad flag",
+                "/usr/bin/mount -t glusterfs --nosuch a /mnt/g".into(),
+            ),
+            ("not in fstab", "/usr/bin/mount /mnt/g".into()),
+            (
+                "fake",
+                format!("/usr/bin/mount -f -t glusterfs {source} /mnt/g"),
+            ),
         ] {
             let run = |host: &Host<'_>| host.sh(&format!("mkdir -p /mnt/g; {script}"));
             let (ours, theirs) = (run(&spc.host)?, run(&native)?);

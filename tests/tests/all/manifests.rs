@@ -15,7 +15,7 @@ pub fn directory() -> PathBuf {
 }
 
 /// All of them.
-fn manifests() -> Result<Vec<PathBuf>> {
+pub fn manifests() -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for place in [directory(), directory().join("pods")] {
         for entry in fs::read_dir(place)? {

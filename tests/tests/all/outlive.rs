@@ -2,6 +2,7 @@
 //! replaced by a new version and killed, and none sees an error or another mount.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Base, Engine, Host, Lab, Propagation, Root, Vm, VmOptions};
@@ -162,28 +163,51 @@ impl Scene<Vm<'_>> {
             Description=Storage clients
             [Service]
             Delegate=yes
+            ExecStartPre=-runc delete -f spc
             ExecStart=runc run --bundle /run/container spc
-            ExecStopPost=-runc delete -f spc
         ";
         host.write("/run/systemd/system/spc.service", unit.as_bytes())?;
-        host.sh("systemctl daemon-reload && systemctl start spc")?
-            .ok()?;
-        until("the container runs", || {
-            Ok(self.spc.exec(&["true"])?.success())
-        })
+        self.systemctl(&["daemon-reload"])?;
+        self.service("start")
     }
 
-    /// Writes a service that mounts when it is started.
-    fn app(&self, commands: &[String]) -> Result<()> {
+    /// Starts or restarts the container's service.
+    fn service(&self, verb: &str) -> Result<()> {
+        self.systemctl(&[verb, "spc"])?;
+        let up = until("the container runs", || {
+            Ok(self.spc.exec(&["true"])?.success())
+        });
+        up.or_else(|error| Err(error.context(self.spc.host.sh("systemctl status spc")?)))
+    }
+
+    /// Starts a service that runs these commands and then is up.
+    fn start_service(&self, name: &str, commands: &[String]) -> Result<()> {
         let host = &self.spc.host;
-        let lines = commands
-            .iter()
-            .map(|command| format!("runc exec spc {command}\n"));
-        let script = format!("set -e\n{}", lines.collect::<String>());
-        host.write("/run/app", script.as_bytes())?;
-        let unit = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=sh /run/app\n";
-        host.write("/run/systemd/system/app.service", unit.as_bytes())?;
-        host.sh("systemctl daemon-reload")?.ok().map(drop)
+        let script = format!("set -e\n{}\n", commands.join("\n"));
+        host.write(format!("/run/{name}"), script.as_bytes())?;
+        let unit =
+            format!("[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=sh /run/{name}\n");
+        let file = format!("/run/systemd/system/{name}.service");
+        host.write(file, unit.as_bytes())?;
+        self.systemctl(&["daemon-reload"])?;
+        self.systemctl(&["start", name])
+    }
+
+    /// A service that mounts takes its time on a machine that is busy.
+    fn systemctl(&self, words: &[&str]) -> Result<()> {
+        let command = self.spc.host.command(&[&["systemctl"], words].concat());
+        let limit = Duration::from_secs(240);
+        command.limit(limit).run()?.ok().map(drop)
+    }
+
+    /// A service that has mounted is restarted, and mounts again, and ends.
+    fn outlives(&self, service: &str) -> Result<()> {
+        for verb in ["restart", "stop"] {
+            self.survive(&format!("systemctl {verb} {service}"), || {
+                self.systemctl(&[verb, service])
+            })?;
+        }
+        Ok(())
     }
 
     /// The scopes that systemd has of our mounts, with their descriptions.
@@ -337,37 +361,34 @@ fn mounts_outlive_services_of_systemd() {
         servers.keys(&spc.host)?;
         let mut scene = Scene::new(spc);
         scene.becomes_a_service()?;
-        let commands = servers.commands().map(|words| words.join(" "));
-        scene.app(&commands)?;
-        let systemctl = |spc: &VmSpc<'_>, words: &[&str]| {
-            let words = [&["systemctl"], words].concat();
-            spc.host.run(&words)?.ok().map(drop)
-        };
-        systemctl(&scene.spc, &["start", "app"])?;
+        let commands = servers.commands();
+        let commands = commands.map(|words| format!("runc exec spc {}", words.join(" ")));
+        scene.start_service("app", &commands)?;
         for words in servers.commands() {
             let target = words.last().context("no target")?;
             scene.steady.push(Steady::start(&scene.spc, target)?);
         }
         scene.are_on_their_own()?;
         scene.have_scopes()?;
-        let spc = &scene.spc;
-        scene.survive("a restart of the service that asked", || {
-            systemctl(spc, &["restart", "app"])
-        })?;
-        scene.survive("the end of the service that asked", || {
-            systemctl(spc, &["stop", "app"])
-        })?;
-        let up = || until("the container runs", || Ok(spc.exec(&["true"])?.success()));
+        scene.outlives("app")?;
         scene.survive("a restart of the container's service", || {
-            systemctl(spc, &["restart", "spc"])?;
-            up()
+            scene.service("restart")
         })?;
         scene.is_known()?;
         scene.survive("a kill of everything in the container's service", || {
-            systemctl(spc, &["kill", "--signal=KILL", "spc"])
+            scene.systemctl(&["kill", "--signal=KILL", "spc"])
         })?;
-        systemctl(spc, &["start", "spc"])?;
-        up()?;
+        scene.service("start")?;
+        scene.is_known()?;
+
+        // The same on the host itself, where a daemon would be in the cgroup of whoever ran mount(8).
+        scene.spc.exec(&["spc", "install"])?.ok()?;
+        let native = servers.gluster("/mnt/native").split_off(4).join(" ");
+        let native = ["mkdir -p /mnt/native".into(), format!("mount {native}")];
+        scene.start_service("native", &native)?;
+        scene.steady.push(Steady::start(&scene.spc, "/mnt/native")?);
+        scene.outlives("native")?;
+        scene.have_scopes()?;
         scene.is_known()?;
         let spc = scene.end()?;
         let scene = Scene::new(spc);

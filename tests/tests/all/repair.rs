@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{AnyHost, Kill, Status, Victim};
+use lab::{AnyHost, Host, Kill, Status, Victim};
 use serde_json::Value;
 
 use crate::fuse::sshd;
@@ -314,33 +314,55 @@ fn a_glusterfs_volume_comes_back_and_its_daemon_can_still_unmount_it() {
     });
 }
 
+/// What a dead client had the right to change, its metadata server keeps for it for a while: so this one only reads.
 #[test]
 fn ceph_fuse_comes_back_with_the_key_of_a_file() {
     with_lab(|lab| {
         let ceph = lab::ceph().context("no cluster")?;
         let spc = Spc::usual(lab)?;
         spc.put("/etc/app.secret", ceph.secret("app")?.as_bytes())?;
-        let (options, source) = (
-            "name=app,secretfile=/etc/app.secret",
-            format!("{}:/app", ceph.address()),
-        );
-        let mount = ["-t", "ceph-fuse", "-o", options, &source];
-        is_the_same(&spc, &mount, "fuse.ceph-fuse")?;
-        spc.host.run(&["rm", "/mnt/data/repaired"])?.ok()?;
+        ceph.sh("echo kept >/mnt/app/repaired && sync -f /mnt/app/repaired")?;
+        let options = "ro,name=app,secretfile=/etc/app.secret";
+        let source = format!("{}:/app", ceph.address());
+        mount(&spc, &["-t", "ceph-fuse", "-o", options, &source])?;
+        ensure!(spc.host.read("/mnt/data/repaired")? == b"kept\n");
+        let (dead, _) = only(&spc)?;
+        // What only the copy beside the claim has from now on.
+        spc.sh("rm /etc/app.secret")?.ok()?;
+        kill(&spc)?;
+        is_repaired(&spc, dead)?;
+        ensure!(spc.host.read("/mnt/data/repaired")? == b"kept\n");
+        // As ceph-fuse does it to empty the kernel's caches.
+        let remount = "
+            for dir in /spc/targets/*/; do
+                case $dir in *.files/) continue ;; esac
+                LIBMOUNT_FSTAB=/dev/null LIBMOUNT_FORCE_MOUNT2=always mount -i -o remount $dir || exit
+            done";
+        let (_, record) = only(&spc)?;
+        let daemon = record["daemon"][0].to_string();
+        spc.exec(&["nsenter", "-t", &daemon, "-m", "sh", "-c", remount])?
+            .ok()?;
+        let refused = spc.host.sh("echo x >/mnt/data/repaired")?;
+        ensure!(refused.error_text().contains("Read-only"), "{refused}");
         spc.exec(&["spc", "umount", TARGET])?.ok()?;
         spc.is_clean()
     });
+}
+
+/// A directory of an SSH server.
+fn sshfs(spc: &Spc<'_>, server: &Host<'_>) -> Result<()> {
+    spc.put("/host/root/key", &server.read("/root/key")?)?;
+    spc.sh("chmod 600 /host/root/key")?.ok()?;
+    let source = format!("root@{}:/srv/data", server.address());
+    let options = "IdentityFile=/host/root/key,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes";
+    mount(spc, &["-t", "fuse.sshfs", "-o", options, &source])
 }
 
 #[test]
 fn tries_that_fail_come_later_and_later_and_say_why() {
     with_lab(|lab| {
         let (spc, server) = (Spc::usual(lab)?, sshd(lab)?);
-        spc.put("/host/root/key", &server.read("/root/key")?)?;
-        spc.sh("chmod 600 /host/root/key")?.ok()?;
-        let source = format!("root@{}:/srv/data", server.address());
-        let options = "IdentityFile=/host/root/key,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes";
-        mount(&spc, &["-t", "fuse.sshfs", "-o", options, &source])?;
+        sshfs(&spc, &server)?;
         let (dead, _) = only(&spc)?;
         server.sh("kill $(cat /run/sshd.pid)")?.ok()?;
         kill(&spc)?;
@@ -363,6 +385,24 @@ fn tries_that_fail_come_later_and_later_and_say_why() {
         is_repaired(&spc, dead)?;
         ensure!(spc.host.read("/mnt/data/file")? == b"on the server");
         spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn an_unmount_does_not_wait_for_a_repair() {
+    with_lab(|lab| {
+        let (spc, server) = (Spc::usual(lab)?, sshd(lab)?);
+        sshfs(&spc, &server)?;
+        // Whoever connects now waits for its first word.
+        server.sh("kill -STOP $(cat /run/sshd.pid)")?.ok()?;
+        kill(&spc)?;
+        until("a repair is at work", || {
+            let at_work = "grep -q making /run/spc/mounts/*.json && pidof ssh";
+            Ok(spc.host.sh(at_work)?.success())
+        })?;
+        let output = spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        ensure!(output.elapsed < Duration::from_secs(10), "{output}");
         spc.is_clean()
     });
 }

@@ -18,6 +18,7 @@ use clap::{Args, CommandFactory, Parser};
 
 use super::argv::Arguments;
 use crate::error::{Error, Result};
+use crate::log;
 use reply::Reply;
 
 pub use volume::SECRET;
@@ -61,6 +62,7 @@ enum Call<'a> {
 /// Called as a driver.
 pub fn main() -> ExitCode {
     let arguments = Arguments::take();
+    log::take_id();
     // It is not clap that may say something here.
     let words = match Driver::command().try_get_matches_from(&arguments.all) {
         Ok(matches) => matches
@@ -92,7 +94,7 @@ fn answer(words: &[String]) -> u8 {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let reply = match understand(&words) {
         Ok(Call::Answered(reply)) => reply,
-        Ok(call) => supervise::run(&call).unwrap_or_else(Reply::from),
+        Ok(call) => supervise::run(&call).unwrap_or_else(|error| log::with_id(error).into()),
         Err(error) => error.into(),
     };
     say(&reply);

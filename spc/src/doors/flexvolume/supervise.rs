@@ -14,6 +14,7 @@ use super::reply::Reply;
 use super::{Call, volume};
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
+use crate::log;
 use crate::mount::run::Interrupts;
 use crate::sys;
 
@@ -58,6 +59,7 @@ pub fn run(call: &Call<'_>) -> Result<Reply> {
         .stdin(in_memory(json).map_err(fail)?)
         .stdout(answer.handle().map_err(fail)?)
         .stderr(said.handle().map_err(fail)?);
+    log::hand_on(&mut command);
     // What kubelet may have left open is for nobody but us.
     let mut child = sys::tie_to_parent(sys::keep_standard(&mut command))
         .spawn()

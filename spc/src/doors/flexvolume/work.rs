@@ -9,6 +9,7 @@ use crate::doors::helper::take_off;
 use crate::doors::kubelet;
 use crate::error::{Class, Error, Result, errno_text};
 use crate::host::target::{self, Rules, Walk, show};
+use crate::log;
 use crate::mount::mounter::{Session, mount};
 use crate::mount::run::Interrupts;
 use crate::mount::unmounter::How;
@@ -25,7 +26,8 @@ pub fn run(words: &[String]) -> Reply {
         ["expandfs", dir, size] => measure(dir, size.parse().unwrap_or_default()),
         _ => Err(Error::usage("no work of this name")),
     };
-    done.unwrap_or_else(Reply::from)
+    // In an event, far from the log, the id leads there.
+    done.unwrap_or_else(|error| log::with_id(error).into())
 }
 
 /// What kubelet says of the volume. It may be read again, by the `spc` of a client root that takes this one's place.
@@ -66,7 +68,7 @@ fn make(dir: &str) -> Result<Reply> {
             break;
         }
     }
-    let told = failed.map_or_else(String::new, |error| error.to_string());
+    let told = failed.map_or_else(String::new, |error| log::with_id(error).to_string());
     Ok(Reply::failure(volume.secrets.mask(&told)))
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
 use crate::host::{container, process};
+use crate::log;
 use crate::mount::handover::Handover;
 use crate::mount::run::{Ended, Interrupts, describe, wait};
 use crate::sys;
@@ -79,6 +80,7 @@ impl Tool<'_> {
             .stdin(self.stdin.map_or_else(Stdio::null, Stdio::from))
             .stdout(output.handle().map_err(|e| fail(errno_text(e)))?)
             .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
+        log::hand_on(&mut command);
         if let Some(id) = self.id {
             command.env(process::MARK, id);
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 
 use super::{DIR, Ledger, file_of, hash};
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::target::show;
 
 /// Exclusive right to a target, until dropped.
@@ -39,6 +39,7 @@ impl Ledger {
             }
             None => Err(
                 Error::mount(format!("another spc is at work on {}", show(target)))
+                    .reason_is(Reason::Locked)
                     .hint("wait until it has ended, then try again"),
             ),
         }
@@ -58,6 +59,7 @@ impl Ledger {
         let hash = hash(Path::new(&format!("device {name}")));
         self.lock_at(hash, deadline, go_on)?.ok_or_else(|| {
             Error::mount(format!("another spc is at work on {name}"))
+                .reason_is(Reason::Locked)
                 .hint("wait until it has ended, then try again")
         })
     }
