@@ -149,6 +149,8 @@ fn build(parts: Parts, host: &File, claims: &Path) -> std::io::Result<()> {
     let run = directories(Path::new("/run"))?;
     mount("tmpfs", "/run", "tmpfs", plain, c"mode=0755")?;
     make_all(&run)?;
+    // iscsiadm makes a directory of its own there, and nothing above it.
+    make_all(&["/run/lock".into()])?;
     mount("tmpfs", "/tmp", "tmpfs", plain, c"mode=1777")?;
     fs::create_dir_all(claims)?;
     attach(&parts.claims, claims)?;

@@ -9,11 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
 use super::setup::{InstallArgs, UninstallArgs};
-<<<<<<< HEAD
 use super::{finish, flexvolume, list, make, mounter, pages, parse, show, warn_if_seen};
-=======
-use super::{finish, flexvolume, list, make, mounter, parse, show, warn_if_seen};
->>>>>>> doors
 use crate::client::{keeper, scope, tend};
 use crate::error::{Class, Error, Result};
 use crate::health::{doctor, look, serve, web};

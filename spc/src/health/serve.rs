@@ -293,11 +293,7 @@ fn tidy(watching: &mut Watching) -> Result<Duration> {
     } = watching;
     let session = &*session;
     let (records, bad) = session.ledger.all()?;
-<<<<<<< HEAD
     let (mut done, mut busy) = (tend::all(session, &records), false);
-=======
-    let mut done = tend::all(session, &records);
->>>>>>> doors
     for corrupt in &bad {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }

@@ -1,8 +1,11 @@
 //! Request to Record: the one way a mount is made, whichever door the request came through.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode as FileMode, OFlags, openat};
 
 use super::device::prepare::{MKFS, Preparing};
 use super::device::{Attached, Attaching};
@@ -17,7 +20,7 @@ use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
 use super::{Ledger, Plan, Proof, Request, services};
 use crate::client::{Place, enter, namespace, place, root, scope};
-use crate::error::{Class, Error, Reason, Result};
+use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::health::look::{self, Health};
 use crate::health::report::{Asked, Operation};
 use crate::host::claim::{Claim, Mode};
@@ -134,14 +137,21 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
     if pinned.path != plan.target {
         return Err(proof::moved(&plan.target));
     }
+    let mut waited_for = false;
     if pinned.mount.is_root {
         let seen = Arc::clone(&pinned);
         let entry = session
             .host
             .run("looking at the target", move || seen.entry())??;
         match entry {
-            // An automount is there to be mounted over: whoever looks at it waits for that.
-            Some(entry) if entry.fs_type == "autofs" => {}
+            // An automount is there to be mounted over. Until that is done, only the process group that does it gets
+            // past it, and a helper's daemon is in another one.
+            Some(entry) if entry.fs_type == "autofs" => {
+                waited_for = true;
+                if plan.route == Route::Preload {
+                    plan.route = Route::Graft;
+                }
+            }
             Some(entry) => return Err(occupied(&plan.target, &entry)),
             None => {
                 let what = format!("{} is already a mount point", show(&plan.target));
@@ -150,6 +160,7 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
         }
     }
     let mut attempt = Attempt::new(session, &plan, pinned, lock)?;
+    attempt.waited_for = waited_for;
     let record = attempt.run(deadline, interrupts)?;
     made.keep();
     Ok(Done::Mounted(record))
@@ -192,6 +203,8 @@ struct Attempt<'a> {
     pinned: Arc<Pinned>,
     record: Record,
     finished: bool,
+    /// The target is an automount, which lets nobody past until the mount is there.
+    waited_for: bool,
     _lock: Lock,
 }
 
@@ -235,6 +248,7 @@ impl<'a> Attempt<'a> {
             pinned,
             record,
             finished: false,
+            waited_for: false,
             _lock: lock,
         })
     }
@@ -427,7 +441,8 @@ impl<'a> Attempt<'a> {
             unique_id: mount.unique,
             ..self.record.clone()
         };
-        let health = look::at(&self.record.target, deadline, || interrupts.check())?;
+        let (target, _held) = self.looked_at()?;
+        let health = look::at(&target, deadline, || interrupts.check())?;
         let (cause, reason) = match health {
             Health::Hung => ("what it mounted does not answer", Reason::NoAnswer),
             Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {
@@ -439,6 +454,22 @@ impl<'a> Attempt<'a> {
             .because(cause)
             .reason_is(reason);
         Err(self.hint_at_network(run.tell(failed, said)))
+    }
+
+    /// The path by which another process looks at the new mount, and what it leads through.
+    fn looked_at(&self) -> Result<(String, Option<OwnedFd>)> {
+        if !self.waited_for {
+            return Ok((self.record.target.clone(), None));
+        }
+        let pinned = Arc::clone(&self.pinned);
+        let opened = self.session.host.run("opening the mount", move || {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            openat(&pinned.parent, &pinned.name, flags, FileMode::empty())
+        })?;
+        let opened =
+            opened.map_err(|e| Error::mount("cannot open the new mount").because(errno_text(e)))?;
+        let path = format!("/proc/{}/fd/{}/.", std::process::id(), opened.as_raw_fd());
+        Ok((path, Some(opened)))
     }
 
     fn look(&self, made: Option<(u64, u64)>) -> Result<Option<Proof>> {
