@@ -47,7 +47,7 @@ pub struct Scene<'lab> {
 
 impl<'lab> Scene<'lab> {
     pub fn new(lab: &'lab Lab, serving: bool) -> Result<Self> {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::least(lab)?;
         let first = spc.first()?;
         if !serving {
             let serve = Pid::from_raw(first).context("no process")?;

@@ -13,20 +13,20 @@ const SECRET: &str = "Correct,Horse 7";
 /// been looked at, and fails with the secret in what it says.
 const HELPER: &str = r#"#!/bin/sh
 exec 2>&1
-echo "$@" >/run/seen/argv
+echo "$@" >/host/srv/seen/argv
 case $0 in
 *s3fs) file=$(echo "$4" | tr , '\n' | sed -n 's/^passwd_file=//p') ;;
 *mount.cifs) file=/proc/self/fd/$PASSWD_FD ;;
 *) file=/proc/self/fd/0 ;;
 esac
 IFS= read -r secret <"$file"
-echo "$secret" >/run/seen/first
-setsid sh -c 'cat "$0" >/run/seen/second; stat -Lc %a "$0" >/run/seen/mode' "$file"
+echo "$secret" >/host/srv/seen/first
+setsid sh -c 'cat "$0" >/host/srv/seen/second; stat -Lc %a "$0" >/host/srv/seen/mode' "$file"
 # As a C program would; dash knows numbers of one digit only.
-if [ "$PASSWD_FD" ]; then bash -c 'cat <&$PASSWD_FD' >/run/seen/inherited; fi
-env >/run/seen/environment
-touch /run/seen/ready
-for _ in $(seq 200); do [ -e /run/seen/done ] && break; sleep 0.1; done
+if [ "$PASSWD_FD" ]; then bash -c 'cat <&$PASSWD_FD' >/host/srv/seen/inherited; fi
+env >/host/srv/seen/environment
+touch /host/srv/seen/ready
+for _ in $(seq 200); do [ -e /host/srv/seen/done ] && break; sleep 0.1; done
 echo "cannot log in to $2 with '$secret'"
 exit 32
 "#;
@@ -57,7 +57,7 @@ fn nobody_shows_it(spc: &Spc<'_>, helper: &str) -> Result<()> {
 
 /// Runs a script in the container that mounts with the secret, and looks at everything while the helper runs and after.
 fn kept(spc: &Spc<'_>, helper: &str, script: &str) -> Result<()> {
-    spc.sh("rm -rf /run/seen; mkdir /run/seen")?.ok()?;
+    spc.sh("rm -rf /host/srv/seen; mkdir /host/srv/seen")?.ok()?;
     spc.put(&format!("/usr/local/bin/{helper}"), HELPER.as_bytes())?;
     spc.put("/run/script", script.as_bytes())?;
     let before = spc.traces()?;
@@ -65,7 +65,7 @@ fn kept(spc: &Spc<'_>, helper: &str, script: &str) -> Result<()> {
         .host
         .spawn(&["docker", "exec", "-i", "spc", "sh", "/run/script"])?;
     until("the helper waits", || {
-        Ok(spc.sh("test -e /run/seen/ready")?.success())
+        Ok(spc.sh("test -e /host/srv/seen/ready")?.success())
     })?;
     nobody_shows_it(spc, helper)?;
     let ledger = spc.host.sh("cat /run/spc/mounts/*.json")?.ok()?.text();
@@ -74,7 +74,7 @@ fn kept(spc: &Spc<'_>, helper: &str, script: &str) -> Result<()> {
         "{ledger}"
     );
     let read = |file: &str| -> Result<String> {
-        Ok(spc.sh(&format!("cat /run/seen/{file}"))?.ok()?.text())
+        Ok(spc.sh(&format!("cat /host/srv/seen/{file}"))?.ok()?.text())
     };
     for way in ["first", "second"] {
         ensure!(read(way)? == SECRET, "{way}: {}", read(way)?);
@@ -86,7 +86,7 @@ fn kept(spc: &Spc<'_>, helper: &str, script: &str) -> Result<()> {
     for shown in ["argv", "environment"] {
         ensure!(!read(shown)?.contains("Horse"), "{}", read(shown)?);
     }
-    spc.sh("touch /run/seen/done")?.ok()?;
+    spc.sh("touch /host/srv/seen/done")?.ok()?;
     let output = running.wait()?.code(32)?;
     let error = output.error_text();
     ensure!(!format!("{output}").contains("Horse"), "{output}");
@@ -98,7 +98,9 @@ fn kept(spc: &Spc<'_>, helper: &str, script: &str) -> Result<()> {
     eprintln!("{script}\n{error}\n");
     // The container's own log, and whatever else was written.
     let left = spc
-        .sh("rm -r /run/seen; grep -rls Horse /run /spc /tmp /var/log | grep -v '^/run/secret'")?;
+        .sh("rm -r /host/srv/seen; grep -rls Horse /run /spc /tmp /var/log | grep -v '^/run/secret'")?;
+    ensure!(left.text().is_empty(), "{left}");
+    let left = spc.host.sh("grep -rls Horse /run/spc /var/log/spc /var/lib/spc/roots/*/run")?;
     ensure!(left.text().is_empty(), "{left}");
     let log = spc.host.run(&["docker", "logs", "spc"])?;
     ensure!(!format!("{log}").contains("Horse"), "{log}");
