@@ -38,10 +38,14 @@ impl Base {
 }
 
 /// What an image is made from, in the checkout.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 10] = [
     "Cargo.lock",
     "Cargo.toml",
-    "image",
+    "image/Containerfile",
+    "image/absent",
+    "image/dpkg.cfg.d",
+    "image/ld.so.preload",
+    "image/shim.conf",
     "scripts/build-image",
     "shim",
     "spc",

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,9 +26,6 @@ use crate::sys::{self, MountAttributes};
 /// On the host: what client programs log.
 pub const LOGS: &str = "/var/log/spc";
 
-/// The devices that client programs open.
-const DEVICES: [&str; 7] = ["full", "fuse", "null", "random", "tty", "urandom", "zero"];
-
 /// Directories of the host where client programs look for keys and settings that nobody names.
 const CONFIGURED: [&str; 2] = ["/etc/ceph", "/root/.ssh"];
 
@@ -38,7 +35,7 @@ struct Parts {
     host: OwnedFd,
     claims: OwnedFd,
     logs: OwnedFd,
-    devices: Vec<(&'static str, OwnedFd)>,
+    devices: OwnedFd,
     configured: Vec<(&'static str, OwnedFd)>,
 }
 
@@ -68,10 +65,6 @@ fn parts(id: &str) -> std::io::Result<Parts> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         mount => mount.map(Some),
     };
-    let mut devices = Vec::new();
-    for name in DEVICES {
-        devices.extend(there(&Path::new("/dev").join(name))?.map(|mount| (name, mount)));
-    }
     let mut configured = Vec::new();
     for path in CONFIGURED {
         configured.extend(there(Path::new(path))?.map(|mount| (path, mount)));
@@ -82,7 +75,8 @@ fn parts(id: &str) -> std::io::Result<Parts> {
         host: clone(Path::new("/"), 0)?,
         claims: clone(&claims, 0)?,
         logs: clone(Path::new(LOGS), 0)?,
-        devices,
+        // Of the host, for disks that are attached later show there as well; nothing that is mounted below it comes along.
+        devices: clone(Path::new("/dev"), 0)?,
         configured,
     })
 }
@@ -143,30 +137,7 @@ fn build(parts: Parts, host: &File, claims: &Path) -> std::io::Result<()> {
     let none = None::<&std::ffi::CStr>;
     mount("proc", "/proc", "proc", plain | MountFlags::NOEXEC, none)?;
     mount("sysfs", "/sys", "sysfs", plain | MountFlags::NOEXEC, none)?;
-    mount(
-        "tmpfs",
-        "/dev",
-        "tmpfs",
-        MountFlags::NOSUID,
-        c"mode=0755,size=64k",
-    )?;
-    for (name, device) in &parts.devices {
-        let path = Path::new("/dev").join(name);
-        File::create(&path)?;
-        attach(device, &path)?;
-    }
-    for (link, to) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "/proc/self/fd/0"),
-        ("/dev/stdout", "/proc/self/fd/1"),
-        ("/dev/stderr", "/proc/self/fd/2"),
-        ("/dev/ptmx", "pts/ptmx"),
-    ] {
-        symlink(to, link)?;
-    }
-    for directory in ["/dev/pts", "/dev/shm"] {
-        fs::create_dir(directory)?;
-    }
+    attach(&parts.devices, "/dev")?;
     mount(
         "devpts",
         "/dev/pts",
@@ -174,9 +145,12 @@ fn build(parts: Parts, host: &File, claims: &Path) -> std::io::Result<()> {
         MountFlags::NOSUID,
         c"newinstance,ptmxmode=0666,mode=0620",
     )?;
+    mount("tmpfs", "/dev/shm", "tmpfs", plain, c"mode=1777")?;
     let run = directories(Path::new("/run"))?;
     mount("tmpfs", "/run", "tmpfs", plain, c"mode=0755")?;
     make_all(&run)?;
+    // iscsiadm makes a directory of its own there, and nothing above it.
+    make_all(&["/run/lock".into()])?;
     mount("tmpfs", "/tmp", "tmpfs", plain, c"mode=1777")?;
     fs::create_dir_all(claims)?;
     attach(&parts.claims, claims)?;

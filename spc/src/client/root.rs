@@ -101,7 +101,8 @@ pub fn lay(host: &Host, settings: &Settings, id: &str) -> Result<InUse> {
     if host.run("looking for the client root", is_there.clone())? {
         return Ok(held);
     }
-    if place() != Place::Container {
+    // Only our own image can be copied, and only under its own name.
+    if place() != Place::Container || own()? != id {
         return Err(
             Error::system(format!("the client root {id} is gone from the host"))
                 .because(format!("{} is missing", path(id).display()))

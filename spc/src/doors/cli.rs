@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::argv::Arguments;
 use super::setup::{InstallArgs, UninstallArgs};
+use super::umount::UmountArgs;
 use super::{finish, flexvolume, list, make, mounter, pages, parse, show, warn_if_seen};
 use crate::client::{keeper, scope, tend};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Result};
 use crate::health::{doctor, look, serve, web};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
 use crate::log::{self, Voice};
 use crate::mount::ladder::{self, Rung};
-use crate::mount::ledger::Corrupt;
 use crate::mount::mounter::Session;
 use crate::mount::repair::{self, NOTHING, Outcome};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::run::Interrupts;
-use crate::mount::unmounter::{self, How, umount};
+use crate::mount::unmounter;
 use crate::mount::{Options, Plan, Request};
 
 /// Mounts network file systems on a host that ships no client for them.
@@ -193,28 +193,6 @@ struct MountArgs {
     target: PathBuf,
 }
 
-#[derive(Debug, Args)]
-struct UmountArgs {
-    /// Unmount everything that spc mounted
-    #[arg(long, conflicts_with = "targets")]
-    all: bool,
-    /// Give up on outstanding requests
-    #[arg(short, long)]
-    force: bool,
-    /// Detach now, clean up when it is no longer busy
-    #[arg(short, long)]
-    lazy: bool,
-    /// Unmount what spc mounted below the targets as well
-    #[arg(short = 'R', long)]
-    recursive: bool,
-    /// Say what is done
-    #[arg(short, long)]
-    verbose: bool,
-    /// Directories on the host
-    #[arg(required_unless_present = "all", value_hint = ValueHint::DirPath)]
-    targets: Vec<PathBuf>,
-}
-
 impl MountArgs {
     fn request(&self) -> Result<Request> {
         let lists = self.options.iter().map(String::as_str);
@@ -282,7 +260,7 @@ fn run(command: Command) -> Result<u8> {
             make(args.request()?, args.fake, args.verbose)?;
             Ok(0)
         }
-        Command::Umount(args) => unmount(&args),
+        Command::Umount(args) => args.run(),
         Command::Ls { json, watch: false } => list::list(&Session::open()?, json),
         Command::Ls { json, watch: true } => list::watch(&Session::open()?, json).map(|()| 0),
         Command::Doctor { kind, json } => {
@@ -334,84 +312,6 @@ fn run(command: Command) -> Result<u8> {
                 Outcome::Nothing => Ok(NOTHING),
                 Outcome::Repaired => Ok(0),
             }
-        }
-    }
-}
-
-fn unmount(args: &UmountArgs) -> Result<u8> {
-    let session = Session::open()?;
-    let how = How {
-        lazy: args.lazy,
-        force: args.force,
-    };
-    let (records, bad) = session.ledger.all()?;
-    let below = |top: &PathBuf| {
-        records
-            .iter()
-            .map(|r| PathBuf::from(&r.target))
-            .filter(|t| t != top && t.starts_with(top))
-            .collect::<Vec<_>>()
-    };
-    let mut failed = Vec::new();
-    let mut targets = Vec::new();
-    if args.all {
-        failed.extend(bad.iter().map(Corrupt::error));
-        targets.extend(records.iter().map(|r| PathBuf::from(&r.target)));
-    }
-    for written in &args.targets {
-        match unmounter::resolve(&session, written) {
-            Ok(target) => {
-                if args.recursive {
-                    targets.extend(below(&target));
-                }
-                targets.push(target);
-            }
-            Err(error) => failed.push(error),
-        }
-    }
-    // Innermost first.
-    targets.sort_by_key(|target| std::cmp::Reverse(target.components().count()));
-    targets.dedup();
-    let (mut succeeded, mut stuck) = (0, Vec::new());
-    for target in &targets {
-        match umount(&session, target, how) {
-            Ok(()) => {
-                succeeded += 1;
-                if args.verbose {
-                    println!("{}: unmounted", crate::host::target::show(target));
-                }
-            }
-            Err(error) => stuck.push((target, error)),
-        }
-    }
-    for (target, error) in stuck {
-        // What could not be reached goes with what it is on.
-        let record = records.iter().find(|r| Path::new(&r.target) == *target);
-        let reached = error.class() != Class::Mount;
-        match record.filter(|_| !reached && succeeded > 0) {
-            Some(record) if unmounter::went_along(&session, record)? => succeeded += 1,
-            _ => failed.push(error),
-        }
-    }
-    match failed.len() {
-        0 => Ok(0),
-        1 if succeeded == 0 => Err(failed.remove(0)),
-        n => {
-            let text = failed.iter().map(ToString::to_string);
-            let lines = text
-                .flat_map(|error| error.lines().map(str::to_owned).collect::<Vec<_>>())
-                .collect();
-            let class = if succeeded > 0 {
-                Class::Some
-            } else {
-                Class::Mount
-            };
-            Err(Error::new(
-                class,
-                format!("{n} of {} targets stay mounted", n + succeeded),
-            )
-            .log(lines)
-            .hint("`spc ls` shows what is mounted"))
         }
     }
 }

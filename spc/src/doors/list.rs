@@ -130,7 +130,7 @@ impl List {
             json!({
                 "target": r.target, "written": r.written, "source": r.source, "type": r.fs_type, "state": state,
                 "daemon": r.daemon, "age_seconds": r.age(), "route": r.route,
-                "mount_id": r.mount_id, "options": r.options, "request": r.request_id,
+                "mount_id": r.mount_id, "options": r.options, "request": r.request_id, "root": r.root,
             })
         });
         list.collect()

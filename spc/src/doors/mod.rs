@@ -26,6 +26,7 @@ pub mod pages;
 pub mod setup;
 pub mod show;
 mod statd;
+pub mod umount;
 
 use argv::Arguments;
 use called::Door;

@@ -11,7 +11,7 @@ use super::presence::entry_of;
 use super::recover::{COPIES, PATIENCE, forget, known, settle};
 use super::{repair, services};
 use crate::client::{enter, root};
-use crate::error::{Error, Result};
+use crate::error::{Error, Reason, Result};
 use crate::health::report::{Asked, Operation};
 use crate::host::errand::{Answer, Errand};
 use crate::host::target::{self, Rules, show};
@@ -60,6 +60,7 @@ pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
         return Err(
             Error::mount(format!("the way to {} does not answer", show(&path)))
                 .because(format!("waited {} s", WALK_LIMIT.as_secs()))
+                .reason_is(Reason::NoAnswer)
                 .hint("it leads through a dead file system: `spc ls` shows which one, and `spc umount -l` takes that away"),
         );
     }
@@ -158,6 +159,7 @@ fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
             record.target
         ))
         .because("its server does not answer")
+        .reason_is(Reason::NoAnswer)
         .hint("what was written last may be lost unless the server comes back")),
         Off::Free | Off::Detached => Ok(()),
     }

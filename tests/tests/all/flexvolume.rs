@@ -103,16 +103,16 @@ fn volumes_of_glusterfs_from_several_servers() {
     });
 }
 
-/// A server of `/srv/data` that lets `alice` in with the password.
+/// A server of `/srv/data` that lets `root` in with the password.
 pub fn sshd<'lab>(lab: &'lab Lab, password: &str) -> Result<Host<'lab>> {
     let server = lab.host(HostOptions {
         root: Root::Server,
         ..HostOptions::default()
     })?;
     let start = r#"
-        mkdir -p /run/sshd /srv/data && ssh-keygen -q -A && echo "alice:x:1001:1001::/srv/data:/bin/sh" >>/etc/passwd
-        echo "alice:$(busybox mkpasswd -m sha512 "$1"):1:0:99999:7:::" >>/etc/shadow && chown 1001 /srv/data
-        /usr/sbin/sshd -o UsePAM=no -o PasswordAuthentication=yes"#;
+        mkdir -p /run/sshd /srv/data && ssh-keygen -q -A
+        echo "root:$(openssl passwd -6 "$1"):1:0:99999:7:::" >/etc/shadow
+        /usr/sbin/sshd -o UsePAM=no -o PermitRootLogin=yes"#;
     server.run(&["sh", "-c", start, "sshd", password])?.ok()?;
     server.write("/srv/data/file", b"on the server")?;
     Ok(server)
@@ -130,7 +130,7 @@ fn volumes_of_other_fuse_programs_with_secrets_of_the_pod() {
         let volume = Volume::new(
             "fuse.sshfs",
             &[
-                ("source", &format!("alice@{}:", server.address())),
+                ("source", &format!("root@{}:/srv/data", server.address())),
                 ("options", "StrictHostKeyChecking=no"),
             ],
         )

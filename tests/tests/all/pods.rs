@@ -135,18 +135,18 @@ fn pods_at_random(lab: &'static Lab, cluster: &Cluster<'_>, pods: usize) -> Resu
     let spc = Spc::usual(lab)?;
     install(&spc)?;
     let node = cluster.nodes()[0].host();
-    let server = sshd(lab, "of alice")?;
+    let server = sshd(lab, "of root")?;
     let gluster = format!("{}:/vol", node.address());
     let volumes = vec![
         Volume::new("glusterfs", &[("source", &gluster)]),
         Volume::new(
             "fuse.sshfs",
             &[
-                ("source", &format!("alice@{}:", server.address())),
+                ("source", &format!("root@{}:/srv/data", server.address())),
                 ("options", "StrictHostKeyChecking=no"),
             ],
         )
-        .secret("password", "of alice"),
+        .secret("password", "of root"),
     ];
     let before = entries(&spc.host)?;
     let node = Node {

@@ -55,7 +55,10 @@ fn kill<H: AnyHost>(spc: &Container<H>) -> Result<()> {
     let daemons = record["daemon"].as_array().context("no daemon")?;
     let daemons: Vec<String> = daemons.iter().map(ToString::to_string).collect();
     ensure!(!daemons.is_empty(), "{record}");
-    spc.sh(&format!("kill -9 {}", daemons.join(" ")))?.ok()?;
+    // All at once: sshfs would unmount in good order if it saw its ssh die.
+    let daemons = daemons.join(" ");
+    spc.sh(&format!("kill -STOP {daemons}; kill -9 {daemons}"))?
+        .ok()?;
     Ok(())
 }
 
@@ -366,10 +369,8 @@ fn tries_that_fail_come_later_and_later_and_say_why() {
         let (dead, _) = only(&spc)?;
         server.sh("kill $(cat /run/sshd.pid)")?.ok()?;
         kill(&spc)?;
-        until(
-            "two tries have failed",
-            || Ok(log(&spc).contains("tries=2")),
-        )?;
+        let tried = || Ok(log(&spc).contains("tries=2"));
+        until("two tries have failed", tried).with_context(|| log(&spc))?;
         let said = log(&spc);
         for what in [
             "Connection refused",

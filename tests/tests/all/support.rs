@@ -334,7 +334,7 @@ pub fn entries(host: &impl AnyHost) -> Result<usize> {
 }
 
 /// How many mounts a client namespace is made of.
-const CLIENT_ENTRIES: usize = 17;
+const CLIENT_ENTRIES: usize = 11;
 
 /// As [`AnyHost::tables`], without what client namespaces are made of.
 fn tables(host: &impl AnyHost) -> Result<BTreeMap<PathBuf, usize>> {
