@@ -87,7 +87,7 @@ fn crossings() -> Result<()> {
 
 /// One mount(8) of a tmpfs by the installed program, beside other ways to the same mount.
 fn installed(host: &Host<'_>) -> Result<()> {
-    host.sh("ln -sf ../libexec/util-linux/mount ../libexec/util-linux/umount /usr/bin/ && docker exec spc spc install && mkdir /mnt/way")?
+    host.sh("ln -sf ../libexec/util-linux/mount ../libexec/util-linux/umount /usr/bin/ && docker exec spc spc install && docker exec spc mkdir /mnt/way && mkdir /mnt/way")?
         .ok()?;
     let pid = host
         .sh("docker inspect --format '{{.State.Pid}}' spc")?

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -13,6 +14,8 @@ use crate::error::{Class, Error, Result, errno_text};
 use crate::host::target::show;
 use crate::host::{Host, process};
 use crate::mount::mounter::Session;
+use crate::mount::presence::entries_of;
+use crate::mount::recover::settle;
 
 /// What was done.
 #[derive(Debug, Serialize)]
@@ -32,6 +35,7 @@ pub struct Uninstalled {
 pub fn uninstall(session: &Session, force: bool) -> Result<Uninstalled> {
     let turn = lock(session)?;
     let host = &session.host;
+    settle_gone(session)?;
     let (records, _) = session.ledger.all()?;
     let needing = records.iter().filter(|record| record.root.is_some());
     let needing: Vec<String> = needing.map(|r| show(r.target.as_ref())).collect();
@@ -67,6 +71,23 @@ pub fn uninstall(session: &Session, force: bool) -> Result<Uninstalled> {
         removed,
         left,
     })
+}
+
+/// Clears up after mounts that somebody took away where no `spc serve` was to notice.
+fn settle_gone(session: &Session) -> Result<()> {
+    let (records, _) = session.ledger.all()?;
+    let entries = entries_of(session, &records)?;
+    for (record, entry) in records.iter().zip(entries) {
+        if entry.is_none() {
+            let (target, until) = (Path::new(&record.target), Instant::now() + LIMIT);
+            let _lock = session.ledger.lock(target, until, || Ok(()))?;
+            // What it is by now counts, not what it was.
+            if let Some(record) = session.ledger.get(target)? {
+                settle(session, &record)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Removes what the manifest lists, and the manifest.
