@@ -57,7 +57,8 @@ fn nobody_shows_it(spc: &Spc<'_>, helper: &str) -> Result<()> {
 
 /// Runs a script in the container that mounts with the secret, and looks at everything while the helper runs and after.
 fn kept(spc: &Spc<'_>, helper: &str, script: &str) -> Result<()> {
-    spc.sh("rm -rf /host/srv/seen; mkdir /host/srv/seen")?.ok()?;
+    spc.sh("rm -rf /host/srv/seen; mkdir /host/srv/seen")?
+        .ok()?;
     spc.put(&format!("/usr/local/bin/{helper}"), HELPER.as_bytes())?;
     spc.put("/run/script", script.as_bytes())?;
     let before = spc.traces()?;
@@ -97,10 +98,13 @@ fn kept(spc: &Spc<'_>, helper: &str, script: &str) -> Result<()> {
     ensure!(spc.traces()? == before, "{output}");
     eprintln!("{script}\n{error}\n");
     // The container's own log, and whatever else was written.
-    let left = spc
-        .sh("rm -r /host/srv/seen; grep -rls Horse /run /spc /tmp /var/log | grep -v '^/run/secret'")?;
+    let left = spc.sh(
+        "rm -r /host/srv/seen; grep -rls Horse /run /spc /tmp /var/log | grep -v '^/run/secret'",
+    )?;
     ensure!(left.text().is_empty(), "{left}");
-    let left = spc.host.sh("grep -rls Horse /run/spc /var/log/spc /var/lib/spc/roots/*/run")?;
+    let left = spc
+        .host
+        .sh("grep -rls Horse /run/spc /var/log/spc /var/lib/spc/roots/*/run")?;
     ensure!(left.text().is_empty(), "{left}");
     let log = spc.host.run(&["docker", "logs", "spc"])?;
     ensure!(!format!("{log}").contains("Horse"), "{log}");
