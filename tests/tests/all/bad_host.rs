@@ -209,7 +209,7 @@ fn records_that_cannot_be_read() {
             ensure!(all.error_text().contains(&file), "{all}");
             ensure!(spc.on("/mnt/other")?.is_empty() && spc.on("/mnt/data")?.len() == 1);
             // The hint, followed.
-            host.sh(&format!("umount /mnt/data && rm /run/spc/mounts/{file}"))?
+            host.sh(&format!("umount /mnt/data && rm -f /run/spc/mounts/{file}"))?
                 .ok()?;
             spc.is_clean()?;
         }
