@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -139,7 +139,7 @@ pub fn start(name: &str, description: &str, command: &mut Command) -> Result<Chi
     let fail = |e: std::io::Error| Error::mount("cannot start a program").because(errno_text(e));
     let (here, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
     let (wait, go) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
-    sys::hold_back(command, told, wait);
+    sys::hold_back(command, told, wait, go.as_raw_fd());
     let over = AtomicBool::new(false);
     std::thread::scope(|threads| {
         let mover = threads.spawn(|| {
@@ -249,5 +249,23 @@ mod tests {
         assert_eq!(name_of(Path::new(&long)), "volume");
         let long = format!("/var/{}", "x".repeat(300));
         assert_eq!(name_of(Path::new(&long)).len(), LONGEST);
+    }
+
+    #[test]
+    fn a_program_that_is_not_let_go_is_not_started() {
+        let file = std::env::temp_dir().join(format!("spc-scope-{}", std::process::id()));
+        let mut command = Command::new("touch");
+        command.arg(&file);
+        let (here, told) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (wait, go) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        sys::hold_back(&mut command, told, wait, go.as_raw_fd());
+        let closer = std::thread::spawn(move || {
+            let pid = number(&here, &AtomicBool::new(false));
+            drop(go);
+            pid
+        });
+        let error = command.status().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
+        assert!(closer.join().unwrap().is_some() && !file.exists());
     }
 }

@@ -171,15 +171,20 @@ pub fn take_descriptor(number: RawFd) -> io::Result<std::os::fd::OwnedFd> {
 }
 
 /// Holds a command's program back, once forked, until somebody has put it where it belongs: it writes a byte to
-/// `here`, and goes on when it has read one from `go`; if that is closed, it is not started.
+/// `here`, and goes on when it has read one from `go`; if the other end of that, which has this number, is closed, it is
+/// not started.
 pub fn hold_back(
     command: &mut Command,
     here: std::os::fd::OwnedFd,
     go: std::os::fd::OwnedFd,
+    other_end: RawFd,
 ) -> &mut Command {
-    // SAFETY: between fork and exec only async-signal-safe system calls are made, on descriptors that the closure owns.
+    // SAFETY: between fork and exec only async-signal-safe system calls are made, on descriptors that the closure owns,
+    // and on the child's own copy of one that nothing else in the child knows.
     unsafe {
         command.pre_exec(move || {
+            // With our own copy of it open, its end would never be seen.
+            libc::close(other_end);
             let number = libc::getpid().to_ne_bytes();
             rustix::io::write(&here, &number)?;
             let mut byte = [0_u8];
