@@ -90,6 +90,7 @@ fn fstab_and_units_at_boot() {
         ensure!(failed.error_text().starts_with("mount.nfs: "), "{failed}");
 
         // At boot: a line of fstab, a unit, and one that mounts when somebody looks.
+        let without = vm.read("/etc/fstab")?;
         let fstab = format!("{export} /mnt/n nfs defaults,_netdev 0 0\n");
         vm.write("/etc/fstab", fstab.as_bytes())?;
         let unit = |source: &str, target: &str, fs_type: &str| {
@@ -154,10 +155,12 @@ fn fstab_and_units_at_boot() {
         // Nothing of it is left.
         vm.sh("systemctl disable --now mnt-a.automount mnt-g.mount && systemctl stop mnt-a.mount; umount /mnt/n")?
             .ok()?;
-        vm.sh("rm /etc/fstab /etc/systemd/system/mnt-* && systemctl daemon-reload")?
+        vm.write("/etc/fstab", &without)?;
+        vm.sh("rm /etc/systemd/system/mnt-* && systemctl daemon-reload")?
             .ok()?;
         vm.run(&["spc", "uninstall"])?.ok()?;
-        vm.sh("rmdir /mnt/*")?.ok()?;
+        // The second is systemd's own, of its first boot.
+        vm.sh("rmdir /mnt/* && rm -f /var/.updated")?.ok()?;
         same(&before, &listing(vm)?)
     });
 }
