@@ -1,7 +1,7 @@
 //! `spc serve`: the container's first process. It reaps orphans, notices mounts that were taken
 //! away on the host, and writes the shim's decisions to the log.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -140,13 +140,19 @@ fn field<'a>(report: &'a str, key: &str) -> Option<&'a str> {
 
 /// The request that a report belongs to: that of the process, or, if that has ended, of the mount whose stand-in it was
 /// about.
-fn request_of(report: &str, session: Option<&Session>) -> Option<String> {
+fn request_of(report: &str, watching: Option<&Watching>) -> Option<String> {
     let of_process = || log::request_of(field(report, "pid")?.parse().ok()?);
     let of_mount = || {
-        let id = Path::new(field(report, "target")?).file_name()?.to_str()?;
-        let (records, _) = session?.ledger.all().ok()?;
-        let record = records.into_iter().find(|record| record.id == id)?;
-        Some(record.request_id)
+        let (id, watching) = (
+            Path::new(field(report, "target")?).file_name()?.to_str()?,
+            watching?,
+        );
+        let (records, _) = watching.session.ledger.all().ok()?;
+        let record = records.into_iter().find(|record| record.id == id);
+        let forgotten = || watching.requests.iter().find_map(|known| known.get(id));
+        record
+            .map(|record| record.request_id)
+            .or_else(|| forgotten().cloned())
     };
     of_process().or_else(of_mount)
 }
@@ -163,6 +169,9 @@ struct Watching {
     own: Vec<String>,
     /// Mounts made outside of this container that were looked at for copies in it, by the ids of their records.
     seen: BTreeSet<String>,
+    /// The requests of the mounts that the last two looks found, by the ids of their records: the shim of a daemon may
+    /// report after its record is gone.
+    requests: [BTreeMap<String, String>; 2],
     mounts: File,
     repairs: Repairs,
 }
@@ -198,8 +207,7 @@ impl Watch {
     /// A report is logged. A mount that somebody made without the launcher has its copies dropped, as the launcher
     /// does it for its own.
     fn heed(&self, report: &str) {
-        let session = self.on.as_ref().map(|watching| &watching.session);
-        let request = request_of(report, session).map(display);
+        let request = request_of(report, self.on.as_ref()).map(display);
         if report.contains("decision=failed") {
             tracing::warn!(request, "shim: {report}");
         } else {
@@ -281,6 +289,7 @@ fn begin() -> Result<Watching> {
         session,
         own,
         seen: BTreeSet::new(),
+        requests: Default::default(),
         mounts,
     })
 }
@@ -289,10 +298,19 @@ fn begin() -> Result<Watching> {
 /// Gives back how long to wait until the next look, if no event comes before.
 fn tidy(watching: &mut Watching) -> Result<Duration> {
     let Watching {
-        session, own, seen, ..
+        session,
+        own,
+        seen,
+        requests,
+        ..
     } = watching;
     let session = &*session;
     let (records, bad) = session.ledger.all()?;
+    requests.swap(0, 1);
+    requests[0] = records
+        .iter()
+        .map(|record| (record.id.clone(), record.request_id.clone()))
+        .collect();
     let (mut done, mut busy) = (tend::all(session, &records), false);
     for corrupt in &bad {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
