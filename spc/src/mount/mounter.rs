@@ -109,7 +109,13 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
     let deadline = Instant::now() + request.timeout;
     let mut plan = Plan::make(request, &session.host, &session.settings)?;
     if session.place == Place::Container && plan.outlives_the_container() {
-        enter::same_again(&session.host, &session.settings, &root::own()?)?;
+        if container::shares(&session.settings, "pid") == Some(false) {
+            tracing::warn!(
+                "this mount ends with the container, which has processes of its own; started with --pid=host, it would not"
+            );
+        } else {
+            enter::same_again(&session.host, &session.settings, &root::own()?)?;
+        }
     }
     let secrets = &mut plan.request.secrets;
     secrets.read(&session.host, &session.settings, deadline, || {
