@@ -108,7 +108,7 @@ fn completions(lab: &Lab) -> Result<()> {
         );
         Ok(host.run(&["bash", "-c", &script])?.ok()?.text())
     };
-    ensure!(bash(&["spc", "mo"])?.trim() == "mount");
+    ensure!(bash(&["spc", "exp"])?.trim() == "explain");
     ensure!(bash(&["spc", "mount", "-t", "glu"])?.trim() == "glusterfs");
     let all = bash(&["spc", ""])?;
     ensure!(
@@ -120,8 +120,8 @@ fn completions(lab: &Lab) -> Result<()> {
             format!("source /srv/share/fish/vendor_completions.d/spc.fish; complete -C '{line}'");
         Ok::<_, anyhow::Error>(host.run(&["fish", "-c", &script])?.ok()?.text())
     };
-    let offered = fish("spc mo")?;
-    ensure!(offered.starts_with("mount\t"), "{offered}");
+    let offered = fish("spc exp")?;
+    ensure!(offered.starts_with("explain\t"), "{offered}");
     let offered = fish("spc mount -t glu")?;
     ensure!(offered.trim_end() == "glusterfs", "{offered}");
     let script = "fpath=(/srv/share/zsh/vendor-completions $fpath); autoload -Uz compinit; compinit -u -D; echo $_comps[spc]";
