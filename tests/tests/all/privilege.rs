@@ -29,7 +29,9 @@ fn each_part_is_needed(spc: &Spc<'_>, cluster: &Cluster<'_>) -> Result<()> {
         let rest: Vec<&str> = LEAST.into_iter().filter(|word| *word != part).collect();
         spc.run(Base::Trixie, &rest)?.ok()?;
 
-        let mount = ["spc", "mount", "-t", "glusterfs", &source, TARGET];
+        // A daemon on the host is in the host's network.
+        let stay = ["spc", "mount", "-o", "x-spc.container"];
+        let mount = [&stay[..], &["-t", "glusterfs", &source, TARGET]].concat();
         let output = spc.exec(&mount)?.code(code)?;
         let error = output.error_text();
         let hint = error.lines().find(|line| line.starts_with("hint: "));
