@@ -45,6 +45,7 @@ fn a_helper_of_any_make_mounts_on_the_host() {
                     "target": "/mnt/made", "written": "/mnt/made", "source": name, "type": "ramfs",
                     "state": "ok", "daemon": [], "age_seconds": record["age_seconds"],
                     "route": route, "mount_id": record["mount_id"], "options": "size=1m",
+                    "request": record["request"], "root": null,
                 });
                 ensure!(*record == same, "{record}");
                 Ok(())
