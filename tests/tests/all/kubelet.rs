@@ -223,7 +223,8 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
             return Ok(());
         }
         self.call(&["unmount", &directory])?;
-        let remove = r#"[ ! -e "$1" ] || rmdir "$1""#;
+        // The driver may have removed it; what cannot be looked at is there, and tried again.
+        let remove = r#"! ls "${1%/*}" | grep -qx "${1##*/}" || rmdir "$1""#;
         self.host
             .run(&["sh", "-c", remove, "remove", &directory])?
             .ok()?;
