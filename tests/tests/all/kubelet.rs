@@ -215,7 +215,8 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         let there = [
             "sh",
             "-c",
-            r#"stat "$1" || ls "${1%/*}" | grep -qx "${1##*/}""#,
+            // busybox's ls does not list what it cannot look at.
+            r#"stat "$1" || [ "$(echo "${1%/*}"/*)" != "${1%/*}/*" ]"#,
             "there",
             &directory,
         ];
@@ -224,7 +225,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         }
         self.call(&["unmount", &directory])?;
         // The driver may have removed it; what cannot be looked at is there, and tried again.
-        let remove = r#"! ls "${1%/*}" | grep -qx "${1##*/}" || rmdir "$1""#;
+        let remove = r#"[ "$(echo "${1%/*}"/*)" = "${1%/*}/*" ] || rmdir "$1""#;
         self.host
             .run(&["sh", "-c", remove, "remove", &directory])?
             .ok()?;
