@@ -16,7 +16,7 @@ fn listing(spc: &Spc<'_>) -> Result<String> {
 }
 
 /// Two listings are the same, or what is different is said.
-fn same(before: &str, after: &str) -> Result<()> {
+pub fn same(before: &str, after: &str) -> Result<()> {
     let only = |a: &str, b: &str| -> Vec<String> {
         let lines = a
             .lines()

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Base, Root, Vm, VmOptions};
 use serde_json::Value;
 
+use crate::install::same;
 use crate::support::{VmSpc, until, with_gluster};
 
 const SYSTEMD: VmOptions = VmOptions {
@@ -28,21 +29,6 @@ fn install(spc: &VmSpc<'_>) -> Result<Value> {
 fn listing(vm: &Vm<'_>) -> Result<String> {
     let find = "find /etc /opt /usr /var -xdev \\( -path /var/log -o -path /var/tmp -o -path /var/lib/systemd -o -path /etc/.updated -o -path /var/.updated \\) -prune -o -printf '%p %y %m %l\\n' | sort";
     Ok(vm.sh(find)?.ok()?.text())
-}
-
-fn same(before: &str, after: &str) -> Result<()> {
-    let only = |a: &str, b: &str| -> Vec<String> {
-        let lines = a
-            .lines()
-            .filter(|line| !b.lines().any(|other| other == *line));
-        lines.map(str::to_owned).collect()
-    };
-    let (gone, new) = (only(before, after), only(after, before));
-    ensure!(
-        gone.is_empty() && new.is_empty(),
-        "gone: {gone:#?}\nnew: {new:#?}"
-    );
-    Ok(())
 }
 
 /// The type of what is mounted on a target of the host.
