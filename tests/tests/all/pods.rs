@@ -196,12 +196,6 @@ fn pods_at_random(lab: &'static Lab, cluster: &Cluster<'_>, pods: usize) -> Resu
 }
 
 #[test]
-fn sixty_pods_at_random() {
-    with_gluster(|lab, cluster| pods_at_random(lab, cluster, 60));
-}
-
-#[test]
-#[ignore = "takes long: scripts/test long"]
 fn a_thousand_pods_at_random() {
     with_gluster(|lab, cluster| pods_at_random(lab, cluster, 1000));
 }
