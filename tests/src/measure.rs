@@ -87,14 +87,16 @@ fn crossings() -> Result<()> {
 
 /// One mount(8) of a tmpfs by the installed program, beside other ways to the same mount.
 fn installed(host: &Host<'_>) -> Result<()> {
-    host.sh("ln -sf ../libexec/util-linux/mount ../libexec/util-linux/umount /usr/bin/ && docker exec spc spc install && docker exec spc mkdir /mnt/way && mkdir /mnt/way")?
+    host.sh("ln -sf ../libexec/util-linux/mount ../libexec/util-linux/umount /usr/bin/ && docker exec spc spc install && docker exec spc mkdir /mnt/way && mkdir /mnt/way && docker exec spc sh -c 'echo target /mnt/way >>/etc/spc/shim.conf'")?
         .ok()?;
     let pid = host
         .sh("docker inspect --format '{{.State.Pid}}' spc")?
         .ok()?
-        .text();
+        .text()
+        .trim()
+        .to_owned();
     let enter =
-        format!("SPC_TYPES=tmpfs nsenter --mount=/proc/{pid}/ns/mnt mount -t tmpfs way /mnt/way");
+        format!("/usr/bin/nsenter --mount=/proc/{pid}/ns/mnt /usr/bin/mount -t tmpfs way /mnt/way");
     let ways = [
         "/usr/bin/mount -t tmpfs way /mnt/way",
         &enter,
@@ -105,7 +107,8 @@ fn installed(host: &Host<'_>) -> Result<()> {
     for _ in 0..MOUNTS {
         for (way, times) in ways.iter().zip(&mut times) {
             times.push(host.sh(way)?.ok()?.elapsed);
-            host.sh("/usr/bin/umount /mnt/way")?.ok()?;
+            let off = host.sh("/usr/bin/umount /mnt/way")?;
+            off.ok().with_context(|| way.to_string())?;
         }
     }
     println!("\n| {MOUNTS} mounts of a tmpfs on a host | median | quartiles |\n|---|---|---|");
