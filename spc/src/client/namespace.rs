@@ -172,7 +172,13 @@ fn make(host: &Host, id: &str) -> Result<Keeper> {
     if made.is_err() {
         // Its input is closed, so it ends; this is for one that hangs.
         let _ = child.kill();
-        let _ = child.wait();
+        // One that waits in the kernel, where no signal ends it, is left behind.
+        for _ in 0..200 {
+            match child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(10)),
+                _ => break,
+            }
+        }
     }
     made
 }

@@ -224,8 +224,11 @@ fn list() -> Result<Vec<Listed>> {
         // It may have ended by itself.
         let _ = pidfd_send_signal(pidfd, Signal::KILL);
     }
-    // Reaped here, or by whoever reaps everything.
-    let _ = child.wait();
+    // Reaped here, or by whoever reaps everything; one that no signal ends is left behind.
+    if let Ok(pidfd) = &pidfd {
+        crate::host::process::ended(pidfd, LIMIT);
+    }
+    let _ = child.try_wait();
     let text = text
         .map_err(|_| fail().because(format!("no answer in {} s", LIMIT.as_secs())))?
         .map_err(system)?;
