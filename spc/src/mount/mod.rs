@@ -20,6 +20,7 @@ pub mod replace;
 pub mod request;
 pub mod run;
 pub mod secrets;
+pub mod servers;
 pub mod services;
 pub mod unmounter;
 

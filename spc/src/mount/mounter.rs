@@ -11,14 +11,14 @@ use super::device::prepare::{MKFS, Preparing};
 use super::device::{Attached, Attaching};
 use super::direct::{self, Detached};
 use super::handover::Handover;
-use super::ledger::{Again, Lock, OnDevice, Record, State, boot, now};
+use super::ledger::{Again, OnDevice, Record, State, boot, now};
 use super::plan::Route;
 use super::presence::entry_of;
 use super::proof;
 use super::recover::{is_mount, known, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
-use super::{Ledger, Plan, Proof, Request, services};
+use super::{Ledger, Plan, Proof, Request, servers, services};
 use crate::client::{Place, enter, namespace, place, root, scope};
 use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::health::look::{self, Health};
@@ -121,12 +121,12 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
     secrets.read(&session.host, &session.settings, deadline, || {
         interrupts.check()
     })?;
-    let lock = session
+    let _lock = session
         .ledger
         .lock(&plan.target, deadline, || interrupts.check())?;
     if let Some(record) = known(session, &plan.target)? {
         match settle(session, &record)? {
-            Some(entry) if record.request == plan.request.fingerprint() => {
+            Some(entry) if record.request == plan.fingerprint => {
                 tracing::debug!(mount = entry.id, "already mounted");
                 return already(session, record);
             }
@@ -165,9 +165,12 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
             }
         }
     }
-    let mut attempt = Attempt::new(session, &plan, pinned, lock)?;
-    attempt.waited_for = waited_for;
-    let record = attempt.run(deadline, interrupts)?;
+    let at = (&*session.host, &session.settings);
+    let record = servers::mount(&mut plan, at, deadline, interrupts, |plan, deadline| {
+        let mut attempt = Attempt::new(session, plan, Arc::clone(&pinned));
+        attempt.waited_for = waited_for;
+        attempt.run(deadline, interrupts)
+    })?;
     made.keep();
     Ok(Done::Mounted(record))
 }
@@ -211,11 +214,10 @@ struct Attempt<'a> {
     finished: bool,
     /// The target is an automount, which lets nobody past until the mount is there.
     waited_for: bool,
-    _lock: Lock,
 }
 
 impl<'a> Attempt<'a> {
-    fn new(session: &'a Session, plan: &'a Plan, pinned: Arc<Pinned>, lock: Lock) -> Result<Self> {
+    fn new(session: &'a Session, plan: &'a Plan, pinned: Arc<Pinned>) -> Self {
         let id = plan.id.clone();
         let request = &plan.request;
         let on = pinned.mount.id;
@@ -229,7 +231,7 @@ impl<'a> Attempt<'a> {
             shows: plan.chosen.shows.clone(),
             shows_source: plan.chosen.shows_source.clone(),
             options: request.options.to_string(),
-            request: request.fingerprint(),
+            request: plan.fingerprint.clone(),
             route: plan.route,
             mount_id: 0,
             unique_id: 0,
@@ -248,15 +250,14 @@ impl<'a> Attempt<'a> {
             boot: boot(),
             again: None,
         };
-        Ok(Self {
+        Self {
             session,
             plan,
             pinned,
             record,
             finished: false,
             waited_for: false,
-            _lock: lock,
-        })
+        }
     }
 
     fn run(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Record> {
