@@ -270,7 +270,8 @@ impl<'a> Attempt<'a> {
             .carry_out(deadline, interrupts)
             .map_err(|error| modules::explain(error, &lacks))?;
         interrupts.check()?;
-        copies::drop_copies(&proof.entry, &proof.on)?;
+        // The kernel makes a copy after what it is a copy of.
+        copies::drop_copies(&proof.entry, &proof.on, proof.mount.unique)?;
         self.record.state = State::Mounted;
         self.note(proof.mount);
         self.session.ledger.put(&self.record)?;

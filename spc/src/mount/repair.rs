@@ -346,11 +346,13 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
         tracing::warn!(target = %record.target, error, "its daemon will not reach the host");
     }
     let entries = session.host.run("looking at a mount", move || {
-        let entry = mountinfo::find(made.id).ok()??;
-        Some((mountinfo::find(entry.parent).ok()??, entry))
+        let entry = mountinfo::find(made.id, made.unique).ok()??;
+        let on = mountinfo::find(entry.parent, entry.parent_unique).ok()??;
+        Some((on, entry))
     })?;
     if let Some((on, entry)) = entries {
-        drop_copies(&entry, &on)?;
+        // It may be a copy itself, of a mount on a peer, and others older.
+        drop_copies(&entry, &on, 0)?;
     }
     record.mount_id = made.id;
     record.unique_id = made.unique;
