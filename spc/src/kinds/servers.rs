@@ -42,6 +42,21 @@ pub fn sources(fs_type: &str, servers: &[String], path: &str) -> Result<Vec<Stri
     }
 }
 
+/// The name by which a source has its server, the first of several; none if it is a path or has no name.
+pub fn named(source: &str) -> Option<&str> {
+    let source = match source.strip_prefix("//") {
+        Some(share) => share,
+        None if source.starts_with('/') => return None,
+        None => source,
+    };
+    let end = match source.find('[') {
+        Some(open) => source[open..].find(']').map(|end| open + end + 1),
+        None => source.find([':', '/', ',']),
+    };
+    let name = &source[..end.unwrap_or(source.len())];
+    (!name.is_empty()).then_some(name)
+}
+
 /// `A,B:/PATH`.
 pub(super) fn listed(servers: &[String], path: &str) -> String {
     let servers: Vec<_> = servers.iter().map(|server| bracketed(server)).collect();
@@ -88,6 +103,22 @@ fn bracketed(server: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_names_its_server() {
+        for (source, server) in [
+            ("192.0.2.1:/vol", Some("192.0.2.1")),
+            ("[2001:db8::1]:/vol", Some("[2001:db8::1]")),
+            ("//nas/share/below", Some("nas")),
+            ("me@host:dir", Some("me@host")),
+            ("a:6789,b:6789:/", Some("a")),
+            ("bucket", Some("bucket")),
+            ("/srv/data", None),
+            (":/", None),
+        ] {
+            assert_eq!(named(source), server, "{source}");
+        }
+    }
 
     fn made(fs_type: &str, servers: &str, path: &str) -> Result<Vec<String>> {
         let servers: Vec<_> = servers.split(' ').map(str::to_owned).collect();

@@ -15,10 +15,11 @@ use super::ledger::{Again, Lock, OnDevice, Record, State, boot, now};
 use super::plan::Route;
 use super::presence::entry_of;
 use super::proof;
+use super::queue::{Limit, Turn};
 use super::recover::{is_mount, known, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
-use super::{Ledger, Plan, Proof, Request, services};
+use super::{Ledger, Plan, Proof, Request, queue, services};
 use crate::client::{Place, enter, namespace, place, root, scope};
 use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::health::look::{self, Health};
@@ -29,6 +30,7 @@ use crate::host::target::{self, MountId, Pinned, show};
 use crate::host::{Host, Settings, container, copies, modules, process};
 use crate::kinds::Maker;
 use crate::kinds::block::AUTO;
+use crate::kinds::servers;
 use crate::log;
 
 /// How long a helper that ended well may take until its mount is there.
@@ -265,9 +267,11 @@ impl<'a> Attempt<'a> {
         let (host, settings) = (&self.session.host, &self.session.settings);
         let lacks = modules::provide(&self.plan.chosen.modules, host, settings);
         interrupts.check()?;
+        let turn = self.turn(deadline, interrupts)?;
         let proof = self
             .carry_out(deadline, interrupts)
-            .map_err(|error| modules::explain(error, &lacks))?;
+            .map_err(|error| turn.explain(modules::explain(error, &lacks)))?;
+        drop(turn);
         interrupts.check()?;
         copies::drop_copies(&proof.entry, &proof.on)?;
         self.record.state = State::Mounted;
@@ -275,6 +279,21 @@ impl<'a> Attempt<'a> {
         self.session.ledger.put(&self.record)?;
         self.finished = true;
         Ok(self.record.clone())
+    }
+
+    /// Waits until it may run a helper; what the kernel makes alone needs no turn.
+    fn turn(&self, deadline: Instant, interrupts: &Interrupts) -> Result<Turn> {
+        let Plan {
+            request, chosen, ..
+        } = self.plan;
+        let server = match (&chosen.maker, &chosen.device) {
+            (_, Some(device)) => Some(device.through.as_str()),
+            (Maker::Helper(_), None) => servers::named(&request.source),
+            _ => return Ok(Turn::default()),
+        };
+        let host = &self.session.host;
+        let limit = Limit::of(&request.options, host)?;
+        queue::enter(host, server, limit, deadline, || interrupts.check())
     }
 
     /// Runs the helper, or has the kernel make the mount, and proves the result.
