@@ -100,8 +100,8 @@ fn renew(session: &Session, record: Record, interrupts: &Interrupts) -> Result<(
     let deadline = began + LIMIT;
     let mut plan = plan(session, &record, deadline, interrupts)?;
     let at = (&*session.host, &session.settings);
-    let made = servers::mount(&mut plan, at, deadline, interrupts, |plan, deadline| {
-        Attempt::new(session, plan, record.clone())?.run(deadline, interrupts)
+    let made = servers::mount(&mut plan, at, deadline, interrupts, |plan, share| {
+        Attempt::new(session, plan, record.clone())?.run(share.until(), interrupts)
     });
     let (dead, record, way) = made?;
     let (way, id, took) = (way.word(), record.mount_id, began.elapsed());
