@@ -30,7 +30,7 @@ const CEPH_FUSE: Kind = Kind {
     modules: &[FUSE],
     needs: &[Need::program(&["ceph-fuse"], "ceph-fuse"), Need::Fuse],
     shows_source: Shown::As("ceph-fuse"),
-    servers: Servers::All(servers::listed),
+    servers: Servers::All(servers::COLON),
     ..ROW
 };
 
@@ -52,7 +52,7 @@ const SMB: Kind = Kind {
         Need::program(&["mount.cifs"], "cifs-utils"),
         Need::HostNetwork,
     ],
-    servers: Servers::One(servers::slashes),
+    servers: Servers::Chosen(servers::SLASHES, servers::SMBD),
     ..ROW
 };
 
@@ -69,7 +69,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::Fuse,
         ],
         also: &["gluster"],
-        servers: Servers::All(servers::listed),
+        servers: Servers::Chosen(servers::VOLUME, servers::GLUSTERD),
         ..ROW
     },
     Kind {
@@ -80,7 +80,7 @@ pub(super) const TABLE: &[Kind] = &[
         fits: source::nfs,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
-        servers: Servers::One(servers::colon),
+        servers: Servers::Chosen(servers::COLON, servers::NFSD),
         ..ROW
     },
     Kind {
@@ -89,7 +89,7 @@ pub(super) const TABLE: &[Kind] = &[
         telling: nfs::TELLING,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
-        servers: Servers::One(servers::colon),
+        servers: Servers::Chosen(servers::COLON, servers::NFSD),
         ..ROW
     },
     Kind {
@@ -106,7 +106,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::HostNetwork,
         ],
         also: &["cephfs"],
-        servers: Servers::All(servers::listed),
+        servers: Servers::All(servers::COLON),
         ..ROW
     },
     Kind {
@@ -142,7 +142,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::Fuse,
         ],
         also: &["sshfs"],
-        servers: Servers::One(servers::login),
+        servers: Servers::Chosen(servers::LOGIN, servers::SSHD),
         ..FUSE_PROGRAM
     },
     Kind {
@@ -172,7 +172,7 @@ pub(super) const TABLE: &[Kind] = &[
         maker: kernel,
         modules: &[Module::of("ext4")],
         source: Source::BlockDevice,
-        servers: Servers::All(servers::portals),
+        servers: Servers::All(servers::PORTALS),
         ..ROW
     },
     Kind {
@@ -180,7 +180,7 @@ pub(super) const TABLE: &[Kind] = &[
         maker: kernel,
         modules: &[Module::of("xfs")],
         source: Source::BlockDevice,
-        servers: Servers::All(servers::portals),
+        servers: Servers::All(servers::PORTALS),
         ..ROW
     },
     // What is on an attached device, whichever of ours it is.
@@ -190,7 +190,7 @@ pub(super) const TABLE: &[Kind] = &[
         shows: &["ext4", "xfs", "ext3", "ext2"],
         fits: block::fits,
         source: Source::BlockDevice,
-        servers: Servers::All(servers::portals),
+        servers: Servers::All(servers::PORTALS),
         ..ROW
     },
     Kind {
