@@ -25,6 +25,7 @@ mod engine;
 mod enter;
 mod exec;
 mod faulty;
+pub mod fuzz;
 mod ganesha;
 mod gluster;
 mod guest;
