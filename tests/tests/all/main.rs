@@ -45,6 +45,7 @@ mod scene;
 mod secrets;
 mod servers;
 mod services;
+mod several;
 mod smb;
 mod steady;
 mod support;
