@@ -8,7 +8,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use super::policy;
+use super::node::Allowed;
+use super::policy::{self, OF_NODE};
 use crate::doors::kubelet;
 use crate::error::{Error, Result};
 use crate::kinds;
@@ -91,10 +92,10 @@ fn limit(given: &Given) -> Result<Duration> {
 /// A name for the volume: the same on all nodes, for all pods.
 ///
 /// # Errors
-/// As [`Volume::read`].
+/// It has no type or no source.
 pub fn name(json: &str) -> Result<String> {
-    let volume = Volume::read(json)?;
-    let what = format!("{}-{}", volume.fs_type, volume.sources.join("-"));
+    let (fs_type, sources) = of(&given(json)?)?;
+    let what = format!("{fs_type}-{}", sources.join("-"));
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let short: String = what.chars().map(plain).take(80).collect();
     // Other characters may make another volume.
@@ -108,17 +109,30 @@ fn number(text: &str) -> u64 {
     })
 }
 
+/// What kubelet itself says.
+fn own<'a>(given: &'a Given, name: &str) -> Option<&'a str> {
+    let value = given.get(&format!("{OWN}{name}")).map(String::as_str);
+    value.filter(|value| !value.is_empty())
+}
+
+/// The type and the sources.
+fn of(given: &Given) -> Result<(String, Vec<String>)> {
+    let asked = own(given, "fsType");
+    let sources = sources(given, asked)?;
+    let fs_type = match asked {
+        Some(fs_type) => fs_type.to_owned(),
+        None => kinds::infer(&sources[0])?.fs_type.to_owned(),
+    };
+    Ok((fs_type, sources))
+}
+
 impl Volume {
-    /// Reads the object, and checks what a pod may ask for.
+    /// Reads the object, and checks what a pod may ask for on a node that allows this.
     ///
     /// # Errors
     /// Something is missing, unknown, or not a pod's to ask for.
-    pub fn read(json: &str) -> Result<Self> {
+    pub fn read(json: &str, allowed: &Allowed) -> Result<Self> {
         let given = given(json)?;
-        let own = |name: &str| {
-            let value = given.get(&format!("{OWN}{name}")).map(String::as_str);
-            value.filter(|value| !value.is_empty())
-        };
         let unknown = |key: &&String| !key.starts_with(OWN) && !KNOWN.contains(&key.as_str());
         if let Some(key) = given.keys().find(unknown) {
             return Err(Error::usage(format!("unknown option: {}", key.escape_default()))
@@ -145,21 +159,27 @@ impl Volume {
                 }
             }
         }
-        let asked = own("fsType");
-        let sources = sources(&given, asked)?;
-        let fs_type = match asked {
-            Some(fs_type) => fs_type.to_owned(),
-            None => kinds::infer(&sources[0])?.fs_type.to_owned(),
+        let (fs_type, sources) = of(&given)?;
+        let read_only = options.read_only() || own(&given, "readwrite") == Some("ro");
+        let of_node = allowed.options(&fs_type, &sources);
+        let policy = match of_node {
+            Some(_) => OF_NODE,
+            None => policy::of(&fs_type)?,
         };
-        let policy = policy::of(&fs_type)?;
-        for source in &sources {
-            policy.check_source(&fs_type, source)?;
+        if of_node.is_none() {
+            for source in &sources {
+                policy.check_source(&fs_type, source)?;
+            }
         }
         policy.check_options(&fs_type, &options)?;
-        if own("readwrite") == Some("ro") {
+        // The node's count more, for they come last.
+        if let Some(of_node) = of_node {
+            options.extend(of_node);
+        }
+        if read_only {
             options.push("ro".into())?;
         }
-        policy.complete(&mut options, own("mounterArgs.FsGroup"))?;
+        policy.complete(&mut options, own(&given, "mounterArgs.FsGroup"))?;
         Ok(Self {
             fs_type,
             sources,
@@ -244,7 +264,7 @@ mod tests {
     const VOLUME: &str = "/var/lib/kubelet/pods/1-2/volumes/x~spc/data";
 
     fn volume(json: serde_json::Value) -> Result<Volume> {
-        Volume::read(&json.to_string())
+        Volume::read(&json.to_string(), &Allowed::default())
     }
 
     #[test]
@@ -333,9 +353,35 @@ mod tests {
             );
         }
         for bad in ["", "[]", "hunter2", r#"{"a": "hunter2"#] {
-            let error = Volume::read(bad).unwrap_err().to_string();
+            let error = Volume::read(bad, &Allowed::default())
+                .unwrap_err()
+                .to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_node_says_with_which_options_its_own_is_mounted() {
+        let allowed = Allowed::parse("allow bind /srv ro,nosuid\nallow x tag rw,a=b").unwrap();
+        let read = |fs_type: &str, source: &str, options: &str, access: &str| {
+            let json = serde_json::json!({
+                "kubernetes.io/fsType": fs_type, "source": source, "options": options,
+                "kubernetes.io/readwrite": access,
+            });
+            let volume = Volume::read(&json.to_string(), &allowed)?;
+            Ok::<_, Error>((volume.options.to_string(), volume.options.read_only()))
+        };
+        let (options, read_only) = read("bind", "/srv", "rw,noexec", "rw").unwrap();
+        assert!(
+            read_only && options.starts_with("rw,noexec,ro,nosuid"),
+            "{options}"
+        );
+        assert!(read("x", "tag", "", "ro").unwrap().1);
+        assert!(read("x", "tag", "ro", "rw").unwrap().1);
+        assert!(!read("x", "tag", "", "rw").unwrap().1);
+        assert!(read("bind", "/srv", "rbind", "rw").is_err());
+        assert!(read("bind", "/srv/", "", "rw").is_err());
+        assert!(read("x", "other", "", "rw").is_err());
     }
 
     #[test]

@@ -3,12 +3,14 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::grow;
+use super::node::Allowed;
 use super::reply::Reply;
 use super::volume::Volume;
 use crate::doors::helper::take_off;
 use crate::doors::kubelet;
 use crate::error::{Class, Error, Result, errno_text};
-use crate::host::target::{self, Rules, Walk, show};
+use crate::host::target::{self, Rules, Walk};
 use crate::log;
 use crate::mount::mounter::{Session, mount};
 use crate::mount::run::Interrupts;
@@ -23,7 +25,8 @@ pub fn run(words: &[String]) -> Reply {
     let done = match words[..] {
         ["mount", dir] => make(dir),
         ["unmount", dir] => unmake(dir),
-        ["expandfs", dir, size] => measure(dir, size.parse().unwrap_or_default()),
+        ["expandfs", dir, size] => grow::run(dir, size),
+        ["grow", dir, size] => grow::work(dir, size),
         _ => Err(Error::usage("no work of this name")),
     };
     // In an event, far from the log, the id leads there.
@@ -42,10 +45,10 @@ fn object() -> std::io::Result<String> {
 fn make(dir: &str) -> Result<Reply> {
     let json = object()
         .map_err(|e| Error::system("cannot read the volume's options").because(errno_text(e)))?;
-    let volume = Volume::read(&json)?;
-    let mut requests = volume.requests(dir)?;
     let interrupts = Interrupts::hold()?;
     let session = Session::open()?;
+    let volume = Volume::read(&json, &Allowed::read(&session.host)?)?;
+    let mut requests = volume.requests(dir)?;
     // One of them may have been fulfilled before.
     if let Some(record) = session.ledger.get(Path::new(dir))? {
         requests.sort_by_key(|request| request.source != record.source);
@@ -96,27 +99,4 @@ fn unmake(dir: &str) -> Result<Reply> {
         take_off(&session, &target, How::default())?;
     }
     Ok(Reply::success())
-}
-
-/// A volume grows on its server. Whether it has is all there is to say.
-fn measure(dir: &str, wanted: u64) -> Result<Reply> {
-    let path = PathBuf::from(dir);
-    kubelet::check(&path)?;
-    let session = Session::open()?;
-    let look = path.clone();
-    let there = session
-        .host
-        .run("looking at the volume", move || rustix::fs::statvfs(&look))?
-        .map_err(|e| {
-            Error::mount(format!("cannot look at {}", show(&path))).because(errno_text(e))
-        })?;
-    let bytes = there.f_blocks.saturating_mul(there.f_frsize);
-    if bytes >= wanted {
-        return Ok(Reply::size(bytes));
-    }
-    Err(Error::mount(format!(
-        "the volume on {} has {bytes} bytes, not {wanted}",
-        show(&path)
-    ))
-    .hint("make it larger on its server"))
 }
