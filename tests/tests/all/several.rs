@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use lab::{AnyHost, Host, Lab};
+use lab::{Host, Lab};
 use serde_json::Value;
 
 use crate::flexvolume::{NOBODY, sshd};
