@@ -1,7 +1,7 @@
 //! `spc umount`: one or several targets, innermost first.
 
 use std::cmp::Reverse;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
@@ -45,7 +45,11 @@ impl UmountArgs {
             lazy: self.lazy,
             force: self.force,
         };
-        let (records, bad) = session.ledger.all()?;
+        // One target is looked for by its name.
+        let (records, bad) = match self.all || self.recursive {
+            true => session.ledger.all()?,
+            false => Default::default(),
+        };
         let below = |top: &PathBuf| {
             records
                 .iter()
@@ -87,11 +91,11 @@ impl UmountArgs {
         }
         for (target, error) in stuck {
             // What could not be reached goes with what it is on.
-            let record = records.iter().find(|r| Path::new(&r.target) == *target);
             let stayed = error.class() == Class::Mount;
-            match record.filter(|_| stayed && succeeded > 0) {
-                Some(record) if unmounter::went_along(&session, record)? => succeeded += 1,
-                _ => failed.push(error),
+            if stayed && succeeded > 0 && unmounter::went_along(&session, target)? {
+                succeeded += 1;
+            } else {
+                failed.push(error);
             }
         }
         summary(failed, succeeded)

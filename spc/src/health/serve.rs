@@ -214,7 +214,8 @@ impl Watch {
             tracing::debug!(request, "shim: {report}");
         }
         if let (Some(id), Some(watching)) = (carried_mount(report), &self.on) {
-            drop_copies_of(&watching.session, id);
+            // The shim says no more.
+            drop_copies_of(&watching.session, id, 0);
         }
     }
 
@@ -261,14 +262,14 @@ impl Watch {
 }
 
 /// Drops the copies that this container's table has of a mount of the host.
-fn drop_copies_of(session: &Session, id: u64) {
+fn drop_copies_of(session: &Session, id: u64, unique: u64) {
     let look = move || {
-        let entry = mountinfo::find(id).ok()??;
-        let on = mountinfo::find(entry.parent).ok()??;
+        let entry = mountinfo::find(id, unique).ok()??;
+        let on = mountinfo::find(entry.parent, entry.parent_unique).ok()??;
         Some((entry, on))
     };
     let dropped = match session.host.run("looking at a mount", look) {
-        Ok(Some((entry, on))) => drop_copies(&entry, &on),
+        Ok(Some((entry, on))) => drop_copies(&entry, &on, unique),
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
@@ -320,7 +321,7 @@ fn tidy(watching: &mut Watching) -> Result<Duration> {
         let repairing = record.again.as_ref().is_some_and(|a| a.making.is_some());
         if record.state == State::Mounted && !repairing && entry.is_some() {
             if record.root.is_some() && seen.insert(record.id.clone()) {
-                drop_copies_of(session, record.mount_id);
+                drop_copies_of(session, record.mount_id, record.unique_id);
             }
             continue;
         }

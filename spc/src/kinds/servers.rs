@@ -342,6 +342,21 @@ pub fn at_host(server: &str, host: &str) -> String {
     }
 }
 
+/// The name by which a source has its server, the first of several; none if it is a path or has no name.
+pub fn first_of(source: &str) -> Option<&str> {
+    let source = match source.strip_prefix("//") {
+        Some(share) => share,
+        None if source.starts_with('/') => return None,
+        None => source,
+    };
+    let end = match source.find('[') {
+        Some(open) => source[open..].find(']').map(|end| open + end + 1),
+        None => source.find([':', '/', ',']),
+    };
+    let name = &source[..end.unwrap_or(source.len())];
+    (!name.is_empty()).then_some(name)
+}
+
 fn dedup(servers: &mut Vec<String>) {
     let mut seen = std::collections::BTreeSet::new();
     servers.retain(|server| seen.insert(bare(server).to_owned()));
@@ -402,6 +417,22 @@ fn bare(server: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_names_its_server() {
+        for (source, server) in [
+            ("192.0.2.1:/vol", Some("192.0.2.1")),
+            ("[2001:db8::1]:/vol", Some("[2001:db8::1]")),
+            ("//nas/share/below", Some("nas")),
+            ("me@host:dir", Some("me@host")),
+            ("a:6789,b:6789:/", Some("a")),
+            ("bucket", Some("bucket")),
+            ("/srv/data", None),
+            (":/", None),
+        ] {
+            assert_eq!(first_of(source), server, "{source}");
+        }
+    }
 
     fn made(fs_type: &str, servers: &str, path: &str) -> Result<String> {
         with(fs_type, path, &list_of(servers)?)

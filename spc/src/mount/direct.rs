@@ -249,7 +249,7 @@ pub fn detach(
         if found.is_some() {
             break;
         }
-        let Some(entry) = mountinfo::find(id).map_err(|_| Errno::IO)? else {
+        let Some(entry) = mountinfo::find(id, unique).map_err(|_| Errno::IO)? else {
             break;
         };
         found = at(&entry.target);

@@ -126,8 +126,8 @@ pub fn climb(session: &Session, record: &Record, how: How) -> Result<Off> {
 
 /// Where the mount is that a mount is on, if that does not answer: then the other one cannot be reached.
 fn hung_below(session: &Session, entry: &Entry) -> Option<String> {
-    let parent = entry.parent;
-    let look = move || mountinfo::find(parent);
+    let (parent, unique) = (entry.parent, entry.parent_unique);
+    let look = move || mountinfo::find(parent, unique);
     let on = session.host.run("looking at a mount", look).ok()?.ok()??;
     let target = on.target.to_string_lossy();
     let health = look::at(&target, Instant::now() + Duration::from_secs(1), || Ok(())).ok()?;

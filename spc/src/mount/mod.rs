@@ -14,6 +14,7 @@ pub mod options;
 pub mod plan;
 pub mod presence;
 pub mod proof;
+pub mod queue;
 pub mod recover;
 pub mod repair;
 pub mod replace;

@@ -15,10 +15,12 @@ use super::ledger::{Again, OnDevice, Record, State, boot, now};
 use super::plan::Route;
 use super::presence::entry_of;
 use super::proof;
+use super::queue::{self, Limit, Turn};
 use super::recover::{is_mount, known, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
-use super::{Ledger, Plan, Proof, Request, servers, services};
+use super::servers::{self, Share};
+use super::{Ledger, Plan, Proof, Request, services};
 use crate::client::{Place, enter, namespace, place, root, scope};
 use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::health::look::{self, Health};
@@ -29,6 +31,7 @@ use crate::host::target::{self, MountId, Pinned, show};
 use crate::host::{Host, Settings, container, copies, modules, process};
 use crate::kinds::Maker;
 use crate::kinds::block::AUTO;
+use crate::kinds::servers::first_of;
 use crate::log;
 
 /// How long a helper that ended well may take until its mount is there.
@@ -166,10 +169,10 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
         }
     }
     let at = (&*session.host, &session.settings);
-    let record = servers::mount(&mut plan, at, deadline, interrupts, |plan, deadline| {
+    let record = servers::mount(&mut plan, at, deadline, interrupts, |plan, share| {
         let mut attempt = Attempt::new(session, plan, Arc::clone(&pinned));
         attempt.waited_for = waited_for;
-        attempt.run(deadline, interrupts)
+        attempt.run(share, interrupts)
     })?;
     made.keep();
     Ok(Done::Mounted(record))
@@ -260,22 +263,40 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn run(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Record> {
+    fn run(&mut self, share: Share, interrupts: &Interrupts) -> Result<Record> {
         // First of all the intent: whoever finds it after a crash knows what to undo.
         self.session.ledger.put(&self.record)?;
         let (host, settings) = (&self.session.host, &self.session.settings);
         let lacks = modules::provide(&self.plan.chosen.modules, host, settings);
         interrupts.check()?;
+        let turn = self.turn(share.until(), interrupts)?;
         let proof = self
-            .carry_out(deadline, interrupts)
-            .map_err(|error| modules::explain(error, &lacks))?;
+            .carry_out(share.until(), interrupts)
+            .map_err(|error| turn.explain(modules::explain(error, &lacks)))?;
+        drop(turn);
         interrupts.check()?;
-        copies::drop_copies(&proof.entry, &proof.on)?;
+        // The kernel makes a copy after what it is a copy of.
+        copies::drop_copies(&proof.entry, &proof.on, proof.mount.unique)?;
         self.record.state = State::Mounted;
         self.note(proof.mount);
         self.session.ledger.put(&self.record)?;
         self.finished = true;
         Ok(self.record.clone())
+    }
+
+    /// Waits until it may run a helper; what the kernel makes alone needs no turn.
+    fn turn(&self, deadline: Instant, interrupts: &Interrupts) -> Result<Turn> {
+        let Plan {
+            request, chosen, ..
+        } = self.plan;
+        let server = match (&chosen.maker, &chosen.device) {
+            (_, Some(device)) => Some(device.through.as_str()),
+            (Maker::Helper(_), None) => first_of(&self.plan.source),
+            _ => return Ok(Turn::default()),
+        };
+        let host = &self.session.host;
+        let limit = Limit::of(&request.options, host)?;
+        queue::enter(host, server, limit, deadline, || interrupts.check())
     }
 
     /// Runs the helper, or has the kernel make the mount, and proves the result.

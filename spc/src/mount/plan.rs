@@ -69,6 +69,8 @@ pub struct Plan {
     pub request: Request,
     /// Equal for requests that mean the same mount.
     pub fingerprint: String,
+    /// The source, with the server that was chosen for it.
+    pub source: String,
     /// The servers of its source, where one is to be chosen.
     pub several: Option<Several>,
     /// Files that its options name, where the helper would not find them.
@@ -184,6 +186,7 @@ impl Plan {
             id,
             request,
             fingerprint,
+            source,
             several,
             files,
             options,
@@ -220,9 +223,9 @@ impl Plan {
         {
             options.push(format!("{key}={once}"))?;
         }
-        let source = several.source(servers);
+        self.source = several.source(servers);
         let at = (host, settings);
-        self.chosen = choose(&self.request, &source, &options, &self.written, at)?;
+        self.chosen = choose(&self.request, &self.source, &options, &self.written, at)?;
         if servers.len() > 1 {
             // The one that gave the mount.
             self.chosen.shows_source = None;

@@ -60,7 +60,7 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
     match (&entry, record.state) {
         // After `umount -l`, and where containers have it, somebody may still use it.
         (None, _) => {
-            let left = process::part(&record.id, GRACE, COPIES);
+            let left = part(record, GRACE, COPIES);
             forget(session, record, &session.claim(record), left)?;
         }
         // Whoever was to take it away died before that: it is a mount like any other.
@@ -72,6 +72,14 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
         (Some(_), _) => {}
     }
     Ok(entry)
+}
+
+/// As [`process::part`], for the processes of a recorded mount: one that the kernel made by itself has none.
+pub fn part(record: &Record, patience: Duration, copies: Duration) -> Vec<i32> {
+    match record.route {
+        Route::Direct => Vec::new(),
+        Route::Preload | Route::Graft => process::part(&record.id, patience, copies),
+    }
 }
 
 /// Takes away everything a record stands for: mount, processes, claim, record, in that order.
@@ -118,7 +126,7 @@ pub(super) fn unnoted(record: &Record) -> Option<(u64, u64)> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let parent = open(target.parent()?, flags, Permissions::empty()).ok()?;
     let top = mount_id(&parent, target.file_name()?).ok()?;
-    let entry = mountinfo::find(top.id).ok()??;
+    let entry = mountinfo::find(top.id, top.unique).ok()??;
     // NFS shows a directory without the slash that may have followed it.
     let plain = |source: &str| source.trim_end_matches('/').to_owned();
     let shown = match &record.shows_source {

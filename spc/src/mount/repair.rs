@@ -100,8 +100,8 @@ fn renew(session: &Session, record: Record, interrupts: &Interrupts) -> Result<(
     let deadline = began + LIMIT;
     let mut plan = plan(session, &record, deadline, interrupts)?;
     let at = (&*session.host, &session.settings);
-    let made = servers::mount(&mut plan, at, deadline, interrupts, |plan, deadline| {
-        Attempt::new(session, plan, record.clone())?.run(deadline, interrupts)
+    let made = servers::mount(&mut plan, at, deadline, interrupts, |plan, share| {
+        Attempt::new(session, plan, record.clone())?.run(share.until(), interrupts)
     });
     let (dead, record, way) = made?;
     let (way, id, took) = (way.word(), record.mount_id, began.elapsed());
@@ -346,11 +346,13 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
         tracing::warn!(target = %record.target, error, "its daemon will not reach the host");
     }
     let entries = session.host.run("looking at a mount", move || {
-        let entry = mountinfo::find(made.id).ok()??;
-        Some((mountinfo::find(entry.parent).ok()??, entry))
+        let entry = mountinfo::find(made.id, made.unique).ok()??;
+        let on = mountinfo::find(entry.parent, entry.parent_unique).ok()??;
+        Some((on, entry))
     })?;
     if let Some((on, entry)) = entries {
-        drop_copies(&entry, &on)?;
+        // It may be a copy itself, of a mount on a peer, and others older.
+        drop_copies(&entry, &on, 0)?;
     }
     record.mount_id = made.id;
     record.unique_id = made.unique;

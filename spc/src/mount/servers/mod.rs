@@ -220,16 +220,16 @@ impl Choice {
     }
 
     /// How long the helper may take at a server, when so many others wait for their turn.
-    fn turn(&self, at: usize, others: usize, deadline: Instant, last: bool) -> Instant {
-        let now = Instant::now();
+    fn share(&self, at: usize, others: usize, deadline: Instant, last: bool) -> Share {
         let count = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
-        let share = deadline.saturating_duration_since(now) / count;
+        let share = deadline.saturating_duration_since(Instant::now()) / count;
         let answers = self.servers[at].seen.rank() <= Seen::Unasked.rank();
-        now + match answers {
+        let most = match answers {
             true if last => share,
             true => share.min(TURN),
             false => share.min(LAST_HOPE),
-        }
+        };
+        Share { most, deadline }
     }
 
     fn failed(&self, source: &str, last: Option<&Error>) -> Error {
@@ -251,8 +251,23 @@ impl Choice {
     }
 }
 
+/// What one attempt may take of the time for all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    most: Duration,
+    deadline: Instant,
+}
+
+impl Share {
+    /// The end of something that begins now.
+    pub fn until(&self) -> Instant {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        Instant::now() + left.min(self.most)
+    }
+}
+
 /// Makes attempts at a mount until one succeeds: at the first server that answers, then at the others. Each attempt gets the
-/// plan that leads to its server, and its own deadline.
+/// plan that leads to its server, and its share of the time.
 ///
 /// # Errors
 /// That of the attempt if there is one server, or it is no server's fault; otherwise what came of each server.
@@ -261,10 +276,11 @@ pub fn mount<T>(
     (host, settings): (&Host, &Settings),
     deadline: Instant,
     interrupts: &Interrupts,
-    mut attempt: impl FnMut(&Plan, Instant) -> Result<T>,
+    mut attempt: impl FnMut(&Plan, Share) -> Result<T>,
 ) -> Result<T> {
     let Some(mut choice) = Choice::of(plan, host, deadline, interrupts)? else {
-        return attempt(plan, deadline);
+        let most = Duration::MAX;
+        return attempt(plan, Share { most, deadline });
     };
     let mut left: Vec<usize> = (0..choice.servers.len()).collect();
     // Who answered, and then did nothing in the time that was its share.
@@ -275,8 +291,8 @@ pub fn mount<T>(
         let at = left.remove(0);
         choice.lead(at, plan, host, settings)?;
         let only = left.is_empty() && slow.is_empty();
-        let until = choice.turn(at, left.len(), deadline, again || only);
-        let error = match attempt(plan, until) {
+        let share = choice.share(at, left.len(), deadline, again || only);
+        let error = match attempt(plan, share) {
             Ok(done) => return Ok(done),
             Err(error) if !may_be_the_servers(&error) => return Err(error),
             Err(error) => error,
@@ -287,6 +303,8 @@ pub fn mount<T>(
         tracing::info!(server = %server.shown(), %error, "goes on to the next server");
         if late {
             dead::note(host, server.peer.into_iter().collect(), Vec::new());
+        }
+        if late || error.reason() == Reason::Queue {
             if server.seen == Seen::Answers && !again {
                 slow.push(at);
             }
@@ -306,6 +324,7 @@ pub fn mount<T>(
 fn may_be_the_servers(error: &Error) -> bool {
     let reasons = [
         Reason::Timeout,
+        Reason::Queue,
         Reason::Helper,
         Reason::NoAnswer,
         Reason::NoProof,
