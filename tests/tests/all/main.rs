@@ -12,6 +12,7 @@ mod daemonset;
 mod demo;
 mod docker;
 mod doctor;
+mod failover;
 mod faulty;
 mod flexvolume;
 mod flexvolume_node;
