@@ -19,7 +19,7 @@ use super::repairs::Repairs;
 use super::{report, web};
 use crate::client::{root, tend};
 use crate::error::{Error, Result, errno_text};
-use crate::host::copies::drop_copies;
+use crate::host::copies::{drop_all_copies, drop_copies};
 use crate::host::{Claim, Settings, claim, mountinfo};
 use crate::log;
 use crate::mount::device::release;
@@ -167,7 +167,7 @@ struct Watching {
     session: Session,
     /// The client root that mounts of this container use; it stays while the container runs.
     own: Vec<String>,
-    /// Mounts made outside of this container that were looked at for copies in it, by the ids of their records.
+    /// Mounts that were looked at for copies in this container, by the ids of their records: some are made outside of it.
     seen: BTreeSet<String>,
     /// The requests of the mounts that the last two looks found, by the ids of their records: the shim of a daemon may
     /// report after its record is gone.
@@ -215,7 +215,7 @@ impl Watch {
         }
         if let (Some(id), Some(watching)) = (carried_mount(report), &self.on) {
             // The shim says no more.
-            drop_copies_of(&watching.session, id, 0);
+            drop_copies_of(&watching.session, vec![(id, 0)]);
         }
     }
 
@@ -261,19 +261,22 @@ impl Watch {
     }
 }
 
-/// Drops the copies that this container's table has of a mount of the host.
-fn drop_copies_of(session: &Session, id: u64, unique: u64) {
-    let look = move || {
+/// Drops the copies that this container's table has of mounts of the host, told by their ids.
+fn drop_copies_of(session: &Session, mounts: Vec<(u64, u64)>) {
+    if mounts.is_empty() {
+        return;
+    }
+    let find = |(id, unique): (u64, u64)| {
         let entry = mountinfo::find(id, unique).ok()??;
         let on = mountinfo::find(entry.parent, entry.parent_unique).ok()??;
         Some((entry, on))
     };
-    let dropped = match session.host.run("looking at a mount", look) {
-        Ok(Some((entry, on))) => drop_copies(&entry, &on, unique),
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = dropped {
+    let look = move || mounts.into_iter().filter_map(find).collect::<Vec<_>>();
+    let found = session.host.run("looking at the mounts", look);
+    if let Err(error) = found.and_then(|found| match &found[..] {
+        [(entry, on)] => drop_copies(entry, on, entry.unique),
+        all => drop_all_copies(all),
+    }) {
         tracing::warn!("{error}");
     }
 }
@@ -317,11 +320,12 @@ fn tidy(watching: &mut Watching) -> Result<Duration> {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }
     let entries = entries_of(session, &records)?;
+    let mut elsewhere = Vec::new();
     for (record, entry) in records.iter().zip(entries) {
         let repairing = record.again.as_ref().is_some_and(|a| a.making.is_some());
         if record.state == State::Mounted && !repairing && entry.is_some() {
-            if record.root.is_some() && seen.insert(record.id.clone()) {
-                drop_copies_of(session, record.mount_id, record.unique_id);
+            if seen.insert(record.id.clone()) {
+                elsewhere.push((record.mount_id, record.unique_id));
             }
             continue;
         }
@@ -348,7 +352,9 @@ fn tidy(watching: &mut Watching) -> Result<Duration> {
             }
         }
     }
-    seen.retain(|id| records.iter().any(|record| record.id == *id));
+    drop_copies_of(session, elsewhere);
+    let ids: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+    seen.retain(|id| ids.contains(id.as_str()));
     done &= release::tidy(session)?;
     session.ledger.sweep(&bad)?;
     root::tidy(session, own)?;
