@@ -16,11 +16,10 @@ use tracing::field::display;
 
 use super::metrics::Metrics;
 use super::repairs::Repairs;
-use super::{report, web};
+use super::{copies, report, web};
 use crate::client::{root, tend};
 use crate::error::{Error, Result, errno_text};
-use crate::host::copies::{drop_all_copies, drop_copies};
-use crate::host::{Claim, Settings, claim, mountinfo};
+use crate::host::{Claim, Settings, claim};
 use crate::log;
 use crate::mount::device::release;
 use crate::mount::ledger::State;
@@ -34,6 +33,13 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// How long to wait for a command that is at work on a mount.
 const SOON: Duration = Duration::from_secs(1);
+
+/// After a look at all mounts, the next one waits so many times as long as it took, if it is only for a change: where there
+/// are thousands, and more by the moment, most of the machine is left to those who make them.
+const EASE: u32 = 9;
+
+/// The longest such wait.
+const LONGEST_EASE: Duration = Duration::from_secs(2);
 
 /// How often to look for what a dead command left, which no event tells.
 const IDLE: Duration = Duration::from_secs(60);
@@ -182,6 +188,8 @@ struct Watch {
     on: Option<Watching>,
     complained: bool,
     next: Option<Instant>,
+    /// Changes before that wait until then.
+    ease: Option<Instant>,
 }
 
 impl Watch {
@@ -215,7 +223,7 @@ impl Watch {
         }
         if let (Some(id), Some(watching)) = (carried_mount(report), &self.on) {
             // The shim says no more.
-            drop_copies_of(&watching.session, vec![(id, 0)]);
+            copies::drop_of(&watching.session, vec![(id, 0)]);
         }
     }
 
@@ -252,32 +260,19 @@ impl Watch {
         } else if !changed && !due {
             return;
         }
+        if let (false, Some(ease)) = (due, self.ease.filter(|at| Instant::now() < *at)) {
+            self.next = self.next.map(|next| next.min(ease));
+            return;
+        }
         let Some(watching) = &mut self.on else { return };
+        let begun = Instant::now();
         let wait = tidy(watching).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             RETRY
         });
+        let ease = begun.elapsed().saturating_mul(EASE).min(LONGEST_EASE);
+        self.ease = Some(Instant::now() + ease);
         self.next = Some(Instant::now() + wait);
-    }
-}
-
-/// Drops the copies that this container's table has of mounts of the host, told by their ids.
-fn drop_copies_of(session: &Session, mounts: Vec<(u64, u64)>) {
-    if mounts.is_empty() {
-        return;
-    }
-    let find = |(id, unique): (u64, u64)| {
-        let entry = mountinfo::find(id, unique).ok()??;
-        let on = mountinfo::find(entry.parent, entry.parent_unique).ok()??;
-        Some((entry, on))
-    };
-    let look = move || mounts.into_iter().filter_map(find).collect::<Vec<_>>();
-    let found = session.host.run("looking at the mounts", look);
-    if let Err(error) = found.and_then(|found| match &found[..] {
-        [(entry, on)] => drop_copies(entry, on, entry.unique),
-        all => drop_all_copies(all),
-    }) {
-        tracing::warn!("{error}");
     }
 }
 
@@ -352,7 +347,7 @@ fn tidy(watching: &mut Watching) -> Result<Duration> {
             }
         }
     }
-    drop_copies_of(session, elsewhere);
+    copies::drop_of(session, elsewhere);
     let ids: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
     seen.retain(|id| ids.contains(id.as_str()));
     done &= release::tidy(session)?;
