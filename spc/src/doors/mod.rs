@@ -114,8 +114,12 @@ fn finish(name: &str, arguments: &Arguments, done: Result<u8>) -> ExitCode {
 
 /// Makes a mount, or everything but the mount.
 fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
-    if client::place() == Place::Host && !kinds::is_clientless(&request.fs_type) {
-        hand_over()?;
+    if client::place() == Place::Host {
+        // Nobody is at work here by mistake.
+        root::own()?;
+        if !kinds::is_clientless(&request.fs_type) {
+            hand_over()?;
+        }
     }
     let interrupts = Interrupts::hold()?;
     let session = Session::open()?;
