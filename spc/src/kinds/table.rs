@@ -31,7 +31,7 @@ const CEPH_FUSE: Kind = Kind {
     modules: &[FUSE],
     needs: &[Need::program(&["ceph-fuse"], "ceph-fuse"), Need::Fuse],
     shows_source: Shown::As("ceph-fuse"),
-    servers: Servers::All(servers::listed),
+    servers: Servers::All(servers::COLON),
     ..ROW
 };
 
@@ -53,7 +53,7 @@ const SMB: Kind = Kind {
         Need::program(&["mount.cifs"], "cifs-utils"),
         Need::HostNetwork,
     ],
-    servers: Servers::One(servers::slashes),
+    servers: Servers::Chosen(servers::SLASHES, servers::SMBD),
     ..ROW
 };
 
@@ -70,7 +70,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::Fuse,
         ],
         also: &["gluster"],
-        servers: Servers::All(servers::listed),
+        servers: Servers::Chosen(servers::VOLUME, servers::GLUSTERD),
         ..ROW
     },
     Kind {
@@ -81,7 +81,7 @@ pub(super) const TABLE: &[Kind] = &[
         fits: source::nfs,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
-        servers: Servers::One(servers::colon),
+        servers: Servers::Chosen(servers::COLON, servers::NFSD),
         ..ROW
     },
     Kind {
@@ -90,7 +90,7 @@ pub(super) const TABLE: &[Kind] = &[
         telling: nfs::TELLING,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
-        servers: Servers::One(servers::colon),
+        servers: Servers::Chosen(servers::COLON, servers::NFSD),
         ..ROW
     },
     Kind {
@@ -107,7 +107,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::HostNetwork,
         ],
         also: &["cephfs"],
-        servers: Servers::All(servers::listed),
+        servers: Servers::All(servers::COLON),
         ..ROW
     },
     Kind {
@@ -143,7 +143,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::Fuse,
         ],
         also: &["sshfs"],
-        servers: Servers::One(servers::login),
+        servers: Servers::Chosen(servers::LOGIN, servers::SSHD),
         ..FUSE_PROGRAM
     },
     Kind {
@@ -174,7 +174,7 @@ pub(super) const TABLE: &[Kind] = &[
         maker: kernel,
         modules: &[Module::of("ext4")],
         source: Source::BlockDevice,
-        servers: Servers::All(servers::portals),
+        servers: Servers::All(servers::PORTALS),
         ..ROW
     },
     Kind {
@@ -182,7 +182,7 @@ pub(super) const TABLE: &[Kind] = &[
         maker: kernel,
         modules: &[Module::of("xfs")],
         source: Source::BlockDevice,
-        servers: Servers::All(servers::portals),
+        servers: Servers::All(servers::PORTALS),
         ..ROW
     },
     // What is on an attached device, whichever of ours it is.
@@ -192,7 +192,7 @@ pub(super) const TABLE: &[Kind] = &[
         shows: &["ext4", "xfs", "ext3", "ext2"],
         fits: block::fits,
         source: Source::BlockDevice,
-        servers: Servers::All(servers::portals),
+        servers: Servers::All(servers::PORTALS),
         ..ROW
     },
     Kind {

@@ -348,7 +348,7 @@ fn file_of(target: &Path) -> PathBuf {
 }
 
 /// FNV-1a, 64 bits: the same in every version, unlike the standard library's hasher.
-fn hash(target: &Path) -> u64 {
+pub(super) fn hash(target: &Path) -> u64 {
     target
         .as_os_str()
         .as_encoded_bytes()

@@ -11,7 +11,8 @@ use base64::prelude::BASE64_STANDARD;
 use super::policy;
 use crate::doors::kubelet;
 use crate::error::{Error, Result};
-use crate::kinds::{self, servers};
+use crate::kinds;
+use crate::kinds::servers::{self, SERVERS};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::secrets::is_secret;
 use crate::mount::{Options, Request, Secrets};
@@ -130,6 +131,10 @@ impl Volume {
                 error.hint("put it into a secret, and name that in secretRef: everybody who may read the pod sees its options")
             })?;
         }
+        if options.value(SERVERS).is_some() {
+            return Err(Error::usage(format!("bad option {SERVERS}"))
+                .hint("a volume names its servers in `servers`"));
+        }
         for (key, value) in &given {
             if let Some(key) = key.strip_prefix(SECRET) {
                 let value = decoded(key, value)?;
@@ -203,9 +208,11 @@ fn sources(given: &Given, fs_type: Option<&str>) -> Result<Vec<String>> {
                 return Err(Error::usage("no fsType is given")
                     .hint("a volume with servers and a path needs one"));
             };
-            let separated = list.split([',', ' ']).filter(|server| !server.is_empty());
-            let servers: Vec<_> = separated.map(str::to_owned).collect();
-            servers::sources(fs_type, &servers, path)
+            Ok(vec![servers::with(
+                fs_type,
+                path,
+                &servers::list_of(list)?,
+            )?])
         }
         _ => Err(Error::usage("no source is given")
             .hint("give either source, as of `spc mount`, or servers and path")),
@@ -266,25 +273,17 @@ mod tests {
     }
 
     #[test]
-    fn several_servers_are_all_tried_and_not_by_everybody_in_the_same_order() {
+    fn several_servers_are_one_source() {
         let json = serde_json::json!({
             "kubernetes.io/fsType": "nfs", "servers": "a, b,c", "path": "/x",
         });
-        let volume = volume(json).unwrap();
-        let mut firsts = std::collections::BTreeSet::new();
-        for pod in 0..20 {
-            let target = VOLUME.replace("1-2", &pod.to_string());
-            let sources: Vec<_> = volume.requests(&target).unwrap();
-            let sources: Vec<_> = sources.into_iter().map(|r| r.source).collect();
-            let again: Vec<_> = volume.requests(&target).unwrap();
-            let again: Vec<_> = again.into_iter().map(|r| r.source).collect();
-            assert_eq!(sources, again);
-            firsts.insert(sources[0].clone());
-            let mut sorted = sources;
-            sorted.sort();
-            assert_eq!(sorted, ["a:/x", "b:/x", "c:/x"]);
-        }
-        assert_eq!(firsts.len(), 3);
+        let requests = volume(json).unwrap().requests(VOLUME).unwrap();
+        let sources: Vec<_> = requests.into_iter().map(|r| r.source).collect();
+        assert_eq!(sources, ["a,b,c:/x"]);
+        let json = serde_json::json!({
+            "kubernetes.io/fsType": "nfs", "source": "a:/x", "options": "x-spc.servers=@/etc/passwd",
+        });
+        assert!(volume(json).is_err());
     }
 
     #[test]

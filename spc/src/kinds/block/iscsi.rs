@@ -4,7 +4,9 @@
 //! purpose and removed at the end. Only the LUN that was asked for is scanned. Names and passwords go into the
 //! records, which only root reads, never into arguments.
 
-use super::{Command, Device, HostName, Identity, Shows, Step, Tells, Value, WAY, Way as BlockWay};
+use super::{
+    Command, Device, HostName, Identity, Patience, Shows, Step, Tells, Value, WAY, Way as BlockWay,
+};
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
@@ -12,6 +14,9 @@ use crate::kinds::{Asked, Telling};
 
 /// Where Open-iSCSI keeps its records: Debian 13 and later, earlier ones.
 const RECORDS: [&str; 2] = ["/var/lib/iscsi", "/etc/iscsi"];
+
+/// After how many seconds without a connection a session fails what waits for it.
+const SOON: &str = "5";
 
 /// iscsiadm(8): a session of these very parameters is there; nothing like that is there, and what it says of a discovery
 /// that is not there.
@@ -108,8 +113,11 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             disks: "device/target*/*:*:*:*/block/*",
             delete: Some("device/delete"),
             identity: Identity::Scsi,
-            // Seconds, in the place of 120.
-            impatient: Some(("recovery_tmo", "5")),
+            patience: Some(Patience {
+                file: "recovery_tmo",
+                little: SOON,
+                usual: "120",
+            }),
         },
         // By its number: that needs no record, which may have gone with a container.
         end_way: Command {
@@ -249,6 +257,10 @@ fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
             Value::Text("2".into()),
         ),
         ("node.conn[0].timeo.login_timeout", Value::Text("10".into())),
+        (
+            "node.session.timeo.replacement_timeout",
+            Value::Text(SOON.into()),
+        ),
         ("iface.initiatorname", Value::HostName),
     ];
     settings.extend(credentials(asked, "", &SESSION)?);

@@ -132,8 +132,20 @@ pub struct Shows {
     pub delete: Option<&'static str>,
     /// What tells which volume it is.
     pub identity: Identity,
-    /// A file of a way, and what is written to it, so that a lost way is given up soon when there are others.
-    pub impatient: Option<(&'static str, &'static str)>,
+    /// How soon a way is given up that was lost.
+    pub patience: Option<Patience>,
+}
+
+/// How soon a way is given up that was lost. New ones come with little patience, so that one that is lost while the disk is
+/// looked for does not hold up the others.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A file of the way.
+    pub file: &'static str,
+    /// What it holds where there are other ways, and at first.
+    pub little: &'static str,
+    /// What it holds otherwise.
+    pub usual: &'static str,
 }
 
 /// What tells which volume is behind a device.

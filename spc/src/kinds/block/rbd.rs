@@ -105,7 +105,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             disks: "block/*",
             delete: None,
             identity: Identity::Files(&["cluster_fsid", "pool_id", "image_id"]),
-            impatient: None,
+            patience: None,
         },
         end_way: Command {
             program: "rbd",

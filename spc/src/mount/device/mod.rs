@@ -135,6 +135,7 @@ impl Attaching<'_> {
         ledger.put_attachment(&attachment)?;
         self.bring_up(&up)?;
         let disks = self.find()?;
+        self.be_patient(up)?;
         let (volume, disks) = self.identify(&attachment, disks)?;
         let disk = self.choose(&attachment, disks)?;
         attachment.devices.insert(
@@ -304,6 +305,28 @@ impl Attaching<'_> {
                 ),
             )
         })
+    }
+
+    /// Has new ways wait for their server as is usual.
+    fn be_patient(&self, before: Vec<Up>) -> Result<()> {
+        let shows = self.device.shows.clone();
+        let Some(patience) = shows.patience else {
+            return Ok(());
+        };
+        let tell = move || {
+            let new = ways_up(&shows).into_iter();
+            let mut new = new.filter(|way| before.iter().all(|old| old.name != way.name));
+            new.try_for_each(|way| disk::tell(&way.dir.join(patience.file), patience.usual))
+        };
+        let told = self.session.host.run("telling the kernel", tell)?;
+        if let Err(error) = told {
+            tracing::warn!(
+                "{} stops soon after a way is lost: {}",
+                self.device.name,
+                errno_text(error)
+            );
+        }
+        Ok(())
     }
 
     /// Has the kernel look for the disk, and waits until it shows on every way, or on one and no more come.
