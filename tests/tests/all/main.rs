@@ -12,6 +12,7 @@ mod daemonset;
 mod demo;
 mod docker;
 mod doctor;
+mod fault;
 mod flexvolume;
 mod fuse;
 mod gluster_block;
