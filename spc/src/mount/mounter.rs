@@ -245,7 +245,7 @@ impl<'a> Attempt<'a> {
                 name: device.name.clone(),
                 through: device.through.clone(),
             }),
-            boot: boot(),
+            boot: boot().to_owned(),
             again: None,
         };
         Ok(Self {

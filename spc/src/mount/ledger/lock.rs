@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::{DIR, Ledger, file_of, hash};
+use super::{DIR, Ledger, file_of, hash, load};
 use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::target::show;
 
@@ -32,8 +32,10 @@ impl Ledger {
             Some(lock) => {
                 // What a dead command began to write and did not finish.
                 self.unlink(file_of(target).with_extension("new"))?;
-                if self.get(target).is_err() {
-                    self.drop_void(file_of(target))?;
+                let file = file_of(target);
+                let read = self.host.run("reading the ledger", move || load(&file))?;
+                if let Err(bad) = read {
+                    self.drop_void(bad)?;
                 }
                 Ok(lock)
             }
