@@ -12,7 +12,7 @@ use clap::{CommandFactory, Parser};
 use rustix::mount::UnmountFlags;
 
 use super::argv::Arguments;
-use super::{finish, make, parse, start_log};
+use super::{finish, leave_to_client, make, parse, start_log};
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{self, Rules, show};
 use crate::host::{Settings, namespace};
@@ -155,6 +155,7 @@ impl UmountHelper {
     fn run(&self) -> Result<()> {
         check_namespace(self.namespace.as_deref())?;
         let session = Session::open()?;
+        leave_to_client(&session, Some(&self.target))?;
         let target = unmounter::resolve(&session, &self.target)?;
         let how = How {
             lazy: self.lazy,

@@ -35,8 +35,8 @@ const KNOWN: [&str; 5] = ["source", "servers", "path", "options", "timeout"];
 pub struct Volume {
     /// Type of the file system.
     pub fs_type: String,
-    /// Sources, to be tried one after the other.
-    pub sources: Vec<String>,
+    /// Source, which may name several servers.
+    pub source: String,
     /// Options.
     pub options: Options,
     /// Secrets.
@@ -94,8 +94,8 @@ fn limit(given: &Given) -> Result<Duration> {
 /// # Errors
 /// It has no type or no source.
 pub fn name(json: &str) -> Result<String> {
-    let (fs_type, sources) = of(&given(json)?)?;
-    let what = format!("{fs_type}-{}", sources.join("-"));
+    let (fs_type, source) = of(&given(json)?)?;
+    let what = format!("{fs_type}-{source}");
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let short: String = what.chars().map(plain).take(80).collect();
     // Other characters may make another volume.
@@ -115,15 +115,15 @@ fn own<'a>(given: &'a Given, name: &str) -> Option<&'a str> {
     value.filter(|value| !value.is_empty())
 }
 
-/// The type and the sources.
-fn of(given: &Given) -> Result<(String, Vec<String>)> {
+/// The type and the source.
+fn of(given: &Given) -> Result<(String, String)> {
     let asked = own(given, "fsType");
-    let sources = sources(given, asked)?;
+    let source = source(given, asked)?;
     let fs_type = match asked {
         Some(fs_type) => fs_type.to_owned(),
-        None => kinds::infer(&sources[0])?.fs_type.to_owned(),
+        None => kinds::infer(&source)?.fs_type.to_owned(),
     };
-    Ok((fs_type, sources))
+    Ok((fs_type, source))
 }
 
 impl Volume {
@@ -159,17 +159,15 @@ impl Volume {
                 }
             }
         }
-        let (fs_type, sources) = of(&given)?;
+        let (fs_type, source) = of(&given)?;
         let read_only = options.read_only() || own(&given, "readwrite") == Some("ro");
-        let of_node = allowed.options(&fs_type, &sources);
+        let of_node = allowed.options(&fs_type, &source);
         let policy = match of_node {
             Some(_) => OF_NODE,
             None => policy::of(&fs_type)?,
         };
         if of_node.is_none() {
-            for source in &sources {
-                policy.check_source(&fs_type, source)?;
-            }
+            policy.check_source(&fs_type, &source)?;
         }
         policy.check_options(&fs_type, &options)?;
         // The node's count more, for they come last.
@@ -182,57 +180,47 @@ impl Volume {
         policy.complete(&mut options, own(&given, "mounterArgs.FsGroup"))?;
         Ok(Self {
             fs_type,
-            sources,
+            source,
             options,
             secrets,
             timeout: limit(&given)?,
         })
     }
 
-    /// The requests for a target, of which one is to succeed. Each target begins with another server.
+    /// The request for a target.
     ///
     /// # Errors
-    /// The target is none of kubelet's, or a request cannot be one.
-    pub fn requests(&self, target: &str) -> Result<Vec<Request>> {
+    /// The target is none of kubelet's, or the request cannot be one.
+    pub fn request(&self, target: &str) -> Result<Request> {
         let path = PathBuf::from(target);
         kubelet::check(&path)?;
-        let mut sources = self.sources.clone();
-        let first = usize::try_from(number(target) >> 32).unwrap_or(0) % sources.len().max(1);
-        sources.rotate_left(first);
-        let request = |source| {
-            Request {
-                fs_type: self.fs_type.clone(),
-                inferred: None,
-                source,
-                plain_tail: kubelet::depth(&path),
-                target: path.clone(),
-                options: self.options.clone(),
-                secrets: self.secrets.clone(),
-                timeout: self.timeout,
-                route: RouteChoice::Auto,
-                over_system_directory: false,
-            }
-            .validated()
-        };
-        sources.into_iter().map(request).collect()
+        Request {
+            fs_type: self.fs_type.clone(),
+            inferred: None,
+            source: self.source.clone(),
+            plain_tail: kubelet::depth(&path),
+            target: path,
+            options: self.options.clone(),
+            secrets: self.secrets.clone(),
+            timeout: self.timeout,
+            route: RouteChoice::Auto,
+            over_system_directory: false,
+        }
+        .validated()
     }
 }
 
-/// The sources: one as it is, or made of servers and a path.
-fn sources(given: &Given, fs_type: Option<&str>) -> Result<Vec<String>> {
+/// The source: as it is, or made of servers and a path.
+fn source(given: &Given, fs_type: Option<&str>) -> Result<String> {
     let get = |key: &str| given.get(key).filter(|value| !value.is_empty());
     match (get("source"), get("servers"), get("path")) {
-        (Some(source), None, None) => Ok(vec![source.clone()]),
+        (Some(source), None, None) => Ok(source.clone()),
         (None, Some(list), Some(path)) => {
             let Some(fs_type) = fs_type else {
                 return Err(Error::usage("no fsType is given")
                     .hint("a volume with servers and a path needs one"));
             };
-            Ok(vec![servers::with(
-                fs_type,
-                path,
-                &servers::list_of(list)?,
-            )?])
+            servers::with(fs_type, path, &servers::list_of(list)?)
         }
         _ => Err(Error::usage("no source is given")
             .hint("give either source, as of `spc mount`, or servers and path")),
@@ -279,17 +267,15 @@ mod tests {
             "source": "//h/s", "options": "vers=3.1.1", "timeout": "30",
         });
         let volume = volume(json).unwrap();
-        assert_eq!(volume.sources, ["//h/s"]);
+        assert_eq!(volume.source, "//h/s");
         assert_eq!(volume.secrets.get("password").unwrap().expose(), "hunter2");
         assert_eq!(volume.timeout, Duration::from_secs(30));
         assert!(volume.options.read_only());
         for (key, value) in [("username", "me"), ("gid", "2000"), ("vers", "3.1.1")] {
             assert_eq!(volume.options.value(key), Some(value), "{key}");
         }
-        let requests = volume.requests(VOLUME).unwrap();
-        assert_eq!(requests.len(), 1);
-        assert_eq!(requests[0].plain_tail, 5);
-        assert!(volume.requests("mnt").is_err());
+        assert_eq!(volume.request(VOLUME).unwrap().plain_tail, 5);
+        assert!(volume.request("mnt").is_err());
     }
 
     #[test]
@@ -297,9 +283,8 @@ mod tests {
         let json = serde_json::json!({
             "kubernetes.io/fsType": "nfs", "servers": "a, b,c", "path": "/x",
         });
-        let requests = volume(json).unwrap().requests(VOLUME).unwrap();
-        let sources: Vec<_> = requests.into_iter().map(|r| r.source).collect();
-        assert_eq!(sources, ["a,b,c:/x"]);
+        let request = volume(json).unwrap().request(VOLUME).unwrap();
+        assert_eq!(request.source, "a,b,c:/x");
         let json = serde_json::json!({
             "kubernetes.io/fsType": "nfs", "source": "a:/x", "options": "x-spc.servers=@/etc/passwd",
         });
