@@ -4,6 +4,7 @@ mod answers;
 mod at_once;
 mod bad_host;
 mod bad_input;
+mod bench;
 mod callers;
 mod ceph;
 mod crash;
