@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
+use super::leave_to_client;
 use crate::error::{Class, Error, Result};
 use crate::host::target::show;
 use crate::mount::ledger::Corrupt;
@@ -41,6 +42,11 @@ impl UmountArgs {
     /// One of them is still there.
     pub fn run(&self) -> Result<u8> {
         let session = Session::open()?;
+        let one = match &self.targets[..] {
+            [one] if !self.recursive => Some(one.as_path()),
+            _ => None,
+        };
+        leave_to_client(&session, one)?;
         let how = How {
             lazy: self.lazy,
             force: self.force,

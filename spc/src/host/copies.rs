@@ -40,6 +40,27 @@ pub fn drop_copies(made: &Entry, on: &Entry, younger_than: u64) -> Result<()> {
     Ok(())
 }
 
+/// As [`drop_copies`], of many, each with the mount that it was made on: the table is read once.
+///
+/// # Errors
+/// As [`drop_copies`].
+pub fn drop_all_copies(all: &[(Entry, Entry)]) -> Result<()> {
+    let mut all = all.iter();
+    let shared = |pair: &&(Entry, Entry)| pair.0.peers.is_some() && pair.1.peers.is_some();
+    let Some(first) = all.find(shared) else {
+        return Ok(());
+    };
+    let table = mountinfo::read().map_err(|e| {
+        Error::system("cannot read the container's mount table").because(errno_text(e))
+    })?;
+    for (made, on) in std::iter::once(first).chain(all.filter(shared)) {
+        for copy in copies_of(made, on, &table, &table) {
+            drop_copy(copy)?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a mount follows another one, and nobody follows it.
 fn follows(copy: &Entry, of: &Entry) -> bool {
     copy.master == of.peers && copy.peers.is_none()

@@ -170,7 +170,7 @@ fn attributes(flags: u64) -> String {
 }
 
 /// Undoes the octal escapes of space, tab, newline and backslash.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
@@ -233,7 +233,7 @@ pub fn find(id: u64, unique: u64) -> std::io::Result<Option<Entry>> {
 }
 
 /// The entry of the mount with this id that is never used again, by statmount(2). None if the kernel cannot be asked: it is
-/// too old, or a filter of system calls is older than it (docker's is, before 28).
+/// too old, or a filter of system calls is older than it (docker's before 2025 is).
 pub fn ask(unique: u64) -> Option<std::io::Result<Option<Entry>>> {
     if unique == 0 {
         return None;

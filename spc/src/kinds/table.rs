@@ -21,6 +21,7 @@ pub(super) const ROW: Kind = Kind {
     shows_source: Shown::AsAsked,
     without_modules: None,
     servers: Servers::None,
+    clientless: false,
 };
 
 const CEPH_FUSE: Kind = Kind {
@@ -159,6 +160,7 @@ pub(super) const TABLE: &[Kind] = &[
     Kind {
         name: "tmpfs",
         maker: kernel,
+        clientless: true,
         ..ROW
     },
     Kind {
@@ -197,6 +199,7 @@ pub(super) const TABLE: &[Kind] = &[
         name: "bind",
         maker: bind,
         shows: &[],
+        clientless: true,
         ..ROW
     },
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.

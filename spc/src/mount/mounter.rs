@@ -275,8 +275,10 @@ impl<'a> Attempt<'a> {
             .map_err(|error| turn.explain(modules::explain(error, &lacks)))?;
         drop(turn);
         interrupts.check()?;
-        // The kernel makes a copy after what it is a copy of.
-        copies::drop_copies(&proof.entry, &proof.on, proof.mount.unique)?;
+        // Only the container's table may have copies. The kernel makes them after what they are copies of.
+        if self.session.place == Place::Container {
+            copies::drop_copies(&proof.entry, &proof.on, proof.mount.unique)?;
+        }
         self.record.state = State::Mounted;
         self.note(proof.mount);
         self.session.ledger.put(&self.record)?;
@@ -370,8 +372,8 @@ impl<'a> Attempt<'a> {
                     .saturating_duration_since(Instant::now())
                     .max(Duration::from_secs(20));
                 let detached = self.session.host.run_within("mounting", limit, make)??;
-                self.attach(detached)?;
-                self.look(None)?.ok_or_else(|| self.nothing("the kernel"))?
+                self.attach(detached)?
+                    .ok_or_else(|| self.nothing("the kernel"))?
             }
         })
     }
@@ -433,9 +435,9 @@ impl<'a> Attempt<'a> {
                 }
                 self.record.route = Route::Graft;
                 let detached = Detached::clone_of(claim.stand_in())?;
-                self.attach(detached)?;
+                let proof = self.attach(detached)?;
                 leave_stand_in(claim.stand_in())?;
-                return self.look(None)?.ok_or_else(|| self.nothing("the helper"));
+                return proof.ok_or_else(|| self.nothing("the helper"));
             }
             if Instant::now() >= until {
                 let who = program.display().to_string();
@@ -507,14 +509,15 @@ impl<'a> Attempt<'a> {
         })?
     }
 
-    /// Attaches a finished mount, whose id is in the ledger before it can be seen.
-    fn attach(&mut self, detached: Detached) -> Result<()> {
+    /// Attaches a finished mount, whose id is in the ledger before it can be seen, and looks for it where it should be.
+    fn attach(&mut self, detached: Detached) -> Result<Option<Proof>> {
         self.note(detached.mount);
-        self.session.ledger.put(&self.record)?;
-        let pinned = Arc::clone(&self.pinned);
-        self.session
-            .host
-            .run("attaching the mount", move || detached.attach(&pinned))?
+        let (pinned, shows) = (Arc::clone(&self.pinned), self.plan.chosen.shows.clone());
+        let attach = move || {
+            detached.attach(&pinned)?;
+            proof::look(&pinned, &shows, None)
+        };
+        self.session.ledger.put_and(&self.record, attach)?
     }
 
     fn note(&mut self, mount: MountId) {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::ladder::{Off, climb};
+use super::ladder::{Off, climb, take_at_once};
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::presence::entry_of;
@@ -91,11 +91,11 @@ pub fn reach(session: &Session, target: &Path) -> Result<()> {
 /// It is not ours, is busy, or its processes do not end.
 pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
     let asked = Asked::now(Operation::Umount);
-    // Afterwards nobody knows it any more; a record that cannot be read is an error below.
-    let record = session.ledger.get(target).ok().flatten();
+    // Afterwards nobody knows it any more.
+    let mut record = None;
+    let done = take_off(session, target, how, &mut record);
     let shares = record.as_ref().is_none_or(services::may_need);
     let fs_type = record.map(|record| record.fs_type).unwrap_or_default();
-    let done = take_off(session, target, how);
     asked.tell(&session.host, target, &fs_type, &done);
     done?;
     if shares {
@@ -120,7 +120,7 @@ pub fn went_along(session: &Session, target: &Path) -> Result<bool> {
     Ok(true)
 }
 
-fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
+fn take_off(session: &Session, target: &Path, how: How, seen: &mut Option<Record>) -> Result<()> {
     let _lock = session
         .ledger
         .lock(target, Instant::now() + LOCK_LIMIT, || {
@@ -129,22 +129,26 @@ fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let Some(mut record) = known(session, target)? else {
         return Err(not_ours(session, target));
     };
+    *seen = Some(record.clone());
     let claim = session.claim(&record);
     if record.state == State::Mounting || !record.is_of_this_boot() {
         // Its maker died, or the machine did; what there is of it goes.
         return settle(session, &record).map(drop);
     }
     let mut off = Off::Free;
-    if entry_of(session, &record)?.is_some() {
-        // After a lazy one there is nothing to finish: the daemon stays until the last user is gone.
-        if !how.lazy {
-            record.state = State::Unmounting;
-            note(session, &record);
+    if let Some(entry) = entry_of(session, &record)? {
+        // One step needs no note of what is to be finished.
+        if !take_at_once(session, &record, &entry)? {
+            // After a lazy one there is nothing to finish: the daemon stays until the last user is gone.
+            if !how.lazy {
+                record.state = State::Unmounting;
+                note(session, &record);
+            }
+            off = climb(session, &record, how).inspect_err(|_| {
+                record.state = State::Mounted;
+                note(session, &record);
+            })?;
         }
-        off = climb(session, &record, how).inspect_err(|_| {
-            record.state = State::Mounted;
-            note(session, &record);
-        })?;
     } else {
         tracing::info!(target = %record.target, "it was unmounted on the host already");
     }
