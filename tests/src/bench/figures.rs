@@ -248,13 +248,20 @@ impl Line {
 
     /// Whether it is what it should be; none where nobody said what, or where it cannot be told.
     pub fn met(&self) -> Option<bool> {
+        if matches!(self.ours, Value::Text(_)) {
+            return self.aim.map(|_| false);
+        }
         // As it is printed, with two digits.
         let ratio = self.ratio().map(|ratio| (ratio * 100.0).round() / 100.0);
         match self.aim? {
             Aim::Within { times, .. } => ratio.map(|ratio| ratio <= times),
             Aim::Reaches { times, .. } => ratio.map(|ratio| ratio >= times),
             Aim::AtMost(limit) => self.ours.median().map(|ours| ours <= limit),
-            Aim::Exactly(number) => self.ours.median().map(|ours| ours == number),
+            // In every run.
+            Aim::Exactly(number) => match &self.ours {
+                Value::Number(ours) => Some(ours.low == number && ours.high == number),
+                Value::Text(_) => None,
+            },
         }
     }
 }

@@ -245,3 +245,27 @@ pub fn main(options: &Options) -> Result<()> {
         rows.collect::<Vec<_>>().join(", ")
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_shows_its_figures() {
+        let directory = documents().unwrap();
+        for (name, text) in rendered(&directory).unwrap() {
+            let there = fs::read_to_string(directory.join(&name)).unwrap_or_default();
+            assert!(
+                there == text,
+                "{name} is not what figures.json says: scripts/bench --render"
+            );
+        }
+        let figures = Figures::read(&directory.join("figures.json")).unwrap();
+        for row in 1..=11 {
+            let measured = figures.lines.iter().any(|line| line.row == row);
+            let said = figures.failed.iter().any(|failure| failure.row == row);
+            assert!(measured || said, "nothing is said of row {row}");
+        }
+        assert!(!figures.quick, "a quick run is not for the page");
+    }
+}
