@@ -116,7 +116,11 @@ pub fn umount(fs_type: &str) -> ExitCode {
 }
 
 impl MountHelper {
-    fn request(&self, called: &str) -> Result<Request> {
+    /// What is asked for by the program of the name `mount.CALLED`.
+    ///
+    /// # Errors
+    /// It is not understood.
+    pub fn request(&self, called: &str) -> Result<Request> {
         let lists = self.options.iter().map(String::as_str);
         let (mut options, secrets) = Options::and_secrets(lists)?;
         let (fs_type, source) = whole_type(called, self.fs_type.as_deref(), &self.source)?;

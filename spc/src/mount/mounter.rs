@@ -250,7 +250,7 @@ impl<'a> Attempt<'a> {
                 name: device.name.clone(),
                 through: device.through.clone(),
             }),
-            boot: boot(),
+            boot: boot().to_owned(),
             again: None,
         };
         Self {

@@ -339,7 +339,7 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of the dead mount do not end");
     }
-    claim_of(session, &record, &old).remove();
+    claim_of(session, &record, &old).clear();
     // After a crash the claim may have gone with its container, and the daemon with it.
     if let Err(error) = session.claim(&record).carry(made.id, made.unique) {
         let error = errno_text(error);
@@ -378,11 +378,18 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
     let seen = record.clone();
     let made = session.host.run("looking at the target", move || {
         if let Some(dead) = dead {
-            replace::beneath(&dead).ok()??;
+            if replace::beneath(&dead)?.is_none() {
+                return Ok(None);
+            }
             let (target, flags) = (Path::new(&seen.target), UnmountFlags::DETACH);
-            direct::detach(target, seen.mount_id, seen.unique_id, flags).ok()?;
+            if direct::detach(target, seen.mount_id, seen.unique_id, flags).is_err() {
+                return Ok(None);
+            }
         }
         unnoted(&seen)
+    })?;
+    let made = made.map_err(|e: std::io::Error| {
+        Error::system(format!("cannot look at {}", record.target)).because(errno_text(e))
     })?;
     if let Some((id, unique)) = made {
         let made = MountId {
@@ -399,7 +406,7 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
     if is_mount(claim.stand_in()) {
         leave_stand_in(claim.stand_in())?;
     }
-    claim.remove();
+    claim.clear();
     if let Some(again) = &mut record.again {
         again.making = None;
     }

@@ -5,7 +5,8 @@
 //! records, which only root reads, never into arguments.
 
 use super::{
-    Command, Device, HostName, Identity, Patience, Shows, Step, Tells, Value, WAY, Way as BlockWay,
+    At, Command, Device, HostName, Identity, Patience, Shows, Step, Tells, Value, WAY,
+    Way as BlockWay,
 };
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
@@ -197,6 +198,26 @@ impl Portal {
     }
 }
 
+/// What a portal is told so that it says something: a login for a discovery (RFC 7143, 11.12), by nobody. It is not gone on
+/// with.
+const HELLO: [u8; 48 + WHO.len()] = {
+    let mut bytes = [0; 48 + WHO.len()];
+    // Login, at once; from the first phase to the second; the length of the text.
+    (bytes[0], bytes[1], bytes[7]) = (0x43, 0x81, WHO.len() as u8);
+    // An id of the session that is random, and anybody's.
+    bytes[8] = 0x80;
+    let mut at = 0;
+    while at < WHO.len() {
+        bytes[48 + at] = WHO[at];
+        at += 1;
+    }
+    bytes
+};
+
+/// Filled up to whole words.
+const WHO: &[u8; 88] =
+    b"InitiatorName=iqn.2026-01.invalid.spc:who-answers\0SessionType=Discovery\0AuthMethod=None\0";
+
 /// What logs in at a portal.
 fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
     let text = portal.text();
@@ -280,6 +301,11 @@ fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
     Ok(BlockWay {
         name: text,
         marks: vec![portal.address.clone(), portal.port.to_string()],
+        at: Some(At {
+            host: portal.address.clone(),
+            port: portal.port,
+            hello: &HELLO,
+        }),
         steps,
     })
 }

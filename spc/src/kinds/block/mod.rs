@@ -57,8 +57,21 @@ pub struct Way {
     pub name: String,
     /// What the files [`Shows::known_by`] hold for it.
     pub marks: Vec<String>,
+    /// Where a server has to answer for it; none if that is not to be seen beforehand.
+    pub at: Option<At>,
     /// What brings it up.
     pub steps: Vec<Step>,
+}
+
+/// Where a server is, and what it is told so that it says something.
+#[derive(Clone, Debug)]
+pub struct At {
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The words.
+    pub hello: &'static [u8],
 }
 
 /// A step on a way.

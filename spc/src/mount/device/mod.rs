@@ -5,6 +5,7 @@
 //! under its lock. A device is in use for as long as a record of a mount names it, or the kernel holds it.
 
 pub mod blank;
+mod bring;
 mod multipath;
 pub mod prepare;
 pub mod release;
@@ -147,62 +148,6 @@ impl Attaching<'_> {
         );
         ledger.put_attachment(&attachment)?;
         Ok(Attached { disk, _lock: own })
-    }
-
-    /// Brings up the ways that are not, all at once. One is enough.
-    fn bring_up(&self, up: &[Up]) -> Result<()> {
-        let missing: Vec<&Way> = self
-            .device
-            .ways
-            .iter()
-            .filter(|way| !up.iter().any(|up| up.marks == way.marks))
-            .collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let name = ready(self.session, self.device, self.host_name)?;
-        let results: Vec<Result<()>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = missing
-                .iter()
-                .map(|way| scope.spawn(|| self.steps(way, name.as_deref())))
-                .collect();
-            let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-            ended
-                .map(|ended| ended.unwrap_or_else(|_| Err(Error::system("a thread died"))))
-                .collect()
-        });
-        let came = results.iter().any(Result::is_ok) || missing.len() < self.device.ways.len();
-        let mut failed: Vec<(&str, Error)> = missing
-            .iter()
-            .zip(results)
-            .filter_map(|(way, result)| Some((way.name.as_str(), result.err()?)))
-            .collect();
-        if let Some(at) = failed
-            .iter()
-            .position(|(_, error)| error.class() == Class::Interrupted)
-        {
-            return Err(failed.swap_remove(at).1);
-        }
-        if came {
-            for (way, error) in failed {
-                tracing::warn!("{} goes without {way}: {error}", self.device.name);
-            }
-            return Ok(());
-        }
-        if failed.len() == 1 {
-            return Err(failed.remove(0).1);
-        }
-        let hint = failed
-            .iter()
-            .find_map(|(_, error)| error.hint_text().map(str::to_owned));
-        let lines = failed.iter().flat_map(|(_, error)| error.all_lines());
-        let error = Error::mount(format!("cannot attach {}", self.device.name))
-            .because("no way to it came up")
-            .log(lines.collect());
-        Err(match hint {
-            Some(hint) => error.hint(hint),
-            None => error,
-        })
     }
 
     fn steps(&self, way: &Way, host_name: Option<&str>) -> Result<()> {

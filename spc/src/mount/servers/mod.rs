@@ -5,11 +5,13 @@
 //! - [`names`]: a name with several addresses is several servers.
 //! - [`probe`]: the first that answers is taken; dead ones do not cost their time one after the other.
 //! - [`dead`]: who did not answer is asked last for a while.
+//! - [`places`]: where all are used, which of them answer.
 
 mod dead;
 mod names;
 pub mod order;
-pub mod probe;
+pub mod places;
+mod probe;
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
@@ -23,7 +25,7 @@ use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::host::{Host, Settings};
 use crate::kinds::servers::{self, SERVERS, Several};
 use order::Order;
-use probe::{Answer, Seen};
+use probe::Seen;
 
 /// The biggest file of servers.
 const BIGGEST: u64 = 64 * 1024;
@@ -204,8 +206,7 @@ impl Choice {
             .filter(|at| self.servers[*at].seen.rank() == Seen::Unasked.rank())
             .collect();
         let peers: Vec<_> = unasked.iter().map(|at| self.servers[*at].peer).collect();
-        let word = Answer::Word(self.several.answering.hello);
-        let seen = probe::ask(&peers, word, false, go_on)?;
+        let seen = probe::ask(&peers, self.several.answering.hello, false, go_on)?;
         let (mut dead, mut alive) = (Vec::new(), Vec::new());
         for (at, seen) in unasked.into_iter().zip(seen) {
             let server = &mut self.servers[at];
@@ -334,7 +335,7 @@ fn may_be_the_servers(error: &Error) -> bool {
 }
 
 /// What was tried and what came back, with the last that the helper said.
-fn in_a_line(error: &Error) -> String {
+pub fn in_a_line(error: &Error) -> String {
     let lines = error.all_lines();
     match &lines[..] {
         [first, .., last] => format!("{first}: {}", last.trim()),

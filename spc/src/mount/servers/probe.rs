@@ -82,23 +82,14 @@ struct Asking {
     connected: bool,
 }
 
-/// What a server has to do so that it counts as answering.
-#[derive(Clone, Copy, Debug)]
-pub enum Answer<'a> {
-    /// Take the connection.
-    Connection,
-    /// Say anything, when it was told this.
-    Word(&'a [u8]),
-}
-
 /// Asks the servers in this order until one answers, or none will; or, for `all`, until nothing more is to be expected of
-/// any.
+/// any. To answer is to say anything, having been told this.
 ///
 /// # Errors
 /// Whatever `go_on` says, which is asked all the while.
 pub fn ask(
     servers: &[Option<SocketAddr>],
-    answer: Answer<'_>,
+    hello: &[u8],
     all: bool,
     go_on: impl Fn() -> Result<()>,
 ) -> Result<Vec<Seen>> {
@@ -142,7 +133,7 @@ pub fn ask(
         wait_for(&asking, wait);
         let mut came = false;
         asking.retain_mut(|(at, asking)| {
-            match asking.look(answer) {
+            match asking.look(hello) {
                 Some(Seen::Answers) => {
                     seen[*at] = Seen::Answers;
                     came = true;
@@ -208,7 +199,7 @@ fn wait_for(asking: &[(usize, Asking)], wait: Duration) {
 
 impl Asking {
     /// What there is to be seen of it by now; none if nothing yet.
-    fn look(&mut self, answer: Answer<'_>) -> Option<Seen> {
+    fn look(&mut self, hello: &[u8]) -> Option<Seen> {
         if !self.connected {
             let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
             if poll(&mut fds, Some(&Timespec::default())) != Ok(1) {
@@ -218,13 +209,9 @@ impl Asking {
                 Ok(Ok(())) => self.connected = true,
                 Ok(Err(errno)) | Err(errno) => return Some(Seen::Fails(errno_text(errno))),
             }
-            match answer {
-                Answer::Connection => return Some(Seen::Answers),
-                Answer::Word([]) => {}
-                Answer::Word(hello) => {
-                    // One that has gone again shows when its answer is read.
-                    let _ = send(&self.socket, hello, SendFlags::NOSIGNAL);
-                }
+            if !hello.is_empty() {
+                // One that has gone again shows when its answer is read.
+                let _ = send(&self.socket, hello, SendFlags::NOSIGNAL);
             }
         }
         let mut word = [0; 16];
@@ -264,7 +251,7 @@ mod tests {
     fn asked(servers: &[SocketAddr]) -> (Vec<Seen>, Duration) {
         let servers: Vec<_> = servers.iter().copied().map(Some).collect();
         let began = Instant::now();
-        let seen = ask(&servers, Answer::Word(b"who?"), false, || Ok(())).unwrap();
+        let seen = ask(&servers, b"who?", false, || Ok(())).unwrap();
         (seen, began.elapsed())
     }
 
@@ -302,20 +289,33 @@ mod tests {
 
     #[test]
     fn one_whose_address_is_not_known_is_not_asked() {
-        let seen = ask(&[None], Answer::Connection, false, || Ok(())).unwrap();
+        let seen = ask(&[None], &[], false, || Ok(())).unwrap();
         assert_eq!(seen, [Seen::Unasked]);
-        let (_held, open) = listener();
-        let servers = [None, Some(open), Some(listener().1)];
-        let seen = ask(&servers, Answer::Connection, true, || Ok(())).unwrap();
-        assert_eq!(seen[1], Seen::Answers);
-        assert!(matches!(seen[2], Seen::Fails(_)), "{seen:?}");
+    }
+
+    #[test]
+    fn all_are_asked_where_all_are_wanted() {
+        let (_held, silent) = listener();
+        let servers = [
+            Some(speaker()),
+            Some(listener().1),
+            None,
+            Some(silent),
+            Some(speaker()),
+        ];
+        let began = Instant::now();
+        let seen = ask(&servers, b"who?", true, || Ok(())).unwrap();
+        assert!(matches!(seen[1], Seen::Fails(_)), "{seen:?}");
+        assert_eq!(seen[2..], [Seen::Unasked, Seen::Silent, Seen::Answers]);
+        assert_eq!(seen[0], Seen::Answers);
+        assert!(began.elapsed() < PATIENCE);
     }
 
     #[test]
     fn whoever_waits_may_be_told_to_stop() {
         let (_held, silent) = listener();
         let stop = || Err(crate::error::Error::system("stop"));
-        assert!(ask(&[Some(silent)], Answer::Word(&[]), false, stop).is_err());
+        assert!(ask(&[Some(silent)], &[], false, stop).is_err());
         drop(TcpStream::connect(silent));
     }
 }
