@@ -18,6 +18,7 @@ mod faulty;
 mod flexvolume;
 mod flexvolume_node;
 mod fuse;
+mod fuzz;
 mod gluster_block;
 mod helper_names;
 mod install;
