@@ -17,6 +17,7 @@ mod flexvolume;
 mod fuse;
 mod gluster_block;
 mod helper_names;
+mod inject;
 mod install;
 mod install_boot;
 mod install_mount;
