@@ -44,6 +44,8 @@ pub enum Reason {
     Interrupted,
     /// The limit was over.
     Timeout,
+    /// The limit was over before the helper's turn came.
+    Queue,
     /// The helper said no.
     Helper,
     /// What was mounted did not answer.
@@ -70,6 +72,7 @@ impl Reason {
             Self::System => "system",
             Self::Interrupted => "interrupted",
             Self::Timeout => "timeout",
+            Self::Queue => "queue",
             Self::Helper => "helper",
             Self::NoAnswer => "no_answer",
             Self::NoProof => "no_proof",

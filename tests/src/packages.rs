@@ -28,6 +28,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/sbin/losetup", "mount"),
     ("/usr/sbin/mkfs.ext4", "e2fsprogs"),
     ("/usr/sbin/mkfs.xfs", "xfsprogs"),
+    ("/usr/sbin/nft", "nftables"),
     ("/usr/sbin/runc", "runc"),
     ("/usr/sbin/sfdisk", "fdisk"),
 ];

@@ -29,6 +29,14 @@ pub const LOGS: &str = "/var/log/spc";
 /// Directories of the host where client programs look for keys and settings that nobody names.
 const CONFIGURED: [&str; 2] = ["/etc/ceph", "/root/.ssh"];
 
+/// The namespace that a new one begins as a copy of.
+enum Begin {
+    /// It has nothing but a root.
+    Bare(File),
+    /// It has all that the host has.
+    Host(File),
+}
+
 /// The mounts of the host's that a client namespace is made of, each detached.
 struct Parts {
     tree: OwnedFd,
@@ -102,8 +110,11 @@ pub fn keep(id: &str) -> Result<()> {
         let file = File::open(file).map_err(fail)?;
         move_into_link_name_space(file.as_fd(), None).map_err(|e| fail(e.into()))?;
     }
-    let mounts = File::open(host.namespace()).map_err(fail)?;
-    build(parts, &mounts, &settings.claims()).map_err(fail)?;
+    let begin = match kernels_own(&host) {
+        Some(bare) => Begin::Bare(bare),
+        None => Begin::Host(File::open(host.namespace()).map_err(fail)?),
+    };
+    build(parts, &begin, &settings.claims()).map_err(fail)?;
     // Nothing of the container is held any more but this very program.
     let error = Command::new("/usr/bin/spc")
         .args(["keeper", id])
@@ -112,23 +123,45 @@ pub fn keep(id: &str) -> Result<()> {
     Err(fail(error))
 }
 
+/// The mount namespace of the kernel thread that keeps devtmpfs, which has nothing but that in it.
+fn kernels_own(host: &Host) -> Option<File> {
+    let processes = fs::read_dir(host.proc_file("..")?).ok()?;
+    let own = |process: &Path| -> Option<File> {
+        let stat = fs::read_to_string(process.join("stat")).ok()?;
+        let (begin, rest) = stat.rsplit_once(')')?;
+        // A child of kthreadd, which starts nothing but threads of the kernel.
+        if !begin.ends_with("(kdevtmpfs") || rest.split_ascii_whitespace().nth(1) != Some("2") {
+            return None;
+        }
+        let bare = mountinfo::read_file(process.join("mountinfo")).ok()?.len() == 1;
+        bare.then(|| File::open(process.join("ns/mnt")).ok())?
+    };
+    let mut found = processes.filter_map(|process| own(&process.ok()?.path()));
+    found.next()
+}
+
 /// Moves this thread into a new mount namespace that is made of these parts.
 ///
-/// docker's seccomp profile has no pivot_root(2). So the root is put on the host's own, which stays, with nothing of what
-/// is mounted on it, where nobody sees it: whoever enters the namespace comes out on top.
-fn build(parts: Parts, host: &File, claims: &Path) -> std::io::Result<()> {
+/// A new namespace is a copy of another one, whose mounts are taken off: of the kernel's own, which has next to none, or of
+/// the host's where that cannot be seen. docker's seccomp profile has no pivot_root(2). So the root is put on that of the
+/// copy, which stays, with nothing of what is mounted on it, where nobody sees it: whoever enters the namespace comes out
+/// on top.
+fn build(parts: Parts, begin: &Begin, claims: &Path) -> std::io::Result<()> {
+    let (Begin::Bare(namespace) | Begin::Host(namespace)) = begin;
     unshare(CloneFlags::CLONE_FS)?;
-    move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
-    let below = mount_id(CWD, "/".as_ref())?.id;
-    // The last first, for it may cover others.
-    let all = mountinfo::read()?.into_iter().rev();
-    for entry in all.filter(|entry| entry.parent == below) {
-        unmount(&entry.target, UnmountFlags::DETACH)?;
+    if matches!(begin, Begin::Host(_)) {
+        let below = mount_id(CWD, "/".as_ref())?.id;
+        // The last first, for it may cover others.
+        let all = mountinfo::read()?.into_iter().rev();
+        for entry in all.filter(|entry| entry.parent == below) {
+            unmount(&entry.target, UnmountFlags::DETACH)?;
+        }
     }
     attach(&parts.tree, "/")?;
     rustix::process::fchdir(&parts.tree)?;

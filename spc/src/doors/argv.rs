@@ -24,23 +24,28 @@ impl Arguments {
     /// Takes them, and overwrites the secrets where the kernel shows them.
     pub fn take() -> Self {
         // The standard library reads them anew each time.
-        let all: Vec<OsString> = std::env::args_os().collect();
+        let (mut arguments, masked) = Self::of(std::env::args_os().collect());
+        if arguments.hold_secrets() {
+            arguments.seen = overwrite(&arguments.all, &masked).err();
+        }
+        arguments
+    }
+
+    /// Finds the secrets among these, and how they may be shown.
+    pub fn of(all: Vec<OsString>) -> (Self, Vec<Vec<u8>>) {
         let mut values = Vec::new();
-        let masked: Vec<Vec<u8>> = all
-            .iter()
-            .enumerate()
-            .map(|(at, arg)| {
-                let before = at.checked_sub(1).and_then(|at| all.get(at));
-                let named = before.is_some_and(|before| before == "--secret");
-                masked(arg, named, &mut values)
-            })
-            .collect();
-        let seen = (!values.is_empty()).then(|| overwrite(&all, &masked));
-        Self {
+        let shown = all.iter().enumerate().map(|(at, arg)| {
+            let before = at.checked_sub(1).and_then(|at| all.get(at));
+            let named = before.is_some_and(|before| before == "--secret");
+            masked(arg, named, &mut values)
+        });
+        let shown = shown.collect();
+        let arguments = Self {
             all,
             values,
-            seen: seen.and_then(Result::err),
-        }
+            seen: None,
+        };
+        (arguments, shown)
     }
 
     /// Whether there are secrets among them.

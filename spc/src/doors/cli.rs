@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::builder::ValueHint;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -12,17 +12,19 @@ use super::setup::{InstallArgs, UninstallArgs};
 use super::umount::UmountArgs;
 use super::{finish, flexvolume, list, make, mounter, pages, parse, show, warn_if_seen};
 use crate::client::{keeper, scope, tend};
-use crate::error::{Class, Result};
+use crate::error::{Class, Error, Result};
 use crate::health::{doctor, look, serve, web};
 use crate::host::Host;
 use crate::host::Settings;
 use crate::kinds::needs;
+use crate::kinds::servers::SERVERS;
 use crate::log::{self, Voice};
 use crate::mount::ladder::{self, Rung};
 use crate::mount::mounter::Session;
 use crate::mount::repair::{self, NOTHING, Outcome};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::run::Interrupts;
+use crate::mount::servers::Choice;
 use crate::mount::unmounter;
 use crate::mount::{Options, Plan, Request};
 
@@ -159,6 +161,9 @@ struct MountArgs {
     /// Options, separated by commas; x-mount.mkdir[=MODE] makes the target
     #[arg(short, long, value_name = "LIST")]
     options: Vec<String>,
+    /// Servers beside that of SOURCE, which may be the path alone: A,B,C or @FILE; the first that answers is used
+    #[arg(long, value_name = "LIST")]
+    servers: Option<String>,
     /// A secret such as a password: file:PATH, env:NAME or stdin; KEY as the type's option is called
     #[arg(long, value_name = "KEY=FROM")]
     secret: Vec<String>,
@@ -199,6 +204,15 @@ impl MountArgs {
         let (mut options, mut secrets) = Options::and_secrets(lists)?;
         for secret in &self.secret {
             secrets.name(secret)?;
+        }
+        if let Some(servers) = &self.servers {
+            if options.value(SERVERS).is_some() {
+                return Err(Error::usage(format!(
+                    "bad option {SERVERS}: --servers is given as well"
+                ))
+                .hint("give one of them"));
+            }
+            options.push(format!("{SERVERS}={servers}"))?;
         }
         if self.bind {
             options.push("bind".into())?;
@@ -275,10 +289,16 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Explain { mount, json } => {
             let request = mount.request()?;
+            let interrupts = Interrupts::hold()?;
             let settings = Settings::read()?;
             let host = Host::open(&settings)?;
-            let plan = Plan::make(request, &host, &settings)?;
-            show::plan(&plan, &host, json)?;
+            let deadline = Instant::now() + request.timeout;
+            let mut plan = Plan::make(request, &host, &settings)?;
+            let choice = Choice::of(&plan, &host, deadline, &interrupts)?;
+            if let Some(choice) = &choice {
+                choice.lead(0, &mut plan, &host, &settings)?;
+            }
+            show::plan(&plan, choice.as_ref(), &host, json)?;
             Ok(0)
         }
         Command::Install(args) => args.run(),

@@ -12,7 +12,7 @@ use clap::{CommandFactory, Parser};
 use rustix::mount::UnmountFlags;
 
 use super::argv::Arguments;
-use super::{finish, make, parse, start_log};
+use super::{finish, leave_to_client, make, parse, start_log};
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{self, Rules, show};
 use crate::host::{Settings, namespace};
@@ -116,7 +116,11 @@ pub fn umount(fs_type: &str) -> ExitCode {
 }
 
 impl MountHelper {
-    fn request(&self, called: &str) -> Result<Request> {
+    /// What is asked for by the program of the name `mount.CALLED`.
+    ///
+    /// # Errors
+    /// It is not understood.
+    pub fn request(&self, called: &str) -> Result<Request> {
         let lists = self.options.iter().map(String::as_str);
         let (mut options, secrets) = Options::and_secrets(lists)?;
         let (fs_type, source) = whole_type(called, self.fs_type.as_deref(), &self.source)?;
@@ -151,6 +155,7 @@ impl UmountHelper {
     fn run(&self) -> Result<()> {
         check_namespace(self.namespace.as_deref())?;
         let session = Session::open()?;
+        leave_to_client(&session, Some(&self.target))?;
         let target = unmounter::resolve(&session, &self.target)?;
         let how = How {
             lazy: self.lazy,

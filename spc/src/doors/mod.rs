@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
@@ -9,6 +10,7 @@ use clap::FromArgMatches;
 use crate::client::{self, Place, enter, root};
 use crate::error::{Class, Result, errno_text};
 use crate::host::{Host, Settings};
+use crate::kinds;
 use crate::log;
 use crate::mount::Request;
 use crate::mount::mounter::{Done, Session, mount};
@@ -112,6 +114,13 @@ fn finish(name: &str, arguments: &Arguments, done: Result<u8>) -> ExitCode {
 
 /// Makes a mount, or everything but the mount.
 fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
+    if client::place() == Place::Host {
+        // Nobody is at work here by mistake.
+        root::own()?;
+        if !kinds::is_clientless(&request.fs_type) {
+            hand_over()?;
+        }
+    }
     let interrupts = Interrupts::hold()?;
     let session = Session::open()?;
     if fake {
@@ -127,17 +136,39 @@ fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
     Ok(())
 }
 
+/// On the host itself, becomes the `spc` of the installed client root, unless what is to be taken off is on one target, and
+/// no client was needed to mount it.
+fn leave_to_client(session: &Session, target: Option<&Path>) -> Result<()> {
+    let known = target.map(|target| session.ledger.get(target));
+    match known {
+        _ if session.place != Place::Host => Ok(()),
+        Some(Ok(Some(record)))
+            if kinds::is_clientless(&record.fs_type) && record.root.is_none() =>
+        {
+            Ok(())
+        }
+        _ => hand_over().map(drop),
+    }
+}
+
 /// Whether this is done on the host: another `spc` has started this one for that, it is a driver's answer to kubelet,
 /// whose work another process does, it takes away the very client root that would do it, or no client is needed.
 fn is_done_here(door: &Door) -> bool {
-    if *door != Door::Cli {
-        return *door == Door::FlexVolume;
+    match door {
+        Door::Cli => {}
+        // It depends on what is mounted.
+        Door::FlexVolume | Door::Mount(_) | Door::Umount(_) => return true,
+        Door::Statd | Door::Mounter => return false,
     }
     let mut words = std::env::args_os().skip(1);
     let here = [
         "keep",
         "adopt",
         "uninstall",
+        // It depends on what is mounted.
+        "mount",
+        "umount",
+        "unmount",
         // What is asked about the program.
         "completions",
         "help",

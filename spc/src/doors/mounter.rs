@@ -78,13 +78,22 @@ pub fn main() -> ExitCode {
 }
 
 impl Mounter {
+    /// The request, and the file of the host that kubelet wants GlusterFS to log to, which only the host has.
+    ///
+    /// # Errors
+    /// It is not understood.
+    pub fn request(&self) -> Result<(Request, Option<PathBuf>)> {
+        let Call::Mount(mount) = &self.call;
+        mount.request()
+    }
+
     /// Makes the mount.
     ///
     /// # Errors
     /// As `spc mount`.
     pub fn run(&self) -> Result<()> {
         let Call::Mount(mount) = &self.call;
-        let (request, log) = mount.request()?;
+        let (request, log) = self.request()?;
         // In an event, far from the log, the id leads there.
         let made = make(request, false, mount.verbose).map_err(log::with_id);
         made.inspect_err(|error| {
@@ -115,7 +124,6 @@ fn note(log: PathBuf, error: &Error) -> Result<()> {
 }
 
 impl MountArgs {
-    /// The request, and the file of the host that kubelet wants GlusterFS to log to, which only the host has.
     fn request(&self) -> Result<(Request, Option<PathBuf>)> {
         let [source, target] = self.paths.as_slice() else {
             return Err(Error::usage("no source is given")

@@ -18,6 +18,7 @@ use crate::mount::device::tool::STDIN;
 use crate::mount::mounter::Done;
 use crate::mount::plan::Linkage;
 use crate::mount::secrets::MASK;
+use crate::mount::servers::Choice;
 
 /// Prints to stdout; a reader that has gone away is no error.
 pub(super) fn print(text: &str) -> Result<()> {
@@ -115,11 +116,28 @@ fn device_lines(device: &Device, plan: &Plan, host: &Host) -> Result<Vec<(&'stat
     Ok(lines)
 }
 
+/// The servers in the order in which they would be asked.
+fn server_lines(choice: &Choice) -> Vec<String> {
+    let (order, port) = (choice.order.word(), choice.port);
+    let mut lines = vec![format!(
+        "order      {order}; the first that answers at port {port} is used\n"
+    )];
+    for server in &choice.servers {
+        let note = match server.dead {
+            Some(dead) => format!(", which did not answer {} s ago", dead.as_secs()),
+            None if server.peer.is_none() => ", whose address is not known".into(),
+            None => String::new(),
+        };
+        lines.push(format!("server     {}{note}\n", server.shown()));
+    }
+    lines
+}
+
 /// `spc explain`.
 ///
 /// # Errors
 /// Stdout cannot be written.
-pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
+pub fn plan(plan: &Plan, choice: Option<&Choice>, host: &Host, json: bool) -> Result<()> {
     let program = plan.program.as_ref().map(|p| p.path.display().to_string());
     let linkage = plan.program.as_ref().map(|p| match &p.linkage {
         Linkage::Dynamic(interpreter) => format!("dynamic, {}", interpreter.display()),
@@ -139,6 +157,11 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
             "to_be_made": missing, "made_by": maker, "program": program, "linkage": linkage, "argv": argv,
             "options": plan.request.options.to_string(),
             "secrets": secrets.iter().map(|(key, from)| json!({"key": key, "value": MASK, "from": from})).collect::<Vec<_>>(),
+            "servers": choice.iter().flat_map(|choice| &choice.servers).map(|server| json!({
+                "name": server.name, "address": server.address, "asked_at": server.peer,
+                "dead_for_seconds": server.dead.map(|dead| dead.as_secs()),
+            })).collect::<Vec<_>>(),
+            "order": choice.map(|choice| choice.order.word()),
             "device": plan.chosen.device.as_ref().map(|device| &device.name),
             "route": plan.route, "shows_as": plan.chosen.shows,
             "because": plan.chosen.because, "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
@@ -160,6 +183,9 @@ pub fn plan(plan: &Plan, host: &Host, json: bool) -> Result<()> {
     }
     if let Some(because) = &plan.chosen.because {
         text.push_str(&format!("because    {because}\n"));
+    }
+    for line in choice.into_iter().flat_map(server_lines) {
+        text.push_str(&line);
     }
     match (&program, &linkage) {
         (Some(program), Some(linkage)) => text.push_str(&format!(

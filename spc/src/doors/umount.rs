@@ -1,10 +1,11 @@
 //! `spc umount`: one or several targets, innermost first.
 
 use std::cmp::Reverse;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
+use super::leave_to_client;
 use crate::error::{Class, Error, Result};
 use crate::host::target::show;
 use crate::mount::ledger::Corrupt;
@@ -41,11 +42,20 @@ impl UmountArgs {
     /// One of them is still there.
     pub fn run(&self) -> Result<u8> {
         let session = Session::open()?;
+        let one = match &self.targets[..] {
+            [one] if !self.recursive => Some(one.as_path()),
+            _ => None,
+        };
+        leave_to_client(&session, one)?;
         let how = How {
             lazy: self.lazy,
             force: self.force,
         };
-        let (records, bad) = session.ledger.all()?;
+        // One target is looked for by its name.
+        let (records, bad) = match self.all || self.recursive {
+            true => session.ledger.all()?,
+            false => Default::default(),
+        };
         let below = |top: &PathBuf| {
             records
                 .iter()
@@ -87,11 +97,11 @@ impl UmountArgs {
         }
         for (target, error) in stuck {
             // What could not be reached goes with what it is on.
-            let record = records.iter().find(|r| Path::new(&r.target) == *target);
             let stayed = error.class() == Class::Mount;
-            match record.filter(|_| stayed && succeeded > 0) {
-                Some(record) if unmounter::went_along(&session, record)? => succeeded += 1,
-                _ => failed.push(error),
+            if stayed && succeeded > 0 && unmounter::went_along(&session, target)? {
+                succeeded += 1;
+            } else {
+                failed.push(error);
             }
         }
         summary(failed, succeeded)

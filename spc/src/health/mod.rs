@@ -1,5 +1,6 @@
 //! Looks at mounts and at the container, and the process that watches both.
 
+mod copies;
 pub mod doctor;
 pub mod kinds;
 pub mod look;

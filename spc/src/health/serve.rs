@@ -16,11 +16,10 @@ use tracing::field::display;
 
 use super::metrics::Metrics;
 use super::repairs::Repairs;
-use super::{report, web};
+use super::{copies, report, web};
 use crate::client::{root, tend};
 use crate::error::{Error, Result, errno_text};
-use crate::host::copies::drop_copies;
-use crate::host::{Claim, Settings, claim, mountinfo};
+use crate::host::{Claim, Settings, claim};
 use crate::log;
 use crate::mount::device::release;
 use crate::mount::ledger::State;
@@ -34,6 +33,13 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// How long to wait for a command that is at work on a mount.
 const SOON: Duration = Duration::from_secs(1);
+
+/// After a look at all mounts, the next one waits so many times as long as it took, if it is only for a change: where there
+/// are thousands, and more by the moment, most of the machine is left to those who make them.
+const EASE: u32 = 9;
+
+/// The longest such wait.
+const LONGEST_EASE: Duration = Duration::from_secs(2);
 
 /// How often to look for what a dead command left, which no event tells.
 const IDLE: Duration = Duration::from_secs(60);
@@ -167,7 +173,7 @@ struct Watching {
     session: Session,
     /// The client root that mounts of this container use; it stays while the container runs.
     own: Vec<String>,
-    /// Mounts made outside of this container that were looked at for copies in it, by the ids of their records.
+    /// Mounts that were looked at for copies in this container, by the ids of their records: some are made outside of it.
     seen: BTreeSet<String>,
     /// The requests of the mounts that the last two looks found, by the ids of their records: the shim of a daemon may
     /// report after its record is gone.
@@ -182,6 +188,8 @@ struct Watch {
     on: Option<Watching>,
     complained: bool,
     next: Option<Instant>,
+    /// Changes before that wait until then.
+    ease: Option<Instant>,
 }
 
 impl Watch {
@@ -214,7 +222,8 @@ impl Watch {
             tracing::debug!(request, "shim: {report}");
         }
         if let (Some(id), Some(watching)) = (carried_mount(report), &self.on) {
-            drop_copies_of(&watching.session, id);
+            // The shim says no more.
+            copies::drop_of(&watching.session, vec![(id, 0)]);
         }
     }
 
@@ -251,29 +260,19 @@ impl Watch {
         } else if !changed && !due {
             return;
         }
+        if let (false, Some(ease)) = (due, self.ease.filter(|at| Instant::now() < *at)) {
+            self.next = self.next.map(|next| next.min(ease));
+            return;
+        }
         let Some(watching) = &mut self.on else { return };
+        let begun = Instant::now();
         let wait = tidy(watching).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             RETRY
         });
+        let ease = begun.elapsed().saturating_mul(EASE).min(LONGEST_EASE);
+        self.ease = Some(Instant::now() + ease);
         self.next = Some(Instant::now() + wait);
-    }
-}
-
-/// Drops the copies that this container's table has of a mount of the host.
-fn drop_copies_of(session: &Session, id: u64) {
-    let look = move || {
-        let entry = mountinfo::find(id).ok()??;
-        let on = mountinfo::find(entry.parent).ok()??;
-        Some((entry, on))
-    };
-    let dropped = match session.host.run("looking at a mount", look) {
-        Ok(Some((entry, on))) => drop_copies(&entry, &on),
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = dropped {
-        tracing::warn!("{error}");
     }
 }
 
@@ -316,11 +315,12 @@ fn tidy(watching: &mut Watching) -> Result<Duration> {
         tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
     }
     let entries = entries_of(session, &records)?;
+    let mut elsewhere = Vec::new();
     for (record, entry) in records.iter().zip(entries) {
         let repairing = record.again.as_ref().is_some_and(|a| a.making.is_some());
         if record.state == State::Mounted && !repairing && entry.is_some() {
-            if record.root.is_some() && seen.insert(record.id.clone()) {
-                drop_copies_of(session, record.mount_id);
+            if seen.insert(record.id.clone()) {
+                elsewhere.push((record.mount_id, record.unique_id));
             }
             continue;
         }
@@ -347,7 +347,9 @@ fn tidy(watching: &mut Watching) -> Result<Duration> {
             }
         }
     }
-    seen.retain(|id| records.iter().any(|record| record.id == *id));
+    copies::drop_of(session, elsewhere);
+    let ids: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+    seen.retain(|id| ids.contains(id.as_str()));
     done &= release::tidy(session)?;
     session.ledger.sweep(&bad)?;
     root::tidy(session, own)?;

@@ -169,24 +169,38 @@ fn converse(client: &mut impl Client, metrics: &Metrics) -> std::io::Result<()> 
     let answer = loop {
         let read = client.read(&mut part)?;
         question.extend(&part[..read]);
-        let mut headers = [httparse::EMPTY_HEADER; 64];
-        let mut request = httparse::Request::new(&mut headers);
-        match request.parse(&question) {
-            Ok(httparse::Status::Complete(_)) => {
-                let asked = (
-                    request.method.unwrap_or_default(),
-                    request.path.unwrap_or_default(),
-                );
-                break respond(asked, metrics);
-            }
-            Ok(httparse::Status::Partial)
-                if read > 0 && question.len() < QUESTION && Instant::now() < until => {}
-            _ => break Answer::plain("400 Bad Request", "this is no request\n"),
+        if let Some(answer) = answer_to(&question, metrics) {
+            break answer;
+        }
+        if read == 0 || question.len() >= QUESTION || Instant::now() >= until {
+            break bad().bytes();
         }
     };
-    client.write_all(&answer.bytes())?;
+    client.write_all(&answer)?;
     client.flush()?;
     client.end()
+}
+
+/// The answer to what a client has asked so far; none while more has to come.
+pub fn answer_to(question: &[u8], metrics: &Metrics) -> Option<Vec<u8>> {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut request = httparse::Request::new(&mut headers);
+    let answer = match request.parse(question) {
+        Ok(httparse::Status::Complete(_)) => {
+            let asked = (
+                request.method.unwrap_or_default(),
+                request.path.unwrap_or_default(),
+            );
+            respond(asked, metrics)
+        }
+        Ok(httparse::Status::Partial) => return None,
+        Err(_) => bad(),
+    };
+    Some(answer.bytes())
+}
+
+fn bad() -> Answer {
+    Answer::plain("400 Bad Request", "this is no request\n")
 }
 
 struct Answer {

@@ -17,31 +17,67 @@ use super::target::{mount_id, show};
 use crate::error::{Error, Result, errno_text};
 
 /// Takes the copies of a mount of the host, made on another one, out of the calling thread's table, which is the
-/// container's. Copies that others would lose as well stay.
+/// container's. They are younger than the mount with this id that is never used again, if that is not 0. Copies that others
+/// would lose as well stay.
 ///
 /// # Errors
 /// The container's table cannot be read, or a copy cannot be unmounted.
-pub fn drop_copies(made: &Entry, on: &Entry) -> Result<()> {
+pub fn drop_copies(made: &Entry, on: &Entry, younger_than: u64) -> Result<()> {
     if made.peers.is_none() || on.peers.is_none() {
         return Ok(());
     }
-    let table = mountinfo::read().map_err(|e| {
+    let fail = |e: std::io::Error| {
         Error::system("cannot read the container's mount table").because(errno_text(e))
-    })?;
-    for copy in copies_of(made, on, &table) {
+    };
+    let table = mountinfo::younger(younger_than).map_err(fail)?;
+    let mut parents = Vec::new();
+    for copy in table.iter().filter(|copy| follows(copy, made)) {
+        parents.extend(mountinfo::find(copy.parent, copy.parent_unique).map_err(fail)?);
+    }
+    for copy in copies_of(made, on, &table, &parents) {
         drop_copy(copy)?;
     }
     Ok(())
 }
 
+/// As [`drop_copies`], of many, each with the mount that it was made on: the table is read once.
+///
+/// # Errors
+/// As [`drop_copies`].
+pub fn drop_all_copies(all: &[(Entry, Entry)]) -> Result<()> {
+    let mut all = all.iter();
+    let shared = |pair: &&(Entry, Entry)| pair.0.peers.is_some() && pair.1.peers.is_some();
+    let Some(first) = all.find(shared) else {
+        return Ok(());
+    };
+    let table = mountinfo::read().map_err(|e| {
+        Error::system("cannot read the container's mount table").because(errno_text(e))
+    })?;
+    for (made, on) in std::iter::once(first).chain(all.filter(shared)) {
+        for copy in copies_of(made, on, &table, &table) {
+            drop_copy(copy)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a mount follows another one, and nobody follows it.
+fn follows(copy: &Entry, of: &Entry) -> bool {
+    copy.master == of.peers && copy.peers.is_none()
+}
+
 /// Mounts that follow the new one, in the same place of a mount that follows what it is on; nobody follows either of
 /// them. A bind follows its source's group as well, which `/host` itself may be in: so the place counts.
-fn copies_of<'a>(made: &Entry, on: &Entry, table: &'a [Entry]) -> impl Iterator<Item = &'a Entry> {
-    let follows = |copy: &Entry, of: &Entry| copy.master == of.peers && copy.peers.is_none();
+fn copies_of<'a>(
+    made: &Entry,
+    on: &Entry,
+    table: &'a [Entry],
+    parents: &[Entry],
+) -> impl Iterator<Item = &'a Entry> {
     table.iter().filter(move |copy| {
         follows(copy, made)
             && copy.root == made.root
-            && table.iter().any(|parent| {
+            && parents.iter().any(|parent| {
                 parent.id == copy.parent
                     && follows(parent, on)
                     && place(copy, parent) == place(made, on)
@@ -92,7 +128,7 @@ mod tests {
 
     fn copies(made: &str, on: &str, table: &[&str]) -> Vec<u64> {
         let table: Vec<Entry> = table.iter().map(|line| entry(line)).collect();
-        copies_of(&entry(made), &entry(on), &table)
+        copies_of(&entry(made), &entry(on), &table, &table)
             .map(|copy| copy.id)
             .collect()
     }

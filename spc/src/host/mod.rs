@@ -11,6 +11,7 @@ pub mod mountinfo;
 pub mod namespace;
 pub mod output;
 pub mod process;
+pub mod ranges;
 pub mod rpc;
 pub mod service;
 pub mod settings;

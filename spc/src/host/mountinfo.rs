@@ -1,4 +1,5 @@
-//! One line of `/proc/PID/mountinfo`, as proc_pid_mountinfo(5) describes it.
+//! One line of `/proc/PID/mountinfo`, as proc_pid_mountinfo(5) describes it, or the same by statmount(2), which needs no
+//! reading of the table.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -6,6 +7,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+use crate::sys::statmount::{self, Known};
 
 /// An entry of a mount table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,6 +35,12 @@ pub struct Entry {
     pub source: String,
     /// Options of the file system itself.
     pub options: String,
+    /// Mount id that is never used again; 0 where the entry is from a table, which does not have it.
+    #[serde(skip)]
+    pub unique: u64,
+    /// The same of the mount this one is attached to.
+    #[serde(skip)]
+    pub parent_unique: u64,
 }
 
 impl Entry {
@@ -70,6 +79,38 @@ impl Entry {
             fs_type: text(fields.next()?),
             source: text(fields.next()?),
             options: text(fields.next().unwrap_or_default()),
+            unique: 0,
+            parent_unique: 0,
+        })
+    }
+
+    /// The entry that a table would have of it; none if it is not below the root of whoever asked.
+    fn of(known: Known, unique: u64) -> Option<Self> {
+        let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+        let group = |number: u64| (number != 0).then_some(number);
+        let mut fs_type = text(&known.fs_type);
+        if !known.subtype.is_empty() {
+            fs_type = format!("{fs_type}.{}", text(&known.subtype));
+        }
+        let mut options = words(&SUPER, u64::from(known.flags));
+        if !known.options.is_empty() {
+            options = format!("{options},{}", text(&unescape(&known.options)));
+        }
+        let (major, minor) = known.device;
+        (!known.target.is_empty()).then(|| Self {
+            id: known.id,
+            parent: known.parent,
+            device: format!("{major}:{minor}"),
+            root: PathBuf::from(OsString::from_vec(known.root)),
+            target: PathBuf::from(OsString::from_vec(known.target)),
+            attributes: attributes(known.attributes),
+            peers: group(known.peers),
+            master: group(known.master),
+            fs_type,
+            source: text(&known.source),
+            options,
+            unique,
+            parent_unique: known.parent_unique,
         })
     }
 
@@ -79,8 +120,57 @@ impl Entry {
     }
 }
 
+/// The words of a mount table for flags of a file system, `SB_*`.
+const SUPER: [(u64, &str); 4] = [
+    (libc::MS_RDONLY, "ro"),
+    (libc::MS_SYNCHRONOUS, "sync"),
+    (libc::MS_DIRSYNC, "dirsync"),
+    (libc::MS_LAZYTIME, "lazytime"),
+];
+
+/// The words of a mount table for those of a mount, `MOUNT_ATTR_*`, without those for times of access.
+const MOUNT: [(u64, &str); 4] = [
+    (libc::MOUNT_ATTR_RDONLY, "ro"),
+    (libc::MOUNT_ATTR_NOSUID, "nosuid"),
+    (libc::MOUNT_ATTR_NODEV, "nodev"),
+    (libc::MOUNT_ATTR_NOEXEC, "noexec"),
+];
+
+/// `rw` or the first of these words, then the others whose flags are set.
+fn words(known: &[(u64, &str)], flags: u64) -> String {
+    let set = known.iter().filter(|(flag, _)| flags & flag != 0);
+    let first = (flags & 1 == 0).then_some("rw");
+    let all: Vec<&str> = first
+        .into_iter()
+        .chain(set.map(|(_, word)| *word))
+        .collect();
+    all.join(",")
+}
+
+fn attributes(flags: u64) -> String {
+    let mut all = words(&MOUNT, flags);
+    let times = match flags & libc::MOUNT_ATTR__ATIME {
+        libc::MOUNT_ATTR_NOATIME => Some("noatime"),
+        libc::MOUNT_ATTR_RELATIME => Some("relatime"),
+        _ => None,
+    };
+    let directories = (flags & libc::MOUNT_ATTR_NODIRATIME != 0).then_some("nodiratime");
+    // In the order that the kernel has them.
+    let (before, after) = match times {
+        Some("relatime") => (directories, times),
+        _ => (times, directories),
+    };
+    let links = (flags & libc::MOUNT_ATTR_NOSYMFOLLOW != 0).then_some("nosymfollow");
+    let mapped = (flags & libc::MOUNT_ATTR_IDMAP != 0).then_some("idmapped");
+    for word in [before, after, links, mapped].into_iter().flatten() {
+        all.push(',');
+        all.push_str(word);
+    }
+    all
+}
+
 /// Undoes the octal escapes of space, tab, newline and backslash.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
@@ -130,11 +220,35 @@ pub fn read_file(file: impl AsRef<Path>) -> std::io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The entry with this mount id, reading no further than needed.
+/// The entry of the mount with this id, and this one that is never used again, 0 if that is not known. The kernel is
+/// asked for that one mount; where it cannot be, the table is read as far as needed, and goes by the first.
 ///
 /// # Errors
 /// procfs cannot be read.
-pub fn find(id: u64) -> std::io::Result<Option<Entry>> {
+pub fn find(id: u64, unique: u64) -> std::io::Result<Option<Entry>> {
+    match ask(unique) {
+        Some(answer) => answer,
+        None => find_in_table(id),
+    }
+}
+
+/// The entry of the mount with this id that is never used again, by statmount(2). None if the kernel cannot be asked: it is
+/// too old, or a filter of system calls is older than it (docker's before 2025 is).
+pub fn ask(unique: u64) -> Option<std::io::Result<Option<Entry>>> {
+    if unique == 0 {
+        return None;
+    }
+    match statmount::of(unique) {
+        Ok(known) => Some(Ok(Entry::of(known, unique))),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT) => Some(Ok(None)),
+            Some(libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL) => None,
+            _ => Some(Err(error)),
+        },
+    }
+}
+
+fn find_in_table(id: u64) -> std::io::Result<Option<Entry>> {
     let file = std::fs::File::open("/proc/thread-self/mountinfo")?;
     let prefix = format!("{id} ");
     for line in BufReader::new(file).split(b'\n') {
@@ -144,6 +258,29 @@ pub fn find(id: u64) -> std::io::Result<Option<Entry>> {
         }
     }
     Ok(None)
+}
+
+/// The mounts of the calling thread's namespace that are younger than the one with this id that is never used again. All
+/// of them where the kernel cannot be asked for those.
+///
+/// # Errors
+/// procfs cannot be read.
+pub fn younger(unique: u64) -> std::io::Result<Vec<Entry>> {
+    let Some(ids) = (unique != 0)
+        .then(|| statmount::after(unique).ok())
+        .flatten()
+    else {
+        return read();
+    };
+    let mut entries = Vec::new();
+    for id in ids {
+        match ask(id) {
+            // It may have gone meanwhile.
+            Some(answer) => entries.extend(answer?),
+            None => return read(),
+        }
+    }
+    Ok(entries)
 }
 
 #[cfg(test)]
@@ -174,6 +311,42 @@ mod tests {
         ] {
             assert_eq!(Entry::parse(line), None, "{line:?}");
         }
+    }
+
+    #[test]
+    fn the_kernel_says_of_one_mount_what_the_table_says() {
+        let table = read().unwrap();
+        let Ok(ids) = statmount::after(0) else {
+            return;
+        };
+        let mut compared = 0;
+        for unique in ids {
+            let Some(asked) = ask(unique) else { return };
+            let Some(mut entry) = asked.unwrap() else {
+                continue;
+            };
+            let on = ask(entry.parent_unique).and_then(|on| on.unwrap());
+            assert!(on.is_none_or(|on| on.id == entry.parent), "{entry:?}");
+            let plain = table.iter().find(|plain| plain.id == entry.id);
+            (entry.unique, entry.parent_unique) = (0, 0);
+            // Others may mount meanwhile.
+            if let Some(plain) = plain.filter(|plain| plain.target == entry.target) {
+                assert_eq!(*plain, entry);
+                compared += 1;
+            }
+        }
+        assert!(compared > 0);
+    }
+
+    #[test]
+    fn attributes_are_in_the_order_of_the_table() {
+        let all = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODIRATIME;
+        assert_eq!(attributes(all), "ro,nosuid,nodiratime,relatime");
+        let all = libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_NODIRATIME;
+        assert_eq!(attributes(all), "rw,noatime,nodiratime");
+        assert_eq!(attributes(libc::MOUNT_ATTR_STRICTATIME), "rw");
+        let all = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSYMFOLLOW;
+        assert_eq!(attributes(all), "rw,nodev,relatime,nosymfollow");
     }
 
     #[test]

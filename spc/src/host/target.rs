@@ -324,7 +324,7 @@ impl Pinned {
         let top = self.top().map_err(|e| {
             Error::system(format!("cannot look at {}", show(&self.path))).because(errno_text(e))
         })?;
-        mountinfo::find(top.id)
+        mountinfo::find(top.id, top.unique)
             .map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))
     }
 }

@@ -144,6 +144,8 @@ struct Kind {
     without_modules: Option<&'static str>,
     /// What it does with several servers.
     servers: Servers,
+    /// The kernel alone makes it: no program of ours and no module has to be there.
+    clientless: bool,
 }
 
 /// How the failures of a helper are told to a person.
@@ -401,6 +403,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .iter()
         .map(|kind| kind.name)
         .filter(|name| !["*", block::AUTO].contains(name))
+}
+
+/// Whether the kernel alone makes mounts of this type: no program and no module has to be there.
+pub fn is_clientless(fs_type: &str) -> bool {
+    row(fs_type).is_ok_and(|kind| kind.clientless)
 }
 
 /// What a type is counted as: its row, so that there are few, whatever people ask for.

@@ -21,6 +21,7 @@ pub(super) const ROW: Kind = Kind {
     shows_source: Shown::AsAsked,
     without_modules: None,
     servers: Servers::None,
+    clientless: false,
 };
 
 const CEPH_FUSE: Kind = Kind {
@@ -30,7 +31,7 @@ const CEPH_FUSE: Kind = Kind {
     modules: &[FUSE],
     needs: &[Need::program(&["ceph-fuse"], "ceph-fuse"), Need::Fuse],
     shows_source: Shown::As("ceph-fuse"),
-    servers: Servers::All(servers::listed),
+    servers: Servers::All(servers::COLON),
     ..ROW
 };
 
@@ -52,7 +53,7 @@ const SMB: Kind = Kind {
         Need::program(&["mount.cifs"], "cifs-utils"),
         Need::HostNetwork,
     ],
-    servers: Servers::One(servers::slashes),
+    servers: Servers::Chosen(servers::SLASHES, servers::SMBD),
     ..ROW
 };
 
@@ -69,7 +70,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::Fuse,
         ],
         also: &["gluster"],
-        servers: Servers::All(servers::listed),
+        servers: Servers::Chosen(servers::VOLUME, servers::GLUSTERD),
         ..ROW
     },
     Kind {
@@ -80,7 +81,7 @@ pub(super) const TABLE: &[Kind] = &[
         fits: source::nfs,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
-        servers: Servers::One(servers::colon),
+        servers: Servers::Chosen(servers::COLON, servers::NFSD),
         ..ROW
     },
     Kind {
@@ -89,7 +90,7 @@ pub(super) const TABLE: &[Kind] = &[
         telling: nfs::TELLING,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
-        servers: Servers::One(servers::colon),
+        servers: Servers::Chosen(servers::COLON, servers::NFSD),
         ..ROW
     },
     Kind {
@@ -106,7 +107,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::HostNetwork,
         ],
         also: &["cephfs"],
-        servers: Servers::All(servers::listed),
+        servers: Servers::All(servers::COLON),
         ..ROW
     },
     Kind {
@@ -142,7 +143,7 @@ pub(super) const TABLE: &[Kind] = &[
             Need::Fuse,
         ],
         also: &["sshfs"],
-        servers: Servers::One(servers::login),
+        servers: Servers::Chosen(servers::LOGIN, servers::SSHD),
         ..FUSE_PROGRAM
     },
     Kind {
@@ -159,6 +160,7 @@ pub(super) const TABLE: &[Kind] = &[
     Kind {
         name: "tmpfs",
         maker: kernel,
+        clientless: true,
         ..ROW
     },
     Kind {
@@ -172,7 +174,7 @@ pub(super) const TABLE: &[Kind] = &[
         maker: kernel,
         modules: &[Module::of("ext4")],
         source: Source::BlockDevice,
-        servers: Servers::All(servers::portals),
+        servers: Servers::All(servers::PORTALS),
         ..ROW
     },
     Kind {
@@ -180,7 +182,7 @@ pub(super) const TABLE: &[Kind] = &[
         maker: kernel,
         modules: &[Module::of("xfs")],
         source: Source::BlockDevice,
-        servers: Servers::All(servers::portals),
+        servers: Servers::All(servers::PORTALS),
         ..ROW
     },
     // What is on an attached device, whichever of ours it is.
@@ -190,13 +192,14 @@ pub(super) const TABLE: &[Kind] = &[
         shows: &["ext4", "xfs", "ext3", "ext2"],
         fits: block::fits,
         source: Source::BlockDevice,
-        servers: Servers::All(servers::portals),
+        servers: Servers::All(servers::PORTALS),
         ..ROW
     },
     Kind {
         name: "bind",
         maker: bind,
         shows: &[],
+        clientless: true,
         ..ROW
     },
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.

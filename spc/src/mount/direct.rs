@@ -3,12 +3,13 @@
 //! All of it uses detached mounts: made and configured where nobody sees them, then attached to
 //! the pinned target in one step (fsopen(2), open_tree(2), move_mount(2); Linux 5.2).
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -226,42 +227,56 @@ fn kernel_log(fs: &OwnedFd) -> Vec<String> {
 /// # Errors
 /// The errno of umount2(2).
 pub fn detach(
-    target: &std::path::Path,
+    target: &Path,
     id: u64,
     unique: u64,
     flags: UnmountFlags,
 ) -> std::result::Result<bool, Errno> {
-    // By name in its parent directory: a look at the mount itself might wait for a dead server.
-    let at = |path: &std::path::Path| -> Option<(OwnedFd, std::ffi::OsString)> {
-        let parent = rustix::fs::open(
-            path.parent()?,
-            rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )
-        .ok()?;
-        let name = path.file_name()?.to_owned();
-        mount_id(&parent, &name)
-            .is_ok_and(|top| top.is_root && top.is(id, unique))
-            .then_some((parent, name))
-    };
+    let at = |path: &Path| named(path, id, unique, ResolveFlags::empty());
     let mut found = at(target);
     for _ in 0..LOOKS {
         if found.is_some() {
             break;
         }
-        let Some(entry) = mountinfo::find(id).map_err(|_| Errno::IO)? else {
+        let Some(entry) = mountinfo::find(id, unique).map_err(|_| Errno::IO)? else {
             break;
         };
         found = at(&entry.target);
         // Somebody may be renaming directories on the way.
         std::thread::sleep(Duration::from_millis(1));
     }
-    let Some((parent, name)) = found else {
-        return Ok(false);
-    };
-    rustix::process::fchdir(&parent)?;
-    let result = unmount(name.as_os_str(), flags | UnmountFlags::NOFOLLOW);
+    match found {
+        Some((parent, name)) => take(&parent, &name, flags).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// As [`detach`], if the way to the target is in the kernel's cache: no file system is asked for it.
+///
+/// # Errors
+/// The errno of umount2(2).
+pub fn detach_at_once(target: &Path, id: u64, unique: u64) -> std::result::Result<bool, Errno> {
+    match named(target, id, unique, ResolveFlags::CACHED) {
+        Some((parent, name)) => take(&parent, &name, UnmountFlags::empty()).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// The directory that a mount with these ids is in, and its name there, if it is at this path. By name, for a look at the
+/// mount itself might wait for a dead server.
+fn named(path: &Path, id: u64, unique: u64, how: ResolveFlags) -> Option<(OwnedFd, OsString)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = openat2(CWD, path.parent()?, flags, Mode::empty(), how).ok()?;
+    let name = path.file_name()?.to_owned();
+    mount_id(&parent, &name)
+        .is_ok_and(|top| top.is_root && top.is(id, unique))
+        .then_some((parent, name))
+}
+
+fn take(parent: &OwnedFd, name: &OsStr, flags: UnmountFlags) -> std::result::Result<(), Errno> {
+    rustix::process::fchdir(parent)?;
+    let result = unmount(name, flags | UnmountFlags::NOFOLLOW);
     // The thread must not keep the directory busy.
     rustix::process::chdir("/")?;
-    result.map(|()| true)
+    result
 }

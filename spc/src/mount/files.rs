@@ -2,7 +2,7 @@
 //! are copied beside its claim, in memory, and go with it.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -36,31 +36,25 @@ impl Files {
         directory: PathBuf,
         copies: Option<&Path>,
     ) -> Result<(Options, Self)> {
-        let (mut there, mut open) = (options.clone(), Vec::new());
+        let (mut there, mut taken) = (options.clone(), Vec::new());
         for key in FILES {
             let Some(path) = options.value(key).map(PathBuf::from) else {
                 continue;
             };
-            let hosts = settings.hosts();
-            let inside = hosts.iter().find_map(|host| path.strip_prefix(host).ok());
-            let opened = match inside {
-                Some(inside) => {
-                    let path = Path::new("/").join(inside);
-                    host.run("opening a file that an option names", move || {
-                        File::open(path)
-                    })?
-                }
-                None => enter::open_named(&path),
-            };
+            let opened = open(&path, host, settings)?;
             let earlier = || File::open(copies?.join(key)).ok();
             let Some(file) = opened.ok().filter(is_plain).or_else(earlier) else {
                 continue;
             };
             let copy = directory.join(key);
             there.replace(key, &copy.to_string_lossy());
-            open.push((file, copy));
+            taken.push((file, copy));
         }
-        Ok((there, Self { directory, open }))
+        let files = Self {
+            directory,
+            open: taken,
+        };
+        Ok((there, files))
     }
 
     /// Makes the copies, which only root may read.
@@ -79,7 +73,9 @@ impl Files {
             .create(&self.directory)
             .map_err(fail)?;
         for (file, copy) in &self.open {
-            let mut bytes = Vec::new();
+            let (mut file, mut bytes) = (file, Vec::new());
+            // An earlier attempt may have read it.
+            file.rewind().map_err(fail)?;
             file.take(BIGGEST + 1)
                 .read_to_end(&mut bytes)
                 .map_err(fail)?;
@@ -97,6 +93,22 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// Opens a file that an option names: the host's where the path leads there, otherwise as whoever asked sees it.
+///
+/// # Errors
+/// The host does not answer.
+pub fn open(path: &Path, host: &Host, settings: &Settings) -> Result<std::io::Result<File>> {
+    let hosts = settings.hosts();
+    let inside = hosts.iter().find_map(|host| path.strip_prefix(host).ok());
+    let Some(inside) = inside else {
+        return Ok(enter::open_named(path));
+    };
+    let path = Path::new("/").join(inside);
+    host.run("opening a file that an option names", move || {
+        File::open(path)
+    })
 }
 
 fn is_plain(file: &File) -> bool {

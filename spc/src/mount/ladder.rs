@@ -28,6 +28,14 @@ const GLANCE: Duration = Duration::from_millis(200);
 /// How long those who waited for an answer may take to go away once they have been told that none will come.
 const PARTING: Duration = Duration::from_secs(2);
 
+/// File systems that end without a word to anybody.
+const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
+
+/// File systems that ask no server and no daemon where a name leads.
+const LOCAL: [&str; 10] = [
+    "btrfs", "erofs", "ext4", "f2fs", "overlay", "ramfs", "rootfs", "squashfs", "tmpfs", "xfs",
+];
+
 /// One way to take a mount off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Rung {
@@ -126,8 +134,8 @@ pub fn climb(session: &Session, record: &Record, how: How) -> Result<Off> {
 
 /// Where the mount is that a mount is on, if that does not answer: then the other one cannot be reached.
 fn hung_below(session: &Session, entry: &Entry) -> Option<String> {
-    let parent = entry.parent;
-    let look = move || mountinfo::find(parent);
+    let (parent, unique) = (entry.parent, entry.parent_unique);
+    let look = move || mountinfo::find(parent, unique);
     let on = session.host.run("looking at a mount", look).ok()?.ok()??;
     let target = on.target.to_string_lossy();
     let health = look::at(&target, Instant::now() + Duration::from_secs(1), || Ok(())).ok()?;
@@ -158,6 +166,25 @@ fn busy(session: &Session, record: &Record, entry: &Entry, how: How) -> Error {
         .reason_is(Reason::Busy)
         .log(found.lines())
         .hint(hint)
+}
+
+/// Takes the first rung here, without a process of its own, where nobody can keep us waiting: the mount is in memory, on a
+/// file system of the host's own, and the way there is in the kernel's cache. False if that is not so, or it is not off.
+///
+/// # Errors
+/// The host does not answer.
+pub fn take_at_once(session: &Session, record: &Record, entry: &Entry) -> Result<bool> {
+    if !IN_MEMORY.contains(&&*entry.fs_type) {
+        return Ok(false);
+    }
+    let (on, on_unique) = (entry.parent, entry.parent_unique);
+    let (id, unique) = (record.mount_id, record.unique_id);
+    let target = entry.target.clone();
+    session.host.run("unmounting", move || {
+        let on = mountinfo::find(on, on_unique).ok().flatten();
+        on.is_some_and(|on| LOCAL.contains(&&*on.fs_type))
+            && direct::detach_at_once(&target, id, unique) == Ok(true)
+    })
 }
 
 /// Has one rung taken by a process of its own.

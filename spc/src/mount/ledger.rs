@@ -243,7 +243,28 @@ impl Ledger {
         self.write(file_of(Path::new(&record.target)), record)
     }
 
+    /// As [`Ledger::put`], and goes on with this on the host's thread once that is done.
+    ///
+    /// # Errors
+    /// As [`Ledger::put`], or that takes too long.
+    pub fn put_and<T: Send + 'static>(
+        &self,
+        record: &Record,
+        then: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        self.write_and(file_of(Path::new(&record.target)), record, then)
+    }
+
     fn write(&self, file: PathBuf, what: &impl Serialize) -> Result<()> {
+        self.write_and(file, what, || ())
+    }
+
+    fn write_and<T: Send + 'static>(
+        &self,
+        file: PathBuf,
+        what: &impl Serialize,
+        then: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
         let text = serde_json::to_vec(what)
             .map_err(|e| Error::new(Class::System, "cannot write a record").because(e))?;
         let shown = file.display().to_string();
@@ -266,10 +287,11 @@ impl Ledger {
                 out.sync_all()?;
                 fs::rename(&new, &file)
             };
-            write().inspect_err(|_| {
+            let done = write().inspect_err(|_| {
                 // Best effort: the next write of this record replaces it.
                 let _ = fs::remove_file(&new);
-            })
+            });
+            done.map(|()| then())
         })?;
         written.map_err(|e| {
             Error::system(format!("cannot write the record {shown} on the host"))
@@ -349,7 +371,7 @@ fn file_of(target: &Path) -> PathBuf {
 }
 
 /// FNV-1a, 64 bits: the same in every version, unlike the standard library's hasher.
-fn hash(target: &Path) -> u64 {
+pub(super) fn hash(target: &Path) -> u64 {
     target
         .as_os_str()
         .as_encoded_bytes()

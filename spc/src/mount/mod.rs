@@ -14,12 +14,14 @@ pub mod options;
 pub mod plan;
 pub mod presence;
 pub mod proof;
+pub mod queue;
 pub mod recover;
 pub mod repair;
 pub mod replace;
 pub mod request;
 pub mod run;
 pub mod secrets;
+pub mod servers;
 pub mod services;
 pub mod unmounter;
 

@@ -11,13 +11,15 @@ use super::device::prepare::{MKFS, Preparing};
 use super::device::{Attached, Attaching};
 use super::direct::{self, Detached};
 use super::handover::Handover;
-use super::ledger::{Again, Lock, OnDevice, Record, State, boot, now};
+use super::ledger::{Again, OnDevice, Record, State, boot, now};
 use super::plan::Route;
 use super::presence::entry_of;
 use super::proof;
+use super::queue::{self, Limit, Turn};
 use super::recover::{is_mount, known, leave_stand_in, settle, undo};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
+use super::servers::{self, Share};
 use super::{Ledger, Plan, Proof, Request, services};
 use crate::client::{Place, enter, namespace, place, root, scope};
 use crate::error::{Class, Error, Reason, Result, errno_text};
@@ -29,6 +31,7 @@ use crate::host::target::{self, MountId, Pinned, show};
 use crate::host::{Host, Settings, container, copies, modules, process};
 use crate::kinds::Maker;
 use crate::kinds::block::AUTO;
+use crate::kinds::servers::first_of;
 use crate::log;
 
 /// How long a helper that ended well may take until its mount is there.
@@ -121,12 +124,12 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
     secrets.read(&session.host, &session.settings, deadline, || {
         interrupts.check()
     })?;
-    let lock = session
+    let _lock = session
         .ledger
         .lock(&plan.target, deadline, || interrupts.check())?;
     if let Some(record) = known(session, &plan.target)? {
         match settle(session, &record)? {
-            Some(entry) if record.request == plan.request.fingerprint() => {
+            Some(entry) if record.request == plan.fingerprint => {
                 tracing::debug!(mount = entry.id, "already mounted");
                 return already(session, record);
             }
@@ -165,9 +168,12 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
             }
         }
     }
-    let mut attempt = Attempt::new(session, &plan, pinned, lock)?;
-    attempt.waited_for = waited_for;
-    let record = attempt.run(deadline, interrupts)?;
+    let at = (&*session.host, &session.settings);
+    let record = servers::mount(&mut plan, at, deadline, interrupts, |plan, share| {
+        let mut attempt = Attempt::new(session, plan, Arc::clone(&pinned));
+        attempt.waited_for = waited_for;
+        attempt.run(share, interrupts)
+    })?;
     made.keep();
     Ok(Done::Mounted(record))
 }
@@ -211,11 +217,10 @@ struct Attempt<'a> {
     finished: bool,
     /// The target is an automount, which lets nobody past until the mount is there.
     waited_for: bool,
-    _lock: Lock,
 }
 
 impl<'a> Attempt<'a> {
-    fn new(session: &'a Session, plan: &'a Plan, pinned: Arc<Pinned>, lock: Lock) -> Result<Self> {
+    fn new(session: &'a Session, plan: &'a Plan, pinned: Arc<Pinned>) -> Self {
         let id = plan.id.clone();
         let request = &plan.request;
         let on = pinned.mount.id;
@@ -229,7 +234,7 @@ impl<'a> Attempt<'a> {
             shows: plan.chosen.shows.clone(),
             shows_source: plan.chosen.shows_source.clone(),
             options: request.options.to_string(),
-            request: request.fingerprint(),
+            request: plan.fingerprint.clone(),
             route: plan.route,
             mount_id: 0,
             unique_id: 0,
@@ -248,33 +253,52 @@ impl<'a> Attempt<'a> {
             boot: boot().to_owned(),
             again: None,
         };
-        Ok(Self {
+        Self {
             session,
             plan,
             pinned,
             record,
             finished: false,
             waited_for: false,
-            _lock: lock,
-        })
+        }
     }
 
-    fn run(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Record> {
+    fn run(&mut self, share: Share, interrupts: &Interrupts) -> Result<Record> {
         // First of all the intent: whoever finds it after a crash knows what to undo.
         self.session.ledger.put(&self.record)?;
         let (host, settings) = (&self.session.host, &self.session.settings);
         let lacks = modules::provide(&self.plan.chosen.modules, host, settings);
         interrupts.check()?;
+        let turn = self.turn(share.until(), interrupts)?;
         let proof = self
-            .carry_out(deadline, interrupts)
-            .map_err(|error| modules::explain(error, &lacks))?;
+            .carry_out(share.until(), interrupts)
+            .map_err(|error| turn.explain(modules::explain(error, &lacks)))?;
+        drop(turn);
         interrupts.check()?;
-        copies::drop_copies(&proof.entry, &proof.on)?;
+        // Only the container's table may have copies. The kernel makes them after what they are copies of.
+        if self.session.place == Place::Container {
+            copies::drop_copies(&proof.entry, &proof.on, proof.mount.unique)?;
+        }
         self.record.state = State::Mounted;
         self.note(proof.mount);
         self.session.ledger.put(&self.record)?;
         self.finished = true;
         Ok(self.record.clone())
+    }
+
+    /// Waits until it may run a helper; what the kernel makes alone needs no turn.
+    fn turn(&self, deadline: Instant, interrupts: &Interrupts) -> Result<Turn> {
+        let Plan {
+            request, chosen, ..
+        } = self.plan;
+        let server = match (&chosen.maker, &chosen.device) {
+            (_, Some(device)) => Some(device.through.as_str()),
+            (Maker::Helper(_), None) => first_of(&self.plan.source),
+            _ => return Ok(Turn::default()),
+        };
+        let host = &self.session.host;
+        let limit = Limit::of(&request.options, host)?;
+        queue::enter(host, server, limit, deadline, || interrupts.check())
     }
 
     /// Runs the helper, or has the kernel make the mount, and proves the result.
@@ -348,8 +372,8 @@ impl<'a> Attempt<'a> {
                     .saturating_duration_since(Instant::now())
                     .max(Duration::from_secs(20));
                 let detached = self.session.host.run_within("mounting", limit, make)??;
-                self.attach(detached)?;
-                self.look(None)?.ok_or_else(|| self.nothing("the kernel"))?
+                self.attach(detached)?
+                    .ok_or_else(|| self.nothing("the kernel"))?
             }
         })
     }
@@ -411,9 +435,9 @@ impl<'a> Attempt<'a> {
                 }
                 self.record.route = Route::Graft;
                 let detached = Detached::clone_of(claim.stand_in())?;
-                self.attach(detached)?;
+                let proof = self.attach(detached)?;
                 leave_stand_in(claim.stand_in())?;
-                return self.look(None)?.ok_or_else(|| self.nothing("the helper"));
+                return proof.ok_or_else(|| self.nothing("the helper"));
             }
             if Instant::now() >= until {
                 let who = program.display().to_string();
@@ -485,14 +509,15 @@ impl<'a> Attempt<'a> {
         })?
     }
 
-    /// Attaches a finished mount, whose id is in the ledger before it can be seen.
-    fn attach(&mut self, detached: Detached) -> Result<()> {
+    /// Attaches a finished mount, whose id is in the ledger before it can be seen, and looks for it where it should be.
+    fn attach(&mut self, detached: Detached) -> Result<Option<Proof>> {
         self.note(detached.mount);
-        self.session.ledger.put(&self.record)?;
-        let pinned = Arc::clone(&self.pinned);
-        self.session
-            .host
-            .run("attaching the mount", move || detached.attach(&pinned))?
+        let (pinned, shows) = (Arc::clone(&self.pinned), self.plan.chosen.shows.clone());
+        let attach = move || {
+            detached.attach(&pinned)?;
+            proof::look(&pinned, &shows, None)
+        };
+        self.session.ledger.put_and(&self.record, attach)?
     }
 
     fn note(&mut self, mount: MountId) {

@@ -81,6 +81,11 @@ impl Options {
         Ok(())
     }
 
+    /// Adds those of another list.
+    pub fn extend(&mut self, more: &Self) {
+        self.0.extend_from_slice(&more.0);
+    }
+
     /// Whether this very option is there.
     pub fn has(&self, option: &str) -> bool {
         self.0.iter().any(|o| o == option)

@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Request;
 use super::device::prepare::MKFS;
 use super::files::Files;
 use super::request::RouteChoice;
+use super::servers;
+use super::{Options, Request};
 use crate::client::{self, Place, enter};
 use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::container::PROGRAM_DIRS;
 use crate::host::target::{Rules, Walk, on_host, show, walk};
 use crate::host::{Claim, Host, Settings, container, modules};
+use crate::kinds::servers::{Several, several};
 use crate::kinds::{self, Asked, Chosen, How, Maker, Pass};
 
 /// How a mount gets to the host.
@@ -65,8 +67,16 @@ pub struct Plan {
     pub id: String,
     /// What was asked.
     pub request: Request,
+    /// Equal for requests that mean the same mount.
+    pub fingerprint: String,
+    /// The source, with the server that was chosen for it.
+    pub source: String,
+    /// The servers of its source, where one is to be chosen.
+    pub several: Option<Several>,
     /// Files that its options name, where the helper would not find them.
     pub files: Files,
+    /// The options, with what leads to these files.
+    options: Options,
     /// What the table of kinds says.
     pub chosen: Chosen,
     /// The helper, where the kind has one.
@@ -107,6 +117,9 @@ impl Plan {
         settings: &Settings,
         copies: Option<&Path>,
     ) -> Result<Self> {
+        let fingerprint = request.fingerprint();
+        let request = servers::named(request, host, settings)?;
+        let several = several(&request.fs_type, &request.source, &request.options);
         let cwd = enter::cwd()?;
         let asked_target = on_host(&request.target, &cwd, &settings.hosts());
         let id = new_id()?;
@@ -115,18 +128,12 @@ impl Plan {
             Place::Client(_) => Files::take(&request.options, host, settings, files, copies)?,
             Place::Container | Place::Host => (request.options.clone(), Files::default()),
         };
-        let chosen = kinds::choose(&Asked {
-            fs_type: &request.fs_type,
-            source: &request.source,
-            options: &options,
-            secrets: &request.secrets,
-            log_name: &log_name(&asked_target),
-            kernel_lacks: &|module| {
-                modules::look(module, host, settings)
-                    .err()
-                    .map(|e| e.summary())
-            },
-        })?;
+        let source = match &several {
+            // Whichever it will be.
+            Some(several) if several.servers.len() > 1 => several.source(&several.servers[..1]),
+            _ => request.source.clone(),
+        };
+        let chosen = choose(&request, &source, &options, &asked_target, (host, settings))?;
         if request.options.has(MKFS) && chosen.device.is_none() {
             return Err(Error::usage(format!("bad option {MKFS}"))
                 .because("file systems are made on devices that spc attaches, and on nothing else")
@@ -178,7 +185,11 @@ impl Plan {
         Ok(Self {
             id,
             request,
+            fingerprint,
+            source,
+            several,
             files,
+            options,
             chosen,
             program,
             route,
@@ -188,6 +199,38 @@ impl Plan {
             rules,
             hosts: settings.hosts(),
         })
+    }
+
+    /// Leads to these of several servers, with options for that.
+    ///
+    /// # Errors
+    /// The kind's own rules refuse them.
+    pub fn toward(
+        &mut self,
+        several: &Several,
+        servers: &[String],
+        more: &[String],
+        host: &Host,
+        settings: &Settings,
+    ) -> Result<()> {
+        let answering = &several.answering;
+        let mut options = self.options.without(answering.more);
+        for option in more {
+            options.push(option.clone())?;
+        }
+        if let Some((key, once)) = answering.once
+            && options.value(key).is_none()
+        {
+            options.push(format!("{key}={once}"))?;
+        }
+        self.source = several.source(servers);
+        let at = (host, settings);
+        self.chosen = choose(&self.request, &self.source, &options, &self.written, at)?;
+        if servers.len() > 1 {
+            // The one that gave the mount.
+            self.chosen.shows_source = None;
+        }
+        Ok(())
     }
 
     /// Whether it leaves a daemon that would end with the container, and need not: it is not a directory of the
@@ -234,6 +277,27 @@ impl Plan {
         }
         argv
     }
+}
+
+fn choose(
+    request: &Request,
+    source: &str,
+    options: &Options,
+    target: &Path,
+    (host, settings): (&Host, &Settings),
+) -> Result<Chosen> {
+    kinds::choose(&Asked {
+        fs_type: &request.fs_type,
+        source,
+        options,
+        secrets: &request.secrets,
+        log_name: &log_name(target),
+        kernel_lacks: &|module| {
+            modules::look(module, host, settings)
+                .err()
+                .map(|e| e.summary())
+        },
+    })
 }
 
 /// 64 random bits in hex.

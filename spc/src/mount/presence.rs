@@ -1,7 +1,7 @@
 //! Which recorded mounts the host still has.
 //!
-//! The mount table and the kernel are asked, by number. The path to a mount may lead through another that does not
-//! answer, so it is walked only where the kernel cannot be asked.
+//! The kernel is asked for each mount, by number, or the mount table read where it cannot be. The path to a mount may lead
+//! through another that does not answer, so it is walked only then.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,6 @@ use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, mount_id};
-use crate::sys::statmount;
 
 /// What a record says of its mount.
 struct Wanted {
@@ -37,14 +36,11 @@ impl Wanted {
 
     /// The entry with its plain id, if that has not been given to another mount since.
     fn confirm(&self, entry: Entry) -> std::io::Result<Option<Entry>> {
-        if self.unique == 0 {
-            return Ok((entry.target == self.target).then_some(entry));
-        }
-        match statmount::plain_id(self.unique) {
-            Ok(id) => Ok((id == entry.id).then_some(entry)),
-            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
+        match self.unique {
+            0 => Ok((entry.target == self.target).then_some(entry)),
+            unique if entry.unique == unique => Ok(Some(entry)),
             // A filter of system calls that is older than the kernel.
-            Err(_) => self.walk(entry),
+            _ => self.walk(entry),
         }
     }
 
@@ -59,7 +55,7 @@ impl Wanted {
                 _ if entry.target == self.target => return Ok(Some(entry)),
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }
-            match mountinfo::find(self.id)? {
+            match mountinfo::find(self.id, self.unique)? {
                 Some(now) => entry = now,
                 None => return Ok(None),
             }
@@ -84,7 +80,7 @@ pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
     let Some(wanted) = Wanted::of(record) else {
         return Ok(None);
     };
-    let look = move || match mountinfo::find(wanted.id)? {
+    let look = move || match mountinfo::find(wanted.id, wanted.unique)? {
         Some(entry) => wanted.confirm(entry),
         None => Ok(None),
     };
@@ -94,21 +90,29 @@ pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
         .map_err(unreadable)
 }
 
-/// As [`entry_of`], of many: the table is read once.
+/// As [`entry_of`], of many: where the kernel cannot be asked for each, the table is read once.
 ///
 /// # Errors
 /// The mount table cannot be read.
 pub fn entries_of(session: &Session, records: &[Record]) -> Result<Vec<Option<Entry>>> {
     let all: Vec<Option<Wanted>> = records.iter().map(Wanted::of).collect();
     let look = move || -> std::io::Result<Vec<Option<Entry>>> {
-        let table = mountinfo::read()?.into_iter();
-        let mut table: HashMap<u64, Entry> = table.map(|entry| (entry.id, entry)).collect();
-        let confirm = |wanted: Option<Wanted>| match wanted {
-            Some(wanted) => match table.remove(&wanted.id) {
+        let mut table: Option<HashMap<u64, Entry>> = None;
+        let confirm = |wanted: Option<Wanted>| {
+            let Some(wanted) = wanted else {
+                return Ok(None);
+            };
+            if table.is_none() {
+                if let Some(answer) = mountinfo::ask(wanted.unique) {
+                    return answer;
+                }
+                let entries = mountinfo::read()?.into_iter();
+                table = Some(entries.map(|entry| (entry.id, entry)).collect());
+            }
+            match table.as_mut().and_then(|table| table.remove(&wanted.id)) {
                 Some(entry) => wanted.confirm(entry),
                 None => Ok(None),
-            },
-            None => Ok(None),
+            }
         };
         all.into_iter().map(confirm).collect()
     };

@@ -34,7 +34,7 @@ pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Resu
     let top = pinned.top().map_err(|e| fail("statx", errno_text(e)))?;
     if !top.is_root || top.is(pinned.mount.id, pinned.mount.unique) {
         return match made {
-            Some((id, _)) if exists(id)? => Err(moved(&pinned.path)),
+            Some((id, unique)) if exists(id, unique)? => Err(moved(&pinned.path)),
             // Or it was taken away again, as by a daemon that has changed its mind.
             _ => Ok(None),
         };
@@ -44,12 +44,12 @@ pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Resu
     {
         return Err(moved(&pinned.path));
     }
-    let find = |id: u64| {
-        mountinfo::find(id)
+    let find = |id: u64, unique: u64| {
+        mountinfo::find(id, unique)
             .map_err(|e| fail("mountinfo", errno_text(e)))?
             .ok_or_else(|| fail("mountinfo", format!("no entry with mount id {id}")))
     };
-    let entry = find(top.id)?;
+    let entry = find(top.id, top.unique)?;
     if entry.parent != pinned.mount.id || entry.target != pinned.path {
         return Err(moved(&pinned.path));
     }
@@ -66,13 +66,13 @@ pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Resu
     }
     Ok(Some(Proof {
         mount: top,
-        on: find(entry.parent)?,
+        on: find(entry.parent, entry.parent_unique)?,
         entry,
     }))
 }
 
-fn exists(id: u64) -> Result<bool> {
-    let entry = mountinfo::find(id)
+fn exists(id: u64, unique: u64) -> Result<bool> {
+    let entry = mountinfo::find(id, unique)
         .map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))?;
     Ok(entry.is_some())
 }

@@ -61,7 +61,7 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
     match (&entry, record.state) {
         // After `umount -l`, and where containers have it, somebody may still use it.
         (None, _) => {
-            let left = process::part(&record.id, GRACE, COPIES);
+            let left = part(record, GRACE, COPIES);
             forget(session, record, &session.claim(record), left)?;
         }
         // Whoever was to take it away died before that: it is a mount like any other.
@@ -73,6 +73,14 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
         (Some(_), _) => {}
     }
     Ok(entry)
+}
+
+/// As [`process::part`], for the processes of a recorded mount: one that the kernel made by itself has none.
+pub fn part(record: &Record, patience: Duration, copies: Duration) -> Vec<i32> {
+    match record.route {
+        Route::Direct => Vec::new(),
+        Route::Preload | Route::Graft => process::part(&record.id, patience, copies),
+    }
 }
 
 /// Takes away everything a record stands for: mount, processes, claim, record, in that order.
@@ -132,7 +140,7 @@ pub(super) fn unnoted(record: &Record) -> std::io::Result<Option<(u64, u64)>> {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let Some(entry) = mountinfo::find(top.id)? else {
+    let Some(entry) = mountinfo::find(top.id, top.unique)? else {
         return Ok(None);
     };
     // NFS shows a directory without the slash that may have followed it.

@@ -19,7 +19,7 @@ use super::recover::{is_mount, known, leave_stand_in, unnoted};
 use super::replace::{self, Way};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run};
-use super::{Options, Plan, Request, Secrets, containers};
+use super::{Options, Plan, Request, Secrets, containers, servers};
 use crate::client::{Place, enter};
 use crate::error::{Error, Result, errno_text};
 use crate::health::look::{self, Health};
@@ -98,9 +98,12 @@ pub fn call_off(session: &Session, target: &Path) -> Result<()> {
 fn renew(session: &Session, record: Record, interrupts: &Interrupts) -> Result<(Dead, Record)> {
     let began = Instant::now();
     let deadline = began + LIMIT;
-    let plan = plan(session, &record, deadline, interrupts)?;
-    let attempt = Attempt::new(session, &plan, record)?;
-    let (dead, record, way) = attempt.run(deadline, interrupts)?;
+    let mut plan = plan(session, &record, deadline, interrupts)?;
+    let at = (&*session.host, &session.settings);
+    let made = servers::mount(&mut plan, at, deadline, interrupts, |plan, share| {
+        Attempt::new(session, plan, record.clone())?.run(share.until(), interrupts)
+    });
+    let (dead, record, way) = made?;
     let (way, id, took) = (way.word(), record.mount_id, began.elapsed());
     tracing::info!(target = %record.target, mount = id, way, ?took, "its daemon was gone: repaired");
     Ok((dead, record))
@@ -200,6 +203,7 @@ impl<'a> Attempt<'a> {
             return Err(cannot(&record).because("another mount covers it"));
         };
         record.again.get_or_insert_default().making = Some(plan.id.clone());
+        record.shows_source.clone_from(&plan.chosen.shows_source);
         let attempt = Self {
             session,
             plan,
@@ -342,11 +346,13 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
         tracing::warn!(target = %record.target, error, "its daemon will not reach the host");
     }
     let entries = session.host.run("looking at a mount", move || {
-        let entry = mountinfo::find(made.id).ok()??;
-        Some((mountinfo::find(entry.parent).ok()??, entry))
+        let entry = mountinfo::find(made.id, made.unique).ok()??;
+        let on = mountinfo::find(entry.parent, entry.parent_unique).ok()??;
+        Some((on, entry))
     })?;
     if let Some((on, entry)) = entries {
-        drop_copies(&entry, &on)?;
+        // It may be a copy itself, of a mount on a peer, and others older.
+        drop_copies(&entry, &on, 0)?;
     }
     record.mount_id = made.id;
     record.unique_id = made.unique;

@@ -131,10 +131,11 @@ fn put_on_peer(
 ) -> Result<bool> {
     let pin = Arc::clone(pinned);
     let open = move || -> std::io::Result<_> {
-        let Some(dead) = mountinfo::find(pin.mount.id)? else {
+        let Some(dead) = mountinfo::find(pin.mount.id, pin.mount.unique)? else {
             return Ok(None);
         };
-        let shared = mountinfo::find(dead.parent)?.is_some_and(|on| on.peers.is_some());
+        let on = mountinfo::find(dead.parent, dead.parent_unique)?;
+        let shared = on.is_some_and(|on| on.peers.is_some());
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let empty = OpenTreeFlags::from_bits_retain(AtFlags::EMPTY_PATH.bits());
         shared
@@ -177,7 +178,7 @@ pub fn leave_peer(claim: &Claim) {
 
 /// What a mount that still exists is on: another one of the same target if that was put beneath it.
 pub fn beneath(dead: &Entry) -> std::io::Result<Option<Entry>> {
-    let below = mountinfo::find(dead.parent)?;
+    let below = mountinfo::find(dead.parent, dead.parent_unique)?;
     Ok(below.filter(|below| below.target == dead.target))
 }
 

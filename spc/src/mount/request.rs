@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use super::device::prepare::MKFS;
 use super::extent::Extent;
+use super::servers::order::Order;
 use super::{Options, Secrets};
 use crate::error::{Error, Result};
 use crate::kinds::block::AUTO;
+use crate::kinds::servers::{self, SERVERS};
 use crate::kinds::{self, Inferred};
 
 /// How long a mount may take when nobody says.
@@ -78,6 +80,14 @@ impl Request {
                 self.fs_type.escape_default()
             )));
         }
+        if let Some(list) = self.options.value(SERVERS)
+            && !list.starts_with('@')
+        {
+            let more = servers::list_of(list)?;
+            self.source = servers::with(&self.fs_type, &self.source, &more)?;
+            self.options = self.options.without(&[SERVERS]);
+        }
+        Order::of(&self.options)?;
         // A helper would take it for an option.
         if self.source.starts_with('-') {
             return Err(Error::usage(format!("bad source: {}", self.source)));
@@ -147,9 +157,13 @@ impl Request {
         })
     }
 
-    /// Equal for requests that mean the same mount.
+    /// Equal for requests that mean the same mount, whichever server makes it.
     pub fn fingerprint(&self) -> String {
-        format!("{} {} {}", self.fs_type, self.source, self.options.sorted())
+        let asked = format!("{} {} {}", self.fs_type, self.source, self.options.sorted());
+        match self.options.value(SERVERS) {
+            Some(file) => format!("{asked} {SERVERS}={file}"),
+            None => asked,
+        }
     }
 }
 
@@ -213,6 +227,33 @@ mod tests {
         }
         let certain = request("", "//h/s", "").validated().unwrap();
         assert_eq!((&*certain.fs_type, certain.doubt()), ("cifs", None));
+    }
+
+    #[test]
+    fn servers_may_be_named_apart_from_the_source() {
+        let source = |fs_type: &str, source: &str, servers: &str| {
+            let options = format!("{SERVERS}=\"{servers}\"");
+            Ok::<_, Error>(request(fs_type, source, &options).validated()?.source)
+        };
+        assert_eq!(source("nfs", "/x", "a,b").unwrap(), "a,b:/x");
+        assert_eq!(source("nfs", "a:/x", "b/c").unwrap(), "a,b,c:/x");
+        assert_eq!(source("glusterfs", "vol", "a b").unwrap(), "a,b:/vol");
+        assert!(source("tmpfs", "x", "a").is_err());
+        assert!(source("nfs", "/x", "").is_err());
+        let one = request("nfs", "a,b:/x", "").validated().unwrap();
+        let other = request("nfs", "/x", "x-spc.servers=a/b,x-spc.order=given");
+        assert_eq!(one.fingerprint(), other.validated().unwrap().fingerprint());
+        let filed = |file: &str| {
+            let options = format!("{SERVERS}=@{file}");
+            request("nfs", "/x", &options).validated().unwrap()
+        };
+        assert_eq!(filed("/f").source, "/x");
+        assert_ne!(filed("/f").fingerprint(), filed("/g").fingerprint());
+        assert!(
+            request("nfs", "a:/x", "x-spc.order=last")
+                .validated()
+                .is_err()
+        );
     }
 
     #[test]

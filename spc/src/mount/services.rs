@@ -1,10 +1,16 @@
 //! The services that mounts share: ended with the last mount that needs them, started again if they died.
 
-use super::ledger::State;
+use super::ledger::{Record, State};
 use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
 use crate::host::{mountinfo, process, rpc, service};
 use crate::kinds::{self, Shared};
+
+/// Whether a mount may have needed one.
+pub fn may_need(record: &Record) -> bool {
+    let kind = record.fs_type.as_str();
+    record.device.is_some() || kinds::shared().any(|shared| shared.kinds.contains(&kind))
+}
 
 /// Ends what was started here and nothing needs any more. What cannot be ended is logged: the mount is gone all the same.
 pub fn release(session: &Session) {

@@ -4,18 +4,18 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::ladder::{Off, climb};
+use super::ladder::{Off, climb, take_at_once};
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::presence::entry_of;
-use super::recover::{COPIES, PATIENCE, forget, known, settle};
+use super::recover::{COPIES, PATIENCE, forget, known, part, settle};
 use super::{repair, services};
 use crate::client::{enter, root};
 use crate::error::{Error, Reason, Result};
 use crate::health::report::{Asked, Operation};
 use crate::host::errand::{Answer, Errand};
+use crate::host::target::on_host;
 use crate::host::target::{self, Rules, show};
-use crate::host::{process, target::on_host};
 
 /// How long to wait for another command at work on the same target.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -91,13 +91,16 @@ pub fn reach(session: &Session, target: &Path) -> Result<()> {
 /// It is not ours, is busy, or its processes do not end.
 pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
     let asked = Asked::now(Operation::Umount);
-    // Afterwards nobody knows it any more; a record that cannot be read is an error below.
-    let record = session.ledger.get(target).ok().flatten();
+    // Afterwards nobody knows it any more.
+    let mut record = None;
+    let done = take_off(session, target, how, &mut record);
+    let shares = record.as_ref().is_none_or(services::may_need);
     let fs_type = record.map(|record| record.fs_type).unwrap_or_default();
-    let done = take_off(session, target, how);
     asked.tell(&session.host, target, &fs_type, &done);
     done?;
-    services::release(session);
+    if shares {
+        services::release(session);
+    }
     root::release(session);
     Ok(())
 }
@@ -106,19 +109,18 @@ pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
 ///
 /// # Errors
 /// As [`umount`].
-pub fn went_along(session: &Session, record: &Record) -> Result<bool> {
-    if entry_of(session, record)?.is_some() {
-        return Ok(false);
-    }
-    let target = Path::new(&record.target);
+pub fn went_along(session: &Session, target: &Path) -> Result<bool> {
     // `spc serve` may have seen it before.
-    if session.ledger.get(target)?.is_some() {
+    if let Some(record) = session.ledger.get(target)? {
+        if entry_of(session, &record)?.is_some() {
+            return Ok(false);
+        }
         umount(session, target, How::default())?;
     }
     Ok(true)
 }
 
-fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
+fn take_off(session: &Session, target: &Path, how: How, seen: &mut Option<Record>) -> Result<()> {
     let _lock = session
         .ledger
         .lock(target, Instant::now() + LOCK_LIMIT, || {
@@ -127,29 +129,33 @@ fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
     let Some(mut record) = known(session, target)? else {
         return Err(not_ours(session, target));
     };
+    *seen = Some(record.clone());
     let claim = session.claim(&record);
     if record.state == State::Mounting || !record.is_of_this_boot() {
         // Its maker died, or the machine did; what there is of it goes.
         return settle(session, &record).map(drop);
     }
     let mut off = Off::Free;
-    if entry_of(session, &record)?.is_some() {
-        // After a lazy one there is nothing to finish: the daemon stays until the last user is gone.
-        if !how.lazy {
-            record.state = State::Unmounting;
-            note(session, &record);
+    if let Some(entry) = entry_of(session, &record)? {
+        // One step needs no note of what is to be finished.
+        if !take_at_once(session, &record, &entry)? {
+            // After a lazy one there is nothing to finish: the daemon stays until the last user is gone.
+            if !how.lazy {
+                record.state = State::Unmounting;
+                note(session, &record);
+            }
+            off = climb(session, &record, how).inspect_err(|_| {
+                record.state = State::Mounted;
+                note(session, &record);
+            })?;
         }
-        off = climb(session, &record, how).inspect_err(|_| {
-            record.state = State::Mounted;
-            note(session, &record);
-        })?;
     } else {
         tracing::info!(target = %record.target, "it was unmounted on the host already");
     }
     let left = match off {
-        Off::Free => process::part(&record.id, PATIENCE, COPIES),
+        Off::Free => part(&record, PATIENCE, COPIES),
         // It lives until its last user is gone, and its daemon with it.
-        Off::Detached => process::part(&record.id, PATIENCE, Duration::ZERO),
+        Off::Detached => part(&record, PATIENCE, Duration::ZERO),
         Off::AtWork => Vec::new(),
     };
     forget(session, &record, &claim, left)?;

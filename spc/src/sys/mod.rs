@@ -1,6 +1,7 @@
 //! Every use of `unsafe` in the launcher: what the safe wrappers of nix and rustix leave out.
 #![allow(unsafe_code)]
 
+pub mod resize;
 pub mod statmount;
 
 use std::io;

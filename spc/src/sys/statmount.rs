@@ -1,13 +1,40 @@
-//! statmount(2), Linux 6.8: what the kernel knows of one mount, without a path that leads to it.
+//! statmount(2) and listmount(2), Linux 6.8: what the kernel knows of one mount, without a path that leads to it and
+//! without a reading of the table that it is in.
 #![allow(unsafe_code)]
 
 use std::io;
 
-/// The same number on every architecture.
+/// The same numbers on every architecture.
 const STATMOUNT: libc::c_long = 457;
+const LISTMOUNT: libc::c_long = 458;
 
-/// `STATMOUNT_MNT_BASIC`.
-const BASIC: u64 = 0x2;
+/// Parts that can be asked for, `STATMOUNT_*` of `<linux/mount.h>`.
+const SB_BASIC: u64 = 0x1;
+const MNT_BASIC: u64 = 0x2;
+const MNT_ROOT: u64 = 0x8;
+const MNT_POINT: u64 = 0x10;
+const FS_TYPE: u64 = 0x20;
+/// Linux 6.11.
+const MNT_OPTS: u64 = 0x80;
+/// Linux 6.13.
+const FS_SUBTYPE: u64 = 0x100;
+/// Linux 6.13.
+const SB_SOURCE: u64 = 0x200;
+
+/// `LSMT_ROOT`: all mounts of the namespace.
+const ALL: u64 = u64::MAX;
+
+/// How many mounts are listed at once.
+const PAGE: usize = 256;
+
+/// Where the strings begin in `struct statmount`.
+const STRINGS: usize = 512;
+
+/// Room for the strings of most mounts.
+const ROOM: usize = 4096;
+
+/// More than that no mount has: each string is one page, but for options.
+const MOST: usize = 1 << 20;
 
 /// `struct mnt_id_req`, as its first version had it.
 #[repr(C)]
@@ -15,53 +42,169 @@ struct Wanted {
     size: u32,
     spare: u32,
     id: u64,
+    /// What is asked for, or the id after which a list begins.
     mask: u64,
 }
 
-/// The beginning of `struct statmount`; the kernel fills in no more than there is room for.
-#[repr(C)]
-#[derive(Default)]
-struct Known {
-    size: u32,
-    options: u32,
-    mask: u64,
-    device: [u32; 2],
-    magic: u64,
-    flags: u32,
-    fs_type: u32,
-    id: u64,
-    parent: u64,
-    plain_id: u32,
-    plain_parent: u32,
+impl Wanted {
+    fn new(id: u64, mask: u64) -> Self {
+        let size = size_of::<Self>() as u32;
+        let spare = 0;
+        Self {
+            size,
+            spare,
+            id,
+            mask,
+        }
+    }
 }
 
-/// The id that mountinfo has for the mount with this id that is never used again, in the calling thread's namespace.
+/// What the kernel says of a mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Its id, as in mountinfo.
+    pub id: u64,
+    /// The id of the mount that it is on.
+    pub parent: u64,
+    /// The id of that which is never used again.
+    pub parent_unique: u64,
+    /// Major and minor number of its file system.
+    pub device: (u32, u32),
+    /// `SB_*`, what was asked of the file system.
+    pub flags: u32,
+    /// `MOUNT_ATTR_*`, what was asked of the mount.
+    pub attributes: u64,
+    /// Its peer group; 0 if it has none.
+    pub peers: u64,
+    /// The peer group that it follows; 0 if there is none.
+    pub master: u64,
+    /// The directory of its file system that is mounted.
+    pub root: Vec<u8>,
+    /// Where it is attached, below the calling thread's root; empty where that does not lead.
+    pub target: Vec<u8>,
+    /// Type of its file system.
+    pub fs_type: Vec<u8>,
+    /// The part of the type after the dot.
+    pub subtype: Vec<u8>,
+    /// What the file system calls its source.
+    pub source: Vec<u8>,
+    /// Options of the file system, but for those that are flags.
+    pub options: Vec<u8>,
+}
+
+/// What the kernel knows of the mount with this id that is never used again, in the calling thread's namespace.
 ///
 /// # Errors
-/// ENOENT if there is none; ENOSYS, or EPERM from a filter of system calls, where the kernel cannot be asked.
-pub fn plain_id(unique: u64) -> io::Result<u64> {
-    let wanted = Wanted {
-        size: size_of::<Wanted>() as u32,
-        spare: 0,
-        id: unique,
-        mask: BASIC,
-    };
-    let mut known = Known::default();
-    // SAFETY: both structures are laid out as the kernel has them, and live across the call with the sizes that it is
-    // told.
-    let done = unsafe {
-        libc::syscall(
-            STATMOUNT,
-            &raw const wanted,
-            &raw mut known,
-            size_of::<Known>(),
-            0,
-        )
-    };
-    if done == 0 {
-        Ok(known.plain_id.into())
-    } else {
-        Err(io::Error::last_os_error())
+/// ENOENT if there is none; ENOSYS, or EPERM from a filter of system calls, where the kernel cannot be asked; EOPNOTSUPP
+/// from one that does not know enough (before Linux 6.13).
+pub fn of(unique: u64) -> io::Result<Known> {
+    const NEEDED: u64 = SB_BASIC | MNT_BASIC | MNT_ROOT | FS_TYPE | SB_SOURCE;
+    let wanted = Wanted::new(unique, NEEDED | MNT_POINT | MNT_OPTS | FS_SUBTYPE);
+    let mut buffer = vec![0_u8; ROOM];
+    loop {
+        // SAFETY: the request is laid out as the kernel has it, and the buffer, which is as long as the kernel is told,
+        // is bytes of any value; both live across the call.
+        let done = unsafe {
+            libc::syscall(
+                STATMOUNT,
+                &raw const wanted,
+                buffer.as_mut_ptr(),
+                buffer.len(),
+                0,
+            )
+        };
+        if done == 0 {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EOVERFLOW) || buffer.len() >= MOST {
+            return Err(error);
+        }
+        buffer = vec![0; buffer.len() * 4];
+    }
+    let answer = Answer(&buffer);
+    // Strings that are empty are left out, and those in the mask never are.
+    if answer.u64(8) & NEEDED != NEEDED {
+        return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+    }
+    Ok(answer.known())
+}
+
+/// The answer to a request, read where `struct statmount` has it.
+struct Answer<'a>(&'a [u8]);
+
+impl Answer<'_> {
+    fn u32(&self, at: usize) -> u32 {
+        let bytes = self.0.get(at..at + 4).and_then(|b| b.try_into().ok());
+        u32::from_ne_bytes(bytes.unwrap_or_default())
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        let bytes = self.0.get(at..at + 8).and_then(|b| b.try_into().ok());
+        u64::from_ne_bytes(bytes.unwrap_or_default())
+    }
+
+    /// The string whose place is at an offset, if it was filled in.
+    fn text(&self, part: u64, at: usize) -> Vec<u8> {
+        if self.u64(8) & part == 0 {
+            return Vec::new();
+        }
+        let begin = STRINGS + self.u32(at) as usize;
+        let rest = self.0.get(begin..).unwrap_or_default();
+        let end = rest.iter().position(|byte| *byte == 0);
+        rest[..end.unwrap_or(rest.len())].to_vec()
+    }
+
+    fn known(&self) -> Known {
+        Known {
+            id: self.u32(56).into(),
+            parent: self.u32(60).into(),
+            parent_unique: self.u64(48),
+            device: (self.u32(16), self.u32(20)),
+            flags: self.u32(32),
+            attributes: self.u64(64),
+            peers: self.u64(80),
+            master: self.u64(88),
+            root: self.text(MNT_ROOT, 104),
+            target: self.text(MNT_POINT, 108),
+            fs_type: self.text(FS_TYPE, 36),
+            subtype: self.text(FS_SUBTYPE, 120),
+            source: self.text(SB_SOURCE, 124),
+            options: self.text(MNT_OPTS, 4),
+        }
+    }
+}
+
+/// The mounts of the calling thread's namespace that were made after the one with this id that is never used again, by
+/// theirs.
+///
+/// # Errors
+/// ENOSYS, or EPERM from a filter of system calls, where the kernel cannot be asked.
+pub fn after(unique: u64) -> io::Result<Vec<u64>> {
+    let mut all = Vec::new();
+    let mut last = unique;
+    loop {
+        let wanted = Wanted::new(ALL, last);
+        let mut page = [0_u64; PAGE];
+        // SAFETY: the request is laid out as the kernel has it, and the page has room for as many numbers as the kernel
+        // is told; both live across the call.
+        let got = unsafe {
+            libc::syscall(
+                LISTMOUNT,
+                &raw const wanted,
+                page.as_mut_ptr(),
+                page.len(),
+                0,
+            )
+        };
+        let Ok(got) = usize::try_from(got) else {
+            return Err(io::Error::last_os_error());
+        };
+        all.extend(page.iter().take(got));
+        match page.get(..got).and_then(<[u64]>::last) {
+            Some(newest) if got == PAGE => last = *newest,
+            _ => return Ok(all),
+        }
     }
 }
 
@@ -70,17 +213,42 @@ mod tests {
     use super::*;
     use crate::host::target::mount_id;
 
+    /// Whether the kernel that runs the tests can be asked.
+    fn asked<T>(answer: io::Result<T>) -> Option<T> {
+        match answer {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                let code = error.raw_os_error().unwrap();
+                assert!([libc::ENOSYS, libc::EPERM, libc::EOPNOTSUPP].contains(&code));
+                None
+            }
+        }
+    }
+
     #[test]
     fn a_mount_is_known_by_the_id_that_is_never_used_again() {
         let root = std::fs::File::open("/").unwrap();
         let mount = mount_id(&root, std::ffi::OsStr::new("")).unwrap();
-        match plain_id(mount.unique) {
-            Ok(id) => assert_eq!(id, mount.id),
-            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOSYS)),
-        }
-        if mount.unique != 0 {
-            let none = plain_id(u64::MAX).unwrap_err();
-            assert_eq!(none.raw_os_error(), Some(libc::ENOENT));
-        }
+        let Some(known) = asked(of(mount.unique)) else {
+            return;
+        };
+        assert_eq!(known.id, mount.id);
+        assert_eq!((&*known.target, &*known.root), (&b"/"[..], &b"/"[..]));
+        assert!(!known.fs_type.is_empty() && !known.source.is_empty());
+        let none = of(u64::MAX).unwrap_err();
+        assert_eq!(none.raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn mounts_are_listed_from_where_it_is_asked() {
+        let Some(all) = asked(after(0)) else {
+            return;
+        };
+        assert!(all.is_sorted() && !all.is_empty());
+        let middle = all[all.len() / 2];
+        let rest = after(middle).unwrap();
+        // Others may mount meanwhile.
+        assert!(rest.iter().all(|id| *id > middle) && rest.len() < all.len());
+        assert!(!after(u64::MAX - 1).unwrap().contains(&middle));
     }
 }

@@ -10,7 +10,7 @@ use crate::support::{Container, Spc, VmSpc, until, with_gluster, with_lab};
 pub const NOBODY: &str = "192.0.2.254";
 
 /// A pod's whole life; `used` gets the directory.
-fn life<H: AnyHost>(
+pub fn life<H: AnyHost>(
     spc: &Container<H>,
     kubelet: &Kubelet<'_, H>,
     pod: &Pod,
@@ -186,6 +186,41 @@ fn volumes_of_other_fuse_programs_with_secrets_of_the_pod() {
     });
 }
 
+/// How many bytes the file system has.
+pub fn size<H: AnyHost>(host: &H, directory: &str) -> Result<u64> {
+    let seen = host.sh(&format!(
+        "set -- $(stat -f -c '%b %S' {directory}); echo $(($1 * $2))"
+    ))?;
+    Ok(seen.ok()?.text().parse()?)
+}
+
+/// Grows when its server has made it larger, and not before.
+pub fn grows<H: AnyHost>(
+    kubelet: &Kubelet<'_, H>,
+    host: &H,
+    directory: &str,
+    round: u64,
+    make_larger: impl Fn(u64) -> Result<()>,
+) -> Result<()> {
+    let (was, larger) = (size(host, directory)?, 128 + 64 * round);
+    let wanted = (larger * 1024 * 1024).to_string();
+    let expand = ["expandfs", "{}", "", directory, &wanted, "1"];
+    let early = kubelet.call(&expand);
+    ensure!(early.is_err_and(|error| error.to_string().contains(&format!("bytes, not {wanted}"))));
+    ensure!(size(host, directory)? == was);
+    // The controller asks first, and takes it that somebody does it.
+    let controller = kubelet.call(&["expandvolume", "{}", directory, &wanted, "1"]);
+    ensure!(controller.is_err_and(|error| error.to_string() == "Not supported"));
+    make_larger(larger)?;
+    kubelet.call(&expand)?;
+    let is = size(host, directory)?;
+    ensure!(is > was + 32 * 1024 * 1024, "{was} bytes became {is}");
+    // It is asked again when the answer was lost.
+    kubelet.call(&expand)?;
+    ensure!(size(host, directory)? == is);
+    Ok(())
+}
+
 #[test]
 fn volumes_that_the_kernel_mounts() {
     with_lab(|lab| {
@@ -195,38 +230,40 @@ fn volumes_that_the_kernel_mounts() {
 
         let server = lab::knfsd().context("no server")?.vm();
         let servers = format!("{NOBODY},{}", server.address());
-        for uid in ["1-1", "1-2"] {
+        for (uid, fs_type) in [("1-1", "nfs"), ("1-2", "nfs4")] {
             let options = [
                 ("servers", servers.as_str()),
                 ("path", "data"),
                 ("options", "vers=4.2,retry=0,timeo=20,retrans=1"),
                 ("timeout", "60"),
             ];
-            let pod = Pod::new(uid, Volume::new("nfs", &options));
+            let pod = Pod::new(uid, Volume::new(fs_type, &options));
             life(&spc, &kubelet, &pod, "nfs4", |directory| {
                 read_and_write(host, directory, b"served\n")
             })?;
         }
 
         let samba = lab.samba()?;
-        let volume = Volume::new(
-            "cifs",
-            &[("source", &format!("//{}/data", samba.address()))],
-        )
-        .secret("username", "alice")
-        .secret("password", Samba::PASSWORD);
-        let mut pod = Pod::new("2-1", volume);
-        pod.fs_group = Some(2000);
-        life(&spc, &kubelet, &pod, "cifs", |directory| {
-            host.write(format!("{directory}/file"), b"by a pod")?;
-            ensure!(samba.host().read("/srv/data/file")? == b"by a pod");
-            let seen = host
-                .sh(&format!("stat -c %g:%a {directory} {directory}/file"))?
-                .ok()?
-                .text();
-            ensure!(seen == "2000:775\n2000:664", "{seen}");
-            Ok(())
-        })?;
+        for fs_type in ["cifs", "smb3"] {
+            let volume = Volume::new(
+                fs_type,
+                &[("source", &format!("//{}/data", samba.address()))],
+            )
+            .secret("username", "alice")
+            .secret("password", Samba::PASSWORD);
+            let mut pod = Pod::new("2-1", volume);
+            pod.fs_group = Some(2000);
+            life(&spc, &kubelet, &pod, fs_type, |directory| {
+                host.write(format!("{directory}/file"), fs_type.as_bytes())?;
+                ensure!(samba.host().read("/srv/data/file")? == fs_type.as_bytes());
+                let seen = host
+                    .sh(&format!("stat -c %g:%a {directory} {directory}/file"))?
+                    .ok()?
+                    .text();
+                ensure!(seen == "2000:775\n2000:664", "{seen}");
+                Ok(())
+            })?;
+        }
 
         let ceph = lab::ceph().context("no cluster")?;
         let volume = Volume::new(
@@ -251,11 +288,13 @@ fn volumes_that_the_kernel_mounts() {
         )?;
 
         ceph.sh("rbd create --size 64M rbd/flex")?;
-        let access = format!("id=disk,mon={},x-spc.mkfs", ceph.address());
-        let volume = Volume::new("ext4", &[("source", "rbd:rbd/flex"), ("options", &access)])
-            .secret("secret", &ceph.secret("disk")?);
-        for round in 0..2 {
-            let mut pod = Pod::new(&format!("4-{round}"), volume.clone());
+        let access = format!("id=disk,mon={}", ceph.address());
+        let secret = ceph.secret("disk")?;
+        for (round, fs_type, more) in [(0, "ext4", ",x-spc.mkfs"), (1, "auto", "")] {
+            let options = format!("{access}{more}");
+            let source = [("source", "rbd:rbd/flex"), ("options", &options)];
+            let volume = Volume::new(fs_type, &source).secret("secret", &secret);
+            let mut pod = Pod::new(&format!("4-{round}"), volume);
             pod.fs_group = Some(2000);
             life(&spc, &kubelet, &pod, "ext4", |directory| {
                 let script = format!(
@@ -266,13 +305,10 @@ fn volumes_that_the_kernel_mounts() {
                     seen == if round == 0 { "0\n2000" } else { "0\n1\n2000" },
                     "{seen}"
                 );
-                // A volume has the size it has.
-                kubelet.call(&["expandfs", "{}", "", directory, "1000000", "1"])?;
-                let asked = kubelet.call(&["expandfs", "{}", "", directory, "10000000000", "1"]);
-                ensure!(
-                    asked.is_err_and(|error| error.to_string().contains("bytes, not 10000000000"))
-                );
-                Ok(())
+                grows(&kubelet, host, directory, round, |size| {
+                    ceph.sh(&format!("rbd resize --size {size}M rbd/flex"))
+                        .map(drop)
+                })
             })?;
         }
         ensure!(ceph.watchers("flex")?.is_empty());

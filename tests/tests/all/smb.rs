@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use lab::Samba;
 
+use crate::flexvolume::NOBODY;
 use crate::support::{VmSpc, until, with_lab};
 
 const TARGET: &str = "/mnt/smb";
@@ -56,6 +57,18 @@ fn a_share_of_an_smb_server() {
                 ensure!(server.sh("stat -c %U /srv/data/file")?.ok()?.text() == "alice");
                 server.write("/srv/data/from the server", vers.as_bytes())?;
                 ensure!(host.read("/mnt/smb/from the server")? == vers.as_bytes());
+                Ok(())
+            })?;
+        }
+
+        // One of the servers is not there, and one of the other's addresses is not either; its name stays.
+        let names = format!("{NOBODY} nas\n{} nas\n", samba.address());
+        spc.sh(&format!("printf '{names}' >>/etc/hosts"))?.ok()?;
+        for order in ["given", "1", "2"] {
+            let options = format!("x-spc.order={order},credentials=/run/credentials");
+            let mount = ["-t", "cifs", "-o", &options, "//192.0.2.253,nas/data"];
+            life(&spc, &samba, &mount, ["cifs", "//nas/data"], |table| {
+                ensure!(table.contains(&format!("addr={}", samba.address())));
                 Ok(())
             })?;
         }

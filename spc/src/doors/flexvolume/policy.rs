@@ -1,6 +1,7 @@
 //! What a pod may ask for. Whoever may make pods is not therefore root on the nodes: nothing here reaches files, programs
-//! or devices of a node or of the container.
+//! or devices of a node or of the container, unless the node says so ([`super::node`]).
 
+use super::node::FILE;
 use crate::error::{Error, Result};
 use crate::kinds::FILES;
 use crate::mount::Options;
@@ -17,6 +18,8 @@ pub struct Policy {
     group: &'static [(&'static str, &'static str)],
     /// Its mounts are for root alone unless this is asked for.
     for_others: Option<&'static str>,
+    /// An option that there has to be, with a value that is not zero.
+    needs: Option<&'static str>,
 }
 
 /// Options of a type.
@@ -33,6 +36,13 @@ const KERNEL: Policy = Policy {
     sources: &[],
     group: &[],
     for_others: None,
+    needs: None,
+};
+
+/// For a volume that the node allows by itself: everything that counts is said there.
+pub const OF_NODE: Policy = Policy {
+    options: Allowed::Only(&[]),
+    ..KERNEL
 };
 
 /// Options that mean the same to every type.
@@ -114,7 +124,7 @@ const S3FS: [&str; 26] = [
 /// What a type lets a pod ask for.
 ///
 /// # Errors
-/// It is none of a network.
+/// It may reach what is the node's.
 pub fn of(fs_type: &str) -> Result<Policy> {
     Ok(match fs_type {
         "glusterfs" => Policy {
@@ -158,13 +168,18 @@ pub fn of(fs_type: &str) -> Result<Policy> {
             for_others: Some("allow_other"),
             ..KERNEL
         },
+        "tmpfs" => Policy {
+            options: Allowed::Only(&["gid", "mode", "size", "uid"]),
+            needs: Some("size"),
+            ..KERNEL
+        },
         _ => {
             return Err(Error::usage(format!(
                 "volumes of type {} are not for pods",
                 fs_type.escape_default()
             ))
-            .because("they may reach files, programs or memory of the node")
-            .hint("kubelet has hostPath and emptyDir for those, which policies of the cluster know; here are glusterfs, nfs, ceph, ceph-fuse, cifs, ext4 and xfs from iscsi: or rbd:, fuse.sshfs, fuse.s3fs"));
+            .because("they may reach files or programs of the node")
+            .hint(format!("pods may have glusterfs, nfs, ceph, ceph-fuse, cifs, ext4 and xfs from iscsi: or rbd:, fuse.sshfs, fuse.s3fs and tmpfs; any other volume needs a line in {FILE} of the node: allow TYPE SOURCE OPTIONS")));
         }
     })
 }
@@ -182,7 +197,7 @@ impl Policy {
             ))
             .because("it is a device of the node")
             .hint(format!(
-                "for pods, sources of this type begin with {}",
+                "for pods, sources of this type begin with {}; any other needs a line in {FILE} of the node: allow TYPE SOURCE OPTIONS",
                 self.sources.join(" or ")
             )));
         }
@@ -233,10 +248,22 @@ impl Policy {
             };
             if !allowed {
                 return Err(bad("not for pods").hint(match self.options {
+                    Allowed::Only([]) => format!("options of this volume are said in {FILE} of the node"),
                     Allowed::Only(known) => format!("pods may use {}", known.join(", ")),
                     Allowed::AllBut(_) => "it names a file, a device or a program of the node; secrets come from a secret of the pod".into(),
                 }));
             }
+        }
+        if let Some(needed) = self.needs
+            && !options
+                .value(needed)
+                .is_some_and(|value| value.starts_with(|c: char| ('1'..='9').contains(&c)))
+        {
+            return Err(
+                Error::usage(format!("bad options for {fs_type}: no {needed}"))
+                    .because("without one it takes what memory there is")
+                    .hint(format!("add {needed}=64m to the volume's options")),
+            );
         }
         Ok(())
     }
@@ -293,7 +320,6 @@ mod tests {
         for fs_type in [
             "bind",
             "overlay",
-            "tmpfs",
             "fuse.bindfs",
             "fuse",
             "fuse.fuse2fs",
@@ -315,6 +341,11 @@ mod tests {
             ("fuse.s3fs", "credlib=/x"),
             ("fuse.s3fs", "passwd_file=/etc/shadow"),
             ("nfs", "x-spc.container"),
+            // Without a limit.
+            ("tmpfs", "mode=0700"),
+            ("tmpfs", "size=0"),
+            ("tmpfs", "size=1m,nr_inodes=0"),
+            ("tmpfs", "size=1m,size=0x0"),
             // One option for us, two for others.
             ("cifs", "username=\"a,credentials=/etc/shadow\""),
             ("nfs", "port=1 2"),
@@ -337,6 +368,7 @@ mod tests {
                 "fuse.s3fs",
                 "url=http://192.0.2.1:9000,use_path_request_style",
             ),
+            ("tmpfs", "size=64m,mode=1777,noexec"),
         ] {
             let checked = of(fs_type).unwrap().check_options(fs_type, &options(good));
             assert!(checked.is_ok(), "{checked:?}");
@@ -353,6 +385,17 @@ mod tests {
             let checked = of(fs_type).unwrap().check_source(fs_type, source);
             assert_eq!(checked.is_ok(), good, "{source}");
         }
+    }
+
+    #[test]
+    fn each_kind_is_for_pods_or_needs_the_nodes_word() {
+        let mut need = Vec::new();
+        for name in crate::kinds::names() {
+            if of(name).is_err() {
+                need.push(name);
+            }
+        }
+        assert_eq!(need, ["fuse.*", "overlay", "bind"]);
     }
 
     #[test]

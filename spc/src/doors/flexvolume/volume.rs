@@ -8,10 +8,12 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use super::policy;
+use super::node::Allowed;
+use super::policy::{self, OF_NODE};
 use crate::doors::kubelet;
 use crate::error::{Error, Result};
-use crate::kinds::{self, servers};
+use crate::kinds;
+use crate::kinds::servers::{self, SERVERS};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::secrets::is_secret;
 use crate::mount::{Options, Request, Secrets};
@@ -33,8 +35,8 @@ const KNOWN: [&str; 5] = ["source", "servers", "path", "options", "timeout"];
 pub struct Volume {
     /// Type of the file system.
     pub fs_type: String,
-    /// Sources, to be tried one after the other.
-    pub sources: Vec<String>,
+    /// Source, which may name several servers.
+    pub source: String,
     /// Options.
     pub options: Options,
     /// Secrets.
@@ -90,10 +92,10 @@ fn limit(given: &Given) -> Result<Duration> {
 /// A name for the volume: the same on all nodes, for all pods.
 ///
 /// # Errors
-/// As [`Volume::read`].
+/// It has no type or no source.
 pub fn name(json: &str) -> Result<String> {
-    let volume = Volume::read(json)?;
-    let what = format!("{}-{}", volume.fs_type, volume.sources.join("-"));
+    let (fs_type, source) = of(&given(json)?)?;
+    let what = format!("{fs_type}-{source}");
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let short: String = what.chars().map(plain).take(80).collect();
     // Other characters may make another volume.
@@ -107,17 +109,30 @@ fn number(text: &str) -> u64 {
     })
 }
 
+/// What kubelet itself says.
+fn own<'a>(given: &'a Given, name: &str) -> Option<&'a str> {
+    let value = given.get(&format!("{OWN}{name}")).map(String::as_str);
+    value.filter(|value| !value.is_empty())
+}
+
+/// The type and the source.
+fn of(given: &Given) -> Result<(String, String)> {
+    let asked = own(given, "fsType");
+    let source = source(given, asked)?;
+    let fs_type = match asked {
+        Some(fs_type) => fs_type.to_owned(),
+        None => kinds::infer(&source)?.fs_type.to_owned(),
+    };
+    Ok((fs_type, source))
+}
+
 impl Volume {
-    /// Reads the object, and checks what a pod may ask for.
+    /// Reads the object, and checks what a pod may ask for on a node that allows this.
     ///
     /// # Errors
     /// Something is missing, unknown, or not a pod's to ask for.
-    pub fn read(json: &str) -> Result<Self> {
+    pub fn read(json: &str, allowed: &Allowed) -> Result<Self> {
         let given = given(json)?;
-        let own = |name: &str| {
-            let value = given.get(&format!("{OWN}{name}")).map(String::as_str);
-            value.filter(|value| !value.is_empty())
-        };
         let unknown = |key: &&String| !key.starts_with(OWN) && !KNOWN.contains(&key.as_str());
         if let Some(key) = given.keys().find(unknown) {
             return Err(Error::usage(format!("unknown option: {}", key.escape_default()))
@@ -130,6 +145,10 @@ impl Volume {
                 error.hint("put it into a secret, and name that in secretRef: everybody who may read the pod sees its options")
             })?;
         }
+        if options.value(SERVERS).is_some() {
+            return Err(Error::usage(format!("bad option {SERVERS}"))
+                .hint("a volume names its servers in `servers`"));
+        }
         for (key, value) in &given {
             if let Some(key) = key.strip_prefix(SECRET) {
                 let value = decoded(key, value)?;
@@ -140,72 +159,68 @@ impl Volume {
                 }
             }
         }
-        let asked = own("fsType");
-        let sources = sources(&given, asked)?;
-        let fs_type = match asked {
-            Some(fs_type) => fs_type.to_owned(),
-            None => kinds::infer(&sources[0])?.fs_type.to_owned(),
+        let (fs_type, source) = of(&given)?;
+        let read_only = options.read_only() || own(&given, "readwrite") == Some("ro");
+        let of_node = allowed.options(&fs_type, &source);
+        let policy = match of_node {
+            Some(_) => OF_NODE,
+            None => policy::of(&fs_type)?,
         };
-        let policy = policy::of(&fs_type)?;
-        for source in &sources {
-            policy.check_source(&fs_type, source)?;
+        if of_node.is_none() {
+            policy.check_source(&fs_type, &source)?;
         }
         policy.check_options(&fs_type, &options)?;
-        if own("readwrite") == Some("ro") {
+        // The node's count more, for they come last.
+        if let Some(of_node) = of_node {
+            options.extend(of_node);
+        }
+        if read_only {
             options.push("ro".into())?;
         }
-        policy.complete(&mut options, own("mounterArgs.FsGroup"))?;
+        policy.complete(&mut options, own(&given, "mounterArgs.FsGroup"))?;
         Ok(Self {
             fs_type,
-            sources,
+            source,
             options,
             secrets,
             timeout: limit(&given)?,
         })
     }
 
-    /// The requests for a target, of which one is to succeed. Each target begins with another server.
+    /// The request for a target.
     ///
     /// # Errors
-    /// The target is none of kubelet's, or a request cannot be one.
-    pub fn requests(&self, target: &str) -> Result<Vec<Request>> {
+    /// The target is none of kubelet's, or the request cannot be one.
+    pub fn request(&self, target: &str) -> Result<Request> {
         let path = PathBuf::from(target);
         kubelet::check(&path)?;
-        let mut sources = self.sources.clone();
-        let first = usize::try_from(number(target) >> 32).unwrap_or(0) % sources.len().max(1);
-        sources.rotate_left(first);
-        let request = |source| {
-            Request {
-                fs_type: self.fs_type.clone(),
-                inferred: None,
-                source,
-                plain_tail: kubelet::depth(&path),
-                target: path.clone(),
-                options: self.options.clone(),
-                secrets: self.secrets.clone(),
-                timeout: self.timeout,
-                route: RouteChoice::Auto,
-                over_system_directory: false,
-            }
-            .validated()
-        };
-        sources.into_iter().map(request).collect()
+        Request {
+            fs_type: self.fs_type.clone(),
+            inferred: None,
+            source: self.source.clone(),
+            plain_tail: kubelet::depth(&path),
+            target: path,
+            options: self.options.clone(),
+            secrets: self.secrets.clone(),
+            timeout: self.timeout,
+            route: RouteChoice::Auto,
+            over_system_directory: false,
+        }
+        .validated()
     }
 }
 
-/// The sources: one as it is, or made of servers and a path.
-fn sources(given: &Given, fs_type: Option<&str>) -> Result<Vec<String>> {
+/// The source: as it is, or made of servers and a path.
+fn source(given: &Given, fs_type: Option<&str>) -> Result<String> {
     let get = |key: &str| given.get(key).filter(|value| !value.is_empty());
     match (get("source"), get("servers"), get("path")) {
-        (Some(source), None, None) => Ok(vec![source.clone()]),
+        (Some(source), None, None) => Ok(source.clone()),
         (None, Some(list), Some(path)) => {
             let Some(fs_type) = fs_type else {
                 return Err(Error::usage("no fsType is given")
                     .hint("a volume with servers and a path needs one"));
             };
-            let separated = list.split([',', ' ']).filter(|server| !server.is_empty());
-            let servers: Vec<_> = separated.map(str::to_owned).collect();
-            servers::sources(fs_type, &servers, path)
+            servers::with(fs_type, path, &servers::list_of(list)?)
         }
         _ => Err(Error::usage("no source is given")
             .hint("give either source, as of `spc mount`, or servers and path")),
@@ -237,7 +252,7 @@ mod tests {
     const VOLUME: &str = "/var/lib/kubelet/pods/1-2/volumes/x~spc/data";
 
     fn volume(json: serde_json::Value) -> Result<Volume> {
-        Volume::read(&json.to_string())
+        Volume::read(&json.to_string(), &Allowed::default())
     }
 
     #[test]
@@ -252,39 +267,28 @@ mod tests {
             "source": "//h/s", "options": "vers=3.1.1", "timeout": "30",
         });
         let volume = volume(json).unwrap();
-        assert_eq!(volume.sources, ["//h/s"]);
+        assert_eq!(volume.source, "//h/s");
         assert_eq!(volume.secrets.get("password").unwrap().expose(), "hunter2");
         assert_eq!(volume.timeout, Duration::from_secs(30));
         assert!(volume.options.read_only());
         for (key, value) in [("username", "me"), ("gid", "2000"), ("vers", "3.1.1")] {
             assert_eq!(volume.options.value(key), Some(value), "{key}");
         }
-        let requests = volume.requests(VOLUME).unwrap();
-        assert_eq!(requests.len(), 1);
-        assert_eq!(requests[0].plain_tail, 5);
-        assert!(volume.requests("mnt").is_err());
+        assert_eq!(volume.request(VOLUME).unwrap().plain_tail, 5);
+        assert!(volume.request("mnt").is_err());
     }
 
     #[test]
-    fn several_servers_are_all_tried_and_not_by_everybody_in_the_same_order() {
+    fn several_servers_are_one_source() {
         let json = serde_json::json!({
             "kubernetes.io/fsType": "nfs", "servers": "a, b,c", "path": "/x",
         });
-        let volume = volume(json).unwrap();
-        let mut firsts = std::collections::BTreeSet::new();
-        for pod in 0..20 {
-            let target = VOLUME.replace("1-2", &pod.to_string());
-            let sources: Vec<_> = volume.requests(&target).unwrap();
-            let sources: Vec<_> = sources.into_iter().map(|r| r.source).collect();
-            let again: Vec<_> = volume.requests(&target).unwrap();
-            let again: Vec<_> = again.into_iter().map(|r| r.source).collect();
-            assert_eq!(sources, again);
-            firsts.insert(sources[0].clone());
-            let mut sorted = sources;
-            sorted.sort();
-            assert_eq!(sorted, ["a:/x", "b:/x", "c:/x"]);
-        }
-        assert_eq!(firsts.len(), 3);
+        let request = volume(json).unwrap().request(VOLUME).unwrap();
+        assert_eq!(request.source, "a,b,c:/x");
+        let json = serde_json::json!({
+            "kubernetes.io/fsType": "nfs", "source": "a:/x", "options": "x-spc.servers=@/etc/passwd",
+        });
+        assert!(volume(json).is_err());
     }
 
     #[test]
@@ -334,9 +338,35 @@ mod tests {
             );
         }
         for bad in ["", "[]", "hunter2", r#"{"a": "hunter2"#] {
-            let error = Volume::read(bad).unwrap_err().to_string();
+            let error = Volume::read(bad, &Allowed::default())
+                .unwrap_err()
+                .to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_node_says_with_which_options_its_own_is_mounted() {
+        let allowed = Allowed::parse("allow bind /srv ro,nosuid\nallow x tag rw,a=b").unwrap();
+        let read = |fs_type: &str, source: &str, options: &str, access: &str| {
+            let json = serde_json::json!({
+                "kubernetes.io/fsType": fs_type, "source": source, "options": options,
+                "kubernetes.io/readwrite": access,
+            });
+            let volume = Volume::read(&json.to_string(), &allowed)?;
+            Ok::<_, Error>((volume.options.to_string(), volume.options.read_only()))
+        };
+        let (options, read_only) = read("bind", "/srv", "rw,noexec", "rw").unwrap();
+        assert!(
+            read_only && options.starts_with("rw,noexec,ro,nosuid"),
+            "{options}"
+        );
+        assert!(read("x", "tag", "", "ro").unwrap().1);
+        assert!(read("x", "tag", "ro", "rw").unwrap().1);
+        assert!(!read("x", "tag", "", "rw").unwrap().1);
+        assert!(read("bind", "/srv", "rbind", "rw").is_err());
+        assert!(read("bind", "/srv/", "", "rw").is_err());
+        assert!(read("x", "other", "", "rw").is_err());
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! The work of a call, in a process that may end however it likes.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::grow;
+use super::node::Allowed;
 use super::reply::Reply;
 use super::volume::Volume;
 use crate::doors::helper::take_off;
 use crate::doors::kubelet;
-use crate::error::{Class, Error, Result, errno_text};
-use crate::host::target::{self, Rules, Walk, show};
+use crate::error::{Error, Result, errno_text};
+use crate::host::target::{self, Rules, Walk};
 use crate::log;
 use crate::mount::mounter::{Session, mount};
 use crate::mount::run::Interrupts;
@@ -23,7 +25,8 @@ pub fn run(words: &[String]) -> Reply {
     let done = match words[..] {
         ["mount", dir] => make(dir),
         ["unmount", dir] => unmake(dir),
-        ["expandfs", dir, size] => measure(dir, size.parse().unwrap_or_default()),
+        ["expandfs", dir, size] => grow::run(dir, size),
+        ["grow", dir, size] => grow::work(dir, size),
         _ => Err(Error::usage("no work of this name")),
     };
     // In an event, far from the log, the id leads there.
@@ -38,38 +41,20 @@ fn object() -> std::io::Result<String> {
     Ok(json)
 }
 
-/// Mounts from the first server that gives the volume.
+/// Mounts the volume.
 fn make(dir: &str) -> Result<Reply> {
     let json = object()
         .map_err(|e| Error::system("cannot read the volume's options").because(errno_text(e)))?;
-    let volume = Volume::read(&json)?;
-    let mut requests = volume.requests(dir)?;
     let interrupts = Interrupts::hold()?;
     let session = Session::open()?;
-    // One of them may have been fulfilled before.
-    if let Some(record) = session.ledger.get(Path::new(dir))? {
-        requests.sort_by_key(|request| request.source != record.source);
-    }
-    let share = volume.timeout / u32::try_from(requests.len()).unwrap_or(1).max(1);
-    let mut failed: Option<Error> = None;
-    for mut request in requests {
-        request.timeout = share;
-        let error = match mount(&session, request, &interrupts) {
-            Ok(_) => return Ok(Reply::success()),
-            Err(error) => error,
-        };
-        // Only a failed mount may be a server's fault, and another one may do better.
-        let last = error.class() != Class::Mount;
-        failed = Some(match failed {
-            Some(before) => error.log(before.all_lines()),
-            None => error,
-        });
-        if last {
-            break;
+    let volume = Volume::read(&json, &Allowed::read(&session.host)?)?;
+    Ok(match mount(&session, volume.request(dir)?, &interrupts) {
+        Ok(_) => Reply::success(),
+        Err(error) => {
+            let told = log::with_id(error).to_string();
+            Reply::failure(volume.secrets.mask(&told))
         }
-    }
-    let told = failed.map_or_else(String::new, |error| log::with_id(error).to_string());
-    Ok(Reply::failure(volume.secrets.mask(&told)))
+    })
 }
 
 /// Unmounts what is there, be it ours or not: the directory is the driver's.
@@ -96,27 +81,4 @@ fn unmake(dir: &str) -> Result<Reply> {
         take_off(&session, &target, How::default())?;
     }
     Ok(Reply::success())
-}
-
-/// A volume grows on its server. Whether it has is all there is to say.
-fn measure(dir: &str, wanted: u64) -> Result<Reply> {
-    let path = PathBuf::from(dir);
-    kubelet::check(&path)?;
-    let session = Session::open()?;
-    let look = path.clone();
-    let there = session
-        .host
-        .run("looking at the volume", move || rustix::fs::statvfs(&look))?
-        .map_err(|e| {
-            Error::mount(format!("cannot look at {}", show(&path))).because(errno_text(e))
-        })?;
-    let bytes = there.f_blocks.saturating_mul(there.f_frsize);
-    if bytes >= wanted {
-        return Ok(Reply::size(bytes));
-    }
-    Err(Error::mount(format!(
-        "the volume on {} has {bytes} bytes, not {wanted}",
-        show(&path)
-    ))
-    .hint("make it larger on its server"))
 }

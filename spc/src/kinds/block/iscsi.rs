@@ -4,7 +4,10 @@
 //! purpose and removed at the end. Only the LUN that was asked for is scanned. Names and passwords go into the
 //! records, which only root reads, never into arguments.
 
-use super::{Command, Device, HostName, Identity, Shows, Step, Tells, Value, WAY, Way as BlockWay};
+use super::{
+    At, Command, Device, HostName, Identity, Patience, Shows, Step, Tells, Value, WAY,
+    Way as BlockWay,
+};
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
@@ -12,6 +15,9 @@ use crate::kinds::{Asked, Telling};
 
 /// Where Open-iSCSI keeps its records: Debian 13 and later, earlier ones.
 const RECORDS: [&str; 2] = ["/var/lib/iscsi", "/etc/iscsi"];
+
+/// After how many seconds without a connection a session fails what waits for it.
+const SOON: &str = "5";
 
 /// iscsiadm(8): a session of these very parameters is there; nothing like that is there, and what it says of a discovery
 /// that is not there.
@@ -108,8 +114,11 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             disks: "device/target*/*:*:*:*/block/*",
             delete: Some("device/delete"),
             identity: Identity::Scsi,
-            // Seconds, in the place of 120.
-            impatient: Some(("recovery_tmo", "5")),
+            patience: Some(Patience {
+                file: "recovery_tmo",
+                little: SOON,
+                usual: "120",
+            }),
         },
         // By its number: that needs no record, which may have gone with a container.
         end_way: Command {
@@ -189,6 +198,26 @@ impl Portal {
     }
 }
 
+/// What a portal is told so that it says something: a login for a discovery (RFC 7143, 11.12), by nobody. It is not gone on
+/// with.
+const HELLO: [u8; 48 + WHO.len()] = {
+    let mut bytes = [0; 48 + WHO.len()];
+    // Login, at once; from the first phase to the second; the length of the text.
+    (bytes[0], bytes[1], bytes[7]) = (0x43, 0x81, WHO.len() as u8);
+    // An id of the session that is random, and anybody's.
+    bytes[8] = 0x80;
+    let mut at = 0;
+    while at < WHO.len() {
+        bytes[48 + at] = WHO[at];
+        at += 1;
+    }
+    bytes
+};
+
+/// Filled up to whole words.
+const WHO: &[u8; 88] =
+    b"InitiatorName=iqn.2026-01.invalid.spc:who-answers\0SessionType=Discovery\0AuthMethod=None\0";
+
 /// What logs in at a portal.
 fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
     let text = portal.text();
@@ -249,6 +278,10 @@ fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
             Value::Text("2".into()),
         ),
         ("node.conn[0].timeo.login_timeout", Value::Text("10".into())),
+        (
+            "node.session.timeo.replacement_timeout",
+            Value::Text(SOON.into()),
+        ),
         ("iface.initiatorname", Value::HostName),
     ];
     settings.extend(credentials(asked, "", &SESSION)?);
@@ -268,6 +301,11 @@ fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
     Ok(BlockWay {
         name: text,
         marks: vec![portal.address.clone(), portal.port.to_string()],
+        at: Some(At {
+            host: portal.address.clone(),
+            port: portal.port,
+            hello: &HELLO,
+        }),
         steps,
     })
 }

@@ -57,8 +57,21 @@ pub struct Way {
     pub name: String,
     /// What the files [`Shows::known_by`] hold for it.
     pub marks: Vec<String>,
+    /// Where a server has to answer for it; none if that is not to be seen beforehand.
+    pub at: Option<At>,
     /// What brings it up.
     pub steps: Vec<Step>,
+}
+
+/// Where a server is, and what it is told so that it says something.
+#[derive(Clone, Debug)]
+pub struct At {
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The words.
+    pub hello: &'static [u8],
 }
 
 /// A step on a way.
@@ -132,8 +145,20 @@ pub struct Shows {
     pub delete: Option<&'static str>,
     /// What tells which volume it is.
     pub identity: Identity,
-    /// A file of a way, and what is written to it, so that a lost way is given up soon when there are others.
-    pub impatient: Option<(&'static str, &'static str)>,
+    /// How soon a way is given up that was lost.
+    pub patience: Option<Patience>,
+}
+
+/// How soon a way is given up that was lost. New ones come with little patience, so that one that is lost while the disk is
+/// looked for does not hold up the others.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A file of the way.
+    pub file: &'static str,
+    /// What it holds where there are other ways, and at first.
+    pub little: &'static str,
+    /// What it holds otherwise.
+    pub usual: &'static str,
 }
 
 /// What tells which volume is behind a device.

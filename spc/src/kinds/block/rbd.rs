@@ -76,6 +76,8 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
         service: None,
         host_name: None,
         ways: vec![Way {
+            // Its program looks for a monitor that answers.
+            at: None,
             name: rest.to_owned(),
             marks: Vec::new(),
             steps: vec![Step::Run(Command {
@@ -105,7 +107,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             disks: "block/*",
             delete: None,
             identity: Identity::Files(&["cluster_fsid", "pool_id", "image_id"]),
-            impatient: None,
+            patience: None,
         },
         end_way: Command {
             program: "rbd",

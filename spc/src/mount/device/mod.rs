@@ -5,6 +5,7 @@
 //! under its lock. A device is in use for as long as a record of a mount names it, or the kernel holds it.
 
 pub mod blank;
+mod bring;
 mod multipath;
 pub mod prepare;
 pub mod release;
@@ -135,6 +136,7 @@ impl Attaching<'_> {
         ledger.put_attachment(&attachment)?;
         self.bring_up(&up)?;
         let disks = self.find()?;
+        self.be_patient(up)?;
         let (volume, disks) = self.identify(&attachment, disks)?;
         let disk = self.choose(&attachment, disks)?;
         attachment.devices.insert(
@@ -146,62 +148,6 @@ impl Attaching<'_> {
         );
         ledger.put_attachment(&attachment)?;
         Ok(Attached { disk, _lock: own })
-    }
-
-    /// Brings up the ways that are not, all at once. One is enough.
-    fn bring_up(&self, up: &[Up]) -> Result<()> {
-        let missing: Vec<&Way> = self
-            .device
-            .ways
-            .iter()
-            .filter(|way| !up.iter().any(|up| up.marks == way.marks))
-            .collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let name = ready(self.session, self.device, self.host_name)?;
-        let results: Vec<Result<()>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = missing
-                .iter()
-                .map(|way| scope.spawn(|| self.steps(way, name.as_deref())))
-                .collect();
-            let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-            ended
-                .map(|ended| ended.unwrap_or_else(|_| Err(Error::system("a thread died"))))
-                .collect()
-        });
-        let came = results.iter().any(Result::is_ok) || missing.len() < self.device.ways.len();
-        let mut failed: Vec<(&str, Error)> = missing
-            .iter()
-            .zip(results)
-            .filter_map(|(way, result)| Some((way.name.as_str(), result.err()?)))
-            .collect();
-        if let Some(at) = failed
-            .iter()
-            .position(|(_, error)| error.class() == Class::Interrupted)
-        {
-            return Err(failed.swap_remove(at).1);
-        }
-        if came {
-            for (way, error) in failed {
-                tracing::warn!("{} goes without {way}: {error}", self.device.name);
-            }
-            return Ok(());
-        }
-        if failed.len() == 1 {
-            return Err(failed.remove(0).1);
-        }
-        let hint = failed
-            .iter()
-            .find_map(|(_, error)| error.hint_text().map(str::to_owned));
-        let lines = failed.iter().flat_map(|(_, error)| error.all_lines());
-        let error = Error::mount(format!("cannot attach {}", self.device.name))
-            .because("no way to it came up")
-            .log(lines.collect());
-        Err(match hint {
-            Some(hint) => error.hint(hint),
-            None => error,
-        })
     }
 
     fn steps(&self, way: &Way, host_name: Option<&str>) -> Result<()> {
@@ -304,6 +250,28 @@ impl Attaching<'_> {
                 ),
             )
         })
+    }
+
+    /// Has new ways wait for their server as is usual.
+    fn be_patient(&self, before: Vec<Up>) -> Result<()> {
+        let shows = self.device.shows.clone();
+        let Some(patience) = shows.patience else {
+            return Ok(());
+        };
+        let tell = move || {
+            let new = ways_up(&shows).into_iter();
+            let mut new = new.filter(|way| before.iter().all(|old| old.name != way.name));
+            new.try_for_each(|way| disk::tell(&way.dir.join(patience.file), patience.usual))
+        };
+        let told = self.session.host.run("telling the kernel", tell)?;
+        if let Err(error) = told {
+            tracing::warn!(
+                "{} stops soon after a way is lost: {}",
+                self.device.name,
+                errno_text(error)
+            );
+        }
+        Ok(())
     }
 
     /// Has the kernel look for the disk, and waits until it shows on every way, or on one and no more come.

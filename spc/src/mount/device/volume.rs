@@ -203,8 +203,9 @@ impl Attaching<'_> {
                 let (disk, shows) = (disks.swap_remove(0), self.device.shows.clone());
                 let open = move || {
                     for up in ways_up(&shows) {
-                        if let Some((file, text)) = shows.impatient
-                            && let Err(error) = disk::tell(&up.dir.join(file), text)
+                        if let Some(patience) = shows.patience
+                            && let Err(error) =
+                                disk::tell(&up.dir.join(patience.file), patience.little)
                         {
                             tracing::warn!(way = %up.name, %error, "a lost way will be noticed late");
                         }

@@ -1,0 +1,344 @@
+//! One of several servers: which are asked, in which order, and what is done when the one that answered does not give the
+//! mount after all.
+//!
+//! - [`order`]: random, unless told otherwise.
+//! - [`names`]: a name with several addresses is several servers.
+//! - [`probe`]: the first that answers is taken; dead ones do not cost their time one after the other.
+//! - [`dead`]: who did not answer is asked last for a while.
+//! - [`places`]: where all are used, which of them answer.
+
+mod dead;
+mod names;
+pub mod order;
+pub mod places;
+mod probe;
+
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::files;
+use super::run::Interrupts;
+use super::{Plan, Request};
+use crate::error::{Class, Error, Reason, Result, errno_text};
+use crate::host::{Host, Settings};
+use crate::kinds::servers::{self, SERVERS, Several};
+use order::Order;
+use probe::Seen;
+
+/// The biggest file of servers.
+const BIGGEST: u64 = 64 * 1024;
+
+/// The most that is waited for the helper at a server that answers, while there are others to try.
+const TURN: Duration = Duration::from_secs(20);
+
+/// The most for one that does not answer at its port. It may be reached in another way, or a firewall may be at work.
+const LAST_HOPE: Duration = Duration::from_secs(10);
+
+/// A request whose source names its servers itself: those in a file, as they are now, are put into it.
+///
+/// # Errors
+/// The file cannot be read, or holds something else.
+pub fn named(mut request: Request, host: &Host, settings: &Settings) -> Result<Request> {
+    let Some(file) = request.options.value(SERVERS) else {
+        return Ok(request);
+    };
+    let file = file.strip_prefix('@').unwrap_or(file).to_owned();
+    let fail = |cause: String| {
+        Error::usage(format!("cannot read servers from {file}"))
+            .because(cause)
+            .hint("a file has a server on each line; of the host's files, name those below /host")
+    };
+    let opened = files::open(Path::new(&file), host, settings)?;
+    let mut text = String::new();
+    opened
+        .and_then(|opened| {
+            if !opened.metadata()?.is_file() {
+                return Err(std::io::ErrorKind::InvalidInput.into());
+            }
+            opened.take(BIGGEST + 1).read_to_string(&mut text)
+        })
+        .map_err(|e| fail(errno_text(e)))?;
+    if text.len() as u64 > BIGGEST {
+        return Err(fail(format!("it is bigger than {} KiB", BIGGEST / 1024)));
+    }
+    let more = servers::in_file(&text).map_err(|error| fail(error.summary()))?;
+    request.source = servers::with(&request.fs_type, &request.source, &more)?;
+    request.options = request.options.without(&[SERVERS]);
+    Ok(request)
+}
+
+/// A server, at one of its addresses.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// As it was named.
+    pub name: String,
+    /// Which of its addresses, where it has several.
+    pub address: Option<IpAddr>,
+    /// Where it is asked.
+    pub peer: Option<SocketAddr>,
+    /// How long ago it did not answer, if that is remembered.
+    pub dead: Option<Duration>,
+    seen: Seen,
+    told: Option<String>,
+}
+
+impl Server {
+    /// For people.
+    pub fn shown(&self) -> String {
+        match self.address {
+            Some(address) => format!("{} ({address})", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
+/// Servers of which one is to be chosen.
+pub struct Choice {
+    /// They, in the order in which they are asked.
+    pub servers: Vec<Server>,
+    /// Where the order comes from.
+    pub order: Order,
+    /// The port at which they are asked.
+    pub port: u16,
+    several: Several,
+}
+
+impl Choice {
+    /// The servers of a plan, if there is a choice between several.
+    ///
+    /// # Errors
+    /// A signal stops us.
+    pub fn of(
+        plan: &Plan,
+        host: &Host,
+        deadline: Instant,
+        interrupts: &Interrupts,
+    ) -> Result<Option<Self>> {
+        let Some(several) = plan.several.clone() else {
+            return Ok(None);
+        };
+        let names: Vec<&str> = several
+            .servers
+            .iter()
+            .map(|s| servers::host_of(s))
+            .collect();
+        if let [one] = names[..]
+            && one.parse::<IpAddr>().is_ok()
+        {
+            return Ok(None);
+        }
+        let order = Order::of(&plan.request.options)?;
+        let port = several.port(&plan.request.options);
+        let addresses = names::addresses(&names, deadline, interrupts)?;
+        let mut servers: Vec<Server> = Vec::new();
+        for (name, mut addresses) in several.servers.iter().zip(addresses) {
+            if order != Order::Given {
+                // The resolver has an order of its own, which changes.
+                addresses.sort();
+            }
+            let one_of = addresses.len() > 1;
+            let mut add = |address: Option<IpAddr>| {
+                let peer = address.map(|address| SocketAddr::new(address, port));
+                if peer.is_none() || servers.iter().all(|server| server.peer != peer) {
+                    servers.push(Server {
+                        name: name.clone(),
+                        address: address.filter(|_| one_of),
+                        peer,
+                        dead: None,
+                        seen: Seen::Unasked,
+                        told: None,
+                    });
+                }
+            };
+            if addresses.is_empty() {
+                add(None);
+            }
+            addresses.into_iter().map(Some).for_each(&mut add);
+        }
+        if servers.len() < 2 {
+            return Ok(None);
+        }
+        order.arrange(&mut servers)?;
+        let peers: Vec<SocketAddr> = servers.iter().filter_map(|server| server.peer).collect();
+        let mut ages = dead::known(host, &peers).into_iter();
+        for server in servers.iter_mut().filter(|server| server.peer.is_some()) {
+            server.dead = ages.next().flatten();
+        }
+        servers.sort_by_key(|server| server.dead.is_some());
+        Ok(Some(Self {
+            servers,
+            order,
+            port,
+            several,
+        }))
+    }
+
+    /// Has the plan lead to one of them; the others are named behind it where the helper takes them.
+    ///
+    /// # Errors
+    /// The kind's own rules refuse it.
+    pub fn lead(&self, at: usize, plan: &mut Plan, host: &Host, settings: &Settings) -> Result<()> {
+        let reach = self.several.answering.reach;
+        let text = |server: &Server| match (server.address, reach) {
+            (Some(address), None) => servers::at_host(&server.name, &address.to_string()),
+            _ => server.name.clone(),
+        };
+        let mut names = vec![text(&self.servers[at])];
+        if self.several.answering.backups {
+            let others = (0..self.servers.len()).filter(|other| *other != at);
+            names.extend(others.map(|other| text(&self.servers[other])));
+        }
+        let mut more = Vec::new();
+        if let (Some(address), Some(reach)) = (self.servers[at].address, reach) {
+            let name = servers::host_of(&self.servers[at].name);
+            more = reach(name, &address.to_string(), self.port);
+        }
+        plan.toward(&self.several, &names, &more, host, settings)
+    }
+
+    /// Asks those who were not, until one answers.
+    fn look(&mut self, left: &[usize], host: &Host, go_on: impl Fn() -> Result<()>) -> Result<()> {
+        let unasked: Vec<usize> = left
+            .iter()
+            .copied()
+            .filter(|at| self.servers[*at].seen.rank() == Seen::Unasked.rank())
+            .collect();
+        let peers: Vec<_> = unasked.iter().map(|at| self.servers[*at].peer).collect();
+        let seen = probe::ask(&peers, self.several.answering.hello, false, go_on)?;
+        let (mut dead, mut alive) = (Vec::new(), Vec::new());
+        for (at, seen) in unasked.into_iter().zip(seen) {
+            let server = &mut self.servers[at];
+            server.seen = seen;
+            dead.extend(server.peer.filter(|_| server.seen.is_dead()));
+            let back = server.seen == Seen::Answers && server.dead.take().is_some();
+            alive.extend(server.peer.filter(|_| back));
+            tracing::debug!(server = %server.shown(), seen = %server.seen.words(self.port), "asked");
+        }
+        dead::note(host, dead, alive);
+        Ok(())
+    }
+
+    /// How long the helper may take at a server, when so many others wait for their turn.
+    fn share(&self, at: usize, others: usize, deadline: Instant, last: bool) -> Share {
+        let count = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
+        let share = deadline.saturating_duration_since(Instant::now()) / count;
+        let answers = self.servers[at].seen.rank() <= Seen::Unasked.rank();
+        let most = match answers {
+            true if last => share,
+            true => share.min(TURN),
+            false => share.min(LAST_HOPE),
+        };
+        Share { most, deadline }
+    }
+
+    fn failed(&self, source: &str, last: Option<&Error>) -> Error {
+        let count = self.servers.len();
+        let line = |server: &Server| {
+            let seen = server.seen.words(self.port);
+            let told = server.told.as_deref().unwrap_or("not tried");
+            format!("{}: {seen}; {told}", server.shown())
+        };
+        let error = Error::mount(format!("cannot mount {source}"))
+            .because(format!("none of {count} servers gave it"))
+            .log(self.servers.iter().map(line).collect());
+        let Some(last) = last else { return error };
+        let error = error.reason_is(last.reason());
+        match last.hint_text() {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+/// What one attempt may take of the time for all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    most: Duration,
+    deadline: Instant,
+}
+
+impl Share {
+    /// The end of something that begins now.
+    pub fn until(&self) -> Instant {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        Instant::now() + left.min(self.most)
+    }
+}
+
+/// Makes attempts at a mount until one succeeds: at the first server that answers, then at the others. Each attempt gets the
+/// plan that leads to its server, and its share of the time.
+///
+/// # Errors
+/// That of the attempt if there is one server, or it is no server's fault; otherwise what came of each server.
+pub fn mount<T>(
+    plan: &mut Plan,
+    (host, settings): (&Host, &Settings),
+    deadline: Instant,
+    interrupts: &Interrupts,
+    mut attempt: impl FnMut(&Plan, Share) -> Result<T>,
+) -> Result<T> {
+    let Some(mut choice) = Choice::of(plan, host, deadline, interrupts)? else {
+        let most = Duration::MAX;
+        return attempt(plan, Share { most, deadline });
+    };
+    let mut left: Vec<usize> = (0..choice.servers.len()).collect();
+    // Who answered, and then did nothing in the time that was its share.
+    let (mut slow, mut again, mut last) = (Vec::new(), false, None);
+    while !left.is_empty() && Instant::now() < deadline {
+        choice.look(&left, host, || interrupts.check())?;
+        left.sort_by_key(|at| choice.servers[*at].seen.rank());
+        let at = left.remove(0);
+        choice.lead(at, plan, host, settings)?;
+        let only = left.is_empty() && slow.is_empty();
+        let share = choice.share(at, left.len(), deadline, again || only);
+        let error = match attempt(plan, share) {
+            Ok(done) => return Ok(done),
+            Err(error) if !may_be_the_servers(&error) => return Err(error),
+            Err(error) => error,
+        };
+        let late = matches!(error.reason(), Reason::Timeout | Reason::NoAnswer);
+        let server = &mut choice.servers[at];
+        server.told = Some(in_a_line(&error));
+        tracing::info!(server = %server.shown(), %error, "goes on to the next server");
+        if late {
+            dead::note(host, server.peer.into_iter().collect(), Vec::new());
+        }
+        if late || error.reason() == Reason::Queue {
+            if server.seen == Seen::Answers && !again {
+                slow.push(at);
+            }
+        } else if choice.several.answering.backups {
+            // The helper has tried these itself.
+            left.retain(|at| choice.servers[*at].seen.rank() <= Seen::Silent.rank());
+        }
+        last = Some(error);
+        if left.is_empty() && !again {
+            (left, again) = (std::mem::take(&mut slow), true);
+        }
+    }
+    Err(choice.failed(&plan.request.source, last.as_ref()))
+}
+
+/// Whether another server may do better.
+fn may_be_the_servers(error: &Error) -> bool {
+    let reasons = [
+        Reason::Timeout,
+        Reason::Queue,
+        Reason::Helper,
+        Reason::NoAnswer,
+        Reason::NoProof,
+        Reason::Failed,
+    ];
+    error.class() == Class::Mount && reasons.contains(&error.reason())
+}
+
+/// What was tried and what came back, with the last that the helper said.
+pub fn in_a_line(error: &Error) -> String {
+    let lines = error.all_lines();
+    match &lines[..] {
+        [first, .., last] => format!("{first}: {}", last.trim()),
+        _ => error.summary(),
+    }
+}

@@ -1,0 +1,321 @@
+//! Which of several servers answers: they are asked one after the other, but the next is not kept waiting by one that says
+//! nothing, nor by its failure.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with,
+    sockopt,
+};
+
+use crate::error::{Result, errno_text};
+
+/// How long one is waited for before the next is asked as well.
+pub const STAGGER: Duration = Duration::from_millis(100);
+
+/// How long the last that was asked may take.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often whoever waits is asked whether to go on.
+const ASK: Duration = Duration::from_millis(50);
+
+/// What was seen of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It was not asked: another one answered before its turn came, or its address is not known.
+    Unasked,
+    /// It is being asked, or was for this long.
+    Asked(Duration),
+    /// It took the connection and said nothing, or ended it.
+    Silent,
+    /// It answers.
+    Answers,
+    /// What came back.
+    Fails(String),
+}
+
+impl Seen {
+    /// Less is better: who answers, of whom nothing is known, who took a connection, who did not.
+    pub fn rank(&self) -> u8 {
+        match self {
+            Self::Answers => 0,
+            Self::Unasked => 1,
+            Self::Silent => 2,
+            Self::Asked(time) if *time < STAGGER => 1,
+            Self::Asked(_) => 3,
+            Self::Fails(_) => 4,
+        }
+    }
+
+    /// Whether it is to be remembered as dead.
+    pub fn is_dead(&self) -> bool {
+        match self {
+            Self::Fails(_) => true,
+            Self::Asked(time) => *time >= STAGGER,
+            Self::Unasked | Self::Silent | Self::Answers => false,
+        }
+    }
+
+    /// In words, for an error.
+    pub fn words(&self, port: u16) -> String {
+        match self {
+            Self::Unasked => format!("not asked at port {port}"),
+            Self::Answers => format!("answers at port {port}"),
+            Self::Silent => format!("takes connections at port {port}, but says nothing"),
+            Self::Asked(time) => {
+                let time = time.as_secs_f32();
+                format!("no answer at port {port} within {time:.1} s")
+            }
+            Self::Fails(cause) => format!("port {port}: {cause}"),
+        }
+    }
+}
+
+/// A server that is being asked.
+struct Asking {
+    socket: OwnedFd,
+    since: Instant,
+    connected: bool,
+}
+
+/// Asks the servers in this order until one answers, or none will; or, for `all`, until nothing more is to be expected of
+/// any. To answer is to say anything, having been told this.
+///
+/// # Errors
+/// Whatever `go_on` says, which is asked all the while.
+pub fn ask(
+    servers: &[Option<SocketAddr>],
+    hello: &[u8],
+    all: bool,
+    go_on: impl Fn() -> Result<()>,
+) -> Result<Vec<Seen>> {
+    let mut seen = vec![Seen::Unasked; servers.len()];
+    let mut asking: Vec<(usize, Asking)> = Vec::new();
+    let mut waiting = servers.iter().enumerate();
+    let (mut turn, mut end, mut more) = (Instant::now(), Instant::now() + PATIENCE, true);
+    loop {
+        let now = Instant::now();
+        if more && (now >= turn || asking.is_empty()) {
+            let next = waiting.find_map(|(at, server)| Some((at, (*server)?)));
+            more = next.is_some();
+            if let Some((at, server)) = next {
+                (turn, end) = (
+                    now + if all { Duration::ZERO } else { STAGGER },
+                    now + PATIENCE,
+                );
+                match begin(server) {
+                    Ok(socket) => asking.push((
+                        at,
+                        Asking {
+                            socket,
+                            since: now,
+                            connected: false,
+                        },
+                    )),
+                    Err(errno) => {
+                        seen[at] = Seen::Fails(errno_text(errno));
+                        turn = now;
+                    }
+                }
+            }
+            continue;
+        }
+        if asking.is_empty() || now >= end {
+            break;
+        }
+        go_on()?;
+        let until = if more { turn.min(end) } else { end };
+        let wait = until.saturating_duration_since(now).min(ASK);
+        wait_for(&asking, wait);
+        let mut came = false;
+        asking.retain_mut(|(at, asking)| {
+            match asking.look(hello) {
+                Some(Seen::Answers) => {
+                    seen[*at] = Seen::Answers;
+                    came = true;
+                }
+                Some(other) => {
+                    seen[*at] = other;
+                    // It need not be waited for any more.
+                    turn = Instant::now();
+                }
+                None => return true,
+            }
+            false
+        });
+        if came && !all {
+            break;
+        }
+        if came {
+            // The others get no more time than it takes to see that they are slower.
+            end = end.min(Instant::now() + PATIENCE / 3);
+        }
+    }
+    for (at, asking) in asking {
+        seen[at] = if asking.connected {
+            Seen::Silent
+        } else {
+            Seen::Asked(asking.since.elapsed())
+        };
+    }
+    Ok(seen)
+}
+
+fn begin(server: SocketAddr) -> std::result::Result<OwnedFd, Errno> {
+    let family = match server {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &server) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn wait_for(asking: &[(usize, Asking)], wait: Duration) {
+    let mut fds: Vec<_> = asking
+        .iter()
+        .map(|(_, asking)| {
+            let flags = if asking.connected {
+                PollFlags::IN
+            } else {
+                PollFlags::OUT
+            };
+            PollFd::new(&asking.socket, flags)
+        })
+        .collect();
+    // Whatever came of it, all are looked at.
+    let _ = poll(
+        &mut fds,
+        Some(&Timespec::try_from(wait).unwrap_or_default()),
+    );
+}
+
+impl Asking {
+    /// What there is to be seen of it by now; none if nothing yet.
+    fn look(&mut self, hello: &[u8]) -> Option<Seen> {
+        if !self.connected {
+            let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
+            if poll(&mut fds, Some(&Timespec::default())) != Ok(1) {
+                return None;
+            }
+            match sockopt::socket_error(&self.socket) {
+                Ok(Ok(())) => self.connected = true,
+                Ok(Err(errno)) | Err(errno) => return Some(Seen::Fails(errno_text(errno))),
+            }
+            if !hello.is_empty() {
+                // One that has gone again shows when its answer is read.
+                let _ = send(&self.socket, hello, SendFlags::NOSIGNAL);
+            }
+        }
+        let mut word = [0; 16];
+        match recv(&self.socket, &mut word, RecvFlags::empty()) {
+            Err(Errno::AGAIN | Errno::INTR) => None,
+            Ok((_, 1..)) => Some(Seen::Answers),
+            Ok(_) | Err(_) => Some(Seen::Silent),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// A server that says a word to whoever comes, and then waits for them to go.
+    fn speaker() -> SocketAddr {
+        let (listener, address) = listener();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.write_all(b"hello");
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            }
+        });
+        address
+    }
+
+    fn asked(servers: &[SocketAddr]) -> (Vec<Seen>, Duration) {
+        let servers: Vec<_> = servers.iter().copied().map(Some).collect();
+        let began = Instant::now();
+        let seen = ask(&servers, b"who?", false, || Ok(())).unwrap();
+        (seen, began.elapsed())
+    }
+
+    #[test]
+    fn who_refuses_costs_nothing_and_who_is_silent_a_moment() {
+        let refuses = listener().1;
+        let (_held, silent) = listener();
+        let (seen, took) = asked(&[refuses, silent, speaker(), speaker()]);
+        assert!(matches!(seen[0], Seen::Fails(_)), "{seen:?}");
+        assert_eq!(seen[1..], [Seen::Silent, Seen::Answers, Seen::Unasked]);
+        assert!(took >= STAGGER && took < PATIENCE, "{took:?}");
+        let (seen, _) = asked(&[refuses, refuses, speaker()]);
+        assert_eq!(seen[2], Seen::Answers);
+    }
+
+    #[test]
+    fn when_nobody_answers_it_ends_and_says_what_was_seen() {
+        let refuses = listener().1;
+        let (held, silent) = listener();
+        let ends = {
+            let (listener, address) = listener();
+            std::thread::spawn(move || listener.accept().map(drop));
+            address
+        };
+        let (seen, took) = asked(&[silent, refuses, ends]);
+        assert_eq!(seen[0], Seen::Silent);
+        assert!(seen[1].words(7).contains("refused"), "{seen:?}");
+        assert_eq!(seen[2], Seen::Silent);
+        assert!(took >= PATIENCE, "{took:?}");
+        let mut ranked = seen;
+        ranked.sort_by_key(Seen::rank);
+        assert!(ranked[2].is_dead() && !ranked[0].is_dead());
+        drop(held);
+    }
+
+    #[test]
+    fn one_whose_address_is_not_known_is_not_asked() {
+        let seen = ask(&[None], &[], false, || Ok(())).unwrap();
+        assert_eq!(seen, [Seen::Unasked]);
+    }
+
+    #[test]
+    fn all_are_asked_where_all_are_wanted() {
+        let (_held, silent) = listener();
+        let servers = [
+            Some(speaker()),
+            Some(listener().1),
+            None,
+            Some(silent),
+            Some(speaker()),
+        ];
+        let began = Instant::now();
+        let seen = ask(&servers, b"who?", true, || Ok(())).unwrap();
+        assert!(matches!(seen[1], Seen::Fails(_)), "{seen:?}");
+        assert_eq!(seen[2..], [Seen::Unasked, Seen::Silent, Seen::Answers]);
+        assert_eq!(seen[0], Seen::Answers);
+        assert!(began.elapsed() < PATIENCE);
+    }
+
+    #[test]
+    fn whoever_waits_may_be_told_to_stop() {
+        let (_held, silent) = listener();
+        let stop = || Err(crate::error::Error::system("stop"));
+        assert!(ask(&[Some(silent)], &[], false, stop).is_err());
+        drop(TcpStream::connect(silent));
+    }
+}

@@ -1,0 +1,69 @@
+//! The lab's faulty servers: each does what it is told, and nothing else.
+
+use std::net::SocketAddrV4;
+
+use anyhow::{Result, ensure};
+use lab::{Conduct, Host, HostOptions};
+
+use crate::support::with_lab;
+
+/// Asks a port as a client does, with a limit of 2 s: what came back, or how it failed.
+fn ask(host: &Host<'_>, address: &str, port: u16) -> Result<String> {
+    let ask =
+        format!("echo hello | busybox timeout 2 busybox nc {address} {port} 2>&1; echo \" $?\"");
+    let text = host.sh(&ask)?.text();
+    let words: Vec<_> = text.split_whitespace().collect();
+    Ok(words.join(" "))
+}
+
+#[test]
+fn a_faulty_server_does_what_it_is_told() {
+    with_lab(|lab| {
+        let (real, client) = (
+            lab.host(HostOptions::default())?,
+            lab.host(HostOptions::default())?,
+        );
+        // It says ten bytes to whoever says something.
+        let says = "read line; echo 123456789";
+        let _service = real.spawn(&["busybox", "nc", "-ll", "-p", "7", "-e", "sh", "-c", says])?;
+        real.sh("until busybox netstat -lnt | busybox grep -q ':7 '; do sleep 0.1; done")?
+            .ok()?;
+        let behind = SocketAddrV4::new(real.address(), 7);
+        let faulty = lab.faulty()?;
+        let server = faulty.server(7, Conduct::Serves(behind))?;
+        let beside = faulty.server(7, Conduct::Serves(behind))?;
+        for (conduct, says) in [
+            (Conduct::Serves(behind), "123456789 0"),
+            (Conduct::Refuses, "refused 1"),
+            (Conduct::Drops, "143"),
+            (Conduct::Silent, "143"),
+            (Conduct::Absent, "143"),
+            (Conduct::Serves(behind), "123456789 0"),
+        ] {
+            let before = server.asked()?;
+            server.turn(conduct)?;
+            let said = ask(&client, &server.address().to_string(), 7)?;
+            ensure!(said.ends_with(says), "{conduct:?}: {said}");
+            let asked = server.asked()? - before;
+            let expected = match conduct {
+                // Who is not answered asks again, after a second at first.
+                Conduct::Drops => 1..=3,
+                Conduct::Absent => 0..=0,
+                _ => 1..=1,
+            };
+            ensure!(
+                expected.contains(&asked),
+                "{conduct:?}: asked {asked} times"
+            );
+            let other = ask(&client, &beside.address().to_string(), 7)?;
+            ensure!(other == "123456789 0", "{conduct:?}: {other}");
+        }
+        // What it says before it dies may be said to several.
+        server.turn(Conduct::Dies(behind, 14))?;
+        for says in ["123456789 0", "1234 0", "refused 1"] {
+            let said = ask(&client, &server.address().to_string(), 7)?;
+            ensure!(said.ends_with(says), "{said}");
+        }
+        Ok(())
+    });
+}
