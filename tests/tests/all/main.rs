@@ -21,6 +21,7 @@ mod fuse;
 mod fuzz;
 mod gluster_block;
 mod helper_names;
+mod inject;
 mod install;
 mod install_boot;
 mod install_mount;
