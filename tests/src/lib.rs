@@ -27,6 +27,7 @@ mod enter;
 mod exec;
 mod faults;
 mod faulty;
+pub mod fuzz;
 mod ganesha;
 mod gluster;
 mod guest;
