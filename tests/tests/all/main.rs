@@ -13,6 +13,7 @@ mod demo;
 mod docker;
 mod doctor;
 mod failover;
+mod failover_vm;
 mod fault;
 mod faulty;
 mod flexvolume;
