@@ -26,6 +26,7 @@ mod enter;
 mod exec;
 mod faults;
 mod faulty;
+pub mod fuzz;
 mod ganesha;
 mod gluster;
 mod guest;

@@ -12,6 +12,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/containerd", "containerd"),
     ("/usr/bin/crun", "crun"),
     ("/usr/bin/docker", "docker.io"),
+    ("/usr/bin/g++", "g++"),
     ("/usr/bin/gcc", "gcc"),
     ("/usr/bin/mmdebstrap", "mmdebstrap"),
     ("/usr/bin/cpio", "cpio"),
