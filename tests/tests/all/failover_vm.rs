@@ -53,8 +53,10 @@ fn is_soon(what: &[Conduct], took: Duration, healthy: Duration) -> Result<()> {
 fn has_lines(output: &Output, servers: &[String], says: &[&str]) -> Result<()> {
     let text = output.error_text();
     for (server, says) in servers.iter().zip(says) {
-        let mut lines = text.lines().filter(|line| line.contains(server.as_str()));
-        let line = lines.next_back().context("no line for a server")?;
+        let start = format!("{server}:");
+        let mut lines = text.lines().map(str::trim);
+        let line = lines.find(|line| line.starts_with(&start));
+        let line = line.with_context(|| format!("no line for {server}: {output}"))?;
         ensure!(
             line.contains(says) && !line.contains("shim: "),
             "{server}, {says}: {output}"
@@ -114,7 +116,7 @@ fn dead_nfs_servers_cost_moments() {
             "-t",
             "nfs",
             "--timeout",
-            "40",
+            "20",
             &source,
             "/mnt/failover",
         ];
