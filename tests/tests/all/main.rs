@@ -14,6 +14,7 @@ mod demo;
 mod docker;
 mod doctor;
 mod failover;
+mod failover_vm;
 mod fault;
 mod faulty;
 mod flexvolume;

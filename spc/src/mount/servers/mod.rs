@@ -303,7 +303,9 @@ fn may_be_the_servers(error: &Error) -> bool {
 
 /// What was tried and what came back, with the last that the helper said.
 pub fn in_a_line(error: &Error) -> String {
-    let lines = error.all_lines();
+    let mut lines = error.all_lines();
+    // These are for who looks closer.
+    lines.retain(|line| !line.trim_start().starts_with("shim: "));
     match &lines[..] {
         [first, .., last] => format!("{first}: {}", last.trim()),
         _ => error.summary(),
