@@ -49,6 +49,7 @@ mod races;
 mod rbd;
 mod repair;
 mod routes;
+mod scale;
 mod scene;
 mod secrets;
 mod servers;
