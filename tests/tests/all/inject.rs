@@ -293,6 +293,13 @@ fn helper(scene: &Scene<'_>, arguments: &[&str]) -> Result<Case<'static>> {
     ))
 }
 
+/// A FUSE program, whose daemon stays.
+fn daemon(scene: &Scene<'_>) -> Result<Case<'static>> {
+    scene.spc.sh("mkdir /srv/source")?.ok()?;
+    let words = ["-t", "fuse.bindfs", "-o", "x-spc.repair=no", "/srv/source"];
+    Ok(Case::new("bindfs", &words, "/mnt/made", 3, 1))
+}
+
 fn faults(extent: Extent, case: impl FnOnce(&Scene<'_>) -> Result<Case<'static>>) {
     with_lab(|lab| {
         let scene = Scene::new(lab, false)?;
@@ -320,6 +327,11 @@ fn a_failing_system_call_with_a_static_helper() {
 }
 
 #[test]
+fn a_failing_system_call_with_a_daemon() {
+    faults(Extent::Short, daemon);
+}
+
+#[test]
 #[ignore = "long: each errno of each system call, about a thousand mounts"]
 fn every_failing_system_call_is_an_error_or_does_not_matter() {
     faults(Extent::All, |_| Ok(tmpfs()));
@@ -335,4 +347,10 @@ fn every_failing_system_call_with_a_helper() {
 #[ignore = "long: each errno of each system call, about two thousand mounts"]
 fn every_failing_system_call_with_a_static_helper() {
     faults(Extent::All, |scene| helper(scene, &["-static"]));
+}
+
+#[test]
+#[ignore = "long: each errno of each system call, about two thousand mounts"]
+fn every_failing_system_call_with_a_daemon() {
+    faults(Extent::All, daemon);
 }
