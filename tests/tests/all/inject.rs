@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Act, Fault, Libc, Status, Stepped, errnos, program};
+use lab::{Act, Fault, Libc, Mount, Status, Stepped, errnos, program};
 
 use crate::scene::{Case, Scene};
-use crate::support::with_lab;
+use crate::support::{Census, with_lab};
 
 /// How many of the errnos of a system call are tried.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ enum Extent {
     Short,
     /// Each, in each.
     All,
+    /// None: what changes something is held up, or is the last of its process.
+    SlowOrDead,
 }
 
 /// What came of all faults in one command.
@@ -77,7 +79,7 @@ fn calls(stepped: &Stepped, extent: Extent) -> Vec<(String, usize)> {
     let mut all = Vec::new();
     for step in &stepped.steps {
         let call = step.rsplit(' ').next().unwrap_or_default();
-        if extent == Extent::Short && LOOKS.contains(&call) {
+        if extent != Extent::All && LOOKS.contains(&call) {
             continue;
         }
         let number: &mut usize = numbers.entry(call.to_owned()).or_default();
@@ -92,6 +94,7 @@ fn acts(call: &str, extent: Extent) -> Vec<Act> {
     match extent {
         Extent::Short => all.take(1).collect(),
         Extent::All => all.collect(),
+        Extent::SlowOrDead => vec![Act::Delay(Duration::from_millis(500)), Act::Kill],
     }
 }
 
@@ -102,6 +105,16 @@ fn is_an_error(stepped: &Stepped) -> Result<()> {
     ensure!(
         line("spc: ") && line("hint: ") && !error.contains("panicked"),
         "no error with a hint is said"
+    );
+    Ok(())
+}
+
+/// Something is left, and the next command will know of it: there is a record, or no more than one that was begun.
+fn is_known(census: &Census, on: &[Mount]) -> Result<()> {
+    let only_begun = census.claims.is_empty() && census.marked.is_empty() && on.is_empty();
+    ensure!(
+        only_begun || !census.records.is_empty(),
+        "orphaned: {on:?} {census:?}"
     );
     Ok(())
 }
@@ -170,14 +183,14 @@ impl Scene<'_> {
                 is_an_error(stepped)?;
             }
             // Without memory a program of Rust ends like that; it is as if it were killed.
-            Status::Signal(6) => tally.died += 1,
+            Status::Signal(6 | 9) => tally.died += 1,
             status => bail!("{status:?}"),
         }
         let census = self.spc.census(self.first)?;
         let on = self.spc.on(case.target)?;
         if !census.is_empty() || !on.is_empty() {
             *tally.left.entry(call.to_owned()).or_default() += 1;
-            ensure!(!census.records.is_empty(), "orphaned: {on:?} {census:?}");
+            is_known(&census, &on)?;
         }
         Ok(())
     }
@@ -246,7 +259,7 @@ impl Scene<'_> {
                 tally.refused += 1;
                 is_an_error(stepped)?;
             }
-            Status::Signal(6) => tally.died += 1,
+            Status::Signal(6 | 9) => tally.died += 1,
             status => bail!("{status:?}"),
         }
         let census = self.spc.census(self.first)?;
@@ -255,7 +268,7 @@ impl Scene<'_> {
             return Ok(());
         }
         *tally.left.entry(call.to_owned()).or_default() += 1;
-        ensure!(!census.records.is_empty(), "orphaned: {on:?} {census:?}");
+        is_known(&census, &on)?;
         // Given again, it finishes.
         let umount = self.run(&["spc", "umount", case.target])?;
         umount.ok()?;
@@ -293,6 +306,13 @@ fn helper(scene: &Scene<'_>, arguments: &[&str]) -> Result<Case<'static>> {
     ))
 }
 
+/// A FUSE program, whose daemon stays.
+fn daemon(scene: &Scene<'_>) -> Result<Case<'static>> {
+    scene.spc.sh("mkdir /srv/source")?.ok()?;
+    let words = ["-t", "fuse.bindfs", "-o", "x-spc.repair=no", "/srv/source"];
+    Ok(Case::new("bindfs", &words, "/mnt/made", 3, 1))
+}
+
 fn faults(extent: Extent, case: impl FnOnce(&Scene<'_>) -> Result<Case<'static>>) {
     with_lab(|lab| {
         let scene = Scene::new(lab, false)?;
@@ -320,6 +340,11 @@ fn a_failing_system_call_with_a_static_helper() {
 }
 
 #[test]
+fn a_failing_system_call_with_a_daemon() {
+    faults(Extent::Short, daemon);
+}
+
+#[test]
 #[ignore = "long: each errno of each system call, about a thousand mounts"]
 fn every_failing_system_call_is_an_error_or_does_not_matter() {
     faults(Extent::All, |_| Ok(tmpfs()));
@@ -335,4 +360,28 @@ fn every_failing_system_call_with_a_helper() {
 #[ignore = "long: each errno of each system call, about two thousand mounts"]
 fn every_failing_system_call_with_a_static_helper() {
     faults(Extent::All, |scene| helper(scene, &["-static"]));
+}
+
+#[test]
+#[ignore = "long: each errno of each system call, about two thousand mounts"]
+fn every_failing_system_call_with_a_daemon() {
+    faults(Extent::All, daemon);
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn a_slow_or_dying_system_call_of_a_mount_by_the_kernel() {
+    faults(Extent::SlowOrDead, |_| Ok(tmpfs()));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn a_slow_or_dying_system_call_with_a_helper() {
+    faults(Extent::SlowOrDead, |scene| helper(scene, &[]));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn a_slow_or_dying_system_call_with_a_daemon() {
+    faults(Extent::SlowOrDead, daemon);
 }
