@@ -282,6 +282,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Whether it says nothing about what was looked at, but that this process or machine has too little of something.
+pub fn is_shortage(error: &std::io::Error) -> bool {
+    let short = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    error
+        .raw_os_error()
+        .is_some_and(|error| short.contains(&error))
+}
+
 /// The text of an errno without Rust's `(os error N)`, as strerror(3) has it.
 pub fn errno_text(errno: impl Into<std::io::Error>) -> String {
     let error: std::io::Error = errno.into();

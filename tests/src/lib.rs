@@ -14,6 +14,7 @@
 //! that no namespace holds.
 
 mod any;
+mod bench;
 mod boot;
 mod cache;
 mod ceph;
@@ -37,7 +38,6 @@ pub mod kubernetes;
 mod lio;
 mod loops;
 mod machine;
-mod measure;
 mod mountinfo;
 mod net;
 mod outer;
@@ -55,6 +55,7 @@ mod vm;
 pub mod cli;
 
 pub use any::AnyHost;
+pub use bench::{Figures, measure};
 pub use ceph::{Ceph, Session, ceph};
 pub use demo::demo;
 pub use engine::Engine;

@@ -15,7 +15,10 @@ pub mod root;
 pub mod scope;
 pub mod tend;
 
-use std::path::Path;
+use std::sync::OnceLock;
+use std::{fs, io};
+
+use crate::error::{Error, Result, errno_text};
 
 /// In a client root: the file that holds its name.
 pub const NAME_FILE: &str = "/spc/client";
@@ -31,11 +34,44 @@ pub enum Place {
     Host,
 }
 
-/// Where this process runs. The image has a directory that no host has.
+static KNOWN: OnceLock<Place> = OnceLock::new();
+
+/// Finds out where this process runs; call it before anything else is done.
+///
+/// # Errors
+/// It cannot be told: to be taken for somewhere else would be worse.
+pub fn find_place() -> Result<()> {
+    let found = look().map_err(|e| {
+        Error::system("cannot tell whether this is a container of the image: /spc")
+            .because(errno_text(e))
+    })?;
+    KNOWN.get_or_init(|| found);
+    Ok(())
+}
+
+/// Where this process runs.
 pub fn place() -> Place {
-    match std::fs::read_to_string(NAME_FILE) {
-        Ok(name) => Place::Client(name),
-        Err(_) if Path::new("/spc").is_dir() => Place::Container,
-        Err(_) => Place::Host,
+    let known = KNOWN.get().cloned();
+    known.unwrap_or_else(|| look().unwrap_or(Place::Container))
+}
+
+/// The image has a directory that no host has.
+fn look() -> io::Result<Place> {
+    match fs::read_to_string(NAME_FILE) {
+        Ok(name) => return Ok(Place::Client(name)),
+        Err(error) if is_missing(&error) => {}
+        Err(error) => return Err(error),
     }
+    match fs::metadata("/spc") {
+        Ok(found) if found.is_dir() => Ok(Place::Container),
+        Err(error) if !is_missing(&error) => Err(error),
+        _ => Ok(Place::Host),
+    }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }

@@ -37,10 +37,13 @@ use called::Door;
 pub fn main() -> ExitCode {
     enter::take_over();
     let door = Door::of(&std::env::args_os().next().unwrap_or_default());
-    if client::place() == Place::Host
-        && !is_done_here(&door)
-        && let Err(error) = hand_over()
-    {
+    let found = client::find_place().and_then(|()| {
+        if client::place() == Place::Host && !is_done_here(&door) {
+            hand_over()?;
+        }
+        Ok(())
+    });
+    if let Err(error) = found {
         log::error(&format!("spc: {error}"));
         return ExitCode::from(error.class().exit_code());
     }

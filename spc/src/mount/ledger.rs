@@ -24,7 +24,7 @@ pub use attachments::{Attachment, Volume};
 pub use lock::Lock;
 
 use super::plan::Route;
-use crate::error::{Class, Error, Result, errno_text};
+use crate::error::{Class, Error, Result, errno_text, is_shortage};
 use crate::host::Host;
 use crate::host::target::show;
 
@@ -356,14 +356,6 @@ fn load_json<T: DeserializeOwned>(file: &Path) -> std::result::Result<Option<T>,
     serde_json::from_slice(&text)
         .map(Some)
         .map_err(|e| bad(e.to_string(), false))
-}
-
-/// Whether it says nothing about the file, but that this process or machine has too little of something.
-fn is_shortage(error: &std::io::Error) -> bool {
-    let short = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
-    error
-        .raw_os_error()
-        .is_some_and(|error| short.contains(&error))
 }
 
 fn file_of(target: &Path) -> PathBuf {

@@ -61,7 +61,7 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
     match (&entry, record.state) {
         // After `umount -l`, and where containers have it, somebody may still use it.
         (None, _) => {
-            let left = part(record, GRACE, COPIES);
+            let left = part(record, GRACE, COPIES)?;
             forget(session, record, &session.claim(record), left)?;
         }
         // Whoever was to take it away died before that: it is a mount like any other.
@@ -76,11 +76,22 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
 }
 
 /// As [`process::part`], for the processes of a recorded mount: one that the kernel made by itself has none.
-pub fn part(record: &Record, patience: Duration, copies: Duration) -> Vec<i32> {
+///
+/// # Errors
+/// Its processes cannot be looked for.
+pub fn part(record: &Record, patience: Duration, copies: Duration) -> Result<Vec<i32>> {
     match record.route {
-        Route::Direct => Vec::new(),
-        Route::Preload | Route::Graft => process::part(&record.id, patience, copies),
+        Route::Direct => Ok(Vec::new()),
+        Route::Preload | Route::Graft => {
+            process::part(&record.id, patience, copies).map_err(|e| unseen(record, e))
+        }
     }
+}
+
+/// The error for processes that could not be looked for.
+pub fn unseen(record: &Record, error: std::io::Error) -> Error {
+    Error::system(format!("cannot look for processes of {}", record.target))
+        .because(errno_text(error))
 }
 
 /// Takes away everything a record stands for: mount, processes, claim, record, in that order.
@@ -90,7 +101,7 @@ pub fn part(record: &Record, patience: Duration, copies: Duration) -> Vec<i32> {
 pub fn undo(session: &Session, record: &Record) -> Result<()> {
     let claim = session.claim(record);
     // A helper still at work could mount after we looked.
-    let left = process::end(&record.id, Duration::ZERO);
+    let left = process::end(&record.id, Duration::ZERO).map_err(|e| unseen(record, e))?;
     let mut ids = claim
         .mounted()
         .or((record.mount_id != 0).then_some((record.mount_id, record.unique_id)));
