@@ -11,6 +11,10 @@ impl Figures {
         let head = ["#", "what", "ours", "against", "ratio", "aim", "met"];
         let mut head = head.map(str::to_owned).to_vec();
         if let Some(before) = before {
+            text.push_str(&format!(
+                "\"before\" is the same line at commit {}, measured by the same program ([before.json](before.json)): the number, and its ratio.\n\n",
+                before.machine.commit
+            ));
             head.push(format!("before ({})", before.machine.commit));
         }
         let rule = vec!["---".to_owned(); head.len()];

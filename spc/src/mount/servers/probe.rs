@@ -14,8 +14,12 @@ use rustix::net::{
 
 use crate::error::{Result, errno_text};
 
-/// How long one is waited for before the next is asked as well.
+/// How long one that took the connection may keep its word to itself before the next is asked as well.
 pub const STAGGER: Duration = Duration::from_millis(100);
+
+/// How long one may take to take the connection. Kernels do that by themselves, however busy the server is; so whoever is
+/// late is far away, or is not there.
+pub const CONNECT: Duration = Duration::from_millis(20);
 
 /// How long the last that was asked may take.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -45,7 +49,7 @@ impl Seen {
             Self::Answers => 0,
             Self::Unasked => 1,
             Self::Silent => 2,
-            Self::Asked(time) if *time < STAGGER => 1,
+            Self::Asked(time) if *time < CONNECT => 1,
             Self::Asked(_) => 3,
             Self::Fails(_) => 4,
         }
@@ -55,7 +59,7 @@ impl Seen {
     pub fn is_dead(&self) -> bool {
         match self {
             Self::Fails(_) => true,
-            Self::Asked(time) => *time >= STAGGER,
+            Self::Asked(time) => *time >= CONNECT,
             Self::Unasked | Self::Silent | Self::Answers => false,
         }
     }
@@ -104,7 +108,7 @@ pub fn ask(
             more = next.is_some();
             if let Some((at, server)) = next {
                 (turn, end) = (
-                    now + if all { Duration::ZERO } else { STAGGER },
+                    now + if all { Duration::ZERO } else { CONNECT },
                     now + PATIENCE,
                 );
                 match begin(server) {
@@ -133,6 +137,7 @@ pub fn ask(
         wait_for(&asking, wait);
         let mut came = false;
         asking.retain_mut(|(at, asking)| {
+            let was_connected = asking.connected;
             match asking.look(hello) {
                 Some(Seen::Answers) => {
                     seen[*at] = Seen::Answers;
@@ -143,7 +148,12 @@ pub fn ask(
                     // It need not be waited for any more.
                     turn = Instant::now();
                 }
-                None => return true,
+                None => {
+                    if asking.connected && !was_connected && !all {
+                        turn = turn.max(asking.since + STAGGER);
+                    }
+                    return true;
+                }
             }
             false
         });
@@ -265,6 +275,26 @@ mod tests {
         assert!(took >= STAGGER && took < PATIENCE, "{took:?}");
         let (seen, _) = asked(&[refuses, refuses, speaker()]);
         assert_eq!(seen[2], Seen::Answers);
+    }
+
+    #[test]
+    fn who_does_not_even_take_the_connection_is_left_sooner() {
+        // A listener whose queue is full drops what comes.
+        let full = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&full, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        rustix::net::listen(&full, 0).unwrap();
+        let address = SocketAddr::try_from(rustix::net::getsockname(&full).unwrap()).unwrap();
+        let _first = TcpStream::connect(address).unwrap();
+        let (seen, took) = asked(&[address, speaker()]);
+        let Seen::Asked(time) = seen[0] else {
+            panic!("{seen:?}")
+        };
+        assert_eq!(seen[1], Seen::Answers);
+        assert!(
+            took >= CONNECT && time >= CONNECT && took < PATIENCE,
+            "{took:?}"
+        );
+        assert!(seen[0].is_dead() && seen[0].rank() > Seen::Unasked.rank());
     }
 
     #[test]
