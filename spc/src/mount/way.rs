@@ -55,9 +55,9 @@ pub fn clear(host: &Host, place: &Path, limit: Duration) -> Result<()> {
     Err(
         Error::mount(format!("the way to {} does not answer", show(place)))
             .because(format!(
-                "waited {} s for {through} ({})",
-                limit.as_secs(),
-                asked.fs_type
+                "nothing from {through} ({}) in {} s",
+                asked.fs_type,
+                limit.as_secs()
             ))
             .reason_is(Reason::NoAnswer)
             .hint(format!(
