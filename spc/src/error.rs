@@ -96,6 +96,47 @@ pub struct Error {
     hint: Option<String>,
 }
 
+/// What to do about an errno, wherever it comes from.
+const USUAL_HINTS: [(i32, &str); 10] = [
+    (libc::ENOSPC, "make room on the file system that it is on"),
+    (
+        libc::EROFS,
+        "the file system that it is on must be writable; dmesg says whether the kernel has made it read-only",
+    ),
+    (
+        libc::EMFILE,
+        "it has too many files open: raise the limit (ulimit -n), then try again",
+    ),
+    (
+        libc::ENFILE,
+        "the machine has too many files open: raise fs.file-max, then try again",
+    ),
+    (
+        libc::ENOMEM,
+        "the container or the machine has no memory left for it; try again when it has",
+    ),
+    (
+        libc::EAGAIN,
+        "there are too many processes, or there is no memory left; try again when there is",
+    ),
+    (
+        libc::EPERM,
+        "the container lacks a privilege, or a filter forbids the system call: see `spc doctor`",
+    ),
+    (
+        libc::EACCES,
+        "the container lacks a privilege, or AppArmor or SELinux forbids it: see `spc doctor`",
+    ),
+    (
+        libc::ENOSYS,
+        "the host's kernel is too old, or a filter hides the system call: see `spc doctor`",
+    ),
+    (
+        libc::EBUSY,
+        "somebody else uses it at this moment; try again",
+    ),
+];
+
 /// Result with this crate's error.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -195,6 +236,22 @@ impl Error {
         self.hint.as_deref()
     }
 
+    /// What to do about a failed system call that nobody knows more about.
+    fn usual_hint(&self) -> Option<&'static str> {
+        if !matches!(self.class, Class::System | Class::Mount) {
+            return None;
+        }
+        let is = |errno: i32| {
+            let text = errno_text(std::io::Error::from_raw_os_error(errno));
+            self.cause.as_ref() == Some(&text)
+        };
+        let known = USUAL_HINTS.iter().find(|(errno, _)| is(*errno));
+        Some(known.map_or(
+            "`spc doctor` checks the container; the host's kernel log may say more: dmesg",
+            |(_, hint)| hint,
+        ))
+    }
+
     /// The first line and those of the log, without the hint.
     pub fn all_lines(&self) -> Vec<String> {
         let log = self.log.iter().map(|line| format!("  {line}"));
@@ -216,14 +273,22 @@ impl fmt::Display for Error {
         for line in &self.log {
             write!(f, "\n  {line}")?;
         }
-        if let Some(hint) = &self.hint {
-            write!(f, "\nhint: {hint}")?;
+        match self.hint.as_deref().or_else(|| self.usual_hint()) {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
 impl std::error::Error for Error {}
+
+/// Whether it says nothing about what was looked at, but that this process or machine has too little of something.
+pub fn is_shortage(error: &std::io::Error) -> bool {
+    let short = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    error
+        .raw_os_error()
+        .is_some_and(|error| short.contains(&error))
+}
 
 /// The text of an errno without Rust's `(os error N)`, as strerror(3) has it.
 pub fn errno_text(errno: impl Into<std::io::Error>) -> String {
@@ -232,5 +297,24 @@ pub fn errno_text(errno: impl Into<std::io::Error>) -> String {
     match text.find(" (os error") {
         Some(end) => text[..end].to_owned(),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errno_that_nobody_knows_more_about_has_a_hint() {
+        let error = Error::system("cannot lock it")
+            .because(errno_text(std::io::Error::from_raw_os_error(libc::ENOSPC)));
+        let text = error.to_string();
+        assert!(
+            text.ends_with("\nhint: make room on the file system that it is on"),
+            "{text}"
+        );
+        let better = error.hint("remove it").to_string();
+        assert!(better.ends_with("\nhint: remove it"), "{better}");
+        assert!(!Error::usage("no").to_string().contains("hint"));
     }
 }

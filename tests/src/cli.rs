@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use crate::enter::Enter;
 use crate::step::Step;
 use crate::{
-    Base, Engine, HostOptions, Lab, Propagation, Root, Status, VmOptions, boot, cache, demo, enter,
-    guest, measure, net, packages, runtime, step, supervisor,
+    Base, Engine, HostOptions, Lab, Propagation, Root, Status, VmOptions, bench, boot, cache, demo,
+    enter, guest, net, packages, runtime, step, supervisor,
 };
 
 /// Disposable hosts and real servers for tests.
@@ -41,8 +41,8 @@ enum Task {
         #[arg(long, value_enum)]
         beside: Vec<Server>,
     },
-    /// Measures what a preload library costs
-    Measure,
+    /// Measures every row of the table of aims
+    Bench(bench::Options),
     /// Mounts a GlusterFS volume on a disposable host and shows how
     Demo,
     /// Removes everything that the lab keeps in the user's cache directory
@@ -80,6 +80,9 @@ enum Task {
     /// Runs a command in the namespaces of a process
     #[command(hide = true)]
     Enter(Enter),
+    /// Runs and times commands in the namespaces of a process
+    #[command(hide = true)]
+    Work(Enter),
     /// Runs a command like `enter`, from one change to the next
     #[command(hide = true)]
     Step(Step),
@@ -103,7 +106,7 @@ pub fn main() -> Result<ExitCode> {
         Task::Setup => packages::setup()?,
         Task::Shell { private, docker } => return shell(private, docker),
         Task::Vm { systemd, beside } => virtual_machine(systemd, &beside)?,
-        Task::Measure => measure::measure()?,
+        Task::Bench(options) => bench::main(&options)?,
         Task::Demo => demo::run()?,
         Task::Clean => cache::remove(&cache::directory()?)?,
         Task::Supervise => supervisor::supervise()?,
@@ -113,6 +116,7 @@ pub fn main() -> Result<ExitCode> {
         Task::Guest => guest::guest()?,
         Task::Tap { cable } => net::plug(&cable)?,
         Task::Enter(arguments) => return enter::enter(&arguments),
+        Task::Work(arguments) => bench::work(&arguments)?,
         Task::Step(arguments) => return step::step(&arguments),
     }
     Ok(ExitCode::SUCCESS)

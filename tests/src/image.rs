@@ -60,6 +60,14 @@ pub fn image(base: Base) -> Result<PathBuf> {
     for source in SOURCES {
         add(&mut key, &checkout.join(source))?;
     }
+    // What the environment tells cargo to build otherwise than it is shipped makes another image.
+    let mut profile: Vec<_> = std::env::vars()
+        .filter(|(name, _)| name.starts_with("CARGO_PROFILE_"))
+        .collect();
+    profile.sort();
+    profile
+        .iter()
+        .for_each(|(name, value)| key.add(format!("{name}={value}").as_bytes()));
     let script = checkout.join("scripts/build-image");
     cached(&format!("image-{}", base.suite()), key, |path| {
         let words = ["--base", base.suite(), "--output"].map(OsStr::new);

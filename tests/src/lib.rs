@@ -14,6 +14,7 @@
 //! that no namespace holds.
 
 mod any;
+mod bench;
 mod boot;
 mod cache;
 mod ceph;
@@ -24,7 +25,9 @@ mod disks;
 mod engine;
 mod enter;
 mod exec;
+mod faults;
 mod faulty;
+pub mod fuzz;
 mod ganesha;
 mod gluster;
 mod guest;
@@ -35,7 +38,6 @@ pub mod kubernetes;
 mod lio;
 mod loops;
 mod machine;
-mod measure;
 mod mountinfo;
 mod net;
 mod outer;
@@ -53,10 +55,12 @@ mod vm;
 pub mod cli;
 
 pub use any::AnyHost;
+pub use bench::{Figures, measure};
 pub use ceph::{Ceph, Session, ceph};
 pub use demo::demo;
 pub use engine::Engine;
 pub use exec::{Process, Run};
+pub use faults::{Act, Fault, errnos};
 pub use faulty::{Conduct, Faulty, FaultyServer};
 pub use ganesha::{Ganesha, ganesha};
 pub use gluster::{Cluster, Node, gluster};

@@ -49,6 +49,19 @@ pub(crate) fn run(program: impl AsRef<OsStr>, arguments: &[&OsStr]) -> Result<()
     Ok(())
 }
 
+/// What a program of the machine writes, without the newline at its end.
+pub(crate) fn output(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    let words = arguments.join(" ");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {words}: {errors}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.trim_end_matches('\n').to_owned())
+}
+
 /// Reads a line from a process that the lab has just started, or says that it failed.
 pub(crate) fn expect_line(reader: &mut impl std::io::BufRead, what: &str) -> Result<String> {
     let mut line = String::new();

@@ -12,6 +12,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/containerd", "containerd"),
     ("/usr/bin/crun", "crun"),
     ("/usr/bin/docker", "docker.io"),
+    ("/usr/bin/g++", "g++"),
     ("/usr/bin/gcc", "gcc"),
     ("/usr/bin/mmdebstrap", "mmdebstrap"),
     ("/usr/bin/cpio", "cpio"),
@@ -33,9 +34,16 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/sbin/sfdisk", "fdisk"),
 ];
 
+/// What only `lab bench` runs.
+const BENCH: &[(&str, &str)] = &[("/usr/bin/fio", "fio"), ("/usr/bin/git", "git")];
+
 /// The packages that are missing.
 fn missing() -> Vec<&'static str> {
-    PROGRAMS
+    missing_of(PROGRAMS)
+}
+
+fn missing_of(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    programs
         .iter()
         .filter(|(path, _)| !Path::new(path).exists())
         .map(|(_, package)| *package)
@@ -44,7 +52,15 @@ fn missing() -> Vec<&'static str> {
 
 /// `lab setup`: installs what is missing.
 pub fn setup() -> Result<()> {
-    let missing = missing();
+    install(&missing())
+}
+
+/// The same for what `lab bench` needs besides.
+pub fn bench() -> Result<()> {
+    install(&missing_of(BENCH))
+}
+
+fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         eprintln!("lab: every package is installed");
         return Ok(());
@@ -52,7 +68,7 @@ pub fn setup() -> Result<()> {
     ensure!(
         is_root(),
         "cannot install packages: not root\nhint: {}",
-        hint(&missing)
+        hint(missing)
     );
     eprintln!("lab: installing {}", missing.join(" "));
     let environment = |arguments: &[&str]| {
@@ -67,7 +83,7 @@ pub fn setup() -> Result<()> {
         "-qy",
         "--no-install-recommends",
     ];
-    environment(&[&install, missing.as_slice()].concat())
+    environment(&[&install, missing].concat())
 }
 
 /// Whether a lab can be made here. Where it cannot, a test is skipped loudly on a laptop and fails in CI.

@@ -1,7 +1,8 @@
 //! `lab step`: runs a command of a host from one change to the next, and kills it where it is told to.
 //!
 //! The command is traced (ptrace(2)) and stops at the entry of every system call that changes something: a file, a
-//! mount, a process. What is killed there has not made that change, and all changes before it are made.
+//! mount, a process. What is killed there has not made that change, and all changes before it are made. A system call
+//! may also be made to fail, or be held up (`faults.rs`).
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -10,11 +11,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags, openat};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::process::{Command, ExitCode};
+use std::thread::sleep;
+use std::time::Duration;
 
 use crate::enter::{Enter, end_as, go};
 use crate::exec::Run;
+use crate::faults;
 use crate::host::Host;
 use crate::output::Output;
 
@@ -62,7 +67,7 @@ const STEPS: &[(libc::c_long, &str)] = &[
 ];
 
 /// The system calls at which its descendants stop: shells and daemons make too many of the others.
-const FAMILY_STEPS: [&str; 7] = [
+pub(crate) const FAMILY_STEPS: [&str; 7] = [
     "execve",
     "mount",
     "move_mount",
@@ -84,12 +89,21 @@ pub enum Victim {
 /// The arguments of `lab step`.
 #[derive(Debug, clap::Args)]
 pub struct Step {
-    /// The step to be killed at, from 1 on
+    /// The step at which something happens, from 1 on
     #[arg(long)]
-    kill: Option<usize>,
-    /// Who is killed
+    at: Option<usize>,
+    /// Who is killed there
     #[arg(long, value_enum, default_value = "command")]
     victim: Victim,
+    /// Nobody is killed: the system call is not made, and fails with this errno
+    #[arg(long)]
+    fail: Option<i32>,
+    /// Nobody is killed: the system call is made after so many milliseconds
+    #[arg(long, conflicts_with = "fail")]
+    delay: Option<u64>,
+    /// Stop at everything that may fail, not only at changes
+    #[arg(long)]
+    wide: bool,
     /// Stop the command's descendants as well
     #[arg(long)]
     family: bool,
@@ -105,7 +119,7 @@ pub struct Step {
 pub struct Stepped {
     /// The steps, up to the last that it came to: `PROGRAM SYSTEM_CALL`.
     pub steps: Vec<String>,
-    /// Something was killed at the last of them.
+    /// It came to the step at which something was to happen, the last of them.
     pub killed: bool,
     /// How it ended.
     pub output: Output,
@@ -128,7 +142,7 @@ impl Host<'_> {
     /// Runs a command in the namespaces of a process of this host, as the machine numbers it, and kills it at a step.
     pub fn step(&self, pid: i32, argv: &[&str], order: Kill) -> Result<Stepped> {
         let at = order.at.to_string();
-        let mut task = vec!["step", "--kill", &at];
+        let mut task = vec!["step", "--at", &at];
         if order.victim == Victim::Caller {
             task.extend(["--victim", "caller"]);
         }
@@ -138,7 +152,18 @@ impl Host<'_> {
         if let Some(call) = order.only {
             task.extend(["--only", call]);
         }
-        let run = Run::task(&task, &self.name(), pid, self.next_cgroup()?, argv)?;
+        self.in_steps(&task, pid, argv, Some(order.at))
+    }
+
+    /// Runs a command by this task.
+    pub(crate) fn in_steps(
+        &self,
+        task: &[&str],
+        pid: i32,
+        argv: &[&str],
+        at: Option<usize>,
+    ) -> Result<Stepped> {
+        let run = Run::task(task, &self.name(), pid, self.next_cgroup()?, argv)?;
         let output = run.run()?;
         let text = output.text();
         let steps: Vec<_> = text
@@ -147,7 +172,7 @@ impl Host<'_> {
             .map(str::to_owned)
             .collect();
         Ok(Stepped {
-            killed: steps.len() == order.at,
+            killed: Some(steps.len()) == at,
             steps,
             output,
         })
@@ -185,6 +210,7 @@ pub fn step(arguments: &Step) -> Result<ExitCode> {
         leader,
         begun: false,
         steps: 0,
+        failing: BTreeMap::new(),
     };
     loop {
         let signal = match waitpid(None, Some(WaitPidFlag::__WALL))? {
@@ -200,7 +226,12 @@ pub fn step(arguments: &Step) -> Result<ExitCode> {
             WaitStatus::Stopped(pid, signal) => (pid, Some(signal)),
             _ => continue,
         };
-        match ptrace::syscall(signal.0, signal.1) {
+        let resumed = if tracer.is_over() {
+            ptrace::cont(signal.0, signal.1)
+        } else {
+            ptrace::syscall(signal.0, signal.1)
+        };
+        match resumed {
             // It was killed meanwhile.
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => return Err(error).context("cannot resume the command"),
@@ -214,41 +245,66 @@ struct Tracer<'a> {
     leader: Pid,
     begun: bool,
     steps: usize,
+    /// The threads in a system call that is not made, and the errno that they get.
+    failing: BTreeMap<Pid, i32>,
 }
 
 impl Tracer<'_> {
+    /// What was to happen has happened, and the command may run as if nobody looked.
+    fn is_over(&self) -> bool {
+        self.failing.is_empty() && self.arguments.at.is_some_and(|at| self.steps >= at)
+    }
+
     /// A thread is at the entry of a system call, or at its exit.
     fn stopped(&mut self, thread: Pid) -> Result<()> {
         let info = match ptrace::syscall_info(thread) {
             Err(Errno::ESRCH) => return Ok(()),
             info => info.context("cannot look at a system call")?,
         };
-        if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY || !self.begun {
+        if info.op == libc::PTRACE_SYSCALL_INFO_EXIT
+            && let Some(errno) = self.failing.remove(&thread)
+        {
+            return faults::end(thread, errno);
+        }
+        if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY || !self.begun || self.is_over() {
             return Ok(());
         }
-        let Some((process, call)) = self.process_of(thread).zip(self.call_of(thread)) else {
+        let arguments = self.arguments;
+        let only = |call: &&str| arguments.only.as_ref().is_none_or(|only| only == call);
+        let Some(call) = self.call_of(thread).filter(only) else {
             return Ok(());
         };
-        if process != self.leader && !FAMILY_STEPS.contains(&call) {
+        let Some(process) = self.process_of(thread) else {
             return Ok(());
-        }
-        let other = |only: &String| only != call;
-        let over = |at| self.steps >= at;
-        if self.arguments.only.as_ref().is_some_and(other) || self.arguments.kill.is_some_and(over)
-        {
+        };
+        let name = self.read(process, "comm").unwrap_or_default();
+        let name = name.trim_matches(char::is_control);
+        let counts = if arguments.wide {
+            faults::counts(name, call)
+        } else {
+            FAMILY_STEPS.contains(&call)
+        };
+        if process != self.leader && !counts {
             return Ok(());
         }
         self.steps += 1;
-        let name = self.read(process, "comm").unwrap_or_default();
-        println!("step {} {call}", name.trim_matches(char::is_control));
-        if self.arguments.kill == Some(self.steps) {
-            let victim = match self.arguments.victim {
-                Victim::Command => self.leader,
-                Victim::Caller => process,
-            };
-            kill(victim, Signal::SIGKILL).context("cannot kill")?;
+        println!("step {name} {call}");
+        if arguments.at != Some(self.steps) {
+            return Ok(());
         }
-        Ok(())
+        if let Some(errno) = arguments.fail {
+            self.failing.insert(thread, errno);
+            return faults::begin(thread);
+        }
+        if let Some(milliseconds) = arguments.delay {
+            sleep(Duration::from_millis(milliseconds));
+            return Ok(());
+        }
+        let victim = match arguments.victim {
+            Victim::Command => self.leader,
+            Victim::Caller => process,
+        };
+        kill(victim, Signal::SIGKILL).context("cannot kill")
     }
 
     /// The step that a thread is about to make, if its system call is one.
@@ -256,6 +312,9 @@ impl Tracer<'_> {
         let text = self.read(thread, "syscall")?;
         let mut words = text.split_whitespace();
         let number: libc::c_long = words.next()?.parse().ok()?;
+        if self.arguments.wide {
+            return faults::name(number);
+        }
         let (_, name) = STEPS.iter().find(|(step, _)| *step == number)?;
         if *name == "openat" {
             let flags = words.nth(2)?.strip_prefix("0x")?;

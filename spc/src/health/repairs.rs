@@ -202,7 +202,14 @@ impl Repairs {
         if new.is_empty() {
             return;
         }
-        let mut daemons = process::of_mounts();
+        let mut daemons = match process::of_mounts() {
+            Ok(daemons) => daemons,
+            Err(error) => {
+                let error = errno_text(error);
+                tracing::warn!(error, "cannot look for daemons; they are looked for again");
+                return;
+            }
+        };
         for (target, record) in new {
             let held = daemons.remove(&record.id).unwrap_or_default();
             let before = self.watched.remove(target);

@@ -371,7 +371,7 @@ fn sweep(session: &Session) {
     };
     for id in ids {
         if !records.iter().any(|record| record.id == id) {
-            Claim::named(&claims, &id).remove();
+            Claim::named(&claims, &id).clear();
         }
     }
 }

@@ -64,7 +64,7 @@ impl Claim {
             .create(&claim.stand_in)
             .and_then(|()| symlink(text, claim.file("claim")))
             .map_err(|e| {
-                claim.remove();
+                claim.clear();
                 Error::system(format!("cannot make a stand-in below {}", claims.display()))
                     .because(errno_text(e))
                     .hint("the directory must be writable: with a read-only container, add --tmpfs /spc/targets")
@@ -123,15 +123,27 @@ impl Claim {
         link(OsString::from_vec(carried), claim)
     }
 
-    /// Takes the claim away. What is not there is not missed.
-    pub fn remove(&self) {
+    /// Takes the claim away, as far as that goes. What is not there is not missed.
+    ///
+    /// # Errors
+    /// The first that cannot be removed, and why.
+    pub fn remove(&self) -> std::result::Result<(), (PathBuf, std::io::Error)> {
+        let mut done = Ok(());
         for suffix in ["claim", "new", "mount", "report"] {
             let file = self.file(suffix);
-            ignore_missing(fs::remove_file(&file), &file);
+            done = done.and(missing_is_fine(fs::remove_file(&file), file));
         }
         let files = self.files();
-        ignore_missing(fs::remove_dir_all(&files), &files);
-        ignore_missing(fs::remove_dir(&self.stand_in), &self.stand_in);
+        done = done.and(missing_is_fine(fs::remove_dir_all(&files), files));
+        let stand_in = self.stand_in.clone();
+        done.and(missing_is_fine(fs::remove_dir(&stand_in), stand_in))
+    }
+
+    /// As [`Claim::remove`]; what is left is only told of.
+    pub fn clear(&self) {
+        if let Err((path, error)) = self.remove() {
+            tracing::warn!(path = %path.display(), %error, "a claim could not be removed");
+        }
     }
 
     fn file(&self, suffix: &str) -> PathBuf {
@@ -139,13 +151,16 @@ impl Claim {
     }
 }
 
-fn ignore_missing(result: std::io::Result<()>, path: &Path) {
-    // A read-only file system says so before it looks.
-    if let Err(error) = result
-        && error.kind() != ErrorKind::NotFound
-        && path.symlink_metadata().is_ok()
-    {
-        tracing::warn!(path = %path.display(), %error, "a claim could not be removed");
+fn missing_is_fine(
+    result: std::io::Result<()>,
+    path: PathBuf,
+) -> std::result::Result<(), (PathBuf, std::io::Error)> {
+    match result {
+        // A read-only file system says so before it looks.
+        Err(error) if error.kind() != ErrorKind::NotFound && path.symlink_metadata().is_ok() => {
+            Err((path, error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -182,7 +197,7 @@ mod tests {
         let text = fs::read_link(claim.file("claim")).unwrap();
         assert_eq!(text, Path::new("carry 0:7 1 /mnt/a b"));
         assert_eq!(ids(&claims), ["1a"]);
-        claim.remove();
+        claim.remove().unwrap();
         assert_eq!(fs::read_dir(&claims).unwrap().count(), 0);
         fs::remove_dir(&claims).unwrap();
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
 };
+
+use crate::error::is_shortage;
 
 /// Environment variable that helpers and their daemons inherit; its value is the mount's id.
 pub const MARK: &str = "SPC_MOUNT";
@@ -24,28 +27,34 @@ struct Number {
 /// Processes that carry the mark of this mount, in ascending order, our own left out.
 ///
 /// A process that cleared its environment is not found.
-pub fn marked(id: &str) -> Vec<i32> {
+///
+/// # Errors
+/// There is no descriptor or no memory to look.
+pub fn marked(id: &str) -> io::Result<Vec<i32>> {
     let mark = format!("{MARK}={id}");
-    let mut found: Vec<i32> = listed(&mark).iter().map(|number| number.own).collect();
+    let mut found: Vec<i32> = listed(&mark)?.iter().map(|number| number.own).collect();
     found.sort_unstable();
-    found
+    Ok(found)
 }
 
 /// Whether one of a mount's processes has the kernel's FUSE open, and so may answer for it.
-pub fn answers_fuse(id: &str) -> bool {
-    let marked = listed(&format!("{MARK}={id}"));
-    marked.iter().any(|number| !fuse_of(*number).is_empty())
+///
+/// # Errors
+/// There is no descriptor or no memory to look.
+pub fn answers_fuse(id: &str) -> io::Result<bool> {
+    let marked = listed(&format!("{MARK}={id}"))?;
+    Ok(marked.iter().any(|number| !fuse_of(*number).is_empty()))
 }
 
 /// Whether a process of this mount still serves a file system that somebody may use: one of FUSE, by the kernel's end of it.
-fn serves(id: &str) -> bool {
-    let mut marked = listed(&format!("{MARK}={id}")).into_iter();
-    marked.any(|number| {
+fn serves(id: &str) -> io::Result<bool> {
+    let mut marked = listed(&format!("{MARK}={id}"))?.into_iter();
+    Ok(marked.any(|number| {
         let pidfd = Pid::from_raw(number.own).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
         let Some(Ok(pidfd)) = pidfd else { return false };
         let open = fuse_of(number);
         open.iter().any(|open| is_connected(&pidfd, *open))
-    })
+    }))
 }
 
 /// What a process has open of the kernel's FUSE.
@@ -58,25 +67,49 @@ fn fuse_of(number: Number) -> Vec<RawFd> {
 }
 
 /// The processes of all mounts, by the mount's id, found in one walk.
-pub fn of_mounts() -> BTreeMap<String, Vec<OwnedFd>> {
+///
+/// # Errors
+/// There is no descriptor or no memory to look.
+pub fn of_mounts() -> io::Result<BTreeMap<String, Vec<OwnedFd>>> {
     let mut found: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
-    for number in marked_by(|listed| mount_of(listed).is_some()) {
+    for number in marked_by(|environ| mount_of(environ).is_some())? {
         let process = number.listed;
-        if let Some(id) = mount_of(process)
+        if let Some(id) = mount_of(&environ(process)?)
             && let Some(pid) = Pid::from_raw(number.own)
-            && let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+            && let Some(pidfd) = open(pid)?
             // Pids are used again.
-            && mount_of(process).as_ref() == Some(&id)
+            && mount_of(&environ(process)?).as_ref() == Some(&id)
         {
             found.entry(id).or_default().push(pidfd);
         }
     }
-    found
+    Ok(found)
 }
 
-/// The mount that a process carries the mark of.
-fn mount_of(listed: i32) -> Option<String> {
-    let environ = fs::read(format!("/proc/{listed}/environ")).ok()?;
+/// The environment of a process; empty if it has none, or has ended.
+fn environ(listed: i32) -> io::Result<Vec<u8>> {
+    unless_short(fs::read(format!("/proc/{listed}/environ")))
+}
+
+/// A descriptor of a process; none if it has ended.
+fn open(pid: Pid) -> io::Result<Option<OwnedFd>> {
+    unless_short(
+        pidfd_open(pid, PidfdFlags::empty())
+            .map(Some)
+            .map_err(io::Error::from),
+    )
+}
+
+/// What was read of a process, and nothing if it has ended: not being able to look is something else.
+fn unless_short<T: Default>(read: io::Result<T>) -> io::Result<T> {
+    match read {
+        Err(error) if is_shortage(&error) => Err(error),
+        read => Ok(read.unwrap_or_default()),
+    }
+}
+
+/// The mount that an environment has the mark of.
+fn mount_of(environ: &[u8]) -> Option<String> {
     let mut variables = environ.split(|&b| b == 0);
     let id = variables.find_map(|v| v.strip_prefix(MARK.as_bytes())?.strip_prefix(b"="))?;
     Some(String::from_utf8_lossy(id).into_owned())
@@ -111,44 +144,52 @@ pub fn in_namespace(namespace: u64, except: i32) -> bool {
         .any(|entry| is_in(entry) == Some(true))
 }
 
-fn listed(mark: &str) -> Vec<Number> {
-    marked_by(|listed| has_mark(listed, mark.as_bytes()))
+fn listed(mark: &str) -> io::Result<Vec<Number>> {
+    marked_by(|environ| has_mark(environ, mark.as_bytes()))
 }
 
-/// Processes with a mark, our own left out.
-fn marked_by(marked: impl Fn(i32) -> bool) -> Vec<Number> {
-    let depth = numbers("self").len().saturating_sub(1);
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|listed| marked(*listed))
-        .filter_map(|listed| {
-            let own = *numbers(&listed.to_string()).get(depth)?;
-            Some(Number { listed, own })
-        })
-        .filter(|number| number.own != rustix::process::getpid().as_raw_nonzero().get())
-        .collect()
+/// Processes with a mark in their environment, our own left out.
+fn marked_by(marked: impl Fn(&[u8]) -> bool) -> io::Result<Vec<Number>> {
+    let depth = numbers("self")?.len().saturating_sub(1);
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(listed) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if !marked(&environ(listed)?) {
+            continue;
+        }
+        match numbers(&listed.to_string())?.get(depth) {
+            Some(number) if *number != own => found.push(Number {
+                listed,
+                own: *number,
+            }),
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
 /// A process's numbers, from procfs's namespace down to its own (proc_pid_status(5), `NSpid`).
-fn numbers(process: &str) -> Vec<i32> {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+fn numbers(process: &str) -> io::Result<Vec<i32>> {
+    let status = unless_short(fs::read_to_string(format!("/proc/{process}/status")))?;
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    line.unwrap_or_default()
-        .split_whitespace()
-        .filter_map(|number| number.parse().ok())
-        .collect()
+    let numbers = line.unwrap_or_default().split_whitespace();
+    Ok(numbers.filter_map(|number| number.parse().ok()).collect())
 }
 
-fn has_mark(listed: i32, mark: &[u8]) -> bool {
-    fs::read(format!("/proc/{listed}/environ"))
-        .is_ok_and(|environ| environ.split(|&b| b == 0).any(|variable| variable == mark))
+fn has_mark(environ: &[u8], mark: &[u8]) -> bool {
+    environ.split(|&b| b == 0).any(|variable| variable == mark)
 }
 
 /// Waits for the mount's processes to end by themselves, then ends them: TERM, and KILL after 2 s.
 /// Gives back those that are still there after that.
-pub fn end(id: &str, patience: Duration) -> Vec<i32> {
+///
+/// # Errors
+/// There is no descriptor or no memory to look, so some may be there.
+pub fn end(id: &str, patience: Duration) -> io::Result<Vec<i32>> {
     for (signal, wait) in [
         (None, patience),
         (Some(Signal::TERM), Duration::from_secs(2)),
@@ -157,14 +198,14 @@ pub fn end(id: &str, patience: Duration) -> Vec<i32> {
         // Whoever is found may fork before it ends, so look until nobody is left.
         let until = Instant::now() + wait;
         loop {
-            let mut held = hold(id);
+            let mut held = hold(id)?;
             if held.is_empty() {
                 // In the middle of an execve(2) a process has no environment to be known by.
                 std::thread::sleep(Duration::from_millis(1));
-                held = hold(id);
+                held = hold(id)?;
             }
             if held.is_empty() {
-                return Vec::new();
+                return Ok(Vec::new());
             }
             if let Some(signal) = signal {
                 for pidfd in &held {
@@ -183,37 +224,46 @@ pub fn end(id: &str, patience: Duration) -> Vec<i32> {
 
 /// As [`end`], once the host's mount is gone. Where somebody else still has it after `copies`, as a container that bound
 /// it, its processes are left alone.
-pub fn part(id: &str, patience: Duration, copies: Duration) -> Vec<i32> {
+///
+/// # Errors
+/// As [`end`].
+pub fn part(id: &str, patience: Duration, copies: Duration) -> io::Result<Vec<i32>> {
     let start = Instant::now();
     loop {
-        let held = hold(id);
-        let serves = serves(id);
+        let held = hold(id)?;
+        let serves = serves(id)?;
         if held.is_empty() || (!serves && start.elapsed() >= patience) {
             return end(id, Duration::ZERO);
         }
         if serves && start.elapsed() >= copies {
             tracing::info!("the mount is still in use elsewhere; its daemon stays until that ends");
-            return Vec::new();
+            return Ok(Vec::new());
         }
         all_ended(&held, Instant::now() + Duration::from_millis(50));
     }
 }
 
 /// Descriptors of the processes of a mount.
-fn hold(id: &str) -> Vec<OwnedFd> {
+fn hold(id: &str) -> io::Result<Vec<OwnedFd>> {
     hold_marked(&format!("{MARK}={id}"))
 }
 
 /// Descriptors of the processes with this variable in their environment; it is looked at again after opening, since
 /// pids are reused.
-pub fn hold_marked(mark: &str) -> Vec<OwnedFd> {
-    listed(mark)
-        .into_iter()
-        .filter_map(|number| {
-            let pidfd = pidfd_open(Pid::from_raw(number.own)?, PidfdFlags::empty()).ok()?;
-            has_mark(number.listed, mark.as_bytes()).then_some(pidfd)
-        })
-        .collect()
+///
+/// # Errors
+/// There is no descriptor or no memory to look.
+pub fn hold_marked(mark: &str) -> io::Result<Vec<OwnedFd>> {
+    let mut held = Vec::new();
+    for number in listed(mark)? {
+        if let Some(pid) = Pid::from_raw(number.own)
+            && let Some(pidfd) = open(pid)?
+            && has_mark(&environ(number.listed)?, mark.as_bytes())
+        {
+            held.push(pidfd);
+        }
+    }
+    Ok(held)
 }
 
 /// Whether there is still a file system at the other end of a daemon's FUSE device. It is in error if there is none.
@@ -253,12 +303,12 @@ mod tests {
             .unwrap();
         // It may still be in the middle of its execve(2).
         let until = Instant::now() + Duration::from_secs(5);
-        while marked(&id).is_empty() && Instant::now() < until {
+        while marked(&id).unwrap().is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert_eq!(marked(&id), [i32::try_from(child.id()).unwrap()]);
+        assert_eq!(marked(&id).unwrap(), [i32::try_from(child.id()).unwrap()]);
         let reaper = std::thread::spawn(move || child.wait().unwrap());
-        assert_eq!(end(&id, Duration::ZERO), Vec::<i32>::new());
+        assert_eq!(end(&id, Duration::ZERO).unwrap(), Vec::<i32>::new());
         assert!(!reaper.join().unwrap().success());
     }
 }

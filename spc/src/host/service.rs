@@ -227,7 +227,9 @@ fn mark(service: &Service) -> Result<String> {
 
 /// The processes of a service that was started here.
 fn ours(service: &Service) -> Result<Vec<OwnedFd>> {
-    Ok(process::hold_marked(&format!("{MARK}={}", mark(service)?)))
+    process::hold_marked(&format!("{MARK}={}", mark(service)?)).map_err(|e| {
+        Error::system(format!("cannot look for {}", service.name)).because(errno_text(e))
+    })
 }
 
 fn start(service: &Service) -> Result<()> {

@@ -278,7 +278,19 @@ pub fn with(fs_type: &str, source: &str, more: &[String]) -> Result<String> {
     if servers.is_empty() || path.is_empty() {
         return Err(Error::usage("no servers, or no path on them"));
     }
-    Ok((form.join)(&servers, &path))
+    let source = (form.join)(&servers, &path);
+    // Sources of some types have no room for a port, and would be read as something else.
+    let hosts = |servers: &[String]| -> Vec<String> {
+        let hosts = servers.iter().map(|server| host_of(server).to_owned());
+        hosts.collect()
+    };
+    match (form.split)(&source) {
+        Some((again, _)) if hosts(&again) == hosts(&servers) => Ok(source),
+        _ => Err(
+            Error::usage(format!("bad servers for {fs_type}: {}", servers.join(",")))
+                .hint("name each as it stands in a source of this type; a port may be an option"),
+        ),
+    }
 }
 
 /// Reads a list of servers: between commas, slashes or white space.
@@ -364,7 +376,10 @@ fn dedup(servers: &mut Vec<String>) {
 
 fn split((servers, path): (&str, &str)) -> Option<Parts> {
     let servers: Vec<String> = servers.split(',').map(str::to_owned).collect();
-    (servers.iter().any(|server| !server.is_empty())).then(|| (servers, path.to_owned()))
+    // What has a slash is a path, with a colon in it.
+    let are = servers.iter().any(|server| !server.is_empty())
+        && servers.iter().all(|server| !server.contains('/'));
+    are.then(|| (servers, path.to_owned()))
 }
 
 fn split_colon(source: &str) -> Option<Parts> {
@@ -442,6 +457,8 @@ mod tests {
     fn each_kind_writes_servers_in_its_way() {
         for (fs_type, path, expected) in [
             ("glusterfs", "vol/dir", "a,b:/vol/dir"),
+            ("glusterfs", "/vol/x:y", "a,b:/vol/x:y"),
+            ("nfs", "/x:/y", "a,b:/x:/y"),
             ("ceph", "/", "a,b:/"),
             ("fuse.ceph", "/", "a,b:/"),
             ("nfs", "/export", "a,b:/export"),
@@ -473,6 +490,7 @@ mod tests {
     fn what_is_no_server_is_refused() {
         for (fs_type, servers, path) in [
             ("nfs", "a -o", "/x"),
+            ("fuse.sshfs", "a:22", "dir"),
             ("nfs", "", "/x"),
             ("nfs", "@/etc/passwd", "/x"),
             ("nfs", "a;b", "/x"),

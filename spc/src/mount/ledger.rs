@@ -14,7 +14,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
@@ -24,7 +24,7 @@ pub use attachments::{Attachment, Volume};
 pub use lock::Lock;
 
 use super::plan::Route;
-use crate::error::{Class, Error, Result, errno_text};
+use crate::error::{Class, Error, Result, errno_text, is_shortage};
 use crate::host::Host;
 use crate::host::target::show;
 
@@ -123,16 +123,21 @@ impl Record {
     }
 
     /// Whether the machine has not been started anew since: where `/run` outlives that, records do as well, and the ids
-    /// in them belong to other mounts.
+    /// in them belong to other mounts. A mount is not forgotten because nobody can tell.
     pub fn is_of_this_boot(&self) -> bool {
-        self.boot.is_empty() || self.boot == boot()
+        let boot = boot();
+        self.boot.is_empty() || boot.is_empty() || self.boot == boot
     }
 }
 
-/// The kernel's name for this life of the machine; empty if it has none.
-pub fn boot() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim_end().to_owned()
+/// The kernel's name for this life of the machine; empty if it does not tell.
+pub fn boot() -> &'static str {
+    static KNOWN: OnceLock<String> = OnceLock::new();
+    let Some(known) = KNOWN.get() else {
+        let read = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        return read.map_or("", |id| KNOWN.get_or_init(|| id.trim_end().to_owned()));
+    };
+    known
 }
 
 /// Seconds since the epoch.
@@ -150,6 +155,8 @@ pub struct Corrupt {
     pub file: PathBuf,
     /// What is wrong with it.
     pub cause: String,
+    /// It is not the file that is at fault, but that we have no descriptor or no memory to read it.
+    pub shortage: bool,
 }
 
 impl Corrupt {
@@ -158,7 +165,10 @@ impl Corrupt {
         let file = self.file.display();
         Error::system(format!("the record {file} on the host cannot be read"))
             .because(&self.cause)
-            .hint("unmount its target on the host, then remove the file")
+            .hint(match self.shortage {
+                true => "try again when there is more of it",
+                false => "unmount its target on the host, then remove the file",
+            })
     }
 }
 
@@ -317,6 +327,7 @@ fn load(file: &Path) -> std::result::Result<Option<Record>, Corrupt> {
     let bad = |cause: String| Corrupt {
         file: file.to_owned(),
         cause,
+        shortage: false,
     };
     let Some(record) = load_json::<Record>(file)? else {
         return Ok(None);
@@ -329,18 +340,22 @@ fn load(file: &Path) -> std::result::Result<Option<Record>, Corrupt> {
 }
 
 fn load_json<T: DeserializeOwned>(file: &Path) -> std::result::Result<Option<T>, Corrupt> {
-    let bad = |cause: String| Corrupt {
+    let bad = |cause: String, shortage: bool| Corrupt {
         file: file.to_owned(),
         cause,
+        shortage,
     };
     let text = match fs::read(file) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(bad(errno_text(error))),
+        Err(error) => {
+            let shortage = is_shortage(&error);
+            return Err(bad(errno_text(error), shortage));
+        }
     };
     serde_json::from_slice(&text)
         .map(Some)
-        .map_err(|e| bad(e.to_string()))
+        .map_err(|e| bad(e.to_string(), false))
 }
 
 fn file_of(target: &Path) -> PathBuf {

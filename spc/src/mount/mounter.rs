@@ -16,7 +16,7 @@ use super::plan::Route;
 use super::presence::entry_of;
 use super::proof;
 use super::queue::{self, Limit, Turn};
-use super::recover::{is_mount, known, leave_stand_in, settle, undo};
+use super::recover::{is_mount, known, leave_stand_in, settle, undo, unseen};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run, Said, Scope};
 use super::servers::{self, Share};
@@ -250,7 +250,7 @@ impl<'a> Attempt<'a> {
                 name: device.name.clone(),
                 through: device.through.clone(),
             }),
-            boot: boot(),
+            boot: boot().to_owned(),
             again: None,
         };
         Self {
@@ -352,7 +352,8 @@ impl<'a> Attempt<'a> {
                         ..Again::default()
                     });
                 }
-                self.record.daemon = process::marked(&self.record.id);
+                let marked = process::marked(&self.record.id);
+                self.record.daemon = marked.map_err(|e| unseen(&self.record, e))?;
                 proof
             }
             _ => {

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::device::prepare::MKFS;
 use super::files::Files;
 use super::request::RouteChoice;
-use super::{Options, Request};
-use super::{servers, way};
+use super::servers::file;
+use super::{Options, Request, way};
 use crate::client::{self, Place, enter};
 use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::container::PROGRAM_DIRS;
@@ -118,7 +118,7 @@ impl Plan {
         copies: Option<&Path>,
     ) -> Result<Self> {
         let fingerprint = request.fingerprint();
-        let request = servers::named(request, host, settings)?;
+        let request = file::named(request, host, settings)?;
         let several = several(&request.fs_type, &request.source, &request.options);
         let cwd = enter::cwd()?;
         let asked_target = on_host(&request.target, &cwd, &settings.hosts());

@@ -16,6 +16,7 @@ use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, mount_id};
+use crate::sys::statmount;
 
 /// What a record says of its mount.
 struct Wanted {
@@ -37,10 +38,15 @@ impl Wanted {
     /// The entry with its plain id, if that has not been given to another mount since.
     fn confirm(&self, entry: Entry) -> std::io::Result<Option<Entry>> {
         match self.unique {
-            0 => Ok((entry.target == self.target).then_some(entry)),
-            unique if entry.unique == unique => Ok(Some(entry)),
+            0 => return Ok((entry.target == self.target).then_some(entry)),
+            unique if entry.unique == unique => return Ok(Some(entry)),
+            _ => {}
+        }
+        match statmount::plain_id(self.unique) {
+            Ok(id) => Ok((id == entry.id).then_some(entry)),
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
             // A filter of system calls that is older than the kernel.
-            _ => self.walk(entry),
+            Err(_) => self.walk(entry),
         }
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode as Permissions, OFlags, open};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::device::release;
@@ -60,7 +61,7 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
     match (&entry, record.state) {
         // After `umount -l`, and where containers have it, somebody may still use it.
         (None, _) => {
-            let left = part(record, GRACE, COPIES);
+            let left = part(record, GRACE, COPIES)?;
             forget(session, record, &session.claim(record), left)?;
         }
         // Whoever was to take it away died before that: it is a mount like any other.
@@ -75,11 +76,22 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
 }
 
 /// As [`process::part`], for the processes of a recorded mount: one that the kernel made by itself has none.
-pub fn part(record: &Record, patience: Duration, copies: Duration) -> Vec<i32> {
+///
+/// # Errors
+/// Its processes cannot be looked for.
+pub fn part(record: &Record, patience: Duration, copies: Duration) -> Result<Vec<i32>> {
     match record.route {
-        Route::Direct => Vec::new(),
-        Route::Preload | Route::Graft => process::part(&record.id, patience, copies),
+        Route::Direct => Ok(Vec::new()),
+        Route::Preload | Route::Graft => {
+            process::part(&record.id, patience, copies).map_err(|e| unseen(record, e))
+        }
     }
+}
+
+/// The error for processes that could not be looked for.
+pub fn unseen(record: &Record, error: std::io::Error) -> Error {
+    Error::system(format!("cannot look for processes of {}", record.target))
+        .because(errno_text(error))
 }
 
 /// Takes away everything a record stands for: mount, processes, claim, record, in that order.
@@ -89,7 +101,7 @@ pub fn part(record: &Record, patience: Duration, copies: Duration) -> Vec<i32> {
 pub fn undo(session: &Session, record: &Record) -> Result<()> {
     let claim = session.claim(record);
     // A helper still at work could mount after we looked.
-    let left = process::end(&record.id, Duration::ZERO);
+    let left = process::end(&record.id, Duration::ZERO).map_err(|e| unseen(record, e))?;
     let mut ids = claim
         .mounted()
         .or((record.mount_id != 0).then_some((record.mount_id, record.unique_id)));
@@ -97,7 +109,10 @@ pub fn undo(session: &Session, record: &Record) -> Result<()> {
         let seen = record.clone();
         ids = session
             .host
-            .run("looking at the target", move || unnoted(&seen))?;
+            .run("looking at the target", move || unnoted(&seen))?
+            .map_err(|e| {
+                Error::system(format!("cannot look at {}", record.target)).because(errno_text(e))
+            })?;
     }
     if let Some((id, unique)) = ids {
         let target = PathBuf::from(&record.target);
@@ -121,12 +136,24 @@ pub fn undo(session: &Session, record: &Record) -> Result<()> {
 /// The mount of a helper that was killed when the shim had carried its call, but had not yet noted the
 /// id, or whose claim went with its container. Nothing was on the target before; what is there now,
 /// and shows the source that the record expects (its type, where the source cannot be told), is that mount.
-pub(super) fn unnoted(record: &Record) -> Option<(u64, u64)> {
+///
+/// # Errors
+/// It cannot be told. A target that is not there, or cannot be walked to, has no such mount.
+pub(super) fn unnoted(record: &Record) -> std::io::Result<Option<(u64, u64)>> {
     let target = Path::new(&record.target);
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let parent = open(target.parent()?, flags, Permissions::empty()).ok()?;
-    let top = mount_id(&parent, target.file_name()?).ok()?;
-    let entry = mountinfo::find(top.id, top.unique).ok()??;
+    let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+        return Ok(None);
+    };
+    let look = || mount_id(&open(parent, flags, Permissions::empty())?, name);
+    let top = match look() {
+        Ok(top) => top,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let Some(entry) = mountinfo::find(top.id, top.unique)? else {
+        return Ok(None);
+    };
     // NFS shows a directory without the slash that may have followed it.
     let plain = |source: &str| source.trim_end_matches('/').to_owned();
     let shown = match &record.shows_source {
@@ -134,7 +161,7 @@ pub(super) fn unnoted(record: &Record) -> Option<(u64, u64)> {
         None => record.shows.contains(&entry.fs_type),
     };
     let ours = entry.parent == record.on && entry.target == target && shown;
-    (top.is_root && ours).then_some((top.id, top.unique))
+    Ok((top.is_root && ours).then_some((top.id, top.unique)))
 }
 
 /// The mount is gone: clears away its stand-in, claim and record.
@@ -152,7 +179,12 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
         ))
         .hint("they wait in the kernel, probably for a dead server; try again when it is back"));
     }
-    claim.remove();
+    // Nobody would know of what is left of it once the record is gone.
+    claim.remove().map_err(|(path, error)| {
+        Error::system(format!("cannot remove {}", path.display()))
+            .because(errno_text(error))
+            .hint("`spc umount` tries again")
+    })?;
     if record.root.is_some() {
         scope::remove(&scope::name_of(Path::new(&record.target)));
     }

@@ -15,7 +15,7 @@ use super::ledger::{Record, State};
 use super::mounter::{Session, scope_of};
 use super::plan::Route;
 use super::presence::entry_of;
-use super::recover::{is_mount, known, leave_stand_in, unnoted};
+use super::recover::{is_mount, known, leave_stand_in, unnoted, unseen};
 use super::replace::{self, Way};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run};
@@ -86,10 +86,14 @@ pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Resu
 /// # Errors
 /// The ledger cannot be read.
 pub fn call_off(session: &Session, target: &Path) -> Result<()> {
-    let record = session.ledger.get(target)?;
-    if let Some(making) = record.and_then(|record| record.again?.making) {
+    if let Some(record) = session.ledger.get(target)?
+        && let Some(making) = record
+            .again
+            .as_ref()
+            .and_then(|again| again.making.as_ref())
+    {
         // Without its helper it fails. What was not marked yet is found the next time.
-        process::end(&making, Duration::ZERO);
+        process::end(making, Duration::ZERO).map_err(|e| unseen(&record, e))?;
     }
     Ok(())
 }
@@ -115,8 +119,9 @@ fn is_dead(session: &Session, record: &Record) -> Result<bool> {
         return Ok(false);
     }
     let fuse = entry_of(session, record)?.is_some_and(|entry| entry.is_fuse());
+    let answers = || process::answers_fuse(&record.id).map_err(|e| unseen(record, e));
     Ok(fuse
-        && !process::answers_fuse(&record.id)
+        && !answers()?
         && look::states(session, std::slice::from_ref(record))? == [Health::Stale])
 }
 
@@ -335,11 +340,11 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
     };
     let old = std::mem::replace(&mut record.id, making);
     // Of several processes not all may have died.
-    let left = process::end(&old, Duration::ZERO);
+    let left = process::end(&old, Duration::ZERO).map_err(|e| unseen(&record, e))?;
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of the dead mount do not end");
     }
-    claim_of(session, &record, &old).remove();
+    claim_of(session, &record, &old).clear();
     // After a crash the claim may have gone with its container, and the daemon with it.
     if let Err(error) = session.claim(&record).carry(made.id, made.unique) {
         let error = errno_text(error);
@@ -357,7 +362,7 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
     record.mount_id = made.id;
     record.unique_id = made.unique;
     record.route = Route::Graft;
-    record.daemon = process::marked(&record.id);
+    record.daemon = process::marked(&record.id).map_err(|e| unseen(&record, e))?;
     session.ledger.put(&record)?;
     Ok(record)
 }
@@ -378,11 +383,18 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
     let seen = record.clone();
     let made = session.host.run("looking at the target", move || {
         if let Some(dead) = dead {
-            replace::beneath(&dead).ok()??;
+            if replace::beneath(&dead)?.is_none() {
+                return Ok(None);
+            }
             let (target, flags) = (Path::new(&seen.target), UnmountFlags::DETACH);
-            direct::detach(target, seen.mount_id, seen.unique_id, flags).ok()?;
+            if direct::detach(target, seen.mount_id, seen.unique_id, flags).is_err() {
+                return Ok(None);
+            }
         }
         unnoted(&seen)
+    })?;
+    let made = made.map_err(|e: std::io::Error| {
+        Error::system(format!("cannot look at {}", record.target)).because(errno_text(e))
     })?;
     if let Some((id, unique)) = made {
         let made = MountId {
@@ -392,14 +404,14 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
         };
         return adopt(session, record, made);
     }
-    let left = process::end(&making, Duration::ZERO);
+    let left = process::end(&making, Duration::ZERO).map_err(|e| unseen(&record, e))?;
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of a repair do not end");
     }
     if is_mount(claim.stand_in()) {
         leave_stand_in(claim.stand_in())?;
     }
-    claim.remove();
+    claim.clear();
     if let Some(again) = &mut record.again {
         again.making = None;
     }

@@ -125,9 +125,9 @@ fn take_off(session: &Session, target: &Path, how: How, seen: &mut Option<Record
         tracing::info!(target = %record.target, "it was unmounted on the host already");
     }
     let left = match off {
-        Off::Free => part(&record, PATIENCE, COPIES),
+        Off::Free => part(&record, PATIENCE, COPIES)?,
         // It lives until its last user is gone, and its daemon with it.
-        Off::Detached => part(&record, PATIENCE, Duration::ZERO),
+        Off::Detached => part(&record, PATIENCE, Duration::ZERO)?,
         Off::AtWork => Vec::new(),
     };
     forget(session, &record, &claim, left)?;

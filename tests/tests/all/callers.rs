@@ -159,6 +159,25 @@ fn faults(lab: &Lab) -> Result<()> {
     // A call that only says it mounted is a failure.
     let output = "mount -1 116";
     case("mount=lie", "mount src @/data tmpfs 0 NULL", output, 0)?;
+    // Nor is one that nobody can tell anything of: whoever made it was killed before, or after.
+    for (how, on_host) in [("kill", 0), ("die", 1)] {
+        let words = "mount src @/data tmpfs 0 NULL";
+        case(&format!("mount={how}"), words, "mount -1 5", on_host)?;
+        let words = "new tmpfs src @/data";
+        case(&format!("move_mount={how}"), words, "new -1 5", on_host)?;
+        case(
+            &format!("umount2={how}"),
+            "mount src @/data tmpfs 0 NULL , umount2 @/data 0",
+            "mount 0 0;umount2 -1 5",
+            1 - on_host,
+        )?;
+    }
+    // What comes before the call that counts.
+    for fault in ["fsopen=24", "fsmount=12"] {
+        let errno = fault.split('=').next_back().unwrap_or_default();
+        case(fault, "new tmpfs src @/data", &format!("new -1 {errno}"), 0)?;
+    }
+    case("open_tree=24", "bind @/src @/data", "bind -1 24", 0)?;
     // A slow one is waited for.
     case(
         "mount=delay:300",

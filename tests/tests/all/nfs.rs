@@ -13,7 +13,7 @@ use crate::support::{VmSpc, until, with_lab};
 
 /// Runs a test's body with the container on a virtual machine, whose kernel is the client, one at a time: they look at
 /// what runs there.
-fn with_client(body: impl FnOnce(&VmSpc<'static>) -> Result<()>) {
+pub fn with_client(body: impl FnOnce(&VmSpc<'static>) -> Result<()>) {
     static CLIENT: OnceLock<Mutex<VmSpc<'static>>> = OnceLock::new();
     with_lab(|lab| {
         let client = thread::scope(|scope| {

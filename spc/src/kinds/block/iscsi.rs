@@ -391,7 +391,8 @@ fn offered(output: &str, iqn: &str) -> std::result::Result<(), String> {
 }
 
 const TELLING: Telling = Telling {
-    line: |line| Some(line),
+    // That it is so is known, and the reason is in the line before.
+    line: |line| (!line.contains("Could not log into all portals")).then_some(line),
     gives_up: None,
     hints: &[
         (

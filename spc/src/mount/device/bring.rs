@@ -8,6 +8,9 @@ use crate::mount::servers::{in_a_line, places};
 /// A way that did not come up, and why.
 type Failed<'w> = (&'w Way, Error);
 
+/// A way whose server does not answer, and what was seen of that.
+type Silent<'w> = (&'w Way, String);
+
 impl Attaching<'_> {
     /// Brings up the ways that are not, all at once. One is enough.
     pub(super) fn bring_up(&self, up: &[Up]) -> Result<()> {
@@ -23,13 +26,15 @@ impl Attaching<'_> {
         let name = ready(self.session, self.device, self.host_name)?;
         let mut came = missing.len() < self.device.ways.len();
         let (answer, silent) = self.who_answers(missing, came)?;
+        let what = |way: &Way| format!("cannot attach {} at {}", self.device.name, way.name);
         let mut failed = self.try_all(&answer, name.as_deref())?;
         came |= failed.len() < answer.len();
         if came {
-            failed.extend(silent);
+            let without = |(way, cause): &Silent<'_>| Error::mount(what(way)).because(cause);
+            failed.extend(silent.iter().map(|silent| (silent.0, without(silent))));
         } else {
             // They may be reached all the same.
-            let silent: Vec<&Way> = silent.into_iter().map(|(way, _)| way).collect();
+            let silent: Vec<&Way> = silent.iter().map(|(way, _)| *way).collect();
             let more = self.try_all(&silent, name.as_deref())?;
             came = more.len() < silent.len();
             failed.extend(more);
@@ -47,7 +52,11 @@ impl Attaching<'_> {
         let hint = failed
             .iter()
             .find_map(|(_, error)| error.hint_text().map(str::to_owned));
-        let lines = failed.iter().map(|(_, error)| in_a_line(error));
+        let lines = failed.iter().map(|(way, error)| {
+            let seen = silent.iter().find(|(silent, _)| silent.name == way.name);
+            let seen = seen.map_or("answers", |(_, cause)| cause);
+            format!("{}: {seen}; {}", way.name, in_a_line(error))
+        });
         let error = Error::mount(format!("cannot attach {}", self.device.name))
             .because("no way to it came up")
             .log(lines.collect());
@@ -63,7 +72,7 @@ impl Attaching<'_> {
         &self,
         ways: Vec<&'w Way>,
         there: bool,
-    ) -> Result<(Vec<&'w Way>, Vec<Failed<'w>>)> {
+    ) -> Result<(Vec<&'w Way>, Vec<Silent<'w>>)> {
         if ways.len() == 1 && !there {
             return Ok((ways, Vec::new()));
         }
@@ -74,10 +83,7 @@ impl Attaching<'_> {
         for (way, cause) in ways.into_iter().zip(causes) {
             match cause {
                 None => answer.push(way),
-                Some(cause) => {
-                    let what = format!("cannot attach {} at {}", self.device.name, way.name);
-                    silent.push((way, Error::mount(what).because(cause)));
-                }
+                Some(cause) => silent.push((way, cause)),
             }
         }
         Ok((answer, silent))

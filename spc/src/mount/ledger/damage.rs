@@ -1,6 +1,6 @@
 //! Records that were begun and not finished, and those that were damaged.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use super::{Corrupt, DIR, Ledger, Lock, file_of, load};
@@ -24,8 +24,8 @@ impl Ledger {
             if let Some(_lock) = self.lock_of(file)? {
                 let again = file.clone();
                 let read = self.host.run("reading the ledger", move || load(&again))?;
-                if read.is_err() {
-                    self.drop_void(file.clone())?;
+                if let Err(bad) = read {
+                    self.drop_void(bad)?;
                 }
             }
         }
@@ -43,7 +43,11 @@ impl Ledger {
 
     /// Removes a record that cannot be read, if the host has no mount that it could be about. It was damaged with the
     /// disk it is on, where `/run` is not in memory. Needs the lock.
-    pub(super) fn drop_void(&self, file: PathBuf) -> Result<()> {
+    pub(super) fn drop_void(&self, bad: Corrupt) -> Result<()> {
+        if bad.shortage {
+            return Err(bad.error());
+        }
+        let file = bad.file;
         let shown = file.display().to_string();
         let about = file.clone();
         let table = self.host.run("looking at the mounts", mountinfo::read)?;

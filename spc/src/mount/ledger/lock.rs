@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::{DIR, Ledger, file_of, hash, load};
+use super::{Corrupt, DIR, Ledger, file_of, hash, load};
 use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::target::show;
 
@@ -31,27 +31,27 @@ impl Ledger {
     ) -> Result<Lock> {
         let file = file_of(target);
         let about = file.clone();
-        let look = move || -> std::io::Result<bool> {
+        let look = move || -> std::io::Result<Option<Corrupt>> {
             // What a dead command began to write and did not finish.
             match fs::remove_file(about.with_extension("new")) {
                 Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-                _ => Ok(load(&about).is_ok()),
+                _ => Ok(load(&about).err()),
             }
         };
-        let Some((lock, readable)) = self.lock_and(hash(target), deadline, go_on, look)? else {
+        let Some((lock, bad)) = self.lock_and(hash(target), deadline, go_on, look)? else {
             return Err(
                 Error::mount(format!("another spc is at work on {}", show(target)))
                     .reason_is(Reason::Locked)
                     .hint("wait until it has ended, then try again"),
             );
         };
-        let readable = readable.map_err(|e| {
+        let bad = bad.map_err(|e| {
             let new = file.with_extension("new");
             Error::system(format!("cannot remove {} on the host", new.display()))
                 .because(errno_text(e))
         })?;
-        if !readable {
-            self.drop_void(file)?;
+        if let Some(bad) = bad {
+            self.drop_void(bad)?;
         }
         Ok(lock)
     }

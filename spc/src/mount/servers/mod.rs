@@ -1,6 +1,7 @@
 //! One of several servers: which are asked, in which order, and what is done when the one that answered does not give the
 //! mount after all.
 //!
+//! - [`file`]: they may be in a file.
 //! - [`order`]: random, unless told otherwise.
 //! - [`names`]: a name with several addresses is several servers.
 //! - [`probe`]: the first that answers is taken; dead ones do not cost their time one after the other.
@@ -8,66 +9,28 @@
 //! - [`places`]: where all are used, which of them answer.
 
 mod dead;
+pub mod file;
 mod names;
 pub mod order;
 pub mod places;
 mod probe;
 
-use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::files;
+use super::Plan;
 use super::run::Interrupts;
-use super::{Plan, Request};
-use crate::error::{Class, Error, Reason, Result, errno_text};
+use crate::error::{Class, Error, Reason, Result};
 use crate::host::{Host, Settings};
-use crate::kinds::servers::{self, SERVERS, Several};
+use crate::kinds::servers::{self, Several};
 use order::Order;
 use probe::Seen;
-
-/// The biggest file of servers.
-const BIGGEST: u64 = 64 * 1024;
 
 /// The most that is waited for the helper at a server that answers, while there are others to try.
 const TURN: Duration = Duration::from_secs(20);
 
 /// The most for one that does not answer at its port. It may be reached in another way, or a firewall may be at work.
 const LAST_HOPE: Duration = Duration::from_secs(10);
-
-/// A request whose source names its servers itself: those in a file, as they are now, are put into it.
-///
-/// # Errors
-/// The file cannot be read, or holds something else.
-pub fn named(mut request: Request, host: &Host, settings: &Settings) -> Result<Request> {
-    let Some(file) = request.options.value(SERVERS) else {
-        return Ok(request);
-    };
-    let file = file.strip_prefix('@').unwrap_or(file).to_owned();
-    let fail = |cause: String| {
-        Error::usage(format!("cannot read servers from {file}"))
-            .because(cause)
-            .hint("a file has a server on each line; of the host's files, name those below /host")
-    };
-    let opened = files::open(Path::new(&file), host, settings)?;
-    let mut text = String::new();
-    opened
-        .and_then(|opened| {
-            if !opened.metadata()?.is_file() {
-                return Err(std::io::ErrorKind::InvalidInput.into());
-            }
-            opened.take(BIGGEST + 1).read_to_string(&mut text)
-        })
-        .map_err(|e| fail(errno_text(e)))?;
-    if text.len() as u64 > BIGGEST {
-        return Err(fail(format!("it is bigger than {} KiB", BIGGEST / 1024)));
-    }
-    let more = servers::in_file(&text).map_err(|error| fail(error.summary()))?;
-    request.source = servers::with(&request.fs_type, &request.source, &more)?;
-    request.options = request.options.without(&[SERVERS]);
-    Ok(request)
-}
 
 /// A server, at one of its addresses.
 #[derive(Clone, Debug)]
@@ -187,8 +150,12 @@ impl Choice {
         };
         let mut names = vec![text(&self.servers[at])];
         if self.several.answering.backups {
-            let others = (0..self.servers.len()).filter(|other| *other != at);
-            names.extend(others.map(|other| text(&self.servers[other])));
+            let others = self.servers.iter().enumerate();
+            let others = others.filter(|(other, _)| *other != at);
+            let mut others: Vec<&Server> = others.map(|(_, server)| server).collect();
+            // It tries them in this order.
+            others.sort_by_key(|server| server.seen.rank());
+            names.extend(others.into_iter().map(text));
         }
         let mut more = Vec::new();
         if let (Some(address), Some(reach)) = (self.servers[at].address, reach) {
@@ -336,9 +303,84 @@ fn may_be_the_servers(error: &Error) -> bool {
 
 /// What was tried and what came back, with the last that the helper said.
 pub fn in_a_line(error: &Error) -> String {
-    let lines = error.all_lines();
+    let mut lines = error.all_lines();
+    // These are for who looks closer.
+    lines.retain(|line| !line.trim_start().starts_with("shim: "));
     match &lines[..] {
         [first, .., last] => format!("{first}: {}", last.trim()),
         _ => error.summary(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::Options;
+
+    fn choice(seen: &[Seen]) -> Choice {
+        let several = servers::several("nfs", "a,b,c:/x", &Options::default()).unwrap();
+        let servers = several.servers.iter().zip(seen).map(|(name, seen)| Server {
+            name: name.clone(),
+            address: None,
+            peer: None,
+            dead: None,
+            seen: seen.clone(),
+            told: None,
+        });
+        Choice {
+            servers: servers.collect(),
+            order: Order::Given,
+            port: 2049,
+            several,
+        }
+    }
+
+    #[test]
+    fn no_server_takes_the_time_of_the_others() {
+        let choice = choice(&[Seen::Answers, Seen::Unasked, Seen::Fails("no".into())]);
+        let most = |at, others, seconds, last| {
+            let deadline = Instant::now() + Duration::from_secs(seconds);
+            choice
+                .share(at, others, deadline, last)
+                .most
+                .as_secs_f32()
+                .round()
+        };
+        assert_eq!(most(0, 2, 120, false), 20.0);
+        assert_eq!(most(0, 2, 30, false), 10.0);
+        assert_eq!(most(1, 0, 120, false), 20.0);
+        assert_eq!(most(0, 0, 120, true), 120.0);
+        assert_eq!(most(2, 0, 120, true), 10.0);
+    }
+
+    #[test]
+    fn the_error_has_a_line_for_each_server() {
+        let time = Duration::from_secs(3);
+        let mut choice = choice(&[Seen::Answers, Seen::Asked(time), Seen::Silent]);
+        let error = Error::mount("mount.nfs failed")
+            .because("exit status 32")
+            .log(vec!["trying".into(), "access denied".into()])
+            .hint("look there");
+        choice.servers[0].told = Some(in_a_line(&error));
+        let text = choice.failed("a,b,c:/x", Some(&error)).to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "cannot mount a,b,c:/x: none of 3 servers gave it",
+                "  a: answers at port 2049; mount.nfs failed: exit status 32: access denied",
+                "  b: no answer at port 2049 within 3.0 s; not tried",
+                "  c: takes connections at port 2049, but says nothing; not tried",
+                "hint: look there",
+            ]
+        );
+    }
+
+    #[test]
+    fn only_what_may_be_a_servers_fault_leads_to_the_next() {
+        let mount = |reason| may_be_the_servers(&Error::mount("x").reason_is(reason));
+        assert!(mount(Reason::Helper) && mount(Reason::Timeout));
+        assert!(!mount(Reason::Occupied) && !mount(Reason::Interrupted));
+        assert!(!may_be_the_servers(&Error::usage("x")));
     }
 }

@@ -1,0 +1,68 @@
+//! Arguments of the doors that other programs call: no secret is left where everybody sees it, and what is understood
+//! is a request. The first byte says which door.
+#![no_main]
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use libfuzzer_sys::fuzz_target;
+use spc::doors::argv::Arguments;
+use spc::doors::cli::Cli;
+use spc::doors::helper::{MountHelper, UmountHelper};
+use spc::doors::mounter::Mounter;
+use spc::mount::secrets::is_secret;
+
+fuzz_target!(|data: &[u8]| {
+    let Some((door, words)) = data.split_first() else {
+        return;
+    };
+    let words = words.split(|byte| *byte == b'\n');
+    let words = [&b"spc"[..]].into_iter().chain(words);
+    let all: Vec<OsString> = words
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect();
+    let (arguments, shown) = Arguments::of(all.clone());
+    assert_eq!(shown.len(), all.len());
+    for (shown, word) in shown.iter().zip(&all) {
+        assert!(shown.len() <= word.len(), "it would not fit in its place");
+        if arguments.hold_secrets() {
+            continue;
+        }
+        assert_eq!(shown, word.as_encoded_bytes());
+    }
+    let request = match door % 4 {
+        0 => MountHelper::try_parse_from(&all)
+            .ok()
+            // Which names a file of this machine.
+            .filter(|_| {
+                !all.iter()
+                    .any(|word| word.as_encoded_bytes().contains(&b'N'))
+            })
+            .and_then(|helper| helper.request("spc").ok()),
+        1 => {
+            let command = Mounter::augment_args(clap::Command::new("mounter"));
+            let matches = command.try_get_matches_from(&all).ok();
+            let mounter = matches.and_then(|matches| Mounter::from_arg_matches(&matches).ok());
+            mounter
+                .and_then(|mounter| mounter.request().ok())
+                .map(|(request, _)| request)
+        }
+        2 => {
+            let _ = UmountHelper::try_parse_from(&all);
+            None
+        }
+        _ => {
+            let _ = Cli::command().try_get_matches_from(&all);
+            None
+        }
+    };
+    let Some(request) = request else { return };
+    assert!(!request.fs_type.is_empty() && !request.source.is_empty());
+    for (key, value) in request.options.iter() {
+        assert!(value.is_none() || !is_secret(key), "{key}");
+    }
+    for key in request.secrets.keys() {
+        assert!(arguments.hold_secrets(), "{key} can be seen");
+    }
+});

@@ -1,0 +1,33 @@
+//! What kubelet says of a volume: nothing of it gets past the rules for pods, and no secret shows.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use spc::doors::flexvolume::node::Allowed;
+use spc::doors::flexvolume::volume::{self, Volume};
+
+const TARGET: &str = "/var/lib/kubelet/pods/1-2/volumes/x~spc/data";
+
+fuzz_target!(|json: &str| {
+    let _ = volume::timeout(json);
+    let name = volume::name(json);
+    if let Ok(name) = &name {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        assert!(name.chars().all(plain) && name.len() < 100, "{name}");
+    }
+    let Ok(volume) = Volume::read(json, &Allowed::default()) else {
+        return;
+    };
+    assert!(name.is_ok(), "a volume without a name");
+    assert!(!["bind", "overlay"].contains(&&*volume.fs_type));
+    for (key, value) in volume.options.iter() {
+        assert!(!spc::kinds::FILES.contains(&key), "{key}");
+        assert!(value.is_none_or(|value| !value.contains([',', '\n', '\0'])));
+    }
+    let Ok(requests) = volume.requests(TARGET) else {
+        return;
+    };
+    for request in requests {
+        assert_eq!(request.target.to_str(), Some(TARGET));
+        assert!(!request.source.starts_with('-') && !request.over_system_directory);
+    }
+});

@@ -1,0 +1,46 @@
+//! Lists of servers: those that are read are those of the source that is made of them, and of no other.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use spc::kinds::{names, servers};
+use spc::mount::Options;
+
+fuzz_target!(|text: &str| {
+    let _ = servers::in_file(text);
+    let _ = servers::first_of(text);
+    let (list, path) = text.split_once('\n').unwrap_or((text, "path"));
+    for fs_type in names() {
+        if let Some(several) = servers::several(fs_type, path, &Options::default()) {
+            several.source(&several.servers);
+            several.port(&Options::default());
+        }
+    }
+    let Ok(list) = servers::list_of(list) else {
+        return;
+    };
+    for server in &list {
+        assert!(!server.starts_with('-'), "an option: {server}");
+        let host = servers::host_of(server);
+        assert!(server.contains(host) && servers::at_host(server, host).contains(host));
+    }
+    // A path that is written as a source brings servers of its own.
+    let path = format!("/{}", path.trim_start_matches(['/', '\\']));
+    for fs_type in names() {
+        let Ok(source) = servers::with(fs_type, &path, &list) else {
+            continue;
+        };
+        let Some(several) = servers::several(fs_type, &source, &Options::default()) else {
+            continue;
+        };
+        for server in &several.servers {
+            let host = servers::host_of(server);
+            let named = |named: &String| servers::host_of(named) == host;
+            assert!(list.iter().any(named), "{fs_type} {source}: {server}");
+        }
+        // A user may be the user at all of them; after that it stays as it is.
+        let source = several.source(&several.servers);
+        let again = servers::several(fs_type, &source, &Options::default());
+        let again = again.map(|again| again.source(&again.servers));
+        assert_eq!(again.as_ref(), Some(&source), "{fs_type}");
+    }
+});

@@ -1,0 +1,30 @@
+//! The settings of the shim and of the launcher, from a file and from the environment, and what a node lets pods have.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use spc::doors::flexvolume::node::Allowed;
+
+// The very parser that is in both.
+#[path = "../../../shim/src/config.rs"]
+#[allow(dead_code)]
+mod config;
+
+fuzz_target!(|data: &[u8]| {
+    if let Ok(mut config) = config::Config::parse_file(data) {
+        for text in [config.claims()]
+            .into_iter()
+            .flatten()
+            .chain(config.namespaces())
+            .chain(config.hosts())
+        {
+            assert!(text.len() <= data.len().max(64), "more than there was");
+        }
+        let (name, value) = data.split_at(data.len() / 2);
+        let _ = config.add_env(name, value);
+    }
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(allowed) = Allowed::parse(text)
+    {
+        assert!(allowed.options("", &[]).is_none());
+    }
+});

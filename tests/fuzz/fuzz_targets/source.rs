@@ -1,0 +1,37 @@
+//! Sources and options of every kind: what a helper is run with holds no secret, and no option that nobody gave.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use spc::kinds::{self, Asked, Maker};
+use spc::mount::Options;
+
+fuzz_target!(|text: &str| {
+    let mut lines = text.splitn(3, '\n');
+    let (fs_type, source) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    let _ = kinds::infer(source);
+    let Ok((options, secrets)) = Options::and_secrets([lines.next().unwrap_or("")]) else {
+        return;
+    };
+    // A door would have refused it.
+    if source.is_empty() || source.starts_with('-') {
+        return;
+    }
+    let asked = Asked {
+        fs_type,
+        source,
+        options: &options,
+        secrets: &secrets,
+        log_name: "mnt-data",
+        kernel_lacks: &|_| None,
+    };
+    let Ok(chosen) = kinds::choose(&asked) else {
+        return;
+    };
+    if let Maker::Helper(helper) = &chosen.maker {
+        assert!(!helper.programs.is_empty());
+        assert!(helper.args.iter().any(|arg| arg == kinds::TARGET) || helper.args.is_empty());
+        for key in secrets.keys() {
+            assert_eq!(helper.options.value(key), None, "{key}");
+        }
+    }
+});

@@ -1,0 +1,2 @@
+/* A library that does nothing: what preloading costs by itself. */
+int spc_empty;

@@ -1,0 +1,101 @@
+//! Row 10: what is done on a mount, once it is there.
+
+use anyhow::{Context, Result};
+use serde_json::Value as Json;
+use std::ffi::OsStr;
+use std::path::Path;
+
+use super::figures::{Aim, Line, Number};
+use super::stage::WAY;
+use super::{Report, Scale};
+use crate::programs::{Libc, program};
+use crate::{Host, machine};
+
+/// Where the programs are on a host.
+const PLACE: &str = "/srv/fio";
+
+/// Brings fio of the machine with its libraries, and the metadata loop.
+pub fn bring(host: &Host<'_>) -> Result<()> {
+    let fio = "/usr/bin/fio";
+    let listed = machine::output("ldd", &[fio])?;
+    let words = listed.split_whitespace();
+    let libraries = words.filter(|word| word.starts_with('/') && !word.ends_with(':'));
+    for file in libraries.chain([fio]) {
+        let name = Path::new(file).file_name().and_then(OsStr::to_str);
+        host.copy_in(file, format!("{PLACE}/{}", name.context("no name")?))?;
+    }
+    let metadata = program("metadata", Libc::Gnu, &["-static"])?;
+    host.copy_in(metadata, format!("{PLACE}/metadata"))
+}
+
+/// What fio does, and which of its numbers counts.
+const JOBS: [(&str, &str, &str, &str, f64); 2] = [
+    (
+        "fio: 64 MiB written in order, flushed",
+        "--rw=write --bs=1M --size=64M --end_fsync=1",
+        "/jobs/0/write/bw_bytes",
+        "MB/s",
+        1e6,
+    ),
+    (
+        "fio: blocks of 4 KiB read at random, past the cache",
+        "--rw=randread --bs=4k --size=64M --direct=1 --time_based --runtime=2",
+        "/jobs/0/read/iops",
+        "per s",
+        1.0,
+    ),
+];
+
+/// How many files the metadata loop makes, looks at, renames and removes.
+const FILES: usize = 200;
+
+/// The same on a mount of ours and on one of the native client.
+pub fn rows(ours: &Host<'_>, theirs: &Host<'_>, scale: Scale, report: &mut Report) -> Result<()> {
+    let fio = format!(
+        "{PLACE}/ld-linux-x86-64.so.2 --library-path {PLACE} {PLACE}/fio --name=bench --output-format=json"
+    );
+    for (what, job, pointer, unit, divisor) in JOBS {
+        let run = |host: &Host<'_>, name: &str| {
+            let output = host
+                .sh(&format!("{fio} --filename={WAY}/{name} {job}"))?
+                .ok()?;
+            let answer: Json = serde_json::from_slice(&output.stdout).context("fio's answer")?;
+            let number = answer.pointer(pointer).and_then(Json::as_f64);
+            Ok(number.context("fio lacks a number")? / divisor)
+        };
+        line([ours, theirs], scale, what, unit, run, report)?;
+    }
+    let run = |host: &Host<'_>, name: &str| {
+        let command = format!("{PLACE}/metadata {WAY}/{name}-files {FILES}");
+        let text = host.sh(&command)?.ok()?.text();
+        text.trim().parse().context("the metadata loop's answer")
+    };
+    let what = "metadata loop: files made, looked at, renamed and removed";
+    line([ours, theirs], scale, what, "per s", run, report)
+}
+
+fn line(
+    hosts: [&Host<'_>; 2],
+    scale: Scale,
+    what: &str,
+    unit: &str,
+    run: impl Fn(&Host<'_>, &str) -> Result<f64>,
+    report: &mut Report,
+) -> Result<()> {
+    let mut numbers = [Vec::new(), Vec::new()];
+    for round in 0..scale.rounds(5) {
+        // Each begins as often as the other.
+        for side in [round % 2, (round + 1) % 2] {
+            numbers[side].push(run(hosts[side], ["ours", "theirs"][side])?);
+        }
+    }
+    let [ours, theirs] = numbers;
+    let line = Line::new(10, what, Number::of(unit, ours)?)
+        .peer("a mount by the native client", Number::of(unit, theirs)?);
+    // 1.00, and what two runs of the same thing differ by on such a machine.
+    report.line(line.aim(Aim::Reaches {
+        peer: 0,
+        times: 0.95,
+    }));
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! Rows 8 to 10, and GlusterFS's part of 7 and 11: real volumes, beside the native client on a host that has it.
+
+use anyhow::{Result, ensure};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::figures::{Aim, Line, Number, Value};
+use super::stage::{Stage, WAY};
+use super::work::{Side, argv};
+use super::{Report, Scale, fio};
+use crate::{Cluster, Conduct, Host, HostOptions, Lab, Root};
+
+/// What is read.
+const FILE: &str = "first";
+
+/// Where glusterd listens.
+const PORT: u16 = 24007;
+
+/// How long one mount may look for a server that answers.
+const PATIENCE: u64 = 60;
+
+/// How many seconds a client may take for all mounts of one kind.
+const ENOUGH: f64 = 30.0;
+
+/// The servers, a host with the container, and one with the native client.
+struct Scene<'a, 'lab> {
+    cluster: &'a Cluster<'lab>,
+    stage: Stage<'lab>,
+    native: Host<'lab>,
+}
+
+/// Everything that needs servers.
+pub fn rows(lab: &Lab, scale: Scale, wanted: &[u8], report: &mut Report) -> Result<()> {
+    let cluster = lab.gluster()?;
+    cluster.create_volume("vol")?;
+    let native = lab.host(HostOptions {
+        root: Root::Server,
+        ..HostOptions::default()
+    })?;
+    native.sh(&format!("mkdir {WAY}"))?.ok()?;
+    let scene = Scene {
+        cluster: &cluster,
+        stage: Stage::new(lab)?,
+        native,
+    };
+    // The first mount of a type has more to do: the programs come to the host.
+    scene.mounted(|| Ok(()))?;
+    let one = |row: u8| -> Vec<u8> { wanted.iter().copied().filter(|one| *one == row).collect() };
+    report.part(&one(8), |report| scene.first_byte(scale, report));
+    report.part(&one(9), |report| scene.servers_down(lab, scale, report));
+    report.part(&one(10), |report| {
+        let hosts = [&scene.stage.host, &scene.native];
+        hosts.into_iter().try_for_each(fio::bring)?;
+        scene.mounted(|| fio::rows(hosts[0], hosts[1], scale, report))
+    });
+    let crowd: Vec<u8> = wanted
+        .iter()
+        .copied()
+        .filter(|row| [7, 11].contains(row))
+        .collect();
+    report.part(&crowd, |report| scene.crowd(scale, &crowd, report));
+    Ok(())
+}
+
+impl Scene<'_, '_> {
+    fn source(&self) -> String {
+        format!("{}:/vol", self.cluster.nodes()[0].host().address())
+    }
+
+    /// Mounts the volume on both hosts for as long as something takes.
+    fn mounted(&self, with: impl FnOnce() -> Result<()>) -> Result<()> {
+        let source = self.source();
+        let mount = format!("mount -t glusterfs {source} {WAY} && echo text >{WAY}/{FILE}");
+        for host in [&self.stage.host, &self.native] {
+            host.sh(&mount)?.ok()?;
+        }
+        let done = with();
+        for host in [&self.stage.host, &self.native] {
+            host.sh(&format!("umount {WAY}"))?.ok()?;
+        }
+        done
+    }
+
+    /// Runs the same on both hosts, in turn.
+    fn both(&self, runs: usize, side: &Side) -> Result<[Vec<f64>; 2]> {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let hosts = [(&self.stage.host, &mut ours), (&self.native, &mut theirs)];
+            for (host, times) in hosts {
+                let once = host.turns(host.pid(), 1, std::slice::from_ref(side))?;
+                times.extend(once.into_iter().flatten());
+            }
+        }
+        Ok([ours, theirs])
+    }
+
+    /// Row 8.
+    fn first_byte(&self, scale: Scale, report: &mut Report) -> Result<()> {
+        let mount = format!("/usr/bin/mount -t glusterfs {} {WAY}", self.source());
+        let side = Side::timed(&[&mount, &format!("/usr/bin/head -c 1 {WAY}/{FILE}")]);
+        let side = side.after(&format!("/usr/bin/umount {WAY}"));
+        let [ours, theirs] = self.both(scale.runs(25), &side)?;
+        let what = "`mount -t glusterfs` to the first byte read";
+        let line = Line::new(8, what, Number::milliseconds(&ours)?)
+            .peer("the native client", Number::milliseconds(&theirs)?);
+        report.line(line.aim(Aim::Within {
+            peer: 0,
+            times: 1.05,
+        }));
+        Ok(())
+    }
+
+    /// Row 9: a volume that lies on one server, whose description three of them have.
+    fn servers_down(&self, lab: &Lab, scale: Scale, report: &mut Report) -> Result<()> {
+        let node = &self.cluster.nodes()[2];
+        let address = node.host().address();
+        let brick = format!("{address}:{}", node.brick("single").display());
+        for words in [
+            &["create", "single", &brick, "force"][..],
+            &["start", "single"],
+        ] {
+            let volume = ["gluster", "--mode=script", "volume"];
+            node.host().run(&[&volume, words].concat())?.ok()?;
+        }
+        let real = Conduct::Serves(SocketAddrV4::new(address, PORT));
+        let faulty = lab.faulty()?;
+        let servers = [real; 3].map(|conduct| faulty.server(PORT, conduct));
+        let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
+        let addresses: Vec<Ipv4Addr> = servers.iter().map(|server| server.address()).collect();
+        let listed: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        let ours = format!(
+            "/usr/bin/busybox timeout {PATIENCE} /usr/sbin/spc mount -t glusterfs -o x-spc.order=given {}:/single {WAY}",
+            listed.join(",")
+        );
+        let theirs = format!(
+            "/usr/bin/busybox timeout {PATIENCE} /usr/bin/mount -t glusterfs -o backup-volfile-servers={}:{} {}:/single {WAY}",
+            listed[1], listed[2], listed[0]
+        );
+        // What was dead is forgotten before each run: it is the first mount that is of interest.
+        let forget = "/usr/bin/busybox rm -rf /run/spc/dead";
+        let after = format!("/usr/bin/umount {WAY}");
+        let ours = Side::timed(&[&ours]).before(forget).after(&after);
+        let theirs = Side::timed(&[&theirs]).after(&after);
+        let mut healthy: Option<Value> = None;
+        for (name, conduct) in [
+            ("all three healthy", real),
+            ("the first two refuse", Conduct::Refuses),
+            ("the first two drop what is sent", Conduct::Drops),
+        ] {
+            for server in &servers[..2] {
+                server.turn(conduct)?;
+            }
+            let (mut spc, mut native) = (Tries::default(), Tries::default());
+            for _ in 0..scale.runs(12) {
+                spc.mount(&self.stage.host, &ours);
+                native.mount(&self.native, &theirs);
+            }
+            let value = spc.value()?;
+            let what = format!("`spc mount` of a volume, three servers: {name}");
+            let mut line = Line::new(9, what, value.clone());
+            if let Some(healthy) = &healthy {
+                line = line.peer("all three healthy", healthy.clone());
+                line = line.aim(Aim::Within {
+                    peer: 0,
+                    times: 1.5,
+                });
+            }
+            let line = line.peer(
+                "mount.glusterfs with backup-volfile-servers",
+                native.value()?,
+            );
+            report.line(line);
+            healthy.get_or_insert(value);
+        }
+        // What gave up waiting has left its daemon behind.
+        let end = format!("busybox killall -9 glusterfs; umount -l {WAY}; true");
+        self.native.sh(&end)?.ok()?;
+        Ok(())
+    }
+
+    /// Rows 7 and 11: many mounts of one volume at once.
+    fn crowd(&self, scale: Scale, wanted: &[u8], report: &mut Report) -> Result<()> {
+        let count = scale.count(200);
+        let directory = "/mnt/volumes";
+        let all = |command: &str| {
+            let numbers = 0..count;
+            numbers
+                .map(|number| argv(&format!("{command} {directory}/{number}")))
+                .collect::<Vec<_>>()
+        };
+        let make = format!(
+            "mkdir -p {directory} && cd {directory} && seq 0 {} | xargs mkdir",
+            count - 1
+        );
+        let source = self.source();
+        let mount = all(&format!("/usr/bin/mount -t glusterfs {source}"));
+        let mut times = Vec::new();
+        let mut memory = Vec::new();
+        let ours = |name: &str| name == "spc" || name.starts_with("mount.");
+        let helpers = |name: &str| name.starts_with("gluster");
+        for (host, is_ours) in [(&self.stage.host, true), (&self.native, false)] {
+            host.sh(&make)?.ok()?;
+            let before = self.stage.entries()?;
+            let own = self.stage.memory_of(ours).0;
+            let crowd = host.crowd(host.pid(), mount.clone(), count)?;
+            if !is_ours {
+                ensure!(crowd.failed == 0, "the native client: {}", crowd.says);
+            }
+            times.push(Number::one("s", crowd.time.as_secs_f64()));
+            if is_ours {
+                let grown = self.stage.entries()?.cast_signed() - before.cast_signed();
+                let of_ours = (self.stage.memory_of(ours).0 - own) / count as f64;
+                memory.push(Number::one("KiB", of_ours));
+                let (daemons, number) = self.stage.memory_of(helpers);
+                memory.push(Number::one("KiB", daemons / number.max(1) as f64));
+                let what = format!("{count} volumes mounted at once");
+                if wanted.contains(&7) {
+                    if crowd.failed > 0 {
+                        eprintln!("bench: volumes at once that failed:\n{}", crowd.says);
+                    }
+                    let failures = Number::one("", crowd.failed as f64);
+                    let line = Line::new(7, format!("{what}: failures"), failures);
+                    report.line(line.aim(Aim::Exactly(0.0)));
+                    let entries = Number::one("", grown as f64);
+                    let what = format!("{what}: entries in all mount tables together");
+                    let line = Line::new(7, what, entries);
+                    report.line(line.aim(Aim::Exactly(count as f64)));
+                }
+            }
+            let off = all("/usr/bin/umount");
+            let off = host.crowd(host.pid(), off, report.cores)?;
+            ensure!(off.failed == 0, "umount: {}", off.says);
+        }
+        if wanted.contains(&7) {
+            let what = format!("{count} `mount -t glusterfs` of one volume at once");
+            let line = Line::new(7, what, times[0].clone());
+            report.line(line.peer("the native client", times[1].clone()));
+        }
+        if wanted.contains(&11) {
+            let what = format!("memory of our processes for each of {count} volumes");
+            report
+                .line(Line::new(11, what, memory[0].clone()).peer("its daemon", memory[1].clone()));
+        }
+        Ok(())
+    }
+}
+
+/// What a client does where servers are down.
+#[derive(Default)]
+struct Tries {
+    times: Vec<f64>,
+    fails: Option<String>,
+}
+
+impl Tries {
+    /// Mounts once more, if it did the last time: what takes minutes does so again.
+    fn mount(&mut self, host: &Host<'_>, side: &Side) {
+        if self.fails.is_some() || self.times.iter().sum::<f64>() > ENOUGH {
+            return;
+        }
+        match host.turns(host.pid(), 1, std::slice::from_ref(side)) {
+            Ok(once) => self.times.extend(once.into_iter().flatten()),
+            Err(error) => self.fails = Some(format!("{error:#}")),
+        }
+    }
+
+    fn value(self) -> Result<Value> {
+        match self.fails {
+            None => Ok(Number::milliseconds(&self.times)?.into()),
+            // What timeout(1) ends with.
+            Some(says) if says.contains("SIGTERM") || says.contains("143") => {
+                Ok(Value::Text(format!("more than {PATIENCE} s")))
+            }
+            Some(says) => {
+                eprintln!("bench: with servers down: {says}");
+                Ok(Value::Text("fails".into()))
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Every parser, with input that nobody thought of.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use lab::fuzz::{CANARY, Fuzz, targets};
+
+use crate::support::with_lab;
+
+/// Below the directory of everything that is built.
+fn built() -> Result<Fuzz> {
+    Fuzz::build(&Path::new(env!("CARGO_TARGET_TMPDIR")).join(".."))
+}
+
+/// Runs each for so long.
+fn run_all(fuzz: &Fuzz, long: Duration) -> Result<()> {
+    let (targets, begun) = (targets()?, Instant::now());
+    ensure!(targets.len() >= 9, "{targets:?}");
+    let mut all = 0;
+    for target in targets {
+        let run = fuzz.run(&target, long)?;
+        eprintln!(
+            "{target}: {} executions, {} features",
+            run.executions, run.features
+        );
+        // A machine may be slow, but not so slow that nothing was tried.
+        ensure!(run.executions > 100 && run.features > 100, "{run:?}");
+        all += run.executions;
+    }
+    eprintln!("{all} executions in {:.0?}", begun.elapsed());
+    Ok(())
+}
+
+#[test]
+fn no_parser_falls_over() {
+    with_lab(|_| {
+        let fuzz = built()?;
+        let found = fuzz.run(CANARY, Duration::from_secs(120));
+        let found = found.err().map(|error| error.to_string());
+        let found = found
+            .as_ref()
+            .is_some_and(|said| said.contains("the bug of the canary"));
+        ensure!(found, "the bug that is there was not found");
+        run_all(&fuzz, Duration::from_secs(5))
+    });
+}
+
+#[test]
+#[ignore = "long: five minutes for each parser"]
+fn no_parser_falls_over_in_the_long_run() {
+    with_lab(|_| run_all(&built()?, Duration::from_secs(300)));
+}

@@ -1,0 +1,113 @@
+//! What a mount costs does not grow with the host: no whole table is read where one entry is asked for, no whole ledger
+//! where one record is, and all mount tables of the machine together gain the mount and nothing else.
+
+use anyhow::{Context, Result, ensure};
+use lab::{Base, Engine, Lab, Libc, Propagation, program};
+
+use crate::support::{LEAST, Spc, entries, until, with_gluster, with_lab};
+
+/// Mounts of others on the host.
+const OTHERS: usize = 10_000;
+
+/// Mounts of our own.
+const OWN: usize = 150;
+
+/// What may be read more: numbers get longer, and a buffer is filled in another number of steps.
+const MORE: u64 = 4096;
+
+/// Bytes read by one mount and one unmount, by programs in the container's namespaces, without docker's filter of system
+/// calls.
+fn read(spc: &Spc<'_>, first: i32) -> Result<u64> {
+    let target = "/mnt/measured";
+    let mount = ["/reads", "spc", "mount", "-t", "tmpfs", "own", target];
+    let umount = ["/reads", "spc", "umount", target];
+    let mut bytes = 0;
+    for words in [&mount[..], &umount] {
+        let said = spc.host.command_at(first, words)?.run()?.ok()?.text();
+        let number: u64 = said.trim().parse().context(said)?;
+        ensure!(number > 0, "nothing was counted");
+        bytes += number;
+    }
+    Ok(bytes)
+}
+
+#[test]
+fn nothing_is_read_that_grows() {
+    with_lab(|lab| {
+        let spc = Spc::least(lab)?;
+        let first = spc.first()?;
+        let host = &spc.host;
+        spc.put(
+            "/reads",
+            &std::fs::read(program("reads", Libc::Gnu, &["-static"])?)?,
+        )?;
+        host.copy_in(program("many", Libc::Gnu, &["-static"])?, "/opt/many")?;
+        host.sh("mkdir /mnt/measured /mnt/own")?.ok()?;
+        // The first one makes what the others find.
+        read(&spc, first)?;
+        let empty = read(&spc, first)?;
+        host.run(&["/opt/many", &OTHERS.to_string(), "/mnt/many"])?
+            .ok()?;
+        let crowded = read(&spc, first)?;
+        let script = "for at in $(seq $1); do spc mount -t tmpfs -o x-mount.mkdir own /mnt/own/$at || exit; done";
+        let own = ["sh", "-c", script, "own", &OWN.to_string()];
+        host.command_at(first, &own)?.run()?.ok()?;
+        let owned = read(&spc, first)?;
+        eprintln!(
+            "a mount and its unmount read {empty} bytes, with {OTHERS} other mounts {crowded}, with {OWN} of our own {owned}"
+        );
+        ensure!(crowded <= empty + MORE && owned <= empty + MORE);
+        // Where the kernel may not be asked, as by docker's filter of this version, it works all the same.
+        spc.exec(&["spc", "mount", "-t", "tmpfs", "own", "/mnt/measured"])?
+            .ok()?;
+        ensure!(spc.on("/mnt/measured")?.len() == 1);
+        spc.exec(&["spc", "umount", "/mnt/measured"])?.ok()?;
+        ensure!(spc.on("/mnt/measured")?.is_empty());
+        let all = spc.exec(&["spc", "umount", "--all"])?;
+        all.ok()?;
+        spc.is_clean()
+    });
+}
+
+/// Mounts, lives of the container, unmounts.
+fn entries_stay(lab: &'static Lab, propagation: Propagation, source: &str) -> Result<()> {
+    let spc = Spc::start(lab, propagation, Engine::Docker, Base::Trixie, &LEAST)?;
+    let targets = ["/mnt/a", "/mnt/b", "/mnt/c", "/mnt/d", "/mnt/e"];
+    spc.host.run(&[&["mkdir"], &targets[..]].concat())?.ok()?;
+    let before = entries(&spc.host)?;
+    let are = |what: &str, mounts: usize| {
+        until(what, || Ok(entries(&spc.host)? == before + mounts))
+            .with_context(|| format!("{before} before: {:?}", entries(&spc.host)))
+    };
+    for (at, target) in targets.into_iter().enumerate() {
+        let words = match at % 2 {
+            0 => ["-t", "tmpfs", "own", target],
+            _ => ["-t", "glusterfs", source, target],
+        };
+        spc.exec(&[&["spc", "mount"], &words[..]].concat())?.ok()?;
+        are("one more entry for each mount", at + 1)?;
+    }
+    for _ in 0..2 {
+        spc.host.sh("docker restart -t 5 spc")?.ok()?;
+        are("as many after a restart", targets.len())?;
+    }
+    spc.remove()?;
+    spc.run(Base::Trixie, &LEAST)?.ok()?;
+    are("as many with another container", targets.len())?;
+    for (gone, target) in targets.into_iter().enumerate() {
+        spc.exec(&["spc", "umount", target])?.ok()?;
+        are("one less", targets.len() - gone - 1)?;
+    }
+    until("nothing is left", || Ok(spc.is_clean().is_ok()))
+}
+
+#[test]
+fn one_entry_for_each_mount() {
+    with_gluster(|lab, cluster| {
+        let source = format!("{}:/vol", cluster.nodes()[0].host().address());
+        for propagation in [Propagation::Shared, Propagation::Private] {
+            entries_stay(lab, propagation, &source).with_context(|| format!("{propagation:?}"))?;
+        }
+        Ok(())
+    });
+}
