@@ -7,20 +7,19 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::scope;
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
-use crate::host::{Host, Settings, container, process};
+use crate::host::{Host, Settings, container, process, turn};
 use crate::sys;
 
 /// On the host: a file for each keeper.
@@ -120,29 +119,11 @@ fn take_turn(host: &Host) -> Result<File> {
             .because(errno_text(e))
             .hint("make room below /run on the host")
     };
-    let opened = host.run("locking the client namespaces", || {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(CLIENTS)?;
-        fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(format!("{CLIENTS}/lock"))
-    })?;
+    let open = || turn::open(Path::new(CLIENTS), 0o700);
+    let opened = host.run("locking the client namespaces", open)?;
     let file = opened.map_err(fail)?;
-    let until = Instant::now() + TURN;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(error) => return Err(fail(error.into())),
-        }
-    }
+    turn::take(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(fail)?;
+    Ok(file)
 }
 
 fn make(host: &Host, id: &str) -> Result<Keeper> {

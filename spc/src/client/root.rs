@@ -6,18 +6,17 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open};
-use rustix::io::Errno;
 
 use super::{NAME_FILE, Place, enter, image, namespace, place};
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::mount_id;
-use crate::host::{Host, Settings};
+use crate::host::{Host, Settings, turn};
 
 use crate::mount::mounter::Session;
 
@@ -127,29 +126,10 @@ fn lock(host: &Host, how: FlockOperation) -> Result<InUse> {
             .because(errno_text(e))
             .hint("client programs are kept there; to have them run in the container, and the mount end with it, add -o x-spc.container")
     };
-    let opened = host.run("opening the client roots", || {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(ROOTS)?;
-        OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(format!("{ROOTS}/lock"))
-    })?;
-    let file = opened.map_err(fail)?;
-    let until = Instant::now() + LIMIT;
-    loop {
-        match flock(&file, how) {
-            Ok(()) => return Ok(InUse { file }),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(error) => return Err(fail(error.into())),
-        }
-    }
+    let open = || turn::open(Path::new(ROOTS), 0o755);
+    let file = host.run("opening the client roots", open)?.map_err(fail)?;
+    turn::take(&file, how, LIMIT).map_err(fail)?;
+    Ok(InUse { file })
 }
 
 /// Copies our own root to the host, whole or not at all.

@@ -17,6 +17,7 @@ pub mod rpc;
 pub mod service;
 pub mod settings;
 pub mod target;
+pub mod turn;
 
 pub use claim::{Claim, Mode};
 pub use namespace::Host;

@@ -4,22 +4,22 @@
 //! is known by the mark in its environment, and ends with the last mount that needs it or with the container.
 //! Starting and ending hold one lock, which the kernel gives back if its holder dies.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::output::Output;
-use super::{process, rpc};
+use super::{process, rpc, turn};
 use crate::client::{self, Place, scope};
 use crate::error::{Error, Result, errno_text};
 use crate::sys;
@@ -192,28 +192,9 @@ fn take_turn() -> Result<File> {
             .because(errno_text(e))
             .hint("the directory must be writable: with a read-only container, add --tmpfs /run")
     };
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(DIR);
-    made.map_err(failed)?;
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(format!("{DIR}/lock"));
-    let file = file.map_err(failed)?;
-    let until = Instant::now() + TURN;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(error) => return Err(failed(error.into())),
-        }
-    }
+    let file = turn::open(Path::new(DIR), 0o700).map_err(failed)?;
+    turn::take(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(failed)?;
+    Ok(file)
 }
 
 /// The mark of a service of this container.
