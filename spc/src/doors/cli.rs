@@ -25,7 +25,7 @@ use crate::mount::repair::{self, NOTHING, Outcome};
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
 use crate::mount::run::Interrupts;
 use crate::mount::servers::Choice;
-use crate::mount::unmounter;
+use crate::mount::way;
 use crate::mount::{Options, Plan, Request};
 
 /// Mounts network file systems on a host that ships no client for them.
@@ -100,6 +100,8 @@ enum Command {
     /// Walk to a target, and say when that is done
     #[command(hide = true)]
     Reach {
+        /// How long that may take
+        milliseconds: u64,
         /// The target, as a path of the host
         target: PathBuf,
     },
@@ -319,7 +321,13 @@ fn run(command: Command) -> Result<u8> {
         Command::Look { milliseconds } => {
             look::child(&Session::open()?, Duration::from_millis(milliseconds)).map(|()| 0)
         }
-        Command::Reach { target } => unmounter::reach(&Session::open()?, &target).map(|()| 0),
+        Command::Reach {
+            milliseconds,
+            target,
+        } => {
+            let limit = Duration::from_millis(milliseconds);
+            way::reach(&Session::open()?, &target, limit).map(|()| 0)
+        }
         Command::Detach {
             target,
             id,

@@ -1,11 +1,11 @@
 //! The state of a mount, found without ever waiting for it: looks are made by a process of their own, each by a thread,
-//! and what hangs is left behind.
+//! and what hangs is left behind. At each mount one thread of the whole host waits, and the others go by that.
 
-use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result, errno_text};
 use crate::host::errand::{Answer, Errand};
+use crate::host::lone::Lone;
 use crate::mount::ledger::{Record, State};
 use crate::mount::mounter::Session;
 use crate::mount::presence::entries_of;
@@ -23,6 +24,9 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// How many looks wait at once. One that has hung for its limit is not counted any more.
 const AT_ONCE: usize = 256;
+
+/// How often to see whether another look has come to its end.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// What a thread that only waits needs.
 const STACK: usize = 64 * 1024;
@@ -79,7 +83,10 @@ pub fn states(session: &Session, records: &[Record]) -> Result<Vec<Health>> {
             None => states[at] = Health::Gone,
             Some(entry) => {
                 asked.push(at);
-                targets.push(entry.target);
+                targets.push(Looked {
+                    target: entry.target,
+                    mount: key(record),
+                });
             }
         }
     }
@@ -90,15 +97,29 @@ pub fn states(session: &Session, records: &[Record]) -> Result<Vec<Health>> {
     Ok(states)
 }
 
-/// The state of the mount on a target that is known to be there, until `deadline`, or until `go_on` fails,
-/// which is asked all the while.
+fn key(record: &Record) -> u64 {
+    match record.unique_id {
+        0 => record.mount_id,
+        unique => unique,
+    }
+}
+
+/// A mount to look at.
+pub struct Looked {
+    /// A path at which the host has it.
+    pub target: PathBuf,
+    /// By what [`Lone`] knows it.
+    pub mount: u64,
+}
+
+/// The state of a mount that is known to be there, until `deadline`, or until `go_on` fails, which is asked all the while.
 ///
 /// # Errors
 /// Whatever `go_on` says, or the look cannot be started.
-pub fn at(target: &str, deadline: Instant, go_on: impl Fn() -> Result<()>) -> Result<Health> {
+pub fn at(looked: &Looked, deadline: Instant, go_on: impl Fn() -> Result<()>) -> Result<Health> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match look(&[PathBuf::from(target)], left, &go_on)?.first() {
+        match look(std::slice::from_ref(looked), left, &go_on)?.first() {
             // It may be the look that failed, at once: then not as fast as that can be.
             Some(Health::Hung) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(100));
@@ -108,9 +129,9 @@ pub fn at(target: &str, deadline: Instant, go_on: impl Fn() -> Result<()>) -> Re
     }
 }
 
-/// Looks at paths of the host, at each for so long.
+/// Looks at mounts, at each for so long.
 fn look(
-    targets: &[PathBuf],
+    targets: &[Looked],
     limit: Duration,
     go_on: impl Fn() -> Result<()>,
 ) -> Result<Vec<Health>> {
@@ -119,12 +140,14 @@ fn look(
         return Ok(states);
     }
     let mut input = Vec::new();
-    for target in targets {
+    for Looked { target, mount } in targets {
+        input.extend(mount.to_string().into_bytes());
+        input.push(b' ');
         input.extend(target.as_os_str().as_bytes());
         input.push(0);
     }
     let milliseconds = limit.as_millis().to_string();
-    let mut errand = Errand::send(&["look", &milliseconds], &input)?;
+    let mut errand = Errand::send_off(&["look", &milliseconds], &input)?;
     // It keeps the limit itself; this one is for one that does not even do that.
     let rounds = u32::try_from(targets.len() / AT_ONCE + 1).unwrap_or(u32::MAX);
     let deadline = Instant::now() + limit.saturating_mul(rounds) + Duration::from_secs(1);
@@ -145,8 +168,8 @@ fn look(
     Ok(states)
 }
 
-/// The other side: looks at targets of the host, which it reads from standard input, each ended by a NUL, and says for
-/// each its number and state.
+/// The other side: looks at mounts of the host, which it reads from standard input as the number and a path of each, ended by
+/// a NUL, and says for each its place among them and its state.
 ///
 /// # Errors
 /// The host cannot be entered, or nobody listens.
@@ -154,73 +177,160 @@ pub fn child(session: &Session, limit: Duration) -> Result<()> {
     let mut input = Vec::new();
     let read = std::io::stdin().read_to_end(&mut input);
     read.map_err(|e| Error::system("cannot read the targets").because(errno_text(e)))?;
-    let targets = input
-        .split(|byte| *byte == 0)
-        .filter(|path| !path.is_empty());
     let (said, answers) = channel();
     let mut looks = Looks {
+        session,
+        lone: Arc::new(Lone::open(&session.host)?),
         limit,
+        said,
         answers,
-        open: VecDeque::new(),
+        open: Vec::new(),
+        hung: Vec::new(),
     };
-    for (number, target) in targets.enumerate() {
-        while looks.open.len() >= AT_ONCE {
-            looks.take()?;
+    let looked = input
+        .split(|byte| *byte == 0)
+        .filter(|line| !line.is_empty());
+    let done = looks.all(looked);
+    // What has not been told of is not known to hang.
+    for open in &looks.open {
+        looks.lone.leave(open.mount);
+    }
+    done
+}
+
+/// A look that has no answer.
+struct Open {
+    number: usize,
+    mount: u64,
+    since: Instant,
+    /// What to look at, as soon as another has left it.
+    held: Option<PathBuf>,
+}
+
+/// The looks that have not answered.
+struct Looks<'a> {
+    session: &'a Session,
+    lone: Arc<Lone>,
+    limit: Duration,
+    said: Sender<(usize, Health)>,
+    answers: Receiver<(usize, Health)>,
+    open: Vec<Open>,
+    /// Those that were told of as hung; they may answer still.
+    hung: Vec<Open>,
+}
+
+impl Looks<'_> {
+    fn all<'a>(&mut self, looked: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+        for (number, line) in looked.enumerate() {
+            while self.open.len() >= AT_ONCE {
+                self.take()?;
+            }
+            let end = line.iter().position(|byte| *byte == b' ').unwrap_or(0);
+            let mount = std::str::from_utf8(&line[..end]).ok();
+            let mount = mount.and_then(|mount| mount.parse().ok());
+            let target = PathBuf::from(OsStr::from_bytes(&line[end + 1..]));
+            let open = Open {
+                number,
+                mount: mount.ok_or_else(|| Error::usage("a target without a mount"))?,
+                since: Instant::now(),
+                held: None,
+            };
+            self.begin(open, target)?;
         }
-        let target = PathBuf::from(OsStr::from_bytes(target));
+        while !self.open.is_empty() {
+            self.take()?;
+        }
+        Ok(())
+    }
+
+    /// Looks, unless another does.
+    fn begin(&mut self, mut open: Open, target: PathBuf) -> Result<()> {
+        let cannot = |what: &str, e| Error::system(what.to_owned()).because(errno_text(e));
+        let held = self.lone.take(open.mount);
+        match held.map_err(|e| cannot("cannot see who waits for a mount", e))? {
+            Some(since) if since >= self.limit => return tell(open.number, Health::Hung),
+            Some(_) => {
+                open.held = Some(target);
+                self.open.push(open);
+                return Ok(());
+            }
+            None => {}
+        }
+        let number = open.number;
+        self.open.push(open);
         loop {
-            let (target, said) = (target.clone(), said.clone());
+            let (target, said) = (target.clone(), self.said.clone());
+            let lone = Arc::clone(&self.lone);
             // Threads that the host's thread starts are in its namespace.
-            let start = move || start(number, target, said);
-            match session.host.run("starting a look", start)? {
-                Ok(()) => break,
+            let start = move || start(number, target, said, lone);
+            match self.session.host.run("starting a look", start)? {
+                Ok(()) => return Ok(()),
                 // There may be no more of them: one that has answered makes room.
-                Err(_) if !looks.open.is_empty() => looks.take()?,
-                Err(error) => {
-                    return Err(Error::system("cannot start a thread").because(errno_text(error)));
-                }
+                Err(_) if self.open.len() > 1 => self.take()?,
+                Err(error) => return Err(cannot("cannot start a thread", error)),
             }
         }
-        looks.open.push_back((number, Instant::now()));
     }
-    while !looks.open.is_empty() {
-        looks.take()?;
-    }
-    Ok(())
-}
 
-/// The looks that have not answered, the oldest first.
-struct Looks {
-    limit: Duration,
-    answers: Receiver<(usize, Health)>,
-    open: VecDeque<(usize, Instant)>,
-}
-
-impl Looks {
     /// Waits for the next answer, or until the oldest look has had its time, and passes it on.
     fn take(&mut self) -> Result<()> {
-        let Some((oldest, since)) = self.open.front().copied() else {
+        let Some(oldest) = self.open.iter().min_by_key(|open| open.since) else {
             return Ok(());
         };
-        let left = self.limit.saturating_sub(since.elapsed());
-        let (number, health) = self
-            .answers
-            .recv_timeout(left)
-            .unwrap_or((oldest, Health::Hung));
-        let open = self.open.iter().position(|(open, _)| *open == number);
-        // One that answers when its time was over has been told of.
-        if let Some(at) = open {
-            self.open.remove(at);
-            let line = format!("{number} {}\n", health.word());
-            let told = std::io::stdout().write_all(line.as_bytes());
-            told.map_err(|e| Error::system("cannot write to stdout").because(errno_text(e)))?;
+        let (oldest, left) = (
+            oldest.number,
+            self.limit.saturating_sub(oldest.since.elapsed()),
+        );
+        let others = self.open.iter().any(|open| open.held.is_some());
+        let wait = if others { left.min(AGAIN) } else { left };
+        let (number, health) = match self.answers.recv_timeout(wait) {
+            Ok(answer) => answer,
+            Err(_) if wait < left => return self.try_held(),
+            Err(_) => (oldest, Health::Hung),
+        };
+        let of = |open: &Open| open.number == number;
+        if let Some(at) = self.hung.iter().position(of) {
+            // It has been told of, but others need not go by that any more.
+            self.lone.leave(self.hung.swap_remove(at).mount);
+        }
+        if let Some(at) = self.open.iter().position(of) {
+            let open = self.open.swap_remove(at);
+            match health {
+                Health::Hung => self.hung.push(open),
+                _ => self.lone.leave(open.mount),
+            }
+            tell(number, health)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at what another looked at, if that has got its answer.
+    fn try_held(&mut self) -> Result<()> {
+        let held = self.open.extract_if(.., |open| open.held.is_some());
+        for mut open in held.collect::<Vec<_>>() {
+            if let Some(target) = open.held.take() {
+                self.begin(open, target)?;
+            }
         }
         Ok(())
     }
 }
 
-fn start(number: usize, target: PathBuf, said: Sender<(usize, Health)>) -> std::io::Result<()> {
+fn tell(number: usize, health: Health) -> Result<()> {
+    let line = format!("{number} {}\n", health.word());
+    let told = std::io::stdout().write_all(line.as_bytes());
+    told.map_err(|e| Error::system("cannot write to stdout").because(errno_text(e)))
+}
+
+fn start(
+    number: usize,
+    target: PathBuf,
+    said: Sender<(usize, Health)>,
+    lone: Arc<Lone>,
+) -> std::io::Result<()> {
     let look = move || {
+        // Whoever comes later goes by it, for as long as this hangs.
+        let _held = lone;
         let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
         let seen = statx(CWD, &target, flags, StatxFlags::BASIC_STATS);
         // Only an answer is an answer, whatever the error.
@@ -239,25 +349,6 @@ fn start(number: usize, target: PathBuf, said: Sender<(usize, Health)>) -> std::
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_answer_that_comes_too_late_does_not_count() {
-        let (said, answers) = channel();
-        let mut looks = Looks {
-            limit: Duration::from_millis(10),
-            answers,
-            open: VecDeque::from([(0, Instant::now()), (1, Instant::now())]),
-        };
-        said.send((1, Health::Ok)).unwrap();
-        looks.take().unwrap();
-        assert_eq!(looks.open.len(), 1);
-        looks.take().unwrap();
-        assert!(looks.open.is_empty(), "the first has had its time");
-        looks.open.push_back((2, Instant::now()));
-        said.send((0, Health::Ok)).unwrap();
-        looks.take().unwrap();
-        assert_eq!(looks.open.front().map(|(number, _)| *number), Some(2));
-    }
 
     #[test]
     fn what_is_said_is_understood() {

@@ -24,6 +24,8 @@ const END: Duration = Duration::from_millis(20);
 /// An errand on its way: a command of this program's own. Dropping it ends it, or leaves it behind.
 pub struct Errand {
     child: Child,
+    /// It ends with us.
+    tied: bool,
     said: ChildStdout,
     unread: Vec<u8>,
 }
@@ -45,6 +47,18 @@ impl Errand {
     /// # Errors
     /// No process can be made.
     pub fn send<S: AsRef<OsStr>>(words: &[S], input: &[u8]) -> Result<Self> {
+        Self::start(words, input, true)
+    }
+
+    /// As [`Errand::send`], for one that has a limit of its own and is never ended by us.
+    ///
+    /// # Errors
+    /// No process can be made.
+    pub fn send_off<S: AsRef<OsStr>>(words: &[S], input: &[u8]) -> Result<Self> {
+        Self::start(words, input, false)
+    }
+
+    fn start<S: AsRef<OsStr>>(words: &[S], input: &[u8], tied: bool) -> Result<Self> {
         let fail = |e: std::io::Error| {
             Error::system("cannot start a look at the host").because(errno_text(e))
         };
@@ -60,12 +74,17 @@ impl Errand {
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         // Whoever holds the target's lock has it only as long as it lives.
-        let mut child = sys::tie_to_parent(&mut command).spawn().map_err(fail)?;
+        let command = match tied {
+            true => sys::tie_to_parent(&mut command),
+            false => sys::detach(&mut command),
+        };
+        let mut child = command.spawn().map_err(fail)?;
         let Some(said) = child.stdout.take() else {
             return Err(fail(std::io::ErrorKind::BrokenPipe.into()));
         };
         Ok(Self {
             child,
+            tied,
             said,
             unread: Vec::new(),
         })
@@ -105,8 +124,10 @@ impl Errand {
 
 impl Drop for Errand {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
+        if self.tied {
+            // It may have ended by itself.
+            let _ = self.child.kill();
+        }
         let until = Instant::now() + END;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));

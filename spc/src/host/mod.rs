@@ -6,6 +6,7 @@ pub mod copies;
 pub mod disk;
 pub mod errand;
 pub mod hostname;
+pub mod lone;
 pub mod modules;
 pub mod mountinfo;
 pub mod namespace;

@@ -13,11 +13,13 @@ use super::ledger::Record;
 use super::mounter::Session;
 use super::presence::entry_of;
 use super::unmounter::How;
+use super::way::{self, HELD};
 use crate::error::{Error, Reason, Result, errno_text};
-use crate::health::look::{self, Health};
+use crate::health::look::{self, Health, Looked};
 use crate::host::errand::{Answer, Errand};
+use crate::host::lone;
 use crate::host::mountinfo::{self, Entry};
-use crate::host::target::show;
+use crate::host::target::{MountId, show};
 
 /// How long one rung may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -137,8 +139,15 @@ fn hung_below(session: &Session, entry: &Entry) -> Option<String> {
     let (parent, unique) = (entry.parent, entry.parent_unique);
     let look = move || mountinfo::find(parent, unique);
     let on = session.host.run("looking at a mount", look).ok()?.ok()??;
-    let target = on.target.to_string_lossy();
-    let health = look::at(&target, Instant::now() + Duration::from_secs(1), || Ok(())).ok()?;
+    let looked = Looked {
+        target: on.target.clone(),
+        mount: lone::key(MountId {
+            id: parent,
+            unique,
+            is_root: true,
+        }),
+    };
+    let health = look::at(&looked, Instant::now() + Duration::from_secs(1), || Ok(())).ok()?;
     (health == Health::Hung).then(|| show(&on.target))
 }
 
@@ -196,6 +205,8 @@ fn take(record: &Record, rung: Rung) -> Result<Came> {
     Ok(match answer {
         Answer::Line(line) => match line.split_once(' ') {
             None if line == "done" => Came::Done,
+            // As late as another that has waited there for so long.
+            None if line == HELD => Came::Late,
             None => Came::NotThere,
             Some((_, number)) => Came::Failed(Errno::from_raw_os_error(
                 number.parse().unwrap_or(libc::EIO),
@@ -215,6 +226,10 @@ fn take(record: &Record, rung: Rung) -> Result<Came> {
 /// # Errors
 /// The host cannot be entered.
 pub fn child(session: &Session, target: &Path, id: u64, unique: u64, rung: Rung) -> Result<()> {
+    if way::is_held(session, target, LIMIT)? {
+        println!("{HELD}");
+        return Ok(());
+    }
     let target = target.to_owned();
     let until = Instant::now()
         + match rung {

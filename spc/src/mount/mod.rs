@@ -24,6 +24,7 @@ pub mod secrets;
 pub mod servers;
 pub mod services;
 pub mod unmounter;
+pub mod way;
 
 pub use ledger::{Ledger, Record};
 pub use options::Options;

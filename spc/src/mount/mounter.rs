@@ -23,12 +23,12 @@ use super::servers::{self, Share};
 use super::{Ledger, Plan, Proof, Request, services};
 use crate::client::{Place, enter, namespace, place, root, scope};
 use crate::error::{Class, Error, Reason, Result, errno_text};
-use crate::health::look::{self, Health};
+use crate::health::look::{self, Health, Looked};
 use crate::health::report::{Asked, Operation};
 use crate::host::claim::{Claim, Mode};
 use crate::host::mountinfo::Entry;
 use crate::host::target::{self, MountId, Pinned, show};
-use crate::host::{Host, Settings, container, copies, modules, process};
+use crate::host::{Host, Settings, container, copies, lone, modules, process};
 use crate::kinds::Maker;
 use crate::kinds::block::AUTO;
 use crate::kinds::servers::first_of;
@@ -473,7 +473,11 @@ impl<'a> Attempt<'a> {
             ..self.record.clone()
         };
         let (target, _held) = self.looked_at()?;
-        let health = look::at(&target, deadline, || interrupts.check())?;
+        let looked = Looked {
+            target: target.into(),
+            mount: lone::key(mount),
+        };
+        let health = look::at(&looked, deadline, || interrupts.check())?;
         let (cause, reason) = match health {
             Health::Hung => ("what it mounted does not answer", Reason::NoAnswer),
             Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {

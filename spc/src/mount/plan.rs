@@ -11,7 +11,7 @@ use super::device::prepare::MKFS;
 use super::files::Files;
 use super::request::RouteChoice;
 use super::servers::file;
-use super::{Options, Request};
+use super::{Options, Request, way};
 use crate::client::{self, Place, enter};
 use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::container::PROGRAM_DIRS;
@@ -165,6 +165,11 @@ impl Plan {
             mkdir: None,
             ..rules
         };
+        way::clear(host, &asked_target, request.timeout)?;
+        if let Maker::Bind { .. } = chosen.maker {
+            let source = on_host(Path::new(&request.source), &cwd, &settings.hosts());
+            way::clear(host, &source, request.timeout)?;
+        }
         let found = host.run("looking at the target", {
             let target = asked_target.clone();
             move || walk(&target, look)

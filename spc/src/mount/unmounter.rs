@@ -1,6 +1,5 @@
 //! Takes a mount away, waits for its processes, and forgets it.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,19 +8,15 @@ use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::presence::entry_of;
 use super::recover::{COPIES, PATIENCE, forget, known, part, settle};
-use super::{repair, services};
+use super::{repair, services, way};
 use crate::client::{enter, root};
 use crate::error::{Error, Reason, Result};
 use crate::health::report::{Asked, Operation};
-use crate::host::errand::{Answer, Errand};
 use crate::host::target::on_host;
 use crate::host::target::{self, Rules, show};
 
 /// How long to wait for another command at work on the same target.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long the walk to a target may take.
-const WALK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A target that is mounted is looked for where it was allowed to be.
 const RULES: Rules = Rules {
@@ -55,34 +50,11 @@ pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
     {
         return Ok(plain);
     }
-    let mut errand = Errand::send(&[OsStr::new("reach"), path.as_os_str()], b"")?;
-    if errand.line(Instant::now() + WALK_LIMIT, || Ok(()))? == Answer::Late {
-        return Err(
-            Error::mount(format!("the way to {} does not answer", show(&path)))
-                .because(format!("waited {} s", WALK_LIMIT.as_secs()))
-                .reason_is(Reason::NoAnswer)
-                .hint("it leads through a dead file system: `spc ls` shows which one, and `spc umount -l` takes that away"),
-        );
-    }
+    way::clear(&session.host, &path, way::LIMIT)?;
     let (pinned, _) = session
         .host
         .run("looking at the target", move || target::pin(&path, RULES))??;
     Ok(pinned.path)
-}
-
-/// The other side of a walk that may not come to its end: it says when it has.
-///
-/// # Errors
-/// The host cannot be entered.
-pub fn reach(session: &Session, target: &Path) -> Result<()> {
-    let path = target.to_owned();
-    // Whoever sent us walks there as well, and tells of what is wrong.
-    let walk = move || drop(target::pin(&path, RULES));
-    session
-        .host
-        .run_within("looking at the target", 2 * WALK_LIMIT, walk)?;
-    println!("done");
-    Ok(())
 }
 
 /// Unmounts a recorded mount.
