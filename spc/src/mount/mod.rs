@@ -1,5 +1,6 @@
 //! The pipeline: Request, Plan, run, Proof, Record. It does not know which door a request came through.
 
+mod attempt;
 pub mod containers;
 pub mod device;
 pub mod direct;

@@ -13,7 +13,7 @@ use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::plan::Route;
 use super::presence::entry_of;
-use super::repair;
+use super::{repair, way};
 use crate::client::scope;
 use crate::error::{Error, Result, errno_text};
 use crate::host::claim::Claim;
@@ -105,6 +105,7 @@ pub fn undo(session: &Session, record: &Record) -> Result<()> {
     let mut ids = claim
         .mounted()
         .or((record.mount_id != 0).then_some((record.mount_id, record.unique_id)));
+    way::clear(&session.host, Path::new(&record.target), way::LIMIT)?;
     if ids.is_none() && record.route == Route::Preload {
         let seen = record.clone();
         ids = session

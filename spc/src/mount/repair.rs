@@ -12,7 +12,7 @@ use super::direct::{self, Detached};
 use super::extent::Extent;
 use super::handover::Handover;
 use super::ledger::{Record, State};
-use super::mounter::{Session, scope_of};
+use super::mounter::Session;
 use super::plan::Route;
 use super::presence::entry_of;
 use super::recover::{is_mount, known, leave_stand_in, unnoted, unseen};
@@ -251,23 +251,9 @@ impl<'a> Attempt<'a> {
         };
         container::fuse()?;
         self.plan.files.copy()?;
-        let secrets = &self.plan.request.secrets;
-        let handover = Handover::prepare(&helper.secrets, secrets)?;
-        let stand_in = claim.stand_in().to_string_lossy();
-        let run = Run {
-            program: &program.path,
-            argv: self.plan.argv(&stand_in, |key| handover.number(key)),
-            env: &helper.env,
-            no_keys: helper.no_keys,
-            claim,
-            id: &self.plan.id,
-            log: helper.log.as_ref().map(PathBuf::from),
-            telling: self.plan.chosen.telling,
-            target: &self.plan.target,
-            handover: &handover,
-            secrets,
-            scope: scope_of(&self.record),
-        };
+        let handover = Handover::prepare(&helper.secrets, &self.plan.request.secrets)?;
+        let made_by = (helper, program);
+        let run = Run::of(self.plan, made_by, claim, &handover, &self.record);
         let said = run.to_end(deadline, interrupts)?;
         let failed = |why: &str| run.tell(cannot(&self.record).because(why), &said);
         let until = Instant::now() + SETTLE;

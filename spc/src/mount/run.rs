@@ -16,14 +16,16 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use super::Secrets;
 use super::handover::Handover;
+use super::ledger::Record;
+use super::plan::Program;
+use super::{Plan, Secrets};
 use crate::client::scope;
 use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::host::output::{Output, last_lines};
 use crate::host::target::show;
 use crate::host::{Claim, process};
-use crate::kinds::Telling;
+use crate::kinds::{Helper, Telling};
 use crate::log;
 use crate::sys;
 
@@ -95,38 +97,74 @@ pub struct Run<'a> {
     /// Its program.
     pub program: &'a Path,
     /// Its arguments.
-    pub argv: Vec<String>,
+    argv: Vec<String>,
     /// Variables of its environment.
-    pub env: &'a [(&'static str, String)],
+    env: &'a [(&'static str, String)],
     /// It is told that the kernel keeps no keys.
-    pub no_keys: bool,
+    no_keys: bool,
     /// The claim whose stand-in it mounts on.
-    pub claim: &'a Claim,
+    claim: &'a Claim,
     /// Mark for its processes.
-    pub id: &'a str,
+    id: &'a str,
     /// Its own log file, if it has one.
-    pub log: Option<PathBuf>,
+    log: Option<PathBuf>,
     /// How its failures are told.
-    pub telling: Telling,
+    telling: Telling,
     /// The target on the host, which it knows by its stand-in.
-    pub target: &'a Path,
+    target: &'a Path,
     /// What it is given besides arguments.
-    pub handover: &'a Handover<'a>,
+    handover: &'a Handover<'a>,
     /// What must not be repeated of what it says.
-    pub secrets: &'a Secrets,
+    secrets: &'a Secrets,
     /// The cgroup of its own that it and its daemon get, unless they end with the container.
-    pub scope: Option<Scope>,
+    scope: Option<Scope>,
 }
 
 /// A cgroup on the host.
-pub struct Scope {
-    /// Its name.
-    pub name: String,
+struct Scope {
+    name: String,
     /// What it is for, for people.
-    pub description: String,
+    description: String,
 }
 
-impl Run<'_> {
+impl Scope {
+    /// The cgroup of its own for what a mount with a client root leaves running.
+    fn of(record: &Record) -> Option<Self> {
+        let target = Path::new(&record.target);
+        let (fs_type, source) = (&record.fs_type, &record.source);
+        record.root.is_some().then(|| Self {
+            name: scope::name_of(target),
+            description: format!("spc: {fs_type} {source} on {}", show(target)),
+        })
+    }
+}
+
+impl<'a> Run<'a> {
+    /// The helper of a plan, which is to mount on the stand-in of a claim.
+    pub fn of(
+        plan: &'a Plan,
+        (helper, program): (&'a Helper, &'a Program),
+        claim: &'a Claim,
+        handover: &'a Handover<'a>,
+        record: &Record,
+    ) -> Self {
+        let stand_in = claim.stand_in().to_string_lossy();
+        Self {
+            program: &program.path,
+            argv: plan.argv(&stand_in, |key| handover.number(key)),
+            env: &helper.env,
+            no_keys: helper.no_keys,
+            claim,
+            id: &plan.id,
+            log: helper.log.as_ref().map(PathBuf::from),
+            telling: plan.chosen.telling,
+            target: &plan.target,
+            handover,
+            secrets: &plan.request.secrets,
+            scope: Scope::of(record),
+        }
+    }
+
     /// Runs the helper to its end, and gives back what it said. What it leaves running afterwards is the mount's daemon.
     ///
     /// # Errors

@@ -1,0 +1,387 @@
+//! One try at a mount, from the intent in the ledger to the proof; what is not finished is undone.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode as FileMode, OFlags, openat};
+
+use super::device::prepare::{MKFS, Preparing};
+use super::device::{Attached, Attaching};
+use super::direct::{self, Detached};
+use super::handover::Handover;
+use super::ledger::{Again, OnDevice, Record, State, boot, now};
+use super::mounter::Session;
+use super::plan::Route;
+use super::presence::entry_of;
+use super::proof;
+use super::queue::{self, Limit, Turn};
+use super::recover::{is_mount, leave_stand_in, undo, unseen};
+use super::request::RouteChoice;
+use super::run::{Interrupts, Run, Said};
+use super::servers::Share;
+use super::{Plan, Proof, services};
+use crate::client::Place;
+use crate::error::{Class, Error, Reason, Result, errno_text};
+use crate::health::look::{self, Health, Looked};
+use crate::host::claim::{Claim, Mode};
+use crate::host::target::{MountId, Pinned, show};
+use crate::host::{container, copies, lone, modules, process};
+use crate::kinds::Maker;
+use crate::kinds::block::AUTO;
+use crate::kinds::servers::first_of;
+use crate::log;
+
+/// How long a helper that ended well may take until its mount is there.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// One try at a mount; undone when dropped before it is finished.
+pub(super) struct Attempt<'a> {
+    session: &'a Session,
+    plan: &'a Plan,
+    pinned: Arc<Pinned>,
+    record: Record,
+    finished: bool,
+    /// The target is an automount, which lets nobody past until the mount is there.
+    waited_for: bool,
+}
+
+impl<'a> Attempt<'a> {
+    pub(super) fn new(
+        session: &'a Session,
+        plan: &'a Plan,
+        pinned: Arc<Pinned>,
+        waited_for: bool,
+    ) -> Self {
+        let id = plan.id.clone();
+        let request = &plan.request;
+        let on = pinned.mount.id;
+        let record = Record {
+            id,
+            state: State::Mounting,
+            target: plan.target.to_string_lossy().into_owned(),
+            written: plan.written.to_string_lossy().into_owned(),
+            fs_type: request.fs_type.clone(),
+            source: request.source.clone(),
+            shows: plan.chosen.shows.clone(),
+            shows_source: plan.chosen.shows_source.clone(),
+            options: request.options.to_string(),
+            request: plan.fingerprint.clone(),
+            route: plan.route,
+            mount_id: 0,
+            unique_id: 0,
+            on,
+            daemon: Vec::new(),
+            root: match &session.place {
+                Place::Client(root) => Some(root.clone()),
+                Place::Container | Place::Host => None,
+            },
+            since: now(),
+            request_id: log::request().unwrap_or_default().to_owned(),
+            device: plan.chosen.device.as_ref().map(|device| OnDevice {
+                name: device.name.clone(),
+                through: device.through.clone(),
+            }),
+            boot: boot().to_owned(),
+            again: None,
+        };
+        Self {
+            session,
+            plan,
+            pinned,
+            record,
+            finished: false,
+            waited_for,
+        }
+    }
+
+    pub(super) fn run(mut self, share: Share, interrupts: &Interrupts) -> Result<Record> {
+        // First of all the intent: whoever finds it after a crash knows what to undo.
+        self.session.ledger.put(&self.record)?;
+        let (host, settings) = (&self.session.host, &self.session.settings);
+        let lacks = modules::provide(&self.plan.chosen.modules, host, settings);
+        interrupts.check()?;
+        let turn = self.turn(share.until(), interrupts)?;
+        let proof = self
+            .carry_out(share.until(), interrupts)
+            .map_err(|error| turn.explain(modules::explain(error, &lacks)))?;
+        drop(turn);
+        interrupts.check()?;
+        // Only the container's table may have copies. The kernel makes them after what they are copies of.
+        if self.session.place == Place::Container {
+            copies::drop_copies(&proof.entry, &proof.on, proof.mount.unique)?;
+        }
+        self.record.state = State::Mounted;
+        self.note(proof.mount);
+        self.session.ledger.put(&self.record)?;
+        self.finished = true;
+        Ok(self.record.clone())
+    }
+
+    /// Waits until it may run a helper; what the kernel makes alone needs no turn.
+    fn turn(&self, deadline: Instant, interrupts: &Interrupts) -> Result<Turn> {
+        let Plan {
+            request, chosen, ..
+        } = self.plan;
+        let server = match (&chosen.maker, &chosen.device) {
+            (_, Some(device)) => Some(device.through.as_str()),
+            (Maker::Helper(_), None) => first_of(&self.plan.source),
+            _ => return Ok(Turn::default()),
+        };
+        let host = &self.session.host;
+        let limit = Limit::of(&request.options, host)?;
+        queue::enter(host, server, limit, deadline, || interrupts.check())
+    }
+
+    /// Runs the helper, or has the kernel make the mount, and proves the result.
+    fn carry_out(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Proof> {
+        if self.plan.chosen.is_fuse() {
+            container::fuse()?;
+        }
+        Ok(match (&self.plan.chosen.maker, &self.plan.program) {
+            (Maker::Helper(helper), Some(program)) => {
+                let mode = if self.plan.route == Route::Graft {
+                    Mode::Stay
+                } else {
+                    Mode::Carry
+                };
+                let claim = Claim::make(
+                    &self.session.settings.claims(),
+                    &self.record.id,
+                    mode,
+                    &self.pinned,
+                )?;
+                self.plan.files.copy()?;
+                let secrets = &self.plan.request.secrets;
+                let handover = Handover::prepare(&helper.secrets, secrets)?;
+                let run = Run::of(
+                    self.plan,
+                    (helper, program),
+                    &claim,
+                    &handover,
+                    &self.record,
+                );
+                let said = run
+                    .to_end(deadline, interrupts)
+                    .map_err(|error| self.hint_at_network(error))?;
+                let proof = self
+                    .land(&claim, &program.path)
+                    .map_err(|error| run.tell(error, &said))?;
+                if proof.entry.is_fuse() {
+                    self.answers(&run, &said, proof.mount, deadline, interrupts)?;
+                    let origins = secrets.origins();
+                    self.record.again = Some(Again {
+                        secrets: origins.map(|(key, from)| format!("{key}={from}")).collect(),
+                        ..Again::default()
+                    });
+                }
+                let marked = process::marked(&self.record.id);
+                self.record.daemon = marked.map_err(|e| unseen(&self.record, e))?;
+                proof
+            }
+            _ => {
+                let attached = self.device(deadline, interrupts)?;
+                let (chosen, request) = (self.plan.chosen.clone(), &self.plan.request);
+                let mut options = request.options.for_file_system();
+                let (mut fs_type, mut source) = (request.fs_type.clone(), request.source.clone());
+                if let (Some((disk, found)), Some(device)) = (&attached, &chosen.device) {
+                    options = options.without(device.options);
+                    source = disk.disk.node.to_string_lossy().into_owned();
+                    fs_type = found.clone();
+                    self.record.fs_type.clone_from(found);
+                }
+                let make = move || direct::make(&chosen, &fs_type, &source, &options);
+                // A file system may have a journal to replay.
+                let limit = deadline
+                    .saturating_duration_since(Instant::now())
+                    .max(Duration::from_secs(20));
+                let detached = self.session.host.run_within("mounting", limit, make)??;
+                self.attach(detached)?
+                    .ok_or_else(|| self.nothing("the kernel"))?
+            }
+        })
+    }
+
+    /// Attaches the device, where the kind has one, and finds out what is on it.
+    fn device(
+        &self,
+        deadline: Instant,
+        interrupts: &Interrupts,
+    ) -> Result<Option<(Attached, String)>> {
+        let Some(device) = &self.plan.chosen.device else {
+            return Ok(None);
+        };
+        let request = &self.plan.request;
+        let attaching = Attaching {
+            session: self.session,
+            device,
+            record: &self.record,
+            host_name: request.options.value("initiator"),
+            secrets: &request.secrets,
+            deadline,
+            interrupts,
+        };
+        let attached = attaching.run()?;
+        let asked = request.fs_type.as_str();
+        let preparing = Preparing {
+            host: &self.session.host,
+            name: &device.name,
+            disk: &attached.disk,
+            fs_type: Some(asked).filter(|asked| *asked != AUTO),
+            read_only: request.options.read_only(),
+            mkfs: request.options.has(MKFS),
+            id: &self.record.id,
+            deadline,
+            interrupts,
+        };
+        let found = preparing.run()?;
+        Ok(Some((attached, found)))
+    }
+
+    /// The helper ended well: where is its mount? On the host, where the shim put it, or on the
+    /// stand-in, from where it is grafted.
+    fn land(&mut self, claim: &Claim, program: &Path) -> Result<Proof> {
+        let until = Instant::now() + SETTLE;
+        loop {
+            // Without the shim's note it is somebody else's mount, or one that was not finished.
+            if let Some(made) = claim.mounted()
+                && let Some(proof) = self.look(Some(made))?
+            {
+                return Ok(proof);
+            }
+            if is_mount(claim.stand_in()) {
+                if self.plan.request.route == RouteChoice::Preload {
+                    return Err(Error::mount(format!(
+                        "{} mounted in the container, past the shim",
+                        program.display()
+                    ))
+                    .hint("leave out --route preload, and the mount will be moved to the host"));
+                }
+                self.record.route = Route::Graft;
+                let detached = Detached::clone_of(claim.stand_in())?;
+                let proof = self.attach(detached)?;
+                leave_stand_in(claim.stand_in())?;
+                return proof.ok_or_else(|| self.nothing("the helper"));
+            }
+            if Instant::now() >= until {
+                let who = program.display().to_string();
+                if self.pinned.top().is_ok_and(|top| top != self.pinned.mount) {
+                    return Err(Error::mount(format!(
+                        "{who} reported success, but what is on {} is not a mount that it finished",
+                        show(&self.plan.target)
+                    ))
+                    .hint(
+                        "one of its processes was killed, perhaps for want of memory; see dmesg",
+                    ));
+                }
+                return Err(self.nothing(&who));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A FUSE mount is there before its daemon has said a word to the kernel; many ask their server only
+    /// then. So it has to answer once, and to be there still when it did.
+    fn answers(
+        &self,
+        run: &Run<'_>,
+        said: &Said,
+        mount: MountId,
+        deadline: Instant,
+        interrupts: &Interrupts,
+    ) -> Result<()> {
+        let made = Record {
+            mount_id: mount.id,
+            unique_id: mount.unique,
+            ..self.record.clone()
+        };
+        let (target, _held) = self.looked_at()?;
+        let looked = Looked {
+            target: target.into(),
+            mount: lone::key(mount),
+        };
+        let health = look::at(&looked, deadline, || interrupts.check())?;
+        let (cause, reason) = match health {
+            Health::Hung => ("what it mounted does not answer", Reason::NoAnswer),
+            Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {
+                return Ok(());
+            }
+            _ => ("it ended when it had mounted", Reason::Helper),
+        };
+        let failed = Error::mount(format!("{} failed", run.program.display()))
+            .because(cause)
+            .reason_is(reason);
+        Err(self.hint_at_network(run.tell(failed, said)))
+    }
+
+    /// The path by which another process looks at the new mount, and what it leads through.
+    fn looked_at(&self) -> Result<(String, Option<OwnedFd>)> {
+        if !self.waited_for {
+            return Ok((self.record.target.clone(), None));
+        }
+        let pinned = Arc::clone(&self.pinned);
+        let opened = self.session.host.run("opening the mount", move || {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            openat(&pinned.parent, &pinned.name, flags, FileMode::empty())
+        })?;
+        let opened =
+            opened.map_err(|e| Error::mount("cannot open the new mount").because(errno_text(e)))?;
+        let path = format!("/proc/{}/fd/{}/.", std::process::id(), opened.as_raw_fd());
+        Ok((path, Some(opened)))
+    }
+
+    fn look(&self, made: Option<(u64, u64)>) -> Result<Option<Proof>> {
+        let (pinned, shows) = (Arc::clone(&self.pinned), self.plan.chosen.shows.clone());
+        self.session.host.run("proving the mount", move || {
+            proof::look(&pinned, &shows, made)
+        })?
+    }
+
+    /// Attaches a finished mount, whose id is in the ledger before it can be seen, and looks for it where it should be.
+    fn attach(&mut self, detached: Detached) -> Result<Option<Proof>> {
+        self.note(detached.mount);
+        let (pinned, shows) = (Arc::clone(&self.pinned), self.plan.chosen.shows.clone());
+        let attach = move || {
+            detached.attach(&pinned)?;
+            proof::look(&pinned, &shows, None)
+        };
+        self.session.ledger.put_and(&self.record, attach)?
+    }
+
+    fn note(&mut self, mount: MountId) {
+        self.record.mount_id = mount.id;
+        self.record.unique_id = mount.unique;
+    }
+
+    fn hint_at_network(&self, error: Error) -> Error {
+        let own = container::shares(&self.session.settings, "net") == Some(false);
+        let network = "the container has a network of its own, which may not reach the server: start it with --net=host";
+        if own && error.class() == Class::Mount {
+            return error.hint_also(network);
+        }
+        error.hint_if_none(
+            "`spc explain` shows how it is run; with -v the shim's decisions are shown as well",
+        )
+    }
+
+    fn nothing(&self, who: &str) -> Error {
+        Error::mount(format!(
+            "{who} reported success, but nothing is mounted on {}",
+            show(&self.plan.target)
+        ))
+        .reason_is(Reason::NoProof)
+        .hint("run it again with -v; `spc doctor` checks the container")
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            if let Err(error) = undo(self.session, &self.record) {
+                tracing::error!("what was half made could not be undone: {error}");
+            }
+            services::release(self.session);
+        }
+    }
+}
