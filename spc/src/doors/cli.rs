@@ -22,7 +22,7 @@ use crate::log::{self, Voice};
 use crate::mount::ladder::{self, Rung};
 use crate::mount::mounter::Session;
 use crate::mount::repair::{self, NOTHING, Outcome};
-use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
+use crate::mount::request::RouteChoice;
 use crate::mount::run::Interrupts;
 use crate::mount::servers::Choice;
 use crate::mount::way;
@@ -184,9 +184,9 @@ struct MountArgs {
     /// Say what is done
     #[arg(short, long)]
     verbose: bool,
-    /// Limit for the whole mount in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86400))]
-    timeout: u64,
+    /// Limit for the whole mount in seconds; without it, 120 and what it waits for its turn among other helpers
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    timeout: Option<u64>,
     /// How the mount gets to the host
     #[arg(long, value_enum, default_value = "auto")]
     route: RouteChoice,
@@ -232,7 +232,7 @@ impl MountArgs {
             target: self.target.clone(),
             options,
             secrets,
-            timeout: Duration::from_secs(self.timeout),
+            timeout: self.timeout.map(Duration::from_secs),
             route: self.route,
             over_system_directory: self.over_system_directory,
             plain_tail: 0,
@@ -294,7 +294,7 @@ fn run(command: Command) -> Result<u8> {
             let interrupts = Interrupts::hold()?;
             let settings = Settings::read()?;
             let host = Host::open(&settings)?;
-            let deadline = Instant::now() + request.timeout;
+            let deadline = Instant::now() + request.limit();
             let mut plan = Plan::make(request, &host, &settings)?;
             let choice = Choice::of(&plan, &host, deadline, &interrupts)?;
             if let Some(choice) = &choice {

@@ -18,7 +18,7 @@ use crate::host::target::{self, Rules, show};
 use crate::host::{Settings, namespace};
 use crate::mount::direct;
 use crate::mount::mounter::Session;
-use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
+use crate::mount::request::RouteChoice;
 use crate::mount::unmounter::{self, How};
 use crate::mount::{Options, Request};
 
@@ -142,7 +142,7 @@ impl MountHelper {
             target: self.target.clone(),
             options,
             secrets,
-            timeout: DEFAULT_TIMEOUT,
+            timeout: None,
             route: RouteChoice::Auto,
             over_system_directory: false,
             plain_tail: 0,

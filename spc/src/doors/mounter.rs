@@ -15,7 +15,7 @@ use crate::error::{Error, Result, errno_text};
 use crate::host::target::show;
 use crate::host::{Host, Settings};
 use crate::log;
-use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
+use crate::mount::request::RouteChoice;
 use crate::mount::{Options, Request};
 
 /// Mount as kubelet's mounter path has it
@@ -152,7 +152,7 @@ impl MountArgs {
             target,
             options,
             secrets,
-            timeout: DEFAULT_TIMEOUT,
+            timeout: None,
             route: RouteChoice::Auto,
             over_system_directory: false,
         };

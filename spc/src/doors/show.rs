@@ -164,7 +164,7 @@ pub fn plan(plan: &Plan, choice: Option<&Choice>, host: &Host, json: bool) -> Re
             "order": choice.map(|choice| choice.order.word()),
             "device": plan.chosen.device.as_ref().map(|device| &device.name),
             "route": plan.route, "shows_as": plan.chosen.shows,
-            "because": plan.chosen.because, "namespace": host.namespace(), "timeout_seconds": plan.request.timeout.as_secs(),
+            "because": plan.chosen.because, "namespace": host.namespace(), "timeout_seconds": plan.request.limit().as_secs(),
         }));
     }
     let by = match (&plan.request.inferred, plan.request.doubt()) {
@@ -211,7 +211,7 @@ pub fn plan(plan: &Plan, choice: Option<&Choice>, host: &Host, json: bool) -> Re
         plan.route,
         if plan.chosen.shows.is_empty() { "any type".into() } else { plan.chosen.shows.join(" or ") },
         host.namespace().display(),
-        plan.request.timeout.as_secs(),
+        plan.request.limit().as_secs(),
     ));
     print(&text)
 }

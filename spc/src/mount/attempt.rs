@@ -96,16 +96,19 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    pub(super) fn run(mut self, share: Share, interrupts: &Interrupts) -> Result<Record> {
+    pub(super) fn run(mut self, share: Share<'_>, interrupts: &Interrupts) -> Result<Record> {
         // First of all the intent: whoever finds it after a crash knows what to undo.
         self.session.ledger.put(&self.record)?;
         let (host, settings) = (&self.session.host, &self.session.settings);
         let lacks = modules::provide(&self.plan.chosen.modules, host, settings);
         interrupts.check()?;
-        let turn = self.turn(share.until(), interrupts)?;
-        let proof = self
-            .carry_out(share.until(), interrupts)
-            .map_err(|error| turn.explain(modules::explain(error, &lacks)))?;
+        let turn = share.turn(|until| self.turn(until, interrupts))?;
+        let proof = self.carry_out(share.until(), interrupts).map_err(|error| {
+            match share.counts_turns() {
+                true => turn.explain(modules::explain(error, &lacks)),
+                false => modules::explain(error, &lacks),
+            }
+        })?;
         drop(turn);
         interrupts.check()?;
         // Only the container's table may have copies. The kernel makes them after what they are copies of.

@@ -2,6 +2,7 @@
 
 mod attempt;
 pub mod containers;
+pub mod deadline;
 pub mod device;
 pub mod direct;
 pub mod extent;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::attempt::Attempt;
+use super::deadline::Deadline;
 use super::ledger::{Record, State};
 use super::plan::Route;
 use super::recover::{known, settle};
@@ -91,7 +91,8 @@ pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Re
 }
 
 fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
-    let deadline = Instant::now() + request.timeout;
+    let limit = Deadline::of(request.timeout);
+    let deadline = limit.at();
     let mut plan = Plan::make(request, &session.host, &session.settings)?;
     if session.place == Place::Container && plan.outlives_the_container() {
         if container::shares(&session.settings, "pid") == Some(false) {
@@ -151,7 +152,7 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
         }
     }
     let at = (&*session.host, &session.settings);
-    let record = servers::mount(&mut plan, at, deadline, interrupts, |plan, share| {
+    let record = servers::mount(&mut plan, at, &limit, interrupts, |plan, share| {
         Attempt::new(session, plan, Arc::clone(&pinned), waited_for).run(share, interrupts)
     })?;
     made.keep();

@@ -165,10 +165,10 @@ impl Plan {
             mkdir: None,
             ..rules
         };
-        way::clear(host, &asked_target, request.timeout)?;
+        way::clear(host, &asked_target, request.limit())?;
         if let Maker::Bind { .. } = chosen.maker {
             let source = on_host(Path::new(&request.source), &cwd, &settings.hosts());
-            way::clear(host, &source, request.timeout)?;
+            way::clear(host, &source, request.limit())?;
         }
         let found = host.run("looking at the target", {
             let target = asked_target.clone();

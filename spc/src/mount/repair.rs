@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::UnmountFlags;
 
+use super::deadline::Deadline;
 use super::direct::{self, Detached};
 use super::extent::Extent;
 use super::handover::Handover;
@@ -101,10 +102,10 @@ pub fn call_off(session: &Session, target: &Path) -> Result<()> {
 /// Has a new mount take the place of a dead one. Both come back.
 fn renew(session: &Session, record: Record, interrupts: &Interrupts) -> Result<(Dead, Record)> {
     let began = Instant::now();
-    let deadline = began + LIMIT;
-    let mut plan = plan(session, &record, deadline, interrupts)?;
+    let limit = Deadline::of(Some(LIMIT));
+    let mut plan = plan(session, &record, limit.at(), interrupts)?;
     let at = (&*session.host, &session.settings);
-    let made = servers::mount(&mut plan, at, deadline, interrupts, |plan, share| {
+    let made = servers::mount(&mut plan, at, &limit, interrupts, |plan, share| {
         Attempt::new(session, plan, record.clone())?.run(share.until(), interrupts)
     });
     let (dead, record, way) = made?;
@@ -158,7 +159,7 @@ fn plan(
         target,
         options: Options::parse([record.options.as_str()])?,
         secrets,
-        timeout: LIMIT,
+        timeout: Some(LIMIT),
         route: RouteChoice::Graft,
         over_system_directory: true,
         // The recorded path has no links, or it leads elsewhere now.

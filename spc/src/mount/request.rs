@@ -42,8 +42,8 @@ pub struct Request {
     pub options: Options,
     /// Secrets, which do not count when requests are compared.
     pub secrets: Secrets,
-    /// Limit for the whole mount.
-    pub timeout: Duration,
+    /// Limit for the whole mount, if somebody set one.
+    pub timeout: Option<Duration>,
     /// Preload, graft, or whichever fits.
     pub route: RouteChoice,
     /// Mount over `/etc`, `/usr` and their like.
@@ -125,6 +125,11 @@ impl Request {
         Ok(self)
     }
 
+    /// How long it may take, not counting what it waits for its turn where nobody set a limit.
+    pub fn limit(&self) -> Duration {
+        self.timeout.unwrap_or(DEFAULT_TIMEOUT)
+    }
+
     /// Mode for missing directories, if they may be made (`x-mount.mkdir[=MODE]`, mount(8)).
     ///
     /// # Errors
@@ -179,7 +184,7 @@ mod tests {
             target: "/mnt".into(),
             options: Options::parse([options]).unwrap(),
             secrets: Secrets::default(),
-            timeout: DEFAULT_TIMEOUT,
+            timeout: None,
             route: RouteChoice::Auto,
             over_system_directory: false,
             plain_tail: 0,

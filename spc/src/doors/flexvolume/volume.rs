@@ -202,7 +202,7 @@ impl Volume {
             target: path,
             options: self.options.clone(),
             secrets: self.secrets.clone(),
-            timeout: self.timeout,
+            timeout: Some(self.timeout),
             route: RouteChoice::Auto,
             over_system_directory: false,
         }

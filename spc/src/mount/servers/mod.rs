@@ -19,6 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::Plan;
+use super::deadline::Deadline;
 use super::run::Interrupts;
 use crate::error::{Class, Error, Reason, Result};
 use crate::host::{Host, Settings};
@@ -188,16 +189,20 @@ impl Choice {
     }
 
     /// How long the helper may take at a server, when so many others wait for their turn.
-    fn share(&self, at: usize, others: usize, deadline: Instant, last: bool) -> Share {
+    fn share<'a>(&self, at: usize, others: usize, deadline: &'a Deadline, last: bool) -> Share<'a> {
         let count = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
-        let share = deadline.saturating_duration_since(Instant::now()) / count;
+        let share = deadline.left() / count;
         let answers = self.servers[at].seen.rank() <= Seen::Unasked.rank();
         let most = match answers {
             true if last => share,
             true => share.min(TURN),
             false => share.min(LAST_HOPE),
         };
-        Share { most, deadline }
+        Share {
+            most,
+            last: last && others == 0,
+            deadline,
+        }
     }
 
     fn failed(&self, source: &str, last: Option<&Error>) -> Error {
@@ -221,16 +226,41 @@ impl Choice {
 
 /// What one attempt may take of the time for all of them.
 #[derive(Clone, Copy, Debug)]
-pub struct Share {
+pub struct Share<'a> {
     most: Duration,
-    deadline: Instant,
+    /// It leaves nothing for others.
+    last: bool,
+    deadline: &'a Deadline,
 }
 
-impl Share {
+impl Share<'_> {
     /// The end of something that begins now.
     pub fn until(&self) -> Instant {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        Instant::now() + left.min(self.most)
+        Instant::now() + self.deadline.left().min(self.most)
+    }
+
+    /// Takes a turn among helpers, which is given until when to wait for it.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn turn<T>(&self, take: impl FnOnce(Instant) -> Result<T>) -> Result<T> {
+        let begun = Instant::now();
+        let patience = self.deadline.patience();
+        let taken = take(
+            begun
+                + if self.last {
+                    patience
+                } else {
+                    patience.min(self.most)
+                },
+        );
+        self.deadline.waited(begun.elapsed());
+        taken
+    }
+
+    /// Whether the wait for a turn was a part of the time.
+    pub fn counts_turns(&self) -> bool {
+        self.deadline.counts_turns()
     }
 }
 
@@ -242,18 +272,25 @@ impl Share {
 pub fn mount<T>(
     plan: &mut Plan,
     (host, settings): (&Host, &Settings),
-    deadline: Instant,
+    deadline: &Deadline,
     interrupts: &Interrupts,
-    mut attempt: impl FnMut(&Plan, Share) -> Result<T>,
+    mut attempt: impl FnMut(&Plan, Share<'_>) -> Result<T>,
 ) -> Result<T> {
-    let Some(mut choice) = Choice::of(plan, host, deadline, interrupts)? else {
-        let most = Duration::MAX;
-        return attempt(plan, Share { most, deadline });
+    let Some(mut choice) = Choice::of(plan, host, deadline.at(), interrupts)? else {
+        let (most, last) = (Duration::MAX, true);
+        return attempt(
+            plan,
+            Share {
+                most,
+                last,
+                deadline,
+            },
+        );
     };
     let mut left: Vec<usize> = (0..choice.servers.len()).collect();
     // Who answered, and then did nothing in the time that was its share.
     let (mut slow, mut again, mut last) = (Vec::new(), false, None);
-    while !left.is_empty() && Instant::now() < deadline {
+    while !left.is_empty() && !deadline.left().is_zero() {
         choice.look(&left, host, || interrupts.check())?;
         left.sort_by_key(|at| choice.servers[*at].seen.rank());
         let at = left.remove(0);
@@ -339,9 +376,9 @@ mod tests {
     fn no_server_takes_the_time_of_the_others() {
         let choice = choice(&[Seen::Answers, Seen::Unasked, Seen::Fails("no".into())]);
         let most = |at, others, seconds, last| {
-            let deadline = Instant::now() + Duration::from_secs(seconds);
+            let deadline = Deadline::of(Some(Duration::from_secs(seconds)));
             choice
-                .share(at, others, deadline, last)
+                .share(at, others, &deadline, last)
                 .most
                 .as_secs_f32()
                 .round()
