@@ -38,8 +38,8 @@ const SOON: Duration = Duration::from_secs(1);
 /// are thousands, and more by the moment, most of the machine is left to those who make them.
 const EASE: u32 = 9;
 
-/// The longest such wait.
-const LONGEST_EASE: Duration = Duration::from_secs(2);
+/// The longest such wait. Daemons that die are not waited for here: repairs hear of each by itself.
+const LONGEST_EASE: Duration = Duration::from_secs(20);
 
 /// How often to look for what a dead command left, which no event tells.
 const IDLE: Duration = Duration::from_secs(60);
