@@ -32,7 +32,9 @@ const ASK: Duration = Duration::from_millis(50);
 pub enum Seen {
     /// It was not asked: another one answered before its turn came, or its address is not known.
     Unasked,
-    /// It is being asked, or was for this long.
+    /// It had been asked for this long when another answered, which had not been much faster: it may be as well as that one.
+    Early(Duration),
+    /// It did not take the connection in this time.
     Asked(Duration),
     /// It took the connection and said nothing, or ended it.
     Silent,
@@ -47,9 +49,8 @@ impl Seen {
     pub fn rank(&self) -> u8 {
         match self {
             Self::Answers => 0,
-            Self::Unasked => 1,
+            Self::Unasked | Self::Early(_) => 1,
             Self::Silent => 2,
-            Self::Asked(time) if *time < CONNECT => 1,
             Self::Asked(_) => 3,
             Self::Fails(_) => 4,
         }
@@ -58,9 +59,8 @@ impl Seen {
     /// Whether it is to be remembered as dead.
     pub fn is_dead(&self) -> bool {
         match self {
-            Self::Fails(_) => true,
-            Self::Asked(time) => *time >= CONNECT,
-            Self::Unasked | Self::Silent | Self::Answers => false,
+            Self::Fails(_) | Self::Asked(_) => true,
+            Self::Unasked | Self::Early(_) | Self::Silent | Self::Answers => false,
         }
     }
 
@@ -70,7 +70,7 @@ impl Seen {
             Self::Unasked => format!("not asked at port {port}"),
             Self::Answers => format!("answers at port {port}"),
             Self::Silent => format!("takes connections at port {port}, but says nothing"),
-            Self::Asked(time) => {
+            Self::Early(time) | Self::Asked(time) => {
                 let time = time.as_secs_f32();
                 format!("no answer at port {port} within {time:.1} s")
             }
@@ -83,7 +83,8 @@ impl Seen {
 struct Asking {
     socket: OwnedFd,
     since: Instant,
-    connected: bool,
+    /// How long it took until it had the connection.
+    connected: Option<Duration>,
 }
 
 /// Asks the servers in this order until one answers, or none will; or, for `all`, until nothing more is to be expected of
@@ -101,6 +102,8 @@ pub fn ask(
     let mut asking: Vec<(usize, Asking)> = Vec::new();
     let mut waiting = servers.iter().enumerate();
     let (mut turn, mut end, mut more) = (Instant::now(), Instant::now() + PATIENCE, true);
+    // What others may take for the connection, and for their word, when one has taken so long.
+    let (mut connection, mut word) = (CONNECT, STAGGER);
     loop {
         let now = Instant::now();
         if more && (now >= turn || asking.is_empty()) {
@@ -117,7 +120,7 @@ pub fn ask(
                         Asking {
                             socket,
                             since: now,
-                            connected: false,
+                            connected: None,
                         },
                     )),
                     Err(errno) => {
@@ -137,11 +140,13 @@ pub fn ask(
         wait_for(&asking, wait);
         let mut came = false;
         asking.retain_mut(|(at, asking)| {
-            let was_connected = asking.connected;
+            let was_connected = asking.connected.is_some();
             match asking.look(hello) {
                 Some(Seen::Answers) => {
                     seen[*at] = Seen::Answers;
                     came = true;
+                    connection = connection.max(3 * asking.connected.unwrap_or_default());
+                    word = word.max(3 * asking.since.elapsed());
                 }
                 Some(other) => {
                     seen[*at] = other;
@@ -149,7 +154,7 @@ pub fn ask(
                     turn = Instant::now();
                 }
                 None => {
-                    if asking.connected && !was_connected && !all {
+                    if asking.connected.is_some() && !was_connected && !all {
                         turn = turn.max(asking.since + STAGGER);
                     }
                     return true;
@@ -166,10 +171,12 @@ pub fn ask(
         }
     }
     for (at, asking) in asking {
-        seen[at] = if asking.connected {
-            Seen::Silent
-        } else {
-            Seen::Asked(asking.since.elapsed())
+        let time = asking.since.elapsed();
+        seen[at] = match asking.connected {
+            Some(_) if time < word => Seen::Early(time),
+            Some(_) => Seen::Silent,
+            None if time < connection => Seen::Early(time),
+            None => Seen::Asked(time),
         };
     }
     Ok(seen)
@@ -192,7 +199,7 @@ fn wait_for(asking: &[(usize, Asking)], wait: Duration) {
     let mut fds: Vec<_> = asking
         .iter()
         .map(|(_, asking)| {
-            let flags = if asking.connected {
+            let flags = if asking.connected.is_some() {
                 PollFlags::IN
             } else {
                 PollFlags::OUT
@@ -210,13 +217,13 @@ fn wait_for(asking: &[(usize, Asking)], wait: Duration) {
 impl Asking {
     /// What there is to be seen of it by now; none if nothing yet.
     fn look(&mut self, hello: &[u8]) -> Option<Seen> {
-        if !self.connected {
+        if self.connected.is_none() {
             let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
             if poll(&mut fds, Some(&Timespec::default())) != Ok(1) {
                 return None;
             }
             match sockopt::socket_error(&self.socket) {
-                Ok(Ok(())) => self.connected = true,
+                Ok(Ok(())) => self.connected = Some(self.since.elapsed()),
                 Ok(Err(errno)) | Err(errno) => return Some(Seen::Fails(errno_text(errno))),
             }
             if !hello.is_empty() {
@@ -339,6 +346,25 @@ mod tests {
         assert_eq!(seen[2..], [Seen::Unasked, Seen::Silent, Seen::Answers]);
         assert_eq!(seen[0], Seen::Answers);
         assert!(began.elapsed() < PATIENCE);
+    }
+
+    #[test]
+    fn whoever_had_too_little_time_is_not_taken_for_dead() {
+        // It takes the connection, and says its word after a while; so does the other, which is asked later.
+        let slow = || {
+            let (listener, address) = listener();
+            std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                std::thread::sleep(2 * STAGGER);
+                let _ = stream.write_all(b"hello");
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            });
+            address
+        };
+        let (seen, _) = asked(&[slow(), slow()]);
+        assert_eq!(seen[0], Seen::Answers);
+        assert!(matches!(seen[1], Seen::Early(_)), "{seen:?}");
+        assert!(!seen[1].is_dead() && seen[1].rank() == Seen::Unasked.rank());
     }
 
     #[test]
