@@ -29,7 +29,7 @@ pub fn open(dir: &Path, mode: u32) -> io::Result<File> {
 /// Takes the lock, until the file is dropped: shared or exclusive, and waits so long for the others.
 ///
 /// # Errors
-/// EWOULDBLOCK if they had it all the time, or the errno of flock(2).
+/// They had it all the time, or the errno of flock(2).
 pub fn take(file: &File, how: FlockOperation, limit: Duration) -> io::Result<()> {
     let until = Instant::now() + limit;
     loop {
@@ -37,6 +37,11 @@ pub fn take(file: &File, how: FlockOperation, limit: Duration) -> io::Result<()>
             Ok(()) => return Ok(()),
             Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => {
                 std::thread::sleep(AGAIN);
+            }
+            // Not in the words of its errno, which tell of too many processes.
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                let others = format!("others had it for {} s", limit.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, others));
             }
             Err(error) => return Err(error.into()),
         }
@@ -56,7 +61,7 @@ mod tests {
         take(&first, Shared, Duration::ZERO).unwrap();
         take(&second, Shared, Duration::ZERO).unwrap();
         let late = take(&third, Alone, Duration::from_millis(20)).unwrap_err();
-        assert_eq!(late.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         drop(first);
         let ends = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
