@@ -316,12 +316,16 @@ mod tests {
     #[test]
     fn the_kernel_says_of_one_mount_what_the_table_says() {
         let table = read().unwrap();
-        let Ok(ids) = statmount::after(0) else {
+        let Some(ids) = statmount::tests::asked(statmount::after(0)) else {
             return;
         };
         let mut compared = 0;
         for unique in ids {
-            let Some(asked) = ask(unique) else { return };
+            let Some(asked) = ask(unique) else {
+                // Linux 6.8 to 6.12 list mounts, and do not tell all of them.
+                statmount::tests::asked(statmount::of(unique));
+                return;
+            };
             let Some(mut entry) = asked.unwrap() else {
                 continue;
             };

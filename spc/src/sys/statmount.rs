@@ -222,17 +222,19 @@ pub fn after(unique: u64) -> io::Result<Vec<u64>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::host::target::mount_id;
 
-    /// Whether the kernel that runs the tests can be asked.
-    fn asked<T>(answer: io::Result<T>) -> Option<T> {
+    /// What the kernel that runs the tests says, which may not know how; not so in CI.
+    pub(crate) fn asked<T>(answer: io::Result<T>) -> Option<T> {
         match answer {
             Ok(answer) => Some(answer),
             Err(error) => {
                 let code = error.raw_os_error().unwrap();
                 assert!([libc::ENOSYS, libc::EPERM, libc::EOPNOTSUPP].contains(&code));
+                assert!(std::env::var_os("CI").is_none(), "{error}");
+                eprintln!("SKIPPED: statmount(2) or listmount(2): {error}");
                 None
             }
         }
