@@ -25,6 +25,8 @@ enum Extent {
 /// What came of all faults in one command.
 #[derive(Default)]
 struct Tally {
+    tried: usize,
+    /// Those that happened: a command need not make the same calls each time.
     faults: usize,
     done: usize,
     refused: usize,
@@ -37,13 +39,20 @@ struct Tally {
 impl Tally {
     fn say(&self, title: &str, started: Instant) -> Result<()> {
         eprintln!(
-            "{title}: {} faults in {:.0?}: {} done all the same, {} refused, {} died; left to the next command: {:?}",
+            "{title}: {} faults of {} in {:.0?}: {} done all the same, {} refused, {} died; left to the next command: {:?}",
             self.faults,
+            self.tried,
             started.elapsed(),
             self.done,
             self.refused,
             self.died,
             self.left
+        );
+        ensure!(
+            self.faults > 0 && self.faults * 4 >= self.tried * 3,
+            "{title}: {} faults of {} happened",
+            self.faults,
+            self.tried
         );
         ensure!(
             self.bad.is_empty(),
@@ -120,34 +129,55 @@ fn is_known(census: &Census, on: &[Mount]) -> Result<()> {
 }
 
 impl Scene<'_> {
-    fn mount_faults(&self, case: &Case<'_>, family: bool, extent: Extent) -> Result<()> {
-        let traced = self.spc.host.trace(self.first, &case.mount, family)?;
+    /// One command, and each fault in it, which is then judged: it is a mount that is unmounted after each, or an unmount
+    /// before which it is mounted.
+    fn each_fault(&self, case: &Case<'_>, extent: Extent, mounts: bool) -> Result<()> {
+        let umount = ["spc", "umount", case.target];
+        // A helper is a process of its own, which is traced as well.
+        let (command, what, family) = match mounts {
+            true => (&case.mount[..], "mount", case.claims > 0),
+            false => (&umount[..], "unmount", false),
+        };
+        let prepare = || match mounts {
+            true => Ok(()),
+            false => self.run(&case.mount)?.ok().map(drop),
+        };
+        prepare()?;
+        let traced = self.spc.host.trace(self.first, command, family)?;
         traced.output.clone().ok()?;
-        self.is_mounted(case)?;
-        self.run(&["spc", "umount", case.target])?.ok()?;
+        if mounts {
+            self.is_mounted(case)?;
+            self.run(&umount)?.ok()?;
+        }
         self.is_clean()?;
         let (mut tally, started) = (Tally::default(), Instant::now());
         for (call, at) in calls(&traced, extent) {
             for act in acts(&call, extent) {
+                prepare()?;
                 let fault = Fault {
                     call: &call,
                     at,
                     act,
                     family,
                 };
-                let stepped = self.spc.host.fault(self.first, &case.mount, fault)?;
+                let stepped = self.spc.host.fault(self.first, command, fault)?;
                 let here = || format!("{fault:?}\n{}", stepped.output);
-                if let Err(error) = self.mounted_or_refused(case, &stepped, &call, &mut tally) {
+                let judged = match mounts {
+                    true => self.mounted_or_refused(case, &stepped, &call, &mut tally),
+                    false => self.unmounted_or_refused(case, &stepped, &call, &mut tally),
+                };
+                if let Err(error) = judged {
                     tally.bad.push(format!("{error:?}\n{}", here()));
                 }
                 if let Err(error) = self.next_try(case) {
                     tally.bad.push(format!("{error:?}\n{}", here()));
                     self.is_clean().with_context(here)?;
                 }
+                tally.tried += 1;
                 tally.faults += usize::from(stepped.killed);
             }
         }
-        tally.say(&format!("{}, mount", case.title), started)
+        tally.say(&format!("{}, {what}", case.title), started)
     }
 
     fn mounted_or_refused(
@@ -210,37 +240,6 @@ impl Scene<'_> {
                 .with_context(|| format!("nothing puts it right, and the next try: {again:?}"))?;
         }
         again.context("the next try")
-    }
-
-    fn umount_faults(&self, case: &Case<'_>, family: bool, extent: Extent) -> Result<()> {
-        let umount = ["spc", "umount", case.target];
-        self.run(&case.mount)?.ok()?;
-        let traced = self.spc.host.trace(self.first, &umount, family)?;
-        traced.output.clone().ok()?;
-        self.is_clean()?;
-        let (mut tally, started) = (Tally::default(), Instant::now());
-        for (call, at) in calls(&traced, extent) {
-            for act in acts(&call, extent) {
-                self.run(&case.mount)?.ok()?;
-                let fault = Fault {
-                    call: &call,
-                    at,
-                    act,
-                    family,
-                };
-                let stepped = self.spc.host.fault(self.first, &umount, fault)?;
-                let here = || format!("{fault:?}\n{}", stepped.output);
-                if let Err(error) = self.unmounted_or_refused(case, &stepped, &call, &mut tally) {
-                    tally.bad.push(format!("{error:?}\n{}", here()));
-                }
-                if let Err(error) = self.next_try(case) {
-                    tally.bad.push(format!("{error:?}\n{}", here()));
-                    self.is_clean().with_context(here)?;
-                }
-                tally.faults += usize::from(stepped.killed);
-            }
-        }
-        tally.say(&format!("{}, unmount", case.title), started)
     }
 
     fn unmounted_or_refused(
@@ -318,8 +317,8 @@ fn faults(extent: Extent, case: impl FnOnce(&Scene<'_>) -> Result<Case<'static>>
         let scene = Scene::new(lab, false)?;
         scene.spc.host.sh("mkdir /mnt/scratch /mnt/made")?.ok()?;
         let case = case(&scene)?;
-        scene.mount_faults(&case, case.claims > 0, extent)?;
-        scene.umount_faults(&case, false, extent)?;
+        scene.each_fault(&case, extent, true)?;
+        scene.each_fault(&case, extent, false)?;
         scene.spc.is_clean()
     });
 }
