@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::fuzz::{CANARY, Fuzz, targets};
 
 use crate::support::with_lab;
@@ -37,11 +37,11 @@ fn no_parser_falls_over() {
     with_lab(|_| {
         let fuzz = built()?;
         let found = fuzz.run(CANARY, Duration::from_secs(120));
-        let found = found.err().map(|error| error.to_string());
-        let found = found
-            .as_ref()
-            .is_some_and(|said| said.contains("the bug of the canary"));
-        ensure!(found, "the bug that is there was not found");
+        let found = found.err().context("the bug that is there was not found")?;
+        ensure!(
+            found.to_string().contains("the bug of the canary"),
+            "{found}"
+        );
         run_all(&fuzz, Duration::from_secs(5))
     });
 }
