@@ -181,17 +181,17 @@ impl One {
         let settled = record.state == State::Mounted && !repairing;
         let told = record.route != Route::Direct;
         let told = told.then(|| format!("{} {}", record.id, record.request_id).into_boxed_str());
-        match Mark::of(record) {
-            Some(mark) if settled => Self {
-                mark,
-                standing: Standing::Mounted,
-                told,
+        let mark = Mark::of(record).filter(|_| settled);
+        Self {
+            standing: match mark {
+                Some(_) => Standing::Mounted,
+                None => Standing::Open,
             },
-            mark => Self {
-                mark: mark.unwrap_or(Mark::none(name)),
-                standing: Standing::Open,
-                told,
+            mark: Mark {
+                name,
+                ..mark.unwrap_or(Mark::none(name))
             },
+            told,
         }
     }
 
@@ -201,5 +201,77 @@ impl One {
             standing: Standing::Bad,
             told: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str, route: &str, state: &str) -> Record {
+        serde_json::from_value(serde_json::json!({
+            "id": id, "state": state, "target": "/mnt", "written": "/mnt", "fs_type": "nfs", "source": "x", "shows": [],
+            "shows_source": null, "options": "", "request": "", "route": route, "mount_id": 5, "unique_id": 500, "on": 1,
+            "daemon": [], "since": 0, "request_id": "pod-1",
+        }))
+        .unwrap()
+    }
+
+    fn known() -> Known {
+        Known {
+            changes: Changes::none(),
+            ones: Vec::new(),
+            forgotten: VecDeque::new(),
+            made: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_record_is_a_few_bytes() {
+        assert_eq!(size_of::<One>(), 48);
+        assert!(One::of(1, &record("a", "direct", "mounted")).told.is_none());
+    }
+
+    #[test]
+    fn a_request_is_known_a_while_longer_than_its_mount() {
+        let mut known = known();
+        for name in [3, 1, 2] {
+            let made = record(&format!("id{name}"), "preload", "mounting");
+            known.learn(name, Ok(Some(made)));
+        }
+        assert!(known.ones.is_sorted_by_key(|one| one.mark.name));
+        assert_eq!(known.request("id2"), Some("pod-1"));
+        known.learn(2, Ok(None));
+        assert_eq!(known.ones.len(), 2);
+        assert_eq!(
+            (known.request("id2"), known.request("id")),
+            (Some("pod-1"), None)
+        );
+        for name in 10..=10 + FORGOTTEN as u64 {
+            known.learn(name, Ok(Some(record("other", "graft", "mounted"))));
+            known.learn(name, Ok(None));
+        }
+        assert_eq!(
+            (known.request("id2"), known.forgotten.len()),
+            (None, FORGOTTEN)
+        );
+    }
+
+    #[test]
+    fn a_mount_is_made_once() {
+        let mut known = known();
+        known.learn(1, Ok(Some(record("a", "direct", "mounting"))));
+        assert!(known.made().is_empty());
+        known.learn(1, Ok(Some(record("a", "direct", "mounted"))));
+        assert_eq!(known.made(), [(5, 500)]);
+        known.learn(1, Ok(Some(record("a", "direct", "mounted"))));
+        assert!(known.made().is_empty());
+        let bad = Corrupt {
+            file: "/x".into(),
+            cause: "no JSON".into(),
+            shortage: false,
+        };
+        known.learn(1, Err(bad));
+        assert_eq!((known.bad(), known.ones.len()), (vec![1], 1));
     }
 }

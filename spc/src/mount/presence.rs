@@ -191,3 +191,27 @@ fn missing_in_table(mut marks: Vec<Mark>) -> std::io::Result<Vec<Mark>> {
 fn unreadable(error: std::io::Error) -> Error {
     Error::system("cannot read the host's mount table").because(errno_text(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_table_does_not_have_is_missing() {
+        let table = mountinfo::read().unwrap();
+        let there = table.iter().find(|entry| entry.target == Path::new("/"));
+        let there = there.unwrap();
+        let mark = |id: u64, path: &Path| Mark {
+            id,
+            unique: 0,
+            name: hash(path),
+        };
+        let (is, not) = (mark(there.id, &there.target), u64::from(u32::MAX));
+        let moved = mark(there.id, Path::new("/no/such/target"));
+        let gone = mark(not, &there.target);
+        assert_eq!(
+            missing_in_table(vec![gone, is, moved]).unwrap(),
+            [moved, gone]
+        );
+    }
+}

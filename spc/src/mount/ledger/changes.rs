@@ -39,6 +39,18 @@ impl AsFd for Changes {
 }
 
 impl Changes {
+    /// As it is after the first look at an empty ledger that nobody writes to.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        Self {
+            inotify: Arc::new(inotify::init(flags).unwrap()),
+            watched: true,
+            missed: false,
+            begun: BTreeSet::new(),
+        }
+    }
+
     /// Begins to watch; the directory is made if need be.
     ///
     /// # Errors
@@ -126,4 +138,34 @@ impl Changes {
 
 fn unwatched(error: std::io::Error) -> Error {
     Error::system(format!("cannot watch {DIR} on the host")).because(errno_text(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_to_files_is_known_by_their_names() {
+        let mut changes = Changes::none();
+        let directory = std::env::temp_dir().join(format!("spc-changes-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        inotify::add_watch(&*changes.inotify, &directory, EVENTS).unwrap();
+        let at = |name: &str| directory.join(name);
+        for name in ["00000000000000a1.new", "00000000000000a2.new", "lock"] {
+            fs::write(at(name), "x").unwrap();
+        }
+        assert!(changes.drain().is_empty());
+        assert_eq!(changes.begun(), [0xa1, 0xa2]);
+        fs::rename(at("00000000000000a1.new"), at("00000000000000a1.json")).unwrap();
+        assert_eq!(changes.drain(), [0xa1]);
+        assert_eq!(changes.begun(), [0xa2]);
+        fs::remove_file(at("00000000000000a2.new")).unwrap();
+        fs::remove_file(at("00000000000000a1.json")).unwrap();
+        assert_eq!(changes.drain(), [0xa2, 0xa1]);
+        assert!(changes.begun().is_empty() && !changes.missed);
+        // It may go, and come again.
+        fs::remove_dir_all(&directory).unwrap();
+        changes.drain();
+        assert!(changes.missed && !changes.watched);
+    }
 }
