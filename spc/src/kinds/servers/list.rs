@@ -12,9 +12,7 @@ pub fn list_of(text: &str) -> Result<Vec<String>> {
         .filter(|server| !server.is_empty())
         .map(str::to_owned)
         .collect();
-    let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_%@[]".contains(c);
-    let bad = |server: &&String| server.starts_with(['-', '.', '@']) || !server.chars().all(plain);
-    if let Some(server) = servers.iter().find(bad) {
+    if let Some(server) = servers.iter().find(|server| !is_server(server)) {
         return Err(
             Error::usage(format!("bad server: {}", server.escape_default()))
                 .hint("a server is a name or an address, with :PORT where its protocol has one"),
@@ -24,6 +22,19 @@ pub fn list_of(text: &str) -> Result<Vec<String>> {
         return Err(Error::usage("bad list of servers: there is none in it"));
     }
     Ok(servers)
+}
+
+/// Whether it is `[USER@]HOST[:PORT]`, where an address may be in brackets.
+fn is_server(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_%".contains(c);
+    let are = |text: &str| !text.starts_with(['-', '.']) && text.chars().all(plain);
+    let (user, host) = text.rsplit_once('@').unwrap_or(("user", text));
+    let (inside, port) = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').unwrap_or_default(),
+        None => (host, ""),
+    };
+    let port = port.is_empty() || (port.starts_with(':') && are(port));
+    are(user) && are(inside) && port && !user.is_empty() && !inside.is_empty()
 }
 
 /// Reads a file with servers, in which `#` begins a comment. What it holds is not repeated: it may be any file.
@@ -52,6 +63,19 @@ pub fn in_file(text: &str) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn brackets_are_around_addresses_and_nothing_else() {
+        for good in ["nas", "me@[2001:db8::1]", "[fe80::1%eth0]:22", "a_b.c:3260"] {
+            assert!(is_server(good), "{good}");
+        }
+        for bad in [
+            "", "-o", "@a", "a@", "m[A@8::0", "a[1]", "[a", "[]", "a]", "[a]b]", "[a]b", "a@b@c",
+            ".a",
+        ] {
+            assert!(!is_server(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn a_file_has_servers_and_comments_and_is_not_repeated() {
