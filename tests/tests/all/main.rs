@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 mod callers;
 mod ceph;
+mod clients;
 mod crash;
 mod crossing;
 mod daemonset;
