@@ -39,7 +39,7 @@ const SOON: Duration = Duration::from_secs(1);
 const EASE: u32 = 9;
 
 /// The longest such wait. Daemons that die are not waited for here: repairs hear of each by itself.
-const LONGEST_EASE: Duration = Duration::from_secs(20);
+const LONGEST_EASE: Duration = Duration::from_secs(2);
 
 /// How often to look for what a dead command left, which no event tells.
 const IDLE: Duration = Duration::from_secs(60);
