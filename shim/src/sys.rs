@@ -3,7 +3,8 @@
 //! Raw, because the functions of the C library are what this library replaces, and may be replaced by others.
 
 use core::arch::asm;
-use core::ffi::{CStr, c_char, c_int, c_long, c_void};
+use core::ffi::{c_char, c_int, c_long, c_void};
+use core::mem::MaybeUninit;
 use core::num::NonZero;
 
 use crate::text::{Name, Text, name};
@@ -172,6 +173,12 @@ pub fn fchdir(dir: c_int) -> Result<()> {
     check(unsafe { raw1(libc::SYS_fchdir, dir as usize) }).map(drop)
 }
 
+#[inline(never)]
+pub fn chdir(path: Name<'_>) -> Result<()> {
+    // SAFETY: the path ends with NUL.
+    check(unsafe { raw1(libc::SYS_chdir, path.word()) }).map(drop)
+}
+
 /// Makes the current directory the root.
 pub fn chroot_here() -> Result<()> {
     // SAFETY: the path ends with NUL.
@@ -287,9 +294,8 @@ pub fn statx_follow(path: Name<'_>, mask: u32) -> Result<Stat> {
 
 #[inline(never)]
 fn statx_flags(dir: c_int, path: Name<'_>, mask: u32, flags: c_int) -> Result<Stat> {
-    // SAFETY: all zero bytes are a valid struct statx.
-    let mut stat: libc::statx = unsafe { core::mem::zeroed() };
-    let (flags, mask, into) = (flags as usize, mask as usize, &raw mut stat as usize);
+    let mut stat = MaybeUninit::<libc::statx>::uninit();
+    let (flags, mask, into) = (flags as usize, mask as usize, stat.as_mut_ptr() as usize);
     // SAFETY: the path ends with NUL; the kernel fills in one struct statx.
     check(unsafe {
         raw5(
@@ -301,6 +307,8 @@ fn statx_flags(dir: c_int, path: Name<'_>, mask: u32, flags: c_int) -> Result<St
             into,
         )
     })?;
+    // SAFETY: filled in, without an error.
+    let stat = unsafe { stat.assume_init() };
     Ok(Stat {
         mask: stat.stx_mask,
         is_mount_root: stat.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0,
@@ -315,20 +323,20 @@ fn statx_flags(dir: c_int, path: Name<'_>, mask: u32, flags: c_int) -> Result<St
 
 /// Also with a pidfd (Linux 5.8).
 #[inline(never)]
-pub fn enter_mount_namespace(namespace: &Fd) -> Result<()> {
+pub fn enter_mount_namespace(namespace: Fd) -> Result<()> {
     // SAFETY: takes no memory.
     check(unsafe { raw2(libc::SYS_setns, namespace.0, libc::CLONE_NEWNS as usize) }).map(drop)
 }
 
 /// Reconfigures the file system behind a descriptor without changing any setting of it or of its mount. What is opened
 /// for it stays open.
-pub fn reconfigure(fd: Fd) -> Result<usize> {
+pub fn reconfigure(fd: c_int) -> Result<usize> {
     const FSPICK_EMPTY_PATH: usize = 8;
     const FSCONFIG_CMD_RECONFIGURE: usize = 7;
     let empty = name(c"").word();
     // SAFETY: the path is a string, and the other arguments are numbers.
     unsafe {
-        let context = check(raw3(SYS_FSPICK, fd.0, empty, FSPICK_EMPTY_PATH))?;
+        let context = check(raw3(SYS_FSPICK, fd as usize, empty, FSPICK_EMPTY_PATH))?;
         check(raw5(
             SYS_FSCONFIG,
             context,
@@ -363,8 +371,8 @@ pub fn set_mark(mark: [u64; 2]) {
     };
 }
 
-/// Whether this thread has that name.
-pub fn has_mark(mark: [u64; 2]) -> bool {
+/// Whether this thread's name begins like that.
+pub fn has_mark(mark: u64) -> bool {
     let mut found = [0u64; 2];
     // SAFETY: the kernel writes 16 bytes.
     let _ = unsafe {
@@ -374,7 +382,7 @@ pub fn has_mark(mark: [u64; 2]) -> bool {
             found.as_mut_ptr() as usize,
         )
     };
-    found == mark
+    found.first() == Some(&mark)
 }
 
 /// The kernel kills this process when the thread that made it ends.
@@ -569,17 +577,24 @@ pub fn set_errno(value: c_int) {
     unsafe { *__errno_location() = value }
 }
 
-/// Calls `with` with the value of this variable, if there is one, and if the program does not run with more rights
-/// than who started it.
+/// The value of this variable, if there is one, and if the program does not run with more rights than who started it.
 ///
 /// # Safety
-/// The name is followed by a NUL.
-pub unsafe fn environment(name: &[u8], with: impl FnOnce(&[u8])) {
+/// The name is followed by a NUL, and the value is not used after the program may have changed it.
+pub unsafe fn environment<'a>(name: &[u8]) -> Option<&'a [u8]> {
     // SAFETY: the caller's promise.
     let value = unsafe { secure_getenv(name.as_ptr().cast()) };
-    if !value.is_null() {
-        // SAFETY: a string of the C library.
-        with(unsafe { CStr::from_ptr(value) }.to_bytes());
+    if value.is_null() {
+        return None;
+    }
+    let mut len = 0;
+    // Not `CStr`, which would be one more import: hence also not a loop that the compiler knows by that name.
+    // SAFETY: a string of the C library, up to its NUL.
+    unsafe {
+        while value.add(len).read_volatile() != 0 {
+            len += 1;
+        }
+        Some(core::slice::from_raw_parts(value.cast(), len))
     }
 }
 
@@ -603,25 +618,41 @@ pub fn dlsym_address() -> usize {
 }
 
 /// Starts `child` as a process that shares this one's memory and has everything else of its own, on the stack
-/// that ends at `stack_top`, and waits until it has ended.
+/// that ends at `stack_top`, a multiple of 16. Goes on when the child has done with the memory; it is to be waited for.
 ///
 /// # Safety
 /// All signals are blocked; the stack is big enough and of nobody else; `argument` is what `child` expects.
-pub unsafe fn spawn_and_wait(
+pub unsafe fn spawn(
     child: extern "C" fn(*mut c_void) -> c_int,
     stack_top: *mut u8,
     share_files: bool,
     argument: *mut c_void,
-) -> Result<()> {
+) -> Result<c_int> {
     let files = if share_files { libc::CLONE_FILES } else { 0 };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | files;
-    // SAFETY: the caller's promise.
-    let pid = unsafe { libc::clone(child, stack_top.cast(), flags, argument) };
-    if pid < 0 {
-        return Err(Errno::new(errno() as usize));
+    let pid: isize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: only the child has the new stack, and it never comes back from there. The rest is the caller's promise.
+    unsafe {
+        asm!("syscall", "test rax, rax", "jne 2f",
+            "xor ebp, ebp", "mov rdi, r9", "call r8", "mov edi, eax", "mov eax, {exit}", "syscall",
+            "2:",
+            exit = const libc::SYS_exit,
+            inlateout("rax") libc::SYS_clone as isize => pid,
+            in("rdi") flags as usize, in("rsi") stack_top, in("rdx") 0, in("r10") 0, in("r8") child, in("r9") argument,
+            lateout("rcx") _, lateout("r11") _);
     }
-    wait(pid);
-    Ok(())
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        asm!("svc 0", "cbnz x0, 2f",
+            "mov x29, 0", "mov x0, x6", "blr x5", "mov x8, {exit}", "svc 0",
+            "2:",
+            exit = const libc::SYS_exit,
+            in("x8") libc::SYS_clone, inlateout("x0") flags as isize => pid,
+            in("x1") stack_top, in("x2") 0, in("x3") 0, in("x4") 0, in("x5") child, in("x6") argument);
+    }
+    check(pid).map(|pid| pid as c_int)
 }
 
 #[cfg(test)]
