@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::host;
 use crate::namespace::enter_host;
 use crate::policy::{self, Change, Claim, Reason, Verdict};
+use crate::report;
 use crate::sys::{self, CWD, Errno, Inode, Result};
 use crate::text::name;
 use crate::walk;
@@ -119,7 +120,8 @@ impl<'a> Crossing<'a> {
 pub const MARK: u64 = u64::from_le_bytes(*b"\x1bspc-cro");
 const MARK_END: u64 = u64::from_le_bytes(*b"ssing\0\0\0");
 
-/// Runs the child and returns when it has ended, however it did.
+/// Runs the child and returns when it has ended, however it did. What is not left to the caller is reported while
+/// the kernel clears the child away.
 pub fn run(stack: Stack, c: &mut Crossing<'_>) {
     // What stays if the child is killed before it can say more.
     c.fail(Step::Call, Errno::IO);
@@ -128,9 +130,14 @@ pub fn run(stack: Stack, c: &mut Crossing<'_>) {
     let argument = (&raw mut *c).cast::<c_void>();
     // SAFETY: signals are blocked, the stack is ours alone, and the argument is a `Crossing`.
     let child = unsafe { sys::spawn(child, stack.top(), share_files, argument) };
-    match child {
-        Ok(child) => sys::wait(child),
-        Err(error) => c.fail(Step::Call, error),
+    if let Err(error) = child {
+        c.fail(Step::Call, error);
+    }
+    if c.decision != Decision::Passed {
+        report::send(c);
+    }
+    if let Ok(child) = child {
+        sys::wait(child);
     }
     drop(signals);
 }
