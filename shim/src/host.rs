@@ -6,7 +6,7 @@ use crate::area::Work;
 use crate::call::Symbol;
 use crate::claim;
 use crate::cross::{Crossing, Route, Step};
-use crate::mounts::kind_of_mount;
+use crate::mounts::kind_of;
 use crate::next::{self, Via};
 use crate::policy::{Change, Reason, names_type, split_last};
 use crate::sys::{self, CWD, Errno, Result, mount_id, unique_id};
@@ -199,11 +199,13 @@ pub fn find_ours(c: &mut Crossing<'_>) -> Result<bool> {
     }
     c.enter_host()?;
     go_to_host_path(c.work)?;
-    let stat = sys::statx(CWD, c.work.name.as_name(), 0)?;
+    let Work {
+        name, line, kind, ..
+    } = &mut *c.work;
+    let stat = sys::statx(CWD, name.as_name(), 0)?;
     if !stat.is_mount_root {
         return Ok(false);
     }
-    let Work { line, kind, .. } = &mut *c.work;
-    kind_of_mount(stat.mount_id, line.room(), kind)?;
+    kind_of(name.as_name(), stat.mount_id, line.room(), kind)?;
     Ok(names_type(c.config, kind.as_bytes()))
 }

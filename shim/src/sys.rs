@@ -56,6 +56,10 @@ const SYS_FSPICK: c_long = 433;
 const SYS_PIDFD_OPEN: c_long = 434;
 const SYS_OPENAT2: c_long = 437;
 pub const SYS_MOUNT_SETATTR: u16 = 442;
+const SYS_STATMOUNT: c_long = 457;
+const STATMOUNT_FS_TYPE: u64 = 0x20;
+/// Linux 6.13.
+pub const STATMOUNT_FS_SUBTYPE: u64 = 0x100;
 
 pub const OPEN_TREE_CLONE: u32 = 1;
 pub const MOVE_MOUNT_F_SYMLINKS: u32 = 0x1;
@@ -319,6 +323,15 @@ fn statx_flags(dir: c_int, path: Name<'_>, mask: u32, flags: c_int) -> Result<St
             number: stat.stx_ino,
         },
     })
+}
+
+/// Asks statmount(2) for the type of a mount, by its unique id (Linux 6.8). The answer is a struct statmount.
+pub fn statmount_kind(unique: u64, into: &mut [u8]) -> Result<usize> {
+    let request = [24, unique, STATMOUNT_FS_TYPE | STATMOUNT_FS_SUBTYPE];
+    let (request, to) = (request.as_ptr() as usize, into.as_mut_ptr() as usize);
+    // SAFETY: the request has the layout of struct mnt_id_req and says its size; the kernel writes at most as many
+    // bytes as it is given.
+    check(unsafe { raw4(SYS_STATMOUNT, request, to, into.len(), 0) })
 }
 
 /// Also with a pidfd (Linux 5.8).
