@@ -32,10 +32,18 @@ fn pairs(number: usize, whats: &[What]) -> impl Fn(&Scene<'_>, &Case<'_>) -> Res
     }
 }
 
-/// In the container with the recommended run line.
+/// In the container with the recommended run line, where `spc serve` is stopped.
 fn contained(case: impl FnOnce(&Scene<'_>) -> Result<Case<'static>>, tried: Tried<'_>) {
+    in_container(false, case, tried);
+}
+
+fn in_container(
+    serving: bool,
+    case: impl FnOnce(&Scene<'_>) -> Result<Case<'static>>,
+    tried: Tried<'_>,
+) {
     with_lab(|lab| {
-        let scene = Scene::new(lab, false)?;
+        let scene = Scene::new(lab, serving)?;
         scene.spc.host.sh("mkdir /mnt/scratch /mnt/made")?.ok()?;
         let case = case(&scene)?;
         tried(&scene, &case)?;
@@ -162,6 +170,11 @@ fn two_failing_system_calls_by_the_kernel_alone() {
 #[test]
 fn two_failing_system_calls_with_a_daemon() {
     contained(daemon, &pairs(8, BOTH));
+}
+
+#[test]
+fn two_failing_system_calls_while_spc_serve_is_at_work() {
+    in_container(true, daemon, &pairs(6, BOTH));
 }
 
 #[test]
@@ -309,6 +322,12 @@ fn many_pairs_of_failing_system_calls_with_a_helper() {
 #[ignore = "long: hundreds of mounts"]
 fn many_pairs_of_failing_system_calls_with_a_daemon() {
     contained(daemon, &pairs(150, BOTH));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn many_pairs_of_failing_system_calls_while_spc_serve_is_at_work() {
+    in_container(true, daemon, &pairs(150, BOTH));
 }
 
 #[test]

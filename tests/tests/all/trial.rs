@@ -168,7 +168,12 @@ impl<'a> Trial<'a> {
         };
         let (status, said) = (stepped.output.status, stepped.output.error_text());
         let here = || format!("{faults:?}: {status:?}\n{said}");
-        if let Err(error) = self.judge(&stepped, &faults[faults.len() - 1].call) {
+        let call = &faults[faults.len() - 1].call;
+        let judged = match self.scene.serving {
+            true => self.serve_finishes(&stepped),
+            false => self.judge(&stepped, call),
+        };
+        if let Err(error) = judged {
             self.tally.is_bad(format!("{error:?}\n{}", here()));
         }
         if let Err(error) = self.next_try() {
@@ -224,6 +229,33 @@ impl<'a> Trial<'a> {
                 self.is_made()
             }
         }
+    }
+
+    /// With `spc serve` at work nobody gives the command again: it clears away what was left, and keeps nothing of it.
+    fn serve_finishes(&mut self, stepped: &Stepped) -> Result<()> {
+        let on = self.scene.spc.on(self.case.target)?;
+        match stepped.output.status {
+            Status::Code(0) => {
+                self.tally.done += 1;
+                let expected = usize::from(self.what == What::Mount);
+                ensure!(on.len() == expected, "success, and {on:?}");
+            }
+            Status::Code(1 | 2 | 32) => {
+                self.tally.refused += 1;
+                self.is_an_error(stepped)?;
+            }
+            Status::Signal(6 | 9) => self.tally.died += 1,
+            status => bail!("{status:?}"),
+        }
+        self.scene.poke()?;
+        until("nothing is left", || {
+            // What is mounted and whose record says so is no remains.
+            if !self.scene.spc.on(self.case.target)?.is_empty() {
+                self.scene.run(&self.umount)?;
+            }
+            Ok(self.scene.is_clean().is_ok())
+        })?;
+        self.clean.are_left(self.scene)
     }
 
     /// It is mounted, as if nothing had happened, and comes off.
