@@ -43,7 +43,7 @@ const GATHER: Duration = Duration::from_millis(50);
 const EASE: u32 = 9;
 
 /// The longest such wait. Daemons that die are not waited for here: repairs hear of each by itself.
-const LONGEST_EASE: Duration = Duration::from_secs(20);
+const LONGEST_EASE: Duration = Duration::from_secs(2);
 
 /// How many mounts are seen to in one look.
 const AT_ONCE: usize = 256;
