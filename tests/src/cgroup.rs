@@ -72,6 +72,18 @@ impl Cgroup {
         pids
     }
 
+    /// The cgroups below this one, without those whose names begin like this.
+    pub fn below(&self, without: &str) -> Vec<PathBuf> {
+        let ours = |child: &Self| {
+            let name = child.0.file_name().unwrap_or_default();
+            !name.to_string_lossy().starts_with(without)
+        };
+        let children = self.children().into_iter().filter(ours);
+        children
+            .flat_map(|child| [child.below(without), vec![child.0]].concat())
+            .collect()
+    }
+
     /// Says what it took to start something whose processes are here and below. Memory that they share counts more than
     /// once.
     pub fn say_cost(&self, what: &str, started: Instant) {

@@ -4,12 +4,14 @@
 //! This is the tracer of `lab step`, with a longer list of system calls. It needs no library in the program, so it
 //! reaches the launcher, which is static, and helpers that make their system calls themselves.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use libc::{
     E2BIG, EACCES, EAGAIN, EBUSY, EINTR, EINVAL, EIO, ELOOP, EMFILE, ENFILE, ENODEV, ENOENT,
     ENOLCK, ENOMEM, ENOSPC, ENOSYS, EPERM, EROFS, ESRCH, ETXTBSY,
 };
 use nix::unistd::Pid;
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::host::Host;
@@ -140,24 +142,22 @@ const CALLS: &[Call] = &[
     (libc::SYS_vfork, "vfork", &[EAGAIN, ENOMEM]),
 ];
 
-/// The names that the launcher and the shim's children have.
-const OURS: [&str; 2] = ["spc", "spc-crossing"];
+/// The names that the launcher and the shim's children have; where it runs itself it has that of a link in procfs.
+const OURS: [&str; 3] = ["spc", "spc-crossing", "exe"];
 
 /// A fault in a command.
-#[derive(Debug, Clone, Copy)]
-pub struct Fault<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
     /// The system call that it is in.
-    pub call: &'a str,
+    pub call: String,
     /// The how manieth of these, from 1 on.
     pub at: usize,
     /// What happens.
     pub act: Act,
-    /// Whether those of what the command starts count as well.
-    pub family: bool,
 }
 
 /// What happens in a faulty system call.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
     /// It is not made, and fails with this errno.
     Fail(i32),
@@ -167,35 +167,78 @@ pub enum Act {
     Kill,
 }
 
-impl Host<'_> {
-    /// Runs a command as [`Host::step`] does, with a fault in it.
-    pub fn fault(&self, pid: i32, argv: &[&str], fault: Fault<'_>) -> Result<Stepped> {
-        let at = fault.at.to_string();
-        let mut task = vec!["step", "--wide", "--at", &at, "--only", fault.call];
-        let number = match fault.act {
-            Act::Fail(errno) => errno.to_string(),
-            Act::Delay(time) => time.as_millis().to_string(),
-            Act::Kill => "caller".to_owned(),
-        };
-        let option = match fault.act {
-            Act::Fail(_) => "--fail",
-            Act::Delay(_) => "--delay",
-            Act::Kill => "--victim",
-        };
-        task.extend([option, &number]);
-        if fault.family {
-            task.push("--family");
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { call, at, act } = self;
+        match act {
+            Act::Fail(errno) => write!(f, "{call}:{at}:fail:{errno}"),
+            Act::Delay(time) => write!(f, "{call}:{at}:delay:{}", time.as_millis()),
+            Act::Kill => write!(f, "{call}:{at}:kill"),
         }
-        self.in_steps(&task, pid, argv, Some(fault.at))
+    }
+}
+
+impl FromStr for Fault {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let words: Vec<&str> = text.split(':').collect();
+        let (call, at, act) = match words.as_slice() {
+            [call, at, "fail", errno] => (call, at, Act::Fail(errno.parse()?)),
+            [call, at, "delay", time] => {
+                (call, at, Act::Delay(Duration::from_millis(time.parse()?)))
+            }
+            [call, at, "kill"] => (call, at, Act::Kill),
+            _ => bail!("not CALL:NUMBER:fail:ERRNO, CALL:NUMBER:delay:MS or CALL:NUMBER:kill"),
+        };
+        Ok(Self {
+            call: (*call).to_owned(),
+            at: at.parse()?,
+            act,
+        })
+    }
+}
+
+impl Host<'_> {
+    /// Runs a command as [`Host::step`] does, with faults in it; those of what it starts count as well, if the family does.
+    pub fn fault(
+        &self,
+        pid: i32,
+        argv: &[&str],
+        faults: &[Fault],
+        family: bool,
+    ) -> Result<Stepped> {
+        self.with_faults(&["step"], pid, argv, faults, family)
     }
 
-    /// Runs a command and tells of every system call that may fail: `PROGRAM SYSTEM_CALL`.
-    pub fn trace(&self, pid: i32, argv: &[&str], family: bool) -> Result<Stepped> {
-        let mut task = vec!["step", "--wide"];
+    /// The same, and it tells of every system call that may fail, before and after the faults: `PROGRAM SYSTEM_CALL`.
+    pub fn trace(
+        &self,
+        pid: i32,
+        argv: &[&str],
+        faults: &[Fault],
+        family: bool,
+    ) -> Result<Stepped> {
+        self.with_faults(&["step", "--wide"], pid, argv, faults, family)
+    }
+
+    fn with_faults(
+        &self,
+        task: &[&str],
+        pid: i32,
+        argv: &[&str],
+        faults: &[Fault],
+        family: bool,
+    ) -> Result<Stepped> {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        let mut task = task.to_vec();
+        task.extend(faults.iter().flat_map(|fault| ["--fault", fault]));
         if family {
             task.push("--family");
         }
-        self.in_steps(&task, pid, argv, None)
+        let mut stepped = self.in_steps(&task, pid, argv, None)?;
+        stepped.killed = stepped.faults.len() == faults.len();
+        Ok(stepped)
     }
 }
 
@@ -248,7 +291,7 @@ fn change(thread: Pid, how: impl FnOnce(&mut libc::user_regs_struct)) -> Result<
 /// At the entry of a system call: keeps the kernel from making it.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn begin(_: Pid) -> Result<()> {
-    anyhow::bail!("system calls can be made to fail on x86_64 only")
+    bail!("system calls can be made to fail on x86_64 only")
 }
 
 /// At its exit.

@@ -5,7 +5,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
@@ -122,6 +122,11 @@ impl<'lab> Host<'lab> {
     /// Every process of the host, as the machine numbers them.
     pub fn processes(&self) -> Vec<i32> {
         self.cgroup.processes()
+    }
+
+    /// The cgroups that there are in the host, those of the lab's commands apart.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        self.cgroup.below("run-")
     }
 
     /// A command to be run in the host.

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fs;
-use std::io::BufReader;
+use std::fs::{self, File};
+use std::io::{BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -134,6 +134,30 @@ impl Drop for Lab {
 /// reason was printed. With `CI=true` that is a failure.
 pub fn shared() -> Option<&'static Lab> {
     static LAB: OnceLock<Lab> = OnceLock::new();
-    let start = || Lab::start().unwrap_or_else(|error| panic!("{error:?}"));
+    let start = || {
+        keep_failures();
+        Lab::start().unwrap_or_else(|error| panic!("{error:?}"))
+    };
     packages::require().then(|| LAB.get_or_init(start))
+}
+
+/// Keeps what each panic says in the file that `SPC_TEST_FAILURES` names: what two tests print at once is long and mixed.
+fn keep_failures() {
+    let Some(path) = std::env::var_os("SPC_TEST_FAILURES") else {
+        return;
+    };
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        let thread = std::thread::current();
+        let said = panic.payload_as_str().unwrap_or("no message");
+        // The error, and then the end of the logs that came with it.
+        let lines: Vec<_> = said.lines().collect();
+        let (first, last) = lines.split_at(lines.len().min(12));
+        let last = &last[last.len().saturating_sub(12)..];
+        let said = [first, last].concat().join("\n    ");
+        let text = format!("{}:\n    {said}\n", thread.name().unwrap_or("a thread"));
+        let file = File::options().create(true).append(true).open(&path);
+        let _ = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    }));
 }

@@ -15,11 +15,10 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::process::{Command, ExitCode};
 use std::thread::sleep;
-use std::time::Duration;
 
 use crate::enter::{Enter, end_as, go};
 use crate::exec::Run;
-use crate::faults;
+use crate::faults::{self, Act, Fault};
 use crate::host::Host;
 use crate::output::Output;
 
@@ -95,12 +94,9 @@ pub struct Step {
     /// Who is killed there
     #[arg(long, value_enum, default_value = "command")]
     victim: Victim,
-    /// Nobody is killed: the system call is not made, and fails with this errno
-    #[arg(long)]
-    fail: Option<i32>,
-    /// Nobody is killed: the system call is made after so many milliseconds
-    #[arg(long, conflicts_with = "fail")]
-    delay: Option<u64>,
+    /// What happens in a system call: CALL:NUMBER:fail:ERRNO, CALL:NUMBER:delay:MS or CALL:NUMBER:kill; may be repeated
+    #[arg(long, conflicts_with_all = ["at", "victim", "only"])]
+    fault: Vec<Fault>,
     /// Stop at everything that may fail, not only at changes
     #[arg(long)]
     wide: bool,
@@ -119,8 +115,10 @@ pub struct Step {
 pub struct Stepped {
     /// The steps, up to the last that it came to: `PROGRAM SYSTEM_CALL`.
     pub steps: Vec<String>,
-    /// It came to the step at which something was to happen, the last of them.
+    /// It came to the step at which something was to happen, the last of them; or all of its faults have happened.
     pub killed: bool,
+    /// How many steps there were when each of its faults happened.
+    pub faults: Vec<usize>,
     /// How it ended.
     pub output: Output,
 }
@@ -166,14 +164,18 @@ impl Host<'_> {
         let run = Run::task(task, &self.name(), pid, self.next_cgroup()?, argv)?;
         let output = run.run()?;
         let text = output.text();
-        let steps: Vec<_> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("step "))
-            .map(str::to_owned)
-            .collect();
+        let (mut steps, mut faults) = (Vec::new(), Vec::new());
+        for line in text.lines() {
+            if let Some(step) = line.strip_prefix("step ") {
+                steps.push(step.to_owned());
+            } else if line.starts_with("fault ") {
+                faults.push(steps.len());
+            }
+        }
         Ok(Stepped {
             killed: Some(steps.len()) == at,
             steps,
+            faults,
             output,
         })
     }
@@ -210,6 +212,8 @@ pub fn step(arguments: &Step) -> Result<ExitCode> {
         leader,
         begun: false,
         steps: 0,
+        made: BTreeMap::new(),
+        faults: 0,
         failing: BTreeMap::new(),
     };
     loop {
@@ -245,6 +249,10 @@ struct Tracer<'a> {
     leader: Pid,
     begun: bool,
     steps: usize,
+    /// How often each system call was made.
+    made: BTreeMap<&'static str, usize>,
+    /// How many faults have happened.
+    faults: usize,
     /// The threads in a system call that is not made, and the errno that they get.
     failing: BTreeMap<Pid, i32>,
 }
@@ -252,7 +260,11 @@ struct Tracer<'a> {
 impl Tracer<'_> {
     /// What was to happen has happened, and the command may run as if nobody looked.
     fn is_over(&self) -> bool {
-        self.failing.is_empty() && self.arguments.at.is_some_and(|at| self.steps >= at)
+        let Step {
+            at, fault, wide, ..
+        } = self.arguments;
+        let faults_are = !wide && !fault.is_empty() && self.faults >= fault.len();
+        self.failing.is_empty() && (faults_are || at.is_some_and(|at| self.steps >= at))
     }
 
     /// A thread is at the entry of a system call, or at its exit.
@@ -270,7 +282,11 @@ impl Tracer<'_> {
             return Ok(());
         }
         let arguments = self.arguments;
-        let only = |call: &&str| arguments.only.as_ref().is_none_or(|only| only == call);
+        let only = |call: &&str| {
+            let faulty = || arguments.fault.iter().any(|fault| fault.call == **call);
+            arguments.only.as_ref().is_none_or(|only| only == call)
+                && (arguments.wide || arguments.fault.is_empty() || faulty())
+        };
         let Some(call) = self.call_of(thread).filter(only) else {
             return Ok(());
         };
@@ -279,7 +295,7 @@ impl Tracer<'_> {
         };
         let name = self.read(process, "comm").unwrap_or_default();
         let name = name.trim_matches(char::is_control);
-        let counts = if arguments.wide {
+        let counts = if self.all_that_may_fail() {
             faults::counts(name, call)
         } else {
             FAMILY_STEPS.contains(&call)
@@ -289,15 +305,22 @@ impl Tracer<'_> {
         }
         self.steps += 1;
         println!("step {name} {call}");
+        let made = self.made.entry(call).or_default();
+        *made += 1;
+        let here = |fault: &&Fault| fault.call == call && fault.at == *made;
+        if let Some(fault) = arguments.fault.iter().find(here) {
+            self.faults += 1;
+            println!("fault {fault}");
+            match fault.act {
+                Act::Fail(errno) => {
+                    self.failing.insert(thread, errno);
+                    return faults::begin(thread);
+                }
+                Act::Delay(time) => sleep(time),
+                Act::Kill => kill(process, Signal::SIGKILL).context("cannot kill")?,
+            }
+        }
         if arguments.at != Some(self.steps) {
-            return Ok(());
-        }
-        if let Some(errno) = arguments.fail {
-            self.failing.insert(thread, errno);
-            return faults::begin(thread);
-        }
-        if let Some(milliseconds) = arguments.delay {
-            sleep(Duration::from_millis(milliseconds));
             return Ok(());
         }
         let victim = match arguments.victim {
@@ -307,12 +330,17 @@ impl Tracer<'_> {
         kill(victim, Signal::SIGKILL).context("cannot kill")
     }
 
+    /// Not only changes are steps.
+    fn all_that_may_fail(&self) -> bool {
+        self.arguments.wide || !self.arguments.fault.is_empty()
+    }
+
     /// The step that a thread is about to make, if its system call is one.
     fn call_of(&self, thread: Pid) -> Option<&'static str> {
         let text = self.read(thread, "syscall")?;
         let mut words = text.split_whitespace();
         let number: libc::c_long = words.next()?.parse().ok()?;
-        if self.arguments.wide {
+        if self.all_that_may_fail() {
             return faults::name(number);
         }
         let (_, name) = STEPS.iter().find(|(step, _)| *step == number)?;

@@ -189,7 +189,7 @@ pub fn remove(name: &str) {
     // A process that has ended may not have left it yet; a cgroup that stays is empty, and used again.
     for _ in 0..50 {
         match fs::remove_dir(&cgroup) {
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 std::thread::sleep(Duration::from_millis(2));
             }
             _ => break,
@@ -227,13 +227,21 @@ pub fn move_here(pid: i32, name: Option<&str>) -> Result<()> {
             )
         }
     };
-    fs::create_dir_all(&cgroup).map_err(fail)?;
-    let procs = cgroup.join("cgroup.procs");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .open(procs)
-        .map_err(fail)?;
-    file.write_all(pid.to_string().as_bytes()).map_err(fail)
+    let put = || -> std::io::Result<()> {
+        fs::create_dir_all(&cgroup)?;
+        let procs = cgroup.join("cgroup.procs");
+        let mut file = fs::OpenOptions::new().write(true).open(procs)?;
+        file.write_all(pid.to_string().as_bytes())
+    };
+    let mut done = put();
+    for _ in 0..20 {
+        match &done {
+            // Whoever took the last mount away has taken the directory of all along just now.
+            Err(error) if error.kind() == ErrorKind::NotFound => done = put(),
+            _ => break,
+        }
+    }
+    done.map_err(fail)
 }
 
 #[cfg(test)]

@@ -180,12 +180,7 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
         ))
         .hint("they wait in the kernel, probably for a dead server; try again when it is back"));
     }
-    // Nobody would know of what is left of it once the record is gone.
-    claim.remove().map_err(|(path, error)| {
-        Error::system(format!("cannot remove {}", path.display()))
-            .because(errno_text(error))
-            .hint("`spc umount` tries again")
-    })?;
+    take_away(claim)?;
     if record.root.is_some() {
         scope::remove(&scope::name_of(Path::new(&record.target)));
     }
@@ -196,6 +191,18 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
         tracing::debug!(target = %record.target, "its device is still in use; `spc serve` detaches it later");
     }
     Ok(())
+}
+
+/// Removes a claim. Nobody would know of what is left of it once no record names it.
+///
+/// # Errors
+/// Something of it cannot be removed.
+pub(super) fn take_away(claim: &Claim) -> Result<()> {
+    claim.remove().map_err(|(path, error)| {
+        Error::system(format!("cannot remove {}", path.display()))
+            .because(errno_text(error))
+            .hint("`spc umount` tries again")
+    })
 }
 
 /// Whether something is mounted on a stand-in.

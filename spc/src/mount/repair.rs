@@ -16,7 +16,7 @@ use super::ledger::{Record, State};
 use super::mounter::Session;
 use super::plan::Route;
 use super::presence::entry_of;
-use super::recover::{is_mount, known, leave_stand_in, unnoted, unseen};
+use super::recover::{is_mount, known, leave_stand_in, take_away, unnoted, unseen};
 use super::replace::{self, Way};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run};
@@ -331,7 +331,10 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of the dead mount do not end");
     }
-    claim_of(session, &record, &old).clear();
+    if let Err((path, error)) = claim_of(session, &record, &old).remove() {
+        tracing::warn!(path = %path.display(), %error, "a claim could not be removed; the next command tries again");
+        record.again.get_or_insert_default().making = Some(old);
+    }
     // After a crash the claim may have gone with its container, and the daemon with it.
     if let Err(error) = session.claim(&record).carry(made.id, made.unique) {
         let error = errno_text(error);
@@ -398,7 +401,7 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
     if is_mount(claim.stand_in()) {
         leave_stand_in(claim.stand_in())?;
     }
-    claim.clear();
+    take_away(&claim)?;
     if let Some(again) = &mut record.again {
         again.making = None;
     }

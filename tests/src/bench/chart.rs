@@ -6,8 +6,8 @@ use super::table::digits;
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 360.0;
 const LEFT: f64 = 64.0;
-const RIGHT: f64 = 20.0;
-const TOP: f64 = 64.0;
+const RIGHT: f64 = 28.0;
+const TOP: f64 = 82.0;
 const BOTTOM: f64 = 46.0;
 /// Told apart by people who do not see red and green apart, too.
 const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
@@ -49,14 +49,18 @@ pub fn svg(curve: &Curve) -> String {
         line(&mut out, [x, HEIGHT - BOTTOM, x, HEIGHT - BOTTOM + 5.0]);
         text(&mut out, x, HEIGHT - BOTTOM + 18.0, "middle", &digits(tick));
     }
-    for (number, series) in curve.series.iter().enumerate() {
-        let colour = COLOURS[number % COLOURS.len()];
+    let [mut x, mut y] = [LEFT, 30.0];
+    for (series, colour) in curve.series.iter().zip(COLOURS.iter().cycle()) {
         draw(&mut out, series, colour, [&across, &up]);
-        let x = LEFT + 8.0 + 220.0 * number as f64;
+        let width = 40.0 + 7.2 * series.name.chars().count() as f64;
+        if x > LEFT && x + width > WIDTH {
+            [x, y] = [LEFT, y + 16.0];
+        }
         out.push_str(&format!(
-            "<rect x=\"{x}\" y=\"30\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\n"
+            "<rect x=\"{x:.1}\" y=\"{y}\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\n"
         ));
-        text(&mut out, x + 18.0, 40.0, "start", &series.name);
+        text(&mut out, x + 18.0, y + 10.0, "start", &series.name);
+        x += width;
     }
     out.push_str("</svg>\n");
     out
@@ -153,7 +157,7 @@ mod tests {
         let drawn = svg(&curve);
         // From the lower left corner to the upper right one: both ends are round.
         assert!(
-            drawn.contains("polyline points=\"64.0,314.0 700.0,64.0\""),
+            drawn.contains("polyline points=\"64.0,314.0 692.0,82.0\""),
             "{drawn}"
         );
         assert!(drawn.contains("a &amp; b"));

@@ -1,278 +1,54 @@
-//! Every system call of a mount and of an unmount fails, is held up, or is the last of its process: no success without
-//! proof, nothing orphaned, and the next try works.
+//! System calls of a mount, an unmount and a repair fail, are held up, or are the last of their process (`trial.rs`).
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
-use lab::{Act, Fault, Libc, Mount, Status, Stepped, errnos, program};
+use anyhow::{Result, ensure};
+use lab::{Libc, program};
 
+use crate::choice::Extent;
+use crate::install_mount::installed;
 use crate::scene::{Case, Scene};
-use crate::support::{Census, with_lab};
+use crate::support::{Spc, entries, with_lab};
+use crate::trial::{Trial, What};
 
-/// How many of the errnos of a system call are tried.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Extent {
-    /// The likeliest, and only in system calls that change something.
-    Short,
-    /// Each, in each.
-    All,
-    /// None: what changes something is held up, or is the last of its process.
-    SlowOrDead,
-}
+/// What is tried with a case.
+type Tried<'a> = &'a dyn Fn(&Scene<'_>, &Case<'_>) -> Result<()>;
 
-/// What came of all faults in one command.
-#[derive(Default)]
-struct Tally {
-    tried: usize,
-    /// Those that happened: a command need not make the same calls each time.
-    faults: usize,
-    done: usize,
-    refused: usize,
-    died: usize,
-    /// What was left for the next command to clear away, by the system call that failed.
-    left: BTreeMap<String, usize>,
-    bad: Vec<String>,
-}
-
-impl Tally {
-    fn say(&self, title: &str, started: Instant) -> Result<()> {
-        eprintln!(
-            "{title}: {} faults of {} in {:.0?}: {} done all the same, {} refused, {} died; left to the next command: {:?}",
-            self.faults,
-            self.tried,
-            started.elapsed(),
-            self.done,
-            self.refused,
-            self.died,
-            self.left
-        );
-        ensure!(
-            self.faults > 0 && self.faults * 4 >= self.tried * 3,
-            "{title}: {} faults of {} happened",
-            self.faults,
-            self.tried
-        );
-        ensure!(
-            self.bad.is_empty(),
-            "{title}: {} bad:\n{}",
-            self.bad.len(),
-            self.bad.join("\n\n")
-        );
-        Ok(())
+/// Each system call of these commands.
+fn each(extent: Extent, whats: &[What]) -> impl Fn(&Scene<'_>, &Case<'_>) -> Result<()> {
+    move |scene, case| {
+        let mut whats = whats.iter();
+        whats.try_for_each(|what| Trial::begin(scene, case, *what)?.each(extent))
     }
 }
 
-/// System calls that only look, and whose failure the short run leaves out.
-const LOOKS: [&str; 14] = [
-    "fstat",
-    "fcntl",
-    "getdents64",
-    "mmap",
-    "newfstatat",
-    "openat",
-    "pread64",
-    "prctl",
-    "ppoll",
-    "poll",
-    "read",
-    "readlink",
-    "readlinkat",
-    "statx",
-];
-
-/// The system calls of a traced command, each as often as it was made.
-fn calls(stepped: &Stepped, extent: Extent) -> Vec<(String, usize)> {
-    let mut numbers = BTreeMap::new();
-    let mut all = Vec::new();
-    for step in &stepped.steps {
-        let call = step.rsplit(' ').next().unwrap_or_default();
-        if extent != Extent::All && LOOKS.contains(&call) {
-            continue;
-        }
-        let number: &mut usize = numbers.entry(call.to_owned()).or_default();
-        *number += 1;
-        all.push((call.to_owned(), *number));
-    }
-    all
-}
-
-fn acts(call: &str, extent: Extent) -> Vec<Act> {
-    let all = errnos(call).iter().map(|errno| Act::Fail(*errno));
-    match extent {
-        Extent::Short => all.take(1).collect(),
-        Extent::All => all.collect(),
-        Extent::SlowOrDead => vec![Act::Delay(Duration::from_millis(500)), Act::Kill],
+/// So many pairs in each of these commands.
+fn pairs(number: usize, whats: &[What]) -> impl Fn(&Scene<'_>, &Case<'_>) -> Result<()> {
+    move |scene, case| {
+        let mut whats = whats.iter();
+        whats.try_for_each(|what| Trial::begin(scene, case, *what)?.pairs(number))
     }
 }
 
-/// What a command that failed has said: one error.
-fn is_an_error(stepped: &Stepped) -> Result<()> {
-    let error = stepped.output.error_text();
-    let line = |start: &str| error.lines().any(|line| line.starts_with(start));
-    ensure!(
-        line("spc: ") && line("hint: ") && !error.contains("panicked"),
-        "no error with a hint is said"
-    );
-    Ok(())
+/// In the container with the recommended run line, where `spc serve` is stopped.
+fn contained(case: impl FnOnce(&Scene<'_>) -> Result<Case<'static>>, tried: Tried<'_>) {
+    in_container(false, case, tried);
 }
 
-/// Something is left, and the next command will know of it: there is a record, or no more than one that was begun.
-fn is_known(census: &Census, on: &[Mount]) -> Result<()> {
-    let only_begun = census.claims.is_empty() && census.marked.is_empty() && on.is_empty();
-    ensure!(
-        only_begun || !census.records.is_empty(),
-        "orphaned: {on:?} {census:?}"
-    );
-    Ok(())
-}
-
-impl Scene<'_> {
-    /// One command, and each fault in it, which is then judged: it is a mount that is unmounted after each, or an unmount
-    /// before which it is mounted.
-    fn each_fault(&self, case: &Case<'_>, extent: Extent, mounts: bool) -> Result<()> {
-        let umount = ["spc", "umount", case.target];
-        // A helper is a process of its own, which is traced as well.
-        let (command, what, family) = match mounts {
-            true => (&case.mount[..], "mount", case.claims > 0),
-            false => (&umount[..], "unmount", false),
-        };
-        let prepare = || match mounts {
-            true => Ok(()),
-            false => self.run(&case.mount)?.ok().map(drop),
-        };
-        prepare()?;
-        let traced = self.spc.host.trace(self.first, command, family)?;
-        traced.output.clone().ok()?;
-        if mounts {
-            self.is_mounted(case)?;
-            self.run(&umount)?.ok()?;
-        }
-        self.is_clean()?;
-        let (mut tally, started) = (Tally::default(), Instant::now());
-        for (call, at) in calls(&traced, extent) {
-            for act in acts(&call, extent) {
-                prepare()?;
-                let fault = Fault {
-                    call: &call,
-                    at,
-                    act,
-                    family,
-                };
-                let stepped = self.spc.host.fault(self.first, command, fault)?;
-                let here = || format!("{fault:?}\n{}", stepped.output);
-                let judged = match mounts {
-                    true => self.mounted_or_refused(case, &stepped, &call, &mut tally),
-                    false => self.unmounted_or_refused(case, &stepped, &call, &mut tally),
-                };
-                if let Err(error) = judged {
-                    tally.bad.push(format!("{error:?}\n{}", here()));
-                }
-                if let Err(error) = self.next_try(case) {
-                    tally.bad.push(format!("{error:?}\n{}", here()));
-                    self.is_clean().with_context(here)?;
-                }
-                tally.tried += 1;
-                tally.faults += usize::from(stepped.killed);
-            }
-        }
-        tally.say(&format!("{}, {what}", case.title), started)
-    }
-
-    fn mounted_or_refused(
-        &self,
-        case: &Case<'_>,
-        stepped: &Stepped,
-        call: &str,
-        tally: &mut Tally,
-    ) -> Result<()> {
-        match stepped.output.status {
-            Status::Code(0) => {
-                tally.done += 1;
-                let census = self.spc.census(self.first)?;
-                let files = census.claims.values().next().map_or(&[][..], Vec::as_slice);
-                // Where the shim could not carry the call, the mount was grafted, and a claim has no note. A socket
-                // that could not be removed goes with the claim.
-                let parts = ["", "claim", "mount", "report"];
-                let known = |file: &&String| {
-                    parts.contains(&file.split_once('.').map_or("", |(_, part)| part))
-                };
-                let claims = files.iter().filter(known).count();
-                ensure!((claims == 0) == (case.claims == 0), "claims: {census:?}");
-                self.is_mounted(&Case {
-                    mount: Vec::new(),
-                    claims,
-                    ..*case
-                })?;
-                self.run(&["spc", "umount", case.target])?.ok()?;
-                return self.is_clean();
-            }
-            Status::Code(1 | 2 | 32) => {
-                tally.refused += 1;
-                is_an_error(stepped)?;
-            }
-            // Without memory a program of Rust ends like that; it is as if it were killed.
-            Status::Signal(6 | 9) => tally.died += 1,
-            status => bail!("{status:?}"),
-        }
-        let census = self.spc.census(self.first)?;
-        let on = self.spc.on(case.target)?;
-        if !census.is_empty() || !on.is_empty() {
-            *tally.left.entry(call.to_owned()).or_default() += 1;
-            is_known(&census, &on)?;
-        }
-        Ok(())
-    }
-
-    /// The same command again, and the unmount. What it does not put right is put right here, if that can be, so that
-    /// one test tells of all that is bad.
-    fn next_try(&self, case: &Case<'_>) -> Result<()> {
-        let again = self
-            .run(&case.mount)?
-            .ok()
-            .and_then(|_| self.is_mounted(case))
-            .and_then(|()| self.run(&["spc", "umount", case.target])?.ok())
-            .and_then(|_| self.is_clean());
-        if again.is_err() {
-            self.run(&["spc", "umount", "-l", case.target])?;
-            self.is_clean()
-                .with_context(|| format!("nothing puts it right, and the next try: {again:?}"))?;
-        }
-        again.context("the next try")
-    }
-
-    fn unmounted_or_refused(
-        &self,
-        case: &Case<'_>,
-        stepped: &Stepped,
-        call: &str,
-        tally: &mut Tally,
-    ) -> Result<()> {
-        match stepped.output.status {
-            Status::Code(0) => {
-                tally.done += 1;
-                return self.is_clean();
-            }
-            Status::Code(1 | 2 | 32) => {
-                tally.refused += 1;
-                is_an_error(stepped)?;
-            }
-            Status::Signal(6 | 9) => tally.died += 1,
-            status => bail!("{status:?}"),
-        }
-        let census = self.spc.census(self.first)?;
-        let on = self.spc.on(case.target)?;
-        if census.is_empty() && on.is_empty() {
-            return Ok(());
-        }
-        *tally.left.entry(call.to_owned()).or_default() += 1;
-        is_known(&census, &on)?;
-        // Given again, it finishes.
-        let umount = self.run(&["spc", "umount", case.target])?;
-        umount.ok()?;
-        self.is_clean()
-    }
+fn in_container(
+    serving: bool,
+    case: impl FnOnce(&Scene<'_>) -> Result<Case<'static>>,
+    tried: Tried<'_>,
+) {
+    with_lab(|lab| {
+        let scene = Scene::new(lab, serving)?;
+        scene.spc.host.sh("mkdir /mnt/scratch /mnt/made")?.ok()?;
+        let case = case(&scene)?;
+        tried(&scene, &case)?;
+        scene.spc.is_clean()
+    });
 }
 
 fn tmpfs() -> Case<'static> {
@@ -312,75 +88,262 @@ fn daemon(scene: &Scene<'_>) -> Result<Case<'static>> {
     Ok(Case::new("bindfs", &words, "/mnt/made", 3, 1))
 }
 
-fn faults(extent: Extent, case: impl FnOnce(&Scene<'_>) -> Result<Case<'static>>) {
+/// The same with a repair.
+fn repaired(scene: &Scene<'_>) -> Result<Case<'static>> {
+    scene.spc.sh("mkdir /srv/source")?.ok()?;
+    let words = ["-t", "fuse.bindfs", "/srv/source"];
+    Ok(Case::new("bindfs", &words, "/mnt/made", 3, 1))
+}
+
+/// On a host with `spc install` and no container, by the name that mount(8) runs; the daemon is in a client root.
+fn installed_host(tried: Tried<'_>) {
     with_lab(|lab| {
-        let scene = Scene::new(lab, false)?;
-        scene.spc.host.sh("mkdir /mnt/scratch /mnt/made")?.ok()?;
-        let case = case(&scene)?;
-        scene.each_fault(&case, extent, true)?;
-        scene.each_fault(&case, extent, false)?;
-        scene.spc.is_clean()
+        let spc = installed(lab)?;
+        spc.host.sh("mkdir -p /srv/source /mnt/made")?.ok()?;
+        let mut case = Case::new("bindfs, in a client root", &[], "/mnt/made", 3, 1);
+        case.mount = "mount.spc /host/srv/source /mnt/made -t spc.fuse.bindfs"
+            .split(' ')
+            .collect();
+        let scene = Scene {
+            first: spc.host.pid(),
+            entries: entries(&spc.host)?,
+            spc,
+            serving: false,
+        };
+        tried(&scene, &case)
     });
 }
 
+/// A disk of the host, in the container with all privileges.
+fn disk(tried: Tried<'_>) {
+    with_lab(|lab| {
+        let scene = Scene::of(Spc::usual(lab)?, false)?;
+        let name = format!("{}-faults", std::process::id());
+        let image = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::File::create(&image)?.set_len(8 * 1024 * 1024)?;
+        let made = Command::new("mkfs.ext4")
+            .args(["-q", "-F"])
+            .arg(&image)
+            .status()?;
+        ensure!(made.success(), "mkfs.ext4: {made}");
+        let host = &scene.spc.host;
+        host.copy_in(&image, "/srv/disk")?;
+        fs::remove_file(&image)?;
+        host.sh("mkdir /mnt/disk")?.ok()?;
+        let attach = "losetup -f /srv/disk && losetup -a | grep -F /srv/disk | cut -d: -f1";
+        let device = host.sh(attach)?.ok()?.text();
+        let words = ["-t", "ext4", device.trim()];
+        tried(&scene, &Case::new("ext4", &words, "/mnt/disk", 0, 0))
+    });
+}
+
+const BOTH: &[What] = &[What::Mount, What::Unmount];
+
 #[test]
 fn a_failing_system_call_is_an_error_or_does_not_matter() {
-    faults(Extent::Short, |_| Ok(tmpfs()));
+    contained(|_| Ok(tmpfs()), &each(Extent::Short, BOTH));
 }
 
 #[test]
 fn a_failing_system_call_with_a_helper() {
-    faults(Extent::Short, |scene| helper(scene, &[]));
+    contained(|scene| helper(scene, &[]), &each(Extent::Short, BOTH));
 }
 
 #[test]
 fn a_failing_system_call_with_a_static_helper() {
-    faults(Extent::Short, |scene| helper(scene, &["-static"]));
+    contained(
+        |scene| helper(scene, &["-static"]),
+        &each(Extent::Short, BOTH),
+    );
 }
 
 #[test]
 fn a_failing_system_call_with_a_daemon() {
-    faults(Extent::Short, daemon);
+    contained(daemon, &each(Extent::Short, BOTH));
 }
 
 #[test]
-#[ignore = "long: each errno of each system call, about a thousand mounts"]
-fn every_failing_system_call_is_an_error_or_does_not_matter() {
-    faults(Extent::All, |_| Ok(tmpfs()));
+fn two_failing_system_calls_by_the_kernel_alone() {
+    contained(|_| Ok(tmpfs()), &pairs(10, BOTH));
 }
 
 #[test]
-#[ignore = "long: each errno of each system call, about two thousand mounts"]
-fn every_failing_system_call_with_a_helper() {
-    faults(Extent::All, |scene| helper(scene, &[]));
+fn two_failing_system_calls_with_a_daemon() {
+    contained(daemon, &pairs(8, BOTH));
 }
 
 #[test]
-#[ignore = "long: each errno of each system call, about two thousand mounts"]
-fn every_failing_system_call_with_a_static_helper() {
-    faults(Extent::All, |scene| helper(scene, &["-static"]));
+fn two_failing_system_calls_while_spc_serve_is_at_work() {
+    in_container(true, daemon, &pairs(6, BOTH));
 }
 
 #[test]
-#[ignore = "long: each errno of each system call, about two thousand mounts"]
-fn every_failing_system_call_with_a_daemon() {
-    faults(Extent::All, daemon);
+fn two_failing_system_calls_with_a_disk() {
+    disk(&pairs(8, BOTH));
+}
+
+#[test]
+fn two_failing_system_calls_in_a_client_root() {
+    installed_host(&pairs(8, BOTH));
+}
+
+#[test]
+fn two_failing_system_calls_of_a_repair() {
+    contained(repaired, &pairs(8, &[What::Repair]));
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_a_mount() {
+    contained(|_| Ok(tmpfs()), &each(Extent::All, &[What::Mount]));
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_an_unmount() {
+    contained(|_| Ok(tmpfs()), &each(Extent::All, &[What::Unmount]));
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_a_mount_with_a_helper() {
+    contained(
+        |scene| helper(scene, &[]),
+        &each(Extent::All, &[What::Mount]),
+    );
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_an_unmount_with_a_helper() {
+    contained(
+        |scene| helper(scene, &[]),
+        &each(Extent::All, &[What::Unmount]),
+    );
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_a_mount_with_a_static_helper() {
+    contained(
+        |scene| helper(scene, &["-static"]),
+        &each(Extent::All, &[What::Mount]),
+    );
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_an_unmount_with_a_static_helper() {
+    contained(
+        |scene| helper(scene, &["-static"]),
+        &each(Extent::All, &[What::Unmount]),
+    );
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_a_mount_with_a_daemon() {
+    contained(daemon, &each(Extent::All, &[What::Mount]));
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_an_unmount_with_a_daemon() {
+    contained(daemon, &each(Extent::All, &[What::Unmount]));
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_a_repair() {
+    contained(repaired, &each(Extent::All, &[What::Repair]));
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_with_a_disk() {
+    disk(&each(Extent::All, BOTH));
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_a_mount_in_a_client_root() {
+    installed_host(&each(Extent::All, &[What::Mount]));
+}
+
+#[test]
+#[ignore = "long: each errno of each system call"]
+fn every_failing_system_call_of_an_unmount_in_a_client_root() {
+    installed_host(&each(Extent::All, &[What::Unmount]));
 }
 
 #[test]
 #[ignore = "long: hundreds of mounts"]
 fn a_slow_or_dying_system_call_of_a_mount_by_the_kernel() {
-    faults(Extent::SlowOrDead, |_| Ok(tmpfs()));
+    contained(|_| Ok(tmpfs()), &each(Extent::SlowOrDead, BOTH));
 }
 
 #[test]
 #[ignore = "long: hundreds of mounts"]
 fn a_slow_or_dying_system_call_with_a_helper() {
-    faults(Extent::SlowOrDead, |scene| helper(scene, &[]));
+    contained(|scene| helper(scene, &[]), &each(Extent::SlowOrDead, BOTH));
 }
 
 #[test]
 #[ignore = "long: hundreds of mounts"]
 fn a_slow_or_dying_system_call_with_a_daemon() {
-    faults(Extent::SlowOrDead, daemon);
+    contained(daemon, &each(Extent::SlowOrDead, BOTH));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn a_slow_or_dying_system_call_of_a_repair() {
+    contained(repaired, &each(Extent::SlowOrDead, &[What::Repair]));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn a_slow_or_dying_system_call_in_a_client_root() {
+    installed_host(&each(Extent::SlowOrDead, BOTH));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn many_pairs_of_failing_system_calls_by_the_kernel_alone() {
+    contained(|_| Ok(tmpfs()), &pairs(150, BOTH));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn many_pairs_of_failing_system_calls_with_a_helper() {
+    contained(|scene| helper(scene, &[]), &pairs(150, BOTH));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn many_pairs_of_failing_system_calls_with_a_daemon() {
+    contained(daemon, &pairs(150, BOTH));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn many_pairs_of_failing_system_calls_while_spc_serve_is_at_work() {
+    in_container(true, daemon, &pairs(150, BOTH));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn many_pairs_of_failing_system_calls_with_a_disk() {
+    disk(&pairs(150, BOTH));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn many_pairs_of_failing_system_calls_in_a_client_root() {
+    installed_host(&pairs(150, BOTH));
+}
+
+#[test]
+#[ignore = "long: hundreds of mounts"]
+fn many_pairs_of_failing_system_calls_of_a_repair() {
+    contained(repaired, &pairs(150, &[What::Repair]));
 }

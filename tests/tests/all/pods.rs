@@ -10,6 +10,7 @@ use lab::{Cluster, Host, Lab};
 
 use crate::flexvolume::sshd;
 use crate::kubelet::{Kubelet, Pod, ROOT, Volume, driver, install};
+use crate::random::Random;
 use crate::support::{Spc, entries, until, with_gluster};
 
 /// How many pods of the node start or stop at the same time, as kubelet's workers do.
@@ -17,19 +18,6 @@ const WORKERS: usize = 4;
 
 /// How many pods of each worker run at most.
 const RUNNING: usize = 4;
-
-/// Numbers that look random and are the same in each run (a linear congruential generator).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        usize::try_from(self.0 >> 33).unwrap_or_default() % end
-    }
-}
 
 /// What happened.
 #[derive(Default)]

@@ -47,7 +47,10 @@ pub struct Scene<'lab> {
 
 impl<'lab> Scene<'lab> {
     pub fn new(lab: &'lab Lab, serving: bool) -> Result<Self> {
-        let spc = Spc::least(lab)?;
+        Self::of(Spc::least(lab)?, serving)
+    }
+
+    pub fn of(spc: Spc<'lab>, serving: bool) -> Result<Self> {
         let first = spc.first()?;
         if !serving {
             let serve = Pid::from_raw(first).context("no process")?;

@@ -4,6 +4,9 @@
 //! purpose and removed at the end. Only the LUN that was asked for is scanned. Names and passwords go into the
 //! records, which only root reads, never into arguments.
 
+mod chap;
+mod portal;
+
 use super::{
     At, Command, Device, HostName, Identity, Patience, Shows, Step, Tells, Value, WAY,
     Way as BlockWay,
@@ -12,6 +15,8 @@ use crate::error::{Error, Result};
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
 use crate::kinds::{Asked, Telling};
+use chap::{DISCOVERY, SECRETS, SESSION, credentials};
+use portal::{HELLO, Portal};
 
 /// Where Open-iSCSI keeps its records: Debian 13 and later, earlier ones.
 const RECORDS: [&str; 2] = ["/var/lib/iscsi", "/etc/iscsi"];
@@ -33,14 +38,6 @@ const OPTIONS: [&str; 6] = [
     "discovery.user",
     "discovery.user_in",
     "initiator",
-];
-
-/// Secrets that are for it.
-const SECRETS: [&str; 4] = [
-    "password",
-    "password_in",
-    "discovery.password",
-    "discovery.password_in",
 ];
 
 /// The device that `rest`, the source behind `iscsi:`, names.
@@ -160,64 +157,6 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Where a target listens.
-#[derive(Debug, PartialEq, Eq)]
-struct Portal {
-    address: String,
-    port: u16,
-}
-
-impl Portal {
-    fn parse(text: &str) -> Option<Self> {
-        let (address, port) = if let Some(rest) = text.strip_prefix('[') {
-            let (address, rest) = rest.split_once(']')?;
-            (address, rest.strip_prefix(':'))
-        } else {
-            match text.split_once(':') {
-                Some((_, port)) if port.contains(':') => (text, None),
-                Some((address, port)) => (address, Some(port)),
-                None => (text, None),
-            }
-        };
-        let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_%".contains(c);
-        if address.is_empty() || address.starts_with('-') || !address.chars().all(plain) {
-            return None;
-        }
-        Some(Self {
-            address: address.to_owned(),
-            port: port.map_or(Some(3260), |port| port.parse().ok().filter(|p| *p != 0))?,
-        })
-    }
-
-    fn text(&self) -> String {
-        if self.address.contains(':') {
-            format!("[{}]:{}", self.address, self.port)
-        } else {
-            format!("{}:{}", self.address, self.port)
-        }
-    }
-}
-
-/// What a portal is told so that it says something: a login for a discovery (RFC 7143, 11.12), by nobody. It is not gone on
-/// with.
-const HELLO: [u8; 48 + WHO.len()] = {
-    let mut bytes = [0; 48 + WHO.len()];
-    // Login, at once; from the first phase to the second; the length of the text.
-    (bytes[0], bytes[1], bytes[7]) = (0x43, 0x81, WHO.len() as u8);
-    // An id of the session that is random, and anybody's.
-    bytes[8] = 0x80;
-    let mut at = 0;
-    while at < WHO.len() {
-        bytes[48 + at] = WHO[at];
-        at += 1;
-    }
-    bytes
-};
-
-/// Filled up to whole words.
-const WHO: &[u8; 88] =
-    b"InitiatorName=iqn.2026-01.invalid.spc:who-answers\0SessionType=Discovery\0AuthMethod=None\0";
-
 /// What logs in at a portal.
 fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
     let text = portal.text();
@@ -308,67 +247,6 @@ fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
         }),
         steps,
     })
-}
-
-/// Method, name and password of ours, name and password of the target's.
-type Keys = [&'static str; 5];
-
-const SESSION: Keys = [
-    "node.session.auth.authmethod",
-    "node.session.auth.username",
-    "node.session.auth.password",
-    "node.session.auth.username_in",
-    "node.session.auth.password_in",
-];
-
-const DISCOVERY: Keys = [
-    "discovery.sendtargets.auth.authmethod",
-    "discovery.sendtargets.auth.username",
-    "discovery.sendtargets.auth.password",
-    "discovery.sendtargets.auth.username_in",
-    "discovery.sendtargets.auth.password_in",
-];
-
-/// Settings for CHAP, if a name was given for it.
-fn credentials(asked: &Asked<'_>, prefix: &str, keys: &Keys) -> Result<Vec<(&'static str, Value)>> {
-    let option = |name: &str| asked.options.value(&format!("{prefix}{name}"));
-    // A name and a password, or neither.
-    let pair = |name: &str, word: &str| {
-        let key = format!("{prefix}{word}");
-        let known = SECRETS.into_iter().find(|known| *known == key);
-        let known = known.filter(|key| asked.secrets.has(key));
-        match (option(name), known) {
-            (Some(user), Some(key)) => Ok(Some((user.to_owned(), Value::Secret(key)))),
-            (None, None) => Ok(None),
-            _ => Err(Error::usage(format!(
-                "bad options: {prefix}{name} and {prefix}{word} go together"
-            ))
-            .hint(format!(
-                "give both: -o {prefix}{name}=NAME --secret {key}=file:PATH"
-            ))),
-        }
-    };
-    // Taking a device away needs neither.
-    let (user, user_in) = (pair("user", "password")?, pair("user_in", "password_in")?);
-    let Some((user, password)) = user else {
-        return match user_in {
-            Some(_) => Err(Error::usage(format!(
-                "bad options: {prefix}user_in without {prefix}user"
-            ))
-            .hint("with mutual CHAP both sides have a name and a password")),
-            None => Ok(Vec::new()),
-        };
-    };
-    let mut settings = vec![
-        (keys[0], Value::Text("CHAP".into())),
-        (keys[1], Value::Text(user)),
-        (keys[2], password),
-    ];
-    if let Some((user, password)) = user_in {
-        settings.push((keys[3], Value::Text(user)));
-        settings.push((keys[4], password));
-    }
-    Ok(settings)
 }
 
 /// Looks for a target in what a discovery found: lines `PORTAL,GROUP IQN`.
