@@ -1,6 +1,9 @@
 //! Memory for one crossing: a stack for the child behind a guard, and the texts that are too big for the
 //! caller's stack.
 
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, Ordering::AcqRel};
+
 use crate::sys::{self, Result};
 use crate::text::Text;
 
@@ -10,7 +13,7 @@ const GUARD: usize = 64 * 1024;
 const STACK: usize = 64 * 1024;
 const LEN: usize = GUARD + STACK + size_of::<Work>();
 
-/// Texts of one crossing. All zero bytes are a valid value.
+/// Texts of one crossing, all empty at first. All zero bytes are a valid value.
 #[repr(C)]
 pub struct Work {
     /// A path on its way through the file system.
@@ -34,12 +37,28 @@ pub struct Work {
 /// One crossing's memory.
 pub struct Area(*mut u8);
 
+/// What the last crossing used, for the next: to map and to touch new memory is a fifth of the price of a crossing.
+/// Taken and put back without a lock, so whoever finds nothing here maps his own.
+static SPARE: AtomicPtr<u8> = AtomicPtr::new(null_mut());
+
 impl Area {
     pub fn new() -> Result<Self> {
-        let base = sys::map(LEN)?;
-        // SAFETY: new, and nothing below the stack is ever used.
-        unsafe { sys::guard(base, GUARD) };
-        Ok(Self(base))
+        let mut base = SPARE.swap(null_mut(), AcqRel);
+        if base.is_null() {
+            base = sys::map(LEN)?;
+            // SAFETY: new, and nothing below the stack is ever used.
+            unsafe { sys::guard(base, GUARD) };
+            return Ok(Self(base));
+        }
+        let mut area = Self(base);
+        area.texts().iter_mut().for_each(Text::clear);
+        Ok(area)
+    }
+
+    fn texts(&mut self) -> &mut [Text] {
+        const COUNT: usize = size_of::<Work>() / size_of::<Text>();
+        // SAFETY: `Work` is texts and nothing else, in the C layout; the rest is that of `work`.
+        unsafe { core::slice::from_raw_parts_mut(core::ptr::from_mut(self.work()).cast(), COUNT) }
     }
 
     pub fn work(&mut self) -> &mut Work {
@@ -64,7 +83,10 @@ impl Stack {
 
 impl Drop for Area {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length; stack and texts are borrowed no longer.
-        unsafe { sys::unmap(self.0, LEN) };
+        let other = SPARE.swap(self.0, AcqRel);
+        if !other.is_null() {
+            // SAFETY: mapped by `new` with this length, and given back by its crossing.
+            unsafe { sys::unmap(other, LEN) };
+        }
     }
 }

@@ -7,29 +7,33 @@ use crate::policy::Change;
 use crate::sys::{self, CWD, Result};
 use crate::watch::{self, Known};
 
-/// The hooked symbols but `syscall`, in the order of [`NAMES`].
+/// The hooked symbols but `syscall`, by their place in [`NAMES`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Symbol {
     Mount,
     Umount,
     Umount2,
-    Fsopen,
+    Fsopen = SYSCALL as u8 + 1,
     Fsmount,
     MoveMount,
     OpenTree,
     MountSetattr,
 }
 
-/// Names of the symbols, each a string of its own.
+/// Names of the symbols, each a string of its own; first those that every C library has, of which `syscall` is the last.
 pub const NAMES: &[u8] =
-    b"mount\0umount\0umount2\0fsopen\0fsmount\0move_mount\0open_tree\0mount_setattr\0syscall\0";
+    b"mount\0umount\0umount2\0syscall\0fsopen\0fsmount\0move_mount\0open_tree\0mount_setattr\0";
 
-/// Numbers of their system calls.
-pub const NUMBERS: [u16; 8] = [
+/// The place of `syscall`.
+pub const SYSCALL: usize = 3;
+
+/// Numbers of their system calls; `syscall` is none.
+pub const NUMBERS: [u16; 9] = [
     libc::SYS_mount as u16,
     libc::SYS_umount2 as u16,
     libc::SYS_umount2 as u16,
+    0,
     sys::SYS_FSOPEN,
     sys::SYS_FSMOUNT,
     sys::SYS_MOVE_MOUNT,

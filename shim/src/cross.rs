@@ -13,7 +13,8 @@ use crate::config::Config;
 use crate::host;
 use crate::namespace::enter_host;
 use crate::policy::{self, Change, Claim, Reason, Verdict};
-use crate::sys::{self, CWD, Errno, Fd, Inode, Result};
+use crate::report;
+use crate::sys::{self, CWD, Errno, Inode, Result};
 use crate::text::name;
 use crate::walk;
 
@@ -116,12 +117,11 @@ impl<'a> Crossing<'a> {
 
 /// The name of a child, and of no program: a library below this one may make the real call through a symbol that
 /// leads back here.
-pub const MARK: [u64; 2] = [
-    u64::from_le_bytes(*b"\x1bspc-cro"),
-    u64::from_le_bytes(*b"ssing\0\0\0"),
-];
+pub const MARK: u64 = u64::from_le_bytes(*b"\x1bspc-cro");
+const MARK_END: u64 = u64::from_le_bytes(*b"ssing\0\0\0");
 
-/// Runs the child and returns when it has ended, however it did.
+/// Runs the child and returns when it has ended, however it did. What is not left to the caller is reported while
+/// the kernel clears the child away.
 pub fn run(stack: Stack, c: &mut Crossing<'_>) {
     // What stays if the child is killed before it can say more.
     c.fail(Step::Call, Errno::IO);
@@ -129,17 +129,23 @@ pub fn run(stack: Stack, c: &mut Crossing<'_>) {
     let signals = sys::SignalsBlocked::new();
     let argument = (&raw mut *c).cast::<c_void>();
     // SAFETY: signals are blocked, the stack is ours alone, and the argument is a `Crossing`.
-    let result = unsafe { sys::spawn_and_wait(child, stack.top(), share_files, argument) };
-    drop(signals);
-    if let Err(error) = result {
+    let child = unsafe { sys::spawn(child, stack.top(), share_files, argument) };
+    if let Err(error) = child {
         c.fail(Step::Call, error);
     }
+    if c.decision != Decision::Passed {
+        report::send(c);
+    }
+    if let Ok(child) = child {
+        sys::wait(child);
+    }
+    drop(signals);
 }
 
 extern "C" fn child(argument: *mut c_void) -> c_int {
-    // SAFETY: `run` passes a `Crossing` and does not touch it until this process has ended.
+    // SAFETY: `run` passes a `Crossing` and does not touch it until this process has left the memory.
     let c = unsafe { &mut *argument.cast::<Crossing<'_>>() };
-    sys::set_mark(MARK);
+    sys::set_mark([MARK, MARK_END]);
     c.result = sys::die_with_parent().and_then(|()| carry_or_pass(c));
     if c.result.is_ok() && c.decision != Decision::Passed {
         c.decision = Decision::Carried;
@@ -151,10 +157,11 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
 /// The result of the call on the host. When it is the caller's, the decision says so.
 fn carry_or_pass(c: &mut Crossing<'_>) -> Result<usize> {
     c.step = Step::Target;
-    // Relative sources need the directory that following the target leaves.
-    let mut origin = None;
+    // Relative sources need the directory that following the target leaves. It ends with this process, which shares
+    // no descriptors for these.
+    let mut origin = -1;
     if matches!(c.change, Change::Bind | Change::Move) {
-        origin = Some(sys::open_dir(CWD, name(c"."))?);
+        origin = sys::open_dir(CWD, name(c"."))?.into_raw();
     }
     find_route(c)?;
     if c.route == Route::Carry {
@@ -256,7 +263,7 @@ fn is_the_kernels_answer(error: Errno) -> bool {
 }
 
 /// Paths among the sources mean paths of the host, as targets do.
-fn find_source(c: &mut Crossing<'_>, origin: Option<Fd>) -> Result<()> {
+fn find_source(c: &mut Crossing<'_>, origin: c_int) -> Result<()> {
     let [a, b, _, _, flags] = c.call.args;
     let (dir, from, follow) = match c.call.symbol {
         Symbol::Mount if a != 0 => (CWD, a, true),
@@ -275,8 +282,8 @@ fn find_source(c: &mut Crossing<'_>, origin: Option<Fd>) -> Result<()> {
         ..
     } = &mut *c.work;
     sys::copy_string_or_none(from as *const c_char, path)?;
-    if let Some(origin) = origin {
-        sys::fchdir(origin.raw())?;
+    if origin >= 0 {
+        sys::fchdir(origin)?;
         walk::canonical(path, name, dir, follow, c.pid, source)?;
         path.copy(source);
     } else if policy::is_fuse(kind.as_bytes()) {

@@ -61,15 +61,15 @@ fn judge_and_report(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
     judge(c, broken, stack);
     if c.decision == Decision::Passed {
         c.result = c.call.real();
+        // A handle changes nothing: only one that is of the host is worth a word.
+        if c.call.symbol != Symbol::OpenTree {
+            report::send(c);
+        }
     }
     remember(c);
-    // A handle changes nothing: only one that is of the host is worth a word.
-    if c.decision != Decision::Passed || c.call.symbol != Symbol::OpenTree {
-        report::send(c);
-    }
 }
 
-/// Decides; if that takes a child, the child makes the call as well.
+/// Decides; if that takes a child, the child makes the call as well. What does not pass is reported.
 fn judge(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
     let detached = match c.call.change() {
         Ok((change, known)) => {
@@ -88,18 +88,24 @@ fn judge(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
         c.reason = Reason::Settings;
         // Taking something away, or looking at it, is never in the wrong place.
         if !matches!(c.change, Change::Unmount | Change::Handle | Change::Copy) {
-            c.fail(Step::Settings, settings::BROKEN);
+            refuse(c, Step::Settings, settings::BROKEN);
         }
     } else {
         c.named |= c.change == Change::New && names_type(c.config, c.work.kind.as_bytes());
         if !child_would_be_init() {
             cross::run(stack, c);
         } else if c.demand().is_some() {
-            c.fail(Step::Call, Errno::BUSY);
+            refuse(c, Step::Call, Errno::BUSY);
         } else {
             c.reason = Reason::Unresolved;
         }
     }
+}
+
+#[inline(never)]
+fn refuse(c: &mut Crossing<'_>, step: Step, error: Errno) {
+    c.fail(step, error);
+    report::send(c);
 }
 
 /// Copies what decides. An error means that the kernel will not take the arguments either.

@@ -6,10 +6,10 @@ use crate::area::Work;
 use crate::call::Symbol;
 use crate::claim;
 use crate::cross::{Crossing, Route, Step};
-use crate::mounts::kind_of_mount;
+use crate::mounts::kind_of;
 use crate::next::{self, Via};
 use crate::policy::{Change, Reason, names_type, split_last};
-use crate::sys::{self, CWD, Errno, Fd, Result, mount_id, unique_id};
+use crate::sys::{self, CWD, Errno, Result, mount_id, unique_id};
 use crate::text::{Name, name};
 use crate::walk;
 
@@ -30,7 +30,7 @@ pub fn make(c: &mut Crossing<'_>) -> Result<usize> {
         return unmount_here(c);
     }
     let mut args = c.call.args;
-    let pin;
+    let mut pin = -1;
     if c.reason != Reason::Descriptor {
         pin = pin_target(c)?;
         // mount(8) names the flags that it finds in the caller's mount table, where a claimed mount is not: taken by
@@ -40,18 +40,21 @@ pub fn make(c: &mut Crossing<'_>) -> Result<usize> {
             return sys::reconfigure(pin);
         }
         if c.change.attaches() || c.call.symbol == Symbol::Mount {
-            return change_mounts(c, &pin);
+            return change_mounts(c, pin);
         }
-        args[0] = pin.raw() as usize;
+        args[0] = pin as usize;
         args[1] = EMPTY.word();
         args[2] |= sys::AT_EMPTY_PATH as usize;
     }
     c.step = Step::Call;
-    next::call(c.call.via, c.call.symbol, args)
+    let result = next::call(c.call.via, c.call.symbol, args);
+    // The caller's as well: only here may descriptors be shared.
+    sys::close(pin);
+    result
 }
 
 /// Holds the target, so that what happens to its path meanwhile does not matter.
-fn pin_target(c: &mut Crossing<'_>) -> Result<Fd> {
+fn pin_target(c: &mut Crossing<'_>) -> Result<c_int> {
     if c.work.host.as_bytes() == b"/" {
         c.work.host.set(b"/..");
     }
@@ -69,21 +72,20 @@ fn pin_target(c: &mut Crossing<'_>) -> Result<Fd> {
             return Err(ELSEWHERE);
         }
     }
-    Ok(pin)
+    Ok(pin.into_raw())
 }
 
 /// mount(2) on `.`, which is the pinned directory; move_mount(2) on the pin. A file has no such name for
 /// mount(2): it is called by its own, in its directory, and the proof shows whether that was still the same.
-fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
-    let before = mount_id(pin.raw(), EMPTY)?;
+fn change_mounts(c: &mut Crossing<'_>, pin: c_int) -> Result<usize> {
+    let before = mount_id(pin, EMPTY)?;
     let mut args = c.call.args;
-    match sys::fchdir(pin.raw()) {
+    match sys::fchdir(pin) {
         Err(Errno::NOTDIR) => go_to_host_path(c.work)?,
         result => result?,
     }
     let is_file = !c.work.name.is_empty();
     let source = c.work.source.as_name();
-    let moved;
     if c.call.symbol == Symbol::Mount {
         args[1] = (if is_file {
             c.work.name.as_name()
@@ -96,11 +98,10 @@ fn change_mounts(c: &mut Crossing<'_>, pin: &Fd) -> Result<usize> {
         }
     } else {
         if !source.is_empty() {
-            moved = sys::pin(source, 0, sys::RESOLVE_NO_MAGICLINKS)?;
-            args[0] = moved.raw() as usize;
+            args[0] = sys::pin(source, 0, sys::RESOLVE_NO_MAGICLINKS)?.into_raw() as usize;
         }
         args[1] = EMPTY.word();
-        args[2] = pin.raw() as usize;
+        args[2] = pin as usize;
         args[3] = EMPTY.word();
         args[4] |= (sys::MOVE_MOUNT_F_EMPTY_PATH | sys::MOVE_MOUNT_T_EMPTY_PATH) as usize;
     }
@@ -163,7 +164,7 @@ fn go_to_unmount(c: &mut Crossing<'_>) -> Result<()> {
     let (head, last) = split_last(host.as_bytes());
     path.set(head);
     name.set(last);
-    sys::fchdir(sys::pin(path.as_name(), libc::O_DIRECTORY, NO_LINKS)?.raw())?;
+    sys::fchdir(sys::pin(path.as_name(), libc::O_DIRECTORY, NO_LINKS)?.into_raw())?;
     claim::is_that_mount(c.claims, c.work, CWD)
 }
 
@@ -198,11 +199,13 @@ pub fn find_ours(c: &mut Crossing<'_>) -> Result<bool> {
     }
     c.enter_host()?;
     go_to_host_path(c.work)?;
-    let stat = sys::statx(CWD, c.work.name.as_name(), 0)?;
+    let Work {
+        name, line, kind, ..
+    } = &mut *c.work;
+    let stat = sys::statx(CWD, name.as_name(), 0)?;
     if !stat.is_mount_root {
         return Ok(false);
     }
-    let Work { line, kind, .. } = &mut *c.work;
-    kind_of_mount(stat.mount_id, line.room(), kind)?;
+    kind_of(name.as_name(), stat.mount_id, line.room(), kind)?;
     Ok(names_type(c.config, kind.as_bytes()))
 }

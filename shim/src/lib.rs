@@ -42,7 +42,8 @@ ctor::declarative::ctor! {
     fn warm() {
         next::warm();
         // The C library's own constructor has run: this library needs it, so it comes later.
-        let _ = settings::get();
+        // SAFETY: a constructor runs once.
+        unsafe { settings::keep() };
     }
 }
 

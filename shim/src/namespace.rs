@@ -43,7 +43,7 @@ pub fn enter_host(config: &Config, path: &mut Text, step: &mut Step) -> Result<(
 /// Enters a mount namespace. Answers with the id of the mount that is its root.
 #[inline(never)]
 fn enter(namespace: Fd) -> Result<u64> {
-    sys::enter_mount_namespace(&namespace)?;
+    sys::enter_mount_namespace(namespace)?;
     sys::mount_id(CWD, name(c"/"))
 }
 

@@ -5,7 +5,7 @@
 use core::ffi::{c_char, c_int, c_long, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::call::{NAMES, NUMBERS, Symbol};
+use crate::call::{NAMES, NUMBERS, SYSCALL, Symbol};
 use crate::config::nth_word;
 use crate::sys::{self, Errno, Result};
 
@@ -18,20 +18,13 @@ pub enum Via {
     Syscall,
 }
 
-/// The place of `syscall` in [`NAMES`].
-const SYSCALL: usize = NUMBERS.len();
 const UNKNOWN: usize = 0;
 const ABSENT: usize = 1;
-static FOUND: [AtomicUsize; SYSCALL + 1] = [const { AtomicUsize::new(UNKNOWN) }; SYSCALL + 1];
+static FOUND: [AtomicUsize; NUMBERS.len()] = [const { AtomicUsize::new(UNKNOWN) }; NUMBERS.len()];
 
 /// Looks up what every C library has. Not the rest: a failed `dlsym` allocates.
 pub fn warm() {
-    for symbol in [
-        Symbol::Mount as usize,
-        Symbol::Umount as usize,
-        Symbol::Umount2 as usize,
-        SYSCALL,
-    ] {
+    for symbol in 0..=SYSCALL {
         find(symbol);
     }
 }

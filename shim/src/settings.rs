@@ -1,6 +1,8 @@
-//! The settings of this process: read once, when first needed, by whoever comes first.
+//! The settings of this process: read when the library is loaded, understood when first needed, by whoever comes
+//! first. Most programs never need them.
 
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use crate::config::{Config, FILE, TEXT_MAX, VARIABLE_COUNT, VARIABLES, nth_word};
 use crate::sys::{self, Errno};
@@ -15,7 +17,7 @@ pub struct Loaded {
     pub config: Config,
     /// The file or the environment cannot be read or understood.
     pub broken: bool,
-    file: [u8; TEXT_MAX + 1],
+    file: File,
 }
 
 static LOADED: AtomicPtr<Loaded> = AtomicPtr::new(core::ptr::null_mut());
@@ -44,23 +46,74 @@ pub fn get() -> Result<&'static Loaded, Errno> {
 
 /// Nothing when there is a file that cannot be read or understood.
 fn load(loaded: &mut Loaded) -> Option<()> {
-    let len = match sys::open_read(name(FILE)) {
-        // One read: it is a file, or no settings.
-        Ok(file) => sys::read(&file, &mut loaded.file).ok()?,
-        Err(Errno::NOENT) => 0,
-        Err(_) => return None,
+    let kept = KEPT.size.load(Ordering::Acquire);
+    let text = if kept > 0 {
+        // SAFETY: published once, never written afterwards.
+        unsafe { &*KEPT.text.get() }.get(..kept - 1)?
+    } else {
+        let len = read(&mut loaded.file)?;
+        loaded.file.get(..len)?
     };
     // A file that fills all of the buffer may go on.
-    if len > TEXT_MAX {
+    if text.len() > TEXT_MAX {
         return None;
     }
-    let (_, fault) = loaded.config.load(loaded.file.get(..len)?);
+    let (_, fault) = loaded.config.load(text);
     let mut good = fault.is_none();
-    for variable in 0..VARIABLE_COUNT {
-        let name = nth_word(VARIABLES, variable.into());
-        let add = |value: &[u8]| good &= loaded.config.add_variable(variable, value).is_none();
-        // SAFETY: each word of the list is followed by a NUL.
-        unsafe { sys::environment(name, add) };
+    if kept == 0 {
+        for number in 0..VARIABLE_COUNT {
+            if let Some(value) = variable(number) {
+                good &= loaded.config.add_variable(number, value).is_none();
+            }
+        }
     }
     good.then_some(())
+}
+
+type File = [u8; TEXT_MAX + 1];
+
+#[inline(never)]
+fn read(into: &mut File) -> Option<usize> {
+    match sys::open_read(name(FILE)) {
+        // One read: it is a file, or no settings.
+        Ok(file) => sys::read(&file, into).ok(),
+        Err(Errno::NOENT) => Some(0),
+        Err(_) => None,
+    }
+}
+
+#[inline(never)]
+fn variable(number: u8) -> Option<&'static [u8]> {
+    // SAFETY: each word of the list is followed by a NUL.
+    unsafe { sys::environment(nth_word(VARIABLES, number.into())) }
+}
+
+/// The file as it was when this library was loaded, of a program whose environment adds nothing to it.
+struct Kept {
+    /// One more than the length; 0 as long as there is no text.
+    size: AtomicUsize,
+    text: UnsafeCell<File>,
+}
+
+// SAFETY: the text is written by `keep` before it says the size, and read afterwards.
+unsafe impl Sync for Kept {}
+
+static KEPT: Kept = Kept {
+    size: AtomicUsize::new(0),
+    text: UnsafeCell::new([0; TEXT_MAX + 1]),
+};
+
+/// Before the program can change its root or its environment.
+///
+/// # Safety
+/// Called once.
+pub unsafe fn keep() {
+    if (0..VARIABLE_COUNT).any(|number| variable(number).is_some()) {
+        let _ = get();
+        return;
+    }
+    // SAFETY: nobody else writes, and nobody reads before the size is there.
+    if let Some(len) = read(unsafe { &mut *KEPT.text.get() }) {
+        KEPT.size.store(len + 1, Ordering::Release);
+    }
 }

@@ -22,10 +22,11 @@ pub fn go(path: &mut Text, name: &mut Text, mut dir: i32, mut follow: bool) -> R
             let head = head.len();
             path.truncate(head);
         }
-        if !path.is_empty() {
-            sys::fchdir(sys::open_dir(dir, path.as_name())?.raw())?;
-        } else if dir != CWD {
+        if dir != CWD && !path.begins_with_slash() {
             sys::fchdir(dir)?;
+        }
+        if !path.is_empty() {
+            sys::chdir(path.as_name())?;
         }
         dir = CWD;
         if name.is_empty() || !follow {

@@ -4,7 +4,7 @@
 //! wait for a FUSE daemon that is busy in this very call. So the type is remembered from `fsopen` on. A mount is
 //! known by its id and not by the descriptor's number, which can be closed, used again and duplicated.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::sys::{self, Errno, Result};
 use crate::text::name;
@@ -22,33 +22,26 @@ pub enum Known {
     Host,
 }
 
-/// Descriptors of `fsopen` calls for a type that goes to the host, a bit each.
-static CONTEXTS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
+/// Whether a descriptor is of an `fsopen` call for a type that goes to the host.
+static CONTEXTS: [AtomicBool; 1 << 16] = [const { AtomicBool::new(false) }; 1 << 16];
 static MOUNTS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
 
 /// Remembers what `fsopen` was asked for. Fails for a number beyond the table: not knowing would mean mounting
 /// in the wrong place later.
 pub fn set_context(fd: usize, named: bool) -> Result<()> {
-    let (word, bit) = context(fd);
-    match CONTEXTS.get(word) {
-        Some(word) if named => word.fetch_or(bit, Relaxed),
-        Some(word) => word.fetch_and(!bit, Relaxed),
+    match CONTEXTS.get(fd) {
+        Some(context) => context.store(named, Relaxed),
         None if named => return Err(Errno::MFILE),
-        None => 0,
-    };
+        None => {}
+    }
     Ok(())
 }
 
 /// Whether this descriptor came from `fsopen` for a type that goes to the host.
 pub fn context_is_named(fd: usize) -> bool {
-    let (word, bit) = context(fd);
     CONTEXTS
-        .get(word)
-        .is_some_and(|word| word.load(Relaxed) & bit != 0)
-}
-
-fn context(fd: usize) -> (usize, u64) {
-    (fd / 64, 1 << (fd & 63))
+        .get(fd)
+        .is_some_and(|context| context.load(Relaxed))
 }
 
 /// Remembers the mount behind a descriptor; `None` forgets it.

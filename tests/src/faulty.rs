@@ -38,6 +38,9 @@ pub enum Conduct {
     /// It serves as the real server behind it, until so many bytes have come from there. Then its connections are closed
     /// and its port is.
     Dies(SocketAddrV4, u32),
+    /// It serves as the real server behind it, until so many bytes have come from there. Then it accepts connections, and
+    /// keeps those that it has, and never says a word.
+    Hangs(SocketAddrV4, u32),
 }
 
 /// A host whose addresses are faulty servers.
@@ -169,10 +172,13 @@ impl FaultyServer<'_> {
             Conduct::Refuses | Conduct::Drops | Conduct::Absent => return Ok(()),
             Conduct::Silent => None,
             Conduct::Serves(server) => Some((server, i64::MAX)),
-            Conduct::Dies(server, bytes) => Some((server, bytes.into())),
+            Conduct::Dies(server, bytes) | Conduct::Hangs(server, bytes) => {
+                Some((server, bytes.into()))
+            }
         };
+        let hangs = matches!(conduct, Conduct::Hangs(..));
         let place = SocketAddrV4::new(address, port);
-        let service = Service::start(self.faulty.host.pid(), place, serves)?;
+        let service = Service::start(self.faulty.host.pid(), place, serves, hangs)?;
         now.1 = Some(service);
         Ok(())
     }
@@ -193,6 +199,8 @@ struct Service {
     listener: TcpListener,
     /// How many bytes of the real server it still passes on.
     left: AtomicI64,
+    /// When nothing is left, it stays as it is.
+    hangs: bool,
     open: Mutex<Vec<TcpStream>>,
 }
 
@@ -202,6 +210,7 @@ impl Service {
         pid: i32,
         address: SocketAddrV4,
         real: Option<(SocketAddrV4, i64)>,
+        hangs: bool,
     ) -> Result<Arc<Self>> {
         let listener = within(pid, || {
             TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"))
@@ -209,6 +218,7 @@ impl Service {
         let service = Arc::new(Self {
             listener,
             left: AtomicI64::new(real.map_or(0, |(_, bytes)| bytes)),
+            hangs,
             open: Mutex::default(),
         });
         let accepting = Arc::clone(&service);
@@ -216,7 +226,8 @@ impl Service {
             enter(pid)?;
             while let Ok((client, _)) = accepting.listener.accept() {
                 accepting.keep(&client)?;
-                if let Some((server, _)) = real {
+                let speaks = accepting.left.load(Ordering::Relaxed) > 0;
+                if let Some((server, _)) = real.filter(|_| speaks) {
                     // A real server that is gone is gone for the client as well.
                     let passed = accepting.pass(&client, server);
                     let _ = passed.or_else(|_| client.shutdown(Shutdown::Both));
@@ -265,7 +276,10 @@ impl Service {
                 break;
             }
             if left <= whole {
-                return self.end();
+                if !self.hangs {
+                    self.end();
+                }
+                return;
             }
         }
         // The other way may still be used.

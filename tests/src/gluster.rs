@@ -83,8 +83,6 @@ impl<'lab> Cluster<'lab> {
         words.extend(bricks.iter().map(String::as_str));
         words.push("force");
         first.gluster(&words)?;
-        // A client waits this long for a server that is gone, 42 seconds otherwise.
-        first.gluster(&["volume", "set", name, "network.ping-timeout", "3"])?;
         first.gluster(&["volume", "start", name])?;
         eprintln!("lab: volume {name} in {:.1?}", started.elapsed());
         Ok(())

@@ -10,11 +10,15 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::CWD;
+use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
     mount_change, move_mount, open_tree, unmount,
 };
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
+};
 
 use super::namespace::CLAIMS;
 use super::root;
@@ -28,14 +32,6 @@ pub const LOGS: &str = "/var/log/spc";
 
 /// Directories of the host where client programs look for keys and settings that nobody names.
 const CONFIGURED: [&str; 2] = ["/etc/ceph", "/root/.ssh"];
-
-/// The namespace that a new one begins as a copy of.
-enum Begin {
-    /// It has nothing but a root.
-    Bare(File),
-    /// It has all that the host has.
-    Host(File),
-}
 
 /// The mounts of the host's that a client namespace is made of, each detached.
 struct Parts {
@@ -110,11 +106,8 @@ pub fn keep(id: &str) -> Result<()> {
         let file = File::open(file).map_err(fail)?;
         move_into_link_name_space(file.as_fd(), None).map_err(|e| fail(e.into()))?;
     }
-    let begin = match kernels_own(&host) {
-        Some(bare) => Begin::Bare(bare),
-        None => Begin::Host(File::open(host.namespace()).map_err(fail)?),
-    };
-    build(parts, &begin, &settings.claims()).map_err(fail)?;
+    empty(&host).map_err(fail)?;
+    build(parts, &settings.claims()).map_err(fail)?;
     // Nothing of the container is held any more but this very program.
     let error = Command::new("/usr/bin/spc")
         .args(["keeper", id])
@@ -140,29 +133,55 @@ fn kernels_own(host: &Host) -> Option<File> {
     found.next()
 }
 
-/// Moves this thread into a new mount namespace that is made of these parts.
+/// Moves this thread into a new mount namespace that has nothing but a root.
 ///
-/// A new namespace is a copy of another one, whose mounts are taken off: of the kernel's own, which has next to none, or of
-/// the host's where that cannot be seen. docker's seccomp profile has no pivot_root(2). So the root is put on that of the
-/// copy, which stays, with nothing of what is mounted on it, where nobody sees it: whoever enters the namespace comes out
-/// on top.
-fn build(parts: Parts, begin: &Begin, claims: &Path) -> std::io::Result<()> {
-    let (Begin::Bare(namespace) | Begin::Host(namespace)) = begin;
+/// A new namespace is a copy of another one: of the kernel's own, which has nothing else, or, where that cannot be seen, of
+/// the container's, which is emptied.
+fn empty(host: &Host) -> std::io::Result<()> {
     unshare(CloneFlags::CLONE_FS)?;
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )?;
-    if matches!(begin, Begin::Host(_)) {
-        let below = mount_id(CWD, "/".as_ref())?.id;
-        // The last first, for it may cover others.
-        let all = mountinfo::read()?.into_iter().rev();
-        for entry in all.filter(|entry| entry.parent == below) {
-            unmount(&entry.target, UnmountFlags::DETACH)?;
-        }
+    if let Some(bare) = kernels_own(host) {
+        move_into_link_name_space(bare.as_fd(), Some(LinkNameSpaceType::Mount))?;
+        return copy();
     }
+    copy()?;
+    // Its root goes as well, with all that is on it; what that was mounted on stays, of which nobody has seen anything.
+    match unmount("/", UnmountFlags::DETACH) {
+        Ok(()) => {
+            let this = pidfd_open(getpid(), PidfdFlags::empty())?;
+            Ok(move_into_thread_name_spaces(
+                this.as_fd(),
+                ThreadNameSpaceType::MOUNT,
+            )?)
+        }
+        // It is mounted on nothing. The container's own would be kept, so the host's it is.
+        Err(Errno::INVAL) => {
+            let host = File::open(host.namespace())?;
+            move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))?;
+            copy()?;
+            let below = mount_id(CWD, "/".as_ref())?.id;
+            // The last first, for it may cover others.
+            let all = mountinfo::read()?.into_iter().rev();
+            for entry in all.filter(|entry| entry.parent == below) {
+                unmount(&entry.target, UnmountFlags::DETACH)?;
+            }
+            Ok(())
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Moves this thread into a copy of the mount namespace that it is in, which has nothing to do with that one.
+fn copy() -> std::io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    Ok(mount_change("/", alone)?)
+}
+
+/// Makes a namespace that has nothing but a root of these parts.
+///
+/// docker's seccomp profile has no pivot_root(2). So the client root is put on that root, where nobody sees it: whoever
+/// enters the namespace comes out on top.
+fn build(parts: Parts, claims: &Path) -> std::io::Result<()> {
     attach(&parts.tree, "/")?;
     rustix::process::fchdir(&parts.tree)?;
     rustix::process::chroot(".")?;

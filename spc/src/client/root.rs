@@ -283,11 +283,10 @@ pub fn tidy(session: &Session, keep: &[String]) -> Result<bool> {
     let current = host.run("looking for the installed client root", || {
         installed(Path::new(CURRENT))
     })?;
-    let (records, _) = session.ledger.all()?;
     let mut removed = false;
     for id in ids {
         let named = |record: &crate::mount::ledger::Record| record.root.as_ref() == Some(&id);
-        if keep.contains(&id) || current.as_ref() == Some(&id) || records.iter().any(named) {
+        if keep.contains(&id) || current.as_ref() == Some(&id) || session.ledger.has(named)? {
             continue;
         }
         let half_made = id.starts_with('.');

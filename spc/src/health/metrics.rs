@@ -1,6 +1,8 @@
 //! What `spc serve` counts and measures, as Prometheus reads it.
 
-use std::io::Read;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::BufReader;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -11,7 +13,8 @@ use prometheus::{
     TextEncoder,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde::Deserialize;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::look::Health;
 use super::report::{Operation, Report};
@@ -56,6 +59,32 @@ pub struct Metrics {
 struct Listed {
     r#type: String,
     state: String,
+}
+
+/// How many mounts there are of each kind, in each state: not each of them is kept.
+#[derive(Default)]
+struct Counts(BTreeMap<&'static str, BTreeMap<String, i64>>);
+
+impl<'de> Deserialize<'de> for Counts {
+    fn deserialize<D: Deserializer<'de>>(list: D) -> std::result::Result<Self, D::Error> {
+        list.deserialize_seq(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Counts {
+    type Value = Self;
+
+    fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        text.write_str("a list of mounts")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> std::result::Result<Self, A::Error> {
+        while let Some(Listed { r#type, state }) = list.next_element()? {
+            let of_kind = self.0.entry(label(&r#type)).or_default();
+            *of_kind.entry(state).or_default() += 1;
+        }
+        Ok(self)
+    }
 }
 
 impl Metrics {
@@ -182,12 +211,11 @@ impl Metrics {
         self.look.set(i64::from(listed.is_ok()));
         // Mounts that nobody could look at are in no state.
         self.mounts.reset();
-        for mount in listed.unwrap_or_default() {
-            let kind = label(&mount.r#type);
+        for (kind, mounts) in listed.map(|listed| listed.0).unwrap_or_default() {
             // A state in which there is none is worth a line: whoever asks for it gets 0, not nothing.
             for state in Health::ALL.map(Health::word) {
                 let gauge = self.mounts.with_label_values(&[kind, state]);
-                gauge.add(i64::from(mount.state == state));
+                gauge.set(mounts.get(state).copied().unwrap_or_default());
             }
         }
     }
@@ -195,7 +223,7 @@ impl Metrics {
 
 /// What `spc ls --json` says. The threads of another process look, so that a host that hangs takes none of ours along; its
 /// exit code may be reaped by somebody else, and is not needed.
-fn list() -> Result<Vec<Listed>> {
+fn list() -> Result<Counts> {
     let fail = || Error::system("cannot look at the mounts");
     let system = |e: std::io::Error| fail().because(errno_text(e));
     let mut child = Command::new("/proc/self/exe")
@@ -206,19 +234,18 @@ fn list() -> Result<Vec<Listed>> {
         .spawn()
         .map_err(system)?;
     let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
-    let Some(mut output) = child.stdout.take() else {
+    let Some(output) = child.stdout.take() else {
         return Err(fail());
     };
     let (done, answer) = mpsc::channel();
     let read = move || {
-        let mut text = Vec::new();
-        let read = output.read_to_end(&mut text).map(|_| text);
+        let counted = serde_json::from_reader(BufReader::new(output));
         // Whoever waited may have given up.
-        let _ = done.send(read);
+        let _ = done.send(counted);
     };
     std::thread::Builder::new().spawn(read).map_err(system)?;
-    let text = answer.recv_timeout(LIMIT);
-    if text.is_err()
+    let counted = answer.recv_timeout(LIMIT);
+    if counted.is_err()
         && let Ok(pidfd) = &pidfd
     {
         // It may have ended by itself.
@@ -229,10 +256,9 @@ fn list() -> Result<Vec<Listed>> {
         crate::host::process::ended(pidfd, LIMIT);
     }
     let _ = child.try_wait();
-    let text = text
+    counted
         .map_err(|_| fail().because(format!("no answer in {} s", LIMIT.as_secs())))?
-        .map_err(system)?;
-    serde_json::from_slice(&text).map_err(|e| fail().because(e).hint("`spc ls` says more"))
+        .map_err(|e: serde_json::Error| fail().because(e).hint("`spc ls` says more"))
 }
 
 #[cfg(test)]
@@ -280,6 +306,18 @@ mod tests {
                 "no {line} in {text}"
             );
         }
+    }
+
+    #[test]
+    fn mounts_are_counted_as_they_are_read() {
+        let text = r#"[{"type": "nfs", "state": "ok", "age": 1}, {"type": "nfs", "state": "hung"},
+            {"type": "fuse.x", "state": "ok"}, {"type": "nfs", "state": "ok"}]"#;
+        let counts: Counts = serde_json::from_str(text).unwrap();
+        let of = |kind: &str, state: &str| counts.0[kind].get(state).copied();
+        assert_eq!((of("nfs", "ok"), of("nfs", "hung")), (Some(2), Some(1)));
+        assert_eq!((of("fuse", "ok"), of("fuse", "hung")), (Some(1), None));
+        assert!(serde_json::from_str::<Counts>("{}").is_err());
+        assert!(serde_json::from_str::<Counts>(r#"[{"type": "nfs"}"#).is_err());
     }
 
     #[test]

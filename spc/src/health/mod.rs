@@ -3,6 +3,7 @@
 mod copies;
 pub mod doctor;
 pub mod kinds;
+mod known;
 pub mod look;
 pub mod metrics;
 mod pace;

@@ -4,13 +4,11 @@
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
-use rustix::fs::inotify;
 
 use super::pace::{LONGEST, PAUSE, backoff, how};
 use crate::error::{Error, Result, errno_text};
@@ -18,8 +16,7 @@ use crate::host::process;
 use crate::log;
 use crate::mount::Options;
 use crate::mount::extent::Extent;
-use crate::mount::ledger::{DIR, Record, State};
-use crate::mount::mounter::Session;
+use crate::mount::ledger::{Record, State};
 use crate::mount::repair::NOTHING;
 use crate::sys;
 
@@ -38,11 +35,9 @@ const LIMIT: u32 = 10;
 /// A mount that lived for so long has a new start.
 const CALM: Duration = Duration::from_secs(600);
 
-/// The ledger's number among the events; daemons have others.
-const LEDGER: u64 = 0;
-
 /// One mount that has a daemon.
 struct Watched {
+    target: String,
     id: String,
     request: String,
     daemons: BTreeMap<u64, OwnedFd>,
@@ -54,15 +49,16 @@ struct Watched {
     /// The process that ended last.
     ended: Option<OwnedFd>,
     running: Option<i32>,
+    /// Its record went while that ran.
+    over: bool,
 }
 
-/// All mounts with a daemon.
+/// All mounts with a daemon, by the names of their records.
 pub struct Repairs {
     events: OwnedFd,
-    ledger: OwnedFd,
-    watched: BTreeMap<String, Watched>,
-    /// When to read the ledger, which has changed.
-    read: Option<Instant>,
+    watched: BTreeMap<u64, Watched>,
+    /// Those whose daemons were not looked for yet.
+    new: Vec<u64>,
     number: u64,
 }
 
@@ -73,34 +69,20 @@ impl AsFd for Repairs {
 }
 
 impl Repairs {
-    /// Begins to watch the ledger.
+    /// Nothing is watched yet.
     ///
     /// # Errors
-    /// The kernel refuses the means, or the ledger's directory cannot be made.
-    pub fn begin(session: &Session) -> Result<Self> {
-        let fail = |e: std::io::Error| {
-            Error::system(format!("cannot watch {DIR} on the host")).because(errno_text(e))
-        };
-        let watch = || -> std::io::Result<OwnedFd> {
-            let mut directory = std::fs::DirBuilder::new();
-            directory.recursive(true).mode(0o700).create(DIR)?;
-            let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-            let ledger = inotify::init(flags)?;
-            let changes = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE;
-            inotify::add_watch(&ledger, DIR, changes)?;
-            Ok(ledger)
-        };
-        let ledger = session.host.run("watching the ledger", watch)?;
-        let ledger = ledger.map_err(fail)?;
-        let events = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
-        let data = epoll::EventData::new_u64(LEDGER);
-        epoll::add(&events, &ledger, data, epoll::EventFlags::IN).map_err(|e| fail(e.into()))?;
+    /// The kernel refuses the means.
+    pub fn begin() -> Result<Self> {
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| {
+            Error::system("cannot watch the daemons of mounts")
+                .because(errno_text(std::io::Error::from(e)))
+        })?;
         Ok(Self {
             events,
-            ledger,
             watched: BTreeMap::new(),
-            read: Some(Instant::now()),
-            number: LEDGER,
+            new: Vec::new(),
+            number: 0,
         })
     }
 
@@ -111,9 +93,7 @@ impl Repairs {
             .watched
             .values()
             .filter(|w| free && w.running.is_none());
-        idle.filter_map(|watched| watched.next)
-            .chain(self.read)
-            .min()
+        idle.filter_map(|watched| watched.next).min()
     }
 
     fn running(&self) -> usize {
@@ -124,22 +104,9 @@ impl Repairs {
     }
 
     /// Heeds what happened, and does what is due.
-    pub fn turn(&mut self, session: &Session) {
+    pub fn turn(&mut self) {
         for number in self.happened() {
-            if number == LEDGER {
-                self.drain();
-                // Records come in crowds, and daemons with them.
-                self.read.get_or_insert(Instant::now() + PAUSE);
-            } else {
-                self.ended(number);
-            }
-        }
-        if self.read.is_some_and(|at| at <= Instant::now()) {
-            self.read = None;
-            match session.ledger.all() {
-                Ok((records, _)) => self.update(&records),
-                Err(error) => tracing::warn!("{error}"),
-            }
+            self.ended(number);
         }
         self.start_due();
     }
@@ -153,15 +120,9 @@ impl Repairs {
         }
     }
 
-    fn drain(&self) {
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut reader = inotify::Reader::new(&self.ledger, &mut buffer);
-        while reader.next().is_ok() {}
-    }
-
     /// A process of some mount's daemon has ended.
     fn ended(&mut self, number: u64) {
-        for (target, watched) in &mut self.watched {
+        for watched in self.watched.values_mut() {
             let Some(pidfd) = watched.daemons.remove(&number) else {
                 continue;
             };
@@ -174,32 +135,41 @@ impl Repairs {
             if watched.tries < LIMIT {
                 watched.next = Some(Instant::now() + backoff(watched.tries));
             } else {
-                give_up(target, watched.tries);
+                give_up(&watched.target, watched.tries);
             }
         }
     }
 
-    /// The ledger changed.
-    fn update(&mut self, records: &[Record]) {
+    /// A record was written, or is gone.
+    pub fn heed(&mut self, name: u64, record: Option<&Record>) {
         let lives = |record: &&Record| {
             let options = Options::parse([record.options.as_str()]);
             let extent = options.and_then(|options| Extent::of(&options));
             let wanted = extent.is_ok_and(|extent| extent != Extent::No);
             record.state == State::Mounted && record.again.is_some() && wanted
         };
-        let known: BTreeMap<&str, &Record> = records
-            .iter()
-            .filter(lives)
-            .map(|record| (record.target.as_str(), record))
-            .collect();
-        self.watched.retain(|target, watched| {
-            watched.running.is_some() || known.contains_key(target.as_str())
-        });
-        let new: Vec<_> = known
-            .into_iter()
-            .filter(|(target, record)| self.watched.get(*target).is_none_or(|w| w.id != record.id))
-            .collect();
-        if new.is_empty() {
+        let before = self.watched.remove(&name);
+        let watched = match (record.filter(lives), before) {
+            (Some(record), Some(before)) if before.id == record.id => Watched {
+                over: false,
+                ..before
+            },
+            (Some(record), before) => {
+                self.new.push(name);
+                Watched::new(record, before)
+            }
+            (None, Some(before)) if before.running.is_some() => Watched {
+                over: true,
+                ..before
+            },
+            (None, _) => return,
+        };
+        self.watched.insert(name, watched);
+    }
+
+    /// Looks for the daemons of mounts that are new, or have taken the place of others.
+    pub fn find(&mut self) {
+        if self.new.is_empty() {
             return;
         }
         let mut daemons = match process::of_mounts() {
@@ -210,36 +180,21 @@ impl Repairs {
                 return;
             }
         };
-        for (target, record) in new {
-            let held = daemons.remove(&record.id).unwrap_or_default();
-            let before = self.watched.remove(target);
-            let watched = self.watch(record, held, before);
-            self.watched.insert(target.to_owned(), watched);
-        }
-    }
-
-    /// A mount is new, or has taken the place of another one.
-    fn watch(&mut self, record: &Record, held: Vec<OwnedFd>, before: Option<Watched>) -> Watched {
-        let mut daemons = BTreeMap::new();
-        for pidfd in held {
-            self.number += 1;
-            let data = epoll::EventData::new_u64(self.number);
-            if epoll::add(&self.events, &pidfd, data, epoll::EventFlags::IN).is_ok() {
-                daemons.insert(self.number, pidfd);
+        for name in std::mem::take(&mut self.new) {
+            let Some(watched) = self.watched.get_mut(&name) else {
+                continue;
+            };
+            for pidfd in daemons.remove(&watched.id).unwrap_or_default() {
+                self.number += 1;
+                let data = epoll::EventData::new_u64(self.number);
+                if epoll::add(&self.events, &pidfd, data, epoll::EventFlags::IN).is_ok() {
+                    watched.daemons.insert(self.number, pidfd);
+                }
             }
-        }
-        let repaired = record.again.as_ref().is_some_and(|again| again.repairs > 0);
-        let before = before.filter(|_| repaired);
-        Watched {
-            id: record.id.clone(),
-            request: record.request_id.clone(),
             // Its daemon died before we looked, or it hides.
-            next: daemons.is_empty().then(|| Instant::now() + PAUSE),
-            daemons,
-            tries: before.as_ref().map_or(0, |before| before.tries),
-            repaired: before.as_ref().and_then(|before| before.repaired),
-            ended: None,
-            running: before.and_then(|before| before.running),
+            if watched.daemons.is_empty() {
+                watched.next = Some(Instant::now() + PAUSE);
+            }
         }
     }
 
@@ -247,7 +202,8 @@ impl Repairs {
         let now = Instant::now();
         let mut free = AT_ONCE.saturating_sub(self.running());
         // Looks at daemons that cannot be watched cost a process each.
-        for (target, watched) in &mut self.watched {
+        for watched in self.watched.values_mut() {
+            let target = watched.target.as_str();
             if free == 0 {
                 break;
             }
@@ -277,12 +233,15 @@ impl Repairs {
         let hidden = self.watched.values().filter(|w| w.daemons.is_empty());
         let look = LOOK.max(SHARE * u32::try_from(hidden.count()).unwrap_or(u32::MAX));
         let mut all = self.watched.iter_mut();
-        let Some((target, watched)) = all.find(|(_, watched)| watched.running == Some(pid)) else {
+        let Some((name, watched)) = all.find(|(_, watched)| watched.running == Some(pid)) else {
             return false;
         };
-        let now = Instant::now();
-        // What changed while it ran was put off.
-        self.read.get_or_insert(now);
+        if watched.over {
+            let name = *name;
+            self.watched.remove(&name);
+            return code == Some(0);
+        }
+        let (now, target) = (Instant::now(), watched.target.as_str());
         watched.running = None;
         match code {
             Some(code) if code == i32::from(NOTHING) => {
@@ -306,6 +265,26 @@ impl Repairs {
             }
         }
         code == Some(0)
+    }
+}
+
+impl Watched {
+    /// A mount that is new, or has taken the place of another one.
+    fn new(record: &Record, before: Option<Self>) -> Self {
+        let repaired = record.again.as_ref().is_some_and(|again| again.repairs > 0);
+        let before = before.filter(|_| repaired);
+        Self {
+            target: record.target.clone(),
+            id: record.id.clone(),
+            request: record.request_id.clone(),
+            daemons: BTreeMap::new(),
+            next: None,
+            tries: before.as_ref().map_or(0, |before| before.tries),
+            repaired: before.as_ref().and_then(|before| before.repaired),
+            ended: None,
+            running: before.and_then(|before| before.running),
+            over: false,
+        }
     }
 }
 
@@ -345,64 +324,85 @@ mod tests {
     fn repairs() -> Repairs {
         Repairs {
             events: epoll::create(epoll::CreateFlags::CLOEXEC).unwrap(),
-            ledger: inotify::init(inotify::CreateFlags::CLOEXEC).unwrap(),
             watched: BTreeMap::new(),
-            read: None,
-            number: LEDGER,
+            new: Vec::new(),
+            number: 0,
         }
+    }
+
+    /// The name of the record.
+    const NAME: u64 = 1;
+
+    fn update(repairs: &mut Repairs, record: &Record) {
+        repairs.heed(NAME, Some(record));
+        repairs.find();
     }
 
     /// A child of this number ends with this code.
     fn ends(repairs: &mut Repairs, code: i32) {
-        repairs.watched.get_mut("/mnt").unwrap().running = Some(7);
+        repairs.watched.get_mut(&NAME).unwrap().running = Some(7);
         repairs.reaped(7, Some(code));
     }
 
     #[test]
     fn a_mount_that_is_never_repaired_is_given_up() {
         let mut repairs = repairs();
-        repairs.update(&[record(0)]);
+        update(&mut repairs, &record(0));
         for tries in 1..LIMIT {
             ends(&mut repairs, 32);
-            assert!(repairs.watched["/mnt"].next.is_some(), "after {tries}");
+            assert!(repairs.watched[&NAME].next.is_some(), "after {tries}");
         }
         ends(&mut repairs, 32);
-        assert_eq!(repairs.watched["/mnt"].next, None);
+        assert_eq!(repairs.watched[&NAME].next, None);
         // Mounted anew, it has a new start.
         let again = Record {
             id: "2b".into(),
             ..record(0)
         };
-        repairs.update(&[again]);
-        assert_eq!(repairs.watched["/mnt"].tries, 0);
-        assert!(repairs.watched["/mnt"].next.is_some());
+        update(&mut repairs, &again);
+        assert_eq!(repairs.watched[&NAME].tries, 0);
+        assert!(repairs.watched[&NAME].next.is_some());
     }
 
     #[test]
     fn one_that_dies_again_and_again_is_given_up_as_well() {
         let mut repairs = repairs();
-        repairs.update(&[record(0)]);
+        update(&mut repairs, &record(0));
         for number in 1..=LIMIT {
             ends(&mut repairs, 0);
             let next = Record {
                 id: format!("{number}"),
                 ..record(number)
             };
-            repairs.update(&[next]);
+            update(&mut repairs, &next);
         }
-        assert_eq!(repairs.watched["/mnt"].tries, LIMIT);
+        assert_eq!(repairs.watched[&NAME].tries, LIMIT);
         let daemon = some_process();
-        repairs.watched.get_mut("/mnt").unwrap().daemons = BTreeMap::from([(1, daemon)]);
-        repairs.watched.get_mut("/mnt").unwrap().next = None;
+        repairs.watched.get_mut(&NAME).unwrap().daemons = BTreeMap::from([(1, daemon)]);
+        repairs.watched.get_mut(&NAME).unwrap().next = None;
         repairs.ended(1);
-        assert_eq!(repairs.watched["/mnt"].next, None);
+        assert_eq!(repairs.watched[&NAME].next, None);
         // After a calm it is repaired again.
         let long_ago = Instant::now().checked_sub(CALM * 2);
-        let watched = repairs.watched.get_mut("/mnt").unwrap();
+        let watched = repairs.watched.get_mut(&NAME).unwrap();
         watched.repaired = long_ago;
         watched.daemons = BTreeMap::from([(2, some_process())]);
         repairs.ended(2);
-        assert!(long_ago.is_none() || repairs.watched["/mnt"].next.is_some());
+        assert!(long_ago.is_none() || repairs.watched[&NAME].next.is_some());
+    }
+
+    #[test]
+    fn one_that_goes_while_it_is_repaired_goes_when_that_has_ended() {
+        let mut repairs = repairs();
+        update(&mut repairs, &record(0));
+        repairs.watched.get_mut(&NAME).unwrap().running = Some(7);
+        repairs.heed(NAME, None);
+        assert_eq!(repairs.running(), 1);
+        repairs.reaped(7, Some(32));
+        assert!(repairs.watched.is_empty());
+        update(&mut repairs, &record(0));
+        repairs.heed(NAME, None);
+        assert!(repairs.watched.is_empty());
     }
 
     fn some_process() -> OwnedFd {

@@ -1,7 +1,7 @@
 //! `spc serve`: the container's first process. It reaps orphans, notices mounts that were taken
 //! away on the host, and writes the shim's decisions to the log.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, set_child_subreaper, wait};
 use tracing::field::display;
 
+use super::known::Known;
 use super::metrics::Metrics;
 use super::repairs::Repairs;
 use super::{copies, report, web};
@@ -22,11 +23,11 @@ use crate::error::{Error, Result, errno_text};
 use crate::host::{Claim, Settings, claim};
 use crate::log;
 use crate::mount::device::release;
-use crate::mount::ledger::State;
+use crate::mount::ledger::{Record, State};
 use crate::mount::mounter::Session;
-use crate::mount::presence::entries_of;
 use crate::mount::recover::{known, settle};
 use crate::mount::services;
+use crate::sys;
 
 /// How long to wait before trying again what failed.
 const RETRY: Duration = Duration::from_secs(10);
@@ -34,12 +35,18 @@ const RETRY: Duration = Duration::from_secs(10);
 /// How long to wait for a command that is at work on a mount.
 const SOON: Duration = Duration::from_secs(1);
 
-/// After a look at all mounts, the next one waits so many times as long as it took, if it is only for a change: where there
-/// are thousands, and more by the moment, most of the machine is left to those who make them.
+/// From a change to the look at what it was: few come alone.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// After a look, the next one waits so many times as long as it took, if it is only for a change: where there are thousands
+/// of mounts, and more by the moment, most of the machine is left to those who make them.
 const EASE: u32 = 9;
 
 /// The longest such wait. Daemons that die are not waited for here: repairs hear of each by itself.
 const LONGEST_EASE: Duration = Duration::from_secs(2);
+
+/// How many mounts are seen to in one look.
+const AT_ONCE: usize = 256;
 
 /// How often to look for what a dead command left, which no event tells.
 const IDLE: Duration = Duration::from_secs(60);
@@ -49,6 +56,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// # Errors
 /// Signals cannot be watched, or no thread can be started.
 pub fn serve(shown: Option<web::Address>) -> Result<()> {
+    sys::keep_no_buffers();
     let system =
         |what: &str, e: std::io::Error| Error::system(what.to_owned()).because(errno_text(e));
     let mut set = SigSet::empty();
@@ -74,23 +82,26 @@ pub fn serve(shown: Option<web::Address>) -> Result<()> {
         if let Some(reports) = &reports {
             fds.push(PollFd::new(reports, PollFlags::IN));
         }
-        if let Some(Watching {
-            mounts, repairs, ..
-        }) = &watch.on
-        {
-            fds.push(PollFd::new(repairs, PollFlags::IN));
-            // procfs reports a change of the mount table as POLLPRI (proc_pid_mounts(5)).
-            fds.push(PollFd::new(mounts, PollFlags::PRI));
+        let heard = fds.len();
+        if let Some(on) = &watch.on {
+            fds.push(PollFd::new(&on.repairs, PollFlags::IN));
+            if !watch.knows {
+                fds.push(PollFd::new(&on.known, PollFlags::IN));
+                // procfs reports a change of the mount table as POLLPRI (proc_pid_mounts(5)).
+                fds.push(PollFd::new(&on.mounts, PollFlags::PRI));
+            }
         }
         let timeout = Timespec::try_from(watch.due()).unwrap_or_default();
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(system("cannot wait for events", error.into())),
         }
-        let changed = fds
-            .last()
-            .is_some_and(|fd| fd.revents().contains(PollFlags::PRI));
+        let mut changes = fds.iter().skip(heard + 1);
+        let changed = changes.any(|fd| !fd.revents().is_empty());
         drop(fds);
+        if changed {
+            watch.changed();
+        }
         while let Ok(Some(signal)) = signals.read_signal() {
             if signal.ssi_signo == Signal::SIGCHLD as u32 {
                 while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
@@ -108,7 +119,7 @@ pub fn serve(shown: Option<web::Address>) -> Result<()> {
                 watch.heed(&line);
             }
         }
-        watch.turn(changed);
+        watch.turn();
         metrics.beat(watch.on.is_some());
     }
 }
@@ -144,25 +155,6 @@ fn field<'a>(report: &'a str, key: &str) -> Option<&'a str> {
     fields.find_map(|field| field.strip_prefix(key)?.strip_prefix('='))
 }
 
-/// The request that a report belongs to: that of the process, or, if that has ended, of the mount whose stand-in it was
-/// about.
-fn request_of(report: &str, watching: Option<&Watching>) -> Option<String> {
-    let of_process = || log::request_of(field(report, "pid")?.parse().ok()?);
-    let of_mount = || {
-        let (id, watching) = (
-            Path::new(field(report, "target")?).file_name()?.to_str()?,
-            watching?,
-        );
-        let (records, _) = watching.session.ledger.all().ok()?;
-        let record = records.into_iter().find(|record| record.id == id);
-        let forgotten = || watching.requests.iter().find_map(|known| known.get(id));
-        record
-            .map(|record| record.request_id)
-            .or_else(|| forgotten().cloned())
-    };
-    of_process().or_else(of_mount)
-}
-
 /// The id of a mount that the shim made on the host, from its report.
 fn carried_mount(report: &str) -> Option<u64> {
     let id = field(report, "mount")?.parse().ok()?;
@@ -173,23 +165,31 @@ struct Watching {
     session: Session,
     /// The client root that mounts of this container use; it stays while the container runs.
     own: Vec<String>,
-    /// Mounts that were looked at for copies in this container, by the ids of their records: some are made outside of it.
-    seen: BTreeSet<String>,
-    /// The requests of the mounts that the last two looks found, by the ids of their records: the shim of a daemon may
-    /// report after its record is gone.
-    requests: [BTreeMap<String, String>; 2],
+    known: Known,
     mounts: File,
     repairs: Repairs,
 }
 
-/// The watch over the host's mount table.
+impl Watching {
+    /// Reads what has changed in the ledger.
+    fn read(&mut self) -> Result<()> {
+        let repairs = &mut self.repairs;
+        let heed = |name, record: Option<&Record>| repairs.heed(name, record);
+        self.known.read(&self.session, heed)
+    }
+}
+
+/// The watch over the host's mounts and the ledger.
 #[derive(Default)]
 struct Watch {
     on: Option<Watching>,
     complained: bool,
+    /// When to look; at once if there is none.
     next: Option<Instant>,
-    /// Changes before that wait until then.
+    /// A look for a change is not made before.
     ease: Option<Instant>,
+    /// The next look is for a change: more of them make no difference.
+    knows: bool,
 }
 
 impl Watch {
@@ -212,10 +212,17 @@ impl Watch {
         }
     }
 
+    fn changed(&mut self) {
+        let soon = Instant::now() + GATHER;
+        let soon = self.ease.map_or(soon, |ease| ease.max(soon));
+        self.next = self.next.map(|next| next.min(soon));
+        self.knows = true;
+    }
+
     /// A report is logged. A mount that somebody made without the launcher has its copies dropped, as the launcher
     /// does it for its own.
-    fn heed(&self, report: &str) {
-        let request = request_of(report, self.on.as_ref()).map(display);
+    fn heed(&mut self, report: &str) {
+        let request = self.request_of(report).map(display);
         if report.contains("decision=failed") {
             tracing::warn!(request, "shim: {report}");
         } else {
@@ -223,8 +230,26 @@ impl Watch {
         }
         if let (Some(id), Some(watching)) = (carried_mount(report), &self.on) {
             // The shim says no more.
-            copies::drop_of(&watching.session, vec![(id, 0)]);
+            copies::drop_of(&watching.session, &[(id, 0)]);
         }
+    }
+
+    /// The request that a report belongs to: that of the process, or, if that has ended, of the mount whose stand-in it
+    /// was about.
+    fn request_of(&mut self, report: &str) -> Option<String> {
+        let process = field(report, "pid").and_then(|pid| pid.parse().ok());
+        if let Some(request) = process.and_then(log::request_of) {
+            return Some(request);
+        }
+        let id = Path::new(field(report, "target")?).file_name()?.to_str()?;
+        let watching = self.on.as_mut()?;
+        if watching.known.request(id).is_none() {
+            // Its record may be newer than the last look.
+            watching.read().ok()?;
+            self.changed();
+        }
+        let known = &self.on.as_ref()?.known;
+        known.request(id).map(str::to_owned)
     }
 
     /// The container ends: what only it would have used goes.
@@ -236,12 +261,14 @@ impl Watch {
         }
     }
 
-    fn turn(&mut self, changed: bool) {
+    fn turn(&mut self) {
         if let Some(on) = &mut self.on {
-            on.repairs.turn(&on.session);
+            on.repairs.turn();
         }
-        let due = self.next.is_none_or(|at| Instant::now() >= at);
-        if self.on.is_none() && due {
+        if self.next.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        if self.on.is_none() {
             match begin() {
                 Ok(watching) => {
                     tracing::info!(host = %watching.session.host.namespace().display(), "serving");
@@ -257,22 +284,17 @@ impl Watch {
                     return;
                 }
             }
-        } else if !changed && !due {
-            return;
-        }
-        if let (false, Some(ease)) = (due, self.ease.filter(|at| Instant::now() < *at)) {
-            self.next = self.next.map(|next| next.min(ease));
-            return;
         }
         let Some(watching) = &mut self.on else { return };
-        let begun = Instant::now();
-        let wait = tidy(watching).unwrap_or_else(|error| {
+        let mut worked = Duration::ZERO;
+        let wait = tidy(watching, &mut worked).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             RETRY
         });
-        let ease = begun.elapsed().saturating_mul(EASE).min(LONGEST_EASE);
+        let ease = worked.saturating_mul(EASE).min(LONGEST_EASE);
         self.ease = Some(Instant::now() + ease);
-        self.next = Some(Instant::now() + wait);
+        self.next = Some(Instant::now() + wait.max(ease));
+        self.knows = false;
     }
 }
 
@@ -284,50 +306,69 @@ fn begin() -> Result<Watching> {
     })?;
     let own = root::own().into_iter().collect();
     Ok(Watching {
-        repairs: Repairs::begin(&session)?,
+        repairs: Repairs::begin()?,
+        known: Known::begin(&session)?,
         session,
         own,
-        seen: BTreeSet::new(),
-        requests: Default::default(),
         mounts,
     })
 }
 
 /// Forgets mounts that were taken away on the host, and undoes what a dead command left half made.
-/// Gives back how long to wait until the next look, if no event comes before.
-fn tidy(watching: &mut Watching) -> Result<Duration> {
+/// Gives back how long to wait until the next look, if no event comes before, and adds up how long was `worked`: all but
+/// the time that processes were given to end.
+fn tidy(watching: &mut Watching, worked: &mut Duration) -> Result<Duration> {
+    let begun = Instant::now();
+    watching.read()?;
+    watching.repairs.find();
     let Watching {
         session,
         own,
-        seen,
-        requests,
+        known,
         ..
     } = watching;
-    let session = &*session;
-    let (records, bad) = session.ledger.all()?;
-    requests.swap(0, 1);
-    requests[0] = records
-        .iter()
-        .map(|record| (record.id.clone(), record.request_id.clone()))
-        .collect();
-    let (mut done, mut busy) = (tend::all(session, &records), false);
-    for corrupt in &bad {
-        tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
-    }
-    let entries = entries_of(session, &records)?;
-    let mut elsewhere = Vec::new();
-    for (record, entry) in records.iter().zip(entries) {
-        let repairing = record.again.as_ref().is_some_and(|a| a.making.is_some());
-        if record.state == State::Mounted && !repairing && entry.is_some() {
-            if seen.insert(record.id.clone()) {
-                elsewhere.push((record.mount_id, record.unique_id));
-            }
-            continue;
-        }
+    copies::drop_of(session, &known.made());
+    let (mut names, mut open) = (known.open(session)?, Vec::new());
+    let more = names.len() > AT_ONCE;
+    names.truncate(AT_ONCE);
+    session
+        .ledger
+        .read(&names, |_, read| open.extend(read.ok().flatten()))?;
+    let mut done = tend::all(session, &open);
+    *worked += begun.elapsed();
+    let seen = see_to(session, &open)?;
+    let begun = Instant::now();
+    done &= seen.done & release::tidy(session)?;
+    session.ledger.sweep(&known.begun(), &known.bad())?;
+    root::tidy(session, own)?;
+    done &= services::tend(session);
+    *worked += begun.elapsed();
+    let busy = seen.busy || more || !known.begun().is_empty();
+    Ok(match (busy, done) {
+        (true, _) => SOON,
+        (false, false) => RETRY,
+        (false, true) => IDLE,
+    })
+}
+
+/// What became of mounts that were to be seen to.
+struct Seen {
+    /// Commands are at work on some.
+    busy: bool,
+    /// Nothing is left of the others.
+    done: bool,
+}
+
+fn see_to(session: &Session, open: &[Record]) -> Result<Seen> {
+    let mut seen = Seen {
+        busy: false,
+        done: true,
+    };
+    for record in open {
         // Whoever is at work on it will see to it.
         let target = Path::new(&record.target);
         let Ok(_lock) = session.ledger.lock(target, Instant::now(), || Ok(())) else {
-            busy = true;
+            seen.busy = true;
             continue;
         };
         // It may have been mounted again before we had the lock.
@@ -342,35 +383,25 @@ fn tidy(watching: &mut Watching) -> Result<Duration> {
                 }
                 Err(error) => {
                     tracing::warn!("{error}");
-                    done = false;
+                    seen.done = false;
                 }
             }
         }
     }
-    copies::drop_of(session, elsewhere);
-    let ids: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
-    seen.retain(|id| ids.contains(id.as_str()));
-    done &= release::tidy(session)?;
-    session.ledger.sweep(&bad)?;
-    root::tidy(session, own)?;
-    done &= services::tend(session);
-    Ok(match (busy, done) {
-        (true, _) => SOON,
-        (false, false) => RETRY,
-        (false, true) => IDLE,
-    })
+    Ok(seen)
 }
 
 /// Removes claims of an earlier life of this container that no record knows.
 fn sweep(session: &Session) {
     let claims = session.settings.claims();
     // In this order: a record is there before its claim, so a mount that begins now is left alone.
-    let ids = claim::ids(&claims);
-    let Ok((records, _)) = session.ledger.all() else {
-        return;
-    };
-    for id in ids {
-        if !records.iter().any(|record| record.id == id) {
+    let mut ids: BTreeSet<String> = claim::ids(&claims).into_iter().collect();
+    let looked = session.ledger.has(|record| {
+        ids.remove(&record.id);
+        ids.is_empty()
+    });
+    if looked.is_ok() {
+        for id in ids {
             Claim::named(&claims, &id).clear();
         }
     }

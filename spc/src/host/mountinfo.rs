@@ -249,15 +249,39 @@ pub fn ask(unique: u64) -> Option<std::io::Result<Option<Entry>>> {
 }
 
 fn find_in_table(id: u64) -> std::io::Result<Option<Entry>> {
-    let file = std::fs::File::open("/proc/thread-self/mountinfo")?;
-    let prefix = format!("{id} ");
-    for line in BufReader::new(file).split(b'\n') {
-        let line = line?;
-        if line.starts_with(prefix.as_bytes()) {
-            return Ok(Entry::parse(&line));
+    let mut found = None;
+    search(
+        |listed| listed == id,
+        |entry| {
+            found = Some(entry);
+            Ok(true)
+        },
+    )?;
+    Ok(found)
+}
+
+/// Looks at the entries of the calling thread's table whose ids are wanted, one by one, until one is `found`.
+///
+/// # Errors
+/// procfs cannot be read, or whatever `found` says.
+pub fn search(
+    wanted: impl Fn(u64) -> bool,
+    mut found: impl FnMut(Entry) -> std::io::Result<bool>,
+) -> std::io::Result<()> {
+    let mut table = BufReader::new(std::fs::File::open("/proc/thread-self/mountinfo")?);
+    let mut line = Vec::new();
+    while table.read_until(b'\n', &mut line)? > 0 {
+        let id = line.split(|byte| *byte == b' ').next();
+        let id = id.and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
+        if id.is_some_and(&wanted)
+            && let Some(entry) = Entry::parse(line.strip_suffix(b"\n").unwrap_or(&line))
+            && found(entry)?
+        {
+            break;
         }
+        line.clear();
     }
-    Ok(None)
+    Ok(())
 }
 
 /// The mounts of the calling thread's namespace that are younger than the one with this id that is never used again. All

@@ -1,7 +1,7 @@
 //! The settings file that launcher and shim share, read by the same code.
 
 // The shim's own parser: pure, so it can be compiled into both.
-#[path = "../../../shim/src/config.rs"]
+#[path = "../../../shim/src/config/mod.rs"]
 #[allow(dead_code, missing_docs, clippy::all)]
 mod config;
 

@@ -7,6 +7,7 @@
 //! holder dies.
 
 mod attachments;
+mod changes;
 mod damage;
 mod lock;
 
@@ -21,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use attachments::{Attachment, Volume};
+pub use changes::Changes;
 pub use lock::Lock;
 
 use super::plan::Route;
@@ -30,6 +32,9 @@ use crate::host::target::show;
 
 /// Where the records are, on the host.
 pub const DIR: &str = "/run/spc/mounts";
+
+/// How many records are read at once.
+const AT_ONCE: usize = 64;
 
 /// How far a mount has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,19 +204,58 @@ impl Ledger {
     /// # Errors
     /// The directory cannot be read.
     pub fn all(&self) -> Result<(Vec<Record>, Vec<Corrupt>)> {
-        let files = self.files(DIR, "json")?;
         let (mut records, mut bad) = (Vec::new(), Vec::new());
-        let read = self.host.run("reading the ledger", move || {
-            files.iter().map(|file| load(file)).collect::<Vec<_>>()
+        self.read(&self.names()?, |_, read| match read {
+            Ok(record) => records.extend(record),
+            Err(corrupt) => bad.push(corrupt),
         })?;
-        for read in read {
-            match read {
-                Ok(record) => records.extend(record),
-                Err(corrupt) => bad.push(corrupt),
+        records.sort_by(|a: &Record, b| a.target.cmp(&b.target));
+        Ok((records, bad))
+    }
+
+    /// The names of all records, as [`hash`] makes them of their targets.
+    fn names(&self) -> Result<Vec<u64>> {
+        let names = self.files(DIR, "json")?;
+        Ok(names.iter().filter_map(|file| name_of(file)).collect())
+    }
+
+    /// The records with these names, one by one, with none for those that are not there: of all there may be, few are in
+    /// memory at a time.
+    ///
+    /// # Errors
+    /// The host does not answer.
+    pub fn read(
+        &self,
+        names: &[u64],
+        mut each: impl FnMut(u64, std::result::Result<Option<Record>, Corrupt>),
+    ) -> Result<()> {
+        for some in names.chunks(AT_ONCE) {
+            let files: Vec<PathBuf> = some.iter().map(|name| file_named(*name)).collect();
+            let read = self.host.run("reading the ledger", move || {
+                files.iter().map(|file| load(file)).collect::<Vec<_>>()
+            })?;
+            for (name, read) in some.iter().zip(read) {
+                each(*name, read);
             }
         }
-        records.sort_by(|a, b| a.target.cmp(&b.target));
-        Ok((records, bad))
+        Ok(())
+    }
+
+    /// Whether there is a record like that.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn has(&self, mut like: impl FnMut(&Record) -> bool) -> Result<bool> {
+        let mut found = false;
+        for some in self.names()?.chunks(AT_ONCE) {
+            self.read(some, |_, read| {
+                found |= matches!(&read, Ok(Some(record)) if like(record));
+            })?;
+            if found {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     /// The ledger's files with this extension.
@@ -359,7 +403,16 @@ fn load_json<T: DeserializeOwned>(file: &Path) -> std::result::Result<Option<T>,
 }
 
 fn file_of(target: &Path) -> PathBuf {
-    PathBuf::from(format!("{DIR}/{:016x}.json", hash(target)))
+    file_named(hash(target))
+}
+
+fn file_named(name: u64) -> PathBuf {
+    PathBuf::from(format!("{DIR}/{name:016x}.json"))
+}
+
+/// The name of a record's file, whole or begun.
+fn name_of(file: &Path) -> Option<u64> {
+    u64::from_str_radix(file.file_stem()?.to_str()?, 16).ok()
 }
 
 /// FNV-1a, 64 bits: the same in every version, unlike the standard library's hasher.

@@ -4,41 +4,58 @@
 //! through another that does not answer, so it is walked only then.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
 use super::direct;
-use super::ledger::Record;
+use super::ledger::{Record, hash};
 use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, mount_id};
 use crate::sys::statmount;
 
-/// What a record says of its mount.
-struct Wanted {
-    id: u64,
-    unique: u64,
-    target: PathBuf,
+/// What a record says of its mount, in few bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Its id, as in mountinfo.
+    pub id: u64,
+    /// The one that is never used again; 0 where the kernel has none.
+    pub unique: u64,
+    /// The hash of its target, which is the record's name.
+    pub name: u64,
 }
 
-impl Wanted {
+impl Mark {
     /// None if the record is of an earlier life of the machine, whose mounts are all gone.
-    fn of(record: &Record) -> Option<Self> {
+    pub fn of(record: &Record) -> Option<Self> {
         record.is_of_this_boot().then(|| Self {
             id: record.mount_id,
             unique: record.unique_id,
-            target: PathBuf::from(&record.target),
+            name: hash(Path::new(&record.target)),
         })
     }
 
+    /// That of a record which says nothing of its mount.
+    pub fn none(name: u64) -> Self {
+        Self {
+            id: 0,
+            unique: 0,
+            name,
+        }
+    }
+
+    fn is_at(self, path: &Path) -> bool {
+        hash(path) == self.name
+    }
+
     /// The entry with its plain id, if that has not been given to another mount since.
-    fn confirm(&self, entry: Entry) -> std::io::Result<Option<Entry>> {
+    fn confirm(self, entry: Entry) -> std::io::Result<Option<Entry>> {
         match self.unique {
-            0 => return Ok((entry.target == self.target).then_some(entry)),
+            0 => return Ok(self.is_at(&entry.target).then_some(entry)),
             unique if entry.unique == unique => return Ok(Some(entry)),
             _ => {}
         }
@@ -51,14 +68,14 @@ impl Wanted {
     }
 
     /// The entry, if the mount where it is now is the one that is wanted: directories on the way may have been renamed.
-    fn walk(&self, mut entry: Entry) -> std::io::Result<Option<Entry>> {
+    fn walk(self, mut entry: Entry) -> std::io::Result<Option<Entry>> {
         for _ in 0..direct::LOOKS {
             match top(&entry.target) {
                 Ok(top) if top.id == self.id => {
                     return Ok((top.unique == self.unique).then_some(entry));
                 }
                 // Covered by another mount; the path tells as much as can be told.
-                _ if entry.target == self.target => return Ok(Some(entry)),
+                _ if self.is_at(&entry.target) => return Ok(Some(entry)),
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }
             match mountinfo::find(self.id, self.unique)? {
@@ -83,7 +100,7 @@ fn top(path: &Path) -> std::result::Result<MountId, Errno> {
 /// # Errors
 /// The mount table cannot be read.
 pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
-    let Some(wanted) = Wanted::of(record) else {
+    let Some(wanted) = Mark::of(record) else {
         return Ok(None);
     };
     let look = move || match mountinfo::find(wanted.id, wanted.unique)? {
@@ -101,10 +118,10 @@ pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
 /// # Errors
 /// The mount table cannot be read.
 pub fn entries_of(session: &Session, records: &[Record]) -> Result<Vec<Option<Entry>>> {
-    let all: Vec<Option<Wanted>> = records.iter().map(Wanted::of).collect();
+    let all: Vec<Option<Mark>> = records.iter().map(Mark::of).collect();
     let look = move || -> std::io::Result<Vec<Option<Entry>>> {
         let mut table: Option<HashMap<u64, Entry>> = None;
-        let confirm = |wanted: Option<Wanted>| {
+        let confirm = |wanted: Option<Mark>| {
             let Some(wanted) = wanted else {
                 return Ok(None);
             };
@@ -126,6 +143,49 @@ pub fn entries_of(session: &Session, records: &[Record]) -> Result<Vec<Option<En
         .host
         .run("looking at the mounts", look)?
         .map_err(unreadable)
+}
+
+/// Those of many recorded mounts that the host seems to have no more, from a list of what it has; which of them are really
+/// gone, [`entry_of`] tells. Nothing is asked of any other one.
+///
+/// # Errors
+/// The mount table cannot be read.
+pub fn missing(session: &Session, marks: impl Iterator<Item = Mark>) -> Result<Vec<Mark>> {
+    let list = || statmount::after(0).unwrap_or_default();
+    let listed = session.host.run("listing the mounts", list)?;
+    let (mut missing, mut unlisted) = (Vec::new(), Vec::new());
+    for mark in marks {
+        if mark.unique == 0 || listed.is_empty() {
+            unlisted.push(mark);
+        } else if listed.binary_search(&mark.unique).is_err() {
+            missing.push(mark);
+        }
+    }
+    if !unlisted.is_empty() {
+        let search = move || missing_in_table(unlisted);
+        let searched = session.host.run("looking at the mounts", search)?;
+        missing.extend(searched.map_err(unreadable)?);
+    }
+    Ok(missing)
+}
+
+fn missing_in_table(mut marks: Vec<Mark>) -> std::io::Result<Vec<Mark>> {
+    marks.sort_unstable_by_key(|mark| mark.id);
+    let first = |id: u64| marks.partition_point(|mark| mark.id < id);
+    let with = |id: u64| first(id)..first(id + 1);
+    let mut there = vec![false; marks.len()];
+    mountinfo::search(
+        |id| !with(id).is_empty(),
+        |entry| {
+            for at in with(entry.id) {
+                there[at] = marks[at].confirm(entry.clone())?.is_some();
+            }
+            Ok(false)
+        },
+    )?;
+    let mut there = there.into_iter();
+    marks.retain(|_| there.next() == Some(false));
+    Ok(marks)
 }
 
 fn unreadable(error: std::io::Error) -> Error {

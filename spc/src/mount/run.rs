@@ -36,6 +36,7 @@ pub const SHIM: &str = "/usr/lib/spc/libspc_shim.so";
 pub struct Interrupts {
     signals: SignalFd,
     came: AtomicBool,
+    lost: AtomicBool,
 }
 
 impl Interrupts {
@@ -55,11 +56,12 @@ impl Interrupts {
             .map(|signals| Self {
                 signals,
                 came: AtomicBool::new(false),
+                lost: AtomicBool::new(false),
             })
             .map_err(|e| Error::system("cannot watch for signals").because(errno_text(e)))
     }
 
-    /// Fails if a signal has come.
+    /// Fails if a signal has come, or while the server is lost.
     ///
     /// # Errors
     /// [`Class::Interrupted`], once per signal.
@@ -72,8 +74,16 @@ impl Interrupts {
                     format!("stopped by signal {}", info.ssi_signo),
                 ))
             }
+            _ if self.lost.load(Ordering::Relaxed) => {
+                Err(Error::mount("its server does not answer any more").reason_is(Reason::NoAnswer))
+            }
             _ => Ok(()),
         }
+    }
+
+    /// What is done now cannot come to its end, for its server is gone; or that is over.
+    pub fn lost(&self, is: bool) {
+        self.lost.store(is, Ordering::Relaxed);
     }
 
     /// Whether one has come at all, perhaps to another thread.
@@ -322,7 +332,7 @@ pub fn wait(
         fds.extend(interrupts.map(|held| PollFd::new(held, PollFlags::IN)));
         let step = deadline
             .saturating_duration_since(now)
-            .min(Duration::from_secs(1));
+            .min(Duration::from_millis(250));
         match poll(
             &mut fds,
             Some(&Timespec::try_from(step).unwrap_or_default()),
@@ -331,10 +341,12 @@ pub fn wait(
                 return child.wait().map_err(system);
             }
             Ok(0) if interrupts.is_some_and(Interrupts::came) => break stopped_elsewhere(),
-            Ok(0) => progress.show(name, started, deadline),
-            Ok(_) => {
-                if let Some(Err(signal)) = interrupts.map(Interrupts::check) {
-                    break signal;
+            Ok(ready) => {
+                if let Some(Err(stop)) = interrupts.map(Interrupts::check) {
+                    break stop;
+                }
+                if ready == 0 {
+                    progress.show(name, started, deadline);
                 }
             }
             Err(rustix::io::Errno::INTR) => {}

@@ -3,7 +3,8 @@
 use super::ledger::{Record, State};
 use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
-use crate::host::{mountinfo, process, rpc, service};
+use crate::host::mountinfo::{self, Entry};
+use crate::host::{process, rpc, service};
 use crate::kinds::{self, Shared};
 
 /// Whether a mount may have needed one.
@@ -47,14 +48,14 @@ fn attached(session: &Session, shared: &Shared) -> Result<bool> {
     let Some(begin) = shared.through else {
         return Ok(false);
     };
-    let (records, _) = session.ledger.all()?;
-    let mut devices = records.iter().filter_map(|record| record.device.as_ref());
-    Ok(devices.any(|device| device.through.starts_with(begin))
-        || session
-            .ledger
-            .attachments()?
-            .iter()
-            .any(|attachment| attachment.through.starts_with(begin)))
+    let is_its = |through: &str| through.starts_with(begin);
+    let needs = |record: &Record| record.device.as_ref().is_some_and(|d| is_its(&d.through));
+    let any = || -> Result<bool> {
+        let attachments = session.ledger.attachments()?;
+        Ok(attachments.iter().any(|all| is_its(&all.through)))
+    };
+    // Once more, for what was attached while the whole ledger was read.
+    Ok(any()? || session.ledger.has(needs)? || any()?)
 }
 
 /// Ends all that was started here, before the container's end kills it: some write down what they know.
@@ -80,23 +81,29 @@ fn needed(session: &Session, shared: &Shared) -> Result<bool> {
     if shared.helpers.iter().any(|name| process::runs(name)) {
         return Ok(true);
     }
-    let (records, _) = session.ledger.all()?;
-    let begun = records.iter().any(|record| {
+    let begun = |record: &Record| {
         record.state == State::Mounting && shared.kinds.contains(&record.fs_type.as_str())
-    });
+    };
     let client = |(program, version)| rpc::is_registered(program, version);
-    Ok(begun
-        || attached(session, shared)?
+    // In this order: what is found soon, before the whole ledger is read. A mount that is being made is in the ledger
+    // until it is in the table.
+    Ok(is_mounted(session, shared)?
+        || session.ledger.has(begun)?
         || is_mounted(session, shared)?
+        || attached(session, shared)?
         || shared.client.is_some_and(client))
 }
 
 fn is_mounted(session: &Session, shared: &Shared) -> Result<bool> {
-    let table = session
-        .host
-        .run("looking at the mounts", mountinfo::read)?
-        .map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))?;
-    Ok(table
-        .iter()
-        .any(|entry| (shared.needed_by)(&entry.fs_type, &entry.options)))
+    let needed_by = shared.needed_by;
+    let search = move || {
+        let mut found = false;
+        let needs = |entry: Entry| {
+            found = needed_by(&entry.fs_type, &entry.options);
+            Ok(found)
+        };
+        mountinfo::search(|_| true, needs).map(|()| found)
+    };
+    let searched = session.host.run("looking at the mounts", search)?;
+    searched.map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))
 }

@@ -14,6 +14,13 @@ use rustix::mount::MountPropagationFlags;
 /// `MOUNT_ATTR_NOEXEC` of mount_setattr(2).
 pub const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 
+/// From now on memory for large buffers is the kernel's again as soon as they are dropped: mallopt(3). Otherwise the
+/// library would keep as much of it as it once took, in each thread.
+pub fn keep_no_buffers() {
+    // SAFETY: a number of a setting, and a value that it may have.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * 1024) };
+}
+
 /// What to change of a mount.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MountAttributes {

@@ -25,7 +25,8 @@ struct Geometry {
     sector_size: u32,
     inode_size: u32,
     inode_percent: u32,
-    rest: [u64; 10],
+    data_blocks: u64,
+    rest: [u64; 9],
 }
 
 /// `struct xfs_growfs_data`.
@@ -53,15 +54,30 @@ pub fn ext4(directory: impl AsFd, blocks: u64) -> io::Result<()> {
     done(unsafe { libc::ioctl(fd, EXT4_RESIZE, &raw const blocks) })
 }
 
+fn geometry(directory: impl AsFd) -> io::Result<Geometry> {
+    let fd = directory.as_fd().as_raw_fd();
+    let mut geometry = Geometry::default();
+    // SAFETY: the kernel writes one structure that is laid out as it has it, and lives across the call.
+    done(unsafe { libc::ioctl(fd, XFS_GEOMETRY, &raw mut geometry) })?;
+    Ok(geometry)
+}
+
+/// How many blocks the XFS that a directory is on has, and of how many bytes.
+///
+/// # Errors
+/// The errno of the ioctl.
+pub fn xfs_blocks(directory: impl AsFd) -> io::Result<(u64, u32)> {
+    let geometry = geometry(directory)?;
+    Ok((geometry.data_blocks, geometry.block_size))
+}
+
 /// Makes the XFS that a directory is on as large as this many bytes allow.
 ///
 /// # Errors
 /// The errno of the ioctl: EPERM without CAP_SYS_ADMIN, EINVAL if it is larger already.
 pub fn xfs(directory: impl AsFd, bytes: u64) -> io::Result<()> {
     let fd = directory.as_fd().as_raw_fd();
-    let mut geometry = Geometry::default();
-    // SAFETY: the kernel writes one structure that is laid out as it has it, and lives across the call.
-    done(unsafe { libc::ioctl(fd, XFS_GEOMETRY, &raw mut geometry) })?;
+    let geometry = geometry(&directory)?;
     let grow = Grow {
         blocks: bytes / u64::from(geometry.block_size.max(1)),
         inode_percent: geometry.inode_percent,
@@ -89,5 +105,6 @@ mod tests {
             let errno = refused.unwrap_err().raw_os_error();
             assert_eq!(errno, Some(libc::ENOTTY));
         }
+        assert!(xfs_blocks(&proc).is_err());
     }
 }

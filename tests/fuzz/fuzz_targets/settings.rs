@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use spc::doors::flexvolume::node::Allowed;
 
 // The very parser that is in both.
-#[path = "../../../shim/src/config.rs"]
+#[path = "../../../shim/src/config/mod.rs"]
 #[allow(dead_code)]
 mod config;
 

@@ -10,8 +10,9 @@ use crate::iscsi::ext4;
 use crate::nfs::with_client;
 use crate::support::VmSpc;
 
-/// How long a helper may take at a server that answers, and the longest that one such failure may cost.
-const TURN: Duration = Duration::from_secs(25);
+/// How long it may take on a slow machine until a server that answered, and then died or hangs, is left for another. A
+/// helper is ended after twenty seconds in any case.
+const LOST: Duration = Duration::from_secs(10);
 
 fn servers<'a>(
     faulty: &'a Faulty<'_>,
@@ -41,10 +42,10 @@ fn mount(spc: &VmSpc<'_>, words: &[&str]) -> Result<(Output, Duration)> {
 /// A mount with dead servers takes little longer than one without.
 fn is_soon(what: &[Conduct], took: Duration, healthy: Duration) -> Result<()> {
     eprintln!("{what:?}: {took:.2?}, {healthy:.2?} with healthy servers only");
-    let dies = what
+    let lost = what
         .iter()
-        .any(|conduct| matches!(conduct, Conduct::Dies(..)));
-    let limit = 3 * healthy + Duration::from_secs(8) + if dies { TURN } else { Duration::ZERO };
+        .any(|conduct| matches!(conduct, Conduct::Dies(..) | Conduct::Hangs(..)));
+    let limit = 3 * healthy + Duration::from_secs(8) + if lost { LOST } else { Duration::ZERO };
     ensure!(took < limit, "{what:?}: {took:?} instead of {healthy:?}");
     Ok(())
 }
@@ -94,6 +95,7 @@ fn dead_nfs_servers_cost_moments() {
             [Conduct::Refuses, Conduct::Drops],
             [Conduct::Absent, Conduct::Silent],
             [Conduct::Dies(real, 100), Conduct::Refuses],
+            [Conduct::Hangs(real, 100), Conduct::Drops],
         ] {
             is_soon(&conducts, try_all(&conducts)?, healthy)?;
         }

@@ -64,6 +64,11 @@ fn a_faulty_server_does_what_it_is_told() {
             let said = ask(&client, &server.address().to_string(), 7)?;
             ensure!(said.ends_with(says), "{said}");
         }
+        server.turn(Conduct::Hangs(behind, 14))?;
+        for says in ["123456789 0", "1234 143", "143"] {
+            let said = ask(&client, &server.address().to_string(), 7)?;
+            ensure!(said.ends_with(says), "{said}");
+        }
         Ok(())
     });
 }

@@ -315,7 +315,10 @@ fn volumes_that_the_kernel_mounts() {
 
         let lio = lab::lio().context("no server")?;
         let iqn = "iqn.2026-01.org.example:flex";
-        lio.disk("flex", 64 * 1024 * 1024, |_| Ok(()))?;
+        lio.disk("flex.img", 64 * 1024 * 1024, |_| Ok(()))?;
+        // The server asks a device how large it is, and a file never again.
+        let device = "modprobe loop && ln -s $(losetup -f --show /srv/flex.img) /srv/flex";
+        lio.vm().sh(device)?.ok()?;
         lio.target(iqn, &["flex"])?;
         let options = [
             ("servers", lio.vm().address().to_string()),
@@ -328,7 +331,11 @@ fn volumes_that_the_kernel_mounts() {
         options.push(("options", "x-spc.mkfs"));
         let pod = Pod::new("5-1", Volume::new("ext4", &options));
         life(&spc, &kubelet, &pod, "ext4", |directory| {
-            host.write(format!("{directory}/file"), b"by a pod")
+            host.write(format!("{directory}/file"), b"by a pod")?;
+            grows(&kubelet, host, directory, 0, |size| {
+                let larger = format!("truncate -s {size}M /srv/flex.img && losetup -c /srv/flex");
+                lio.vm().sh(&larger)?.ok().map(drop)
+            })
         })
     });
 }

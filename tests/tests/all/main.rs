@@ -8,6 +8,7 @@ mod bench;
 mod callers;
 mod ceph;
 mod choice;
+mod clients;
 mod crash;
 mod crossing;
 mod daemonset;

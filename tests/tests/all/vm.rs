@@ -119,13 +119,26 @@ fn a_glusterfs_volume_on_a_virtual_machine() {
         spc.exec(&["spc", "doctor"])?.ok()?;
         let source = source(cluster);
         let mount = ["-t", "glusterfs", &source];
+        spc.host.sh(TRACE)?.ok()?;
         spc.life(&mount, "/mnt/data", ["fuse.glusterfs", &source], |record| {
             ensure!(record["route"] == "preload", "{record}");
             is_on_the_bricks(&spc, cluster)
         })?;
+        // The client namespace began with what the kernel's own has, and not with what the host has.
+        let copied = spc.host.sh(COPIED)?.ok()?.text().trim().to_owned();
+        ensure!(copied == "2", "{copied} mounts were copied");
         spc.is_clean()
     });
 }
+
+/// From now on the kernel writes down each mount that it copies.
+const TRACE: &str = "set -e
+mkdir /mnt/other && for at in $(seq 60); do mkdir /mnt/other/$at && mount -t tmpfs other /mnt/other/$at; done
+mount -t tracefs tracefs /sys/kernel/tracing && cd /sys/kernel/tracing
+echo clone_mnt >set_ftrace_filter && echo function >current_tracer && echo 1 >tracing_on";
+
+/// How many mounts were copied with a namespace; a clone is something else.
+const COPIED: &str = "grep -c copy_tree /sys/kernel/tracing/trace";
 
 #[test]
 fn a_glusterfs_volume_under_systemd() {

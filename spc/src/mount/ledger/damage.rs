@@ -1,44 +1,34 @@
 //! Records that were begun and not finished, and those that were damaged.
 
-use std::path::Path;
 use std::time::Instant;
 
-use super::{Corrupt, DIR, Ledger, Lock, file_of, load};
+use super::{Corrupt, Ledger, file_named, file_of, load};
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo;
 
 impl Ledger {
-    /// Removes records that a dead command began to write, and that nobody will finish, and those of `bad` that are
-    /// about nothing.
+    /// Removes those of the records that were `begun` that nobody will finish, for their command is dead, and those of `bad`,
+    /// which cannot be read, that are about nothing.
     ///
     /// # Errors
-    /// The directory cannot be read, or a file cannot be removed.
-    pub fn sweep(&self, bad: &[Corrupt]) -> Result<()> {
-        for file in self.files(DIR, "new")? {
+    /// A file cannot be removed.
+    pub fn sweep(&self, begun: &[u64], bad: &[u64]) -> Result<()> {
+        for name in begun {
             // Whoever holds the lock is writing it.
-            if let Some(_lock) = self.lock_of(&file)? {
-                self.unlink(file)?;
+            if let Some(_lock) = self.lock_at(*name, Instant::now(), || Ok(()))? {
+                self.unlink(file_named(*name).with_extension("new"))?;
             }
         }
-        for Corrupt { file, .. } in bad {
-            if let Some(_lock) = self.lock_of(file)? {
-                let again = file.clone();
-                let read = self.host.run("reading the ledger", move || load(&again))?;
+        for name in bad {
+            if let Some(_lock) = self.lock_at(*name, Instant::now(), || Ok(()))? {
+                let file = file_named(*name);
+                let read = self.host.run("reading the ledger", move || load(&file))?;
                 if let Err(bad) = read {
                     self.drop_void(bad)?;
                 }
             }
         }
         Ok(())
-    }
-
-    /// The lock of a record's file, if nobody has it.
-    fn lock_of(&self, file: &Path) -> Result<Option<Lock>> {
-        let name = file.file_stem().and_then(|stem| stem.to_str());
-        match name.and_then(|name| u64::from_str_radix(name, 16).ok()) {
-            Some(hash) => self.lock_at(hash, Instant::now(), || Ok(())),
-            None => Ok(None),
-        }
     }
 
     /// Removes a record that cannot be read, if the host has no mount that it could be about. It was damaged with the

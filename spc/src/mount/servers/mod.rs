@@ -6,6 +6,7 @@
 //! - [`names`]: a name with several addresses is several servers.
 //! - [`probe`]: the first that answers is taken; dead ones do not cost their time one after the other.
 //! - [`dead`]: who did not answer is asked last for a while.
+//! - [`watch`]: whether it still answers while a helper is at work.
 //! - [`places`]: where all are used, which of them answer.
 
 mod dead;
@@ -14,8 +15,10 @@ mod names;
 pub mod order;
 pub mod places;
 mod probe;
+mod watch;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::Plan;
@@ -26,6 +29,7 @@ use crate::host::{Host, Settings};
 use crate::kinds::servers::{self, Several};
 use order::Order;
 use probe::Seen;
+use watch::Watch;
 
 /// The most that is waited for the helper at a server that answers, while there are others to try.
 const TURN: Duration = Duration::from_secs(20);
@@ -202,7 +206,21 @@ impl Choice {
             most,
             last: last && others == 0,
             deadline,
+            begun: None,
         }
+    }
+
+    /// What looks after a server that answered, while the others wait for their turn.
+    fn watch(&self, at: usize, others: &[usize]) -> Option<Watch> {
+        let usable = |at: &&usize| !matches!(self.servers[**at].seen, Seen::Fails(_));
+        let peers = others.iter().filter(usable);
+        let others: Vec<_> = peers.filter_map(|at| self.servers[*at].peer).collect();
+        let server = &self.servers[at];
+        (server.seen == Seen::Answers && !others.is_empty()).then_some(Watch {
+            server: server.peer?,
+            others,
+            hello: self.several.answering.hello,
+        })
     }
 
     fn failed(&self, source: &str, last: Option<&Error>) -> Error {
@@ -231,6 +249,8 @@ pub struct Share<'a> {
     /// It leaves nothing for others.
     last: bool,
     deadline: &'a Deadline,
+    /// Who wants to know when the helper begins.
+    begun: Option<&'a Sender<()>>,
 }
 
 impl Share<'_> {
@@ -255,6 +275,10 @@ impl Share<'_> {
                 },
         );
         self.deadline.waited(begun.elapsed());
+        if let Some(begun) = self.begun {
+            // Nobody may be there to hear it.
+            let _ = begun.send(());
+        }
         taken
     }
 
@@ -284,6 +308,7 @@ pub fn mount<T>(
                 most,
                 last,
                 deadline,
+                begun: None,
             },
         );
     };
@@ -297,7 +322,14 @@ pub fn mount<T>(
         choice.lead(at, plan, host, settings)?;
         let only = left.is_empty() && slow.is_empty();
         let share = choice.share(at, left.len(), deadline, again || only);
-        let error = match attempt(plan, share) {
+        let done = match choice.watch(at, &left) {
+            Some(watch) => watch.during(interrupts, |begun| {
+                let begun = Some(begun);
+                attempt(plan, Share { begun, ..share })
+            }),
+            None => attempt(plan, share),
+        };
+        let error = match done {
             Ok(done) => return Ok(done),
             Err(error) if !may_be_the_servers(&error) => return Err(error),
             Err(error) => error,

@@ -7,6 +7,10 @@
 //! the built-in one. What the environment adds comes first, so a namespace given there is tried first. Blanks
 //! end a value; a target with blanks in it cannot be named here.
 
+mod words;
+
+pub use words::*;
+
 /// Where the settings are.
 pub const FILE: &core::ffi::CStr = c"/etc/spc/shim.conf";
 
@@ -340,78 +344,6 @@ impl<'a> Iterator for Values<'a> {
     }
 }
 
-/// Takes the first word off; empty at the end of the line, or where a comment begins. A NUL ends a word as well.
-#[inline(never)]
-pub fn next_word<'a>(line: &mut &'a [u8]) -> &'a [u8] {
-    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t' | 0);
-    while let Some((byte, rest)) = line.split_first() {
-        if !is_blank(byte) {
-            break;
-        }
-        *line = rest;
-    }
-    let mut len = 0;
-    if line.first() != Some(&b'#') {
-        len = line.iter().position(is_blank).unwrap_or(line.len());
-    }
-    let (word, rest) = line.split_at_checked(len).unwrap_or_default();
-    // Nothing is left after a comment's beginning: its first word is empty again.
-    *line = rest;
-    word
-}
-
-/// The word at this place.
-#[inline(never)]
-pub fn nth_word(mut words: &[u8], at: usize) -> &[u8] {
-    for _ in 0..at {
-        next_word(&mut words);
-    }
-    next_word(&mut words)
-}
-
-/// Where a word stands in a list of words.
-#[inline(never)]
-fn index(mut words: &[u8], wanted: &[u8]) -> Option<Key> {
-    for at in 0.. {
-        let word = next_word(&mut words);
-        if word.is_empty() {
-            break;
-        }
-        if same(word, wanted) {
-            return Some(at);
-        }
-    }
-    None
-}
-
-/// Splits at the first `byte`; the second part is absent when there is none.
-#[inline(never)]
-pub fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
-    match text.iter().position(|b| *b == byte) {
-        Some(at) => (text.get(..at).unwrap_or(&[]), text.get(at + 1..)),
-        None => (text, None),
-    }
-}
-
-/// What follows this prefix.
-#[inline(never)]
-pub fn strip<'a>(mut text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
-    for byte in prefix {
-        text = text.split_first().filter(|(first, _)| *first == byte)?.1;
-    }
-    Some(text)
-}
-
-/// Whether two texts are the same. Not `==`, which would be one more import.
-pub fn same(one: &[u8], other: &[u8]) -> bool {
-    strip(one, other).is_some_and(<[u8]>::is_empty)
-}
-
-/// Whether this name leads nowhere, or not down: empty, `.` or `..`.
-pub fn is_dots(name: &[u8]) -> bool {
-    strip(b"..", name).is_some()
-}
-
 /// Absolute, and without `.`, `..`, doubled or trailing slashes: comparable byte by byte.
 #[inline(never)]
 fn is_normal(path: &[u8]) -> bool {
@@ -427,114 +359,4 @@ fn is_normal(path: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn strings<'a>(values: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
-        values
-            .map(|value| String::from_utf8_lossy(value).into_owned())
-            .collect()
-    }
-
-    fn broken(text: &str) -> (u32, &'static str) {
-        let Err(broken) = Config::parse_file(text.as_bytes()) else {
-            panic!("accepted: {text}");
-        };
-        (broken.line, broken.reason)
-    }
-
-    #[test]
-    fn no_file_means_the_built_in_values() {
-        let config = Config::defaults().unwrap();
-        assert_eq!(
-            strings(config.namespaces()),
-            ["/host/proc/1/ns/mnt", "/proc/1/ns/mnt"]
-        );
-        assert_eq!(strings(config.hosts()), ["/host"]);
-        assert_eq!(
-            strings(config.types()).join(" "),
-            "fuse fuse.* fuseblk nfs nfs4 ceph cifs smb3 9p"
-        );
-        assert_eq!(config.target(b"/data", b"/data"), None);
-        assert_eq!(config.claims(), Some(&b"/spc/targets"[..]));
-        assert_eq!(strings(config.reports()), ["/spc/report.sock"]);
-        assert!(!config.names(Operation::Bind));
-    }
-
-    #[test]
-    fn a_named_key_replaces_and_adds_up() {
-        let config = Config::parse_file(
-            b"# all of it\n\n type\tfuse.glusterfs # only this\ntype nfs\noperation move bind\n\
-              target /data /srv/x=/mnt/x\n",
-        )
-        .unwrap();
-        assert_eq!(strings(config.types()), ["fuse.glusterfs", "nfs"]);
-        assert_eq!(strings(config.hosts()), ["/host"]);
-        assert_eq!(config.target(b"/data", b"/"), Some(&b"/data"[..]));
-        assert_eq!(config.target(b"/", b"/data"), Some(&b"/data"[..]));
-        assert_eq!(config.target(b"/srv/x", b"/srv/x"), Some(&b"/mnt/x"[..]));
-        assert_eq!(config.target(b"/mnt/x", b"/mnt/x"), None);
-        assert!(config.names(Operation::Move) && config.names(Operation::Bind));
-        assert!(!config.names(Operation::Remount) && !config.names(Operation::Propagation));
-    }
-
-    #[test]
-    fn what_cannot_be_meant_is_refused_with_its_line() {
-        assert_eq!(broken("host /host\ntpye fuse\n"), (2, "unknown key"));
-        assert_eq!(broken("type\n"), (1, "no value"));
-        assert_eq!(broken("type # none\n"), (1, "no value"));
-        assert_eq!(broken("type f*se"), (1, "bad value"));
-        assert_eq!(broken("operation umount"), (1, "bad value"));
-        assert_eq!(broken("host relative"), (1, "bad value"));
-        assert_eq!(broken("host /"), (1, "bad value"));
-        assert_eq!(broken("target /a/../b"), (1, "bad value"));
-        assert_eq!(broken("target /a="), (1, "bad value"));
-        assert_eq!(broken("target /a/"), (1, "bad value"));
-        assert_eq!(
-            broken(&format!("target /{}", "x".repeat(TEXT_MAX))),
-            (1, "too long")
-        );
-        assert_eq!(
-            broken(&"type fuse\n".repeat(TEXT_MAX / 6 + 1)),
-            (TEXT_MAX as u32 / 6 + 1, "too long")
-        );
-    }
-
-    #[test]
-    fn the_environment_adds_and_comes_first() {
-        let mut config = Config::defaults().unwrap();
-        config.add_env(b"SPC_NAMESPACE", b"/a /b").unwrap();
-        config.add_env(b"sysimage", b"/image/").unwrap();
-        config.add_env(b"SPC_TYPES", b"tmpfs ext*").unwrap();
-        config.add_env(b"SPC_TARGETS", b"/data=/mnt").unwrap();
-        config.add_env(b"SPC_OPERATIONS", b" propagation ").unwrap();
-        config.add_env(b"SPC_REPORT", b"/r").unwrap();
-        config.add_env(b"PATH", b"\\").unwrap();
-        assert_eq!(
-            strings(config.namespaces()),
-            [
-                "/a",
-                "/b",
-                "/image/proc/1/ns/mnt",
-                "/host/proc/1/ns/mnt",
-                "/proc/1/ns/mnt"
-            ]
-        );
-        assert_eq!(strings(config.hosts()), ["/image", "/host"]);
-        assert_eq!(strings(config.reports()), ["/r", "/spc/report.sock"]);
-        assert_eq!(strings(config.types().take(2)), ["tmpfs", "ext*"]);
-        assert_eq!(config.target(b"/data", b"/data"), Some(&b"/mnt"[..]));
-        assert!(config.names(Operation::Propagation));
-        let bad = config.add_env(b"SPC_TARGETS", b"relative").unwrap_err();
-        assert_eq!((bad.line, bad.reason), (0, "bad value"));
-        config.add_env(b"SPC_HOST", b"/").unwrap();
-    }
-
-    #[test]
-    fn mapped_zero_bytes_are_a_config() {
-        let empty = Config::new();
-        assert_eq!(empty.namespaces().count() + empty.types().count(), 0);
-        assert_eq!(empty.used, 0);
-        assert_eq!(empty.named, 0);
-    }
-}
+mod tests;
