@@ -1,24 +1,27 @@
 //! A cgroup of its own on the host for what a mount leaves running: whoever ends the container, the shell or the service
 //! that asked for the mount does not end its daemon.
 //!
-//! Where systemd runs it is a scope, made by the host's own systemd-run; elsewhere a cgroup below `spc`. Either way a
-//! process of ours, run as one of the host's, moves the daemon there before its program begins (cgroups(7)).
+//! Where systemd runs it is a scope, made by the host's own systemd-run; elsewhere a cgroup below `spc`, in which the kernel
+//! makes the process. A scope is entered by a process of ours, run as one of the host's, which moves the daemon there before
+//! its program begins (cgroups(7)); so is the other where the kernel does not (before Linux 5.7).
 
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
 use crate::sys;
+use crate::sys::cgroup::{TOLD, begin_in};
 
 /// The host's root, as every process of its PID namespace can reach it.
 const HOST: &str = "/proc/1/root";
@@ -69,6 +72,11 @@ pub fn on_host(program: &str) -> std::io::Result<Command> {
     Ok(command)
 }
 
+/// Whether the host's cgroups are systemd's, as sd_booted(3) tells it.
+fn is_systemds() -> bool {
+    Path::new(HOST).join("run/systemd/system").is_dir()
+}
+
 /// Moves a process into a cgroup of this name on the host.
 ///
 /// # Errors
@@ -77,8 +85,7 @@ pub fn adopt(name: &str, description: &str, pid: i32) -> Result<()> {
     // The very program that runs here, by a path that leads to it from everywhere.
     let own = format!("/proc/{}/exe", std::process::id());
     let number = pid.to_string();
-    // As sd_booted(3) tells it.
-    if !Path::new(HOST).join("run/systemd/system").is_dir() {
+    if !is_systemds() {
         return run(on_host(&own), &["adopt", &number, name], name);
     }
     let scope = |name: &str| {
@@ -131,53 +138,87 @@ fn run(command: std::io::Result<Command>, words: &[&str], name: &str) -> Result<
     }
 }
 
-/// Starts a program in a cgroup of its own on the host, in which all that it starts is as well.
+/// Starts a program in a cgroup of its own on the host, in which all that it starts is as well. It is one of our children.
+/// `last` is said to the command last of all, as how it is tied to us.
 ///
 /// # Errors
 /// The cgroup cannot be made, or the program not started.
-pub fn start(name: &str, description: &str, command: &mut Command) -> Result<Child> {
+pub fn start(
+    name: &str,
+    description: &str,
+    command: &mut Command,
+    last: fn(&mut Command) -> &mut Command,
+) -> Result<Pid> {
     let fail = |e: std::io::Error| Error::mount("cannot start a program").because(errno_text(e));
+    // A scope is for systemd to make.
+    let cgroup = if is_systemds() { None } else { open(name) };
     let (here, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
     let (wait, go) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
-    sys::hold_back(command, told, wait, go.as_raw_fd());
+    begin_in(command, cgroup, told, wait, go.as_raw_fd());
+    last(command);
     let over = AtomicBool::new(false);
     std::thread::scope(|threads| {
         let mover = threads.spawn(|| {
-            let Some(pid) = number(&here, &over) else {
-                return Ok(());
+            let Some((pid, there)) = which(&here, &over) else {
+                return Ok(None);
             };
-            adopt(name, description, pid)?;
-            // If it has died meanwhile, whoever starts it learns that.
-            let _ = rustix::io::write(&go, b"1");
+            if !there {
+                adopt(name, description, pid.as_raw_nonzero().get())?;
+                // If it has died meanwhile, whoever starts it learns that.
+                let _ = rustix::io::write(&go, b"1");
+            }
             drop(go);
-            Ok(())
+            Ok(Some(pid))
         });
         let child = command.spawn();
         over.store(true, Ordering::Relaxed);
-        let moved = mover.join().unwrap_or(Ok(()));
-        match (moved, child) {
-            (Err(error), _) => Err(error),
-            (Ok(()), child) => child.map_err(fail),
+        let pid = mover.join().unwrap_or(Ok(None))?;
+        let (pid, first) = match (pid, child) {
+            (Some(pid), Ok(child)) => (pid, Pid::from_child(&child)),
+            (None, Ok(_)) => return Err(fail(ErrorKind::BrokenPipe.into())),
+            (pid, Err(error)) => {
+                // The one that it knew of has been waited for.
+                let _ = pid.map(|pid| waitpid(Some(pid), WaitOptions::empty()));
+                return Err(fail(error));
+            }
+        };
+        if pid != first {
+            // It has ended when the other was made.
+            let _ = waitpid(Some(first), WaitOptions::empty());
         }
+        Ok(pid)
     })
 }
 
-/// The process id that a program held back writes, unless starting it is over before.
-fn number(here: &OwnedFd, over: &AtomicBool) -> Option<i32> {
+/// The process that the program is in, and whether that is in its cgroup; none if starting it is over before.
+fn which(here: &OwnedFd, over: &AtomicBool) -> Option<(Pid, bool)> {
     let tick = Timespec::try_from(Duration::from_millis(20)).unwrap_or_default();
     loop {
+        let over = over.load(Ordering::Relaxed);
         let mut fds = [PollFd::new(here, PollFlags::IN)];
         match poll(&mut fds, Some(&tick)) {
-            Ok(0) if over.load(Ordering::Relaxed) => return None,
+            Ok(0) if over => return None,
             Ok(0) | Err(rustix::io::Errno::INTR) => {}
             Ok(_) => {
-                let mut bytes = [0_u8; 4];
-                let length = rustix::io::read(here, &mut bytes).ok()?;
-                return (length == 4).then(|| i32::from_ne_bytes(bytes));
+                let mut told = [0_u8; TOLD];
+                if rustix::io::read(here, &mut told).ok()? != TOLD {
+                    return None;
+                }
+                let [a, b, c, d, there] = told;
+                let pid = Pid::from_raw(i32::from_ne_bytes([a, b, c, d]))?;
+                return Some((pid, there != 0));
             }
             Err(_) => return None,
         }
     }
+}
+
+/// The directory of a cgroup of this name, which is made; none where that is refused.
+fn open(name: &str) -> Option<OwnedFd> {
+    let cgroup = hierarchy(Path::new(HOST))?.join("spc").join(name);
+    fs::create_dir_all(&cgroup).ok()?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(cgroup, flags, Mode::empty()).ok()
 }
 
 /// Removes a cgroup that is not a scope, once it is empty.
@@ -207,6 +248,17 @@ fn hierarchy(root: &Path) -> Option<PathBuf> {
         .find(|base| base.join("cgroup.procs").exists())
 }
 
+/// The directory of the cgroup that a process is in.
+pub fn of(process: Pid) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+    Some(hierarchy(Path::new(HOST))?.join(own(&text)?))
+}
+
+/// What `/proc/PID/cgroup` says of the hierarchy of version 2.
+fn own(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("0::/"))
+}
+
 /// `spc adopt PID [NAME]`: moves a process into the cgroup of this name, or into the one that this process is in.
 ///
 /// # Errors
@@ -221,9 +273,9 @@ pub fn move_here(pid: i32, name: Option<&str>) -> Result<()> {
         Some(name) => base.join("spc").join(name),
         None => {
             let text = fs::read_to_string("/proc/self/cgroup").map_err(fail)?;
-            let own = text.lines().find_map(|line| line.strip_prefix("0::/"));
             base.join(
-                own.ok_or_else(|| Error::system("this process is in no cgroup of version 2"))?,
+                own(&text)
+                    .ok_or_else(|| Error::system("this process is in no cgroup of version 2"))?,
             )
         }
     };
@@ -266,14 +318,15 @@ mod tests {
         command.arg(&file);
         let (here, told) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let (wait, go) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        sys::hold_back(&mut command, told, wait, go.as_raw_fd());
+        begin_in(&mut command, None, told, wait, go.as_raw_fd());
         let closer = std::thread::spawn(move || {
-            let pid = number(&here, &AtomicBool::new(false));
+            let told = which(&here, &AtomicBool::new(false));
             drop(go);
-            pid
+            told
         });
         let error = command.status().unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
-        assert!(closer.join().unwrap().is_some() && !file.exists());
+        let (_, there) = closer.join().unwrap().unwrap();
+        assert!(!there && !file.exists());
     }
 }

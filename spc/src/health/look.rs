@@ -112,14 +112,39 @@ pub struct Looked {
     pub mount: u64,
 }
 
+/// A process that looks as soon as it is told where.
+pub struct Ahead(Errand);
+
+/// Has one begin, for a look that may take until `deadline`.
+///
+/// # Errors
+/// It cannot be started.
+pub fn ahead(deadline: Instant) -> Result<Ahead> {
+    let limit = deadline.saturating_duration_since(Instant::now());
+    Errand::send_ahead(&words(limit)).map(Ahead)
+}
+
 /// The state of a mount that is known to be there, until `deadline`, or until `go_on` fails, which is asked all the while.
 ///
 /// # Errors
 /// Whatever `go_on` says, or the look cannot be started.
-pub fn at(looked: &Looked, deadline: Instant, go_on: impl Fn() -> Result<()>) -> Result<Health> {
+pub fn at(
+    looked: &Looked,
+    mut ahead: Option<Ahead>,
+    deadline: Instant,
+    go_on: impl Fn() -> Result<()>,
+) -> Result<Health> {
+    let one = std::slice::from_ref(looked);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match look(std::slice::from_ref(looked), left, &go_on)?.first() {
+        let states = match ahead.take() {
+            Some(Ahead(mut errand)) => {
+                errand.give(&input(one));
+                answers(errand, 1, left, &go_on)?
+            }
+            None => look(one, left, &go_on)?,
+        };
+        match states.first() {
             // It may be the look that failed, at once: then not as fast as that can be.
             Some(Health::Hung) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(100));
@@ -135,10 +160,18 @@ fn look(
     limit: Duration,
     go_on: impl Fn() -> Result<()>,
 ) -> Result<Vec<Health>> {
-    let mut states = vec![Health::Hung; targets.len()];
     if targets.is_empty() {
-        return Ok(states);
+        return Ok(Vec::new());
     }
+    let errand = Errand::send_off(&words(limit), &input(targets))?;
+    answers(errand, targets.len(), limit, go_on)
+}
+
+fn words(limit: Duration) -> [String; 2] {
+    ["look".into(), limit.as_millis().to_string()]
+}
+
+fn input(targets: &[Looked]) -> Vec<u8> {
     let mut input = Vec::new();
     for Looked { target, mount } in targets {
         input.extend(mount.to_string().into_bytes());
@@ -146,12 +179,21 @@ fn look(
         input.extend(target.as_os_str().as_bytes());
         input.push(0);
     }
-    let milliseconds = limit.as_millis().to_string();
-    let mut errand = Errand::send_off(&["look", &milliseconds], &input)?;
+    input
+}
+
+/// What is said of so many mounts.
+fn answers(
+    mut errand: Errand,
+    count: usize,
+    limit: Duration,
+    go_on: impl Fn() -> Result<()>,
+) -> Result<Vec<Health>> {
+    let mut states = vec![Health::Hung; count];
     // It keeps the limit itself; this one is for one that does not even do that.
-    let rounds = u32::try_from(targets.len() / AT_ONCE + 1).unwrap_or(u32::MAX);
+    let rounds = u32::try_from(count / AT_ONCE + 1).unwrap_or(u32::MAX);
     let deadline = Instant::now() + limit.saturating_mul(rounds) + Duration::from_secs(1);
-    let mut open = targets.len();
+    let mut open = count;
     while open > 0 {
         let Answer::Line(line) = errand.line(deadline, &go_on)? else {
             break;
@@ -174,13 +216,14 @@ fn look(
 /// # Errors
 /// The host cannot be entered, or nobody listens.
 pub fn child(session: &Session, limit: Duration) -> Result<()> {
+    let lone = Arc::new(Lone::open(&session.host)?);
     let mut input = Vec::new();
     let read = std::io::stdin().read_to_end(&mut input);
     read.map_err(|e| Error::system("cannot read the targets").because(errno_text(e)))?;
     let (said, answers) = channel();
     let mut looks = Looks {
         session,
-        lone: Arc::new(Lone::open(&session.host)?),
+        lone,
         limit,
         said,
         answers,

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::process;
 use crate::error::{Error, Result, errno_text};
 use crate::sys;
 
@@ -47,7 +49,7 @@ impl Errand {
     /// # Errors
     /// No process can be made.
     pub fn send<S: AsRef<OsStr>>(words: &[S], input: &[u8]) -> Result<Self> {
-        Self::start(words, input, true)
+        Self::start(words, input_of(input)?, true)
     }
 
     /// As [`Errand::send`], for one that has a limit of its own and is never ended by us.
@@ -55,22 +57,30 @@ impl Errand {
     /// # Errors
     /// No process can be made.
     pub fn send_off<S: AsRef<OsStr>>(words: &[S], input: &[u8]) -> Result<Self> {
-        Self::start(words, input, false)
+        Self::start(words, input_of(input)?, false)
     }
 
-    fn start<S: AsRef<OsStr>>(words: &[S], input: &[u8], tied: bool) -> Result<Self> {
-        let fail = |e: std::io::Error| {
-            Error::system("cannot start a look at the host").because(errno_text(e))
-        };
-        let mut file =
-            File::from(memfd_create("errand", MemfdFlags::CLOEXEC).map_err(|e| fail(e.into()))?);
-        file.write_all(input)
-            .and_then(|()| file.rewind())
-            .map_err(fail)?;
+    /// As [`Errand::send_off`], for one whose input is not known yet: [`Errand::give`] it.
+    ///
+    /// # Errors
+    /// No process can be made.
+    pub fn send_ahead<S: AsRef<OsStr>>(words: &[S]) -> Result<Self> {
+        Self::start(words, Stdio::piped(), false)
+    }
+
+    /// Gives its input to one that was sent ahead.
+    pub fn give(&mut self, input: &[u8]) {
+        if let Some(mut stdin) = self.child.stdin.take() {
+            // One that has died says nothing, either.
+            let _ = stdin.write_all(input);
+        }
+    }
+
+    fn start<S: AsRef<OsStr>>(words: &[S], input: Stdio, tied: bool) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command
             .args(words)
-            .stdin(file)
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         // Whoever holds the target's lock has it only as long as it lives.
@@ -122,15 +132,30 @@ impl Errand {
     }
 }
 
+fn fail(error: std::io::Error) -> Error {
+    Error::system("cannot start a look at the host").because(errno_text(error))
+}
+
+/// A file in memory with this in it, read from its beginning.
+fn input_of(input: &[u8]) -> Result<Stdio> {
+    let made = memfd_create("errand", MemfdFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
+    let mut file = File::from(made);
+    let written = file.write_all(input).and_then(|()| file.rewind());
+    written.map_err(fail)?;
+    Ok(file.into())
+}
+
 impl Drop for Errand {
     fn drop(&mut self) {
+        // One that nobody needs has waited for its input.
+        drop(self.child.stdin.take());
         if self.tied {
             // It may have ended by itself.
             let _ = self.child.kill();
         }
-        let until = Instant::now() + END;
-        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
+        if let Ok(pidfd) = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()) {
+            process::ended(&pidfd, END);
         }
+        let _ = self.child.try_wait();
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -33,6 +34,29 @@ struct Number {
 pub fn marked(id: &str) -> io::Result<Vec<i32>> {
     let mark = format!("{MARK}={id}");
     let mut found: Vec<i32> = listed(&mark)?.iter().map(|number| number.own).collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// As [`marked`], of the processes of a cgroup: the others are not looked at. Our PID namespace has to be procfs's.
+///
+/// # Errors
+/// As [`marked`], or the cgroup cannot be read.
+pub fn marked_in(cgroup: &Path, id: &str) -> io::Result<Vec<i32>> {
+    let mark = format!("{MARK}={id}");
+    let members = match fs::read_to_string(cgroup.join("cgroup.procs")) {
+        // systemd removes one that nobody is left in.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+            return Ok(Vec::new());
+        }
+        members => members?,
+    };
+    let mut found = Vec::new();
+    for member in members.lines().filter_map(|line| line.parse().ok()) {
+        if has_mark(&environ(member)?, mark.as_bytes()) {
+            found.push(member);
+        }
+    }
     found.sort_unstable();
     Ok(found)
 }

@@ -10,13 +10,14 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 
 use super::output::Output;
 use super::{process, rpc, turn};
@@ -234,14 +235,14 @@ fn start(service: &Service) -> Result<()> {
         .stderr(output.handle().map_err(system)?);
     // The note comes first: what has none is not looked for.
     File::create(note(service)).map_err(system)?;
-    sys::detach(&mut command);
     // Mounts that outlive the container need it as long as they do.
-    let started = match client::place() {
-        Place::Client(_) => scope::start(name, &format!("spc: {name}"), &mut command),
-        Place::Container | Place::Host => command.spawn().map_err(system),
+    let child = match client::place() {
+        Place::Client(_) => scope::start(name, &format!("spc: {name}"), &mut command, sys::detach)?,
+        Place::Container | Place::Host => {
+            Pid::from_child(&sys::detach(&mut command).spawn().map_err(system)?)
+        }
     };
-    let mut child = started?;
-    let waited = wait_for(service, &mut child);
+    let waited = wait_for(service, child);
     output.seal();
     let Err(cause) = waited else {
         tracing::info!(service = name, "started");
@@ -250,21 +251,21 @@ fn start(service: &Service) -> Result<()> {
     let log = output.last_lines(|line| Some(line));
     stop(service, &ours(service)?)?;
     // Nobody else reaps it if this process lives on.
-    let _ = child.try_wait();
+    let _ = waitpid(Some(child), WaitOptions::NOHANG);
     forget(service);
     Err(fail(cause).log(log))
 }
 
-fn wait_for(service: &Service, child: &mut Child) -> std::result::Result<(), String> {
+fn wait_for(service: &Service, child: Pid) -> std::result::Result<(), String> {
     let until = Instant::now() + START;
     loop {
         if service.ready.holds() {
             return Ok(());
         }
-        match child.try_wait() {
+        match waitpid(Some(child), WaitOptions::NOHANG) {
             Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
             Ok(None) => return Err(format!("no answer in {} s", START.as_secs())),
-            Ok(Some(status)) => return Err(status.to_string()),
+            Ok(Some((_, status))) => return Err(ExitStatus::from_raw(status.as_raw()).to_string()),
             Err(error) => return Err(errno_text(error)),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
 use crate::client::scope;
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
@@ -49,9 +51,15 @@ pub fn run(program: &str, args: &[&str]) -> Result<Done> {
         .args(args)
         .stdout(output.handle().map_err(fail)?)
         .stderr(output.handle().map_err(fail)?);
-    let mut child = sys::tie_to_parent(&mut command).spawn().map_err(fail)?;
+    let child = sys::tie_to_parent(&mut command).spawn().map_err(fail)?;
     let started = Instant::now();
-    let status = wait(&mut child, &name, started, started + LIMIT, None)?;
+    let status = wait(
+        Pid::from_child(&child),
+        &name,
+        started,
+        started + LIMIT,
+        None,
+    )?;
     Ok(Done {
         name,
         ok: status.success(),

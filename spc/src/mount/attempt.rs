@@ -24,10 +24,10 @@ use super::servers::Share;
 use super::{Plan, Proof, services};
 use crate::client::Place;
 use crate::error::{Class, Error, Reason, Result, errno_text};
-use crate::health::look::{self, Health, Looked};
+use crate::health::look::{self, Ahead, Health, Looked};
 use crate::host::claim::{Claim, Mode};
 use crate::host::target::{MountId, Pinned, show};
-use crate::host::{container, copies, lone, modules, process};
+use crate::host::{container, copies, lone, modules};
 use crate::kinds::Maker;
 use crate::kinds::block::AUTO;
 use crate::kinds::servers::first_of;
@@ -165,22 +165,27 @@ impl<'a> Attempt<'a> {
                     &handover,
                     &self.record,
                 );
+                // A FUSE mount is looked at, by a process that begins while the helper is at work.
+                let (is_fuse, mut ahead) = (self.plan.chosen.is_fuse(), None);
                 let said = run
-                    .to_end(deadline, interrupts)
+                    .to_end(deadline, interrupts, || {
+                        ahead = is_fuse.then(|| look::ahead(deadline).ok()).flatten();
+                    })
                     .map_err(|error| self.hint_at_network(error))?;
                 let proof = self
                     .land(&claim, &program.path)
                     .map_err(|error| run.tell(error, &said))?;
                 if proof.entry.is_fuse() {
-                    self.answers(&run, &said, proof.mount, deadline, interrupts)?;
+                    let (mount, said) = (proof.mount, &said);
+                    self.answers((&run, said), mount, ahead, deadline, interrupts)?;
                     let origins = secrets.origins();
                     self.record.again = Some(Again {
                         secrets: origins.map(|(key, from)| format!("{key}={from}")).collect(),
                         ..Again::default()
                     });
                 }
-                let marked = process::marked(&self.record.id);
-                self.record.daemon = marked.map_err(|e| unseen(&self.record, e))?;
+                let daemon = run.daemon(&said);
+                self.record.daemon = daemon.map_err(|e| unseen(&self.record, e))?;
                 proof
             }
             _ => {
@@ -288,9 +293,9 @@ impl<'a> Attempt<'a> {
     /// then. So it has to answer once, and to be there still when it did.
     fn answers(
         &self,
-        run: &Run<'_>,
-        said: &Said,
+        (run, said): (&Run<'_>, &Said),
         mount: MountId,
+        ahead: Option<Ahead>,
         deadline: Instant,
         interrupts: &Interrupts,
     ) -> Result<()> {
@@ -304,7 +309,7 @@ impl<'a> Attempt<'a> {
             target: target.into(),
             mount: lone::key(mount),
         };
-        let health = look::at(&looked, deadline, || interrupts.check())?;
+        let health = look::at(&looked, ahead, deadline, || interrupts.check())?;
         let (cause, reason) = match health {
             Health::Hung => ("what it mounted does not answer", Reason::NoAnswer),
             Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {

@@ -147,7 +147,13 @@ fn hung_below(session: &Session, entry: &Entry) -> Option<String> {
             is_root: true,
         }),
     };
-    let health = look::at(&looked, Instant::now() + Duration::from_secs(1), || Ok(())).ok()?;
+    let health = look::at(
+        &looked,
+        None,
+        Instant::now() + Duration::from_secs(1),
+        || Ok(()),
+    )
+    .ok()?;
     (health == Health::Hung).then(|| show(&on.target))
 }
 

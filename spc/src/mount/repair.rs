@@ -255,7 +255,7 @@ impl<'a> Attempt<'a> {
         let handover = Handover::prepare(&helper.secrets, &self.plan.request.secrets)?;
         let made_by = (helper, program);
         let run = Run::of(self.plan, made_by, claim, &handover, &self.record);
-        let said = run.to_end(deadline, interrupts)?;
+        let said = run.to_end(deadline, interrupts, || ())?;
         let failed = |why: &str| run.tell(cannot(&self.record).because(why), &said);
         let until = Instant::now() + SETTLE;
         while !is_mount(claim.stand_in()) {

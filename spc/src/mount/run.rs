@@ -7,14 +7,16 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, waitpid,
+};
 
 use super::handover::Handover;
 use super::ledger::Record;
@@ -176,10 +178,16 @@ impl<'a> Run<'a> {
     }
 
     /// Runs the helper to its end, and gives back what it said. What it leaves running afterwards is the mount's daemon.
+    /// `meanwhile` is done when it has begun.
     ///
     /// # Errors
     /// It cannot be started, fails, dies by a signal, takes too long, or a signal stops us.
-    pub fn to_end(&self, deadline: Instant, interrupts: &Interrupts) -> Result<Said> {
+    pub fn to_end(
+        &self,
+        deadline: Instant,
+        interrupts: &Interrupts,
+        meanwhile: impl FnOnce(),
+    ) -> Result<Said> {
         let name = self.program.display().to_string();
         let start_of_log = self
             .log
@@ -206,12 +214,18 @@ impl<'a> Run<'a> {
         if self.no_keys {
             sys::without_call(&mut command, libc::SYS_add_key);
         }
-        sys::tie_to_parent(&mut command);
-        let mut child = match &self.scope {
-            Some(scope) => scope::start(&scope.name, &scope.description, &mut command)?,
-            None => command.spawn().map_err(|e| fail(errno_text(e)))?,
+        let child = match &self.scope {
+            Some(Scope { name, description }) => {
+                scope::start(name, description, &mut command, sys::tie_to_parent)?
+            }
+            None => {
+                let spawned = sys::tie_to_parent(&mut command).spawn();
+                Pid::from_child(&spawned.map_err(|e| fail(errno_text(e)))?)
+            }
         };
-        let ended = wait(&mut child, &name, started, deadline, Some(interrupts));
+        let cgroup = self.scope.as_ref().and_then(|_| scope::of(child));
+        meanwhile();
+        let ended = wait(child, &name, started, deadline, Some(interrupts));
         output.seal();
         let shim = reports_of(&reports);
         // What the daemon's shim says later goes to the log of `spc serve`.
@@ -223,6 +237,7 @@ impl<'a> Run<'a> {
             output,
             start_of_log,
             shim,
+            cgroup,
         };
         let failed = match ended.map(describe) {
             Ok(Ended::Code(0)) => return Ok(said),
@@ -250,6 +265,17 @@ impl<'a> Run<'a> {
         errors_in(file, said.start_of_log, self.telling.line)
             .iter()
             .any(|line| line.contains(words))
+    }
+
+    /// The processes that it has left running, by their ids in the container.
+    ///
+    /// # Errors
+    /// They cannot be looked for.
+    pub fn daemon(&self, said: &Said) -> std::io::Result<Vec<i32>> {
+        match &said.cgroup {
+            Some(cgroup) => process::marked_in(cgroup, self.id),
+            None => process::marked(self.id),
+        }
     }
 
     /// Adds to an error what the helper said, and what is known about that.
@@ -286,6 +312,8 @@ pub struct Said {
     output: Output,
     start_of_log: u64,
     shim: Vec<String>,
+    /// The cgroup that is its own, and its daemon's.
+    cgroup: Option<PathBuf>,
 }
 
 /// How a program ended.
@@ -304,12 +332,12 @@ pub(super) fn describe(status: ExitStatus) -> Ended {
     }
 }
 
-/// Waits for a program to end, and ends it if it takes too long or a signal stops us.
+/// Waits for a child of ours to end, and ends it if it takes too long or a signal stops us.
 ///
 /// # Errors
 /// It was ended.
 pub fn wait(
-    child: &mut Child,
+    pid: Pid,
     name: &str,
     started: Instant,
     deadline: Instant,
@@ -317,7 +345,6 @@ pub fn wait(
 ) -> Result<ExitStatus> {
     let system =
         |e: std::io::Error| Error::system(format!("cannot wait for {name}")).because(errno_text(e));
-    let pid = Pid::from_child(child);
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| system(e.into()))?;
     let mut progress = Progress::default();
     let stopped = loop {
@@ -338,7 +365,12 @@ pub fn wait(
             Some(&Timespec::try_from(step).unwrap_or_default()),
         ) {
             Ok(_) if fds[0].revents().contains(PollFlags::IN) => {
-                return child.wait().map_err(system);
+                let waited = waitpid(Some(pid), WaitOptions::empty());
+                // It has ended, so there is a status.
+                let status = waited.map_err(|e| system(e.into()))?;
+                return Ok(status.map_or_else(ExitStatus::default, |(_, status)| {
+                    ExitStatus::from_raw(status.as_raw())
+                }));
             }
             Ok(0) if interrupts.is_some_and(Interrupts::came) => break stopped_elsewhere(),
             Ok(ready) => {
@@ -359,7 +391,7 @@ pub fn wait(
         let _ = kill_process_group(pid, signal);
         if process::ended(&pidfd, Duration::from_secs(2)) {
             // Reaped; the status does not matter any more.
-            let _ = child.wait();
+            let _ = waitpid(Some(pid), WaitOptions::empty());
             break;
         }
     }

@@ -1,6 +1,7 @@
 //! Every use of `unsafe` in the launcher: what the safe wrappers of nix and rustix leave out.
 #![allow(unsafe_code)]
 
+pub mod cgroup;
 pub mod resize;
 pub mod statmount;
 
@@ -176,36 +177,6 @@ pub fn take_descriptor(number: RawFd) -> io::Result<std::os::fd::OwnedFd> {
     rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
     // SAFETY: it is open, and the process that started us opened it for the caller alone.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(number) })
-}
-
-/// Holds a command's program back, once forked, until somebody has put it where it belongs: it writes a byte to
-/// `here`, and goes on when it has read one from `go`; if the other end of that, which has this number, is closed, it is
-/// not started.
-pub fn hold_back(
-    command: &mut Command,
-    here: std::os::fd::OwnedFd,
-    go: std::os::fd::OwnedFd,
-    other_end: RawFd,
-) -> &mut Command {
-    // SAFETY: between fork and exec only async-signal-safe system calls are made, on descriptors that the closure owns,
-    // and on the child's own copy of one that nothing else in the child knows.
-    unsafe {
-        command.pre_exec(move || {
-            // With our own copy of it open, its end would never be seen.
-            libc::close(other_end);
-            let number = libc::getpid().to_ne_bytes();
-            rustix::io::write(&here, &number)?;
-            let mut byte = [0_u8];
-            loop {
-                match rustix::io::read(&go, &mut byte) {
-                    Ok(1) => return Ok(()),
-                    Ok(_) => return Err(io::Error::from_raw_os_error(libc::ECANCELED)),
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        })
-    }
 }
 
 /// Makes a child a session of its own, with no signal blocked, that the kernel kills when the thread

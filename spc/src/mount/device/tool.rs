@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
 use crate::host::{container, process};
@@ -89,10 +91,16 @@ impl Tool<'_> {
         }
         tracing::debug!(tool = %self.program, argv = ?self.args, "running");
         let started = Instant::now();
-        let mut child = sys::tie_to_parent(&mut command)
+        let child = sys::tie_to_parent(&mut command)
             .spawn()
             .map_err(|e| fail(errno_text(e)))?;
-        let ended = wait(&mut child, self.program, started, self.deadline, interrupts);
+        let ended = wait(
+            Pid::from_child(&child),
+            self.program,
+            started,
+            self.deadline,
+            interrupts,
+        );
         output.seal();
         let text = output.text();
         let ended = match ended {

@@ -18,8 +18,8 @@ use crate::error::{Result, errno_text};
 pub const STAGGER: Duration = Duration::from_millis(100);
 
 /// How long one may take to take the connection. Kernels do that by themselves, however busy the server is; so whoever is
-/// late is far away, or is not there.
-pub const CONNECT: Duration = Duration::from_millis(20);
+/// late is far away, or is not there. It goes on being asked; the least that RFC 8305 allows before the next is asked, too.
+pub const CONNECT: Duration = Duration::from_millis(10);
 
 /// How long the last that was asked may take.
 pub const PATIENCE: Duration = Duration::from_secs(3);
