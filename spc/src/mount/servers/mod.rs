@@ -254,8 +254,12 @@ pub struct Share<'a> {
 }
 
 impl Share<'_> {
-    /// The end of something that begins now.
+    /// The end of a helper that begins now.
     pub fn until(&self) -> Instant {
+        if let Some(begun) = self.begun {
+            // Nobody may be there to hear it.
+            let _ = begun.send(());
+        }
         Instant::now() + self.deadline.left().min(self.most)
     }
 
@@ -275,10 +279,6 @@ impl Share<'_> {
                 },
         );
         self.deadline.waited(begun.elapsed());
-        if let Some(begun) = self.begun {
-            // Nobody may be there to hear it.
-            let _ = begun.send(());
-        }
         taken
     }
 
