@@ -71,9 +71,10 @@ impl<'a> Scene<'a> {
     fn used(&self, mounted: Output, target: &str) -> Result<Duration> {
         let mounted = mounted.ok()?;
         ensure!(self.spc.on(target)?.len() == 1, "{mounted}");
-        let (name, text) = (format!("{target}/failover"), format!("{mounted}"));
+        let own = format!("failover-{}", self.spc.host.name());
+        let (name, text) = (format!("{target}/{own}"), format!("{mounted}"));
         self.spc.host.write(&name, text.as_bytes())?;
-        let brick = self.cluster.nodes()[0].brick("vol").join("failover");
+        let brick = self.cluster.nodes()[0].brick("vol").join(own);
         until("the brick has it", || {
             let held = self.cluster.nodes()[0].host().read(&brick);
             Ok(held.is_ok_and(|held| held == text.as_bytes()))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::{Conduct, Faulty, FaultyServer, Output};
 
-use crate::iscsi::ext4;
+use crate::images::ext4;
 use crate::nfs::with_client;
 use crate::support::VmSpc;
 

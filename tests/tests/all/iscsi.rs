@@ -1,17 +1,13 @@
 //! iSCSI through the container, on a minimal host that is a virtual machine, from the kernel's own server.
 
-use std::fs;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Lio, Output};
 
+use crate::images::{MIB, NOT_BLANK, ext4, ext4_with, on, xfs};
 use crate::support::{VmSpc, until, with_lab};
-
-const MIB: u64 = 1024 * 1024;
 
 /// Runs a test's body with the lab and the iSCSI server.
 fn with_lio(body: impl FnOnce(&'static Lab, &'static Lio<'static>) -> Result<()>) {
@@ -19,39 +15,6 @@ fn with_lio(body: impl FnOnce(&'static Lab, &'static Lio<'static>) -> Result<()>
         Some(lio) => body(lab, lio),
         None => Ok(()),
     });
-}
-
-/// A program of the machine, on an image.
-pub fn on(path: &Path, words: &[&str]) -> Result<()> {
-    let output = Command::new(words[0])
-        .args(&words[1..])
-        .arg(path)
-        .output()
-        .with_context(|| format!("cannot run {}", words[0]))?;
-    ensure!(output.status.success(), "{words:?}: {output:?}");
-    Ok(())
-}
-
-/// An ext4 with a file `greeting`.
-pub fn ext4(path: &Path) -> Result<()> {
-    ext4_with(path, "from the server")
-}
-
-fn ext4_with(path: &Path, greeting: &str) -> Result<()> {
-    let tree = path.with_extension("tree");
-    fs::create_dir_all(&tree)?;
-    fs::write(tree.join("greeting"), greeting)?;
-    let made = on(
-        path,
-        &["mkfs.ext4", "-q", "-F", "-d", &tree.to_string_lossy()],
-    );
-    fs::remove_dir_all(&tree)?;
-    made
-}
-
-/// An empty xfs.
-pub fn xfs(path: &Path) -> Result<()> {
-    on(path, &["mkfs.xfs", "-q"])
 }
 
 /// The container, and what it mounts from.
@@ -491,82 +454,6 @@ fn names_and_passwords() {
     });
 }
 
-/// LUNs, what is on each, what is said when a file system is to be made on it.
-type Content = (&'static str, fn(&Path) -> Result<()>, &'static str);
-
-const NOT_BLANK: [Content; 8] = [
-    ("an-ext4", ext4, "it holds ext4"),
-    (
-        "an-xfs",
-        |path| on(path, &["mkfs.xfs", "-q", "--unsupported"]),
-        "it holds xfs",
-    ),
-    ("half-a-gpt", half_a_gpt, "gpt"),
-    ("only-a-mark", |path| write(path, 510, &[0x55, 0xaa]), "it "),
-    ("a-luks", luks, "crypto_LUKS"),
-    ("an-lvm", lvm, "LVM2_member"),
-    (
-        "noise",
-        |path| write(path, 30 * MIB, b"noise"),
-        "data at byte 31457280",
-    ),
-    ("no-beginning", no_beginning, "data at byte"),
-];
-
-fn write(path: &Path, at: u64, bytes: &[u8]) -> Result<()> {
-    let file = fs::File::options().write(true).open(path)?;
-    file.write_all_at(bytes, at).context("cannot write")
-}
-
-/// A partition table whose beginning was overwritten: its copy is in the last sectors.
-fn half_a_gpt(path: &Path) -> Result<()> {
-    let mut child = Command::new("sfdisk")
-        .args(["--quiet", "--label", "gpt"])
-        .arg(path)
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .context("cannot run sfdisk")?;
-    use std::io::Write;
-    child
-        .stdin
-        .take()
-        .context("no input")?
-        .write_all(b"size=8M\n")?;
-    ensure!(child.wait()?.success(), "sfdisk");
-    write(path, 0, &vec![0; 34 * 512])
-}
-
-/// The head of a LUKS volume.
-fn luks(path: &Path) -> Result<()> {
-    let mut head = b"LUKS\xba\xbe\x00\x01aes".to_vec();
-    head.resize(592, 0);
-    head[168..204].copy_from_slice(b"01234567-89ab-cdef-0123-456789abcdef");
-    write(path, 0, &head)
-}
-
-/// The label of a physical volume of LVM, in the second sector.
-fn lvm(path: &Path) -> Result<()> {
-    let mut label = vec![0_u8; 512];
-    label[..8].copy_from_slice(b"LABELONE");
-    label[8] = 1;
-    label[20] = 32;
-    label[24..32].copy_from_slice(b"LVM2 001");
-    label[32..64].copy_from_slice(b"0123456789abcdefghijklmnopqrstuv");
-    let crc = label[20..].iter().fold(0xf597_a6cf_u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0xedb8_8320 & 0_u32.wrapping_sub(crc & 1))
-        })
-    });
-    label[16..20].copy_from_slice(&crc.to_le_bytes());
-    write(path, 512, &label)
-}
-
-/// A file system of which the first 32 MiB were overwritten.
-fn no_beginning(path: &Path) -> Result<()> {
-    on(path, &["mkfs.xfs", "-q", "--unsupported"])?;
-    write(path, 0, &vec![0; usize::try_from(32 * MIB)?])
-}
-
 #[test]
 fn a_file_system_is_made_only_on_what_is_really_blank() {
     with_lio(|lab, lio| {
@@ -581,7 +468,6 @@ fn a_file_system_is_made_only_on_what_is_really_blank() {
         let client = Client::new(lab, lio, "blank", &disks)?;
         let (spc, host) = (&client.spc, &client.spc.host);
         host.run(&["mkdir", "/mnt/data"])?.ok()?;
-        // When each was last written to; reading all of them takes minutes where every instruction is emulated.
         // When each was last written to; reading all of them takes minutes where every instruction is emulated.
         let stat = format!("cd /srv && stat -c '%n %y %b' {}", disks.join(" "));
         let sums = || anyhow::Ok(lio.vm().sh(&stat)?.ok()?.text());

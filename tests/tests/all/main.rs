@@ -26,6 +26,7 @@ mod fuzz;
 mod gluster_block;
 mod helper_names;
 mod hung;
+mod images;
 mod inject;
 mod install;
 mod install_boot;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{Ceph, Output};
 
-use crate::iscsi::{ext4, on, xfs};
+use crate::images::{ext4, on, xfs};
 use crate::support::{VmSpc, until, with_lab};
 
 const MIB: u64 = 1024 * 1024;

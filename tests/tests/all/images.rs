@@ -1,0 +1,120 @@
+//! What is on the images that servers offer as disks.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+pub const MIB: u64 = 1024 * 1024;
+
+/// A program of the machine, on an image.
+pub fn on(path: &Path, words: &[&str]) -> Result<()> {
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .arg(path)
+        .output()
+        .with_context(|| format!("cannot run {}", words[0]))?;
+    ensure!(output.status.success(), "{words:?}: {output:?}");
+    Ok(())
+}
+
+/// An ext4 with a file `greeting`.
+pub fn ext4(path: &Path) -> Result<()> {
+    ext4_with(path, "from the server")
+}
+
+pub fn ext4_with(path: &Path, greeting: &str) -> Result<()> {
+    let tree = path.with_extension("tree");
+    fs::create_dir_all(&tree)?;
+    fs::write(tree.join("greeting"), greeting)?;
+    let made = on(
+        path,
+        &["mkfs.ext4", "-q", "-F", "-d", &tree.to_string_lossy()],
+    );
+    fs::remove_dir_all(&tree)?;
+    made
+}
+
+/// An empty xfs.
+pub fn xfs(path: &Path) -> Result<()> {
+    on(path, &["mkfs.xfs", "-q"])
+}
+
+/// A disk, what is on it, what is said when a file system is to be made on it.
+pub type Content = (&'static str, fn(&Path) -> Result<()>, &'static str);
+
+/// All that is not blank.
+pub const NOT_BLANK: [Content; 8] = [
+    ("an-ext4", ext4, "it holds ext4"),
+    (
+        "an-xfs",
+        |path| on(path, &["mkfs.xfs", "-q", "--unsupported"]),
+        "it holds xfs",
+    ),
+    ("half-a-gpt", half_a_gpt, "gpt"),
+    ("only-a-mark", |path| write(path, 510, &[0x55, 0xaa]), "it "),
+    ("a-luks", luks, "crypto_LUKS"),
+    ("an-lvm", lvm, "LVM2_member"),
+    (
+        "noise",
+        |path| write(path, 30 * MIB, b"noise"),
+        "data at byte 31457280",
+    ),
+    ("no-beginning", no_beginning, "data at byte"),
+];
+
+fn write(path: &Path, at: u64, bytes: &[u8]) -> Result<()> {
+    let file = fs::File::options().write(true).open(path)?;
+    file.write_all_at(bytes, at).context("cannot write")
+}
+
+/// A partition table whose beginning was overwritten: its copy is in the last sectors.
+fn half_a_gpt(path: &Path) -> Result<()> {
+    let mut child = Command::new("sfdisk")
+        .args(["--quiet", "--label", "gpt"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot run sfdisk")?;
+    child
+        .stdin
+        .take()
+        .context("no input")?
+        .write_all(b"size=8M\n")?;
+    ensure!(child.wait()?.success(), "sfdisk");
+    write(path, 0, &vec![0; 34 * 512])
+}
+
+/// The head of a LUKS volume.
+fn luks(path: &Path) -> Result<()> {
+    let mut head = b"LUKS\xba\xbe\x00\x01aes".to_vec();
+    head.resize(592, 0);
+    head[168..204].copy_from_slice(b"01234567-89ab-cdef-0123-456789abcdef");
+    write(path, 0, &head)
+}
+
+/// The label of a physical volume of LVM, in the second sector.
+fn lvm(path: &Path) -> Result<()> {
+    let mut label = vec![0_u8; 512];
+    label[..8].copy_from_slice(b"LABELONE");
+    label[8] = 1;
+    label[20] = 32;
+    label[24..32].copy_from_slice(b"LVM2 001");
+    label[32..64].copy_from_slice(b"0123456789abcdefghijklmnopqrstuv");
+    let crc = label[20..].iter().fold(0xf597_a6cf_u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & 0_u32.wrapping_sub(crc & 1))
+        })
+    });
+    label[16..20].copy_from_slice(&crc.to_le_bytes());
+    write(path, 512, &label)
+}
+
+/// A file system of which the first 32 MiB were overwritten.
+fn no_beginning(path: &Path) -> Result<()> {
+    on(path, &["mkfs.xfs", "-q", "--unsupported"])?;
+    write(path, 0, &vec![0; usize::try_from(32 * MIB)?])
+}
