@@ -45,17 +45,31 @@ static ASKED_BY: OnceLock<Option<Asker>> = OnceLock::new();
 static ARGUMENTS: OnceLock<Vec<OsString>> = OnceLock::new();
 
 /// Takes over what another root's `spc` handed to this process; call it before anything is started.
-pub fn take_over() {
+///
+/// # Errors
+/// It is there and cannot be taken: whatever we start would have it as well, and hold the client root.
+pub fn take_over() -> Result<()> {
     ARGUMENTS.get_or_init(|| std::env::args_os().collect());
-    let number = |name: &str| std::env::var(name).ok()?.parse().ok();
+    let take = |name: &str| {
+        let number = std::env::var(name).ok().and_then(|fd| fd.parse().ok());
+        match number.map(sys::take_descriptor) {
+            None => Ok(None),
+            // The variable has come further than the descriptor.
+            Some(Err(error)) if error.raw_os_error() == Some(libc::EBADF) => Ok(None),
+            Some(taken) => taken.map(Some).map_err(|e| {
+                Error::system("cannot take over what was handed on").because(errno_text(e))
+            }),
+        }
+    };
+    let (root, in_use) = (take(ASKER)?, take(IN_USE)?);
     ASKED_BY.get_or_init(|| {
-        let root = sys::take_descriptor(number(ASKER)?).ok()?;
         Some(Asker {
-            root,
+            root: root?,
             cwd: std::env::var_os(CWD_OF_ASKER).map_or_else(|| "/".into(), PathBuf::from),
-            in_use: Mutex::new(number(IN_USE).and_then(|fd| sys::take_descriptor(fd).ok())),
+            in_use: Mutex::new(in_use),
         })
     });
+    Ok(())
 }
 
 fn asker() -> Option<&'static Asker> {

@@ -21,6 +21,15 @@ pub enum Door {
 }
 
 impl Door {
+    /// The name under which errors are told.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Mount(fs_type) => format!("mount.{fs_type}"),
+            Self::Umount(fs_type) => format!("umount.{fs_type}"),
+            _ => "spc".into(),
+        }
+    }
+
     /// By what the program was called as. A FlexVolume driver has any name, and is called by its whole path: it is the
     /// file `DRIVER` in a directory `VENDOR~DRIVER`.
     pub fn of(called: &OsStr) -> Self {

@@ -88,10 +88,9 @@ pub struct UmountHelper {
     namespace: Option<PathBuf>,
 }
 
-/// `mount.TYPE`.
-pub fn mount(fs_type: &str) -> ExitCode {
+/// `mount.TYPE`, called by this name.
+pub fn mount(name: &str, fs_type: &str) -> ExitCode {
     let arguments = Arguments::take();
-    let name = format!("mount.{fs_type}");
     let helper: MountHelper = match parse(MountHelper::command(), &arguments) {
         Ok(helper) => helper,
         Err(code) => return code,
@@ -100,19 +99,18 @@ pub fn mount(fs_type: &str) -> ExitCode {
     let done = helper
         .request(fs_type)
         .and_then(|request| make(request, helper.fake, helper.verbose));
-    finish(&name, &arguments, done.map(|()| 0))
+    finish(name, &arguments, done.map(|()| 0))
 }
 
-/// `umount.TYPE`.
-pub fn umount(fs_type: &str) -> ExitCode {
+/// `umount.TYPE`, called by this name.
+pub fn umount(name: &str) -> ExitCode {
     let arguments = Arguments::take();
-    let name = format!("umount.{fs_type}");
     let helper: UmountHelper = match parse(UmountHelper::command(), &arguments) {
         Ok(helper) => helper,
         Err(code) => return code,
     };
     start_log(helper.verbose, &arguments);
-    finish(&name, &arguments, helper.run().map(|()| 0))
+    finish(name, &arguments, helper.run().map(|()| 0))
 }
 
 impl MountHelper {

@@ -35,23 +35,27 @@ use called::Door;
 
 /// Acts as what the program was called as.
 pub fn main() -> ExitCode {
-    enter::take_over();
     let door = Door::of(&std::env::args_os().next().unwrap_or_default());
-    let found = client::find_place().and_then(|()| {
+    let name = door.name();
+    let begun = enter::take_over().and_then(|()| {
+        client::find_place()?;
         if client::place() == Place::Host && !is_done_here(&door) {
             hand_over()?;
         }
         Ok(())
     });
-    if let Err(error) = found {
-        log::error(&format!("spc: {error}"));
+    if let Err(error) = begun {
+        if door == Door::FlexVolume {
+            return flexvolume::refuse(error);
+        }
+        log::error(&format!("{name}: {error}"));
         return ExitCode::from(error.class().exit_code());
     }
     match door {
         Door::Cli => cli::main(),
         Door::Statd => statd::main(),
-        Door::Mount(fs_type) => helper::mount(&fs_type),
-        Door::Umount(fs_type) => helper::umount(&fs_type),
+        Door::Mount(fs_type) => helper::mount(&name, &fs_type),
+        Door::Umount(_) => helper::umount(&name),
         Door::Mounter => mounter::main(),
         Door::FlexVolume => flexvolume::main(),
     }

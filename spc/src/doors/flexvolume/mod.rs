@@ -76,6 +76,12 @@ pub fn main() -> ExitCode {
     ExitCode::from(answer(&words))
 }
 
+/// Answers a call that cannot be looked at; the exit code is as for any other.
+pub fn refuse(error: Error) -> ExitCode {
+    say(&error.into());
+    ExitCode::SUCCESS
+}
+
 impl Flexvolume {
     /// Answers the call. The exit code is 0 whatever the answer is: with any other, kubelet would log the arguments, and
     /// the pod's secrets with them.
