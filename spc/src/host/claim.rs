@@ -117,7 +117,11 @@ impl Claim {
         // Somebody may have been killed in the middle of this.
         let link = |text: OsString, file: PathBuf| {
             let _ = fs::remove_file(&new);
-            symlink(text, &new).and_then(|()| fs::rename(&new, file))
+            let linked = symlink(text, &new).and_then(|()| fs::rename(&new, file));
+            linked.inspect_err(|_| {
+                // It goes with the claim at the latest.
+                let _ = fs::remove_file(&new);
+            })
         };
         link(format!("{id} {unique}").into(), self.file("mount"))?;
         link(OsString::from_vec(carried), claim)
