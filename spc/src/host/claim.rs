@@ -127,6 +127,18 @@ impl Claim {
         link(OsString::from_vec(carried), claim)
     }
 
+    /// Removes what whoever ran the helper would have removed, had they not been killed. The claim stays. Nobody may be
+    /// at work on it.
+    ///
+    /// # Errors
+    /// The first that cannot be removed, and why.
+    pub fn tidy(&self) -> std::result::Result<(), (PathBuf, std::io::Error)> {
+        ["new", "report"].into_iter().try_for_each(|suffix| {
+            let file = self.file(suffix);
+            missing_is_fine(fs::remove_file(&file), file)
+        })
+    }
+
     /// Takes the claim away, as far as that goes. What is not there is not missed.
     ///
     /// # Errors

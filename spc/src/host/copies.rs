@@ -5,7 +5,7 @@
 //! container is in it, the host cannot unmount (EBUSY).
 
 use std::ffi::OsStr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
@@ -92,29 +92,35 @@ fn place(mount: &Entry, on: &Entry) -> Option<PathBuf> {
 }
 
 fn drop_copy(copy: &Entry) -> Result<()> {
-    // Pinned, for a link that a user of the host puts on the way could lead to another mount of the container.
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let Ok(pinned) = openat2(
-        CWD,
-        &copy.target,
-        flags,
-        Mode::empty(),
-        ResolveFlags::NO_SYMLINKS,
-    ) else {
+    let fail = |error: Errno| {
+        let target = show(&copy.target);
+        Error::system(format!("cannot drop the copy of the mount at {target}"))
+            .because(errno_text(error))
+    };
+    let Some(pinned) = top(copy).map_err(fail)? else {
         return Ok(());
     };
-    // Not if it is covered by another mount, or was taken away meanwhile.
-    if !mount_id(&pinned, OsStr::new("")).is_ok_and(|top| top.id == copy.id) {
-        return Ok(());
-    }
     let path = format!("/proc/self/fd/{}", pinned.as_raw_fd());
     match unmount(&path, UnmountFlags::DETACH) {
-        Ok(()) | Err(Errno::INVAL) => Ok(()),
-        Err(error) => Err(Error::system(format!(
-            "cannot drop the copy of the mount at {}",
-            show(&copy.target)
-        ))
-        .because(errno_text(error))),
+        Ok(()) => Ok(()),
+        // Somebody else was faster, or may not be.
+        Err(Errno::INVAL) if top(copy).map_err(fail)?.is_none() => Ok(()),
+        Err(error) => Err(fail(error)),
+    }
+}
+
+/// A copy, pinned, for a link that a user of the host puts on the way could lead to another mount of the container; none
+/// if it is covered by another mount, or was taken away.
+fn top(copy: &Entry) -> std::result::Result<Option<OwnedFd>, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let (mode, resolve) = (Mode::empty(), ResolveFlags::NO_SYMLINKS);
+    match openat2(CWD, &copy.target, flags, mode, resolve) {
+        Ok(pinned) => {
+            let is_it = mount_id(&pinned, OsStr::new(""))?.id == copy.id;
+            Ok(is_it.then_some(pinned))
+        }
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -72,6 +72,9 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
         }
         (Some(_), _) => {}
     }
+    if entry.is_some() {
+        session.claim(record).tidy().map_err(cannot_remove)?;
+    }
     Ok(entry)
 }
 
@@ -198,11 +201,13 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
 /// # Errors
 /// Something of it cannot be removed.
 pub(super) fn take_away(claim: &Claim) -> Result<()> {
-    claim.remove().map_err(|(path, error)| {
-        Error::system(format!("cannot remove {}", path.display()))
-            .because(errno_text(error))
-            .hint("`spc umount` tries again")
-    })
+    claim.remove().map_err(cannot_remove)
+}
+
+fn cannot_remove((path, error): (PathBuf, std::io::Error)) -> Error {
+    Error::system(format!("cannot remove {}", path.display()))
+        .because(errno_text(error))
+        .hint("`spc umount` tries again")
 }
 
 /// Whether something is mounted on a stand-in.

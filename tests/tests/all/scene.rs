@@ -107,11 +107,7 @@ impl<'lab> Scene<'lab> {
         let claims: Vec<_> = census
             .claims
             .iter()
-            .map(|(id, files)| {
-                // A socket that nobody listens at goes with the claim.
-                let kept = files.iter().filter(|file| !file.ends_with(".report"));
-                (id.as_str(), kept.count())
-            })
+            .map(|(id, files)| (id.as_str(), files.len()))
             .collect();
         let marked: Vec<_> = census
             .marked
