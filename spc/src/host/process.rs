@@ -31,18 +31,31 @@ struct Number {
 ///
 /// # Errors
 /// There is no descriptor or no memory to look.
-pub fn marked(id: &str) -> io::Result<Vec<i32>> {
-    let mark = format!("{MARK}={id}");
-    let mut found: Vec<i32> = listed(&mark)?.iter().map(|number| number.own).collect();
+fn marked(id: &str) -> io::Result<Vec<i32>> {
+    let mut found: Vec<i32> = listed(&format!("{MARK}={id}"))?
+        .iter()
+        .map(|number| number.own)
+        .collect();
     found.sort_unstable();
     Ok(found)
 }
 
-/// As [`marked`], of the processes of a cgroup: the others are not looked at. Our PID namespace has to be procfs's.
+/// The processes that carry the mark of this mount, in ascending order, our own left out, and what one of them has started
+/// as well: that is at work for it, and may end at any moment.
+///
+/// A process that cleared its environment is not found.
 ///
 /// # Errors
-/// As [`marked`], or the cgroup cannot be read.
-pub fn marked_in(cgroup: &Path, id: &str) -> io::Result<Vec<i32>> {
+/// There is no descriptor or no memory to look.
+pub fn daemons(id: &str) -> io::Result<Vec<i32>> {
+    daemons_among(&listed(&format!("{MARK}={id}"))?)
+}
+
+/// As [`daemons`], of the processes of a cgroup: the others are not looked at. Our PID namespace has to be procfs's.
+///
+/// # Errors
+/// As [`daemons`], or the cgroup cannot be read.
+pub fn daemons_in(cgroup: &Path, id: &str) -> io::Result<Vec<i32>> {
     let mark = format!("{MARK}={id}");
     let members = match fs::read_to_string(cgroup.join("cgroup.procs")) {
         // systemd removes one that nobody is left in.
@@ -52,13 +65,32 @@ pub fn marked_in(cgroup: &Path, id: &str) -> io::Result<Vec<i32>> {
         members => members?,
     };
     let mut found = Vec::new();
-    for member in members.lines().filter_map(|line| line.parse().ok()) {
-        if has_mark(&environ(member)?, mark.as_bytes()) {
-            found.push(member);
+    for listed in members.lines().filter_map(|line| line.parse().ok()) {
+        if has_mark(&environ(listed)?, mark.as_bytes()) {
+            let own = listed;
+            found.push(Number { listed, own });
         }
     }
-    found.sort_unstable();
-    Ok(found)
+    daemons_among(&found)
+}
+
+fn daemons_among(found: &[Number]) -> io::Result<Vec<i32>> {
+    let mut daemons = Vec::new();
+    for number in found {
+        let starter = parent(number.listed)?;
+        if starter.is_some_and(|starter| found.iter().all(|other| other.listed != starter)) {
+            daemons.push(number.own);
+        }
+    }
+    daemons.sort_unstable();
+    Ok(daemons)
+}
+
+/// The number of a process's parent in procfs; none if it has ended.
+fn parent(listed: i32) -> io::Result<Option<i32>> {
+    let status = unless_short(fs::read_to_string(format!("/proc/{listed}/status")))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    Ok(line.and_then(|parent| parent.trim().parse().ok()))
 }
 
 /// Whether one of a mount's processes has the kernel's FUSE open, and so may answer for it.
@@ -318,19 +350,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_marked_process_is_found_and_ended() {
+    fn marked_processes_are_found_and_ended() {
         let id = format!("test-{}", std::process::id());
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
+        // It starts another one, which is at work for it.
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "sleep 60; :"])
             .env(MARK, &id)
             .spawn()
             .unwrap();
         // It may still be in the middle of its execve(2).
         let until = Instant::now() + Duration::from_secs(5);
-        while marked(&id).unwrap().is_empty() && Instant::now() < until {
+        while marked(&id).unwrap().len() < 2 && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert_eq!(marked(&id).unwrap(), [i32::try_from(child.id()).unwrap()]);
+        assert_eq!(marked(&id).unwrap().len(), 2);
+        assert_eq!(daemons(&id).unwrap(), [i32::try_from(child.id()).unwrap()]);
         let reaper = std::thread::spawn(move || child.wait().unwrap());
         assert_eq!(end(&id, Duration::ZERO).unwrap(), Vec::<i32>::new());
         assert!(!reaper.join().unwrap().success());

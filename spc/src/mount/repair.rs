@@ -352,7 +352,7 @@ fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record>
     record.mount_id = made.id;
     record.unique_id = made.unique;
     record.route = Route::Graft;
-    record.daemon = process::marked(&record.id).map_err(|e| unseen(&record, e))?;
+    record.daemon = process::daemons(&record.id).map_err(|e| unseen(&record, e))?;
     session.ledger.put(&record)?;
     Ok(record)
 }

@@ -273,8 +273,8 @@ impl<'a> Run<'a> {
     /// They cannot be looked for.
     pub fn daemon(&self, said: &Said) -> std::io::Result<Vec<i32>> {
         match &said.cgroup {
-            Some(cgroup) => process::marked_in(cgroup, self.id),
-            None => process::marked(self.id),
+            Some(cgroup) => process::daemons_in(cgroup, self.id),
+            None => process::daemons(self.id),
         }
     }
 
