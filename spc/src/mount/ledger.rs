@@ -353,17 +353,19 @@ impl Ledger {
     }
 
     fn unlink(&self, file: PathBuf) -> Result<()> {
-        let shown = file.display().to_string();
-        let removed = self
-            .host
-            .run("writing the ledger", move || fs::remove_file(file))?;
-        match removed {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::system(format!("cannot remove {shown} on the host"))
-                    .because(errno_text(error)))
-            }
-            _ => Ok(()),
-        }
+        // One that was begun and could not be finished or removed goes first: the record still tells of it.
+        let removed = self.host.run("writing the ledger", move || {
+            [file.with_extension("new"), file].into_iter().try_for_each(
+                |file| match fs::remove_file(&file) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => Err((file, error)),
+                    _ => Ok(()),
+                },
+            )
+        })?;
+        removed.map_err(|(file, error)| {
+            let shown = file.display();
+            Error::system(format!("cannot remove {shown} on the host")).because(errno_text(error))
+        })
     }
 }
 
