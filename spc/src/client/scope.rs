@@ -73,8 +73,11 @@ pub fn on_host(program: &str) -> std::io::Result<Command> {
 }
 
 /// Whether the host's cgroups are systemd's, as sd_booted(3) tells it.
-fn is_systemds() -> bool {
-    Path::new(HOST).join("run/systemd/system").is_dir()
+///
+/// # Errors
+/// The host cannot be looked at.
+fn is_systemds() -> std::io::Result<bool> {
+    Path::new(HOST).join("run/systemd/system").try_exists()
 }
 
 /// Moves a process into a cgroup of this name on the host.
@@ -85,7 +88,8 @@ pub fn adopt(name: &str, description: &str, pid: i32) -> Result<()> {
     // The very program that runs here, by a path that leads to it from everywhere.
     let own = format!("/proc/{}/exe", std::process::id());
     let number = pid.to_string();
-    if !is_systemds() {
+    let systemds = is_systemds().map_err(cannot_tell)?;
+    if !systemds {
         return run(on_host(&own), &["adopt", &number, name], name);
     }
     let scope = |name: &str| {
@@ -151,7 +155,8 @@ pub fn start(
 ) -> Result<Pid> {
     let fail = |e: std::io::Error| Error::mount("cannot start a program").because(errno_text(e));
     // A scope is for systemd to make.
-    let cgroup = if is_systemds() { None } else { open(name) };
+    let systemds = is_systemds().map_err(cannot_tell)?;
+    let cgroup = if systemds { None } else { open(name) };
     let (here, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
     let (wait, go) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
     begin_in(command, cgroup, told, wait, go.as_raw_fd());
@@ -215,7 +220,7 @@ fn which(here: &OwnedFd, over: &AtomicBool) -> Option<(Pid, bool)> {
 
 /// The directory of a cgroup of this name, which is made; none where that is refused.
 fn open(name: &str) -> Option<OwnedFd> {
-    let cgroup = hierarchy(Path::new(HOST))?.join("spc").join(name);
+    let cgroup = hierarchy(Path::new(HOST)).ok()??.join("spc").join(name);
     fs::create_dir_all(&cgroup).ok()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(cgroup, flags, Mode::empty()).ok()
@@ -223,35 +228,50 @@ fn open(name: &str) -> Option<OwnedFd> {
 
 /// Removes a cgroup that is not a scope, once it is empty.
 pub fn remove(name: &str) {
-    let Some(base) = hierarchy(Path::new(HOST)) else {
-        return;
+    let remove = || -> std::io::Result<()> {
+        let Some(base) = hierarchy(Path::new(HOST))? else {
+            return Ok(());
+        };
+        match fs::remove_dir(base.join("spc").join(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // The last one out takes the directory of all along.
+        let _ = fs::remove_dir(base.join("spc"));
+        Ok(())
     };
-    let cgroup = base.join("spc").join(name);
     // A process that has ended may not have left it yet; a cgroup that stays is empty, and used again.
     for _ in 0..50 {
-        match fs::remove_dir(&cgroup) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            _ => break,
+        match remove() {
+            Ok(()) => return,
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
     }
-    // The last one out takes the directory of all along.
-    let _ = fs::remove_dir(base.join("spc"));
+    tracing::debug!(name, "its cgroup stays");
 }
 
-/// Where the hierarchy of version 2 is mounted.
-fn hierarchy(root: &Path) -> Option<PathBuf> {
-    ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
-        .map(|base| root.join(base))
-        .into_iter()
-        .find(|base| base.join("cgroup.procs").exists())
+/// Where the hierarchy of version 2 is mounted, if it is.
+///
+/// # Errors
+/// It cannot be looked for.
+fn hierarchy(root: &Path) -> std::io::Result<Option<PathBuf>> {
+    for base in ["sys/fs/cgroup", "sys/fs/cgroup/unified"] {
+        let base = root.join(base);
+        if base.join("cgroup.procs").try_exists()? {
+            return Ok(Some(base));
+        }
+    }
+    Ok(None)
+}
+
+fn cannot_tell(error: std::io::Error) -> Error {
+    Error::system("cannot tell whose the host's cgroups are").because(errno_text(error))
 }
 
 /// The directory of the cgroup that a process is in.
 pub fn of(process: Pid) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
-    Some(hierarchy(Path::new(HOST))?.join(own(&text)?))
+    Some(hierarchy(Path::new(HOST)).ok()??.join(own(&text)?))
 }
 
 /// What `/proc/PID/cgroup` says of the hierarchy of version 2.
@@ -268,6 +288,7 @@ pub fn move_here(pid: i32, name: Option<&str>) -> Result<()> {
         Error::system(format!("cannot move process {pid}")).because(errno_text(e))
     };
     let base = hierarchy(Path::new("/"))
+        .map_err(fail)?
         .ok_or_else(|| Error::system("no cgroup2 is mounted on /sys/fs/cgroup"))?;
     let cgroup = match name {
         Some(name) => base.join("spc").join(name),
