@@ -1,35 +1,14 @@
 //! Volumes that are the node's own: memory, and what the node says that pods may have.
 
-use std::fs;
-use std::path::Path;
-use std::process::{self, Command};
-
 use anyhow::{Context, Result, ensure};
-use lab::Host;
 
 use crate::flexvolume::{grows, life, size};
+use crate::images::{Attached, attach};
 use crate::kubelet::{Kubelet, Pod, Volume, install};
 use crate::support::{Spc, with_lab};
 
 /// The file in which a node says what pods may have of it.
 const OF_NODE: &str = "/etc/spc/flexvolume.conf";
-
-/// An image of a disk on the host, attached there.
-fn disk(host: &Host<'_>, fs_type: &str, megabytes: u64, mkfs: &[&str]) -> Result<String> {
-    let image =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-flex-{fs_type}", process::id()));
-    fs::File::create(&image)?.set_len(megabytes * 1024 * 1024)?;
-    let made = Command::new(mkfs[0])
-        .args(&mkfs[1..])
-        .arg(&image)
-        .status()?;
-    ensure!(made.success(), "{mkfs:?}: {made}");
-    let disk = format!("/srv/{fs_type}.img");
-    host.copy_in(&image, &disk)?;
-    fs::remove_file(&image)?;
-    let attach = format!("losetup -f {disk} && losetup -a | grep -F {disk} | cut -d: -f1");
-    Ok(host.sh(&attach)?.ok()?.text())
-}
 
 #[test]
 fn volumes_of_the_node_itself() {
@@ -61,8 +40,9 @@ fn volumes_of_the_node_itself() {
             .ok()?;
         host.write("/srv/shared/file", b"of the node")?;
         host.write("/srv/lower/file", b"of the node")?;
-        let ext4 = disk(host, "ext4", 64, &["mkfs.ext4", "-q", "-F"])?;
-        let xfs = disk(host, "xfs", 64, &["mkfs.xfs", "-q", "--unsupported"])?;
+        let ext4 = attach(host, 64, &["mkfs.ext4", "-q", "-F"])?.device;
+        let Attached { device: xfs, file } =
+            attach(host, 64, &["mkfs.xfs", "-q", "--unsupported"])?;
         let of_node = |fs_type: &str, source: &str| Volume::new(fs_type, &[("source", source)]);
         let rows = [
             ("bind", "/srv/shared", "", "overlay"),
@@ -113,11 +93,9 @@ fn volumes_of_the_node_itself() {
         let pod = Pod::new("4-1", of_node("xfs", &xfs));
         life(&spc, &kubelet, &pod, "xfs", |directory| {
             grows(&kubelet, host, directory, 0, |size| {
-                host.sh(&format!(
-                    "truncate -s {size}M /srv/xfs.img && losetup -c {xfs}"
-                ))?
-                .ok()
-                .map(drop)
+                host.sh(&format!("truncate -s {size}M {file} && losetup -c {xfs}"))?
+                    .ok()
+                    .map(drop)
             })
         })?;
 

@@ -1,12 +1,13 @@
 //! What is on the images that servers offer as disks.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{self, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use lab::Host;
 
 pub const MIB: u64 = 1024 * 1024;
 
@@ -19,6 +20,27 @@ pub fn on(path: &Path, words: &[&str]) -> Result<()> {
         .with_context(|| format!("cannot run {}", words[0]))?;
     ensure!(output.status.success(), "{words:?}: {output:?}");
     Ok(())
+}
+
+/// A loop device of a host, and the file of the host that is behind it.
+pub struct Attached {
+    pub device: String,
+    pub file: String,
+}
+
+/// Makes an image of so many MiB with this program, and attaches it on a host.
+pub fn attach(host: &Host<'_>, megabytes: u64, mkfs: &[&str]) -> Result<Attached> {
+    // Loop devices are the machine's: no other host has a file of this name.
+    let name = format!("{}-{}-{}", mkfs[0], process::id(), host.name());
+    let image = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&name);
+    File::create(&image)?.set_len(megabytes * MIB)?;
+    on(&image, mkfs)?;
+    let file = format!("/srv/{name}");
+    host.copy_in(&image, &file)?;
+    fs::remove_file(&image)?;
+    let attach = format!("losetup -f {file} && losetup -a | grep -F {file} | cut -d: -f1");
+    let device = host.sh(&attach)?.ok()?.text();
+    Ok(Attached { device, file })
 }
 
 /// An ext4 with a file `greeting`.

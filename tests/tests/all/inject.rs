@@ -1,13 +1,12 @@
 //! System calls of a mount, an unmount and a repair fail, are held up, or are the last of their process (`trial.rs`).
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use lab::{Libc, program};
 
 use crate::choice::Extent;
+use crate::images::attach;
 use crate::install_mount::installed;
 use crate::scene::{Case, Scene};
 use crate::support::{Spc, entries, with_lab};
@@ -118,21 +117,9 @@ fn installed_host(tried: Tried<'_>) {
 fn disk(tried: Tried<'_>) {
     with_lab(|lab| {
         let scene = Scene::of(Spc::usual(lab)?, false)?;
-        let name = format!("{}-faults", std::process::id());
-        let image = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::File::create(&image)?.set_len(8 * 1024 * 1024)?;
-        let made = Command::new("mkfs.ext4")
-            .args(["-q", "-F"])
-            .arg(&image)
-            .status()?;
-        ensure!(made.success(), "mkfs.ext4: {made}");
-        let host = &scene.spc.host;
-        host.copy_in(&image, "/srv/disk")?;
-        fs::remove_file(&image)?;
-        host.sh("mkdir /mnt/disk")?.ok()?;
-        let attach = "losetup -f /srv/disk && losetup -a | grep -F /srv/disk | cut -d: -f1";
-        let device = host.sh(attach)?.ok()?.text();
-        let words = ["-t", "ext4", device.trim()];
+        let device = attach(&scene.spc.host, 8, &["mkfs.ext4", "-q", "-F"])?.device;
+        scene.spc.host.sh("mkdir /mnt/disk")?.ok()?;
+        let words = ["-t", "ext4", &device];
         tried(&scene, &Case::new("ext4", &words, "/mnt/disk", 0, 0))
     });
 }

@@ -1,11 +1,8 @@
 //! File systems that the kernel mounts by itself, each with data on the host.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
-
 use anyhow::ensure;
 
+use crate::images::{Attached, attach};
 use crate::support::{Spc, with_lab};
 
 #[test]
@@ -75,24 +72,14 @@ fn what_the_kernel_mounts_without_a_helper() {
 fn disks_of_the_host() {
     with_lab(|lab| {
         let spc = Spc::usual(lab)?;
+        let mut files = Vec::new();
         for (fstype, size, mkfs) in [
             ("ext4", 8, &["mkfs.ext4", "-q", "-F"][..]),
             // The smallest that it makes without being told to is 300 MB.
             ("xfs", 32, &["mkfs.xfs", "-q", "--unsupported"][..]),
         ] {
-            let image = Path::new(env!("CARGO_TARGET_TMPDIR"))
-                .join(format!("{}-{fstype}", std::process::id()));
-            fs::File::create(&image)?.set_len(size * 1024 * 1024)?;
-            let made = Command::new(mkfs[0])
-                .args(&mkfs[1..])
-                .arg(&image)
-                .status()?;
-            ensure!(made.success(), "{mkfs:?}: {made}");
-            let disk = format!("/srv/{fstype}.img");
-            spc.host.copy_in(&image, &disk)?;
-            fs::remove_file(&image)?;
-            let attach = format!("losetup -f {disk} && losetup -a | grep -F {disk} | cut -d: -f1");
-            let device = spc.host.sh(&attach)?.ok()?.text();
+            let Attached { device, file } = attach(&spc.host, size, mkfs)?;
+            files.push(file);
 
             let mount = ["-t", fstype, "-o", "noatime", &device];
             spc.life(&mount, "/mnt/disk", [fstype, &device], |_| {
@@ -106,7 +93,7 @@ fn disks_of_the_host() {
                 Ok(())
             })?;
         }
-        let mount = ["spc", "mount", "-t", "ext4", "/srv/ext4.img", "/mnt/disk"];
+        let mount = ["spc", "mount", "-t", "ext4", &files[0], "/mnt/disk"];
         spc.refused(&mount, 32, &["not a block device", "losetup"])?;
         let mount = [
             "spc",
