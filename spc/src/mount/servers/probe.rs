@@ -88,7 +88,8 @@ struct Asking {
 }
 
 /// Asks the servers in this order until one answers, or none will; or, for `all`, until nothing more is to be expected of
-/// any. To answer is to say anything, having been told this.
+/// any: who took the connection is given time for a word, however soon another one answered, for a busy server speaks late. To
+/// answer is to say anything, having been told this.
 ///
 /// # Errors
 /// Whatever `go_on` says, which is asked all the while.
@@ -102,6 +103,8 @@ pub fn ask(
     let mut asking: Vec<(usize, Asking)> = Vec::new();
     let mut waiting = servers.iter().enumerate();
     let (mut turn, mut end, mut more) = (Instant::now(), Instant::now() + PATIENCE, true);
+    // Until when others may take the connection, once one has answered.
+    let mut reached = None;
     // What others may take for the connection, and for their word, when one has taken so long.
     let (mut connection, mut word) = (CONNECT, STAGGER);
     loop {
@@ -131,7 +134,9 @@ pub fn ask(
             }
             continue;
         }
-        if asking.is_empty() || now >= end {
+        let enough = reached.is_some_and(|until| now >= until)
+            && asking.iter().all(|(_, asking)| asking.connected.is_none());
+        if asking.is_empty() || now >= end || enough {
             break;
         }
         go_on()?;
@@ -164,10 +169,8 @@ pub fn ask(
         });
         if came && !all {
             break;
-        }
-        if came {
-            // The others get no more time than it takes to see that they are slower.
-            end = end.min(Instant::now() + PATIENCE / 3);
+        } else if came {
+            reached.get_or_insert(Instant::now() + PATIENCE / 3);
         }
     }
     for (at, asking) in asking {
@@ -265,6 +268,28 @@ mod tests {
         address
     }
 
+    /// A listener whose queue is full drops what comes.
+    fn full() -> (impl Sized, SocketAddr) {
+        let full = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&full, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        rustix::net::listen(&full, 0).unwrap();
+        let address = SocketAddr::try_from(rustix::net::getsockname(&full).unwrap()).unwrap();
+        let first = TcpStream::connect(address).unwrap();
+        ((full, first), address)
+    }
+
+    /// One that takes the connection, and says its word after a while.
+    fn late(by: Duration) -> SocketAddr {
+        let (listener, address) = listener();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            std::thread::sleep(by);
+            let _ = stream.write_all(b"hello");
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        });
+        address
+    }
+
     fn asked(servers: &[SocketAddr]) -> (Vec<Seen>, Duration) {
         let servers: Vec<_> = servers.iter().copied().map(Some).collect();
         let began = Instant::now();
@@ -286,12 +311,7 @@ mod tests {
 
     #[test]
     fn who_does_not_even_take_the_connection_is_left_sooner() {
-        // A listener whose queue is full drops what comes.
-        let full = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-        rustix::net::bind(&full, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        rustix::net::listen(&full, 0).unwrap();
-        let address = SocketAddr::try_from(rustix::net::getsockname(&full).unwrap()).unwrap();
-        let _first = TcpStream::connect(address).unwrap();
+        let (_queue, address) = full();
         let (seen, took) = asked(&[address, speaker()]);
         let Seen::Asked(time) = seen[0] else {
             panic!("{seen:?}")
@@ -332,36 +352,31 @@ mod tests {
 
     #[test]
     fn all_are_asked_where_all_are_wanted() {
-        let (_held, silent) = listener();
-        let servers = [
-            Some(speaker()),
-            Some(listener().1),
-            None,
-            Some(silent),
-            Some(speaker()),
-        ];
-        let began = Instant::now();
-        let seen = ask(&servers, b"who?", true, || Ok(())).unwrap();
-        assert!(matches!(seen[1], Seen::Fails(_)), "{seen:?}");
-        assert_eq!(seen[2..], [Seen::Unasked, Seen::Silent, Seen::Answers]);
+        let asked = |servers: [Option<SocketAddr>; 5]| {
+            let began = Instant::now();
+            let seen = ask(&servers, b"who?", true, || Ok(())).unwrap();
+            assert_eq!([&seen[0], &seen[2]], [&Seen::Answers, &Seen::Unasked]);
+            assert!(matches!(seen[1], Seen::Fails(_)), "{seen:?}");
+            (seen[3..].to_vec(), began.elapsed())
+        };
+        let (refuses, (_queue, full), (_held, silent)) = (listener().1, full(), listener());
+        let five = |a, b| [Some(speaker()), Some(refuses), None, Some(a), Some(b)];
+        // Nobody is waited for who is not even reached; but one that is busy is.
+        let (seen, took) = asked(five(full, speaker()));
+        assert!(matches!(seen[0], Seen::Asked(_)), "{seen:?}");
+        assert_eq!(seen[1], Seen::Answers);
+        assert!(took < PATIENCE, "{took:?}");
+        let (seen, took) = asked(five(late(PATIENCE / 2), full));
         assert_eq!(seen[0], Seen::Answers);
-        assert!(began.elapsed() < PATIENCE);
+        assert!(took < PATIENCE, "{took:?}");
+        let (seen, took) = asked(five(silent, speaker()));
+        assert_eq!(seen, [Seen::Silent, Seen::Answers]);
+        assert!(took >= PATIENCE, "{took:?}");
     }
 
     #[test]
     fn whoever_had_too_little_time_is_not_taken_for_dead() {
-        // It takes the connection, and says its word after a while; so does the other, which is asked later.
-        let slow = || {
-            let (listener, address) = listener();
-            std::thread::spawn(move || {
-                let (mut stream, _) = listener.accept().unwrap();
-                std::thread::sleep(2 * STAGGER);
-                let _ = stream.write_all(b"hello");
-                let _ = std::io::copy(&mut stream, &mut std::io::sink());
-            });
-            address
-        };
-        let (seen, _) = asked(&[slow(), slow()]);
+        let (seen, _) = asked(&[late(2 * STAGGER), late(2 * STAGGER)]);
         assert_eq!(seen[0], Seen::Answers);
         assert!(matches!(seen[1], Seen::Early(_)), "{seen:?}");
         assert!(!seen[1].is_dead() && seen[1].rank() == Seen::Unasked.rank());
