@@ -10,7 +10,6 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::CWD;
-use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
     mount_change, move_mount, open_tree, unmount,
@@ -23,7 +22,6 @@ use rustix::thread::{
 use super::namespace::CLAIMS;
 use super::root;
 use crate::error::{Error, Result, errno_text};
-use crate::host::target::mount_id;
 use crate::host::{Host, Settings, mountinfo};
 use crate::sys::{self, MountAttributes};
 
@@ -145,29 +143,12 @@ fn empty(host: &Host) -> std::io::Result<()> {
     }
     copy()?;
     // Its root goes as well, with all that is on it; what that was mounted on stays, of which nobody has seen anything.
-    match unmount("/", UnmountFlags::DETACH) {
-        Ok(()) => {
-            let this = pidfd_open(getpid(), PidfdFlags::empty())?;
-            Ok(move_into_thread_name_spaces(
-                this.as_fd(),
-                ThreadNameSpaceType::MOUNT,
-            )?)
-        }
-        // It is mounted on nothing. The container's own would be kept, so the host's it is.
-        Err(Errno::INVAL) => {
-            let host = File::open(host.namespace())?;
-            move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))?;
-            copy()?;
-            let below = mount_id(CWD, "/".as_ref())?.id;
-            // The last first, for it may cover others.
-            let all = mountinfo::read()?.into_iter().rev();
-            for entry in all.filter(|entry| entry.parent == below) {
-                unmount(&entry.target, UnmountFlags::DETACH)?;
-            }
-            Ok(())
-        }
-        Err(errno) => Err(errno.into()),
-    }
+    unmount("/", UnmountFlags::DETACH)?;
+    let this = pidfd_open(getpid(), PidfdFlags::empty())?;
+    Ok(move_into_thread_name_spaces(
+        this.as_fd(),
+        ThreadNameSpaceType::MOUNT,
+    )?)
 }
 
 /// Moves this thread into a copy of the mount namespace that it is in, which has nothing to do with that one.

@@ -31,15 +31,15 @@ pub fn bring(host: &Host<'_>) -> Result<()> {
 /// What fio does, and which of its numbers counts.
 const JOBS: [(&str, &str, &str, &str, f64); 2] = [
     (
-        "fio: 64 MiB written in order, flushed",
-        "--rw=write --bs=1M --size=64M --end_fsync=1",
+        "fio: 256 MiB written in order, flushed",
+        "--rw=write --bs=1M --size=256M --end_fsync=1",
         "/jobs/0/write/bw_bytes",
         "MB/s",
         1e6,
     ),
     (
         "fio: blocks of 4 KiB read at random, past the cache",
-        "--rw=randread --bs=4k --size=64M --direct=1 --time_based --runtime=2",
+        "--rw=randread --bs=4k --size=64M --direct=1 --time_based --runtime=1",
         "/jobs/0/read/iops",
         "per s",
         1.0,
@@ -49,8 +49,11 @@ const JOBS: [(&str, &str, &str, &str, f64); 2] = [
 /// How many files the metadata loop makes, looks at, renames and removes.
 const FILES: usize = 200;
 
-/// The same on a mount of ours and on one of the native client.
-pub fn rows(ours: &Host<'_>, theirs: &Host<'_>, scale: Scale, report: &mut Report) -> Result<()> {
+/// How often each is done on each mount.
+const ROUNDS: usize = 9;
+
+/// The same on a mount of ours and on two of the native client, whose difference is what chance does.
+pub fn rows(hosts: [&Host<'_>; 3], scale: Scale, report: &mut Report) -> Result<()> {
     let fio = format!(
         "{PLACE}/ld-linux-x86-64.so.2 --library-path {PLACE} {PLACE}/fio --name=bench --output-format=json"
     );
@@ -63,7 +66,7 @@ pub fn rows(ours: &Host<'_>, theirs: &Host<'_>, scale: Scale, report: &mut Repor
             let number = answer.pointer(pointer).and_then(Json::as_f64);
             Ok(number.context("fio lacks a number")? / divisor)
         };
-        line([ours, theirs], scale, what, unit, run, report)?;
+        line(hosts, scale, what, unit, run, report)?;
     }
     let run = |host: &Host<'_>, name: &str| {
         let command = format!("{PLACE}/metadata {WAY}/{name}-files {FILES}");
@@ -71,27 +74,31 @@ pub fn rows(ours: &Host<'_>, theirs: &Host<'_>, scale: Scale, report: &mut Repor
         text.trim().parse().context("the metadata loop's answer")
     };
     let what = "metadata loop: files made, looked at, renamed and removed";
-    line([ours, theirs], scale, what, "per s", run, report)
+    line(hosts, scale, what, "per s", run, report)
 }
 
 fn line(
-    hosts: [&Host<'_>; 2],
+    hosts: [&Host<'_>; 3],
     scale: Scale,
     what: &str,
     unit: &str,
     run: impl Fn(&Host<'_>, &str) -> Result<f64>,
     report: &mut Report,
 ) -> Result<()> {
-    let mut numbers = [Vec::new(), Vec::new()];
-    for round in 0..scale.rounds(5) {
-        // Each begins as often as the other.
-        for side in [round % 2, (round + 1) % 2] {
-            numbers[side].push(run(hosts[side], ["ours", "theirs"][side])?);
+    let mut numbers = [const { Vec::new() }; 3];
+    for round in 0..scale.rounds(ROUNDS) {
+        // Each begins as often as the others.
+        for side in (0..3).map(|side| (side + round) % 3) {
+            numbers[side].push(run(hosts[side], ["ours", "theirs", "another"][side])?);
         }
     }
-    let [ours, theirs] = numbers;
+    let [ours, theirs, another] = numbers;
     let line = Line::new(10, what, Number::of(unit, ours)?)
-        .peer("a mount by the native client", Number::of(unit, theirs)?);
+        .peer("a mount by the native client", Number::of(unit, theirs)?)
+        .peer(
+            "another mount by the native client",
+            Number::of(unit, another)?,
+        );
     // 1.00, and what two runs of the same thing differ by on such a machine.
     report.line(line.aim(Aim::Reaches {
         peer: 0,

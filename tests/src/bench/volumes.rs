@@ -26,21 +26,27 @@ struct Scene<'a, 'lab> {
     cluster: &'a Cluster<'lab>,
     stage: Stage<'lab>,
     native: Host<'lab>,
+    /// One more of these, for what is also compared with itself.
+    another: Host<'lab>,
 }
 
 /// Everything that needs servers.
 pub fn rows(lab: &Lab, scale: Scale, wanted: &[u8], report: &mut Report) -> Result<()> {
     let cluster = lab.gluster()?;
     cluster.create_volume("vol")?;
-    let native = lab.host(HostOptions {
-        root: Root::Server,
-        ..HostOptions::default()
-    })?;
-    native.sh(&format!("mkdir {WAY}"))?.ok()?;
+    let native = || {
+        let host = lab.host(HostOptions {
+            root: Root::Server,
+            ..HostOptions::default()
+        })?;
+        host.sh(&format!("mkdir {WAY}"))?.ok()?;
+        anyhow::Ok(host)
+    };
     let scene = Scene {
         cluster: &cluster,
         stage: Stage::new(lab)?,
-        native,
+        native: native()?,
+        another: native()?,
     };
     // The first mount of a type has more to do: the programs come to the host.
     scene.mounted(|| Ok(()))?;
@@ -48,9 +54,9 @@ pub fn rows(lab: &Lab, scale: Scale, wanted: &[u8], report: &mut Report) -> Resu
     report.part(&one(8), |report| scene.first_byte(scale, report));
     report.part(&one(9), |report| scene.servers_down(lab, scale, report));
     report.part(&one(10), |report| {
-        let hosts = [&scene.stage.host, &scene.native];
+        let hosts = scene.hosts();
         hosts.into_iter().try_for_each(fio::bring)?;
-        scene.mounted(|| fio::rows(hosts[0], hosts[1], scale, report))
+        scene.mounted(|| fio::rows(hosts, scale, report))
     });
     let crowd: Vec<u8> = wanted
         .iter()
@@ -66,15 +72,20 @@ impl Scene<'_, '_> {
         format!("{}:/vol", self.cluster.nodes()[0].host().address())
     }
 
-    /// Mounts the volume on both hosts for as long as something takes.
+    /// All that mount.
+    fn hosts(&self) -> [&Host<'_>; 3] {
+        [&self.stage.host, &self.native, &self.another]
+    }
+
+    /// Mounts the volume on all hosts for as long as something takes.
     fn mounted(&self, with: impl FnOnce() -> Result<()>) -> Result<()> {
         let source = self.source();
         let mount = format!("mount -t glusterfs {source} {WAY} && echo text >{WAY}/{FILE}");
-        for host in [&self.stage.host, &self.native] {
+        for host in self.hosts() {
             host.sh(&mount)?.ok()?;
         }
         let done = with();
-        for host in [&self.stage.host, &self.native] {
+        for host in self.hosts() {
             host.sh(&format!("umount {WAY}"))?.ok()?;
         }
         done

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Cluster, Conduct, Faulty, FaultyServer, Lab, Output};
 use serde_json::Value;
 
+use crate::repair::{is_repaired, kill, only};
 use crate::support::{Spc, until, with_gluster};
 
 const PORT: u16 = 24007;
@@ -211,6 +212,40 @@ fn when_all_glusterfs_servers_fail_each_has_its_line() {
             );
         }
         ensure!(output.elapsed < Duration::from_secs(40), "{output}");
+        scene.spc.is_clean()
+    });
+}
+
+#[test]
+fn a_repair_goes_on_to_the_next_server() {
+    with_gluster(|lab, cluster| {
+        let scene = Scene::new(lab, cluster)?;
+        let behind = scene.behind();
+        let servers = scene.faulty(&[Conduct::Serves(behind); 2])?;
+        let places = addresses(&servers);
+        scene
+            .mount("x-spc.order=given", &places, "/mnt/data")?
+            .ok()?;
+        for (at, conduct) in [
+            (0, Conduct::Refuses),
+            (1, Conduct::Drops),
+            (0, Conduct::Dies(behind, FEW)),
+            (1, Conduct::Hangs(behind, FEW)),
+        ] {
+            servers[at].turn(conduct)?;
+            let (dead, _) = only(&scene.spc)?;
+            kill(&scene.spc)?;
+            let took = is_repaired(&scene.spc, dead)?;
+            eprintln!("{conduct:?}: repaired after {took:.2?}");
+            let given = scene.given()?;
+            ensure!(given[0] == places[1 - at].to_string(), "{given:?}");
+            ensure!(
+                took < Duration::from_secs(10) + lost(&[conduct]),
+                "{conduct:?}: {took:?}"
+            );
+            servers[at].turn(Conduct::Serves(behind))?;
+        }
+        scene.spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
         scene.spc.is_clean()
     });
 }

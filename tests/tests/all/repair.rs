@@ -40,7 +40,7 @@ fn mount<H: AnyHost>(spc: &Container<H>, arguments: &[&str]) -> Result<()> {
 }
 
 /// The one mount on the target that `spc ls` knows, and its record.
-fn only<H: AnyHost>(spc: &Container<H>) -> Result<(u64, Value)> {
+pub fn only<H: AnyHost>(spc: &Container<H>) -> Result<(u64, Value)> {
     let (on, record) = (spc.on(TARGET)?, spc.record(TARGET)?);
     ensure!(
         on.len() == 1 && record["mount_id"] == on[0].id,
@@ -50,7 +50,7 @@ fn only<H: AnyHost>(spc: &Container<H>) -> Result<(u64, Value)> {
 }
 
 /// Kills the daemon of the mount, which `spc ls` names.
-fn kill<H: AnyHost>(spc: &Container<H>) -> Result<()> {
+pub fn kill<H: AnyHost>(spc: &Container<H>) -> Result<()> {
     let (_, record) = only(spc)?;
     let daemons = record["daemon"].as_array().context("no daemon")?;
     let daemons: Vec<String> = daemons.iter().map(ToString::to_string).collect();
@@ -63,7 +63,7 @@ fn kill<H: AnyHost>(spc: &Container<H>) -> Result<()> {
 }
 
 /// Waits until another mount is there, which answers.
-fn is_repaired<H: AnyHost>(spc: &Container<H>, dead: u64) -> Result<Duration> {
+pub fn is_repaired<H: AnyHost>(spc: &Container<H>, dead: u64) -> Result<Duration> {
     let killed = Instant::now();
     let repaired = until("another mount is in place", || {
         let (mount, record) = match only(spc) {
