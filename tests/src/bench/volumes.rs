@@ -56,7 +56,7 @@ pub fn rows(lab: &Lab, scale: Scale, wanted: &[u8], report: &mut Report) -> Resu
     report.part(&one(10), |report| {
         let hosts = scene.hosts();
         hosts.into_iter().try_for_each(fio::bring)?;
-        scene.mounted(|| fio::rows(hosts, scale, report))
+        fio::rows(hosts, &scene.source(), scale, report)
     });
     let crowd: Vec<u8> = wanted
         .iter()
