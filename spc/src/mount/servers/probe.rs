@@ -1,5 +1,5 @@
-//! Which of several servers answers: they are asked one after the other, but the next is not kept waiting by one that says
-//! nothing, nor by its failure.
+//! Which of several servers answers: one is asked, and when it is late two more are, then four, so that few are troubled and
+//! nobody waits for each of the dead ones in turn.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -103,20 +103,22 @@ pub fn ask(
     let mut asking: Vec<(usize, Asking)> = Vec::new();
     let mut waiting = servers.iter().enumerate();
     let (mut turn, mut end, mut more) = (Instant::now(), Instant::now() + PATIENCE, true);
+    // How many are to be asked now, and how many when these are late.
+    let (mut due, mut at_once) = (if all { servers.len() } else { 1 }, 2);
     // Until when others may take the connection, once one has answered.
     let mut reached = None;
     // What others may take for the connection, and for their word, when one has taken so long.
     let (mut connection, mut word) = (CONNECT, STAGGER);
     loop {
         let now = Instant::now();
-        if more && (now >= turn || asking.is_empty()) {
+        if more && due == 0 && (now >= turn || asking.is_empty()) {
+            (due, at_once) = (at_once, 2 * at_once);
+        }
+        if more && due > 0 {
             let next = waiting.find_map(|(at, server)| Some((at, (*server)?)));
             more = next.is_some();
             if let Some((at, server)) = next {
-                (turn, end) = (
-                    now + if all { Duration::ZERO } else { CONNECT },
-                    now + PATIENCE,
-                );
+                (due, turn, end) = (due - 1, now + CONNECT, now + PATIENCE);
                 match begin(server) {
                     Ok(socket) => asking.push((
                         at,
@@ -128,7 +130,7 @@ pub fn ask(
                     )),
                     Err(errno) => {
                         seen[at] = Seen::Fails(errno_text(errno));
-                        turn = now;
+                        due += 1;
                     }
                 }
             }
@@ -155,8 +157,8 @@ pub fn ask(
                 }
                 Some(other) => {
                     seen[*at] = other;
-                    // It need not be waited for any more.
-                    turn = Instant::now();
+                    // Another one takes its place.
+                    due += 1;
                 }
                 None => {
                     if asking.connected.is_some() && !was_connected && !all {
@@ -303,7 +305,8 @@ mod tests {
         let (_held, silent) = listener();
         let (seen, took) = asked(&[refuses, silent, speaker(), speaker()]);
         assert!(matches!(seen[0], Seen::Fails(_)), "{seen:?}");
-        assert_eq!(seen[1..], [Seen::Silent, Seen::Answers, Seen::Unasked]);
+        assert_eq!(seen[1], Seen::Silent);
+        assert!(seen[2..].contains(&Seen::Answers), "{seen:?}");
         assert!(took >= STAGGER && took < PATIENCE, "{took:?}");
         let (seen, _) = asked(&[refuses, refuses, speaker()]);
         assert_eq!(seen[2], Seen::Answers);
@@ -322,6 +325,22 @@ mod tests {
             "{took:?}"
         );
         assert!(seen[0].is_dead() && seen[0].rank() > Seen::Unasked.rank());
+    }
+
+    #[test]
+    fn the_more_are_late_the_more_are_asked() {
+        let late = [full(), full(), full()];
+        let [one, two, three] = [late[0].1, late[1].1, late[2].1];
+        let is_asked = |servers: &[SocketAddr]| -> Vec<bool> {
+            let seen = asked(servers).0;
+            seen.iter().map(|seen| *seen != Seen::Unasked).collect()
+        };
+        let (speaks, yes, no) = (speaker(), true, false);
+        assert_eq!(is_asked(&[speaks, one, two]), [yes, no, no]);
+        assert_eq!(is_asked(&[one, speaks, two, three]), [yes, yes, yes, no]);
+        let many = [one, two, three, speaks, speaks, speaks, speaks, speaks];
+        let seen = is_asked(&many);
+        assert_eq!(seen, [yes, yes, yes, yes, yes, yes, yes, no]);
     }
 
     #[test]
