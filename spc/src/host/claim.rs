@@ -171,12 +171,15 @@ fn missing_is_fine(
     result: std::io::Result<()>,
     path: PathBuf,
 ) -> std::result::Result<(), (PathBuf, std::io::Error)> {
+    let is_missing = |error: &std::io::Error| error.kind() == ErrorKind::NotFound;
     match result {
-        // A read-only file system says so before it looks.
-        Err(error) if error.kind() != ErrorKind::NotFound && path.symlink_metadata().is_ok() => {
-            Err((path, error))
-        }
-        _ => Ok(()),
+        Err(error) if is_missing(&error) => Ok(()),
+        // A read-only file system says so before it looks. What cannot be looked at may be there.
+        Err(error) => match path.symlink_metadata() {
+            Err(missing) if is_missing(&missing) => Ok(()),
+            _ => Err((path, error)),
+        },
+        Ok(()) => Ok(()),
     }
 }
 
@@ -216,5 +219,17 @@ mod tests {
         claim.remove().unwrap();
         assert_eq!(fs::read_dir(&claims).unwrap().count(), 0);
         fs::remove_dir(&claims).unwrap();
+    }
+
+    #[test]
+    fn what_may_still_be_there_is_not_taken_for_removed() {
+        let refused = |path: &str| {
+            let error = std::io::Error::from_raw_os_error(libc::EROFS);
+            missing_is_fine(Err(error), path.into()).is_err()
+        };
+        assert!(refused("/proc/self/status"));
+        assert!(!refused("/proc/self/no-such-file"));
+        // It is no directory, so nobody can look.
+        assert!(refused("/proc/self/status/file"));
     }
 }
