@@ -27,9 +27,9 @@ use crate::host::ranges::Ranges;
 /// On the host.
 const FILE: &str = "/run/spc/queue";
 
-/// How often whoever waits looks for a free place, or is asked whether to go on.
+/// How often the first in the queue looks for a free place, and everybody is asked whether to go on.
 const FREE: Duration = Duration::from_millis(5);
-const ASK: Duration = Duration::from_millis(20);
+const ASK: Duration = Duration::from_millis(100);
 
 /// How long to wait before saying so.
 const SILENT: Duration = Duration::from_secs(2);
