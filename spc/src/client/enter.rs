@@ -183,7 +183,6 @@ fn hand_on_settings(host: &Host, id: &str) -> Result<()> {
     let copy = root::path(id).join(file.strip_prefix("/").unwrap_or(file));
     let now = std::fs::read(file).ok();
     let write = move || match now {
-        Some(now) if std::fs::read(&copy).is_ok_and(|then| then == now) => Ok(()),
         Some(now) => replace(&copy, &now),
         None => match std::fs::remove_file(&copy) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
@@ -195,7 +194,17 @@ fn hand_on_settings(host: &Host, id: &str) -> Result<()> {
     })
 }
 
+/// Replaces a file if it is another, in one step. Of many that do so at once, one does it.
 fn replace(file: &Path, with: &[u8]) -> std::io::Result<()> {
+    let is_there = || std::fs::read(file).is_ok_and(|then| then == with);
+    if is_there() {
+        return Ok(());
+    }
+    let directory = File::open(file.parent().ok_or(ErrorKind::NotFound)?)?;
+    directory.lock()?;
+    if is_there() {
+        return Ok(());
+    }
     let new = file.with_extension("new");
     std::fs::write(&new, with)?;
     std::fs::rename(&new, file)
@@ -209,11 +218,7 @@ fn refresh(host: &Host, id: &str) -> Result<()> {
             let Ok(now) = std::fs::read(Path::new("/etc").join(name)) else {
                 continue;
             };
-            let file = etc.join(name);
-            if std::fs::read(&file).is_ok_and(|then| then == now) {
-                continue;
-            }
-            replace(&file, &now)?;
+            replace(&etc.join(name), &now)?;
         }
         Ok(())
     };
@@ -221,4 +226,27 @@ fn refresh(host: &Host, id: &str) -> Result<()> {
         Error::system("cannot copy the host's /etc/hosts and /etc/resolv.conf")
             .because(errno_text(e))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_replace_a_file_at_once() {
+        let directory = std::env::temp_dir().join(format!("spc-enter-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let file = directory.join("hosts");
+        for round in 0..50 {
+            let text = round.to_string().repeat(10_000);
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| replace(&file, text.as_bytes()).unwrap());
+                }
+            });
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+        }
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
 }
