@@ -14,11 +14,11 @@ use rustix::net::{
 
 use crate::error::{Result, errno_text};
 
-/// How long one that took the connection may keep its word to itself before the next is asked as well.
+/// How long one that took the connection may keep its word to itself before more are asked as well.
 pub const STAGGER: Duration = Duration::from_millis(100);
 
 /// How long one may take to take the connection. Kernels do that by themselves, however busy the server is; so whoever is
-/// late is far away, or is not there. It goes on being asked; the least that RFC 8305 allows before the next is asked, too.
+/// late is far away, or is not there. It goes on being asked; the least that RFC 8305 allows before another is asked, too.
 pub const CONNECT: Duration = Duration::from_millis(10);
 
 /// How long the last that was asked may take.
