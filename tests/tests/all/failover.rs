@@ -227,10 +227,10 @@ fn a_repair_goes_on_to_the_next_server() {
             .mount("x-spc.order=given", &places, "/mnt/data")?
             .ok()?;
         for conduct in [
-            Conduct::Refuses,
-            Conduct::Drops,
-            Conduct::Dies(behind, FEW),
             Conduct::Hangs(behind, FEW),
+            Conduct::Dies(behind, FEW),
+            Conduct::Drops,
+            Conduct::Refuses,
         ] {
             // It is asked first, whatever it did before.
             servers[0].turn(conduct)?;
