@@ -5,10 +5,14 @@
 pub mod client;
 pub mod doors;
 pub mod error;
+pub mod events;
 pub mod health;
 pub mod host;
 pub mod install;
 pub mod kinds;
+pub mod liveness;
 pub mod log;
 pub mod mount;
+pub mod options;
+pub mod state;
 pub mod sys;

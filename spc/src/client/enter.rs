@@ -9,110 +9,19 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, OnceLock};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::fs::{Mode, OFlags, open};
 
-use super::{Place, namespace, place, root};
+use super::{namespace, root};
 use crate::error::{Error, Result, errno_text};
+use crate::host::caller::{self, ASKER, CWD_OF_ASKER, IN_USE};
+use crate::host::place::{Place, place};
 use crate::host::settings::FILE as SETTINGS;
 use crate::host::{Host, Settings};
 use crate::log;
 use crate::sys;
-
-/// Number of a descriptor of the asker's root.
-const ASKER: &str = "SPC_ASKER";
-
-/// The asker's working directory.
-const CWD_OF_ASKER: &str = "SPC_CWD";
-
-/// Number of a descriptor that holds the right to use the client root.
-const IN_USE: &str = "SPC_IN_USE";
-
-/// Who asked for what this process does, from another root.
-struct Asker {
-    root: OwnedFd,
-    cwd: PathBuf,
-    /// Held until a record names the client root, or to the end.
-    in_use: Mutex<Option<OwnedFd>>,
-}
-
-static ASKED_BY: OnceLock<Option<Asker>> = OnceLock::new();
-
-/// Our own arguments, before secrets among them are masked.
-static ARGUMENTS: OnceLock<Vec<OsString>> = OnceLock::new();
-
-/// Takes over what another root's `spc` handed to this process; call it before anything is started.
-///
-/// # Errors
-/// It is there and cannot be taken: whatever we start would have it as well, and hold the client root.
-pub fn take_over() -> Result<()> {
-    ARGUMENTS.get_or_init(|| std::env::args_os().collect());
-    let take = |name: &str| {
-        let number = std::env::var(name).ok().and_then(|fd| fd.parse().ok());
-        match number.map(sys::take_descriptor) {
-            None => Ok(None),
-            // The variable has come further than the descriptor.
-            Some(Err(error)) if error.raw_os_error() == Some(libc::EBADF) => Ok(None),
-            Some(taken) => taken.map(Some).map_err(|e| {
-                Error::system("cannot take over what was handed on").because(errno_text(e))
-            }),
-        }
-    };
-    let (root, in_use) = (take(ASKER)?, take(IN_USE)?);
-    ASKED_BY.get_or_init(|| {
-        Some(Asker {
-            root: root?,
-            cwd: std::env::var_os(CWD_OF_ASKER).map_or_else(|| "/".into(), PathBuf::from),
-            in_use: Mutex::new(in_use),
-        })
-    });
-    Ok(())
-}
-
-fn asker() -> Option<&'static Asker> {
-    ASKED_BY.get()?.as_ref()
-}
-
-/// Gives up the right to use the client root: a record names it, or it is not needed.
-pub fn settle() {
-    if let Some(Ok(mut in_use)) = asker().map(|asker| asker.in_use.lock()) {
-        *in_use = None;
-    }
-}
-
-/// The working directory of whoever asked.
-///
-/// # Errors
-/// It cannot be told.
-pub fn cwd() -> Result<PathBuf> {
-    match asker() {
-        Some(asker) => Ok(asker.cwd.clone()),
-        None => std::env::current_dir()
-            .map_err(|e| Error::system("cannot tell the working directory").because(errno_text(e))),
-    }
-}
-
-/// Opens a file that was named by whoever asked, as they see it.
-///
-/// # Errors
-/// It cannot be opened.
-pub fn open_named(path: &Path) -> std::io::Result<File> {
-    let Some(asker) = asker() else {
-        return File::open(path);
-    };
-    let path = asker.cwd.join(path);
-    let file = openat2(
-        &asker.root,
-        path,
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    )?;
-    Ok(file.into())
-}
 
 /// A command of a client root, and what has to live until it has been started.
 pub struct Entering {
@@ -134,8 +43,8 @@ pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) ->
         hand_on_settings(host, id)?;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let own = match asker() {
-        Some(asker) => rustix::io::dup(&asker.root),
+    let own = match caller::root() {
+        Some(root) => rustix::io::dup(root),
         None => open("/", flags, Mode::empty()),
     };
     let own = own.map_err(|e| Error::system("cannot open our own root").because(errno_text(e)))?;
@@ -154,7 +63,7 @@ pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) ->
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )
         .env(ASKER, own.as_raw_fd().to_string())
-        .env(CWD_OF_ASKER, cwd()?)
+        .env(CWD_OF_ASKER, caller::cwd()?)
         .env(IN_USE, in_use.number().to_string());
     log::hand_on(&mut command);
     sys::inherit(&mut command, own.as_raw_fd());
@@ -171,7 +80,7 @@ pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) ->
 /// # Errors
 /// As [`command`], or the program cannot be run.
 pub fn same_again(host: &Host, settings: &Settings, id: &str) -> Result<Infallible> {
-    let argv = ARGUMENTS.get().map_or(&[][..], Vec::as_slice);
+    let argv = caller::arguments();
     let mut entering = command(host, settings, id, argv)?;
     let error = entering.command.exec();
     Err(Error::system(format!("cannot run spc of the client root {id}")).because(errno_text(error)))

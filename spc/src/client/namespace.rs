@@ -16,17 +16,14 @@ use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use super::scope;
 use crate::error::{Error, Result, errno_text};
+use crate::host::claim::CLAIMS;
 use crate::host::output::Output;
-use crate::host::{Host, Settings, container, process, turn};
+use crate::host::{Host, Settings, container, process, scope, turn};
 use crate::sys;
 
 /// On the host: a file for each keeper.
 const CLIENTS: &str = "/run/spc/clients";
-
-/// On the host: a directory of claims for each client root.
-pub(super) const CLAIMS: &str = "/run/spc/targets";
 
 /// How long a keeper may take until its namespace is there.
 const START: Duration = Duration::from_secs(20);
@@ -51,14 +48,6 @@ pub struct Keeper {
     /// Its process.
     pub pid: i32,
     namespace: u64,
-}
-
-/// The claims of a client root, as every process of the host's PID namespace can reach them.
-pub fn claims(host: &Host, id: &str) -> PathBuf {
-    let root = host
-        .proc_file("root")
-        .unwrap_or_else(|| "/proc/1/root".into());
-    root.join(CLAIMS.trim_start_matches('/')).join(id)
 }
 
 fn note(id: &str) -> PathBuf {

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open};
 
-use super::{NAME_FILE, Place, enter, image, namespace, place};
+use super::{image, namespace};
 use crate::error::{Error, Result, errno_text};
+use crate::host::place::{NAME_FILE, Place, place};
 use crate::host::target::mount_id;
-use crate::host::{Host, Settings, turn};
-
-use crate::mount::mounter::Session;
+use crate::host::{Host, Settings, caller, turn};
+use crate::state::{Record, Session};
 
 /// On the host: everything that is kept beyond a reboot.
 pub const HOME: &str = "/var/lib/spc";
@@ -285,7 +285,7 @@ pub fn tidy(session: &Session, keep: &[String]) -> Result<bool> {
     })?;
     let mut removed = false;
     for id in ids {
-        let named = |record: &crate::mount::ledger::Record| record.root.as_ref() == Some(&id);
+        let named = |record: &Record| record.root.as_ref() == Some(&id);
         if keep.contains(&id) || current.as_ref() == Some(&id) || session.ledger.has(named)? {
             continue;
         }
@@ -328,7 +328,7 @@ fn try_alone(host: &Host) -> Result<File> {
 /// mount is gone all the same.
 pub fn release(session: &Session) {
     if let Place::Client(own) = &session.place {
-        enter::settle();
+        caller::settle();
         if let Err(error) = tidy(session, std::slice::from_ref(own)) {
             tracing::warn!("{error}");
         }

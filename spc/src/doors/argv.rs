@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
 use super::flexvolume::SECRET;
-use crate::mount::secrets::{MASK, is_secret};
+use crate::options::secrets::{MASK, is_secret};
 
 /// The arguments, of which `/proc/PID/cmdline` does not show the secrets any more.
 pub struct Arguments {

@@ -11,22 +11,23 @@ use super::argv::Arguments;
 use super::setup::{InstallArgs, UninstallArgs};
 use super::umount::UmountArgs;
 use super::{finish, flexvolume, list, make, mounter, pages, parse, show, warn_if_seen};
-use crate::client::{keeper, scope, tend};
+use crate::client::keeper;
 use crate::error::{Class, Error, Result};
-use crate::health::{doctor, look, serve, web};
-use crate::host::Host;
-use crate::host::Settings;
+use crate::health::{doctor, serve, web};
+use crate::host::{Host, Settings, scope};
 use crate::kinds::needs;
 use crate::kinds::servers::SERVERS;
+use crate::liveness::{look, way};
 use crate::log::{self, Voice};
 use crate::mount::ladder::{self, Rung};
-use crate::mount::mounter::Session;
 use crate::mount::repair::{self, NOTHING, Outcome};
 use crate::mount::request::RouteChoice;
 use crate::mount::run::Interrupts;
 use crate::mount::servers::Choice;
-use crate::mount::way;
-use crate::mount::{Options, Plan, Request};
+use crate::mount::tend;
+use crate::mount::{Plan, Request};
+use crate::options::Options;
+use crate::state::Session;
 
 /// Mounts network file systems on a host that ships no client for them.
 ///

@@ -16,11 +16,12 @@ use super::{finish, leave_to_client, make, parse, start_log};
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{self, Rules, show};
 use crate::host::{Settings, namespace};
+use crate::mount::Request;
 use crate::mount::direct;
-use crate::mount::mounter::Session;
 use crate::mount::request::RouteChoice;
 use crate::mount::unmounter::{self, How};
-use crate::mount::{Options, Request};
+use crate::options::Options;
+use crate::state::Session;
 
 /// Mount SOURCE on TARGET, as mount(8) asks for it
 #[derive(Debug, Parser)]

@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 
 use super::show::{print, print_json};
 use crate::error::{Class, Error, Result, errno_text};
-use crate::health::look::{self, Health};
 use crate::host::target::show;
+use crate::liveness::look::{self, Health};
 use crate::log;
-use crate::mount::ledger::{Corrupt, Record};
-use crate::mount::mounter::Session;
+use crate::state::Session;
+use crate::state::ledger::{Corrupt, Record};
 
 /// How often a watcher looks, if nothing tells of a change before.
 const EVERY: Duration = Duration::from_secs(2);

@@ -7,14 +7,17 @@ use std::process::ExitCode;
 
 use clap::FromArgMatches;
 
-use crate::client::{self, Place, enter, root};
+use crate::client::{enter, root};
 use crate::error::{Class, Result, errno_text};
+use crate::host::caller;
+use crate::host::place::{self, Place};
 use crate::host::{Host, Settings};
 use crate::kinds;
 use crate::log;
 use crate::mount::Request;
-use crate::mount::mounter::{Done, Session, mount};
+use crate::mount::mounter::{Done, mount};
 use crate::mount::run::Interrupts;
+use crate::state::Session;
 
 pub mod argv;
 mod called;
@@ -37,9 +40,9 @@ use called::Door;
 pub fn main() -> ExitCode {
     let door = Door::of(&std::env::args_os().next().unwrap_or_default());
     let name = door.name();
-    let begun = enter::take_over().and_then(|()| {
-        client::find_place()?;
-        if client::place() == Place::Host && !is_done_here(&door) {
+    let begun = caller::take_over().and_then(|()| {
+        place::find_place()?;
+        if place::place() == Place::Host && !is_done_here(&door) {
             hand_over()?;
         }
         Ok(())
@@ -121,7 +124,7 @@ fn finish(name: &str, arguments: &Arguments, done: Result<u8>) -> ExitCode {
 
 /// Makes a mount, or everything but the mount.
 fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
-    if client::place() == Place::Host {
+    if place::place() == Place::Host {
         // Nobody is at work here by mistake.
         root::own()?;
         if !kinds::is_clientless(&request.fs_type) {

@@ -15,8 +15,9 @@ use crate::error::{Error, Result, errno_text};
 use crate::host::target::show;
 use crate::host::{Host, Settings};
 use crate::log;
+use crate::mount::Request;
 use crate::mount::request::RouteChoice;
-use crate::mount::{Options, Request};
+use crate::options::Options;
 
 /// Mount as kubelet's mounter path has it
 #[derive(Debug, Parser)]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::show::{print, print_json};
 use crate::error::Result;
 use crate::install::{Installed, Uninstalled, Wish, install, uninstall};
-use crate::mount::mounter::Session;
+use crate::state::Session;
 
 /// Arguments of `spc install`.
 #[derive(Debug, Args)]

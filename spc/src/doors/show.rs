@@ -17,8 +17,8 @@ use crate::mount::device::blank;
 use crate::mount::device::tool::STDIN;
 use crate::mount::mounter::Done;
 use crate::mount::plan::Linkage;
-use crate::mount::secrets::MASK;
 use crate::mount::servers::Choice;
+use crate::options::secrets::MASK;
 
 /// Prints to stdout; a reader that has gone away is no error.
 pub(super) fn print(text: &str) -> Result<()> {

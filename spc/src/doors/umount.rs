@@ -8,9 +8,9 @@ use clap::{Args, ValueHint};
 use super::leave_to_client;
 use crate::error::{Class, Error, Result};
 use crate::host::target::show;
-use crate::mount::ledger::Corrupt;
-use crate::mount::mounter::Session;
 use crate::mount::unmounter::{self, How, umount};
+use crate::state::Session;
+use crate::state::ledger::Corrupt;
 
 /// `spc umount`.
 #[derive(Debug, Args)]

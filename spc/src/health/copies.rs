@@ -2,7 +2,7 @@
 
 use crate::host::copies::{drop_all_copies, drop_copies};
 use crate::host::mountinfo;
-use crate::mount::mounter::Session;
+use crate::state::Session;
 
 /// How many mounts are looked at together.
 const AT_ONCE: usize = 64;

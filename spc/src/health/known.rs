@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::Result;
-use crate::mount::ledger::{Changes, Corrupt, Record, State};
-use crate::mount::mounter::Session;
-use crate::mount::plan::Route;
-use crate::mount::presence::{self, Mark};
+use crate::state::Route;
+use crate::state::Session;
+use crate::state::ledger::{Changes, Corrupt, Record, State};
+use crate::state::presence::{self, Mark};
 
 /// How many requests are remembered of mounts that are gone: the shim of a daemon may report after its record is.
 const FORGOTTEN: usize = 256;

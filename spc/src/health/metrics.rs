@@ -16,10 +16,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::look::Health;
-use super::report::{Operation, Report};
 use crate::error::{Error, Result, errno_text};
+use crate::events::{Operation, Report};
 use crate::kinds::label;
+use crate::liveness::look::Health;
 
 /// The form of the text.
 pub const FORM: &str = prometheus::TEXT_FORMAT;
@@ -265,7 +265,7 @@ fn list() -> Result<Counts> {
 mod tests {
     use super::*;
     use crate::error::Reason;
-    use crate::health::report::Failure;
+    use crate::events::Failure;
 
     #[test]
     fn what_was_done_is_counted_by_kind_and_reason() {

@@ -4,7 +4,6 @@ mod copies;
 pub mod doctor;
 pub mod kinds;
 mod known;
-pub mod look;
 pub mod metrics;
 mod pace;
 pub mod repairs;

@@ -14,10 +14,10 @@ use super::pace::{LONGEST, PAUSE, backoff, how};
 use crate::error::{Error, Result, errno_text};
 use crate::host::process;
 use crate::log;
-use crate::mount::Options;
-use crate::mount::extent::Extent;
-use crate::mount::ledger::{Record, State};
 use crate::mount::repair::NOTHING;
+use crate::options::Options;
+use crate::options::extent::Extent;
+use crate::state::ledger::{Record, State};
 use crate::sys;
 
 /// How often to look at a mount whose daemon cannot be watched.

@@ -18,15 +18,15 @@ use super::known::Known;
 use super::metrics::Metrics;
 use super::repairs::Repairs;
 use super::{copies, report, web};
-use crate::client::{root, tend};
+use crate::client::root;
 use crate::error::{Error, Result, errno_text};
 use crate::host::{Claim, Settings, claim};
 use crate::log;
 use crate::mount::device::release;
-use crate::mount::ledger::{Record, State};
-use crate::mount::mounter::Session;
 use crate::mount::recover::{known, settle};
-use crate::mount::services;
+use crate::mount::{services, tend};
+use crate::state::Session;
+use crate::state::ledger::{Record, State};
 use crate::sys;
 
 /// How long to wait before trying again what failed.

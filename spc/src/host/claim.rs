@@ -15,8 +15,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
+use super::Host;
 use super::target::Pinned;
 use crate::error::{Error, Result, errno_text};
+
+/// On the host: a directory of claims for each client root.
+pub const CLAIMS: &str = "/run/spc/targets";
 
 /// What the shim does with calls on the stand-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +185,14 @@ fn missing_is_fine(
         },
         Ok(()) => Ok(()),
     }
+}
+
+/// The claims of a client root, as every process of the host's PID namespace can reach them.
+pub fn of_client(host: &Host, id: &str) -> PathBuf {
+    let root = host
+        .proc_file("root")
+        .unwrap_or_else(|| "/proc/1/root".into());
+    root.join(CLAIMS.trim_start_matches('/')).join(id)
 }
 
 /// Ids of all claims in the directory, whole or half made.

@@ -7,13 +7,23 @@ use std::path::Path;
 
 use super::Host;
 use crate::error::{Error, Result, errno_text};
-use crate::kinds::block::HostName;
 
 /// What tells a machine from others, the best first. A name is made from it, but does not tell it.
 const MACHINE: [&str; 2] = ["/etc/machine-id", "/sys/class/dmi/id/product_uuid"];
 
 /// Where a name is kept, until the host is booted again, that nothing of the machine decides.
 const KEPT: &str = "/run/spc/host-name";
+
+/// A name of this host that its servers grant rights to: as asked for, or the host's own, or made from its machine id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostName {
+    /// File, on the host and in the container.
+    pub file: &'static str,
+    /// What comes before the name there.
+    pub key: &'static str,
+    /// What a made name begins with.
+    pub prefix: &'static str,
+}
 
 /// The name that is in force, and by what: what was asked for, the container's file, the host's file, the machine.
 ///

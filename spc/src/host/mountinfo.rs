@@ -10,6 +10,9 @@ use serde::Serialize;
 
 use crate::sys::statmount::{self, Known};
 
+/// How often to look for a mount while somebody renames directories on the way to it.
+pub const LOOKS: usize = 20;
+
 /// An entry of a mount table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Entry {

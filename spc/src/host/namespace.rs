@@ -15,8 +15,8 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::thread::CapabilitySet;
 
+use super::place::{Place, place};
 use super::{Settings, container};
-use crate::client::{Place, place};
 use crate::error::{Error, Result, errno_text};
 
 /// How long one look at or change of the host may take.

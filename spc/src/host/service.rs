@@ -20,8 +20,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 
 use super::output::Output;
-use super::{process, rpc, turn};
-use crate::client::{self, Place, scope};
+use super::place::{self, Place};
+use super::{process, rpc, scope, turn};
 use crate::error::{Error, Result, errno_text};
 use crate::sys;
 
@@ -236,7 +236,7 @@ fn start(service: &Service) -> Result<()> {
     // The note comes first: what has none is not looked for.
     File::create(note(service)).map_err(system)?;
     // Mounts that outlive the container need it as long as they do.
-    let child = match client::place() {
+    let child = match place::place() {
         Place::Client(_) => scope::start(name, &format!("spc: {name}"), &mut command, sys::detach)?,
         Place::Container | Place::Host => {
             Pid::from_child(&sys::detach(&mut command).spawn().map_err(system)?)

@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
 use serde::Serialize;
 
-use crate::client::{enter, root};
+use crate::client::root;
 use crate::error::{Error, Result, errno_text};
-use crate::host::{Host, container};
-use crate::mount::mounter::Session;
+use crate::host::{Host, caller, container};
+use crate::state::Session;
 use apply::Applied;
 use layout::Extras;
 use manifest::{Manifest, What};
@@ -146,14 +146,14 @@ pub fn install(session: &Session, wish: &Wish) -> Result<Installed> {
         return Err(error);
     }
     drop(in_use);
-    enter::settle();
+    caller::settle();
     root::tidy(session, &[])?;
     let changed = was.as_ref() != Some(&id) || !laid.applied.is_nothing();
     Ok(laid.told(before.map(|before| before.version), changed))
 }
 
 /// Commands that install and uninstall take turns.
-fn lock(session: &Session) -> Result<crate::mount::ledger::Lock> {
+fn lock(session: &Session) -> Result<crate::state::ledger::Lock> {
     let until = Instant::now() + LIMIT;
     session.ledger.lock_named("install", until, || Ok(()))
 }

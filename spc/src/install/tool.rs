@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use crate::client::scope;
 use crate::error::{Error, Result, errno_text};
 use crate::host::output::Output;
+use crate::host::scope;
 use crate::mount::run::wait;
 use crate::sys;
 

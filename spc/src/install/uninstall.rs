@@ -9,13 +9,14 @@ use serde::Serialize;
 
 use super::manifest::{DIR, Manifest};
 use super::{LIMIT, apply, extension, lock, switch};
-use crate::client::{Place, enter, keeper, root};
+use crate::client::{keeper, root};
 use crate::error::{Class, Error, Result, errno_text};
+use crate::host::place::Place;
 use crate::host::target::show;
-use crate::host::{Host, process};
-use crate::mount::mounter::Session;
-use crate::mount::presence::entries_of;
+use crate::host::{Host, caller, process};
 use crate::mount::recover::settle;
+use crate::state::Session;
+use crate::state::presence::entries_of;
 
 /// What was done.
 #[derive(Debug, Serialize)]
@@ -54,7 +55,7 @@ pub fn uninstall(session: &Session, force: bool) -> Result<Uninstalled> {
         None => Vec::new(),
     };
     switch(host, None)?;
-    enter::settle();
+    caller::settle();
     root::tidy(session, &[])?;
     let left = if root::all(host)?.is_empty() {
         drop(turn);

@@ -3,7 +3,7 @@
 
 use super::{Asked, Helper, How, Maker, PLAIN, TARGET, Telling, mount_helper, passes};
 use crate::error::{Error, Result};
-use crate::mount::Options;
+use crate::options::Options;
 
 /// The option that names a keyring; mount.ceph(8) knows only the usual places and a configuration.
 const KEYRING: &str = "keyring";

@@ -109,7 +109,7 @@ pub const S3FS: Telling = Telling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::Options;
+    use crate::options::Options;
 
     fn s3fs_of(options: &str) -> Helper {
         let (options, secrets) = Options::and_secrets([options]).unwrap();

@@ -82,7 +82,7 @@ fn line(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::{Options, Secrets};
+    use crate::options::{Options, Secrets};
 
     fn log_of(source: &str, options: &str) -> Result<Option<String>> {
         let options = Options::parse([options])?;

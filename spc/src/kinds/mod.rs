@@ -16,7 +16,7 @@ mod table;
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
 use crate::host::service::Service;
-use crate::mount::{Options, Secrets};
+use crate::options::{Options, Secrets};
 use needs::Need;
 use servers::Servers;
 use source::Fit;

@@ -168,7 +168,7 @@ fn locks_by_nlm(fs_type: &str, options: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::Options;
+    use crate::options::Options;
 
     fn made(source: &str, options: &str) -> Result<Maker> {
         let (options, secrets) = Options::and_secrets([options])?;

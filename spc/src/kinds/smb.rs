@@ -92,7 +92,7 @@ pub const TELLING: Telling = Telling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::Options;
+    use crate::options::Options;
 
     fn made(source: &str, options: &str) -> Result<Helper> {
         let (options, secrets) = Options::and_secrets([options])?;

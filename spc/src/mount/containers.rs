@@ -16,16 +16,16 @@ use rustix::mount::{
     MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree,
 };
 
-use super::Options;
 use super::direct::attributes;
-use super::ledger::Record;
-use super::mounter::Session;
 use super::repair::Dead;
 use super::replace::{BENEATH, detach_at};
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::namespace;
 use crate::host::target::{mount_id, show};
+use crate::options::Options;
+use crate::state::Session;
+use crate::state::ledger::Record;
 use crate::sys::{self, MountAttributes};
 
 /// How long all the work in one container may take.

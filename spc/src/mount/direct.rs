@@ -17,15 +17,12 @@ use rustix::mount::{
     open_tree, unmount,
 };
 
-use super::Options;
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo;
 use crate::host::target::{MountId, Pinned, mount_id, show};
 use crate::kinds::{Chosen, Maker, Source};
+use crate::options::Options;
 use crate::sys;
-
-/// How often to look for a mount while somebody renames directories on the way to it.
-pub const LOOKS: usize = 20;
 
 /// A mount that is attached nowhere; the kernel removes it when this is dropped.
 #[derive(Debug)]
@@ -234,7 +231,7 @@ pub fn detach(
 ) -> std::result::Result<bool, Errno> {
     let at = |path: &Path| named(path, id, unique, ResolveFlags::empty());
     let mut found = at(target);
-    for _ in 0..LOOKS {
+    for _ in 0..mountinfo::LOOKS {
         if found.is_some() {
             break;
         }

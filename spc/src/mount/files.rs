@@ -6,11 +6,10 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::Options;
-use crate::client::enter;
 use crate::error::{Error, Result, errno_text};
-use crate::host::{Host, Settings};
+use crate::host::{Host, Settings, caller};
 use crate::kinds::FILES;
+use crate::options::Options;
 
 /// The biggest that is copied.
 const BIGGEST: u64 = 1024 * 1024;
@@ -103,7 +102,7 @@ pub fn open(path: &Path, host: &Host, settings: &Settings) -> Result<std::io::Re
     let hosts = settings.hosts();
     let inside = hosts.iter().find_map(|host| path.strip_prefix(host).ok());
     let Some(inside) = inside else {
-        return Ok(enter::open_named(path));
+        return Ok(caller::open_named(path));
     };
     let path = Path::new("/").join(inside);
     host.run("opening a file that an option names", move || {

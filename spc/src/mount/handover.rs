@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-use super::secrets::{Secret, Secrets};
 use crate::error::{Error, Result, errno_text};
 use crate::kinds::{How, Pass};
+use crate::options::secrets::{Secret, Secrets};
 use crate::sys;
 
 /// The least number of a descriptor: shells use the small ones themselves.

@@ -9,17 +9,17 @@ use rustix::mount::UnmountFlags;
 
 use super::direct;
 use super::holders::{self, Found};
-use super::ledger::Record;
-use super::mounter::Session;
-use super::presence::entry_of;
 use super::unmounter::How;
-use super::way::{self, HELD};
 use crate::error::{Error, Reason, Result, errno_text};
-use crate::health::look::{self, Health, Looked};
 use crate::host::errand::{Answer, Errand};
-use crate::host::lone;
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, show};
+use crate::liveness::lone;
+use crate::liveness::look::{self, Health, Looked};
+use crate::liveness::way::{self, HELD};
+use crate::state::Session;
+use crate::state::ledger::Record;
+use crate::state::presence::entry_of;
 
 /// How long one rung may take.
 const LIMIT: Duration = Duration::from_secs(10);

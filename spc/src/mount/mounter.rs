@@ -5,59 +5,20 @@ use std::sync::Arc;
 
 use super::attempt::Attempt;
 use super::deadline::Deadline;
-use super::ledger::{Record, State};
-use super::plan::Route;
 use super::recover::{known, settle};
 use super::run::Interrupts;
-use super::{Ledger, Plan, Request, proof, servers};
-use crate::client::{Place, enter, namespace, place, root};
+use super::{Plan, Request, proof, servers};
+use crate::client::{enter, root};
 use crate::error::{Class, Error, Reason, Result};
-use crate::health::look::{self, Health};
-use crate::health::report::{Asked, Operation};
-use crate::host::claim::Claim;
+use crate::events::{Asked, Operation};
+use crate::host::container;
 use crate::host::mountinfo::Entry;
+use crate::host::place::Place;
 use crate::host::target::{self, show};
-use crate::host::{Host, Settings, container};
-
-/// What every command works with.
-pub struct Session {
-    /// Settings of shim and launcher.
-    pub settings: Settings,
-    /// The host's namespace, entered.
-    pub host: Arc<Host>,
-    /// The host's ledger.
-    pub ledger: Ledger,
-    /// Where this process runs.
-    pub place: Place,
-}
-
-impl Session {
-    /// Reads the settings and enters the host's namespace.
-    ///
-    /// # Errors
-    /// Settings are broken, or the host cannot be entered.
-    pub fn open() -> Result<Self> {
-        let settings = Settings::read()?;
-        let host = Arc::new(Host::open(&settings)?);
-        Ok(Self {
-            settings,
-            ledger: Ledger::of(Arc::clone(&host)),
-            place: place(),
-            host,
-        })
-    }
-
-    /// The claim of a recorded mount, wherever that was made.
-    pub fn claim(&self, record: &Record) -> Claim {
-        let claims = match &record.root {
-            Some(root) if self.place != Place::Client(root.clone()) => {
-                namespace::claims(&self.host, root)
-            }
-            _ => self.settings.claims(),
-        };
-        Claim::named(&claims, &record.id)
-    }
-}
+use crate::liveness::look::{self, Health};
+use crate::state::Route;
+use crate::state::Session;
+use crate::state::ledger::{Record, State};
 
 /// What became of a request.
 #[derive(Debug)]

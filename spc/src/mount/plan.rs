@@ -1,46 +1,24 @@
 //! Everything decided before anything is changed.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
+use super::Request;
 use super::device::prepare::MKFS;
 use super::files::Files;
 use super::request::RouteChoice;
 use super::servers::file;
-use super::{Options, Request, way};
-use crate::client::{self, Place, enter};
 use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::container::PROGRAM_DIRS;
+use crate::host::place::{self, Place};
 use crate::host::target::{Rules, Walk, on_host, show, walk};
-use crate::host::{Claim, Host, Settings, container, modules};
+use crate::host::{Claim, Host, Settings, caller, container, modules};
 use crate::kinds::servers::{Several, several};
 use crate::kinds::{self, Asked, Chosen, How, Maker, Pass};
-
-/// How a mount gets to the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Route {
-    /// The shim carries the helper's own call.
-    Preload,
-    /// The helper mounts in the container, and the finished mount is moved to the host.
-    Graft,
-    /// No helper: the kernel makes the mount in the host's namespace.
-    Direct,
-}
-
-impl fmt::Display for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Preload => "preload",
-            Self::Graft => "graft",
-            Self::Direct => "direct",
-        })
-    }
-}
+use crate::liveness::way;
+use crate::options::Options;
+use crate::state::Route;
 
 /// How a program is linked, which decides whether the shim can enter it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,11 +98,11 @@ impl Plan {
         let fingerprint = request.fingerprint();
         let request = file::named(request, host, settings)?;
         let several = several(&request.fs_type, &request.source, &request.options);
-        let cwd = enter::cwd()?;
+        let cwd = caller::cwd()?;
         let asked_target = on_host(&request.target, &cwd, &settings.hosts());
         let id = new_id()?;
         let files = Claim::named(&settings.claims(), &id).files();
-        let (options, files) = match client::place() {
+        let (options, files) = match place::place() {
             Place::Client(_) => Files::take(&request.options, host, settings, files, copies)?,
             Place::Container | Place::Host => (request.options.clone(), Files::default()),
         };

@@ -19,10 +19,10 @@ use limit::{OPTION, SETTING};
 
 pub use limit::Limit;
 
-use super::ledger::hash;
 use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::Host;
 use crate::host::ranges::Ranges;
+use crate::state::ledger::hash;
 
 /// On the host.
 const FILE: &str = "/run/spc/queue";

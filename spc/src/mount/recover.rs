@@ -9,17 +9,18 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use super::device::release;
 use super::direct;
-use super::ledger::{Record, State};
-use super::mounter::Session;
-use super::plan::Route;
-use super::presence::entry_of;
-use super::{repair, way};
-use crate::client::scope;
+use super::repair;
 use crate::error::{Error, Result, errno_text};
 use crate::host::claim::Claim;
 use crate::host::mountinfo::{self, Entry};
 use crate::host::process;
+use crate::host::scope;
 use crate::host::target::mount_id;
+use crate::liveness::way;
+use crate::state::Route;
+use crate::state::Session;
+use crate::state::ledger::{Record, State};
+use crate::state::presence::entry_of;
 
 /// How long a daemon may take to end by itself once its mount is gone.
 pub const PATIENCE: Duration = Duration::from_secs(5);

@@ -10,27 +10,29 @@ use rustix::mount::UnmountFlags;
 
 use super::deadline::Deadline;
 use super::direct::{self, Detached};
-use super::extent::Extent;
 use super::handover::Handover;
-use super::ledger::{Record, State};
-use super::mounter::Session;
-use super::plan::Route;
-use super::presence::entry_of;
 use super::recover::{is_mount, known, leave_stand_in, take_away, unnoted, unseen};
 use super::replace::{self, Way};
 use super::request::RouteChoice;
 use super::run::{Interrupts, Run};
-use super::{Options, Plan, Request, Secrets, containers, servers};
-use crate::client::{Place, enter};
+use super::{Plan, Request, containers, servers};
+use crate::client::enter;
 use crate::error::{Error, Result, errno_text};
-use crate::health::look::{self, Health};
-use crate::health::report::{Asked, Operation};
+use crate::events::{Asked, Operation};
 use crate::host::claim::{Claim, Mode};
 use crate::host::copies::drop_copies;
 use crate::host::mountinfo::{self, Entry};
+use crate::host::place::Place;
 use crate::host::target::{self, MountId, Pinned, Rules, show};
 use crate::host::{container, process};
 use crate::kinds::Maker;
+use crate::liveness::look::{self, Health};
+use crate::options::extent::Extent;
+use crate::options::{Options, Secrets};
+use crate::state::Route;
+use crate::state::Session;
+use crate::state::ledger::{Record, State};
+use crate::state::presence::entry_of;
 
 /// Exit code of `spc repair` when there was nothing to repair.
 pub const NOTHING: u8 = 3;

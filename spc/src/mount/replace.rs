@@ -16,11 +16,11 @@ use rustix::mount::{
 use rustix::process::{chdir, fchdir};
 
 use super::direct::Detached;
-use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
 use crate::host::claim::Claim;
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, Pinned, mount_id, show};
+use crate::state::Session;
 
 /// Linux 6.5.
 pub const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);

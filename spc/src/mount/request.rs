@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::device::prepare::MKFS;
-use super::extent::Extent;
 use super::servers::order::Order;
-use super::{Options, Secrets};
 use crate::error::{Error, Result};
 use crate::kinds::block::AUTO;
 use crate::kinds::servers::{self, SERVERS};
 use crate::kinds::{self, Inferred};
+use crate::options::extent::Extent;
+use crate::options::{Options, Secrets};
 
 /// How long a mount may take when nobody says.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);

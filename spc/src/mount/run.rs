@@ -18,17 +18,17 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, waitpid,
 };
 
+use super::Plan;
 use super::handover::Handover;
-use super::ledger::Record;
 use super::plan::Program;
-use super::{Plan, Secrets};
-use crate::client::scope;
 use crate::error::{Class, Error, Reason, Result, errno_text};
 use crate::host::output::{Output, last_lines};
 use crate::host::target::show;
-use crate::host::{Claim, process};
+use crate::host::{Claim, process, scope};
 use crate::kinds::{Helper, Telling};
 use crate::log;
+use crate::options::Secrets;
+use crate::state::ledger::Record;
 use crate::sys;
 
 /// The shim in the image; named to helpers whose libc does not read `/etc/ld.so.preload`.

@@ -1,11 +1,11 @@
 //! The services that mounts share: ended with the last mount that needs them, started again if they died.
 
-use super::ledger::{Record, State};
-use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::{process, rpc, service};
 use crate::kinds::{self, Shared};
+use crate::state::Session;
+use crate::state::ledger::{Record, State};
 
 /// Whether a mount may have needed one.
 pub fn may_need(record: &Record) -> bool {

@@ -4,16 +4,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::ladder::{Off, climb, take_at_once};
-use super::ledger::{Record, State};
-use super::mounter::Session;
-use super::presence::entry_of;
 use super::recover::{COPIES, PATIENCE, forget, known, part, settle};
-use super::{repair, services, way};
-use crate::client::{enter, root};
+use super::{repair, services};
+use crate::client::root;
 use crate::error::{Error, Reason, Result};
-use crate::health::report::{Asked, Operation};
+use crate::events::{Asked, Operation};
+use crate::host::caller;
 use crate::host::target::on_host;
 use crate::host::target::{self, Rules, show};
+use crate::liveness::way;
+use crate::state::Session;
+use crate::state::ledger::{Record, State};
+use crate::state::presence::entry_of;
 
 /// How long to wait for another command at work on the same target.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -39,7 +41,7 @@ pub struct How {
 /// # Errors
 /// It does not exist, or the walk to it is refused, or does not come to its end.
 pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
-    let cwd = enter::cwd()?;
+    let cwd = caller::cwd()?;
     let path = on_host(written, &cwd, &session.settings.hosts());
     // What is known needs no walk, which may lead through a file system that does not answer.
     let plain: PathBuf = path.components().collect();

@@ -11,7 +11,7 @@ use spc::doors::argv::Arguments;
 use spc::doors::cli::Cli;
 use spc::doors::helper::{MountHelper, UmountHelper};
 use spc::doors::mounter::Mounter;
-use spc::mount::secrets::is_secret;
+use spc::options::secrets::is_secret;
 
 fuzz_target!(|data: &[u8]| {
     let Some((door, words)) = data.split_first() else {

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spc::mount::Record;
-use spc::mount::ledger::Attachment;
+use spc::state::Record;
+use spc::state::ledger::Attachment;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(record) = serde_json::from_slice::<Record>(data) {

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spc::mount::Options;
-use spc::mount::secrets::is_secret;
+use spc::options::Options;
+use spc::options::secrets::is_secret;
 
 fuzz_target!(|list: &str| {
     let Ok((options, secrets)) = Options::and_secrets([list]) else {

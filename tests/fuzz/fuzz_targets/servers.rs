@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use spc::kinds::{names, servers};
-use spc::mount::Options;
+use spc::options::Options;
 
 fuzz_target!(|text: &str| {
     let _ = servers::in_file(text);

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use spc::kinds::{self, Asked, Maker};
-use spc::mount::Options;
+use spc::options::Options;
 
 fuzz_target!(|text: &str| {
     let mut lines = text.splitn(3, '\n');

@@ -15,7 +15,7 @@ use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::disk::{Disk, tell};
 use crate::host::errand::{Answer, Errand};
 use crate::host::target::{Pinned, Rules, Walk, show, walk};
-use crate::mount::mounter::Session;
+use crate::state::Session;
 use crate::sys::resize;
 
 /// How long it may take; kubelet tries again.

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::error::{Error, Result, errno_text};
 use crate::host::{Host, mountinfo};
-use crate::mount::Options;
+use crate::options::Options;
 
 /// The file, on the node.
 pub const FILE: &str = "/etc/spc/flexvolume.conf";

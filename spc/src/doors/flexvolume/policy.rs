@@ -4,8 +4,8 @@
 use super::node::FILE;
 use crate::error::{Error, Result};
 use crate::kinds::FILES;
-use crate::mount::Options;
 use crate::mount::device::prepare::MKFS;
+use crate::options::Options;
 
 /// What a type lets a pod ask for.
 #[derive(Clone, Copy, Debug)]

@@ -14,9 +14,10 @@ use crate::doors::kubelet;
 use crate::error::{Error, Result};
 use crate::kinds;
 use crate::kinds::servers::{self, SERVERS};
+use crate::mount::Request;
 use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
-use crate::mount::secrets::is_secret;
-use crate::mount::{Options, Request, Secrets};
+use crate::options::secrets::is_secret;
+use crate::options::{Options, Secrets};
 
 /// What precedes the names that are kubelet's own.
 const OWN: &str = "kubernetes.io/";

@@ -12,9 +12,10 @@ use crate::doors::kubelet;
 use crate::error::{Error, Result, errno_text};
 use crate::host::target::{self, Rules, Walk};
 use crate::log;
-use crate::mount::mounter::{Session, mount};
+use crate::mount::mounter::mount;
 use crate::mount::run::Interrupts;
 use crate::mount::unmounter::How;
+use crate::state::Session;
 
 /// The most of an object that is read.
 const LONGEST: u64 = 4 * 1024 * 1024;

@@ -7,6 +7,7 @@ pub mod rbd;
 use super::source::Fit;
 use super::{Asked, Pass, Shared, Telling};
 use crate::error::{Error, Result};
+use crate::host::hostname::HostName;
 use crate::host::modules::Module;
 use crate::host::service::Service;
 
@@ -37,17 +38,6 @@ pub struct Device {
     pub secrets: &'static [&'static str],
     /// How failures of its programs are told.
     pub telling: Telling,
-}
-
-/// A name of this host that its servers grant rights to: as asked for, or the host's own, or made from its machine id.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostName {
-    /// File, on the host and in the container.
-    pub file: &'static str,
-    /// What comes before the name there.
-    pub key: &'static str,
-    /// What a made name begins with.
-    pub prefix: &'static str,
 }
 
 /// One way to a device.

@@ -156,7 +156,7 @@ const TELLING: Telling = Telling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::Options;
+    use crate::options::Options;
 
     fn of(rest: &str, options: &str) -> Result<Device> {
         let (options, secrets) = Options::and_secrets([options])?;

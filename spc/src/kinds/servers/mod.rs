@@ -13,7 +13,7 @@ pub use list::{in_file, list_of};
 
 use super::row;
 use crate::error::{Error, Result};
-use crate::mount::Options;
+use crate::options::Options;
 use form::{Form, bare};
 
 /// An option of any kind that has servers: more of them, or `@FILE` with them.

@@ -22,10 +22,10 @@ use crate::host::{hostname, service};
 use crate::kinds::block::{Command, Device, Shows, Step, Value, Way};
 use crate::kinds::{How, Pass};
 use crate::mount::handover::Handover;
-use crate::mount::ledger::{Attachment, Lock, Record, Volume};
-use crate::mount::mounter::Session;
 use crate::mount::run::Interrupts;
-use crate::mount::secrets::Secrets;
+use crate::options::secrets::Secrets;
+use crate::state::Session;
+use crate::state::ledger::{Attachment, Lock, Record, Volume};
 use setting::set;
 use tool::{Tool, within};
 

@@ -10,8 +10,8 @@ use super::{APPEAR, STEP, Up, look, ready, through, ways_up};
 use crate::error::{Error, Result, errno_text};
 use crate::host::disk::{self, Disk};
 use crate::kinds::block::{self, Command, Device, WAY};
-use crate::mount::ledger::{Attachment, Record};
-use crate::mount::mounter::Session;
+use crate::state::Session;
+use crate::state::ledger::{Attachment, Record};
 
 /// How long to wait for somebody who attaches or detaches: they are bounded by limits of their own.
 const TURN: Duration = Duration::from_secs(120);

@@ -11,7 +11,7 @@ use super::{Attaching, Up, ways_up};
 use crate::error::{Error, Result, errno_text};
 use crate::host::disk::{self, Disk};
 use crate::kinds::block::{self, Identity};
-use crate::mount::ledger::Attachment;
+use crate::state::ledger::Attachment;
 use crate::sys;
 
 /// How long multipathd may take to claim a disk, where one is running.

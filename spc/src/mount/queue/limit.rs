@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::error::{Error, Result, errno_text};
 use crate::host::Host;
-use crate::mount::Options;
+use crate::options::Options;
 
 /// On the host, by whoever runs it: a number, and comments that begin with `#`.
 pub(super) const SETTING: &str = "/etc/spc/helpers";

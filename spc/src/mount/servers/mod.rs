@@ -384,7 +384,7 @@ pub fn in_a_line(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::Options;
+    use crate::options::Options;
 
     fn choice(seen: &[Seen]) -> Choice {
         let several = servers::several("nfs", "a,b,c:/x", &Options::default()).unwrap();

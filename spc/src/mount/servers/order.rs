@@ -1,7 +1,7 @@
 //! In which order servers are asked.
 
 use crate::error::{Error, Result, errno_text};
-use crate::mount::Options;
+use crate::options::Options;
 
 /// The option that says it: `random`, `given`, or a number, which makes the same choice each time.
 pub const ORDER: &str = "x-spc.order";

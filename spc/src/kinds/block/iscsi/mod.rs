@@ -300,7 +300,7 @@ const TELLING: Telling = Telling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::Options;
+    use crate::options::Options;
 
     fn of(source: &str, options: &str) -> Result<Device> {
         let (options, secrets) = Options::and_secrets([options])?;

@@ -6,15 +6,16 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Place, enter, namespace, root};
+use super::device::release;
+use super::recover::settle;
+use super::services;
+use crate::client::{enter, namespace, root};
 use crate::error::{Class, Error, Result, errno_text};
+use crate::host::place::Place;
 use crate::host::service;
-use crate::mount::Record;
-use crate::mount::device::release;
-use crate::mount::mounter::Session;
-use crate::mount::presence::entry_of;
-use crate::mount::recover::settle;
-use crate::mount::services;
+use crate::state::Record;
+use crate::state::Session;
+use crate::state::presence::entry_of;
 
 /// How long it may take in one client namespace.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat, openat2};
 use rustix::io::Errno;
 
-use super::mounter::Session;
+use super::lone::{Lone, key};
 use crate::error::{Error, Reason, Result, errno_text};
 use crate::host::Host;
 use crate::host::errand::{Answer, Errand};
-use crate::host::lone::{Lone, key};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{mount_id, show};
+use crate::state::Session;
 
 /// How long the walk to a place may take.
 pub const LIMIT: Duration = Duration::from_secs(5);

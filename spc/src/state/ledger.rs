@@ -25,7 +25,7 @@ pub use attachments::{Attachment, Volume};
 pub use changes::Changes;
 pub use lock::Lock;
 
-use super::plan::Route;
+use super::Route;
 use crate::error::{Class, Error, Result, errno_text, is_shortage};
 use crate::host::Host;
 use crate::host::target::show;
@@ -418,7 +418,7 @@ fn name_of(file: &Path) -> Option<u64> {
 }
 
 /// FNV-1a, 64 bits: the same in every version, unlike the standard library's hasher.
-pub(super) fn hash(target: &Path) -> u64 {
+pub fn hash(target: &Path) -> u64 {
     target
         .as_os_str()
         .as_encoded_bytes()

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use serde::Serialize;
 
+use super::lone::Lone;
 use crate::error::{Error, Result, errno_text};
 use crate::host::errand::{Answer, Errand};
-use crate::host::lone::Lone;
-use crate::mount::ledger::{Record, State};
-use crate::mount::mounter::Session;
-use crate::mount::presence::entries_of;
+use crate::state::Session;
+use crate::state::ledger::{Record, State};
+use crate::state::presence::entries_of;
 
 /// How long one look may take.
 const LIMIT: Duration = Duration::from_secs(2);

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::Host;
-use super::ranges::Ranges;
-use super::target::MountId;
 use crate::error::{self, Error, errno_text};
+use crate::host::Host;
+use crate::host::ranges::Ranges;
+use crate::host::target::MountId;
 
 /// On the host.
 const FILE: &str = "/run/spc/looks";

@@ -10,9 +10,8 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
-use super::direct;
+use super::Session;
 use super::ledger::{Record, hash};
-use super::mounter::Session;
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, mount_id};
@@ -69,7 +68,7 @@ impl Mark {
 
     /// The entry, if the mount where it is now is the one that is wanted: directories on the way may have been renamed.
     fn walk(self, mut entry: Entry) -> std::io::Result<Option<Entry>> {
-        for _ in 0..direct::LOOKS {
+        for _ in 0..mountinfo::LOOKS {
             match top(&entry.target) {
                 Ok(top) if top.id == self.id => {
                     return Ok((top.unique == self.unique).then_some(entry));

@@ -1,5 +1,5 @@
 //! The secrets of a request. Their values are in nothing that is printed or kept, and reach a
-//! program only through a file in memory ([`super::handover`]).
+//! program only through a file in memory (`mount/handover.rs`).
 
 use std::fmt;
 use std::fs::File;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use crate::client::enter;
 use crate::error::{Error, Result, errno_text};
+use crate::host::caller;
 use crate::host::{Host, Settings};
 
 /// What stands for a value wherever one would be seen.
@@ -278,7 +278,7 @@ fn read_one(
                     host.run("reading a secret", move || whole(File::open(&path)?))
                         .map_err(|e| e.summary())?
                 }
-                None => enter::open_named(path).and_then(whole),
+                None => caller::open_named(path).and_then(whole),
             }
             .map_err(errno_text)?
         }

@@ -1,0 +1,49 @@
+//! What every command works with.
+
+use std::sync::Arc;
+
+use super::ledger::{Ledger, Record};
+use crate::error::Result;
+use crate::host::claim::{self, Claim};
+use crate::host::place::{Place, place};
+use crate::host::{Host, Settings};
+
+/// What every command works with.
+pub struct Session {
+    /// Settings of shim and launcher.
+    pub settings: Settings,
+    /// The host's namespace, entered.
+    pub host: Arc<Host>,
+    /// The host's ledger.
+    pub ledger: Ledger,
+    /// Where this process runs.
+    pub place: Place,
+}
+
+impl Session {
+    /// Reads the settings and enters the host's namespace.
+    ///
+    /// # Errors
+    /// Settings are broken, or the host cannot be entered.
+    pub fn open() -> Result<Self> {
+        let settings = Settings::read()?;
+        let host = Arc::new(Host::open(&settings)?);
+        Ok(Self {
+            settings,
+            ledger: Ledger::of(Arc::clone(&host)),
+            place: place(),
+            host,
+        })
+    }
+
+    /// The claim of a recorded mount, wherever that was made.
+    pub fn claim(&self, record: &Record) -> Claim {
+        let claims = match &record.root {
+            Some(root) if self.place != Place::Client(root.clone()) => {
+                claim::of_client(&self.host, root)
+            }
+            _ => self.settings.claims(),
+        };
+        Claim::named(&claims, &record.id)
+    }
+}
