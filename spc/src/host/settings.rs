@@ -10,9 +10,8 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use config::{Broken, Config};
-
 use crate::error::{Error, Result, errno_text};
+use crate::host::settings::config::{Broken, Config};
 
 /// The settings file, in the container and in each client root.
 pub const FILE: &str = "/etc/spc/shim.conf";

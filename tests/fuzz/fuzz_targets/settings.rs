@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spc::doors::flexvolume::node::Allowed;
+use spc::frontends::kubelet::flexvolume::allowlist::Allowed;
 
 // The very parser that is in both.
 #[path = "../../../shim/src/config/mod.rs"]
