@@ -15,7 +15,7 @@ fn broken(text: &str) -> (u32, &'static str) {
 
 #[test]
 fn no_file_means_the_built_in_values() {
-    let config = Config::defaults().unwrap();
+    let config = Config::parse_file(b"").unwrap();
     assert_eq!(
         strings(config.namespaces()),
         ["/host/proc/1/ns/mnt", "/proc/1/ns/mnt"]
@@ -72,7 +72,7 @@ fn what_cannot_be_meant_is_refused_with_its_line() {
 
 #[test]
 fn the_environment_adds_and_comes_first() {
-    let mut config = Config::defaults().unwrap();
+    let mut config = Config::parse_file(b"").unwrap();
     config.add_env(b"SPC_NAMESPACE", b"/a /b").unwrap();
     config.add_env(b"sysimage", b"/image/").unwrap();
     config.add_env(b"SPC_TYPES", b"tmpfs ext*").unwrap();
@@ -102,7 +102,7 @@ fn the_environment_adds_and_comes_first() {
 
 #[test]
 fn mapped_zero_bytes_are_a_config() {
-    let empty = Config::new();
+    let empty = Config::empty();
     assert_eq!(empty.namespaces().count() + empty.types().count(), 0);
     assert_eq!(empty.used, 0);
     assert_eq!(empty.named, 0);

@@ -1,15 +1,16 @@
 //! The settings: `shim.conf`, and what `SPC_*` in the environment adds.
 //!
-//! Pure: `core` only, no allocation, no I/O, no other module, because the launcher compiles this very file to
-//! read the same settings.
+//! Shared by the shim and the launcher. Pure: `core` only, no allocation, no I/O.
 //!
 //! A key that the file names replaces its built-in value, and may repeat; a key that it does not name keeps
 //! the built-in one. What the environment adds comes first, so a namespace given there is tried first. Blanks
 //! end a value; a target with blanks in it cannot be named here.
 
-mod words;
+#![cfg_attr(not(test), no_std)]
 
-pub use words::*;
+pub mod words;
+
+use words::{index, is_dots, next_word, same, split_once};
 
 /// Where the settings are.
 pub const FILE: &core::ffi::CStr = c"/etc/spc/shim.conf";
@@ -106,7 +107,7 @@ pub struct Config {
 
 impl Config {
     /// No setting at all, not even the built-in ones.
-    pub const fn new() -> Self {
+    const fn empty() -> Self {
         Self {
             text: [0; TEXT_MAX],
             used: 0,
@@ -115,20 +116,12 @@ impl Config {
         }
     }
 
-    /// The built-in settings, used when there is no file.
-    ///
-    /// # Errors
-    /// None: the built-in settings are right.
-    pub fn defaults() -> Result<Self, Broken> {
-        Self::parse_file(b"")
-    }
-
     /// The settings of a file with this text.
     ///
     /// # Errors
     /// The first line that is wrong.
     pub fn parse_file(text: &[u8]) -> Result<Self, Broken> {
-        let mut config = Self::new();
+        let mut config = Self::empty();
         match config.load(text) {
             (_, None) => Ok(config),
             (line, Some(fault)) => Err(Broken {

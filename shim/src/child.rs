@@ -7,113 +7,17 @@
 use core::ffi::{c_char, c_int, c_void};
 
 use crate::area::{Stack, Work};
-use crate::call::{Call, Symbol};
 use crate::claim;
-use crate::config::Config;
 use crate::host;
-use crate::namespace::enter_host;
+use crate::outcome::Step;
+use crate::outcome::{Decision, Route};
 use crate::policy::{self, Change, Claim, Reason, Verdict};
+use crate::redirected_call::RedirectedCall;
 use crate::report;
-use crate::sys::{self, CWD, Errno, Inode, Result};
+use crate::symbol::Symbol;
+use crate::sys::{self, CWD, Errno, Result};
 use crate::text::name;
 use crate::walk;
-
-/// What became of a call.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Decision {
-    /// The caller has to make the real call itself.
-    Passed,
-    /// Done on the host.
-    Carried,
-    /// Meant for the host, and not done at all.
-    Failed,
-}
-
-/// How far a call came.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Step {
-    /// Reading the settings. The report's word for no step comes before.
-    Settings = 1,
-    /// Finding out what the target is.
-    Target,
-    /// Finding the host's namespace.
-    Namespace,
-    /// Entering it.
-    Setns,
-    /// Holding the target there.
-    Pin,
-    /// The real call, or the child that makes it.
-    Call,
-    /// Seeing the new mount at the target.
-    Proof,
-}
-
-/// One call on its way to the host, and what became of it.
-pub struct Crossing<'a> {
-    pub config: &'a Config,
-    pub call: &'a Call,
-    pub work: &'a mut Work,
-    pub pid: c_int,
-    pub change: Change,
-    /// The type of the new mount is one for the host.
-    pub named: bool,
-    /// The descriptor given instead of a path is a mount of the host.
-    pub on_host: bool,
-    /// The claims directory, opened in the caller's namespace, if the launcher claims the target; or -1.
-    pub claims: c_int,
-    /// The directory that it is claimed for.
-    pub inode: Inode,
-    pub route: Route,
-    pub decision: Decision,
-    pub reason: Reason,
-    /// Kept up to date on the way, so that an error needs to bring nothing but its number.
-    pub step: Step,
-    pub result: Result<usize>,
-    /// Id of the new mount on the host, or 0.
-    pub mount: u64,
-}
-
-impl<'a> Crossing<'a> {
-    pub fn new(config: &'a Config, call: &'a Call, work: &'a mut Work) -> Self {
-        Self {
-            config,
-            call,
-            work,
-            pid: sys::pid(),
-            change: Change::Unmount,
-            named: false,
-            on_host: false,
-            claims: -1,
-            inode: Inode::default(),
-            route: Route::Pass,
-            decision: Decision::Passed,
-            reason: Reason::None,
-            step: Step::Settings,
-            result: Ok(0),
-            mount: 0,
-        }
-    }
-
-    #[inline(never)]
-    pub fn fail(&mut self, step: Step, error: Errno) {
-        self.decision = Decision::Failed;
-        self.step = step;
-        self.result = Err(error);
-    }
-
-    /// Why the call goes to the host whatever its target.
-    pub fn demand(&self) -> Option<Reason> {
-        policy::demand(self.config, self.change, self.named)
-    }
-
-    /// From here on paths are the host's.
-    #[inline(never)]
-    pub fn enter_host(&mut self) -> Result<()> {
-        enter_host(self.config, &mut self.work.path, &mut self.step)
-    }
-}
 
 /// The name of a child, and of no program: a library below this one may make the real call through a symbol that
 /// leads back here.
@@ -122,13 +26,13 @@ const MARK_END: u64 = u64::from_le_bytes(*b"ssing\0\0\0");
 
 /// Runs the child and returns when it has ended, however it did. What is not left to the caller is reported while
 /// the kernel clears the child away.
-pub fn run(stack: Stack, c: &mut Crossing<'_>) {
+pub fn run(stack: Stack, c: &mut RedirectedCall<'_>) {
     // What stays if the child is killed before it can say more.
     c.fail(Step::Call, Errno::IO);
     let share_files = matches!(c.change, Change::Handle | Change::Copy);
     let signals = sys::SignalsBlocked::new();
     let argument = (&raw mut *c).cast::<c_void>();
-    // SAFETY: signals are blocked, the stack is ours alone, and the argument is a `Crossing`.
+    // SAFETY: signals are blocked, the stack is ours alone, and the argument is a `RedirectedCall`.
     let child = unsafe { sys::spawn(child, stack.top(), share_files, argument) };
     if let Err(error) = child {
         c.fail(Step::Call, error);
@@ -143,8 +47,8 @@ pub fn run(stack: Stack, c: &mut Crossing<'_>) {
 }
 
 extern "C" fn child(argument: *mut c_void) -> c_int {
-    // SAFETY: `run` passes a `Crossing` and does not touch it until this process has left the memory.
-    let c = unsafe { &mut *argument.cast::<Crossing<'_>>() };
+    // SAFETY: `run` passes a `RedirectedCall` and does not touch it until this process has left the memory.
+    let c = unsafe { &mut *argument.cast::<RedirectedCall<'_>>() };
     sys::set_mark([MARK, MARK_END]);
     c.result = sys::die_with_parent().and_then(|()| carry_or_pass(c));
     if c.result.is_ok() && c.decision != Decision::Passed {
@@ -155,7 +59,7 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
 }
 
 /// The result of the call on the host. When it is the caller's, the decision says so.
-fn carry_or_pass(c: &mut Crossing<'_>) -> Result<usize> {
+fn carry_or_pass(c: &mut RedirectedCall<'_>) -> Result<usize> {
     c.step = Step::Target;
     // Relative sources need the directory that following the target leaves. It ends with this process, which shares
     // no descriptors for these.
@@ -180,19 +84,8 @@ fn carry_or_pass(c: &mut Crossing<'_>) -> Result<usize> {
     Ok(0)
 }
 
-/// Where a call goes, as far as its target tells.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Route {
-    Pass,
-    Carry,
-    /// An unmount of what may be mounted in the caller's view, and if not, on the host.
-    Look,
-    /// An unmount by a path that means the host's.
-    LookFirst,
-}
-
 #[inline(never)]
-fn find_route(c: &mut Crossing<'_>) -> Result<()> {
+fn find_route(c: &mut RedirectedCall<'_>) -> Result<()> {
     c.route = Route::Carry;
     c.reason = Reason::Descriptor;
     if c.on_host && c.call.symbol == Symbol::MountSetattr {
@@ -263,7 +156,7 @@ fn is_the_kernels_answer(error: Errno) -> bool {
 }
 
 /// Paths among the sources mean paths of the host, as targets do.
-fn find_source(c: &mut Crossing<'_>, origin: c_int) -> Result<()> {
+fn find_source(c: &mut RedirectedCall<'_>, origin: c_int) -> Result<()> {
     let [a, b, _, _, flags] = c.call.args;
     let (dir, from, follow) = match c.call.symbol {
         Symbol::Mount if a != 0 => (CWD, a, true),
