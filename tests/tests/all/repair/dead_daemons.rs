@@ -1,0 +1,525 @@
+//! Mounts whose daemon dies: another one takes their place, and nobody sees anything else there.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{AnyHost, Host, Kill, Status, Victim};
+use serde_json::Value;
+
+use crate::crash::fixture::{Case, Scene};
+use crate::kinds::fuse::sshd;
+use crate::support::{Container, Spc, VmSpc, until, with_gluster, with_lab};
+
+const TARGET: &str = "/mnt/data";
+
+/// A directory of the container, whose mount's daemon runs there.
+const INSIDE: &str = "/srv/source";
+
+/// A directory of the host, whose mount's daemon runs in a client root.
+const OUTSIDE: &str = "/host/srv/source";
+
+/// `spc mount OPTIONS` of a directory through bindfs; what is below the target can be told from it.
+fn bindfs<H: AnyHost>(spc: &Container<H>, source: &str, options: &str) -> Result<()> {
+    let fill = |source: &str| {
+        format!("mkdir -p {source}/sub && echo through | tee {source}/file >{source}/sub/file")
+    };
+    match source.strip_prefix("/host") {
+        Some(source) => spc.host.sh(&fill(source))?.ok()?,
+        None => spc.sh(&fill(source))?.ok()?,
+    };
+    let below = "mkdir -p /mnt/data && echo underneath >/mnt/data/file";
+    spc.host.sh(below)?.ok()?;
+    mount(spc, &["-t", "fuse.bindfs", "-o", options, source])
+}
+
+fn mount<H: AnyHost>(spc: &Container<H>, arguments: &[&str]) -> Result<()> {
+    spc.host.run(&["mkdir", "-p", TARGET])?.ok()?;
+    spc.exec(&[&["spc", "mount"], arguments, &[TARGET]].concat())?
+        .ok()?;
+    Ok(())
+}
+
+/// The one mount on the target that `spc ls` knows, and its record.
+pub fn only<H: AnyHost>(spc: &Container<H>) -> Result<(u64, Value)> {
+    let (on, record) = (spc.on(TARGET)?, spc.record(TARGET)?);
+    ensure!(
+        on.len() == 1 && record["mount_id"] == on[0].id,
+        "{on:?} {record}"
+    );
+    Ok((on[0].id, record))
+}
+
+/// Kills the daemon of the mount, which `spc ls` names.
+pub fn kill<H: AnyHost>(spc: &Container<H>) -> Result<()> {
+    let (_, record) = only(spc)?;
+    let daemons = record["daemon"].as_array().context("no daemon")?;
+    let daemons: Vec<String> = daemons.iter().map(ToString::to_string).collect();
+    ensure!(!daemons.is_empty(), "{record}");
+    // All at once: sshfs would unmount in good order if it saw its ssh die.
+    let daemons = daemons.join(" ");
+    spc.sh(&format!("kill -STOP {daemons}; kill -9 {daemons}"))?
+        .ok()?;
+    Ok(())
+}
+
+/// Waits until another mount is there, which answers.
+pub fn is_repaired<H: AnyHost>(spc: &Container<H>, dead: u64) -> Result<Duration> {
+    let killed = Instant::now();
+    let repaired = until("another mount is in place", || {
+        let (mount, record) = match only(spc) {
+            Ok(found) => found,
+            Err(_) => return Ok(false),
+        };
+        Ok(mount != dead && record["state"] == "ok")
+    });
+    repaired.with_context(|| log(spc))?;
+    Ok(killed.elapsed())
+}
+
+fn log<H: AnyHost>(spc: &Container<H>) -> String {
+    spc.log().unwrap_or_else(|error| error.to_string())
+}
+
+/// Reads a file again and again, opening it each time, until `during` is over; what it saw, each word once in a row.
+fn seen<H: AnyHost>(
+    spc: &Container<H>,
+    during: impl FnOnce() -> Result<()>,
+) -> Result<Vec<String>> {
+    const READER: &str = "
+        rm -f /tmp/stop /tmp/seen
+        (
+            last=
+            until [ -e /tmp/stop ]; do
+                word=failed
+                { read -r word </mnt/data/file || word=failed; } 2>/dev/null
+                [ \"$word\" = \"$last\" ] || echo \"$word\"
+                last=$word
+            done >/tmp/seen
+            echo end >>/tmp/seen
+        ) >/dev/null 2>&1 &
+    ";
+    spc.host.sh(READER)?.ok()?;
+    let done = during();
+    spc.host.sh("touch /tmp/stop")?.ok()?;
+    done?;
+    let mut words = Vec::new();
+    until("the reader has ended", || {
+        let text = String::from_utf8(spc.host.read("/tmp/seen")?)?;
+        words = text.lines().map(str::to_owned).collect();
+        Ok(words.last().is_some_and(|word| word == "end"))
+    })?;
+    words.pop();
+    Ok(words)
+}
+
+/// The daemon is killed, and a new mount is there, of which nothing but the mount is new.
+fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, way: &str) -> Result<()> {
+    let before = spc.traces()?;
+    bindfs(spc, source, "allow_other")?;
+    let tables = spc.host.tables()?;
+    let mut times = Vec::new();
+    let words = seen(spc, || {
+        for _ in 0..2 {
+            let (dead, _) = only(spc)?;
+            kill(spc)?;
+            times.push(is_repaired(spc, dead)?);
+        }
+        Ok(())
+    })?;
+    eprintln!("{source}, {way}: another mount was in place after {times:.1?}");
+    let log = log(spc);
+    let after = log.rsplit("serving").next().unwrap_or_default();
+    let ways = after.matches(&format!("way=\"{way}\"")).count();
+    ensure!(ways >= 2, "{log}");
+    if way == "swap" {
+        ensure!(
+            words.last().is_some_and(|word| word == "through"),
+            "{words:?}"
+        );
+    } else {
+        let expected = ["through", "failed", "through", "failed", "through"];
+        ensure!(words == expected, "{words:?}\n{log}");
+    }
+    // Commands have tables of their own for a moment.
+    let grown = until("no table has grown", || {
+        let now = spc.host.tables()?;
+        Ok(tables
+            .iter()
+            .all(|(namespace, lines)| now.get(namespace).is_none_or(|n| n <= lines)))
+    });
+    grown.with_context(|| format!("{tables:?} became {:?}\n{log}", spc.host.tables()))?;
+    ensure!(spc.host.read("/mnt/data/sub/file")? == b"through\n");
+    spc.exec(&["spc", "umount", TARGET])?.ok()?;
+    spc.host.run(&["rm", "/mnt/data/file"])?.ok()?;
+    let after = spc.traces()?;
+    ensure!(after == before, "left: {after:#?}\nwas: {before:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_mount_whose_daemon_was_killed_is_replaced_without_a_gap() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        for source in [INSIDE, OUTSIDE] {
+            a_kill_is_repaired(&spc, source, "beneath")?;
+        }
+        let log = log(&spc);
+        ensure!(log.contains("killed by signal 9"), "{log}");
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn the_least_privileges_are_enough_to_repair() {
+    with_lab(|lab| a_kill_is_repaired(&Spc::least(lab)?, OUTSIDE, "beneath"));
+}
+
+#[test]
+fn repair_on_a_kernel_that_cannot_mount_beneath() {
+    with_lab(|lab| {
+        let spc = VmSpc::usual(lab)?;
+        a_kill_is_repaired(&spc, INSIDE, "peer")?;
+        spc.host.sh("mount --make-private /")?.ok()?;
+        a_kill_is_repaired(&spc, OUTSIDE, "swap")?;
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        for (options, repaired) in [
+            ("allow_other,x-spc.repair=containers", true),
+            ("allow_other", false),
+        ] {
+            bindfs(&spc, OUTSIDE, options)?;
+            let start = "
+                mkdir -p /mnt/bound && mount --bind /mnt/data/sub /mnt/bound
+                docker run -d --name user -v /mnt/data:/data -v /mnt/data/sub:/sub:ro -v /mnt/data/file:/file \
+                    --entrypoint sleep localhost/spc:latest 1000
+            ";
+            spc.host.sh(start)?.ok()?;
+            let inside = |script: &str| {
+                spc.host
+                    .run(&["docker", "exec", "user", "sh", "-c", script])
+            };
+            let table = || -> Result<String> {
+                let table = inside("cat /proc/1/mountinfo")?.ok()?.text();
+                let bound = table.lines().filter(|line| line.contains("fuse"));
+                let fields = bound.map(|line| {
+                    line.split(' ')
+                        .skip(3)
+                        .take(4)
+                        .collect::<Vec<_>>()
+                        .join(" ")
+                });
+                let mut fields = fields.collect::<Vec<_>>();
+                fields.sort();
+                Ok(fields.join("\n"))
+            };
+            let before = table()?;
+            ensure!(before.lines().count() == 3, "{before}");
+            let (dead, _) = only(&spc)?;
+            kill(&spc)?;
+            is_repaired(&spc, dead)?;
+            let read = || inside("cat /data/file /sub/file /file");
+            if repaired {
+                until("the container reads again", || {
+                    Ok(read()?.text() == "through\nthrough\nthrough")
+                })
+                .with_context(|| {
+                    format!(
+                        "{}\n{}",
+                        log(&spc),
+                        read().map_or(String::new(), |o| o.to_string())
+                    )
+                })?;
+                let refused = inside("echo x >/sub/file")?;
+                ensure!(refused.error_text().contains("Read-only"), "{refused}");
+                inside("echo written >/data/new")?.ok()?;
+                ensure!(spc.host.read("/mnt/bound/file")? == b"through\n");
+                ensure!(spc.on("/mnt/bound")?.len() == 1);
+                ensure!(table()? == before, "{} was {before}", table()?);
+            } else {
+                let refused = read()?;
+                ensure!(refused.error_text().contains("not connected"), "{refused}");
+            }
+            spc.host.run(&["docker", "rm", "-f", "user"])?.ok()?;
+            spc.host.run(&["umount", "/mnt/bound"])?.ok()?;
+            spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        }
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn a_mount_that_is_not_to_be_repaired_stays_dead() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        bindfs(&spc, OUTSIDE, "x-spc.repair=no")?;
+        let (dead, _) = only(&spc)?;
+        kill(&spc)?;
+        std::thread::sleep(Duration::from_secs(4));
+        let (same, record) = only(&spc)?;
+        ensure!(same == dead && record["state"] == "stale", "{record}");
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()?;
+        let words = [
+            "spc",
+            "mount",
+            "-t",
+            "fuse.bindfs",
+            "-o",
+            "x-spc.repair=maybe",
+            "/srv/source",
+            TARGET,
+        ];
+        spc.refused(
+            &words,
+            1,
+            &["bad option x-spc.repair", "host, containers or no"],
+        )?;
+        Ok(())
+    });
+}
+
+/// What is mounted, killed, mounted in its place and used is the same thing.
+fn is_the_same<H: AnyHost>(spc: &Container<H>, arguments: &[&str], shows: &str) -> Result<()> {
+    mount(spc, arguments)?;
+    spc.host.write("/mnt/data/repaired", b"before")?;
+    let (dead, _) = only(spc)?;
+    kill(spc)?;
+    let took = is_repaired(spc, dead)?;
+    eprintln!("{arguments:?}: another mount was in place after {took:.1?}");
+    let on = spc.on(TARGET)?;
+    ensure!(on.len() == 1 && on[0].fstype == shows, "{on:?}");
+    ensure!(spc.host.read("/mnt/data/repaired")? == b"before");
+    spc.host.write("/mnt/data/repaired", b"after")?;
+    Ok(())
+}
+
+#[test]
+fn a_glusterfs_volume_comes_back_and_its_daemon_can_still_unmount_it() {
+    with_gluster(|lab, cluster| {
+        let spc = Spc::usual(lab)?;
+        let source = format!("{}:/vol", cluster.nodes()[0].host().address());
+        is_the_same(&spc, &["-t", "glusterfs", &source], "fuse.glusterfs")?;
+        for node in cluster.nodes() {
+            ensure!(node.host().read(node.brick("vol").join("repaired"))? == b"after");
+        }
+        // GlusterFS takes its own mount away when it is told to end, by the stand-in that it knows.
+        let (_, record) = only(&spc)?;
+        spc.sh(&format!("kill -TERM {}", record["daemon"][0]))?
+            .ok()?;
+        until("the mount is gone", || Ok(spc.on(TARGET)?.is_empty()))?;
+        until("it is forgotten", || Ok(spc.is_clean().is_ok()))
+    });
+}
+
+/// What a dead client had the right to change, its metadata server keeps for it for a while: so this one only reads.
+#[test]
+fn ceph_fuse_comes_back_with_the_key_of_a_file() {
+    with_lab(|lab| {
+        let ceph = lab::ceph().context("no cluster")?;
+        let spc = Spc::usual(lab)?;
+        spc.put("/etc/app.secret", ceph.secret("app")?.as_bytes())?;
+        ceph.sh("echo kept >/mnt/app/repaired && sync -f /mnt/app/repaired")?;
+        let options = "ro,name=app,secretfile=/etc/app.secret";
+        let source = format!("{}:/app", ceph.address());
+        mount(&spc, &["-t", "ceph-fuse", "-o", options, &source])?;
+        ensure!(spc.host.read("/mnt/data/repaired")? == b"kept\n");
+        let (dead, _) = only(&spc)?;
+        // What only the copy beside the claim has from now on.
+        spc.sh("rm /etc/app.secret")?.ok()?;
+        kill(&spc)?;
+        is_repaired(&spc, dead)?;
+        ensure!(spc.host.read("/mnt/data/repaired")? == b"kept\n");
+        // As ceph-fuse does it to empty the kernel's caches.
+        let remount = "
+            for dir in /spc/targets/*/; do
+                case $dir in *.files/) continue ;; esac
+                LIBMOUNT_FSTAB=/dev/null LIBMOUNT_FORCE_MOUNT2=always mount -i -o remount $dir || exit
+            done";
+        let (_, record) = only(&spc)?;
+        let daemon = record["daemon"][0].to_string();
+        spc.exec(&["nsenter", "-t", &daemon, "-m", "sh", "-c", remount])?
+            .ok()?;
+        let refused = spc.host.sh("echo x >/mnt/data/repaired")?;
+        ensure!(refused.error_text().contains("Read-only"), "{refused}");
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
+    });
+}
+
+/// A directory of an SSH server.
+fn sshfs(spc: &Spc<'_>, server: &Host<'_>) -> Result<()> {
+    spc.put("/host/root/key", &server.read("/root/key")?)?;
+    spc.sh("chmod 600 /host/root/key")?.ok()?;
+    let source = format!("root@{}:/srv/data", server.address());
+    let options = "IdentityFile=/host/root/key,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,BatchMode=yes";
+    mount(spc, &["-t", "fuse.sshfs", "-o", options, &source])
+}
+
+#[test]
+fn tries_that_fail_come_later_and_later_and_say_why() {
+    with_lab(|lab| {
+        let (spc, server) = (Spc::usual(lab)?, sshd(lab)?);
+        sshfs(&spc, &server)?;
+        let (dead, _) = only(&spc)?;
+        server.sh("kill $(cat /run/sshd.pid)")?.ok()?;
+        kill(&spc)?;
+        let tried = || Ok(log(&spc).contains("tries=2"));
+        until("two tries have failed", tried).with_context(|| log(&spc))?;
+        let said = log(&spc);
+        for what in [
+            "Connection refused",
+            "not repaired",
+            "again_in=1s",
+            "again_in=2s",
+        ] {
+            ensure!(said.contains(what), "no {what}: {said}");
+        }
+        let (same, record) = only(&spc)?;
+        ensure!(same == dead && record["state"] == "stale", "{record}");
+        server.sh("/usr/sbin/sshd -o UsePAM=no")?.ok()?;
+        is_repaired(&spc, dead)?;
+        ensure!(spc.host.read("/mnt/data/file")? == b"on the server");
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn an_unmount_does_not_wait_for_a_repair() {
+    with_lab(|lab| {
+        let (spc, server) = (Spc::usual(lab)?, sshd(lab)?);
+        sshfs(&spc, &server)?;
+        // Whoever connects now waits for its first word.
+        server.sh("kill -STOP $(cat /run/sshd.pid)")?.ok()?;
+        kill(&spc)?;
+        until("a repair is at work", || {
+            let at_work = "grep -q making /run/spc/mounts/*.json && pidof ssh";
+            Ok(spc.host.sh(at_work)?.success())
+        })?;
+        let output = spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        ensure!(output.elapsed < Duration::from_secs(10), "{output}");
+        spc.is_clean()
+    });
+}
+
+#[test]
+fn a_secret_is_read_again_if_it_can_be_and_never_kept() {
+    with_lab(|lab| {
+        let (spc, store) = (Spc::usual(lab)?, lab.s3()?);
+        spc.put("/run/key", store.key().as_bytes())?;
+        let options = format!("use_path_request_style,url={}", store.guarded());
+        let mount = |from: &'static str| {
+            [
+                "-t",
+                "fuse.s3fs",
+                "-o",
+                options.as_str(),
+                "--secret",
+                from,
+                "bucket",
+            ]
+        };
+        is_the_same(&spc, &mount("passwd=file:/run/key"), "fuse.s3fs")?;
+        let (_, secret) = store.key().split_once(':').context("no key")?;
+        let kept = spc
+            .host
+            .sh(&format!("grep -rF '{secret}' /run/spc/mounts"))?;
+        ensure!(kept.stdout.is_empty(), "{kept}");
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+
+        let given = [&["spc", "mount"][..], &mount("passwd=stdin"), &[TARGET]].concat();
+        spc.exec_with(&given, store.key().as_bytes())?.ok()?;
+        let (dead, _) = only(&spc)?;
+        kill(&spc)?;
+        let why = "its secret passwd came from stdin, and is not kept";
+        until("the reason is in the log", || Ok(log(&spc).contains(why)))?;
+        let (same, record) = only(&spc)?;
+        ensure!(same == dead && record["state"] == "stale", "{record}");
+        ensure!(!log(&spc).contains(secret), "{}", log(&spc));
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
+    });
+}
+
+/// A daemon that runs in the container ends with it.
+#[test]
+fn what_died_with_the_container_comes_back_with_it() {
+    with_lab(|lab| {
+        let spc = Spc::usual(lab)?;
+        bindfs(&spc, INSIDE, "allow_other")?;
+        let (dead, _) = only(&spc)?;
+        spc.host
+            .run(&["docker", "restart", "-t", "1", "spc"])?
+            .ok()?;
+        is_repaired(&spc, dead)?;
+        ensure!(spc.host.read("/mnt/data/file")? == b"through\n");
+        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.is_clean()
+    });
+}
+
+/// What a killed repair leaves is put right by the next command, whichever that is.
+#[test]
+fn a_killed_repair_can_be_given_again() {
+    with_lab(|lab| {
+        let scene = Scene::new(lab, false)?;
+        let spc = &scene.spc;
+        spc.host.run(&["mkdir", "-p", TARGET])?.ok()?;
+        spc.sh("mkdir -p /srv/source")?.ok()?;
+        let words = ["-t", "fuse.bindfs", "/srv/source"];
+        let case = Case::new("bindfs", &words, TARGET, 3, 1);
+        let (umount, repair) = (["spc", "umount", TARGET], ["spc", "repair", TARGET]);
+        let mut steps = Vec::new();
+        for at in 1.. {
+            for again in [true, false] {
+                scene.run(&case.mount)?.ok()?;
+                let (dead, _) = only(spc)?;
+                scene.kill_daemons()?;
+                until("the daemon has ended", || {
+                    Ok(spc.census(scene.first)?.marked.is_empty())
+                })?;
+                let order = Kill {
+                    at,
+                    victim: Victim::Command,
+                    family: false,
+                    only: None,
+                };
+                let stepped = spc.host.step(scene.first, &repair, order)?;
+                let here = || format!("killed at step {at}: {:?}", stepped.steps.last());
+                if stepped.killed && again {
+                    let output = scene.run(&repair)?;
+                    ensure!(
+                        output.success() || output.status == Status::Code(3),
+                        "{}: {output}",
+                        here()
+                    );
+                }
+                if again {
+                    scene.is_mounted(&case).with_context(here)?;
+                    let (mount, record) = only(spc)?;
+                    ensure!(
+                        mount != dead && record["state"] == "ok",
+                        "{}: {record}",
+                        here()
+                    );
+                }
+                scene.run(&umount)?.ok().with_context(here)?;
+                scene.is_clean().with_context(here)?;
+                if !stepped.killed {
+                    stepped.output.ok()?;
+                    ensure!(steps.len() > 20, "only {steps:?}");
+                    eprintln!("killed at {} steps: {}", steps.len(), steps.join(", "));
+                    return Ok(());
+                }
+                steps = stepped.steps;
+            }
+        }
+        Ok(())
+    });
+}

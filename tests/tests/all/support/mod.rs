@@ -1,0 +1,477 @@
+//! What the tests of the container share: a host with an engine, the container started on it, and what is
+//! asked of both.
+
+pub mod images;
+pub mod random;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use lab::{
+    AnyHost, Base, Cluster, Engine, Host, HostOptions, Lab, Mount, Output, Propagation, Vm,
+    VmOptions,
+};
+use serde_json::Value;
+
+/// The run line of the documents: all privileges, and the host's tree bound.
+pub const FULL: [&str; 5] = ["--privileged", "--net=host", "--pid=host", "-v", "/:/host"];
+
+/// The recommended run line: what is needed and no more.
+pub const LEAST: [&str; 7] = [
+    "--cap-drop=ALL",
+    "--cap-add=SYS_ADMIN",
+    "--cap-add=SYS_CHROOT",
+    "--cap-add=SYS_PTRACE",
+    "--device=/dev/fuse",
+    "--pid=host",
+    "--net=host",
+];
+
+/// A host on which the container runs as `spc`.
+pub struct Container<H> {
+    /// The host.
+    pub host: H,
+    runtime: Runtime,
+}
+
+/// What runs the container.
+#[derive(Clone, Copy)]
+enum Runtime {
+    Engine(Engine),
+    Runc,
+}
+
+/// The container on a disposable host.
+pub type Spc<'lab> = Container<Host<'lab>>;
+
+/// The container on a virtual machine.
+pub type VmSpc<'lab> = Container<Vm<'lab>>;
+
+impl<'lab> VmSpc<'lab> {
+    /// A minimal host that is a virtual machine, with the container.
+    pub fn usual(lab: &'lab Lab) -> Result<Self> {
+        Self::boot(lab, VmOptions::default())
+    }
+
+    /// Boots a virtual machine and starts the container, with all privileges.
+    pub fn boot(lab: &'lab Lab, options: VmOptions) -> Result<Self> {
+        let host = lab.vm(VmOptions {
+            image: Some(Base::Trixie),
+            ..options
+        })?;
+        host.start_container()?;
+        let runtime = Runtime::Runc;
+        Ok(Self { host, runtime })
+    }
+}
+
+impl<'lab> Spc<'lab> {
+    /// Boots a host, starts the engine and the container with these arguments of `run`.
+    pub fn start(
+        lab: &'lab Lab,
+        propagation: Propagation,
+        engine: Engine,
+        base: Base,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let host = lab.host(HostOptions {
+            propagation,
+            ..HostOptions::default()
+        })?;
+        host.start(engine, Some(&lab::image(base)?))?;
+        let runtime = Runtime::Engine(engine);
+        let spc = Self { host, runtime };
+        spc.run(base, arguments)?.ok()?;
+        Ok(spc)
+    }
+
+    /// docker on a host with a shared `/`, with the full run line.
+    pub fn usual(lab: &'lab Lab) -> Result<Self> {
+        let (shared, docker) = (Propagation::Shared, Engine::Docker);
+        Self::start(lab, shared, docker, Base::Trixie, &FULL)
+    }
+
+    /// docker on a host with a shared `/`, with the recommended run line.
+    pub fn least(lab: &'lab Lab) -> Result<Self> {
+        let (shared, docker) = (Propagation::Shared, Engine::Docker);
+        Self::start(lab, shared, docker, Base::Trixie, &LEAST)
+    }
+
+    /// `docker run -d --name spc ARGUMENTS IMAGE`.
+    pub fn run(&self, base: Base, arguments: &[&str]) -> Result<Output> {
+        let start = [self.runtime.command(), "run", "-d", "--name", "spc"];
+        self.host
+            .run(&[&start, arguments, &[base.image()]].concat())
+    }
+}
+
+impl Runtime {
+    fn command(self) -> &'static str {
+        match self {
+            Self::Engine(engine) => engine.command(),
+            Self::Runc => "runc",
+        }
+    }
+
+    /// `docker exec OPTIONS spc`.
+    fn exec(self, cwd: Option<&str>) -> Vec<&str> {
+        let (interactive, directory) = match self {
+            Self::Engine(_) => (&["-i"][..], "-w"),
+            Self::Runc => (&[][..], "--cwd"),
+        };
+        let mut words = [&[self.command(), "exec"], interactive].concat();
+        words.extend(cwd.iter().flat_map(|cwd| [directory, cwd]));
+        words.push("spc");
+        words
+    }
+}
+
+impl<H: AnyHost> Container<H> {
+    /// `docker exec spc WORDS`.
+    pub fn exec(&self, words: &[&str]) -> Result<Output> {
+        self.host.run(&[&self.runtime.exec(None), words].concat())
+    }
+
+    /// `docker exec -w CWD spc WORDS`.
+    pub fn exec_in(&self, cwd: &str, words: &[&str]) -> Result<Output> {
+        self.host
+            .run(&[&self.runtime.exec(Some(cwd)), words].concat())
+    }
+
+    /// `docker exec -i spc WORDS` with these bytes as standard input.
+    pub fn exec_with(&self, words: &[&str], input: &[u8]) -> Result<Output> {
+        self.host
+            .run_with(&[&self.runtime.exec(None), words].concat(), input)
+    }
+
+    /// Takes the container away.
+    pub fn remove(&self) -> Result<()> {
+        let remove = match self.runtime {
+            Runtime::Engine(_) => "rm",
+            Runtime::Runc => "delete",
+        };
+        self.host
+            .run(&[self.runtime.command(), remove, "-f", "spc"])?
+            .ok()?;
+        Ok(())
+    }
+
+    /// What the container's first process has logged.
+    pub fn log(&self) -> Result<String> {
+        let read = match self.runtime {
+            Runtime::Engine(engine) => format!("{} logs spc 2>&1", engine.command()),
+            Runtime::Runc => "cat /run/container/log".to_owned(),
+        };
+        Ok(self.host.sh(&read)?.ok()?.text())
+    }
+
+    /// A script in the container.
+    pub fn sh(&self, script: &str) -> Result<Output> {
+        self.exec(&["sh", "-c", script])
+    }
+
+    /// The container's first process, as the host numbers it.
+    pub fn pid(&self) -> Result<String> {
+        let command = self.runtime.command();
+        let words = match self.runtime {
+            Runtime::Engine(_) => {
+                vec![command, "inspect", "--format", "{{.State.Pid}}", "spc"]
+            }
+            Runtime::Runc => vec![command, "state", "spc"],
+        };
+        let text = self.host.run(&words)?.ok()?.text();
+        Ok(match self.runtime {
+            Runtime::Engine(_) => text.trim().to_owned(),
+            Runtime::Runc => serde_json::from_str::<Value>(&text)?["pid"].to_string(),
+        })
+    }
+
+    /// The container's mount table, line by line.
+    pub fn mounts(&self) -> Result<Vec<String>> {
+        let table = self
+            .host
+            .run(&["cat", &format!("/proc/{}/mountinfo", self.pid()?)])?
+            .ok()?;
+        Ok(table.text().lines().map(str::to_owned).collect())
+    }
+
+    /// The host's mounts on a target, the topmost last.
+    pub fn on(&self, target: impl AsRef<Path>) -> Result<Vec<Mount>> {
+        let all = self.host.mountinfo()?;
+        Ok(all
+            .into_iter()
+            .filter(|mount| mount.target == target.as_ref())
+            .collect())
+    }
+
+    /// Writes a program or a file that anybody may read and run into the container.
+    pub fn put(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let script = r#"cat >"$1" && chmod 755 "$1""#;
+        self.exec_with(&["sh", "-c", script, "put", path], bytes)?
+            .ok()?;
+        Ok(())
+    }
+
+    /// What `spc ls` knows of a target.
+    pub fn record(&self, target: &str) -> Result<Value> {
+        let list: Vec<Value> =
+            serde_json::from_str(&self.exec(&["spc", "ls", "--json"])?.ok()?.text())?;
+        list.into_iter()
+            .find(|record| record["target"] == target)
+            .with_context(|| format!("no record of {target}"))
+    }
+
+    /// All that a mount could leave: entries of the mount tables, records, claims, processes of helpers.
+    pub fn traces(&self) -> Result<(Vec<Mount>, String)> {
+        let records = self
+            .host
+            .sh("ls -A /run/spc/mounts 2>/dev/null | grep -v '^lock$'")?;
+        let look = "cat /proc/self/mountinfo; ls -A /spc/targets; grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ";
+        let container = self.sh(look)?.text();
+        let claims = self.host.sh(CLIENT_CLAIMS)?.text();
+        Ok((
+            self.host.mountinfo()?,
+            format!("{}\n{container}{claims}", records.text()),
+        ))
+    }
+
+    /// A mount's whole life by `spc mount ARGUMENTS TARGET`: the one new entry of any mount table is of this type and
+    /// from this source, and `spc ls` knows it; it is used; and `spc umount` leaves nothing.
+    pub fn life(
+        &self,
+        arguments: &[&str],
+        target: &str,
+        [fstype, source]: [&str; 2],
+        used: impl FnOnce(&Value) -> Result<()>,
+    ) -> Result<()> {
+        self.host.run(&["mkdir", "-p", target])?.ok()?;
+        let (before, tables) = (self.traces()?, tables(&self.host)?);
+        self.exec(&[&["spc", "mount"], arguments, &[target]].concat())?
+            .ok()?;
+        let on = self.on(target)?;
+        ensure!(
+            on.len() == 1 && on[0].fstype == fstype && on[0].source == *source,
+            "{on:?}"
+        );
+        let grown = until("one more entry in all tables together", || {
+            Ok(self.grown(&tables)? == 1)
+        });
+        grown.with_context(|| format!("{tables:?} became {:?}", self.host.tables()))?;
+        let record = self.record(target)?;
+        ensure!(
+            record["state"] == "ok" && record["mount_id"] == on[0].id,
+            "{record}"
+        );
+        used(&record)?;
+        self.exec(&["spc", "umount", target])?.ok()?;
+        let after = self.traces()?;
+        ensure!(after == before, "left: {after:#?}\nwas: {before:#?}");
+        Ok(())
+    }
+
+    /// By how many entries tables have grown, new ones included. Those that are gone do not count: `docker run` and
+    /// `docker exec` have one of their own for a moment.
+    fn grown(&self, before: &BTreeMap<PathBuf, usize>) -> Result<isize> {
+        let grown = |(namespace, now): (PathBuf, usize)| {
+            let before = before.get(&namespace).copied().unwrap_or_default();
+            now.cast_signed() - before.cast_signed()
+        };
+        Ok(tables(&self.host)?.into_iter().map(grown).sum())
+    }
+
+    /// A command that fails: with this exit code, with one error that says these things and has a hint, and with
+    /// nothing left of it.
+    pub fn refused(&self, words: &[&str], code: i32, says: &[&str]) -> Result<Output> {
+        let before = self.traces()?;
+        let output = self.exec(words)?.code(code)?;
+        let error = output.error_text();
+        let lines = |start: &str| error.lines().filter(|line| line.starts_with(start)).count();
+        ensure!(
+            lines("spc: ") == 1
+                && lines("hint: ") == 1
+                && error.starts_with("spc: ")
+                && output.stdout.is_empty(),
+            "{output}"
+        );
+        for what in says {
+            ensure!(error.contains(what), "it does not say {what:?}: {output}");
+        }
+        let after = self.traces()?;
+        ensure!(
+            after == before,
+            "left: {after:#?}\nwas: {before:#?}\n{output}"
+        );
+        eprintln!("{} ({:.1?})\n{error}\n", words.join(" "), output.elapsed);
+        Ok(output)
+    }
+
+    /// Nothing of any mount is left: no record, no claim, no helper's process.
+    pub fn is_clean(&self) -> Result<()> {
+        let records = self
+            .host
+            .sh("ls -A /run/spc/mounts 2>/dev/null | grep -v '^lock$'")?
+            .text();
+        ensure!(records.is_empty(), "records are left: {records}");
+        let claims = self
+            .sh("ls -A /spc/targets | grep -v '^report.sock$'")?
+            .text();
+        ensure!(claims.is_empty(), "claims are left: {claims}");
+        let claims = self.host.sh(CLIENT_CLAIMS)?.text();
+        ensure!(claims.is_empty(), "claims of clients are left: {claims}");
+        let marked = self
+            .sh("grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ")?
+            .text();
+        ensure!(marked.is_empty(), "processes are left: {marked}");
+        Ok(())
+    }
+}
+
+/// Lists the claims of mounts whose programs run in a client root.
+const CLIENT_CLAIMS: &str = "cd /run/spc/targets 2>/dev/null && find . -mindepth 2";
+
+/// How many entries all mount tables of a host's processes have, containers included.
+pub fn entries(host: &impl AnyHost) -> Result<usize> {
+    Ok(tables(host)?.values().sum())
+}
+
+/// How many mounts a client namespace is made of.
+const CLIENT_ENTRIES: usize = 11;
+
+/// As [`AnyHost::tables`], without what client namespaces are made of.
+fn tables(host: &impl AnyHost) -> Result<BTreeMap<PathBuf, usize>> {
+    let notes = host.sh("cat /run/spc/clients/* 2>/dev/null")?.text();
+    let mut tables = host.tables()?;
+    for (namespace, entries) in &mut tables {
+        let name = namespace.to_string_lossy();
+        let inode = name.trim_start_matches("mnt:[").trim_end_matches(']');
+        if notes.contains(&format!("\"namespace\":{inode}}}")) {
+            let own = entries.checked_sub(CLIENT_ENTRIES);
+            *entries = own.context("a client namespace lacks something")?;
+        }
+    }
+    Ok(tables)
+}
+
+/// Runs a test's body with the lab and its GlusterFS; where there is no lab, that has been said.
+pub fn with_gluster(body: impl FnOnce(&'static Lab, &'static Cluster<'static>) -> Result<()>) {
+    let (Some(lab), Some(cluster)) = (lab::shared(), lab::gluster()) else {
+        return;
+    };
+    body(lab, cluster).unwrap_or_else(|error| panic!("{error:?}"));
+}
+
+/// Runs a test's body with the lab; where there is none, that has been said.
+pub fn with_lab(body: impl FnOnce(&'static Lab) -> Result<()>) {
+    if let Some(lab) = lab::shared() {
+        body(lab).unwrap_or_else(|error| panic!("{error:?}"));
+    }
+}
+
+/// Waits until something holds, for at most 20 seconds.
+pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    for _ in 0..200 {
+        if holds()? {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    None.with_context(|| format!("did not come to be: {what}"))
+}
+
+/// What there is of mounts on a host and in its container, read from outside: no process is started for it.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// The host's records.
+    pub records: Vec<serde_json::Value>,
+    /// Other files beside them, the lock apart.
+    pub strays: Vec<String>,
+    /// The files of the claims, by id.
+    pub claims: BTreeMap<String, Vec<String>>,
+    /// The helpers and daemons, by the id of their mount.
+    pub marked: BTreeMap<String, Vec<i32>>,
+}
+
+impl Spc<'_> {
+    /// The container's first process, as the machine numbers it.
+    pub fn first(&self) -> Result<i32> {
+        let pid = self.pid()?;
+        // Its ids in each PID namespace, the machine's first.
+        let ids = |process: i32| -> Option<Vec<String>> {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+            let numbers = status
+                .lines()
+                .find_map(|line| line.strip_prefix("NSpid:"))?;
+            Some(numbers.split_whitespace().map(str::to_owned).collect())
+        };
+        let level = ids(self.host.pid()).context("the host has ended")?.len();
+        let inner = |process: i32| ids(process)?.get(level - 1).cloned();
+        let mut processes = self.host.processes().into_iter();
+        processes
+            .find(|process| inner(*process).as_ref() == Some(&pid))
+            .context("the container has no first process")
+    }
+
+    /// Counts everything; `first` is the container's first process.
+    pub fn census(&self, first: i32) -> Result<Census> {
+        let mut census = Census::default();
+        let ledger = format!("/proc/{}/root/run/spc/mounts", self.host.pid());
+        for name in names(&ledger)? {
+            match name.as_str() {
+                "lock" => {}
+                name if name.ends_with(".json") => {
+                    let text = fs::read(format!("{ledger}/{name}"))?;
+                    census.records.push(serde_json::from_slice(&text)?);
+                }
+                name => census.strays.push(name.to_owned()),
+            }
+        }
+        let clients = format!("/proc/{}/root/run/spc/targets", self.host.pid());
+        let mut places = vec![format!("/proc/{first}/root/spc/targets")];
+        places.extend(
+            names(&clients)?
+                .iter()
+                .map(|client| format!("{clients}/{client}")),
+        );
+        for place in places {
+            for name in names(&place)? {
+                let id = name.split('.').next().unwrap_or_default().to_owned();
+                census.claims.entry(id).or_default().push(name);
+            }
+        }
+        for process in self.host.processes() {
+            let environ = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+            let mark = environ.split(|byte| *byte == 0).find_map(|variable| {
+                let id = variable.strip_prefix(b"SPC_MOUNT=")?;
+                Some(String::from_utf8_lossy(id).into_owned())
+            });
+            if let Some(id) = mark {
+                census.marked.entry(id).or_default().push(process);
+            }
+        }
+        Ok(census)
+    }
+}
+
+impl Census {
+    /// Nothing of any mount is left.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+            && self.strays.is_empty()
+            && self.claims.is_empty()
+            && self.marked.is_empty()
+    }
+}
+
+/// The names in a directory, which may not exist.
+fn names(directory: &str) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
