@@ -116,7 +116,7 @@ fn installed_host(tried: Tried<'_>) {
 /// A disk of the host, in the container with all privileges.
 fn disk(tried: Tried<'_>) {
     with_lab(|lab| {
-        let scene = Scene::of(Spc::usual(lab)?, false)?;
+        let scene = Scene::of(Spc::privileged(lab)?, false)?;
         let device = attach(&scene.spc.host, 8, &["mkfs.ext4", "-q", "-F"])?.device;
         scene.spc.host.sh("mkdir /mnt/disk")?.ok()?;
         let words = ["-t", "ext4", &device];

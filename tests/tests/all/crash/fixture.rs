@@ -47,7 +47,7 @@ pub struct Scene<'lab> {
 
 impl<'lab> Scene<'lab> {
     pub fn new(lab: &'lab Lab, serving: bool) -> Result<Self> {
-        Self::of(Spc::least(lab)?, serving)
+        Self::of(Spc::minimal(lab)?, serving)
     }
 
     pub fn of(spc: Spc<'lab>, serving: bool) -> Result<Self> {

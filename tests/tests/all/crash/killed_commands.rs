@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{Base, Kill, Status, Victim};
 
 use crate::crash::fixture::{Case, Scene};
-use crate::support::{LEAST, until, with_gluster};
+use crate::support::{MINIMAL, until, with_gluster};
 
 impl Scene<'_> {
     /// Kills the mount at each step, and gives the same command again.
@@ -334,7 +334,7 @@ fn a_daemon_or_the_container_is_killed() {
         ensure!(stepped.killed && scene.spc.on(case.target)?.len() == 1);
         scene.kill_daemons()?;
         scene.spc.host.run(&["docker", "rm", "-f", "spc"])?.ok()?;
-        scene.spc.run(Base::Trixie, &LEAST)?.ok()?;
+        scene.spc.run(Base::Trixie, &MINIMAL)?.ok()?;
         scene.first = scene.spc.first()?;
         scene.run(&case.mount)?.ok()?;
         scene.is_mounted(&case)?;

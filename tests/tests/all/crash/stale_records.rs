@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::support::{Spc, until, with_lab};
+use crate::support::{Spc, until, with_container};
 
 const MOUNT: [&str; 6] = ["spc", "mount", "-t", "tmpfs", "scratch", "/mnt/data"];
 
@@ -22,8 +22,7 @@ fn age(spc: &Spc<'_>) -> Result<()> {
 
 #[test]
 fn records_of_an_earlier_life_of_the_machine_are_about_nothing() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let host = &spc.host;
         host.sh("mkdir /mnt/data")?.ok()?;
         let stays = || -> Result<()> {
@@ -36,27 +35,27 @@ fn records_of_an_earlier_life_of_the_machine_are_about_nothing() {
         // `spc serve` does not interfere. A mount of this life that happens to have the same ids, in the same place.
         host.sh(&format!("kill -STOP {}", spc.pid()?))?.ok()?;
         spc.exec(&MOUNT)?.ok()?;
-        age(&spc)?;
+        age(spc)?;
         let list = spc.exec(&["spc", "ls"])?.ok()?.text();
         ensure!(list.contains(" gone "), "{list}");
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         stays()?;
         spc.is_clean()?;
         host.sh("umount /mnt/data")?.ok()?;
 
         // Another mount takes its place.
         spc.exec(&MOUNT)?.ok()?;
-        age(&spc)?;
+        age(spc)?;
         host.sh("umount /mnt/data")?.ok()?;
         spc.exec(&MOUNT)?.ok()?;
         ensure!(spc.record("/mnt/data")?["state"] == "ok");
 
         // `spc serve` sees to the rest, and to one that was half made.
-        age(&spc)?;
+        age(spc)?;
         let half = r#"sed -i 's/"state":"mounted"/"state":"mounting"/' /run/spc/mounts/*.json"#;
         host.sh(half)?.ok()?;
         host.sh(&format!("kill -CONT {}", spc.pid()?))?.ok()?;
-        stir(&spc)?;
+        stir(spc)?;
         until("the record is forgotten", || Ok(spc.is_clean().is_ok()))?;
         stays()
     });
@@ -64,8 +63,7 @@ fn records_of_an_earlier_life_of_the_machine_are_about_nothing() {
 
 #[test]
 fn a_damaged_record_about_nothing_is_removed() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let host = &spc.host;
         host.sh("mkdir /mnt/data /mnt/other")?.ok()?;
         for (damage, served) in [
@@ -81,7 +79,7 @@ fn a_damaged_record_about_nothing_is_removed() {
             );
             let file = host.sh(&script)?.ok()?.text();
             // While the mount is there, it may be needed.
-            stir(&spc)?;
+            stir(spc)?;
             spc.exec(&MOUNT)?.code(2)?;
             ensure!(host.sh(&format!("ls /run/spc/mounts/{file}"))?.success());
             host.sh("umount /mnt/data")?.ok()?;
@@ -90,7 +88,7 @@ fn a_damaged_record_about_nothing_is_removed() {
             }
             spc.exec(&MOUNT)?.ok()?;
             ensure!(spc.record("/mnt/data")?["state"] == "ok");
-            spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+            spc.umount("/mnt/data")?;
             spc.is_clean()?;
         }
         Ok(())

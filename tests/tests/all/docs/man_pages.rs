@@ -37,7 +37,7 @@ fn reader<'lab>(lab: &'lab Lab, spc: &Spc<'_>) -> Result<Host<'lab>> {
 }
 
 fn man(lab: &Lab) -> Result<()> {
-    let spc = Spc::least(lab)?;
+    let spc = Spc::minimal(lab)?;
     let commands = commands(&spc)?;
     ensure!(commands.len() >= 8, "{commands:?}");
     let host = reader(lab, &spc)?;
@@ -82,7 +82,7 @@ fn man_pages_are_well_formed_and_found() {
 }
 
 fn completions(lab: &Lab) -> Result<()> {
-    let spc = Spc::least(lab)?;
+    let spc = Spc::minimal(lab)?;
     let host = reader(lab, &spc)?;
     for (shell, file) in [
         ("bash", "bash-completion/completions/spc"),

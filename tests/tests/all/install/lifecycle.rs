@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Base, Engine, Lab, Propagation};
 use serde_json::Value;
 
-use crate::support::{FULL, LEAST, Spc, with_lab};
+use crate::support::{MINIMAL, PRIVILEGED, Spc, with_lab};
 
 /// Everything on the host's own file systems, with modes and what links lead to: neither what belongs to one boot, nor
 /// what the engine has there.
@@ -65,7 +65,7 @@ fn leads_to_spc(spc: &Spc<'_>, name: &str) -> Result<()> {
 #[test]
 fn install_and_uninstall_with_the_least_that_the_container_may() {
     with_lab(|lab| {
-        let spc = with_util_linux(lab, &LEAST)?;
+        let spc = with_util_linux(lab, &MINIMAL)?;
         // The host has a helper and a program of its own that are called like ours.
         let native =
             "cd /usr/sbin && printf '#!/bin/sh\\nexit 7\\n' >mount.ceph && chmod 755 mount.ceph";
@@ -125,7 +125,7 @@ fn install_and_uninstall_with_the_least_that_the_container_may() {
 #[test]
 fn uninstall_waits_for_mounts_unless_told() {
     with_lab(|lab| {
-        let spc = with_util_linux(lab, &FULL)?;
+        let spc = with_util_linux(lab, &PRIVILEGED)?;
         let before = listing(&spc)?;
         install(&spc, &[])?;
         spc.host
@@ -153,7 +153,7 @@ fn uninstall_waits_for_mounts_unless_told() {
         let on = spc.on("/srv/to")?;
         ensure!(on.len() == 1 && on[0].id == id, "{on:?}");
         ensure!(spc.host.read("/srv/to/file")? == b"text\n");
-        spc.exec(&["spc", "umount", "/srv/to"])?.ok()?;
+        spc.umount("/srv/to")?;
         // The last mount is gone: now nothing is left.
         spc.exec(&["spc", "uninstall"])?.ok()?;
         spc.host.run(&["rm", "-r", "/srv/from", "/srv/to"])?.ok()?;
@@ -164,7 +164,7 @@ fn uninstall_waits_for_mounts_unless_told() {
 #[test]
 fn an_older_version_is_refused() {
     with_lab(|lab| {
-        let spc = with_util_linux(lab, &LEAST)?;
+        let spc = with_util_linux(lab, &MINIMAL)?;
         install(&spc, &[])?;
         let newer =
             r#"sed -i 's/"version": ".*"/"version": "99.1.0"/' /var/lib/spc/installed.json"#;
@@ -182,7 +182,7 @@ fn an_older_version_is_refused() {
 #[test]
 fn a_read_only_usr_without_systemd_needs_one_line() {
     with_lab(|lab| {
-        let spc = with_util_linux(lab, &LEAST)?;
+        let spc = with_util_linux(lab, &MINIMAL)?;
         let read_only =
             "mkdir -p /opt/bin && mount --bind /usr /usr && mount -o remount,bind,ro /usr";
         spc.host.sh(read_only)?.ok()?;
@@ -235,7 +235,7 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
 #[test]
 fn where_nothing_may_be_run_from_var_a_copy_is() {
     with_lab(|lab| {
-        let spc = with_util_linux(lab, &LEAST)?;
+        let spc = with_util_linux(lab, &MINIMAL)?;
         spc.host
             .sh("mkdir -p /var/lib/spc && mount -t tmpfs -o noexec none /var/lib/spc")?
             .ok()?;

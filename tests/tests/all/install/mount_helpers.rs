@@ -17,7 +17,7 @@ fn helper<H: AnyHost>(spc: &Container<H>, name: &str, words: &[&str]) -> Result<
 #[test]
 fn the_arguments_and_exit_codes_of_mount() {
     with_gluster(|lab, cluster| {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         install(&spc)?;
         let (host, target) = (&spc.host, "/mnt/data");
         host.run(&["mkdir", "-p", target])?.ok()?;

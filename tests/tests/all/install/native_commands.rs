@@ -4,12 +4,12 @@
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Output, Propagation, Root};
 
-use crate::support::{FULL, Spc, until, with_gluster};
+use crate::support::{PRIVILEGED, Spc, until, with_gluster};
 
 /// A host with mount(8) of util-linux on which the container was run once, to install.
 pub fn installed(lab: &Lab) -> Result<Spc<'_>> {
     let (shared, docker) = (Propagation::Shared, Engine::Docker);
-    let spc = Spc::start(lab, shared, docker, Base::Trixie, &FULL)?;
+    let spc = Spc::start(lab, shared, docker, Base::Trixie, &PRIVILEGED)?;
     spc.host
         .sh("ln -sf ../libexec/util-linux/mount ../libexec/util-linux/umount /usr/bin/")?
         .ok()?;

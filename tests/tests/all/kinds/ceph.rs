@@ -235,8 +235,8 @@ impl<'a, H: AnyHost> User<'a, H> {
         let (spc, target) = (self.spc, "/mnt/half made");
         spc.host.run(&["mkdir", "-p", target])?.ok()?;
         let source = self.source("/app");
-        let mount = ["spc", "mount", "-t", "ceph", "-o", APP, &source, target];
-        spc.exec(&mount)?.ok()?;
+        let mount = ["-t", "ceph", "-o", APP, &source, target];
+        spc.mount(&mount)?;
         // Neither claim nor record know of the mount, as if their maker had died.
         let notes = "for note in /run/spc/targets/*/*.mount; do rm -f $note; done";
         spc.host.sh(notes)?.ok()?;
@@ -244,10 +244,10 @@ impl<'a, H: AnyHost> User<'a, H> {
         let forget = r#"s/"state":"mounted"/"state":"mounting"/; s/"mount_id":[0-9]*/"mount_id":0/; s/"unique_id":[0-9]*/"unique_id":0/"#;
         let file = "/run/spc/mounts/*.json";
         spc.host.sh(&format!("sed -i '{forget}' {file}"))?.ok()?;
-        spc.exec(&mount)?.ok()?;
+        spc.mount(&mount)?;
         let on = spc.on(target)?;
         ensure!(on.len() == 1, "{on:?}");
-        spc.exec(&["spc", "umount", target])?.ok()?;
+        spc.umount(target)?;
         spc.is_clean()
     }
 
@@ -256,8 +256,7 @@ impl<'a, H: AnyHost> User<'a, H> {
         self.spc.host.sh("mkdir -p /mnt/ceph")?.ok()?;
         for (options, source, says) in requests {
             let words = ["-t", "ceph", "-o", options, source, "/mnt/ceph"];
-            let words = [&["spc", "mount"], &words[..]].concat();
-            let output = self.spc.refused(&words, 32, &[says])?;
+            let output = self.spc.refused_mount(&words, 32, &[says])?;
             ensure!(output.elapsed < Duration::from_secs(20), "{output}");
         }
         let good = self.source("/app");
@@ -273,8 +272,9 @@ impl<'a, H: AnyHost> User<'a, H> {
             &dead,
             "/mnt/ceph",
         ];
-        let words = [&["spc", "mount"], &words[..]].concat();
-        let output = self.spc.refused(&words, 32, &["ended by spc after 2 s"])?;
+        let output = self
+            .spc
+            .refused_mount(&words, 32, &["ended by spc after 2 s"])?;
         ensure!(output.elapsed < Duration::from_secs(20), "{output}");
         self.mount("ceph", APP, &good, "/app")
     }
@@ -283,7 +283,7 @@ impl<'a, H: AnyHost> User<'a, H> {
 #[test]
 fn ceph_fuse_takes_over_where_the_kernel_has_no_ceph() {
     with_ceph(|lab, ceph| {
-        let spc = Spc::least(lab)?;
+        let spc = Spc::minimal(lab)?;
         let user = User::new(&spc, ceph, Client::Fuse)?;
         let explain = ["spc", "explain", "-t", "ceph", "192.0.2.1:/", "/mnt"];
         let plan = spc.exec(&explain)?.ok()?.text();
@@ -298,7 +298,7 @@ fn ceph_fuse_takes_over_where_the_kernel_has_no_ceph() {
 #[test]
 fn ceph_fuse_when_asked_for() {
     with_ceph(|lab, ceph| {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         let user = User::new(&spc, ceph, Client::Fuse)?;
         for fs_type in ["ceph-fuse", "fuse.ceph", "fuse.ceph-fuse"] {
             user.mount(fs_type, APP, &user.source("/app/sub"), "/app/sub")?;
@@ -310,7 +310,7 @@ fn ceph_fuse_when_asked_for() {
 #[test]
 fn ceph_fuse_with_snapshots_read_only_and_half_made() {
     with_ceph(|lab, ceph| {
-        let spc = Spc::least(lab)?;
+        let spc = Spc::minimal(lab)?;
         let user = User::new(&spc, ceph, Client::Fuse)?;
         user.secrets()?;
         user.half_made()?;
@@ -322,7 +322,7 @@ fn ceph_fuse_with_snapshots_read_only_and_half_made() {
 #[test]
 fn what_ceph_fuse_refuses() {
     with_ceph(|lab, ceph| {
-        let spc = Spc::least(lab)?;
+        let spc = Spc::minimal(lab)?;
         let user = User::new(&spc, ceph, Client::Fuse)?;
         let (app, none, other) = (
             &user.source("/app"),
@@ -350,7 +350,7 @@ fn what_ceph_fuse_refuses() {
 #[test]
 fn cephfs_by_the_kernel() {
     with_ceph(|lab, ceph| {
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         let user = User::new(&spc, ceph, Client::Kernel)?;
         let explain = ["spc", "explain", "-t", "ceph", "192.0.2.1:/", "/mnt"];
         let plan = spc.exec(&explain)?.ok()?.text();
@@ -372,7 +372,7 @@ fn cephfs_by_the_kernel() {
 #[test]
 fn what_the_kernels_ceph_refuses() {
     with_ceph(|lab, ceph| {
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         let user = User::new(&spc, ceph, Client::Kernel)?;
         let (app, none, other) = (
             &user.source("/app"),
@@ -410,7 +410,7 @@ fn mounts_survive_the_loss_of_a_monitor() {
     with_lab(|lab| {
         // Not the shared cluster, whose other users want the first one.
         let ceph = lab.ceph()?;
-        let (fuse, kernel) = (Spc::least(lab)?, VmSpc::usual(lab)?);
+        let (fuse, kernel) = (Spc::minimal(lab)?, VmSpc::privileged(lab)?);
         lose_monitor(
             &ceph,
             &User::new(&fuse, &ceph, Client::Fuse)?,
@@ -425,17 +425,16 @@ fn lose_monitor(
     kernel: &User<'_, impl AnyHost>,
 ) -> Result<()> {
     let source = format!("{}:/app", ceph.monitors());
-    let mount = |target: &'static str| {
-        ["spc", "mount", "-t", "ceph", "-o", APP, &source, target].map(str::to_owned)
-    };
+    let mount =
+        |target: &'static str| ["-t", "ceph", "-o", APP, &source, target].map(str::to_owned);
     let mount_both = |target: &'static str| {
         let words = mount(target);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         for host in [&fuse.spc.host as &dyn AnyHost, &kernel.spc.host] {
             host.run(&["mkdir", "-p", target])?.ok()?;
         }
-        fuse.spc.exec(&words)?.ok()?;
-        kernel.spc.exec(&words)?.ok()
+        fuse.spc.mount(&words)?;
+        kernel.spc.mount(&words)
     };
     mount_both("/mnt/before")?;
     ceph.stop_monitor("a")?;
@@ -448,8 +447,8 @@ fn lose_monitor(
         .write("/mnt/before/file", b"by the kernel")?;
     ensure!(fuse.spc.host.read("/mnt/after/file")? == b"by the kernel");
     for spc in ["/mnt/before", "/mnt/after"] {
-        fuse.spc.exec(&["spc", "umount", spc])?.ok()?;
-        kernel.spc.exec(&["spc", "umount", spc])?.ok()?;
+        fuse.spc.umount(spc)?;
+        kernel.spc.umount(spc)?;
     }
     Ok(())
 }

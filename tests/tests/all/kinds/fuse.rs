@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use lab::{AnyHost, Host, HostOptions, Lab, ObjectStore, Root};
 
-use crate::support::{Container, Spc, VmSpc, with_lab};
+use crate::support::{Container, Spc, VmSpc, with_container, with_lab};
 
 /// A directory that the container has, through bindfs, which is linked with libfuse 2 and has no row.
 fn bindfs<H: AnyHost>(spc: &Container<H>, source: &str) -> Result<()> {
@@ -63,33 +63,25 @@ fn sshfs<H: AnyHost>(spc: &Container<H>, server: &Host<'_>, key: &str) -> Result
         Ok(())
     })?;
     let bad = options(&format!("{key}-which-is-not-there"));
-    let mount = [
-        "spc",
-        "mount",
-        "-t",
-        "fuse.sshfs",
-        "-o",
-        &bad,
-        &source,
-        "/mnt/ssh",
-    ];
-    spc.refused(&mount, 32, &["Permission denied"]).map(drop)
+    let mount = ["-t", "fuse.sshfs", "-o", &bad, &source, "/mnt/ssh"];
+    spc.refused_mount(&mount, 32, &["Permission denied"])
+        .map(drop)
 }
 
 #[test]
 fn a_directory_of_the_host_through_bindfs() {
-    with_lab(|lab| bindfs(&Spc::usual(lab)?, "/host/srv/source"));
+    with_container(|spc| bindfs(spc, "/host/srv/source"));
 }
 
 #[test]
 fn a_directory_of_an_ssh_server() {
-    with_lab(|lab| sshfs(&Spc::usual(lab)?, &sshd(lab)?, "/host/root/key"));
+    with_lab(|lab| sshfs(&Spc::privileged(lab)?, &sshd(lab)?, "/host/root/key"));
 }
 
 #[test]
 fn fuse_on_a_virtual_machine() {
     with_lab(|lab| {
-        let (spc, store) = (VmSpc::usual(lab)?, lab.s3()?);
+        let (spc, store) = (VmSpc::privileged(lab)?, lab.s3()?);
         bindfs(&spc, "/srv/source")?;
         sshfs(&spc, &sshd(lab)?, "/run/key-of-ssh")?;
         bucket(&spc, &store)?;
@@ -101,7 +93,7 @@ fn fuse_on_a_virtual_machine() {
 #[test]
 fn a_program_that_is_new_to_the_container_needs_no_row() {
     with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         let library = format!(
             "/usr/lib/{}-linux-gnu/libext2fs.so.2",
             std::env::consts::ARCH
@@ -187,7 +179,7 @@ fn bucket<H: AnyHost>(spc: &Container<H>, store: &ObjectStore<'_>) -> Result<()>
 fn a_bucket_of_an_s3_server() {
     with_lab(|lab| {
         let store = lab.s3()?;
-        bucket(&Spc::usual(lab)?, &store)
+        bucket(&Spc::privileged(lab)?, &store)
     });
 }
 
@@ -195,7 +187,7 @@ fn a_bucket_of_an_s3_server() {
 fn s3fs_says_why_it_cannot_mount() {
     with_lab(|lab| {
         let store = lab.s3()?;
-        let spc = Spc::least(lab)?;
+        let spc = Spc::minimal(lab)?;
         spc.host.sh("mkdir -p /mnt/s3")?.ok()?;
         let (guarded, key) = (store.guarded(), store.key());
         let attempt = |options: &str, key: &str, source: &str| -> Result<Vec<String>> {

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use lab::{Base, Cluster, Engine, Lab, Propagation};
 
-use crate::support::{FULL, Spc, entries, until, with_gluster};
+use crate::support::{PRIVILEGED, Spc, entries, until, with_gluster};
 
 /// A mount, data on the bricks, and two ways to unmount; nothing is left in any mount table.
 pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()> {
@@ -13,8 +13,8 @@ pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()
     let before = entries(&spc.host)?;
     let container = spc.mounts()?;
 
-    let mount = ["spc", "mount", "-t", "glusterfs", &source, target];
-    spc.exec(&mount)?.ok()?;
+    let mount = ["-t", "glusterfs", &source, target];
+    spc.mount(&mount)?;
 
     let on = spc.on(target)?;
     ensure!(on.len() == 1, "mounts on the target: {on:?}");
@@ -49,7 +49,7 @@ pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()
     let daemon = list[0]["daemon"][0].to_string();
     spc.exec(&["kill", "-0", &daemon])?.ok()?;
 
-    spc.exec(&["spc", "umount", target])?.ok()?;
+    spc.umount(target)?;
     ensure!(
         spc.on(target)?.is_empty() && entries(&spc.host)? == before,
         "umount left an entry"
@@ -60,7 +60,7 @@ pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()
     );
     spc.is_clean()?;
 
-    spc.exec(&mount)?.ok()?;
+    spc.mount(&mount)?;
     spc.host.run(&["umount", target])?.ok()?;
     ensure!(
         spc.on(target)?.is_empty() && entries(&spc.host)? == before,
@@ -78,7 +78,7 @@ fn with_everything(
     propagation: Propagation,
     target: &str,
 ) -> Result<()> {
-    let spc = Spc::start(lab, propagation, engine, Base::Trixie, &FULL)?;
+    let spc = Spc::start(lab, propagation, engine, Base::Trixie, &PRIVILEGED)?;
     main_job(&spc, cluster, target)
 }
 

@@ -72,7 +72,7 @@ fn one_of_three_servers_stops_while_data_is_written() {
         let cluster = lab.gluster()?;
         export(&cluster)?;
         let nodes = cluster.nodes();
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         let host = &spc.host;
         host.run(&["mkdir", "/mnt/data"])?.ok()?;
         let portals: Vec<_> = nodes
@@ -173,7 +173,7 @@ fn one_of_three_servers_stops_while_data_is_written() {
             .ok()?;
         until("the way is in use again", || Ok(!status()?.contains(" F ")))?;
 
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         for node in nodes {
             ensure!(sessions(node)? == 0, "{}", node.host().name());
         }
@@ -187,7 +187,7 @@ fn one_of_three_servers_stops_while_data_is_written() {
         let again = mount()?.ok()?;
         ensure!(again.error_text().contains("goes without"), "{again}");
         ensure!(host.read("/mnt/data/40")? == b"line 40\n");
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         spc.is_clean()
     });
 }

@@ -28,7 +28,7 @@ impl Client {
     fn new(lab: &'static Lab, lio: &Lio<'_>, name: &str, disks: &[&str]) -> Result<Self> {
         let iqn = format!("iqn.2026-01.org.example:{name}");
         lio.target(&iqn, disks)?;
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         Ok(Self {
             spc,
             iqn,
@@ -124,9 +124,9 @@ fn luns_of_one_target_share_a_session_and_the_last_user_ends_it() {
         ensure!(client.attached()? == (1, 2), "{:?}", client.attached()?);
         ensure!(lio.sessions(&client.iqn)?.len() == 1);
 
-        spc.exec(&["spc", "umount", "/mnt/zero"])?.ok()?;
+        spc.umount("/mnt/zero")?;
         ensure!(client.attached()? == (1, 1), "{:?}", client.attached()?);
-        spc.exec(&["spc", "umount", "/mnt/one"])?.ok()?;
+        spc.umount("/mnt/one")?;
         ensure!(client.attached()? == (1, 1), "{:?}", client.attached()?);
         host.write("/mnt/two/last", b"words of the last user")?;
         ensure!(lio.sessions(&client.iqn)?.len() == 1);
@@ -140,7 +140,7 @@ fn luns_of_one_target_share_a_session_and_the_last_user_ends_it() {
         // And all over again, with the last user gone by `spc umount`.
         client.mount(&["-t", "xfs", &one], "/mnt/one")?.ok()?;
         ensure!(host.read("/mnt/one/last")? == b"words of the last user");
-        spc.exec(&["spc", "umount", "/mnt/one"])?.ok()?;
+        spc.umount("/mnt/one")?;
         client.is_clean(lio)
     });
 }
@@ -164,7 +164,7 @@ fn a_disk_goes_when_nobody_uses_it_any_more_and_not_before() {
         // It can be mounted again meanwhile: the same file system, the same session.
         client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
         ensure!(client.attached()? == (1, 1));
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         ensure!(client.attached()? == (1, 1), "somebody reads from it");
         host.sh("kill $(pidof sleep)")?.ok()?;
         until("the disk is detached", || Ok(client.is_clean(lio).is_ok()))?;
@@ -184,7 +184,7 @@ fn a_disk_goes_when_nobody_uses_it_any_more_and_not_before() {
         until("it is attached", || Ok(client.attached()? == (1, 1)))?;
         client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
         ensure!(client.attached()? == (1, 1));
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         ensure!(client.attached()? == (1, 1), "it was not ours");
         ensure!(lio.sessions(&client.iqn)?.len() == 1);
         let left = spc.host.sh("ls -A /run/spc/devices")?.text();
@@ -222,14 +222,14 @@ fn a_mount_that_was_killed_is_undone_by_the_next_command() {
             Ok(host.sh("pidof sleep")?.text().is_empty())
         })?;
         ensure!(client.attached()? == (1, 1), "nobody has cleared it away");
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
         host.sh(&format!("kill -CONT {serve}"))?.ok()?;
         spc.sh("mv /usr/sbin/e2fsck.real /usr/sbin/e2fsck")?.ok()?;
 
         // Something between attaching and mounting that fails leaves nothing either.
-        let wrong = ["spc", "mount", "-t", "xfs", &source, "/mnt/data"];
-        spc.refused(&wrong, 32, &["it holds ext4"])?;
+        let wrong = ["-t", "xfs", &source, "/mnt/data"];
+        spc.refused_mount(&wrong, 32, &["it holds ext4"])?;
         client.is_clean(lio)?;
         let wrong = [
             "spc",
@@ -247,12 +247,12 @@ fn a_mount_that_was_killed_is_undone_by_the_next_command() {
         )?;
         client.is_clean(lio)?;
         let wrong = client.source(7);
-        let wrong = ["spc", "mount", "-t", "ext4", &wrong, "/mnt/data"];
-        spc.refused(&wrong, 32, &["no such disk"])?;
+        let wrong = ["-t", "ext4", &wrong, "/mnt/data"];
+        spc.refused_mount(&wrong, 32, &["no such disk"])?;
         client.is_clean(lio)?;
         let wrong = format!("iscsi:{}/iqn.2026-01.org.example:none/0", client.server);
-        let wrong = ["spc", "mount", "-t", "ext4", &wrong, "/mnt/data"];
-        spc.refused(&wrong, 32, &["iscsiadm: exit status"])?;
+        let wrong = ["-t", "ext4", &wrong, "/mnt/data"];
+        spc.refused_mount(&wrong, 32, &["iscsiadm: exit status"])?;
         client.is_clean(lio)
     });
 }
@@ -303,12 +303,12 @@ fn one_of_two_portals_is_enough() {
         eprintln!("with two dead portals: {:.1?}", mounted.elapsed);
         ensure!(client.attached()? == (1, 1), "{:?}", client.attached()?);
         ensure!(host.read("/mnt/data/file")? == b"by either way");
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
 
         let dead = format!("iscsi:{server}:3999/{iqn}/0");
-        let dead = ["spc", "mount", "-t", "ext4", &dead, "/mnt/data"];
-        spc.refused(&dead, 32, &[":3999", "connection timed out"])?;
+        let dead = ["-t", "ext4", &dead, "/mnt/data"];
+        spc.refused_mount(&dead, 32, &[":3999", "connection timed out"])?;
         client.is_clean(lio)
     });
 }
@@ -334,14 +334,14 @@ fn a_number_that_is_given_to_another_volume_is_noticed() {
              /iscsi/{iqn}/tpg1/luns create /backstores/fileio/reused-other 0\n"
         ))?;
         host.run(&["mkdir", "/mnt/more"])?.ok()?;
-        let more = ["spc", "mount", "-t", "ext4", &source, "/mnt/more"];
-        spc.refused(&more, 32, &["another volume is behind it now"])?;
+        let more = ["-t", "ext4", &source, "/mnt/more"];
+        spc.refused_mount(&more, 32, &["another volume is behind it now"])?;
         // The last user goes, and with him what the kernel remembers.
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
         client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
         ensure!(host.read("/mnt/data/greeting")? == b"from another");
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         client.is_clean(lio)
     });
 }
@@ -399,7 +399,7 @@ fn names_and_passwords() {
         let seen = "cat /proc/[0-9]*/cmdline /run/spc/mounts/*.json /run/spc/devices/*.json | grep -ac 12345[6]";
         ensure!(host.sh(seen)?.text() == "0", "{}", host.sh(seen)?);
         ensure!(host.read("/mnt/data/greeting")? == b"from the server");
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
 
         // The server has to show that it knows a password, too.
@@ -414,7 +414,7 @@ fn names_and_passwords() {
         client
             .mount(&["-t", "ext4", "-o", mutual, &source], "/mnt/data")?
             .ok()?;
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
 
         // And a password for the question what there is.
@@ -435,20 +435,11 @@ fn names_and_passwords() {
             .mount(&["-t", "ext4", "-o", discovery, &source], "/mnt/data")?
             .ok()?;
         ensure!(host.read("/mnt/data/greeting")? == b"from the server");
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
         let other = source.replace("org.example:chap", "org.example:other");
-        let other = [
-            "spc",
-            "mount",
-            "-t",
-            "ext4",
-            "-o",
-            discovery,
-            &other,
-            "/mnt/data",
-        ];
-        let output = spc.refused(&other, 32, &["the portal offers other targets", iqn])?;
+        let other = ["-t", "ext4", "-o", discovery, &other, "/mnt/data"];
+        let output = spc.refused_mount(&other, 32, &["the portal offers other targets", iqn])?;
         ensure!(!output.error_text().contains("123456"), "{output}");
         lio.tell("/iscsi set discovery_auth enable=0\n")
     });
@@ -480,36 +471,17 @@ fn a_file_system_is_made_only_on_what_is_really_blank() {
             } else {
                 "ext4"
             };
-            let mount = [
-                "spc",
-                "mount",
-                "-t",
-                fs_type,
-                "-o",
-                mkfs,
-                &source,
-                "/mnt/data",
-            ];
-            spc.refused(&mount, 32, &[says]).context(name)?;
+            let mount = ["-t", fs_type, "-o", mkfs, &source, "/mnt/data"];
+            spc.refused_mount(&mount, 32, &[says]).context(name)?;
         }
         // Not where it is not asked for, not without a type, not for a mount that may not write.
         let source = client.source(0);
-        let plain = ["spc", "mount", "-t", "ext4", &source, "/mnt/data"];
-        spc.refused(&plain, 32, &["no file system is on", mkfs])?;
-        let untyped = ["spc", "mount", "-o", mkfs, &source, "/mnt/data"];
-        spc.refused(&untyped, 1, &["type"])?;
-        let read_only = [
-            "spc",
-            "mount",
-            "-t",
-            "ext4",
-            "-r",
-            "-o",
-            mkfs,
-            &source,
-            "/mnt/data",
-        ];
-        spc.refused(&read_only, 1, &["read-only"])?;
+        let plain = ["-t", "ext4", &source, "/mnt/data"];
+        spc.refused_mount(&plain, 32, &["no file system is on", mkfs])?;
+        let untyped = ["-o", mkfs, &source, "/mnt/data"];
+        spc.refused_mount(&untyped, 1, &["type"])?;
+        let read_only = ["-t", "ext4", "-r", "-o", mkfs, &source, "/mnt/data"];
+        spc.refused_mount(&read_only, 1, &["read-only"])?;
         client.is_clean(lio)?;
         ensure!(sums()? == before, "a disk was written to");
 
@@ -519,11 +491,11 @@ fn a_file_system_is_made_only_on_what_is_really_blank() {
             client.mount(&mount, "/mnt/data")?.ok()?;
             host.write("/mnt/data/file", b"on a new file system")?;
             ensure!(spc.on("/mnt/data")?[0].fstype == fs_type);
-            spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+            spc.umount("/mnt/data")?;
             // The option stays in the request, and does nothing any more.
             client.mount(&mount, "/mnt/data")?.ok()?;
             ensure!(host.read("/mnt/data/file")? == b"on a new file system");
-            spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+            spc.umount("/mnt/data")?;
         }
         client.is_clean(lio)
     });
@@ -549,19 +521,10 @@ fn a_damaged_file_system_is_repaired_or_not_mounted() {
             .mount(&["-t", "ext4", &client.source(0)], "/mnt/data")?
             .ok()?;
         ensure!(host.read("/mnt/data/greeting")? == b"from the server");
-        spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        spc.umount("/mnt/data")?;
         let source = client.source(1);
-        let mount = [
-            "spc",
-            "mount",
-            "-t",
-            "ext4",
-            "-o",
-            "x-spc.mkfs",
-            &source,
-            "/mnt/data",
-        ];
-        spc.refused(&mount, 32, &["is damaged", "e2fsck: exit status 4"])?;
+        let mount = ["-t", "ext4", "-o", "x-spc.mkfs", &source, "/mnt/data"];
+        spc.refused_mount(&mount, 32, &["is damaged", "e2fsck: exit status 4"])?;
         client.is_clean(lio)
     });
 }

@@ -67,10 +67,10 @@ fn not_to_be_had(spc: &VmSpc<'_>, release: &str) -> Result<()> {
     let hint = format!("hint: install the modules of Linux {release} on the host");
     spc.refused(&CIFS, 32, &[&lacks("cifs", &why), &hint])?;
     // No helper is needed for this one, and the disk is not looked at before.
-    let xfs = ["spc", "mount", "-t", "xfs", "/dev/vda", "/mnt/data"];
-    spc.refused(&xfs, 32, &[&lacks("xfs", &why), &hint])?;
-    let nfs = ["spc", "mount", "-t", "nfs", "192.0.2.250:/x", "/mnt/data"];
-    spc.refused(&nfs, 32, &[&lacks("nfs", &why), &hint])?;
+    let xfs = ["-t", "xfs", "/dev/vda", "/mnt/data"];
+    spc.refused_mount(&xfs, 32, &[&lacks("xfs", &why), &hint])?;
+    let nfs = ["-t", "nfs", "192.0.2.250:/x", "/mnt/data"];
+    spc.refused_mount(&nfs, 32, &[&lacks("nfs", &why), &hint])?;
     misses(
         spc,
         "nfs",
@@ -117,13 +117,11 @@ fn loaded_from_the_host(spc: &VmSpc<'_>) -> Result<()> {
     })?;
     // These come as far as the server or the disk now.
     let cifs = spc.refused(&CIFS, 32, &["mount.cifs failed"])?.error_text();
-    let xfs = ["spc", "mount", "-t", "xfs", "/dev/vda", "/mnt/data"];
+    let xfs = ["-t", "xfs", "/dev/vda", "/mnt/data"];
     let xfs = spc
-        .refused(&xfs, 32, &["cannot mount /dev/vda as xfs"])?
+        .refused_mount(&xfs, 32, &["cannot mount /dev/vda as xfs"])?
         .error_text();
     let nfs = [
-        "spc",
-        "mount",
         "--timeout",
         "20",
         "-t",
@@ -131,7 +129,7 @@ fn loaded_from_the_host(spc: &VmSpc<'_>) -> Result<()> {
         "192.0.2.250:/x",
         "/mnt/data",
     ];
-    let nfs = spc.refused(&nfs, 32, &["mount.nfs"])?.error_text();
+    let nfs = spc.refused_mount(&nfs, 32, &["mount.nfs"])?.error_text();
     for said in [&cifs, &xfs, &nfs] {
         ensure!(!said.contains("cannot be loaded"), "{said}");
     }
@@ -148,7 +146,7 @@ fn loaded_from_the_host(spc: &VmSpc<'_>) -> Result<()> {
 }
 
 fn modules(lab: &'static Lab) -> Result<()> {
-    let spc = VmSpc::usual(lab)?;
+    let spc = VmSpc::privileged(lab)?;
     let release = spc.host.run(&["uname", "-r"])?.ok()?.text();
     let bare = "mkdir /mnt/data; rm /usr/sbin/modprobe; ! test -e /sbin/modprobe";
     spc.host.sh(bare)?.ok()?;
@@ -169,7 +167,7 @@ fn modules(lab: &'static Lab) -> Result<()> {
     ]
     .concat();
     spc.exec(&limited)?.ok()?;
-    spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+    spc.umount("/mnt/data")?;
     spc.is_clean()
 }
 

@@ -3,12 +3,11 @@
 use anyhow::ensure;
 
 use crate::support::images::{Attached, attach};
-use crate::support::{Spc, with_lab};
+use crate::support::with_container;
 
 #[test]
 fn what_the_kernel_mounts_without_a_helper() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let host = &spc.host;
 
         let mount = ["-t", "tmpfs", "-o", "size=64k,mode=0700,noexec", "scratch"];
@@ -70,8 +69,7 @@ fn what_the_kernel_mounts_without_a_helper() {
 
 #[test]
 fn disks_of_the_host() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let mut files = Vec::new();
         for (fstype, size, mkfs) in [
             ("ext4", 8, &["mkfs.ext4", "-q", "-F"][..]),
@@ -93,17 +91,10 @@ fn disks_of_the_host() {
                 Ok(())
             })?;
         }
-        let mount = ["spc", "mount", "-t", "ext4", &files[0], "/mnt/disk"];
-        spc.refused(&mount, 32, &["not a block device", "losetup"])?;
-        let mount = [
-            "spc",
-            "mount",
-            "-t",
-            "ext4",
-            "/dev/no-such-disk",
-            "/mnt/disk",
-        ];
-        spc.refused(&mount, 32, &["/dev/no-such-disk", "No such file"])?;
+        let mount = ["-t", "ext4", &files[0], "/mnt/disk"];
+        spc.refused_mount(&mount, 32, &["not a block device", "losetup"])?;
+        let mount = ["-t", "ext4", "/dev/no-such-disk", "/mnt/disk"];
+        spc.refused_mount(&mount, 32, &["/dev/no-such-disk", "No such file"])?;
         Ok(())
     });
 }

@@ -18,7 +18,8 @@ pub fn with_client(body: impl FnOnce(&VmSpc<'static>) -> Result<()>) {
     with_lab(|lab| {
         let client = thread::scope(|scope| {
             let server = scope.spawn(knfsd);
-            let boot = || Mutex::new(VmSpc::usual(lab).unwrap_or_else(|error| panic!("{error:?}")));
+            let boot =
+                || Mutex::new(VmSpc::privileged(lab).unwrap_or_else(|error| panic!("{error:?}")));
             let client = CLIENT.get_or_init(boot);
             server.join().map(|_| client)
         });
@@ -138,11 +139,10 @@ fn nfs_read_only_and_below_an_export() {
         // Exports that the kernel mounts below it by itself when they are walked into go with it.
         let all = format!("{server}:/");
         spc.host.run(&["mkdir", "-p", "/mnt/nfs"])?.ok()?;
-        spc.exec(&["spc", "mount", "-t", "nfs", &all, "/mnt/nfs"])?
-            .ok()?;
+        spc.mount(&["-t", "nfs", &all, "/mnt/nfs"])?;
         ensure!(spc.host.read("/mnt/nfs/data/file")? == b"served\n");
         ensure!(spc.on("/mnt/nfs/data")?.len() == 1, "an automatic mount");
-        spc.exec(&["spc", "umount", "/mnt/nfs"])?.ok()?;
+        spc.umount("/mnt/nfs")?;
         ensure!(spc.on("/mnt/nfs/data")?.is_empty() && spc.on("/mnt/nfs")?.is_empty());
         spc.is_clean()
     });
@@ -169,8 +169,8 @@ fn nfs_3_has_its_locks_on_the_server_and_its_services_while_it_is_mounted() {
             let mounts = targets.map(|target| {
                 let source = &source;
                 scope.spawn(move || {
-                    let words = ["spc", "mount", "-t", "nfs", "-o", "vers=3", source, target];
-                    spc.exec(&words)?.ok()
+                    let words = ["-t", "nfs", "-o", "vers=3", source, target];
+                    spc.mount(&words)
                 })
             });
             mounts.into_iter().try_for_each(|mount| {
@@ -252,10 +252,10 @@ fn an_nfs_3_mount_that_begins_while_the_last_one_ends_has_its_services() {
     with_client(|spc| {
         let source = format!("{}:/data", knfsd()?.vm().address());
         let mount = |target: &str| -> Result<()> {
-            let words = ["spc", "mount", "-t", "nfs", "-o", "vers=3", &source, target];
-            spc.exec(&words)?.ok().map(drop)
+            let words = ["-t", "nfs", "-o", "vers=3", &source, target];
+            spc.mount(&words).map(drop)
         };
-        let umount = |target: &str| spc.exec(&["spc", "umount", target])?.ok().map(drop);
+        let umount = |target: &str| spc.umount(target).map(drop);
         spc.host.sh("mkdir -p /mnt/a /mnt/b")?.ok()?;
         let (mut last, mut next) = ("/mnt/a", "/mnt/b");
         mount(last)?;
@@ -304,8 +304,6 @@ fn what_nfs_mounts_fail_of_is_said() {
         spc.host.run(&["mkdir", "-p", "/mnt/nfs"])?.ok()?;
         let refused = |options: &str, source: &str, code: i32, says: &[&str]| -> Result<()> {
             let words = [
-                "spc",
-                "mount",
                 "-t",
                 "nfs",
                 "--timeout",
@@ -315,7 +313,7 @@ fn what_nfs_mounts_fail_of_is_said() {
                 source,
                 "/mnt/nfs",
             ];
-            let output = spc.refused(&words, code, says)?;
+            let output = spc.refused_mount(&words, code, says)?;
             ensure!(output.elapsed < Duration::from_secs(20), "{output}");
             Ok(())
         };

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Ceph, Output};
 
 use crate::support::images::{ext4, on, xfs};
-use crate::support::{VmSpc, until, with_lab};
+use crate::support::{VmSpc, until, with_vm};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -15,18 +15,17 @@ const MIB: u64 = 1024 * 1024;
 const SECRET: &str = "/etc/disk.secret";
 
 /// The container, and the cluster that it mounts from.
-struct Client {
-    spc: VmSpc<'static>,
+struct Client<'a> {
+    spc: &'a VmSpc<'static>,
     ceph: &'static Ceph<'static>,
     /// Options that name the monitor, the user and the key.
     access: String,
 }
 
 /// Runs a test's body with a new client; where there is no lab, that has been said.
-fn with_client(body: impl FnOnce(&Client) -> Result<()>) {
-    with_lab(|lab| {
+fn with_client(body: impl FnOnce(&Client<'_>) -> Result<()>) {
+    with_vm(|spc| {
         let ceph = lab::ceph().context("no cluster")?;
-        let spc = VmSpc::usual(lab)?;
         let line = |text: String| format!("{text}\n").into_bytes();
         spc.put(SECRET, &line(ceph.secret("disk")?))?;
         spc.put("/etc/disk.keyring", &line(ceph.keyring("disk")?))?;
@@ -35,7 +34,7 @@ fn with_client(body: impl FnOnce(&Client) -> Result<()>) {
     });
 }
 
-impl Client {
+impl Client<'_> {
     /// `spc mount ARGUMENTS TARGET`, which is made.
     fn mount(&self, arguments: &[&str], target: &str) -> Result<Output> {
         self.spc.host.run(&["mkdir", "-p", target])?.ok()?;
@@ -44,7 +43,7 @@ impl Client {
     }
 
     fn umount(&self, target: &str) -> Result<()> {
-        self.spc.exec(&["spc", "umount", target])?.ok().map(drop)
+        self.spc.umount(target).map(drop)
     }
 
     /// How many images the host has mapped.
@@ -83,8 +82,8 @@ impl Client {
 
     fn refused(&self, arguments: &[&str], says: &str) -> Result<Output> {
         self.spc.host.sh("mkdir -p /mnt/refused")?.ok()?;
-        let words = [&["spc", "mount"], arguments, &["/mnt/refused"]].concat();
-        self.spc.refused(&words, 32, &[says])
+        let words = [arguments, &["/mnt/refused"]].concat();
+        self.spc.refused_mount(&words, 32, &[says])
     }
 }
 
@@ -168,17 +167,8 @@ fn an_image_is_formatted_only_if_it_is_blank() {
         ceph.image("other", 64 * MIB, ext4)?;
         client.untouched("blank", "", "no file system is on rbd:rbd/blank")?;
         let both = format!("ro,x-spc.mkfs,{access}");
-        let both = [
-            "spc",
-            "mount",
-            "-t",
-            "xfs",
-            "-o",
-            &both,
-            "rbd:rbd/blank",
-            "/mnt",
-        ];
-        spc.refused(&both, 1, &["read-only"])?;
+        let both = ["-t", "xfs", "-o", &both, "rbd:rbd/blank", "/mnt"];
+        spc.refused_mount(&both, 1, &["read-only"])?;
         client.untouched("table", "x-spc.mkfs,", "rbd:rbd/table")?;
         client.untouched("byte", "x-spc.mkfs,", "rbd:rbd/byte")?;
         client.untouched("other", "x-spc.mkfs,", "ext4")?;

@@ -34,7 +34,7 @@ fn life(
 fn a_share_of_an_smb_server() {
     with_lab(|lab| {
         let samba = lab.samba()?;
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         let (host, server) = (&spc.host, samba.host());
         let source = format!("//{}/data", samba.address());
         let credentials = format!("username=alice\npassword={}\n", Samba::PASSWORD);
@@ -113,7 +113,7 @@ fn a_share_of_an_smb_server() {
 fn a_password_of_smb_is_seen_by_the_server_only() {
     with_lab(|lab| {
         let samba = lab.samba()?;
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         spc.host.sh(&format!("mkdir -p {TARGET} /etc/keys"))?.ok()?;
         let line = format!("{}\n", Samba::PASSWORD);
         spc.put("/run/password", line.as_bytes())?;
@@ -154,7 +154,7 @@ fn a_password_of_smb_is_seen_by_the_server_only() {
                 !told.contains("s3cret") && !left.text().contains("s3cret"),
                 "{way}: {told}\n{left}"
             );
-            spc.exec(&["spc", "umount", TARGET])?.ok()?;
+            spc.umount(TARGET)?;
         }
         spc.is_clean()
     });
@@ -164,7 +164,7 @@ fn a_password_of_smb_is_seen_by_the_server_only() {
 fn smb_says_why_it_cannot_mount() {
     with_lab(|lab| {
         let samba = lab.samba()?;
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         spc.host.sh(&format!("mkdir -p {TARGET}"))?.ok()?;
         let at = |share: &str| format!("//{}/{share}", samba.address());
         let credentials = |password: &str| {
@@ -172,8 +172,8 @@ fn smb_says_why_it_cannot_mount() {
             spc.put("/run/credentials", text.as_bytes())
         };
         let refused = |options: &str, source: &str, code, says: &[&str]| {
-            let words = ["spc", "mount", "-t", "cifs", "-o", options, source, TARGET];
-            spc.refused(&words, code, says).map(drop)
+            let words = ["-t", "cifs", "-o", options, source, TARGET];
+            spc.refused_mount(&words, code, says).map(drop)
         };
         let good = "credentials=/run/credentials";
         credentials("not hers")?;
@@ -218,8 +218,6 @@ fn smb_says_why_it_cannot_mount() {
         // It takes connections, and says nothing.
         samba.host().sh("busybox killall -STOP smbd")?.ok()?;
         let words = [
-            "spc",
-            "mount",
             "--timeout",
             "10",
             "-t",
@@ -229,7 +227,7 @@ fn smb_says_why_it_cannot_mount() {
             &at("data"),
             TARGET,
         ];
-        spc.refused(&words, 32, &["10 s", "--timeout"])?;
+        spc.refused_mount(&words, 32, &["10 s", "--timeout"])?;
         samba.host().sh("busybox killall -CONT smbd")?.ok()?;
         samba.stop()?;
         refused(good, &at("data"), 32, &["can reach its port 445"])?;
@@ -243,7 +241,7 @@ fn smb_says_why_it_cannot_mount() {
 fn an_smb_server_may_go_away_and_come_back() {
     with_lab(|lab| {
         let samba = lab.samba()?;
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         let source = format!("//{}/data", samba.address());
         let password = Samba::PASSWORD.as_bytes();
         let script = format!(
@@ -271,7 +269,7 @@ fn an_smb_server_may_go_away_and_come_back() {
 fn what_smb_needs_of_the_container() {
     with_lab(|lab| {
         let samba = lab.samba()?;
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         spc.put("/run/password", Samba::PASSWORD.as_bytes())?;
         spc.host.sh(&format!("mkdir -p {TARGET}"))?.ok()?;
         let source = format!("//{}/data", samba.address());
@@ -308,7 +306,7 @@ fn what_smb_needs_of_the_container() {
         }
         with(&needed)?.ok()?;
         ensure!(spc.on(TARGET)?.len() == 1);
-        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.umount(TARGET)?;
         spc.is_clean()
     });
 }

@@ -44,7 +44,7 @@ fn read_and_write<H: AnyHost>(host: &H, directory: &str, bytes: &[u8]) -> Result
 #[test]
 fn volumes_of_glusterfs_from_several_servers() {
     with_gluster(|lab, cluster| {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         install(&spc)?;
         let kubelet = Kubelet::start(&spc.host)?;
         let node = cluster.nodes()[0].host();
@@ -121,7 +121,7 @@ pub fn sshd<'lab>(lab: &'lab Lab, password: &str) -> Result<Host<'lab>> {
 #[test]
 fn volumes_of_other_fuse_programs_with_secrets_of_the_pod() {
     with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         install(&spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
 
@@ -224,7 +224,7 @@ pub fn grows<H: AnyHost>(
 #[test]
 fn volumes_that_the_kernel_mounts() {
     with_lab(|lab| {
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         install_there(&spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
 

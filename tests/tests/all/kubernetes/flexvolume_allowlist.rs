@@ -5,16 +5,15 @@ use anyhow::{Context, Result, ensure};
 use crate::kubernetes::flexvolume::{grows, life, size};
 use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
 use crate::support::images::{Attached, attach};
-use crate::support::{Spc, with_lab};
+use crate::support::with_container;
 
 /// The file in which a node says what pods may have of it.
 const OF_NODE: &str = "/etc/spc/flexvolume.conf";
 
 #[test]
 fn volumes_of_the_node_itself() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
-        install(&spc)?;
+    with_container(|spc| {
+        install(spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
 
         // Memory of the pod's own; a node need not say anything.
@@ -22,7 +21,7 @@ fn volumes_of_the_node_itself() {
             |options: &str| Volume::new("tmpfs", &[("source", "memory"), ("options", options)]);
         let mut pod = Pod::new("1-1", memory("size=1m,mode=0700"));
         pod.fs_group = Some(2000);
-        life(&spc, &kubelet, &pod, "tmpfs", |directory| {
+        life(spc, &kubelet, &pod, "tmpfs", |directory| {
             ensure!(size(host, directory)? == 1024 * 1024);
             let seen = host.sh(&format!("stat -c %g {directory}"))?.ok()?.text();
             ensure!(seen == "2000", "{seen}");
@@ -67,7 +66,7 @@ fn volumes_of_the_node_itself() {
         host.write(OF_NODE, rows.map(line).concat().as_bytes())?;
         for (fs_type, source, options, shown) in rows {
             let pod = Pod::new("3-1", of_node(fs_type, source));
-            life(&spc, &kubelet, &pod, shown, |directory| {
+            life(spc, &kubelet, &pod, shown, |directory| {
                 if fs_type == "ext4" || fs_type == "xfs" {
                     let first = options.split(',').next().unwrap_or_default();
                     ensure!(spc.on(directory)?[0].options.contains(first));
@@ -82,7 +81,7 @@ fn volumes_of_the_node_itself() {
             })?;
             let mut pod = pod;
             pod.volume.read_only = true;
-            life(&spc, &kubelet, &pod, shown, |directory| {
+            life(spc, &kubelet, &pod, shown, |directory| {
                 let refused = host.sh(&format!("echo x >{directory}/ro"))?;
                 ensure!(refused.error_text().contains("Read-only"), "{refused}");
                 Ok(())
@@ -91,7 +90,7 @@ fn volumes_of_the_node_itself() {
 
         // A file system of the node's disk fills it when that has grown.
         let pod = Pod::new("4-1", of_node("xfs", &xfs));
-        life(&spc, &kubelet, &pod, "xfs", |directory| {
+        life(spc, &kubelet, &pod, "xfs", |directory| {
             grows(&kubelet, host, directory, 0, |size| {
                 host.sh(&format!("truncate -s {size}M {file} && losetup -c {xfs}"))?
                     .ok()

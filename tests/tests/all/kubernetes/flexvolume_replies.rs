@@ -8,7 +8,7 @@ use rustix::process::{Pid, kill_process};
 
 use crate::kubernetes::flexvolume::NOBODY;
 use crate::kubernetes::kubelet::{driver, install};
-use crate::support::{Spc, until, with_lab};
+use crate::support::{until, with_container};
 
 /// What a driver prints when it is called like this.
 fn answer(host: &Host<'_>, script: &str) -> Result<String> {
@@ -29,9 +29,8 @@ fn answer(host: &Host<'_>, script: &str) -> Result<String> {
 
 #[test]
 fn there_is_one_answer_whatever_happens() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
-        install(&spc)?;
+    with_container(|spc| {
+        install(spc)?;
         let host = &spc.host;
         let dir = "/var/lib/kubelet/pods/1-2/volumes/spc~spc/data";
         host.sh(&format!("mkdir -p {dir}"))?.ok()?;

@@ -5,7 +5,7 @@ use lab::{AnyHost, Root, VmOptions};
 
 use crate::kubernetes::kubelet::{DRIVER, Kubelet, Pod, ROOT, Volume, install, install_there};
 use crate::mount::nfs3_services::{BOTH, ensure_running, until_running};
-use crate::support::{Spc, VmSpc, until, with_gluster, with_lab};
+use crate::support::{Spc, VmSpc, until, with_gluster, with_vm};
 
 /// A directory of a pod for a volume of one of kubelet's own plug-ins.
 fn own_directory(plugin: &str, pod: &str) -> String {
@@ -31,7 +31,7 @@ fn mounter<H: AnyHost>(host: &H, words: &[&str]) -> Result<lab::Output> {
 #[test]
 fn the_mounter_mounts_what_kubelets_glusterfs_asks_for() {
     with_gluster(|lab, cluster| {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         install(&spc)?;
         let host = &spc.host;
         let target = own_directory("glusterfs", "1-2");
@@ -87,7 +87,7 @@ fn the_mounter_mounts_what_kubelets_glusterfs_asks_for() {
 #[test]
 fn no_link_below_kubelets_directory_is_followed() {
     with_gluster(|lab, cluster| {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         install(&spc)?;
         let host = &spc.host;
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
@@ -123,24 +123,23 @@ fn no_link_below_kubelets_directory_is_followed() {
 
 #[test]
 fn the_mounter_takes_care_of_statd() {
-    with_lab(|lab| {
-        let spc = VmSpc::usual(lab)?;
-        install_there(&spc)?;
+    with_vm(|spc| {
+        install_there(spc)?;
         let server = lab::knfsd().context("no server")?;
         let source = format!("{}:/data", server.vm().address());
         let target = own_directory("nfs", "1-2");
         spc.host.sh(&format!("mkdir -p -m 0750 {target}"))?.ok()?;
-        ensure_running(&spc, &[])?;
+        ensure_running(spc, &[])?;
         for options in ["hard,nfsvers=3", "hard,nfsvers=4.1,ro"] {
             mounter(&spc.host, &["-t", "nfs", "-o", options, &source, &target])?.ok()?;
             ensure!(spc.host.read(format!("{target}/file"))? == b"served\n");
             if options.contains("=3") {
-                ensure_running(&spc, &BOTH)?;
+                ensure_running(spc, &BOTH)?;
             }
             spc.host.run(&["umount", &target])?.ok()?;
             until("the mount is forgotten", || Ok(spc.is_clean().is_ok()))?;
         }
-        until_running(&spc, &[])
+        until_running(spc, &[])
     });
 }
 

@@ -120,7 +120,7 @@ impl Node<'_> {
 }
 
 fn pods_at_random(lab: &'static Lab, cluster: &Cluster<'_>, pods: usize) -> Result<()> {
-    let spc = Spc::usual(lab)?;
+    let spc = Spc::privileged(lab)?;
     install(&spc)?;
     let node = cluster.nodes()[0].host();
     let server = sshd(lab, "of root")?;

@@ -17,7 +17,7 @@ struct Scene<'lab> {
 
 impl<'lab> Scene<'lab> {
     fn new(lab: &'lab Lab, cluster: &Cluster<'_>) -> Result<Self> {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         Ok(Self {
             first: spc.first()?,
             entries: entries(&spc.host)?,

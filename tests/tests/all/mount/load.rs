@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::{Output, Process};
 
-use crate::support::{Spc, entries, until, with_lab};
+use crate::support::{Spc, entries, until, with_container};
 
 /// How much longer than here a storm may take on a machine with other work.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -60,18 +60,17 @@ fn all_well(storm: Process, count: usize) -> Result<Output> {
 #[test]
 fn a_thousand_mounts_at_once() {
     const COUNT: usize = 1000;
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let before = entries(&spc.host)?;
         let script = format!("mkdir /mnt/all && cd /mnt/all && mkdir $(seq {COUNT})");
         spc.host.sh(&script)?.ok()?;
         let mount = "spc mount -t tmpfs -o size=4k x /mnt/all/{}";
         let begun = Instant::now();
-        let mut storm = at_once(&spc, COUNT, mount)?;
+        let mut storm = at_once(spc, COUNT, mount)?;
         let mut most = (0, 0);
         // It says how it went when all have ended.
         while storm.so_far()?.0.is_empty() && begun.elapsed() < LIMIT {
-            most = most.max(memory(&spc, "spc\0mount\0"));
+            most = most.max(memory(spc, "spc\0mount\0"));
             std::thread::sleep(Duration::from_millis(500));
         }
         let output = all_well(storm, COUNT)?;
@@ -93,7 +92,7 @@ fn a_thousand_mounts_at_once() {
             census.records.len() == COUNT && census.strays.is_empty() && census.claims.is_empty(),
             "{census:?}"
         );
-        let storm = at_once(&spc, COUNT, "spc umount /mnt/all/{}")?;
+        let storm = at_once(spc, COUNT, "spc umount /mnt/all/{}")?;
         let output = all_well(storm, COUNT)?;
         eprintln!("their unmounts at once: {:.1?}", output.elapsed);
         until("nothing is left", || {
@@ -106,11 +105,10 @@ fn a_thousand_mounts_at_once() {
 #[ignore = "long: a thousand programs and daemons"]
 fn a_thousand_daemons_at_once() {
     const COUNT: usize = 1000;
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         spc.host.sh(&format!("mkdir -p /srv/data /mnt/all && echo hello >/srv/data/file && cd /mnt/all && mkdir $(seq {COUNT})"))?.ok()?;
         let storm = at_once(
-            &spc,
+            spc,
             COUNT,
             "spc mount -t fuse.bindfs /host/srv/data /mnt/all/{}",
         )?;
@@ -127,7 +125,7 @@ fn a_thousand_daemons_at_once() {
                 "for n in $(seq {COUNT}); do cmp /srv/data/file /mnt/all/$n/file || exit 1; done"
             ))?
             .ok()?;
-        spc.exec(&["spc", "umount", "--all"])?.ok()?;
+        spc.umount("--all")?;
         spc.is_clean()
     });
 }
@@ -143,8 +141,7 @@ echo "- $1" >>/run/slow
 #[test]
 fn no_more_helpers_at_once_than_may() {
     const COUNT: usize = 60;
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let before = entries(&spc.host)?;
         spc.put("/usr/local/sbin/mount.ramfs", SLOW.as_bytes())?;
         spc.host
@@ -152,7 +149,7 @@ fn no_more_helpers_at_once_than_may() {
             .ok()?;
         // Mounts of one server have half of the places.
         let mount = "spc mount -t ramfs $(({} % 2)):/{} /mnt/all/{}";
-        let storm = at_once(&spc, COUNT, mount)?;
+        let storm = at_once(spc, COUNT, mount)?;
         let output = all_well(storm, COUNT)?;
         let (mut at_work, mut most, mut most_of_one) = (BTreeSet::new(), 0, 0);
         let log = spc.sh("cat /run/slow")?.ok()?.text();
@@ -181,15 +178,15 @@ fn no_more_helpers_at_once_than_may() {
             .sh("mkdir /mnt/dead && cd /mnt/dead && mkdir $(seq 5)")?
             .ok()?;
         let dead = "spc mount -t dead --timeout 12 dead:/{} /mnt/dead/{}";
-        let storm = at_once(&spc, 3, dead)?;
+        let storm = at_once(spc, 3, dead)?;
         until("three are at work", || {
             Ok(spc
                 .sh("pgrep -c -f '^/bin/sh.*mount.dead|^sleep 1000'")?
                 .text()
                 == "3")
         })?;
-        let other = ["spc", "mount", "-t", "ramfs", "2:/2", "/mnt/dead/5"];
-        spc.exec(&other)?.ok()?;
+        let other = ["-t", "ramfs", "2:/2", "/mnt/dead/5"];
+        spc.mount(&other)?;
         let waits = [
             "spc",
             "mount",
@@ -227,25 +224,13 @@ fn no_more_helpers_at_once_than_may() {
         until("it is at work", || {
             Ok(spc.sh("pgrep -f mount.dead")?.success())
         })?;
-        let insists = [
-            "spc",
-            "mount",
-            "-t",
-            "ramfs",
-            "-o",
-            "x-spc.helpers=0",
-            "b:/",
-            "/mnt/dead/2",
-        ];
-        spc.exec(&insists)?.ok()?;
+        let insists = ["-t", "ramfs", "-o", "x-spc.helpers=0", "b:/", "/mnt/dead/2"];
+        spc.mount(&insists)?;
         spc.sh("pkill -9 -f '^spc mount -t dead'")?.ok()?;
         drop(held);
-        spc.exec(&["spc", "mount", "-t", "ramfs", "c:/", "/mnt/dead/3"])?
-            .ok()?;
-        spc.refused(
+        spc.mount(&["-t", "ramfs", "c:/", "/mnt/dead/3"])?;
+        spc.refused_mount(
             &[
-                "spc",
-                "mount",
                 "-t",
                 "ramfs",
                 "-o",
@@ -256,7 +241,7 @@ fn no_more_helpers_at_once_than_may() {
             1,
             &["bad option x-spc.helpers: not a number: many"],
         )?;
-        spc.exec(&["spc", "umount", "--all"])?.ok()?;
+        spc.umount("--all")?;
         spc.is_clean()?;
         ensure!(entries(&spc.host)? == before);
         Ok(())

@@ -6,7 +6,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use lab::{AnyHost, Base, Engine, Propagation};
 
-use crate::support::{Container, LEAST, Spc, until, with_lab};
+use crate::support::{
+    Container, MINIMAL, Spc, until, with_container, with_lab, with_minimal_container,
+};
 
 /// What rpcbind and rpc.statd need beyond the recommended run line.
 const SERVICES: [&str; 5] = [
@@ -71,7 +73,7 @@ fn stir(spc: &Spc<'_>) -> Result<()> {
 #[test]
 fn services_are_started_once_and_end_when_nothing_needs_them() {
     with_lab(|lab| {
-        let arguments = [&LEAST[..], &SERVICES].concat();
+        let arguments = [&MINIMAL[..], &SERVICES].concat();
         let (shared, docker) = (Propagation::Shared, Engine::Docker);
         for base in [Base::Trixie, Base::Bookworm] {
             let spc = Spc::start(lab, shared, docker, base, &arguments)?;
@@ -108,16 +110,15 @@ fn services_are_started_once_and_end_when_nothing_needs_them() {
 
 #[test]
 fn services_that_answer_already_are_used_and_left_alone() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         // Not started by the launcher, so as good as the host's own.
         spc.sh("rpcbind")?.ok()?;
-        hold(&spc)?;
+        hold(spc)?;
         let own = spc.exec(&["pidof", "rpcbind"])?.ok()?.text();
         spc.exec(&[DOOR])?.ok()?;
-        ensure_running(&spc, &BOTH)?;
-        let_go(&spc)?;
-        until_running(&spc, &["rpcbind"])?;
+        ensure_running(spc, &BOTH)?;
+        let_go(spc)?;
+        until_running(spc, &["rpcbind"])?;
         ensure!(spc.exec(&["pidof", "rpcbind"])?.ok()?.text() == own);
         let registered = spc.exec(&["rpcinfo", "-p"])?.ok()?.text();
         ensure!(
@@ -130,37 +131,35 @@ fn services_that_answer_already_are_used_and_left_alone() {
 
 #[test]
 fn a_service_that_lost_its_place_is_started_anew() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
-        hold(&spc)?;
+    with_container(|spc| {
+        hold(spc)?;
         spc.exec(&[DOOR])?.ok()?;
         let statd = spc.exec(&["pidof", "rpc.statd"])?.ok()?.text();
         // A new rpcbind knows nothing of the statd that runs.
         spc.sh("kill -9 $(pidof rpcbind)")?.ok()?;
         spc.exec(&[DOOR])?.ok()?;
-        ensure_running(&spc, &BOTH)?;
+        ensure_running(spc, &BOTH)?;
         ensure!(spc.exec(&["pidof", "rpc.statd"])?.ok()?.text() != statd);
         // One that was stopped, as by a command that was killed while it looked.
         spc.sh("kill -STOP $(pidof rpc.statd)")?.ok()?;
         spc.exec(&[DOOR])?.ok()?;
-        ensure_running(&spc, &BOTH)?;
+        ensure_running(spc, &BOTH)?;
         // Nobody asks for them, but a mount may be about to need them.
         spc.sh("kill -9 $(pidof rpcbind rpc.statd)")?.ok()?;
-        stir(&spc)?;
-        until_running(&spc, &BOTH)
+        stir(spc)?;
+        until_running(spc, &BOTH)
     });
 }
 
 #[test]
 fn services_that_the_container_may_not_run_are_an_error_with_a_hint() {
-    with_lab(|lab| {
-        let spc = Spc::least(lab)?;
+    with_minimal_container(|spc| {
         let output = spc.exec(&[DOOR])?.code(2)?;
         let error = output.error_text();
         for says in ["cannot start rpcbind", "hint: ", "NET_BIND_SERVICE"] {
             ensure!(error.contains(says), "{output}");
         }
         eprintln!("{error}");
-        until_running(&spc, &[])
+        until_running(spc, &[])
     });
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Base, Cluster, Engine, Lab, Propagation};
 
 use crate::kinds::gluster::main_job;
-use crate::support::{LEAST, Spc, with_gluster};
+use crate::support::{MINIMAL, Spc, with_gluster};
 
 const TARGET: &str = "/mnt/least";
 
@@ -26,7 +26,7 @@ fn each_part_is_needed(spc: &Spc<'_>, cluster: &Cluster<'_>) -> Result<()> {
     let source = format!("{}:/vol", cluster.nodes()[0].host().address());
     for (part, code) in PARTS {
         spc.remove()?;
-        let rest: Vec<&str> = LEAST.into_iter().filter(|word| *word != part).collect();
+        let rest: Vec<&str> = MINIMAL.into_iter().filter(|word| *word != part).collect();
         spc.run(Base::Trixie, &rest)?.ok()?;
 
         // A daemon on the host is in the host's network.
@@ -61,11 +61,11 @@ fn anothers_directory(spc: &Spc<'_>) -> Result<()> {
     ensure!(output.error_text().contains(more), "{output}");
 
     spc.remove()?;
-    spc.run(Base::Trixie, &[&LEAST[..], &[more]].concat())?
+    spc.run(Base::Trixie, &[&MINIMAL[..], &[more]].concat())?
         .ok()?;
     spc.exec(&mount)?.ok()?;
     ensure!(spc.on("/home/user/data")?.len() == 1);
-    spc.exec(&["spc", "umount", "/home/user/data"])?.ok()?;
+    spc.umount("/home/user/data")?;
     Ok(())
 }
 
@@ -92,8 +92,8 @@ fn nsenter(spc: &Spc<'_>, cluster: &Cluster<'_>) -> Result<()> {
     Ok(())
 }
 
-fn with_the_least(lab: &Lab, engine: Engine) -> Result<Spc<'_>> {
-    let spc = Spc::start(lab, Propagation::Shared, engine, Base::Trixie, &LEAST)?;
+fn minimal(lab: &Lab, engine: Engine) -> Result<Spc<'_>> {
+    let spc = Spc::start(lab, Propagation::Shared, engine, Base::Trixie, &MINIMAL)?;
     let output = spc.exec(&["spc", "doctor"])?.ok()?;
     ensure!(!output.text().contains("FAIL"), "{output}");
     Ok(spc)
@@ -102,7 +102,7 @@ fn with_the_least(lab: &Lab, engine: Engine) -> Result<Spc<'_>> {
 #[test]
 fn least_with_docker() {
     with_gluster(|lab, cluster| {
-        let spc = with_the_least(lab, Engine::Docker)?;
+        let spc = minimal(lab, Engine::Docker)?;
         main_job(&spc, cluster, TARGET)?;
         nsenter(&spc, cluster)?;
         anothers_directory(&spc)?;
@@ -113,13 +113,13 @@ fn least_with_docker() {
 #[test]
 fn least_with_podman() {
     with_gluster(|lab, cluster| {
-        let spc = with_the_least(lab, Engine::Podman)?;
+        let spc = minimal(lab, Engine::Podman)?;
         main_job(&spc, cluster, "/mnt/least podman")?;
 
         // As rootless podman, or docker with userns-remap, would have it: its capabilities are worth nothing.
         spc.remove()?;
         let users = ["--uidmap", "0:100000:65536"];
-        spc.run(Base::Trixie, &[&LEAST[..], &users].concat())?
+        spc.run(Base::Trixie, &[&MINIMAL[..], &users].concat())?
             .ok()?;
         let mount = ["spc", "mount", "-t", "tmpfs", "none", "/mnt/least podman"];
         let output = spc.exec(&mount)?.code(2)?;
@@ -131,7 +131,7 @@ fn least_with_podman() {
 #[test]
 fn documents_have_the_line_that_is_tested() {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let line = LEAST.join(" ");
+    let line = MINIMAL.join(" ");
     for file in ["image/Containerfile", "image/README.md", "docs/run.md"] {
         let text = fs::read_to_string(checkout.join(file)).unwrap();
         // A line that is broken in the text is one line to the shell.

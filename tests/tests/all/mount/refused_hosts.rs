@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use lab::{Base, Engine, Propagation};
 
-use crate::support::{Spc, with_lab};
+use crate::support::{Spc, with_container, with_lab};
 
 const TMPFS: [&str; 6] = ["spc", "mount", "-t", "tmpfs", "scratch", "/mnt/data"];
 const BINDFS: [&str; 6] = [
@@ -17,8 +17,7 @@ const BINDFS: [&str; 6] = [
 
 #[test]
 fn each_capability_is_needed_or_not_missed() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
         let all = spc
             .sh("setpriv --dump | sed -n 's/^Capability bounding set: //p'")?
@@ -94,8 +93,7 @@ fn a_host_that_is_not_to_be_found() {
 
 #[test]
 fn settings_that_cannot_be_read() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
         let file = "/etc/spc/shim.conf";
         for (text, says) in [
@@ -144,8 +142,7 @@ fn settings_that_cannot_be_read() {
 fn a_full_disk_under_the_ledger() {
     const FILL: &str = "dd if=/dev/zero of=/run/spc/fill bs=1k 2>/dev/null; true";
     const EMPTY: &str = "rm -f /run/spc/fill";
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let host = &spc.host;
         host.sh("mkdir -p /mnt/data /run/spc && mount -t tmpfs -o size=16k small /run/spc")?
             .ok()?;
@@ -161,8 +158,8 @@ fn a_full_disk_under_the_ledger() {
         let helper =
             format!("#!/bin/sh\nmount -i -t ramfs x \"$2\" && chroot /host sh -c '{FILL}'");
         spc.put("/usr/local/sbin/mount.ramfs", helper.as_bytes())?;
-        let mount = ["spc", "mount", "-t", "ramfs", "x", "/mnt/data"];
-        spc.refused(&mount, 2, &[full])?;
+        let mount = ["-t", "ramfs", "x", "/mnt/data"];
+        spc.refused_mount(&mount, 2, &[full])?;
         ensure!(
             !host
                 .sh("dd if=/dev/zero of=/run/spc/more bs=1k count=8")?
@@ -180,11 +177,10 @@ fn a_full_disk_under_the_ledger() {
 
 #[test]
 fn records_that_cannot_be_read() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let host = &spc.host;
         host.run(&["mkdir", "/mnt/data", "/mnt/other"])?.ok()?;
-        let other = ["spc", "mount", "-t", "tmpfs", "other", "/mnt/other"];
+        let other = ["-t", "tmpfs", "other", "/mnt/other"];
         for damage in [
             "echo '{' >",
             "true >",
@@ -192,7 +188,7 @@ fn records_that_cannot_be_read() {
             "cp $(grep -l '\"/mnt/other\"' *.json)",
         ] {
             spc.exec(&TMPFS)?.ok()?;
-            spc.exec(&other)?.ok()?;
+            spc.mount(&other)?;
             let script = format!(
                 "cd /run/spc/mounts && bad=$(grep -l '\"/mnt/data\"' *.json) && {damage} $bad && echo $bad"
             );

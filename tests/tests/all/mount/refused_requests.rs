@@ -8,7 +8,7 @@ use lab::{HostOptions, Lab};
 use crate::support::{Spc, with_gluster, with_lab};
 
 fn start(lab: &Lab) -> Result<Spc<'_>> {
-    Spc::usual(lab)
+    Spc::privileged(lab)
 }
 
 #[test]
@@ -53,8 +53,8 @@ fn servers_and_volumes_that_are_not_there() {
             }
         }
         for source in ["vol", "server:", ":/vol"] {
-            let mount = ["spc", "mount", "-t", "glusterfs", source, "/mnt/data"];
-            spc.refused(&mount, 1, &["bad source", "SERVER:/VOLUME"])?;
+            let mount = ["-t", "glusterfs", source, "/mnt/data"];
+            spc.refused_mount(&mount, 1, &["bad source", "SERVER:/VOLUME"])?;
         }
         Ok(())
     });
@@ -83,7 +83,7 @@ fn helpers_that_misbehave() {
             ("source", "add -t TYPE; known: glusterfs"),
             ("a,b:/vol", "may be of type glusterfs or ceph"),
         ] {
-            spc.refused(&["spc", "mount", source, "/mnt/data"], 1, &[hint])?;
+            spc.refused_mount(&[source, "/mnt/data"], 1, &[hint])?;
         }
         for (script, says) in [
             (
@@ -171,8 +171,8 @@ fn a_source_whose_type_is_not_said() {
                 "{explained}"
             );
         }
-        let said = ["spc", "mount", "-t", "nfs", "host:/path", "/mnt/data"];
-        let output = spc.refused(&said, 32, &["this is mount.nfs"])?;
+        let said = ["-t", "nfs", "host:/path", "/mnt/data"];
+        let output = spc.refused_mount(&said, 32, &["this is mount.nfs"])?;
         ensure!(!output.error_text().contains("add -t"), "{output}");
         Ok(())
     });
@@ -228,20 +228,9 @@ fn targets_that_cannot_be() {
             spc.refused(&mount(target), code, says)?;
         }
         // What a failed mount made on the way goes again.
+        let making = ["-t", "nosuch", "-o", "x-mount.mkdir", "x", "/mnt/new/dir"];
+        spc.refused_mount(&making, 32, &["mount.nosuch"])?;
         let making = [
-            "spc",
-            "mount",
-            "-t",
-            "nosuch",
-            "-o",
-            "x-mount.mkdir",
-            "x",
-            "/mnt/new/dir",
-        ];
-        spc.refused(&making, 32, &["mount.nosuch"])?;
-        let making = [
-            "spc",
-            "mount",
             "-t",
             "tmpfs",
             "-o",
@@ -249,7 +238,7 @@ fn targets_that_cannot_be() {
             "x",
             "/mnt/new/dir",
         ];
-        spc.refused(&making, 32, &["bad"])?;
+        spc.refused_mount(&making, 32, &["bad"])?;
         ensure!(
             !spc.host.sh("test -e /mnt/new")?.success(),
             "/mnt/new is left"
@@ -263,10 +252,9 @@ fn targets_that_cannot_be() {
             "x",
             "/mnt/new/dir",
         ];
-        spc.exec(&[&["spc", "mount"], &options[..]].concat())?
-            .ok()?;
+        spc.mount(&options)?;
         ensure!(spc.on("/mnt/new/dir")?.len() == 1);
-        spc.exec(&["spc", "umount", "/mnt/new/dir"])?.ok()?;
+        spc.umount("/mnt/new/dir")?;
         ensure!(spc.host.sh("stat -c %a /mnt/new/dir")?.ok()?.text() == "700");
 
         // Links that root made work, and `spc ls` shows both names.
@@ -274,21 +262,13 @@ fn targets_that_cannot_be() {
             spc.exec(&mount(link))?.ok()?;
             ensure!(spc.on("/mnt/real")?.len() == 1);
             ensure!(spc.record("/mnt/real")?["written"] == link);
-            spc.exec(&["spc", "umount", link])?.ok()?;
+            spc.umount(link)?;
             spc.is_clean()?;
         }
         // And who insists may hide the system.
-        let insist = [
-            "spc",
-            "mount",
-            "--over-system-directory",
-            "-t",
-            "tmpfs",
-            "scratch",
-            "/etc",
-        ];
+        let insist = ["--over-system-directory", "-t", "tmpfs", "scratch", "/etc"];
         let etc = ["spc", "umount", "/etc"];
-        spc.exec(&insist)?.ok()?;
+        spc.mount(&insist)?;
         ensure!(spc.on("/etc")?.len() == 1);
         spc.exec(&etc)?.ok()?;
 
@@ -300,31 +280,14 @@ fn targets_that_cannot_be() {
             ensure!(spc.traces()? == before, "{same}");
         }
         let already = "/mnt/real is already mounted: scratch (tmpfs)";
-        spc.refused(
-            &["spc", "mount", "-t", "tmpfs", "another", "/mnt/real"],
+        spc.refused_mount(&["-t", "tmpfs", "another", "/mnt/real"], 32, &[already])?;
+        spc.refused_mount(
+            &["-t", "tmpfs", "-o", "ro", "scratch", "/mnt/link"],
             32,
             &[already],
         )?;
-        spc.refused(
-            &[
-                "spc",
-                "mount",
-                "-t",
-                "tmpfs",
-                "-o",
-                "ro",
-                "scratch",
-                "/mnt/link",
-            ],
-            32,
-            &[already],
-        )?;
-        spc.refused(
-            &["spc", "mount", "--bind", "/mnt/other", "/mnt/real"],
-            32,
-            &[already],
-        )?;
-        spc.exec(&["spc", "umount", "/mnt/real"])?.ok()?;
+        spc.refused_mount(&["--bind", "/mnt/other", "/mnt/real"], 32, &[already])?;
+        spc.umount("/mnt/real")?;
 
         spc.refused(
             &["spc", "umount", "/mnt/real"],

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::ensure;
 use lab::{Base, Engine, Libc, Propagation, program};
 
-use crate::support::{FULL, Spc, with_lab};
+use crate::support::{PRIVILEGED, Spc, with_container, with_lab};
 
 /// What programs of musl are started by.
 fn musl_loader() -> String {
@@ -29,8 +29,7 @@ fn a_helper_of_any_make_mounts_on_the_host() {
         ("musl, clear", Libc::Musl, &["-DCLEAR"], "graft"),
         ("musl, static", Libc::Musl, &["-static"], "graft"),
     ];
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         spc.put(&musl_loader(), &fs::read(musl_loader())?)?;
         for (name, libc, arguments, route) in HELPERS {
             let helper = program("helper", libc, arguments)?;
@@ -63,7 +62,7 @@ fn the_user_may_insist_on_a_route() {
             Propagation::Private,
             Engine::Docker,
             Base::Trixie,
-            &FULL,
+            &PRIVILEGED,
         )?;
         let install = |arguments: &[&str]| {
             let helper = program("helper", Libc::Gnu, arguments)?;
@@ -76,17 +75,8 @@ fn the_user_may_insist_on_a_route() {
             Ok(())
         })?;
         install(&["-DRAW"])?;
-        let mount = [
-            "spc",
-            "mount",
-            "--route",
-            "preload",
-            "-t",
-            "ramfs",
-            "x",
-            "/mnt/made",
-        ];
-        spc.refused(&mount, 32, &["past the shim", "--route preload"])?;
+        let mount = ["--route", "preload", "-t", "ramfs", "x", "/mnt/made"];
+        spc.refused_mount(&mount, 32, &["past the shim", "--route preload"])?;
         Ok(())
     });
 }

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Engine, Lab, Libc, Propagation, program};
 
-use crate::support::{LEAST, Spc, entries, until, with_gluster, with_lab};
+use crate::support::{MINIMAL, Spc, entries, until, with_gluster, with_minimal_container};
 
 /// Mounts of others on the host.
 const OTHERS: usize = 10_000;
@@ -33,8 +33,7 @@ fn read(spc: &Spc<'_>, first: i32) -> Result<u64> {
 
 #[test]
 fn nothing_is_read_that_grows() {
-    with_lab(|lab| {
-        let spc = Spc::least(lab)?;
+    with_minimal_container(|spc| {
         let first = spc.first()?;
         let host = &spc.host;
         spc.put(
@@ -44,24 +43,23 @@ fn nothing_is_read_that_grows() {
         host.copy_in(program("many", Libc::Gnu, &["-static"])?, "/opt/many")?;
         host.sh("mkdir /mnt/measured /mnt/own")?.ok()?;
         // The first one makes what the others find.
-        read(&spc, first)?;
-        let empty = read(&spc, first)?;
+        read(spc, first)?;
+        let empty = read(spc, first)?;
         host.run(&["/opt/many", &OTHERS.to_string(), "/mnt/many"])?
             .ok()?;
-        let crowded = read(&spc, first)?;
+        let crowded = read(spc, first)?;
         let script = "for at in $(seq $1); do spc mount -t tmpfs -o x-mount.mkdir own /mnt/own/$at || exit; done";
         let own = ["sh", "-c", script, "own", &OWN.to_string()];
         host.command_at(first, &own)?.run()?.ok()?;
-        let owned = read(&spc, first)?;
+        let owned = read(spc, first)?;
         eprintln!(
             "a mount and its unmount read {empty} bytes, with {OTHERS} other mounts {crowded}, with {OWN} of our own {owned}"
         );
         ensure!(crowded <= empty + MORE && owned <= empty + MORE);
         // Where the kernel may not be asked, as by docker's filter of this version, it works all the same.
-        spc.exec(&["spc", "mount", "-t", "tmpfs", "own", "/mnt/measured"])?
-            .ok()?;
+        spc.mount(&["-t", "tmpfs", "own", "/mnt/measured"])?;
         ensure!(spc.on("/mnt/measured")?.len() == 1);
-        spc.exec(&["spc", "umount", "/mnt/measured"])?.ok()?;
+        spc.umount("/mnt/measured")?;
         ensure!(spc.on("/mnt/measured")?.is_empty());
         let all = spc.exec(&["spc", "umount", "--all"])?;
         all.ok()?;
@@ -71,7 +69,7 @@ fn nothing_is_read_that_grows() {
 
 /// Mounts, lives of the container, unmounts.
 fn entries_stay(lab: &'static Lab, propagation: Propagation, source: &str) -> Result<()> {
-    let spc = Spc::start(lab, propagation, Engine::Docker, Base::Trixie, &LEAST)?;
+    let spc = Spc::start(lab, propagation, Engine::Docker, Base::Trixie, &MINIMAL)?;
     let targets = ["/mnt/a", "/mnt/b", "/mnt/c", "/mnt/d", "/mnt/e"];
     spc.host.run(&[&["mkdir"], &targets[..]].concat())?.ok()?;
     let before = entries(&spc.host)?;
@@ -84,7 +82,7 @@ fn entries_stay(lab: &'static Lab, propagation: Propagation, source: &str) -> Re
             0 => ["-t", "tmpfs", "own", target],
             _ => ["-t", "glusterfs", source, target],
         };
-        spc.exec(&[&["spc", "mount"], &words[..]].concat())?.ok()?;
+        spc.mount(&words)?;
         are("one more entry for each mount", at + 1)?;
     }
     for _ in 0..2 {
@@ -92,10 +90,10 @@ fn entries_stay(lab: &'static Lab, propagation: Propagation, source: &str) -> Re
         are("as many after a restart", targets.len())?;
     }
     spc.remove()?;
-    spc.run(Base::Trixie, &LEAST)?.ok()?;
+    spc.run(Base::Trixie, &MINIMAL)?.ok()?;
     are("as many with another container", targets.len())?;
     for (gone, target) in targets.into_iter().enumerate() {
-        spc.exec(&["spc", "umount", target])?.ok()?;
+        spc.umount(target)?;
         are("one less", targets.len() - gone - 1)?;
     }
     until("nothing is left", || Ok(spc.is_clean().is_ok()))

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 use lab::{HostOptions, Lab, Root};
 
-use crate::support::{Spc, until, with_lab};
+use crate::support::{Spc, until, with_container, with_lab};
 
 const SECRET: &str = "Correct,Horse 7";
 
@@ -112,7 +112,7 @@ fn kept(spc: &Spc<'_>, helper: &str, script: &str) -> Result<()> {
 }
 
 fn every_way(lab: &Lab) -> Result<()> {
-    let spc = Spc::usual(lab)?;
+    let spc = Spc::privileged(lab)?;
     spc.host
         .run(&["mkdir", "-p", "/mnt/data", "/etc/keys"])?
         .ok()?;
@@ -179,8 +179,7 @@ fn a_secret_is_seen_by_its_helper_only() {
 
 #[test]
 fn secrets_that_cannot_be() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         spc.host.run(&["mkdir", "-p", "/mnt/data"])?.ok()?;
         spc.put("/run/empty", b"\n")?;
         spc.put("/run/two", b"Horse\nHorse\n")?;
@@ -244,18 +243,9 @@ fn secrets_that_cannot_be() {
             ensure!(!output.error_text().contains("Horse"), "{output}");
         }
         for fs_type in ["tmpfs", "fuse.bindfs", "glusterfs", "nosuch"] {
-            let mount = [
-                "spc",
-                "mount",
-                "-t",
-                fs_type,
-                "-o",
-                "password=Horse",
-                "h:/x",
-                "/mnt/data",
-            ];
+            let mount = ["-t", fs_type, "-o", "password=Horse", "h:/x", "/mnt/data"];
             let says = format!("type {fs_type} takes no secrets");
-            let output = spc.refused(&mount, 1, &[&says])?;
+            let output = spc.refused_mount(&mount, 1, &[&says])?;
             ensure!(!output.error_text().contains("Horse"), "{output}");
         }
         Ok(())
@@ -277,7 +267,7 @@ fn a_directory_of_an_ssh_server_by_password() {
             .run()?
             .ok()?;
         server.write("/srv/data/file", b"on the server")?;
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         let source = format!("root@{}:/srv/data", server.address());
         spc.put("/run/secret", SECRET.as_bytes())?;
         spc.put("/run/wrong", b"Wrong Horse")?;
@@ -317,8 +307,6 @@ fn a_directory_of_an_ssh_server_by_password() {
         })?;
         let wrong = "password=file:/run/wrong";
         let mount = [
-            "spc",
-            "mount",
             "-t",
             "fuse.sshfs",
             "-o",
@@ -328,7 +316,7 @@ fn a_directory_of_an_ssh_server_by_password() {
             &source,
             "/mnt/ssh",
         ];
-        let output = spc.refused(&mount, 32, &["Permission denied"])?;
+        let output = spc.refused_mount(&mount, 32, &["Permission denied"])?;
         let log = server.sh("cat /var/log/auth.log 2>/dev/null; true")?;
         ensure!(!format!("{output}{log}").contains("Horse"), "{output}");
         Ok(())

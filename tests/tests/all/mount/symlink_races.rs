@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use lab::{Libc, program};
 
-use crate::support::{Spc, with_lab};
+use crate::support::{Spc, with_container};
 
 /// Mounts again and again while nobody exchanges two names, the place and the other. Each mount is at the target in
 /// the end, or nowhere.
@@ -33,7 +33,7 @@ fn contest(spc: &Spc<'_>, mount: &[&str], target: &str, place: &str, other: &str
                 new.len() == 1 && new[0].target == Path::new(target),
                 "{new:?}\n{output}"
             );
-            spc.exec(&["spc", "umount", target])?.ok()?;
+            spc.umount(target)?;
             mounted += 1;
         } else {
             ensure!(new.is_empty(), "{new:?}\n{output}");
@@ -57,8 +57,7 @@ fn contest(spc: &Spc<'_>, mount: &[&str], target: &str, place: &str, other: &str
 
 #[test]
 fn a_mount_is_where_it_should_be_or_nowhere() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let host = &spc.host;
         host.copy_in(program("swap", Libc::Gnu, &["-static"])?, "/opt/swap")?;
         spc.put(
@@ -73,21 +72,21 @@ fn a_mount_is_where_it_should_be_or_nowhere() {
         // The directory itself becomes a link; one on the way does; or two directories take turns.
         for mount in [tmpfs, bindfs, ramfs] {
             contest(
-                &spc,
+                spc,
                 &mount,
                 "/srv/user/spot",
                 "/srv/user/spot",
                 "/srv/user/last",
             )?;
             contest(
-                &spc,
+                spc,
                 &mount,
                 "/srv/user/way/spot",
                 "/srv/user/way",
                 "/srv/user/link",
             )?;
             contest(
-                &spc,
+                spc,
                 &mount,
                 "/srv/user/one",
                 "/srv/user/one",

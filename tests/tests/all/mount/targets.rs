@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Cluster, Engine, Output, Propagation};
 
-use crate::support::{FULL, LEAST, Spc, with_gluster};
+use crate::support::{MINIMAL, PRIVILEGED, Spc, with_gluster};
 
 /// A working directory of the container, and a target as it is written there.
 type Spelling<'a> = (&'a str, &'a str);
@@ -166,7 +166,7 @@ fn any_spelling(targets: &Targets<'_>) -> Result<()> {
 fn any_name_on_a_shared_root() {
     with_gluster(|lab, cluster| {
         let shared = Propagation::Shared;
-        let spc = Spc::start(lab, shared, Engine::Docker, Base::Trixie, &FULL)?;
+        let spc = Spc::start(lab, shared, Engine::Docker, Base::Trixie, &PRIVILEGED)?;
         let targets = Targets { spc, cluster };
         any_name(&targets, Maker::Gluster)?;
         any_spelling(&targets)?;
@@ -181,7 +181,7 @@ fn any_name_on_a_shared_root() {
 fn any_name_on_a_private_root_with_links() {
     with_gluster(|lab, cluster| {
         let private = Propagation::Private;
-        let spc = Spc::start(lab, private, Engine::Docker, Base::Trixie, &LEAST)?;
+        let spc = Spc::start(lab, private, Engine::Docker, Base::Trixie, &MINIMAL)?;
         let targets = Targets { spc, cluster };
         any_name(&targets, Maker::Graft)?;
         any_spelling(&targets)?;

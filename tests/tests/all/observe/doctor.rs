@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Base, Engine, Propagation};
 use serde_json::Value;
 
-use crate::support::{Container, FULL, LEAST, Spc, with_lab};
+use crate::support::{Container, MINIMAL, PRIVILEGED, Spc, with_lab};
 
 /// The failed checks of a kind, each with its hint.
 pub fn missed<H: AnyHost>(spc: &Container<H>, kind: &str) -> Result<Vec<(String, String)>> {
@@ -49,7 +49,7 @@ pub fn has_all<H: AnyHost>(spc: &Container<H>, kind: &str) -> Result<()> {
 fn each_kind_misses_its_programs() {
     with_lab(|lab| {
         let (shared, docker) = (Propagation::Shared, Engine::Docker);
-        let spc = Spc::start(lab, shared, docker, Base::Trixie, &FULL)?;
+        let spc = Spc::start(lab, shared, docker, Base::Trixie, &PRIVILEGED)?;
         for kind in [
             "glusterfs",
             "gluster",
@@ -104,8 +104,9 @@ fn each_kind_misses_its_programs() {
 #[test]
 fn each_kind_misses_what_the_container_was_not_given() {
     with_lab(|lab| {
-        let without =
-            |part: &str| -> Vec<&str> { LEAST.into_iter().filter(|word| *word != part).collect() };
+        let without = |part: &str| -> Vec<&str> {
+            MINIMAL.into_iter().filter(|word| *word != part).collect()
+        };
         let (shared, docker) = (Propagation::Shared, Engine::Docker);
         let no_fuse = without("--device=/dev/fuse");
         let spc = Spc::start(lab, shared, docker, Base::Trixie, &no_fuse)?;

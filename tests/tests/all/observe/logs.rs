@@ -23,7 +23,7 @@ fn variable(spc: &Spc<'_>, process: &str, name: &str) -> Result<String> {
 }
 
 fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
-    let spc = Spc::least(lab)?;
+    let spc = Spc::minimal(lab)?;
     spc.host.sh("mkdir /mnt/a /mnt/b")?.ok()?;
 
     // Whoever asks may give the id. The daemon outlives the container, and is run by another `spc`.
@@ -80,7 +80,7 @@ fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
         let daemon = spc.record("/mnt/b")?["daemon"][0].to_string();
         ensure!(variable(&spc, &daemon, "SPC_REQUEST")? == id);
         seen.push(id);
-        spc.exec(&["spc", "umount", "/mnt/b"])?.ok()?;
+        spc.umount("/mnt/b")?;
     }
     seen.dedup();
     ensure!(seen.len() == 3, "{seen:?}");
@@ -115,11 +115,11 @@ fn one_id_leads_from_the_door_to_the_daemon() {
 }
 
 fn decisions(lab: &Lab) -> Result<()> {
-    let spc = Spc::least(lab)?;
+    let spc = Spc::minimal(lab)?;
     spc.remove()?;
     let run = [
         &["docker", "run", "-d", "--name", "spc"][..],
-        &crate::support::LEAST,
+        &crate::support::MINIMAL,
         &[lab::Base::Trixie.image(), "spc", "serve", "-v"],
     ];
     spc.host.run(&run.concat())?.ok()?;

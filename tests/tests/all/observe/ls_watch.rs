@@ -3,14 +3,13 @@
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use crate::support::{Spc, until, with_lab};
+use crate::support::{until, with_container};
 
 const MOUNT: [&str; 6] = ["spc", "mount", "-t", "tmpfs", "scratch", "/mnt/data"];
 
 #[test]
 fn each_change_is_one_document() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         spc.host.sh("mkdir /mnt/data")?.ok()?;
         let mut watch = spc
             .host
@@ -50,8 +49,7 @@ fn each_change_is_one_document() {
 
 #[test]
 fn a_terminal_is_drawn_anew() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         spc.host.sh("mkdir /mnt/data")?.ok()?;
         spc.exec(&MOUNT)?.ok()?;
         let watch = "timeout -s INT 5 spc ls --watch";

@@ -6,13 +6,13 @@ use std::os::unix::net::UnixStream;
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Host, HostOptions, Lab, Root};
 
-use crate::support::{LEAST, Spc, until, with_lab};
+use crate::support::{MINIMAL, Spc, until, with_lab};
 
 const ADDRESS: &str = "127.0.0.1:9750";
 
 /// The container with these arguments of `spc serve`.
 fn serving<'lab>(lab: &'lab Lab, run: &[&str], arguments: &[&str]) -> Result<Spc<'lab>> {
-    let spc = Spc::least(lab)?;
+    let spc = Spc::minimal(lab)?;
     again(&spc, run, arguments)?;
     Ok(spc)
 }
@@ -67,7 +67,7 @@ fn is_read_by_prometheus(lab: &Lab, text: &str) -> Result<()> {
 }
 
 fn counted(lab: &Lab) -> Result<()> {
-    let spc = serving(lab, &LEAST, &["--metrics", ADDRESS])?;
+    let spc = serving(lab, &MINIMAL, &["--metrics", ADDRESS])?;
     until("it is well", || {
         Ok(spc
             .host
@@ -76,21 +76,27 @@ fn counted(lab: &Lab) -> Result<()> {
             == "ok")
     })?;
     spc.host.sh("mkdir /mnt/a /mnt/b /mnt/c")?.ok()?;
-    let bindfs = ["spc", "mount", "-t", "fuse.bindfs", "/srv"];
+    let bindfs = ["-t", "fuse.bindfs", "/srv"];
     for target in ["/mnt/a", "/mnt/b"] {
-        spc.exec(&[&bindfs[..], &[target]].concat())?.ok()?;
+        spc.mount(&[&bindfs[..], &[target]].concat())?;
     }
     // Once more is no other mount.
-    spc.exec(&[&bindfs[..], &["/mnt/a"]].concat())?.ok()?;
-    spc.exec(&["spc", "mount", "-t", "tmpfs", "none", "/mnt/c"])?
-        .ok()?;
-    spc.exec(&["spc", "umount", "/mnt/c"])?.ok()?;
+    spc.mount(&[&bindfs[..], &["/mnt/a"]].concat())?;
+    spc.mount(&["-t", "tmpfs", "none", "/mnt/c"])?;
+    spc.umount("/mnt/c")?;
 
     // Failures, each for a reason of its own.
     spc.exec(&["spc", "mount", "-t", "tmpfs", "none", "/mnt/a"])?
         .code(32)?;
-    spc.exec(&[&bindfs[..], &["-o", "no_such_option", "/mnt/c"]].concat())?
-        .code(32)?;
+    spc.exec(
+        &[
+            &["spc", "mount"],
+            &bindfs[..],
+            &["-o", "no_such_option", "/mnt/c"],
+        ]
+        .concat(),
+    )?
+    .code(32)?;
     spc.put("/usr/local/sbin/mount.slow", b"#!/bin/sh\nsleep 100\n")?;
     let slow = [
         "spc",
@@ -179,7 +185,7 @@ fn counted(lab: &Lab) -> Result<()> {
     })?;
     let unknown = spc.host.sh(&format!("wget -qO - http://{ADDRESS}/other"))?;
     ensure!(!unknown.success(), "{unknown}");
-    spc.exec(&["spc", "umount", "--all"])?.ok()?;
+    spc.umount("--all")?;
     spc.is_clean()
 }
 
@@ -200,7 +206,7 @@ fn ask(host: &Host<'_>, socket: &str, question: &str) -> Result<String> {
 
 fn places(lab: &Lab) -> Result<()> {
     // Nothing listens unless it is asked for.
-    let spc = Spc::least(lab)?;
+    let spc = Spc::minimal(lab)?;
     let listening = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 0A '";
     let quiet = spc.host.sh(listening)?.text();
     ensure!(quiet == "0", "{quiet}");
@@ -209,7 +215,7 @@ fn places(lab: &Lab) -> Result<()> {
     let socket = "/run/metrics.sock";
     let address = format!("unix:{socket}");
     for _ in 0..2 {
-        again(&spc, &LEAST, &["--metrics", &address])?;
+        again(&spc, &MINIMAL, &["--metrics", &address])?;
         until("the socket answers", || {
             let question = "GET /healthz HTTP/1.1\r\n\r\n";
             Ok(ask(&spc.host, socket, question)
@@ -240,7 +246,7 @@ fn places(lab: &Lab) -> Result<()> {
 
     // A file that is no socket is not ours to replace; `spc serve` does the rest of its work.
     spc.host.write("/run/file", b"precious")?;
-    again(&spc, &LEAST, &["--metrics", "unix:/run/file"])?;
+    again(&spc, &MINIMAL, &["--metrics", "unix:/run/file"])?;
     let said = "cannot listen on /run/file on the host: ";
     until("it is said", || {
         let log = spc.host.run(&["docker", "logs", "spc"])?.error_text();
@@ -249,7 +255,7 @@ fn places(lab: &Lab) -> Result<()> {
     ensure!(spc.host.read("/run/file")? == b"precious");
 
     // Where the host cannot be reached, it is not well, and says so.
-    let apart: Vec<&str> = LEAST
+    let apart: Vec<&str> = MINIMAL
         .into_iter()
         .filter(|word| *word != "--pid=host")
         .collect();

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Host, HostOptions, Lab, Root};
 
-use crate::support::{LEAST, Spc, until, with_lab};
+use crate::support::{MINIMAL, Spc, until, with_lab};
 
 const PAGE: &str = include_str!("../../../../docs/metrics.md");
 
@@ -101,7 +101,7 @@ fn give_curl(to: &Host<'_>, from: &Host<'_>) -> Result<()> {
 #[test]
 fn the_commands_show_the_metrics() {
     with_lab(|lab| {
-        let spc = Spc::least(lab)?;
+        let spc = Spc::minimal(lab)?;
         give_curl(&spc.host, &readers(lab)?)?;
         let lines = block("host# curl")?.lines();
         let commands: Vec<_> = lines
@@ -116,7 +116,7 @@ fn the_commands_show_the_metrics() {
             let docker = ["docker", "run", "-d", "--name", "spc"];
             let serve = [Base::Trixie.image(), "spc", "serve", "--metrics", address];
             spc.host
-                .run(&[&docker, &LEAST[..], &serve].concat())?
+                .run(&[&docker, &MINIMAL[..], &serve].concat())?
                 .ok()?;
             until(command, || {
                 Ok(spc

@@ -6,7 +6,7 @@ use lab::Lab;
 use crate::support::{Spc, with_lab};
 
 fn progress(lab: &Lab) -> Result<()> {
-    let spc = Spc::least(lab)?;
+    let spc = Spc::minimal(lab)?;
     let helper = "printf '#!/bin/sh\nsleep 100\n' >/usr/local/sbin/mount.slow && chmod +x /usr/local/sbin/mount.slow";
     spc.sh(helper)?.ok()?;
     spc.host.sh("mkdir /mnt/slow")?.ok()?;

@@ -33,7 +33,7 @@ fn keeper(host: &Host<'_>) -> Result<i32> {
 #[test]
 fn a_client_namespace_does_not_begin_with_the_hosts_mounts() {
     with_gluster(|lab, cluster| {
-        let spc = Spc::least(lab)?;
+        let spc = Spc::minimal(lab)?;
         let host = &spc.host;
         host.copy_in(program("many", Libc::Gnu, &["-static"])?, "/opt/many")?;
         host.run(&["/opt/many", &OTHERS.to_string(), "/mnt/many"])?
@@ -43,14 +43,13 @@ fn a_client_namespace_does_not_begin_with_the_hosts_mounts() {
         let mut least = u64::MAX;
         // Others may mount on the machine at the same time, but not each time.
         for _ in 0..3 {
-            spc.exec(&["spc", "mount", "-t", "glusterfs", &source, "/mnt/data"])?
-                .ok()?;
+            spc.mount(&["-t", "glusterfs", &source, "/mnt/data"])?;
             let keeper = keeper(host)?;
             // Its root was cloned before there was a namespace, and its /proc mounted after that was empty.
             let root = unique(&format!("/proc/{keeper}/root"))?;
             let proc = unique(&format!("/proc/{keeper}/root/proc"))?;
             least = least.min(proc.checked_sub(root).context("the order is another")?);
-            spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+            spc.umount("/mnt/data")?;
             // The next mount makes a new one.
             host.sh(r#"kill -9 $(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' /run/spc/clients/*)"#)?
                 .ok()?;

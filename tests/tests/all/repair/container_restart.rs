@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::crash::steady_io::Steady;
 use crate::servers::lab_servers::Servers;
-use crate::support::{Container, LEAST, Spc, VmSpc, until, with_lab};
+use crate::support::{Container, MINIMAL, Spc, VmSpc, until, with_lab};
 
 /// Files of the image's own, which docker deletes with the container.
 const ENGINES: [&str; 2] = ["/var/lib/docker", "/var/lib/containers"];
@@ -138,7 +138,7 @@ impl<H: AnyHost> Scene<H> {
         for steady in self.steady {
             let target = steady.target.clone();
             steady.end(&self.spc)?;
-            self.spc.exec(&["spc", "umount", &target])?.ok()?;
+            self.spc.umount(&target)?;
             ensure!(self.spc.on(&target)?.is_empty(), "still there: {target}");
         }
         Ok(self.spc)
@@ -245,7 +245,7 @@ pub const NEXT: &str = "
 
 /// The container with the least it needs, and the keys.
 fn started<'a>(lab: &'a Lab, servers: &Servers<'_>, engine: Engine) -> Result<Scene<Host<'a>>> {
-    let spc = Spc::start(lab, Propagation::Shared, engine, Base::Trixie, &LEAST)?;
+    let spc = Spc::start(lab, Propagation::Shared, engine, Base::Trixie, &MINIMAL)?;
     servers.keys(&spc.host)?;
     Ok(Scene::new(spc))
 }
@@ -268,7 +268,7 @@ fn mounts_outlive_their_container() {
         };
         let run = |image: &str| {
             let run = ["run", "-d", "--name", "spc"];
-            docker(&[&run, &LEAST[..], &[image]].concat())
+            docker(&[&run, &MINIMAL[..], &[image]].concat())
         };
         scene.survive("docker restart", || docker(&["restart", "-t", "2", "spc"]))?;
         scene.is_known()?;
@@ -327,7 +327,7 @@ fn mounts_outlive_podmans_container() {
         })?;
         scene.is_known()?;
         scene.survive("podman rm -f", || spc.remove())?;
-        spc.run(Base::Trixie, &LEAST)?.ok()?;
+        spc.run(Base::Trixie, &MINIMAL)?.ok()?;
         scene.is_known()?;
         scene.end()?.is_clean()
     });

@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use crate::crash::fixture::{Case, Scene};
 use crate::kinds::fuse::sshd;
-use crate::support::{Container, Spc, VmSpc, until, with_gluster, with_lab};
+use crate::support::{
+    Container, Spc, until, with_container, with_gluster, with_lab, with_minimal_container, with_vm,
+};
 
 const TARGET: &str = "/mnt/data";
 
@@ -34,8 +36,7 @@ fn bindfs<H: AnyHost>(spc: &Container<H>, source: &str, options: &str) -> Result
 
 fn mount<H: AnyHost>(spc: &Container<H>, arguments: &[&str]) -> Result<()> {
     spc.host.run(&["mkdir", "-p", TARGET])?.ok()?;
-    spc.exec(&[&["spc", "mount"], arguments, &[TARGET]].concat())?
-        .ok()?;
+    spc.mount(&[arguments, &[TARGET]].concat())?;
     Ok(())
 }
 
@@ -149,7 +150,7 @@ fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, way: &str) -
     });
     grown.with_context(|| format!("{tables:?} became {:?}\n{log}", spc.host.tables()))?;
     ensure!(spc.host.read("/mnt/data/sub/file")? == b"through\n");
-    spc.exec(&["spc", "umount", TARGET])?.ok()?;
+    spc.umount(TARGET)?;
     spc.host.run(&["rm", "/mnt/data/file"])?.ok()?;
     let after = spc.traces()?;
     ensure!(after == before, "left: {after:#?}\nwas: {before:#?}");
@@ -158,12 +159,11 @@ fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, way: &str) -
 
 #[test]
 fn a_mount_whose_daemon_was_killed_is_replaced_without_a_gap() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         for source in [INSIDE, OUTSIDE] {
-            a_kill_is_repaired(&spc, source, "beneath")?;
+            a_kill_is_repaired(spc, source, "beneath")?;
         }
-        let log = log(&spc);
+        let log = log(spc);
         ensure!(log.contains("killed by signal 9"), "{log}");
         spc.is_clean()
     });
@@ -171,29 +171,27 @@ fn a_mount_whose_daemon_was_killed_is_replaced_without_a_gap() {
 
 #[test]
 fn the_least_privileges_are_enough_to_repair() {
-    with_lab(|lab| a_kill_is_repaired(&Spc::least(lab)?, OUTSIDE, "beneath"));
+    with_minimal_container(|spc| a_kill_is_repaired(spc, OUTSIDE, "beneath"));
 }
 
 #[test]
 fn repair_on_a_kernel_that_cannot_mount_beneath() {
-    with_lab(|lab| {
-        let spc = VmSpc::usual(lab)?;
-        a_kill_is_repaired(&spc, INSIDE, "peer")?;
+    with_vm(|spc| {
+        a_kill_is_repaired(spc, INSIDE, "peer")?;
         spc.host.sh("mount --make-private /")?.ok()?;
-        a_kill_is_repaired(&spc, OUTSIDE, "swap")?;
+        a_kill_is_repaired(spc, OUTSIDE, "swap")?;
         spc.is_clean()
     });
 }
 
 #[test]
 fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         for (options, repaired) in [
             ("allow_other,x-spc.repair=containers", true),
             ("allow_other", false),
         ] {
-            bindfs(&spc, OUTSIDE, options)?;
+            bindfs(spc, OUTSIDE, options)?;
             let start = "
                 mkdir -p /mnt/bound && mount --bind /mnt/data/sub /mnt/bound
                 docker run -d --name user -v /mnt/data:/data -v /mnt/data/sub:/sub:ro -v /mnt/data/file:/file \
@@ -220,9 +218,9 @@ fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
             };
             let before = table()?;
             ensure!(before.lines().count() == 3, "{before}");
-            let (dead, _) = only(&spc)?;
-            kill(&spc)?;
-            is_repaired(&spc, dead)?;
+            let (dead, _) = only(spc)?;
+            kill(spc)?;
+            is_repaired(spc, dead)?;
             let read = || inside("cat /data/file /sub/file /file");
             if repaired {
                 until("the container reads again", || {
@@ -231,7 +229,7 @@ fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
                 .with_context(|| {
                     format!(
                         "{}\n{}",
-                        log(&spc),
+                        log(spc),
                         read().map_or(String::new(), |o| o.to_string())
                     )
                 })?;
@@ -247,7 +245,7 @@ fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
             }
             spc.host.run(&["docker", "rm", "-f", "user"])?.ok()?;
             spc.host.run(&["umount", "/mnt/bound"])?.ok()?;
-            spc.exec(&["spc", "umount", TARGET])?.ok()?;
+            spc.umount(TARGET)?;
         }
         spc.is_clean()
     });
@@ -255,19 +253,16 @@ fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
 
 #[test]
 fn a_mount_that_is_not_to_be_repaired_stays_dead() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
-        bindfs(&spc, OUTSIDE, "x-spc.repair=no")?;
-        let (dead, _) = only(&spc)?;
-        kill(&spc)?;
+    with_container(|spc| {
+        bindfs(spc, OUTSIDE, "x-spc.repair=no")?;
+        let (dead, _) = only(spc)?;
+        kill(spc)?;
         std::thread::sleep(Duration::from_secs(4));
-        let (same, record) = only(&spc)?;
+        let (same, record) = only(spc)?;
         ensure!(same == dead && record["state"] == "stale", "{record}");
-        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.umount(TARGET)?;
         spc.is_clean()?;
         let words = [
-            "spc",
-            "mount",
             "-t",
             "fuse.bindfs",
             "-o",
@@ -275,7 +270,7 @@ fn a_mount_that_is_not_to_be_repaired_stays_dead() {
             "/srv/source",
             TARGET,
         ];
-        spc.refused(
+        spc.refused_mount(
             &words,
             1,
             &["bad option x-spc.repair", "host, containers or no"],
@@ -302,7 +297,7 @@ fn is_the_same<H: AnyHost>(spc: &Container<H>, arguments: &[&str], shows: &str) 
 #[test]
 fn a_glusterfs_volume_comes_back_and_its_daemon_can_still_unmount_it() {
     with_gluster(|lab, cluster| {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
         is_the_same(&spc, &["-t", "glusterfs", &source], "fuse.glusterfs")?;
         for node in cluster.nodes() {
@@ -320,20 +315,19 @@ fn a_glusterfs_volume_comes_back_and_its_daemon_can_still_unmount_it() {
 /// What a dead client had the right to change, its metadata server keeps for it for a while: so this one only reads.
 #[test]
 fn ceph_fuse_comes_back_with_the_key_of_a_file() {
-    with_lab(|lab| {
+    with_container(|spc| {
         let ceph = lab::ceph().context("no cluster")?;
-        let spc = Spc::usual(lab)?;
         spc.put("/etc/app.secret", ceph.secret("app")?.as_bytes())?;
         ceph.sh("echo kept >/mnt/app/repaired && sync -f /mnt/app/repaired")?;
         let options = "ro,name=app,secretfile=/etc/app.secret";
         let source = format!("{}:/app", ceph.address());
-        mount(&spc, &["-t", "ceph-fuse", "-o", options, &source])?;
+        mount(spc, &["-t", "ceph-fuse", "-o", options, &source])?;
         ensure!(spc.host.read("/mnt/data/repaired")? == b"kept\n");
-        let (dead, _) = only(&spc)?;
+        let (dead, _) = only(spc)?;
         // What only the copy beside the claim has from now on.
         spc.sh("rm /etc/app.secret")?.ok()?;
-        kill(&spc)?;
-        is_repaired(&spc, dead)?;
+        kill(spc)?;
+        is_repaired(spc, dead)?;
         ensure!(spc.host.read("/mnt/data/repaired")? == b"kept\n");
         // As ceph-fuse does it to empty the kernel's caches.
         let remount = "
@@ -341,13 +335,13 @@ fn ceph_fuse_comes_back_with_the_key_of_a_file() {
                 case $dir in *.files/) continue ;; esac
                 LIBMOUNT_FSTAB=/dev/null LIBMOUNT_FORCE_MOUNT2=always mount -i -o remount $dir || exit
             done";
-        let (_, record) = only(&spc)?;
+        let (_, record) = only(spc)?;
         let daemon = record["daemon"][0].to_string();
         spc.exec(&["nsenter", "-t", &daemon, "-m", "sh", "-c", remount])?
             .ok()?;
         let refused = spc.host.sh("echo x >/mnt/data/repaired")?;
         ensure!(refused.error_text().contains("Read-only"), "{refused}");
-        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.umount(TARGET)?;
         spc.is_clean()
     });
 }
@@ -364,7 +358,7 @@ fn sshfs(spc: &Spc<'_>, server: &Host<'_>) -> Result<()> {
 #[test]
 fn tries_that_fail_come_later_and_later_and_say_why() {
     with_lab(|lab| {
-        let (spc, server) = (Spc::usual(lab)?, sshd(lab)?);
+        let (spc, server) = (Spc::privileged(lab)?, sshd(lab)?);
         sshfs(&spc, &server)?;
         let (dead, _) = only(&spc)?;
         server.sh("kill $(cat /run/sshd.pid)")?.ok()?;
@@ -385,7 +379,7 @@ fn tries_that_fail_come_later_and_later_and_say_why() {
         server.sh("/usr/sbin/sshd -o UsePAM=no")?.ok()?;
         is_repaired(&spc, dead)?;
         ensure!(spc.host.read("/mnt/data/file")? == b"on the server");
-        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.umount(TARGET)?;
         spc.is_clean()
     });
 }
@@ -393,7 +387,7 @@ fn tries_that_fail_come_later_and_later_and_say_why() {
 #[test]
 fn an_unmount_does_not_wait_for_a_repair() {
     with_lab(|lab| {
-        let (spc, server) = (Spc::usual(lab)?, sshd(lab)?);
+        let (spc, server) = (Spc::privileged(lab)?, sshd(lab)?);
         sshfs(&spc, &server)?;
         // Whoever connects now waits for its first word.
         server.sh("kill -STOP $(cat /run/sshd.pid)")?.ok()?;
@@ -402,7 +396,7 @@ fn an_unmount_does_not_wait_for_a_repair() {
             let at_work = "grep -q making /run/spc/mounts/*.json && pidof ssh";
             Ok(spc.host.sh(at_work)?.success())
         })?;
-        let output = spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        let output = spc.umount(TARGET)?;
         ensure!(output.elapsed < Duration::from_secs(10), "{output}");
         spc.is_clean()
     });
@@ -411,7 +405,7 @@ fn an_unmount_does_not_wait_for_a_repair() {
 #[test]
 fn a_secret_is_read_again_if_it_can_be_and_never_kept() {
     with_lab(|lab| {
-        let (spc, store) = (Spc::usual(lab)?, lab.s3()?);
+        let (spc, store) = (Spc::privileged(lab)?, lab.s3()?);
         spc.put("/run/key", store.key().as_bytes())?;
         let options = format!("use_path_request_style,url={}", store.guarded());
         let mount = |from: &'static str| {
@@ -431,7 +425,7 @@ fn a_secret_is_read_again_if_it_can_be_and_never_kept() {
             .host
             .sh(&format!("grep -rF '{secret}' /run/spc/mounts"))?;
         ensure!(kept.stdout.is_empty(), "{kept}");
-        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.umount(TARGET)?;
 
         let given = [&["spc", "mount"][..], &mount("passwd=stdin"), &[TARGET]].concat();
         spc.exec_with(&given, store.key().as_bytes())?.ok()?;
@@ -442,7 +436,7 @@ fn a_secret_is_read_again_if_it_can_be_and_never_kept() {
         let (same, record) = only(&spc)?;
         ensure!(same == dead && record["state"] == "stale", "{record}");
         ensure!(!log(&spc).contains(secret), "{}", log(&spc));
-        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.umount(TARGET)?;
         spc.is_clean()
     });
 }
@@ -450,16 +444,15 @@ fn a_secret_is_read_again_if_it_can_be_and_never_kept() {
 /// A daemon that runs in the container ends with it.
 #[test]
 fn what_died_with_the_container_comes_back_with_it() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
-        bindfs(&spc, INSIDE, "allow_other")?;
-        let (dead, _) = only(&spc)?;
+    with_container(|spc| {
+        bindfs(spc, INSIDE, "allow_other")?;
+        let (dead, _) = only(spc)?;
         spc.host
             .run(&["docker", "restart", "-t", "1", "spc"])?
             .ok()?;
-        is_repaired(&spc, dead)?;
+        is_repaired(spc, dead)?;
         ensure!(spc.host.read("/mnt/data/file")? == b"through\n");
-        spc.exec(&["spc", "umount", TARGET])?.ok()?;
+        spc.umount(TARGET)?;
         spc.is_clean()
     });
 }

@@ -24,7 +24,7 @@ struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     fn new(lab: &'a Lab, cluster: &'a Cluster<'a>) -> Result<Self> {
-        let (spc, faulty) = (Spc::least(lab)?, lab.faulty()?);
+        let (spc, faulty) = (Spc::minimal(lab)?, lab.faulty()?);
         spc.host.sh("mkdir /mnt/data /mnt/other")?.ok()?;
         Ok(Self {
             spc,
@@ -80,7 +80,7 @@ impl<'a> Scene<'a> {
             let held = self.cluster.nodes()[0].host().read(&brick);
             Ok(held.is_ok_and(|held| held == text.as_bytes()))
         })?;
-        self.spc.exec(&["spc", "umount", target])?.ok()?;
+        self.spc.umount(target)?;
         Ok(mounted.elapsed)
     }
 
@@ -180,17 +180,8 @@ fn when_all_glusterfs_servers_fail_each_has_its_line() {
         ])?;
         let servers = addresses(&dead);
         let source = source(&servers);
-        let words = [
-            "spc",
-            "mount",
-            "-t",
-            "glusterfs",
-            "--timeout",
-            "30",
-            &source,
-            "/mnt/data",
-        ];
-        let output = scene.spc.refused(
+        let words = ["-t", "glusterfs", "--timeout", "30", &source, "/mnt/data"];
+        let output = scene.spc.refused_mount(
             &words,
             32,
             &[&format!("cannot mount {source}"), "4 servers"],
@@ -249,7 +240,7 @@ fn a_repair_goes_on_to_the_next_server() {
                 "{conduct:?}: {took:?}"
             );
         }
-        scene.spc.exec(&["spc", "umount", "/mnt/data"])?.ok()?;
+        scene.spc.umount("/mnt/data")?;
         scene.spc.is_clean()
     });
 }
@@ -297,7 +288,7 @@ fn who_was_dead_is_asked_last_and_not_forgotten() {
         scene.mount("rw", &places, "/mnt/other")?.ok()?;
         let on = scene.spc.on("/mnt/other")?;
         ensure!(on.len() == 1 && on[0].id == id, "{on:?}");
-        scene.spc.exec(&["spc", "umount", "/mnt/other"])?.ok()?;
+        scene.spc.umount("/mnt/other")?;
         scene.spc.is_clean()
     });
 }

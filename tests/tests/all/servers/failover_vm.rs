@@ -85,7 +85,7 @@ fn dead_nfs_servers_cost_moments() {
                 "{on:?}, {mounted}"
             );
             ensure!(spc.host.read("/mnt/failover/file")? == b"served\n");
-            spc.exec(&["spc", "umount", "/mnt/failover"])?.ok()?;
+            spc.umount("/mnt/failover")?;
             anyhow::Ok(took)
         };
         // The first mount has the kernel load what it needs.
@@ -112,17 +112,8 @@ fn dead_nfs_servers_cost_moments() {
         )?;
         let places = addresses(&dead, None);
         let source = format!("{}:/data", places.join(","));
-        let words = [
-            "spc",
-            "mount",
-            "-t",
-            "nfs",
-            "--timeout",
-            "20",
-            &source,
-            "/mnt/failover",
-        ];
-        let output = spc.refused(&words, 32, &["none of 4 servers gave it"])?;
+        let words = ["-t", "nfs", "--timeout", "20", &source, "/mnt/failover"];
+        let output = spc.refused_mount(&words, 32, &["none of 4 servers gave it"])?;
         has_lines(
             &output,
             &places,
@@ -168,7 +159,7 @@ fn dead_iscsi_portals_cost_moments() {
                 ensure!(lost == (ways == "1"), "{conducts:?}, {place}: {mounted}");
             }
             ensure!(spc.host.read("/mnt/failover/greeting")? == b"from the server");
-            spc.exec(&["spc", "umount", "/mnt/failover"])?.ok()?;
+            spc.umount("/mnt/failover")?;
             ensure!(sessions()? == "0", "{} sessions are left", sessions()?);
             ensure!(lio.sessions(iqn)?.is_empty(), "{:?}", lio.sessions(iqn)?);
             anyhow::Ok(took)
@@ -194,17 +185,8 @@ fn dead_iscsi_portals_cost_moments() {
         )?;
         let places = addresses(&dead, None);
         let source = format!("iscsi:{}/{iqn}/0", places.join(","));
-        let words = [
-            "spc",
-            "mount",
-            "-t",
-            "ext4",
-            "--timeout",
-            "50",
-            &source,
-            "/mnt/failover",
-        ];
-        let output = spc.refused(&words, 32, &["cannot attach", "no way to it came up"])?;
+        let words = ["-t", "ext4", "--timeout", "50", &source, "/mnt/failover"];
+        let output = spc.refused_mount(&words, 32, &["cannot attach", "no way to it came up"])?;
         has_lines(
             &output,
             &places,

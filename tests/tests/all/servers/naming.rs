@@ -20,7 +20,7 @@ struct Scene<'lab> {
 
 impl<'lab> Scene<'lab> {
     fn new(lab: &'lab Lab) -> Result<Self> {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         let servers = [sshd(lab, PASSWORD)?, sshd(lab, PASSWORD)?];
         let host = &spc.host;
         host.write("/srv/password", PASSWORD.as_bytes())?;
@@ -58,7 +58,7 @@ impl<'lab> Scene<'lab> {
     }
 
     fn umount(&self) -> Result<()> {
-        self.spc.exec(&["spc", "umount", TARGET])?.ok().map(drop)
+        self.spc.umount(TARGET).map(drop)
     }
 }
 

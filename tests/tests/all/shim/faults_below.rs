@@ -7,7 +7,7 @@ use lab::{Libc, program};
 
 use crate::crash::fixture::{Case, Scene};
 use crate::shim::redirected_calls::Stage;
-use crate::support::{LEAST, with_lab};
+use crate::support::{MINIMAL, with_lab};
 
 /// What the helper's mount(2) meets: no right, no such thing, a bad disk, no memory, in use, no such type, a bad
 /// argument, no room, read-only, no answer, stale, no such call.
@@ -76,7 +76,7 @@ fn a_fault_in_a_helper_leaves_nothing() {
 #[test]
 fn a_fault_in_mount_is_its_error() {
     with_lab(|lab| {
-        let stage = Stage::set(lab, &LEAST, &program("call", Libc::Gnu, &["-pthread"])?)?;
+        let stage = Stage::set(lab, &MINIMAL, &program("call", Libc::Gnu, &["-pthread"])?)?;
         stage.put(&lab::library("spc-fault", "libspc_fault.so")?, "/fault.so")?;
         stage.directories("/mnt/top")?;
         let mount = |fault: &str, options: &str, succeeds: bool| -> Result<()> {

@@ -5,14 +5,14 @@ use anyhow::{Result, ensure};
 use lab::{Lab, Libc};
 
 use crate::shim::redirected_calls::Stage;
-use crate::support::{LEAST, with_lab};
+use crate::support::{MINIMAL, with_lab};
 
 const TYPES: &str = "SPC_TYPES=tmpfs";
 
 fn difficult(lab: &Lab) -> Result<()> {
     let stage = Stage::set(
         lab,
-        &LEAST,
+        &MINIMAL,
         &lab::program("call", Libc::Gnu, &["-pthread"])?,
     )?;
     for name in ["threads", "storm", "newpid"] {
@@ -102,7 +102,7 @@ fn difficult_callers_are_what_they_were_afterwards() {
 fn faults(lab: &Lab) -> Result<()> {
     let stage = Stage::set(
         lab,
-        &LEAST,
+        &MINIMAL,
         &lab::program("call", Libc::Gnu, &["-pthread"])?,
     )?;
     stage.put(&lab::library("spc-fault", "libspc_fault.so")?, "/fault.so")?;
@@ -199,7 +199,7 @@ fn a_root_without_libgcc_is_enough() {
     with_lab(|lab| {
         let stage = Stage::set(
             lab,
-            &LEAST,
+            &MINIMAL,
             &lab::program("call", Libc::Gnu, &["-pthread"])?,
         )?;
         stage.put(&lab::library("spc-fault", "libspc_fault.so")?, "/fault.so")?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Engine, Lab, Libc, Propagation};
 
-use crate::support::{LEAST, Spc, with_lab};
+use crate::support::{MINIMAL, Spc, with_lab};
 
 /// musl's loader, which is its C library.
 const MUSL: &str = "/lib/ld-musl-x86_64.so.1";
@@ -254,7 +254,7 @@ impl<'lab> Stage<'lab> {
 fn all_cases(libc: Libc) {
     with_lab(|lab| {
         let program = lab::program("call", libc, &["-pthread"]).context("cannot compile")?;
-        let stage = Stage::set(lab, &LEAST, &program)?;
+        let stage = Stage::set(lab, &MINIMAL, &program)?;
         if libc == Libc::Musl {
             let loader = Path::new(MUSL);
             stage.put(loader, MUSL)?;

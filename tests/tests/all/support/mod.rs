@@ -16,10 +16,10 @@ use lab::{
 use serde_json::Value;
 
 /// The run line of the documents: all privileges, and the host's tree bound.
-pub const FULL: [&str; 5] = ["--privileged", "--net=host", "--pid=host", "-v", "/:/host"];
+pub const PRIVILEGED: [&str; 5] = ["--privileged", "--net=host", "--pid=host", "-v", "/:/host"];
 
 /// The recommended run line: what is needed and no more.
-pub const LEAST: [&str; 7] = [
+pub const MINIMAL: [&str; 7] = [
     "--cap-drop=ALL",
     "--cap-add=SYS_ADMIN",
     "--cap-add=SYS_CHROOT",
@@ -51,7 +51,7 @@ pub type VmSpc<'lab> = Container<Vm<'lab>>;
 
 impl<'lab> VmSpc<'lab> {
     /// A minimal host that is a virtual machine, with the container.
-    pub fn usual(lab: &'lab Lab) -> Result<Self> {
+    pub fn privileged(lab: &'lab Lab) -> Result<Self> {
         Self::boot(lab, VmOptions::default())
     }
 
@@ -88,15 +88,15 @@ impl<'lab> Spc<'lab> {
     }
 
     /// docker on a host with a shared `/`, with the full run line.
-    pub fn usual(lab: &'lab Lab) -> Result<Self> {
+    pub fn privileged(lab: &'lab Lab) -> Result<Self> {
         let (shared, docker) = (Propagation::Shared, Engine::Docker);
-        Self::start(lab, shared, docker, Base::Trixie, &FULL)
+        Self::start(lab, shared, docker, Base::Trixie, &PRIVILEGED)
     }
 
     /// docker on a host with a shared `/`, with the recommended run line.
-    pub fn least(lab: &'lab Lab) -> Result<Self> {
+    pub fn minimal(lab: &'lab Lab) -> Result<Self> {
         let (shared, docker) = (Propagation::Shared, Engine::Docker);
-        Self::start(lab, shared, docker, Base::Trixie, &LEAST)
+        Self::start(lab, shared, docker, Base::Trixie, &MINIMAL)
     }
 
     /// `docker run -d --name spc ARGUMENTS IMAGE`.
@@ -144,6 +144,23 @@ impl<H: AnyHost> Container<H> {
     pub fn exec_with(&self, words: &[&str], input: &[u8]) -> Result<Output> {
         self.host
             .run_with(&[&self.runtime.exec(None), words].concat(), input)
+    }
+
+    /// Runs `spc mount ARGUMENTS` and fails with its command line and both streams unless it exits with 0.
+    #[track_caller]
+    pub fn mount(&self, arguments: &[&str]) -> Result<Output> {
+        self.spc("mount", arguments)
+    }
+
+    /// Runs `spc umount TARGET` (or `--all`) and fails with its command line and both streams unless it exits with 0.
+    #[track_caller]
+    pub fn umount(&self, target: &str) -> Result<Output> {
+        self.spc("umount", &[target])
+    }
+
+    #[track_caller]
+    fn spc(&self, command: &str, arguments: &[&str]) -> Result<Output> {
+        self.exec(&[&["spc", command], arguments].concat())?.ok()
     }
 
     /// Takes the container away.
@@ -248,8 +265,7 @@ impl<H: AnyHost> Container<H> {
     ) -> Result<()> {
         self.host.run(&["mkdir", "-p", target])?.ok()?;
         let (before, tables) = (self.traces()?, tables(&self.host)?);
-        self.exec(&[&["spc", "mount"], arguments, &[target]].concat())?
-            .ok()?;
+        self.mount(&[arguments, &[target]].concat())?;
         let on = self.on(target)?;
         ensure!(
             on.len() == 1 && on[0].fstype == fstype && on[0].source == *source,
@@ -265,7 +281,7 @@ impl<H: AnyHost> Container<H> {
             "{record}"
         );
         used(&record)?;
-        self.exec(&["spc", "umount", target])?.ok()?;
+        self.umount(target)?;
         let after = self.traces()?;
         ensure!(after == before, "left: {after:#?}\nwas: {before:#?}");
         Ok(())
@@ -305,6 +321,11 @@ impl<H: AnyHost> Container<H> {
         );
         eprintln!("{} ({:.1?})\n{error}\n", words.join(" "), output.elapsed);
         Ok(output)
+    }
+
+    /// Runs `spc mount ARGUMENTS` as a command that fails: see [`refused`](Self::refused).
+    pub fn refused_mount(&self, arguments: &[&str], code: i32, says: &[&str]) -> Result<Output> {
+        self.refused(&[&["spc", "mount"], arguments].concat(), code, says)
     }
 
     /// Nothing of any mount is left: no record, no claim, no helper's process.
@@ -367,6 +388,21 @@ pub fn with_lab(body: impl FnOnce(&'static Lab) -> Result<()>) {
     if let Some(lab) = lab::shared() {
         body(lab).unwrap_or_else(|error| panic!("{error:?}"));
     }
+}
+
+/// Runs a test's body with a privileged container on a disposable host.
+pub fn with_container(body: impl FnOnce(&Spc<'static>) -> Result<()>) {
+    with_lab(|lab| body(&Spc::privileged(lab)?));
+}
+
+/// Runs a test's body with a container that has the recommended run line, on a disposable host.
+pub fn with_minimal_container(body: impl FnOnce(&Spc<'static>) -> Result<()>) {
+    with_lab(|lab| body(&Spc::minimal(lab)?));
+}
+
+/// Runs a test's body with a privileged container on a virtual machine.
+pub fn with_vm(body: impl FnOnce(&VmSpc<'static>) -> Result<()>) {
+    with_lab(|lab| body(&VmSpc::privileged(lab)?));
 }
 
 /// Waits until something holds, for at most 20 seconds.

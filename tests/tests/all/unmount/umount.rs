@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Base, Host, Output, Process};
 
-use crate::support::{Container, Spc, VmSpc, until, with_lab};
+use crate::support::{Container, Spc, VmSpc, until, with_container, with_lab};
 
 /// Somebody who uses a mount, until this is dropped, and its number on the host.
 struct Holder {
@@ -51,8 +51,7 @@ fn within(spc: &Container<impl AnyHost>, words: &[&str], limit: u64) -> Result<O
 
 #[test]
 fn a_busy_mount_says_who_holds_it() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let host = &spc.host;
         host.sh("mkdir /mnt/data && mkdir -p /mnt/private && mount -t tmpfs private /mnt/private && mount --make-private /mnt/private && mkdir /mnt/private/data")?.ok()?;
         // Another container has what is mounted below /mnt, from now on.
@@ -72,8 +71,7 @@ fn a_busy_mount_says_who_holds_it() {
         ];
         host.run(&other)?.ok()?;
         let umount = ["spc", "umount", "/mnt/data"];
-        spc.exec(&["spc", "mount", "-t", "tmpfs", "scratch", "/mnt/data"])?
-            .ok()?;
+        spc.mount(&["-t", "tmpfs", "scratch", "/mnt/data"])?;
         host.sh("mkdir /mnt/data/sub /mnt/data/below && echo x >/mnt/data/file && cp /bin/busybox /mnt/data/busybox")?.ok()?;
         until("the other container is there", || {
             Ok(host.sh("docker top other | grep -c 'sleep 1000'")?.text() == "1")
@@ -112,7 +110,7 @@ fn a_busy_mount_says_who_holds_it() {
             "/mnt/data/below is mounted below it (tmpfs)",
             "hint: unmount what is mounted below it first",
         ];
-        refused(&spc, &umount, 10, &says)?;
+        refused(spc, &umount, 10, &says)?;
         ensure!(spc.record("/mnt/data")?["state"] == "ok");
 
         // One after another goes, and the rest is told of.
@@ -120,20 +118,19 @@ fn a_busy_mount_says_who_holds_it() {
             .ok()?;
         drop((works, runs, rooted, maps));
         let says = ["/mnt/data/file open", "hint: end what uses it"];
-        refused(&spc, &umount, 10, &says)?;
-        refused(&spc, &["spc", "umount", "-f", "/mnt/data"], 10, &says)?;
-        within(&spc, &["spc", "umount", "-f", "-l", "/mnt/data"], 5)?;
+        refused(spc, &umount, 10, &says)?;
+        refused(spc, &["spc", "umount", "-f", "/mnt/data"], 10, &says)?;
+        within(spc, &["spc", "umount", "-f", "-l", "/mnt/data"], 5)?;
         ensure!(spc.on("/mnt/data")?.is_empty(), "it is detached");
         ensure!(opens.process.pid().is_ok());
         spc.is_clean()?;
 
         // What uses another mount of the same file system does not count.
-        spc.exec(&["spc", "mount", "-t", "tmpfs", "scratch", "/mnt/data"])?
-            .ok()?;
+        spc.mount(&["-t", "tmpfs", "scratch", "/mnt/data"])?;
         host.sh("echo x >/mnt/data/file && mount --bind /mnt/data /mnt/private/data")?
             .ok()?;
         let elsewhere = Holder::start(host, "exec sleep 1000 </mnt/private/data/file")?;
-        within(&spc, &umount, 5)?;
+        within(spc, &umount, 5)?;
         drop(elsewhere);
         spc.is_clean()
     });
@@ -148,28 +145,26 @@ fn bindfs(spc: &Spc<'_>, source: &str, target: &str) -> Result<String> {
     let make = format!("mkdir -p {source}/sub && echo through >{source}/file");
     spc.sh(&make)?.ok()?;
     let options = "x-mount.mkdir,x-spc.repair=no";
-    let mount = ["spc", "mount", "-t", "fuse.bindfs", "-o", options];
-    spc.exec(&[&mount[..], &[source, target]].concat())?.ok()?;
+    let mount = ["-t", "fuse.bindfs", "-o", options];
+    spc.mount(&[&mount[..], &[source, target]].concat())?;
     Ok(spc.record(target)?["daemon"][0].to_string())
 }
 
 #[test]
 fn a_mount_that_does_not_answer_can_be_taken_off() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let host = &spc.host;
-        let daemon = bindfs(&spc, INSIDE, "/mnt/data")?;
+        let daemon = bindfs(spc, INSIDE, "/mnt/data")?;
         // One that only hangs because of what it is on.
         let below = ["spc", "mount", "-t", "tmpfs", "below", "/mnt/data/sub"];
         spc.exec(&below)?.ok()?;
         host.sh("mkdir /mnt/other")?.ok()?;
-        spc.exec(&["spc", "mount", "-t", "tmpfs", "other", "/mnt/other"])?
-            .ok()?;
+        spc.mount(&["-t", "tmpfs", "other", "/mnt/other"])?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         // What the kernel has heard of the directory is good for a second.
         std::thread::sleep(Duration::from_millis(1100));
 
-        let list = within(&spc, &["spc", "ls"], 8)?.text();
+        let list = within(spc, &["spc", "ls"], 8)?.text();
         let states = |list: &str| -> Vec<String> {
             let rows = list
                 .lines()
@@ -181,7 +176,7 @@ fn a_mount_that_does_not_answer_can_be_taken_off() {
 
         // What is below cannot be reached, and says so; another mount is not concerned.
         refused(
-            &spc,
+            spc,
             &["spc", "umount", "/mnt/data/sub"],
             25,
             &[
@@ -191,19 +186,19 @@ fn a_mount_that_does_not_answer_can_be_taken_off() {
         )?;
         let outside = ["spc", "umount", "/mnt/data/sub/../sub"];
         refused(
-            &spc,
+            spc,
             &outside,
             25,
             &["the way to", "does not answer", "hint: "],
         )?;
-        within(&spc, &["spc", "umount", "/mnt/other"], 5)?;
+        within(spc, &["spc", "umount", "/mnt/other"], 5)?;
 
         // Somebody waits in it; nobody is seen to hold it.
         let waits = Holder::start(host, "exec cat /mnt/data/file")?;
         let says = ["Device or resource busy", "hint: "];
-        refused(&spc, &["spc", "umount", "/mnt/data"], 25, &says)?;
+        refused(spc, &["spc", "umount", "/mnt/data"], 25, &says)?;
         // With all that is on it.
-        within(&spc, &["spc", "umount", "-R", "-f", "-l", "/mnt/data"], 60)?;
+        within(spc, &["spc", "umount", "-R", "-f", "-l", "/mnt/data"], 60)?;
         ensure!(spc.on("/mnt/data")?.is_empty() && spc.on("/mnt/data/sub")?.is_empty());
         let ended = waits.process.wait()?.code(1)?;
         ensure!(ended.elapsed < Duration::from_secs(60), "{ended}");
@@ -213,31 +208,30 @@ fn a_mount_that_does_not_answer_can_be_taken_off() {
 
 #[test]
 fn force_ends_the_requests_of_a_daemon_that_is_stopped() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
-        let daemon = bindfs(&spc, OUTSIDE, "/mnt/data")?;
+    with_container(|spc| {
+        let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         let waits = Holder::start(&spc.host, "exec cat /mnt/data/file")?;
         std::thread::sleep(Duration::from_millis(500));
         let waiting = format!("{} (cat) waits for /mnt/data/file", waits.pid);
         let says = ["busy", &*waiting, "with -f"];
-        refused(&spc, &["spc", "umount", "/mnt/data"], 15, &says)?;
-        within(&spc, &["spc", "umount", "-f", "/mnt/data"], 20)?;
+        refused(spc, &["spc", "umount", "/mnt/data"], 15, &says)?;
+        within(spc, &["spc", "umount", "-f", "/mnt/data"], 20)?;
         let ended = waits.process.wait()?.code(1)?;
         ensure!(!ended.error_text().is_empty(), "{ended}");
         spc.is_clean()?;
 
         // Whoever keeps a file open keeps the mount, which answers nobody any more.
-        let daemon = bindfs(&spc, OUTSIDE, "/mnt/data")?;
+        let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
         let opens = Holder::start(&spc.host, "exec sleep 1000 </mnt/data/file")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         let says = [
             &*format!("{} (sleep) has /mnt/data/file open", opens.pid),
             "detach it with -l",
         ];
-        refused(&spc, &["spc", "umount", "-f", "/mnt/data"], 20, &says)?;
+        refused(spc, &["spc", "umount", "-f", "/mnt/data"], 20, &says)?;
         ensure!(spc.record("/mnt/data")?["state"] == "stale");
-        within(&spc, &["spc", "umount", "-f", "-l", "/mnt/data"], 20)?;
+        within(spc, &["spc", "umount", "-f", "-l", "/mnt/data"], 20)?;
         // Its daemon, which is stopped still, serves nobody.
         spc.is_clean()
     });
@@ -245,17 +239,16 @@ fn force_ends_the_requests_of_a_daemon_that_is_stopped() {
 
 #[test]
 fn a_mount_that_was_taken_away_leaves_nothing() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let host = &spc.host;
         // A daemon that does not end by itself.
-        let daemon = bindfs(&spc, OUTSIDE, "/mnt/data")?;
+        let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         host.sh("umount -l /mnt/data")?.ok()?;
         until("the stopped daemon is gone", || Ok(spc.is_clean().is_ok()))?;
 
         // One that somebody still needs, as after `umount -l`, and when a container has the mount.
-        let daemon = bindfs(&spc, OUTSIDE, "/mnt/data")?;
+        let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
         let opens = Holder::start(
             host,
             "exec 3</mnt/data/file; sleep 3; read -r line <&3; echo $line",
@@ -265,7 +258,7 @@ fn a_mount_that_was_taken_away_leaves_nothing() {
         until("its daemon has ended", || Ok(spc.is_clean().is_ok()))?;
         ensure!(!spc.sh(&format!("kill -0 {daemon}"))?.success());
 
-        let daemon = bindfs(&spc, OUTSIDE, "/mnt/data")?;
+        let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
         let other = [
             "docker",
             "run",
@@ -286,7 +279,7 @@ fn a_mount_that_was_taken_away_leaves_nothing() {
             )
         };
         ensure!(reads()?);
-        within(&spc, &["spc", "umount", "/mnt/data"], 10)?;
+        within(spc, &["spc", "umount", "/mnt/data"], 10)?;
         ensure!(
             spc.on("/mnt/data")?.is_empty() && reads()?,
             "the container has lost its volume"
@@ -301,18 +294,17 @@ fn a_mount_that_was_taken_away_leaves_nothing() {
 
 #[test]
 fn a_thousand_mounts_are_looked_at_at_once() {
-    with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+    with_container(|spc| {
         let stopped = ["/mnt/a", "/mnt/b", "/mnt/c"];
         for target in stopped {
-            let daemon = bindfs(&spc, INSIDE, target)?;
+            let daemon = bindfs(spc, INSIDE, target)?;
             spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         }
         let many = "for n in $(seq 1000); do spc mount -t tmpfs -o size=4k,x-mount.mkdir x /mnt/many/$n || exit 1; done";
         let exec = ["docker", "exec", "spc", "sh", "-c", many];
         let limit = Duration::from_secs(300);
         let made = spc.host.command(&exec)?.limit(limit).run()?.ok()?;
-        let list = within(&spc, &["spc", "ls"], 10)?;
+        let list = within(spc, &["spc", "ls"], 10)?;
         let count = |state: &str| {
             let state = format!(" {state} ");
             list.text()
@@ -340,35 +332,17 @@ const CUT_OFF: &str =
 fn an_nfs_server_that_is_gone_keeps_no_command() {
     with_lab(|lab| {
         let server = lab::knfsd().context("no lab")?.vm().address();
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         let host = &spc.host;
         let (nfs, other) = (format!("{server}:/data"), "/mnt/other");
-        let mount = [
-            "spc",
-            "mount",
-            "-t",
-            "nfs",
-            "-o",
-            "x-mount.mkdir",
-            &nfs,
-            "/mnt/nfs",
-        ];
-        let scratch = [
-            "spc",
-            "mount",
-            "-t",
-            "tmpfs",
-            "-o",
-            "x-mount.mkdir",
-            "x",
-            other,
-        ];
+        let mount = ["-t", "nfs", "-o", "x-mount.mkdir", &nfs, "/mnt/nfs"];
+        let scratch = ["-t", "tmpfs", "-o", "x-mount.mkdir", "x", other];
         let back = || host.sh("ip link set eth0 up").and_then(Output::ok);
         let umount = ["spc", "umount", "/mnt/nfs"];
 
         // Somebody waits for the server; another mount is not concerned.
-        spc.exec(&mount)?.ok()?;
-        spc.exec(&scratch)?.ok()?;
+        spc.mount(&mount)?;
+        spc.mount(&scratch)?;
         host.sh("ip link set eth0 down")?.ok()?;
         let waits = host
             .sh("cat /mnt/nfs/sub/file >/dev/null 2>/run/waits & echo $!")?
@@ -387,7 +361,7 @@ fn an_nfs_server_that_is_gone_keeps_no_command() {
         back()?;
 
         // What was written last has not reached the server: the mount goes, and the command says so.
-        spc.exec(&mount)?.ok()?;
+        spc.mount(&mount)?;
         host.sh(CUT_OFF)?.ok()?;
         let late = spc.exec(&umount)?.code(2)?;
         let says =
@@ -406,7 +380,7 @@ fn an_nfs_server_that_is_gone_keeps_no_command() {
         server.sh(&format!("rm {written}"))?.ok()?;
 
         // Who does not want to wait for it is done.
-        spc.exec(&mount)?.ok()?;
+        spc.mount(&mount)?;
         host.sh("ip link set eth0 down")?.ok()?;
         within(&spc, &["spc", "umount", "-l", "/mnt/nfs"], 25)?;
         back()?;

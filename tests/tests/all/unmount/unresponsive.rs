@@ -65,7 +65,7 @@ const LOOKS: &str =
 #[test]
 fn where_no_signal_ends_the_wait() {
     with_lab(|lab| {
-        let spc = Spc::usual(lab)?;
+        let spc = Spc::privileged(lab)?;
         let (host, server) = (&spc.host, sshd(lab, "horse")?);
         let before = entries(host)?;
         spc.sh("mkdir -p /host/srv/source && echo through >/host/srv/source/file")?
@@ -85,10 +85,9 @@ fn where_no_signal_ends_the_wait() {
             "/mnt/hung",
         ];
         spc.exec_with(&sshfs, b"horse")?.ok()?;
-        let tmpfs = ["spc", "mount", "-t", "tmpfs", "-o", "x-mount.mkdir", "x"];
-        spc.exec(&[&tmpfs[..], &["/mnt/other"]].concat())?.ok()?;
-        spc.exec(&[&tmpfs[..], &["/mnt/hung/below"]].concat())?
-            .ok()?;
+        let tmpfs = ["-t", "tmpfs", "-o", "x-mount.mkdir", "x"];
+        spc.mount(&[&tmpfs[..], &["/mnt/other"]].concat())?;
+        spc.mount(&[&tmpfs[..], &["/mnt/hung/below"]].concat())?;
         let bindfs = [&BINDFS[..], &["/host/srv/source", "/mnt/again"]].concat();
         spc.exec(&bindfs)?.ok()?;
         // Its daemon has taken the request, so nobody who waits for the answer can be killed.
@@ -189,7 +188,7 @@ fn where_no_signal_ends_the_wait() {
             let seen = states(&spc)?;
             Ok(seen.iter().all(|(target, _)| target != "/mnt/other"))
         })?;
-        spc.exec(&[&tmpfs[..], &["/mnt/other"]].concat())?.ok()?;
+        spc.mount(&[&tmpfs[..], &["/mnt/other"]].concat())?;
         says(&spc, &["spc", "umount", "/mnt/other"], (0, 10), &[])?;
 
         // When it is taken away, nobody waits any more.
@@ -208,12 +207,10 @@ fn where_no_signal_ends_the_wait() {
 fn an_nfs_server_that_is_gone() {
     with_lab(|lab| {
         let server = lab::knfsd().context("no lab")?.vm().address();
-        let spc = VmSpc::usual(lab)?;
+        let spc = VmSpc::privileged(lab)?;
         let host = &spc.host;
         let source = format!("{server}:/data");
         let nfs = [
-            "spc",
-            "mount",
             "-t",
             "nfs",
             "-o",
@@ -221,9 +218,9 @@ fn an_nfs_server_that_is_gone() {
             &source,
             "/mnt/nfs",
         ];
-        let tmpfs = ["spc", "mount", "-t", "tmpfs", "-o", "x-mount.mkdir", "x"];
-        spc.exec(&nfs)?.ok()?;
-        spc.exec(&[&tmpfs[..], &["/mnt/other"]].concat())?.ok()?;
+        let tmpfs = ["-t", "tmpfs", "-o", "x-mount.mkdir", "x"];
+        spc.mount(&nfs)?;
+        spc.mount(&[&tmpfs[..], &["/mnt/other"]].concat())?;
         host.sh("ip link set eth0 down")?.ok()?;
         let looks = "for look in $(seq 20); do spc ls >/dev/null & done; wait";
         let hung = |state: &(String, String)| state.1 == "hung";
