@@ -1,4 +1,5 @@
-//! System calls of a mount, an unmount and a repair fail, are held up, or are the last of their process (`trial.rs`).
+//! System calls of a mount, an unmount and a repair that fail, are delayed, or kill their process
+//! (`syscall_trial.rs`).
 
 use std::fs;
 
@@ -12,10 +13,10 @@ use crate::install::native_commands::installed;
 use crate::support::images::attach;
 use crate::support::{Spc, entries, with_lab};
 
-/// What is tried with a case.
+/// The trials that a case goes through.
 type Tried<'a> = &'a dyn Fn(&Scene<'_>, &Case<'_>) -> Result<()>;
 
-/// Each system call of these commands.
+/// Tries each system call of these commands.
 fn each(extent: Extent, whats: &[What]) -> impl Fn(&Scene<'_>, &Case<'_>) -> Result<()> {
     move |scene, case| {
         let mut whats = whats.iter();
@@ -23,7 +24,7 @@ fn each(extent: Extent, whats: &[What]) -> impl Fn(&Scene<'_>, &Case<'_>) -> Res
     }
 }
 
-/// So many pairs in each of these commands.
+/// Tries this many pairs of faults in each of these commands.
 fn pairs(number: usize, whats: &[What]) -> impl Fn(&Scene<'_>, &Case<'_>) -> Result<()> {
     move |scene, case| {
         let mut whats = whats.iter();
@@ -31,7 +32,7 @@ fn pairs(number: usize, whats: &[What]) -> impl Fn(&Scene<'_>, &Case<'_>) -> Res
     }
 }
 
-/// In the container with the recommended run line, where `spc serve` is stopped.
+/// Runs the trials in a container with the recommended run line, where `spc serve` is stopped.
 fn contained(case: impl FnOnce(&Scene<'_>) -> Result<Case<'static>>, tried: Tried<'_>) {
     in_container(false, case, tried);
 }
@@ -60,7 +61,8 @@ fn tmpfs() -> Case<'static> {
     )
 }
 
-/// A helper of the type ramfs: one that the shim enters, or a static one, whose mount is grafted.
+/// Installs a helper for the type ramfs: a dynamic one that the shim enters, or a static one whose
+/// mount is grafted.
 fn helper(scene: &Scene<'_>, arguments: &[&str]) -> Result<Case<'static>> {
     let helper = program("helper", Libc::Gnu, arguments)?;
     scene
@@ -87,14 +89,15 @@ fn daemon(scene: &Scene<'_>) -> Result<Case<'static>> {
     Ok(Case::new("bindfs", &words, "/mnt/made", 3, 1))
 }
 
-/// The same with a repair.
+/// A FUSE program whose mount is repaired.
 fn repaired(scene: &Scene<'_>) -> Result<Case<'static>> {
     scene.spc.sh("mkdir /srv/source")?.ok()?;
     let words = ["-t", "fuse.bindfs", "/srv/source"];
     Ok(Case::new("bindfs", &words, "/mnt/made", 3, 1))
 }
 
-/// On a host with `spc install` and no container, by the name that mount(8) runs; the daemon is in a client root.
+/// Runs the trials on a host with `spc install` and no container, by the name that mount(8) runs.
+/// The daemon is in a client root file system.
 fn installed_host(tried: Tried<'_>) {
     with_lab(|lab| {
         let spc = installed(lab)?;
@@ -113,7 +116,7 @@ fn installed_host(tried: Tried<'_>) {
     });
 }
 
-/// A disk of the host, in the container with all privileges.
+/// Runs the trials with a disk of the host, in a privileged container.
 fn disk(tried: Tried<'_>) {
     with_lab(|lab| {
         let scene = Scene::of(Spc::privileged(lab)?, false)?;

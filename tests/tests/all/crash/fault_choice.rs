@@ -1,4 +1,4 @@
-//! Which faults are tried in a command whose system calls are known.
+//! Choice of the faults to try in a command whose system calls are known.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,18 +7,18 @@ use lab::{Act, Fault, errnos};
 
 use crate::support::random::Random;
 
-/// How many of the errnos of a system call are tried.
+/// How many errnos of each system call are tried.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// The likeliest, and only in system calls that change something.
+    /// The likeliest errno, and only in system calls that change something.
     Short,
-    /// Each, in each.
+    /// Each errno, in each system call.
     All,
-    /// None: what changes something is held up, or is the last of its process.
+    /// No errno: system calls that change something are delayed, or kill their process.
     SlowOrDead,
 }
 
-/// System calls that only look, and whose failure the short run leaves out.
+/// System calls without side effects, whose failure the short run leaves out.
 const LOOKS: [&str; 14] = [
     "fstat",
     "fcntl",
@@ -36,7 +36,7 @@ const LOOKS: [&str; 14] = [
     "statx",
 ];
 
-/// The system calls of a traced command, each as often as it was made.
+/// System calls of a traced command, with the number of times that each was made.
 pub fn calls(steps: &[String]) -> Vec<(&str, usize)> {
     let mut numbers = BTreeMap::new();
     let names = steps.iter().filter_map(|step| step.split(' ').next_back());
@@ -59,7 +59,8 @@ pub fn acts(call: &str, extent: Extent) -> Vec<Act> {
     }
 }
 
-/// A fault in one of these system calls: first which, then the how manieth. Otherwise it would nearly always be a read.
+/// Returns a random fault in one of these system calls. Draws the system call first, then the
+/// occurrence: otherwise nearly every fault would hit a read.
 pub fn fault(calls: &[(&str, usize)], random: &mut Random, may_kill: bool) -> Option<Fault> {
     let mut names: Vec<&str> = calls.iter().map(|(name, _)| *name).collect();
     names.sort_unstable();

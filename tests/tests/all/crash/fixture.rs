@@ -1,4 +1,5 @@
-//! What the tests of crashes share: a container on its host, a mount in it, and what must be there of that mount.
+//! Fixture of the crash tests: a container on its host, a mount in it, and checks of what belongs
+//! to the mount.
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Lab, Signal};
@@ -6,13 +7,13 @@ use rustix::process::{Pid, kill_process};
 
 use crate::support::{Spc, entries, until};
 
-/// A mount that is killed again and again.
+/// A mount that is killed repeatedly.
 pub struct Case<'a> {
     pub title: &'a str,
-    /// The command.
+    /// Words of the command.
     pub mount: Vec<&'a str>,
     pub target: &'a str,
-    /// How many files its claim has, and how many processes keep it alive.
+    /// Number of files of its redirect, and of processes that keep it alive.
     pub claims: usize,
     pub daemons: usize,
 }
@@ -36,12 +37,12 @@ impl<'a> Case<'a> {
     }
 }
 
-/// A host and its container, and what their mount tables were before.
+/// A host and its container, and the number of mount table entries at the start.
 pub struct Scene<'lab> {
     pub spc: Spc<'lab>,
     pub first: i32,
     pub entries: usize,
-    /// `spc serve` is at work; otherwise it is stopped, and does not interfere.
+    /// Whether `spc serve` runs. Otherwise it is stopped, and does not interfere.
     pub serving: bool,
 }
 
@@ -68,14 +69,14 @@ impl<'lab> Scene<'lab> {
         self.spc.host.command_at(self.first, words)?.run()
     }
 
-    /// Wakes `spc serve` up: the host's mount table changes.
+    /// Wakes `spc serve` by a change of the host's mount table.
     pub fn poke(&self) -> Result<()> {
         let script = "mkdir -p /mnt/poke && mount -t tmpfs poke /mnt/poke && umount /mnt/poke";
         self.spc.host.sh(script)?.ok()?;
         Ok(())
     }
 
-    /// Kills what keeps mounts alive.
+    /// Kills the daemons of all mounts.
     pub fn kill_daemons(&self) -> Result<()> {
         let marked = self.spc.census(self.first)?.marked;
         ensure!(!marked.is_empty(), "no daemon");
@@ -85,7 +86,7 @@ impl<'lab> Scene<'lab> {
         Ok(())
     }
 
-    /// One mount on the host, one record of it, one claim, and its daemons.
+    /// Checks for one mount on the host, its record, its redirect and its daemons.
     pub fn is_mounted(&self, case: &Case<'_>) -> Result<()> {
         let on = self.spc.on(case.target)?;
         ensure!(on.len() == 1, "mounts on the target: {on:?}");
@@ -126,7 +127,8 @@ impl<'lab> Scene<'lab> {
         Ok(())
     }
 
-    /// No mount, record, claim or process, and the mount tables as they were.
+    /// Checks that no mount, record, redirect or process is left, and that the mount tables are as
+    /// at the start.
     pub fn is_clean(&self) -> Result<()> {
         let census = self.spc.census(self.first)?;
         ensure!(census.is_empty(), "left: {census:?}");

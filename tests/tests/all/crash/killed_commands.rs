@@ -1,4 +1,5 @@
-//! `spc` killed at each step of a mount and of an unmount: the same command again does the job, and nothing is orphaned.
+//! `spc` killed at each step of a mount and of an unmount. The same command again completes the
+//! job, and nothing is orphaned.
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Base, Kill, Status, Victim};
@@ -7,7 +8,7 @@ use crate::crash::fixture::{Case, Scene};
 use crate::support::{MINIMAL, until, with_gluster};
 
 impl Scene<'_> {
-    /// Kills the mount at each step, and gives the same command again.
+    /// Kills the mount at each step, and runs the same command again.
     fn mounts(&self, case: &Case<'_>, family: bool) -> Result<()> {
         let mut steps = Vec::new();
         for at in 1.. {
@@ -52,7 +53,7 @@ impl Scene<'_> {
         self.is_mounted(case)?;
         self.run(&["spc", "umount", case.target])?.ok()?;
         self.is_clean()?;
-        // The ledger twice, a claim or the mount, the end.
+        // Two steps in the records, one in redirects or mounts, and the end.
         ensure!(steps.len() > 10, "only {} steps were seen", steps.len());
         eprintln!(
             "{}: its mount killed at {} steps: {}",
@@ -63,7 +64,7 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Kills the unmount at each step, and gives the same command again, or that of the mount.
+    /// Kills the unmount at each step, and runs it again, or the mount.
     fn unmounts(&self, case: &Case<'_>, again: Again) -> Result<()> {
         let umount = ["spc", "umount", case.target];
         let mut steps = Vec::new();
@@ -106,7 +107,8 @@ impl Scene<'_> {
                 let output = self.run(&umount)?;
                 let gone = output.status == Status::Code(32)
                     && output.error_text().contains(": not mounted");
-                // As umount(8): what has nothing left of it is not mounted. `spc serve` may have finished it meanwhile.
+                // As with umount(8), a target with no trace left is not mounted. `spc serve` may
+                // have finished the job.
                 ensure!(
                     if mounted || (recorded && !self.serving) {
                         output.success()
@@ -132,7 +134,7 @@ impl Scene<'_> {
     }
 }
 
-/// The steps in words, each repetition counted.
+/// The steps in words, with repetitions counted.
 fn summary(steps: &[String]) -> String {
     let runs = steps.chunk_by(|a, b| a == b).map(|run| match run {
         [step] => step.clone(),
@@ -142,7 +144,7 @@ fn summary(steps: &[String]) -> String {
     runs.collect::<Vec<_>>().join(", ")
 }
 
-/// What is done after a killed unmount.
+/// The command after a killed unmount.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Again {
     Unmount,
@@ -195,7 +197,7 @@ fn spc_serve_may_clean_up_meanwhile() {
             scene.mounts(case, false)?;
             scene.unmounts(case, Again::Unmount)?;
         }
-        // Nobody gives the command again.
+        // No command is run again: `spc serve` cleans up.
         let order = |at| Kill {
             at,
             victim: Victim::Command,
@@ -212,7 +214,7 @@ fn spc_serve_may_clean_up_meanwhile() {
             }
             let records = scene.spc.census(scene.first)?.records;
             if records.iter().any(|record| record["state"] == "mounted") {
-                // It was done, and died before it could say so.
+                // The unmount was complete, and spc died before it could report it.
                 scene.run(&["spc", "umount", preload.target])?.ok()?;
             }
             scene.poke()?;
@@ -240,8 +242,8 @@ fn a_helper_is_killed_at_its_work() {
             1,
         );
         let (mut failed, mut done) = (Vec::new(), Vec::new());
-        // Their number differs by one or two from run to run; the step between the shim's mount and its note
-        // must not be missed.
+        // The number of steps differs by one or two from run to run. The step between the shim's
+        // mount and its note must always be included.
         for only in [None, Some("symlinkat")] {
             for at in 1.. {
                 let order = Kill {
@@ -257,11 +259,12 @@ fn a_helper_is_killed_at_its_work() {
                 let step = stepped.steps.last().context("no step")?;
                 let here = || format!("killed at step {at}: {step}\n{}", stepped.output);
                 match stepped.output.status {
-                    // It was the command itself, which is another test.
+                    // The killed process was spc itself, which another test covers.
                     Status::Signal(9) => {}
-                    // The helper could do without it.
+                    // The helper did not need the killed process.
                     Status::Code(0) => done.push(step.clone()),
-                    // 2 if it was no helper but what puts it into its cgroup.
+                    // 2 if the killed process was not the helper, but the one that moves it into
+                    // its cgroup.
                     Status::Code(2 | 32) => {
                         scene.is_clean().with_context(here)?;
                         failed.push(step.clone());
@@ -275,7 +278,7 @@ fn a_helper_is_killed_at_its_work() {
             }
             scene.run(&["spc", "umount", case.target])?.ok()?;
         }
-        // The mount was made, and its caller was told that it was not.
+        // The mount succeeded, and its caller was told otherwise.
         ensure!(
             failed.iter().any(|step| step.ends_with(" symlinkat")),
             "errors: {failed:?}, mounts: {done:?}"
@@ -310,7 +313,7 @@ fn a_daemon_or_the_container_is_killed() {
             1,
         );
 
-        // A mount whose daemon is gone answers nothing but errors, and has to be unmounted all the same.
+        // A mount whose daemon is gone returns only errors, and must be unmounted all the same.
         scene.run(&case.mount)?.ok()?;
         scene.kill_daemons()?;
         let ls = scene.spc.host.run(&["ls", case.target])?;
@@ -323,7 +326,7 @@ fn a_daemon_or_the_container_is_killed() {
         scene.run(&["spc", "umount", case.target])?.ok()?;
         scene.is_clean()?;
 
-        // The command dies when its mount is made and not yet proven, and then all of the container goes.
+        // spc dies after its mount and before the proof, and then the whole container ends.
         let order = Kill {
             at: 1,
             victim: Victim::Command,

@@ -1,5 +1,5 @@
-//! What a mount may leave besides itself, its record, claim and daemon: files, cgroups, processes of ours that do not
-//! end, and descriptors that are not closed.
+//! What a mount may leak besides itself, its record, redirect and daemon: files, cgroups, processes
+//! of spc that do not end, and open descriptors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,10 +10,11 @@ use anyhow::{Context, Result};
 use crate::crash::fixture::Scene;
 use crate::support::until;
 
-/// Where files could be left on a host.
+/// Directories of a host where files could be left.
 const ON_HOST: [&str; 5] = ["run/spc", "tmp", "var/tmp", "var/log/spc", "dev/shm"];
 
-/// What is made when it is first needed, and stays: docs/how-it-works.md names it; the last is libmount's own.
+/// Paths that are created at first use and stay: docs/how-it-works.md names them. The last is
+/// libmount's own.
 const STAYS: [&str; 5] = [
     "run/spc/queue",
     "run/spc/looks",
@@ -22,20 +23,20 @@ const STAYS: [&str; 5] = [
     "run/mount",
 ];
 
-/// The same where the programs of mounts run: in a container or a client namespace.
+/// Directories and permanent paths where helpers run: in a container or a client namespace.
 const AT_PROGRAMS: [&str; 6] = ["spc", "run", "tmp", "var/tmp", "dev/shm", "etc"];
 
-/// What is there when nothing is mounted.
+/// The state while nothing is mounted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Remains {
     files: BTreeSet<PathBuf>,
     cgroups: BTreeSet<PathBuf>,
-    /// The processes that run `spc`, and what each has open.
+    /// Processes that run `spc`, and the open files of each.
     open: BTreeMap<i32, Vec<String>>,
 }
 
 impl Remains {
-    /// What there is now.
+    /// Records the present state.
     pub fn of(scene: &Scene<'_>) -> Self {
         let host = &scene.spc.host;
         let mut remains = Self {
@@ -69,7 +70,7 @@ impl Remains {
         remains
     }
 
-    /// Nothing is left that was not there before, as soon as what is about to end has ended.
+    /// Waits for processes that are about to end, and checks that nothing new is left.
     pub fn are_left(&self, scene: &Scene<'_>) -> Result<()> {
         let mut now = Self::default();
         let same = until("nothing else is left", || {
@@ -89,7 +90,7 @@ impl Remains {
     }
 }
 
-/// What the daemons of the one mount have open, as soon as it is this.
+/// Waits until the daemons of the one mount have exactly these files open.
 pub fn daemons_have(scene: &Scene<'_>, expected: &[Vec<String>]) -> Result<()> {
     let mut now = Vec::new();
     until("daemons have open what they need", || {
@@ -99,13 +100,13 @@ pub fn daemons_have(scene: &Scene<'_>, expected: &[Vec<String>]) -> Result<()> {
     .with_context(|| format!("open: {now:?}, and not {expected:?}"))
 }
 
-/// What the daemons of mounts have open.
+/// Open files of the daemons of all mounts.
 pub fn daemons(scene: &Scene<'_>) -> Result<Vec<Vec<String>>> {
     let marked = scene.spc.census(scene.first)?.marked;
     Ok(marked.into_values().flatten().map(open).collect())
 }
 
-/// What a process has open: files by name, the rest by kind, in order.
+/// Sorted open files of a process: files by name, other descriptors by kind.
 fn open(process: i32) -> Vec<String> {
     let links = fs::read_dir(format!("/proc/{process}/fd"));
     let links = links.into_iter().flatten().flatten();
@@ -113,7 +114,7 @@ fn open(process: i32) -> Vec<String> {
         .filter_map(|link| fs::read_link(link.path()).ok())
         .map(|link| {
             let link = link.to_string_lossy().into_owned();
-            // The number behind it is another each time.
+            // The number after the colon differs each time.
             match link.split_once(":[") {
                 Some((kind, _)) => kind.to_owned(),
                 None => link,
@@ -124,7 +125,7 @@ fn open(process: i32) -> Vec<String> {
     open
 }
 
-/// Everything below a directory, as far as it can be seen.
+/// Collects everything below a directory that can be read.
 fn walk(directory: &Path, found: &mut BTreeSet<PathBuf>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -1,4 +1,4 @@
-//! What becomes of records that outlive what they are about: another life of the machine, a damaged disk.
+//! Records that outlive their subject: from an earlier boot, or from a damaged disk.
 
 use anyhow::{Result, ensure};
 
@@ -6,14 +6,14 @@ use crate::support::{Spc, until, with_container};
 
 const MOUNT: [&str; 6] = ["spc", "mount", "-t", "tmpfs", "scratch", "/mnt/data"];
 
-/// Makes `spc serve` look at the host's mounts.
+/// Makes `spc serve` check the host's mounts.
 fn stir(spc: &Spc<'_>) -> Result<()> {
     let script = "mkdir -p /mnt/stir && mount -t tmpfs stir /mnt/stir && umount /mnt/stir";
     spc.host.sh(script)?.ok()?;
     Ok(())
 }
 
-/// The host is as after a start, but for its records, which are on a disk that it still has.
+/// Puts the host in the state after a reboot, where the records are on a persistent disk.
 fn age(spc: &Spc<'_>) -> Result<()> {
     let before = r#"cd /run/spc/mounts && sed -i 's/"boot":"[0-9a-f-]*"/"boot":"before"/' *.json && grep -l '"before"' *.json"#;
     spc.host.sh(before)?.ok()?;
@@ -32,7 +32,8 @@ fn records_of_an_earlier_life_of_the_machine_are_about_nothing() {
             );
             Ok(())
         };
-        // `spc serve` does not interfere. A mount of this life that happens to have the same ids, in the same place.
+        // `spc serve` does not interfere. By chance, a mount of this boot has the same ids and
+        // target.
         host.sh(&format!("kill -STOP {}", spc.pid()?))?.ok()?;
         spc.exec(&MOUNT)?.ok()?;
         age(spc)?;
@@ -43,14 +44,14 @@ fn records_of_an_earlier_life_of_the_machine_are_about_nothing() {
         spc.is_clean()?;
         host.sh("umount /mnt/data")?.ok()?;
 
-        // Another mount takes its place.
+        // Another mount replaces it.
         spc.exec(&MOUNT)?.ok()?;
         age(spc)?;
         host.sh("umount /mnt/data")?.ok()?;
         spc.exec(&MOUNT)?.ok()?;
         ensure!(spc.record("/mnt/data")?["state"] == "ok");
 
-        // `spc serve` sees to the rest, and to one that was half made.
+        // `spc serve` removes the other record, and one of an unfinished mount.
         age(spc)?;
         let half = r#"sed -i 's/"state":"mounted"/"state":"mounting"/' /run/spc/mounts/*.json"#;
         host.sh(half)?.ok()?;
@@ -78,7 +79,7 @@ fn a_damaged_record_about_nothing_is_removed() {
                 "cd /run/spc/mounts && kept=$(ls *.json) && {damage} <$kept >/tmp/damaged && mv /tmp/damaged $kept && echo $kept"
             );
             let file = host.sh(&script)?.ok()?.text();
-            // While the mount is there, it may be needed.
+            // While the mount is there, its damaged record may be needed.
             stir(spc)?;
             spc.exec(&MOUNT)?.code(2)?;
             ensure!(host.sh(&format!("ls /run/spc/mounts/{file}"))?.success());

@@ -1,4 +1,5 @@
-//! Programs at work on mounts (`tests/programs/steady.c`): they read and write without pause, and every error is told.
+//! Programs that read and write on mounts without pause (`tests/programs/steady.c`), and report
+//! every error.
 
 use std::path::Path;
 
@@ -8,27 +9,28 @@ use serde_json::Value;
 
 use crate::support::{Container, until};
 
-/// Where the program is on a host, and what it tells of itself.
+/// Paths of the program and of its state file on a host.
 const PROGRAM: &str = "/opt/steady";
 const STATES: &str = "/run/steady";
 
-/// How long a single call may take while others work on the same machine. A call that hangs takes longer.
+/// Longest time that a single call may take while other tests use the machine. A call that hangs
+/// takes longer.
 const LONGEST: u64 = 20_000;
 
-/// A program that is at work on one mount.
+/// A program that uses one mount.
 pub struct Steady {
-    /// The mount.
+    /// The target.
     pub target: String,
-    /// As the mount table had it when the program began.
+    /// Mount table entry when the program started.
     pub mount: Mount,
-    /// As `spc ls` had it.
+    /// Record in `spc ls` at that time.
     pub record: Value,
     pid: String,
     state: String,
 }
 
 impl Steady {
-    /// Starts one on what is mounted on a target, in a directory of its own.
+    /// Starts a program on the mount of a target, in a directory of its own.
     pub fn start<H: AnyHost>(spc: &Container<H>, target: &str) -> Result<Self> {
         let host = &spc.host;
         if !host.run(&["test", "-e", PROGRAM])?.success() {
@@ -58,7 +60,8 @@ impl Steady {
         Ok(steady)
     }
 
-    /// It has done more than before, no call failed, and the mount is the one it was.
+    /// Checks that the program has made progress, that no call failed, and that the mount is the
+    /// same.
     pub fn goes_on<H: AnyHost>(&self, spc: &Container<H>) -> Result<()> {
         let before = self.rounds(&spc.host)?;
         until("the program goes on", || {
@@ -68,7 +71,7 @@ impl Steady {
         self.is_unharmed(spc)
     }
 
-    /// Ends the program. It has never seen an error.
+    /// Ends the program, and checks that it never saw an error.
     pub fn end<H: AnyHost>(self, spc: &Container<H>) -> Result<()> {
         let host = &spc.host;
         host.sh(&format!("kill {}", self.pid))?.ok()?;
@@ -113,7 +116,7 @@ impl Steady {
         Ok(self.state(host)?[0])
     }
 
-    /// Rounds, errors, and the milliseconds of the longest call.
+    /// Rounds, errors, and the duration of the longest call in milliseconds.
     fn state(&self, host: &impl AnyHost) -> Result<[u64; 3]> {
         let text = String::from_utf8(host.read(&self.state)?)?;
         let numbers: Vec<u64> = text
@@ -121,7 +124,7 @@ impl Steady {
             .map(str::parse)
             .collect::<Result<_, _>>()?;
         match numbers.as_slice() {
-            // It has not come so far.
+            // The program has not started its loop.
             [] => Ok([0; 3]),
             [rounds, errors, longest] => Ok([*rounds, *errors, *longest]),
             _ => anyhow::bail!("{}: {text:?}", Path::new(&self.state).display()),

@@ -1,5 +1,5 @@
-//! A command in which system calls fail, are held up, or are the last of their process, and what must be so afterwards:
-//! no success without proof, nothing orphaned, and the next try works.
+//! A command whose system calls fail, are delayed, or kill their process. Afterwards there must be
+//! no success without proof, nothing orphaned, and the next attempt must work.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,33 +13,33 @@ use crate::crash::leak_check::{Remains, daemons, daemons_have};
 use crate::support::random::Random;
 use crate::support::{Census, until};
 
-/// The command that has the faults.
+/// The command that gets the faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum What {
     Mount,
     Unmount,
-    /// Of a mount whose daemon was killed.
+    /// Repair of a mount whose daemon was killed.
     Repair,
 }
 
 /// Exit code of `spc repair` when there was nothing to repair.
 const NOTHING: i32 = 3;
 
-/// What came of all faults in one command.
+/// Results of all faults in one command.
 #[derive(Default)]
 struct Tally {
     tried: usize,
-    /// Those that happened: a command need not make the same calls each time.
+    /// Faults that took place: a command need not make the same calls each time.
     happened: usize,
     done: usize,
     refused: usize,
     died: usize,
-    /// What was left for the next command to clear away, by the system call that failed.
+    /// Leftovers for the next command to clear, by the system call that failed.
     left: BTreeMap<String, usize>,
     bad: Vec<String>,
 }
 
-/// A command of a case, and what was there before it and with it when nothing failed.
+/// A command of a case, and the states before it and after a run without faults.
 pub struct Trial<'a> {
     scene: &'a Scene<'a>,
     case: &'a Case<'a>,
@@ -47,9 +47,9 @@ pub struct Trial<'a> {
     command: Vec<&'a str>,
     umount: Vec<&'a str>,
     clean: Remains,
-    /// What the daemons have open.
+    /// Open files of the daemons.
     open: Vec<Vec<String>>,
-    /// The system calls of the command.
+    /// System calls of the command.
     steps: Vec<String>,
     tally: Tally,
     started: Instant,
@@ -76,7 +76,7 @@ impl<'a> Trial<'a> {
             tally: Tally::default(),
             started: Instant::now(),
         };
-        // What is made once is there from then on.
+        // Files that are created once exist from then on.
         trial.mount_and_unmount()?;
         trial.clean = Remains::of(scene);
         trial.prepare()?;
@@ -92,7 +92,7 @@ impl<'a> Trial<'a> {
         Ok(trial)
     }
 
-    /// What has to be so before the command.
+    /// Prepares the state that the command starts from.
     fn prepare(&self) -> Result<()> {
         if self.what != What::Mount {
             self.scene.run(&self.case.mount)?.ok()?;
@@ -106,7 +106,7 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
-    /// A helper is a process of its own, in which there are faults as well.
+    /// Whether to trace children too: a helper is a separate process, which gets faults as well.
     fn family(&self) -> bool {
         self.what != What::Unmount && self.case.claims > 0
     }
@@ -128,7 +128,7 @@ impl<'a> Trial<'a> {
         self.scene.is_clean()
     }
 
-    /// Each system call, one fault at a time.
+    /// Tries each system call, with one fault at a time.
     pub fn each(mut self, extent: Extent) -> Result<()> {
         let steps = std::mem::take(&mut self.steps);
         for (call, at) in calls(&steps) {
@@ -140,7 +140,7 @@ impl<'a> Trial<'a> {
         self.say("one fault")
     }
 
-    /// So many pairs, taken by chance: a fault, and another in what the command makes of it.
+    /// Tries random pairs: a fault, and another one in the system calls that follow it.
     pub fn pairs(mut self, pairs: usize) -> Result<()> {
         let (steps, mut random) = (std::mem::take(&mut self.steps), Random(1));
         for _ in 0..pairs {
@@ -150,7 +150,7 @@ impl<'a> Trial<'a> {
                 continue;
             };
             let all = calls(&stepped.steps);
-            // None if it was the last, or its process died of it.
+            // No call follows if the fault was in the last one, or killed the process.
             if let Some(second) = fault(&all[*from..], &mut random, true) {
                 self.with(&[first, second], false)?;
             }
@@ -158,7 +158,7 @@ impl<'a> Trial<'a> {
         self.say("two faults")
     }
 
-    /// Runs the command with these faults, and judges it.
+    /// Runs the command with these faults, and judges the outcome.
     fn with(&mut self, faults: &[Fault], trace: bool) -> Result<Stepped> {
         self.prepare()?;
         let host = &self.scene.spc.host;
@@ -203,7 +203,7 @@ impl<'a> Trial<'a> {
                 self.tally.refused += 1;
                 self.is_an_error(stepped)?;
             }
-            // Without memory a program of Rust ends like that; it is as if it were killed.
+            // A Rust program without memory aborts like this, as if it were killed.
             (Status::Signal(6 | 9), _) => self.tally.died += 1,
             (status, _) => bail!("{status:?}"),
         }
@@ -215,7 +215,7 @@ impl<'a> Trial<'a> {
         }
         *self.tally.left.entry(call.to_owned()).or_default() += 1;
         is_known(&census, &on)?;
-        // Given again, it finishes. A mount is the next try.
+        // The same command again completes the job. After a mount, that is the next attempt.
         match self.what {
             What::Mount => Ok(()),
             What::Unmount => {
@@ -231,7 +231,7 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// With `spc serve` at work nobody gives the command again: it clears away what was left, and keeps nothing of it.
+    /// Checks that `spc serve` clears leftovers without another command, and keeps none of them.
     fn serve_finishes(&mut self, stepped: &Stepped) -> Result<()> {
         let on = self.scene.spc.on(self.case.target)?;
         match stepped.output.status {
@@ -249,7 +249,7 @@ impl<'a> Trial<'a> {
         }
         self.scene.poke()?;
         until("nothing is left", || {
-            // What is mounted and whose record says so is no remains.
+            // A mount whose record says so is not a leftover.
             if !self.scene.spc.on(self.case.target)?.is_empty() {
                 self.scene.run(&self.umount)?;
             }
@@ -258,7 +258,7 @@ impl<'a> Trial<'a> {
         self.clean.are_left(self.scene)
     }
 
-    /// It is mounted, as if nothing had happened, and comes off.
+    /// Checks that the mount is there as if nothing had failed, and that its unmount works.
     fn is_made(&self) -> Result<()> {
         let scene = self.scene;
         let mut census = scene.spc.census(scene.first)?;
@@ -267,13 +267,13 @@ impl<'a> Trial<'a> {
             .iter()
             .all(|it| it["again"]["making"].is_null())
         {
-            // A repair has left something, and said so; whoever looks next takes it away.
+            // The repair reported a leftover. The next command removes it.
             scene.run(&self.command)?.code(NOTHING)?;
             census = scene.spc.census(scene.first)?;
         }
         let files = census.claims.values().next().map_or(&[][..], Vec::as_slice);
-        // Where the shim could not carry the call, the mount was grafted, and a claim has no note. A socket
-        // that could not be removed goes with the claim.
+        // Where the shim could not redirect the call, the mount was grafted, and the redirect has
+        // no note. A socket that could not be removed goes with the redirect.
         let parts = ["", "claim", "mount", "report"];
         let known =
             |file: &&String| parts.contains(&file.split_once('.').map_or("", |(_, part)| part));
@@ -296,8 +296,8 @@ impl<'a> Trial<'a> {
         self.is_clean()
     }
 
-    /// The mount, and the unmount. What it does not put right is put right here, if that can be, so that one test tells
-    /// of all that is bad.
+    /// Runs the mount and the unmount again. Repairs by hand what they leave broken, so that one
+    /// test run reports all defects.
     fn next_try(&self) -> Result<()> {
         let again = self.mount_and_unmount().and_then(|()| self.is_clean());
         if again.is_err() {
@@ -308,7 +308,7 @@ impl<'a> Trial<'a> {
         again.context("the next try")
     }
 
-    /// What a command that failed has said: one error.
+    /// Checks that a failed command printed one error.
     fn is_an_error(&self, stepped: &Stepped) -> Result<()> {
         let error = stepped.output.error_text();
         let name = self.command.first().copied().unwrap_or_default();
@@ -344,14 +344,14 @@ impl<'a> Trial<'a> {
 }
 
 impl Tally {
-    /// Said at once: a long run may be broken off.
+    /// Printed at once: a long run may be interrupted.
     fn is_bad(&mut self, what: String) {
         eprintln!("bad: {what}");
         self.bad.push(what);
     }
 }
 
-/// Something is left, and the next command will know of it: there is a record, or no more than one that was begun.
+/// Checks that the next command will find the leftovers: there is a record, or at most a begun one.
 fn is_known(census: &Census, on: &[Mount]) -> Result<()> {
     let only_begun = census.claims.is_empty() && census.marked.is_empty() && on.is_empty();
     ensure!(

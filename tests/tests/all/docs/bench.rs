@@ -1,4 +1,4 @@
-//! What `scripts/bench` measures, and how it shows it.
+//! `scripts/bench`: what it measures, and its report.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use lab::{Figures, Lab};
 
 use crate::support::with_lab;
 
-/// The rows that take seconds.
+/// Rows of the table that take seconds.
 const ROWS: [u8; 4] = [1, 2, 5, 6];
 
 fn measured(lab: &Lab) -> Result<()> {
@@ -29,7 +29,7 @@ fn measured(lab: &Lab) -> Result<()> {
             );
         }
     }
-    // The shim and the programs beside it are what they are meant to be: what they take is not nothing.
+    // The shim and the programs beside it are the right ones: their cost is not zero.
     let exec = figures.lines.first().context("no first line")?;
     ensure!(
         exec.ratio()
@@ -37,7 +37,7 @@ fn measured(lab: &Lab) -> Result<()> {
         "{exec:?}"
     );
 
-    // What is written down is what is shown.
+    // The report shows what was written to the file.
     let directory = std::env::temp_dir().join(format!("spc-bench-{}", std::process::id()));
     let written = shown(&figures, &directory);
     fs::remove_dir_all(&directory)?;

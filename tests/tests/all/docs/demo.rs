@@ -1,4 +1,4 @@
-//! What `scripts/demo` shows.
+//! `scripts/demo`, step by step.
 
 use anyhow::ensure;
 

@@ -1,14 +1,14 @@
-//! Man pages and completions of the image, read by the programs that people read them with.
+//! Man pages and shell completions of the image, read by the programs that people use.
 
 use anyhow::{Result, bail, ensure};
 use lab::{Host, HostOptions, Lab, Root};
 
 use crate::support::{Spc, with_lab};
 
-/// Where the image has them.
+/// Directory of the files in the image.
 const PLACES: [&str; 4] = ["man", "bash-completion", "zsh", "fish"];
 
-/// The commands that people are told about, by `spc --help`.
+/// Commands that `spc --help` lists.
 fn commands(spc: &Spc<'_>) -> Result<Vec<String>> {
     let help = spc.exec(&["spc", "--help"])?.ok()?.text();
     let list = help.lines().skip_while(|line| *line != "Commands:").skip(1);
@@ -20,7 +20,7 @@ fn commands(spc: &Spc<'_>) -> Result<Vec<String>> {
         .collect())
 }
 
-/// A host with the image's files in `/srv/share`.
+/// Boots a host with the image's files in `/srv/share`.
 fn reader<'lab>(lab: &'lab Lab, spc: &Spc<'_>) -> Result<Host<'lab>> {
     let host = lab.host(HostOptions {
         root: Root::Readers,
@@ -57,7 +57,7 @@ fn man(lab: &Lab) -> Result<()> {
                 "{page}: no {part}: {text}"
             );
         }
-        // The line under NAME, by which apropos(1) and whatis(1) find it.
+        // apropos(1) and whatis(1) find the page by the line under NAME.
         let name = host.run(&["lexgrog", &file])?.ok()?.text();
         ensure!(name.contains(&format!("\"{page} - ")), "{name}");
         let printed = spc.exec(&["spc", "man", &page])?.ok()?.stdout;
@@ -95,7 +95,7 @@ fn completions(lab: &Lab) -> Result<()> {
         let printed = spc.exec(&["spc", "completions", shell])?.ok()?.stdout;
         ensure!(printed == host.read(&installed)?, "{shell}: another text");
     }
-    // What a person at the shell is offered.
+    // Completions that the shell offers.
     let bash = |words: &[&str]| {
         let [.., before, last] = words else {
             bail!("no words");

@@ -1,4 +1,4 @@
-//! On a host that systemd runs: units and fstab at boot, and a `/usr` that cannot be written.
+//! Hosts that run systemd: units and fstab at boot, and a `/usr` that cannot be written.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const SYSTEMD: VmOptions = VmOptions {
     keeps: true,
 };
 
-/// `spc install` from the container, which is then taken away.
+/// Runs `spc install` in the container, and removes the container.
 fn install(spc: &VmSpc<'_>) -> Result<Value> {
     let words = ["runc", "exec", "spc", "spc", "install", "--json"];
     let limit = Duration::from_secs(180);
@@ -25,13 +25,13 @@ fn install(spc: &VmSpc<'_>) -> Result<Value> {
     Ok(serde_json::from_slice(&done.stdout)?)
 }
 
-/// Everything on the host's own file systems, with what links lead to.
+/// Listing of the host's own file systems, with the targets of links.
 fn listing(vm: &Vm<'_>) -> Result<String> {
     let find = "find /etc /opt /usr /var -xdev \\( -path /var/log -o -path /var/tmp -o -path /var/lib/systemd -o -path /etc/.updated -o -path /var/.updated \\) -prune -o -printf '%p %y %m %l\\n' | sort";
     Ok(vm.sh(find)?.ok()?.text())
 }
 
-/// The type of what is mounted on a target of the host.
+/// Types of the mounts on a target of the host.
 fn mounted(vm: &Vm<'_>, target: &str) -> Result<Vec<String>> {
     let mounts = vm.mountinfo()?.into_iter();
     let on = mounts.filter(|mount| mount.target.as_os_str() == target);
@@ -53,7 +53,7 @@ fn fstab_and_units_at_boot() {
         let volume = format!("{}:/vol", cluster.nodes()[0].host().address());
         let export = format!("{}:/data", server.vm().address());
 
-        // By hand, with the programs of two kinds: one leaves a daemon, one needs the kernel.
+        // By hand, with two kinds: one leaves a daemon, one needs the kernel.
         vm.sh("mkdir -p /mnt/g /mnt/n")?.ok()?;
         for (fs_type, source, target, shown) in [
             ("glusterfs", &volume, "/mnt/g", "fuse.glusterfs"),
@@ -75,7 +75,7 @@ fn fstab_and_units_at_boot() {
             .code(32)?;
         ensure!(failed.error_text().starts_with("mount.nfs: "), "{failed}");
 
-        // At boot: a line of fstab, a unit, and one that mounts when somebody looks.
+        // At boot: a line of fstab, a unit, and an automount.
         let without = vm.read("/etc/fstab")?;
         let fstab = format!("{export} /mnt/n nfs defaults,_netdev 0 0\n");
         vm.write("/etc/fstab", fstab.as_bytes())?;
@@ -116,7 +116,7 @@ fn fstab_and_units_at_boot() {
         );
         vm.run(&["ls", "/mnt/a/by-hand"])?.ok()?;
         ensure!(mounted(vm, "/mnt/a")? == ["autofs", "fuse.glusterfs"]);
-        // The daemon is not the unit's, and people see whose it is.
+        // The daemon is outside of the unit, in a scope with a readable description.
         let scope = vm
             .run(&["systemctl", "show", "-P", "Description", "spc-mnt-g.scope"])?
             .text();
@@ -127,7 +127,7 @@ fn fstab_and_units_at_boot() {
         vm.run(&["systemctl", "daemon-reexec"])?.ok()?;
         vm.run(&["ls", "/mnt/g/by-hand"])?.ok()?;
 
-        // The unit takes it away and brings it back.
+        // The unit unmounts and mounts.
         vm.run(&["systemctl", "stop", "mnt-g.mount"])?.ok()?;
         ensure!(mounted(vm, "/mnt/g")?.is_empty());
         until("its daemon has ended", || {
@@ -138,7 +138,7 @@ fn fstab_and_units_at_boot() {
         vm.run(&["systemctl", "start", "mnt-g.mount"])?.ok()?;
         ensure!(mounted(vm, "/mnt/g")? == ["fuse.glusterfs"]);
 
-        // Nothing of it is left.
+        // Nothing is left.
         vm.sh("systemctl disable --now mnt-a.automount mnt-g.mount && systemctl stop mnt-a.mount; umount /mnt/n")?
             .ok()?;
         vm.write("/etc/fstab", &without)?;
@@ -156,7 +156,7 @@ fn a_read_only_usr_is_extended() {
         let spc = VmSpc::boot(lab, SYSTEMD)?;
         let vm = &spc.host;
         let volume = format!("{}:/vol", cluster.nodes()[0].host().address());
-        // The machine's modules are mounted below /usr, where nothing may be that an extension would hide.
+        // The machine's modules are mounted below /usr, where an extension would hide any mount.
         vm.sh("modprobe fuse; modprobe overlay; umount /usr/lib/modules; mount --bind /usr /usr && mount -o remount,bind,ro /usr")?
             .ok()?;
         let before = listing(vm)?;
@@ -175,7 +175,7 @@ fn a_read_only_usr_is_extended() {
             .ok()?;
         vm.run(&["rmdir", "/mnt/g"])?.ok()?;
 
-        // They are there after a boot as well.
+        // The programs are there after a reboot.
         vm.reboot()?;
         until("the names are there", || {
             Ok(vm.run(&["test", "-L", "/sbin/mount.glusterfs"])?.success())

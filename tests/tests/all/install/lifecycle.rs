@@ -1,4 +1,5 @@
-//! `spc install` and `spc uninstall`: what they leave on hosts of all sorts, and what they take away again.
+//! `spc install` and `spc uninstall`: the files that they leave on all sorts of hosts, and their
+//! removal.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Engine, Lab, Propagation};
@@ -6,8 +7,8 @@ use serde_json::Value;
 
 use crate::support::{MINIMAL, PRIVILEGED, Spc, with_lab};
 
-/// Everything on the host's own file systems, with modes and what links lead to: neither what belongs to one boot, nor
-/// what the engine has there.
+/// Lists the host's own file systems, with modes and targets of links. Skips files of a single
+/// boot, and those of the engine.
 const LISTING: &str = "find / -xdev \\( -path /run -o -path /tmp -o -path /etc/docker -o -path /root \\) -prune \
     -o -exec stat -c '%N %F %a' {} + | sort";
 
@@ -15,7 +16,7 @@ fn listing(spc: &Spc<'_>) -> Result<String> {
     Ok(spc.host.sh(LISTING)?.ok()?.text())
 }
 
-/// Two listings are the same, or what is different is said.
+/// Compares two listings; the error shows the difference.
 pub fn same(before: &str, after: &str) -> Result<()> {
     let only = |a: &str, b: &str| -> Vec<String> {
         let lines = a
@@ -31,13 +32,13 @@ pub fn same(before: &str, after: &str) -> Result<()> {
     Ok(())
 }
 
-/// `spc install` in the container.
+/// Runs `spc install` in the container.
 fn install(spc: &Spc<'_>, arguments: &[&str]) -> Result<Value> {
     let words = [&["spc", "install", "--json"], arguments].concat();
     Ok(serde_json::from_slice(&spc.exec(&words)?.ok()?.stdout)?)
 }
 
-/// A host with mount(8) as most hosts have it, and the container.
+/// Boots a host with mount(8) of util-linux, and starts the container.
 fn with_util_linux<'lab>(lab: &'lab Lab, arguments: &[&str]) -> Result<Spc<'lab>> {
     let (shared, docker) = (Propagation::Shared, Engine::Docker);
     let spc = Spc::start(lab, shared, docker, Base::Trixie, arguments)?;
@@ -47,7 +48,7 @@ fn with_util_linux<'lab>(lab: &'lab Lab, arguments: &[&str]) -> Result<Spc<'lab>
     Ok(spc)
 }
 
-/// A name on the host leads to a program that runs there, and is this version.
+/// Checks that a name on the host leads to a program that runs there, and is this version.
 fn works(spc: &Spc<'_>, name: &str) -> Result<()> {
     let said = spc.host.run(&[name, "--version"])?.ok()?.text();
     let own = spc.exec(&["spc", "--version"])?.ok()?.text();
@@ -55,7 +56,7 @@ fn works(spc: &Spc<'_>, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A name on the host leads to the program.
+/// Checks that a name on the host leads to spc.
 fn leads_to_spc(spc: &Spc<'_>, name: &str) -> Result<()> {
     let there = spc.host.run(&["readlink", "-f", name])?.ok()?.text();
     ensure!(there.ends_with("bin/spc"), "{name}: {there}");
@@ -66,7 +67,7 @@ fn leads_to_spc(spc: &Spc<'_>, name: &str) -> Result<()> {
 fn install_and_uninstall_with_the_least_that_the_container_may() {
     with_lab(|lab| {
         let spc = with_util_linux(lab, &MINIMAL)?;
-        // The host has a helper and a program of its own that are called like ours.
+        // The host has a helper and a program with the same names as ours.
         let native =
             "cd /usr/sbin && printf '#!/bin/sh\\nexit 7\\n' >mount.ceph && chmod 755 mount.ceph";
         spc.host.sh(native)?.ok()?;
@@ -97,7 +98,7 @@ fn install_and_uninstall_with_the_least_that_the_container_may() {
             leads_to_spc(&spc, &format!("/sbin/{name}"))?;
         }
         leads_to_spc(&spc, "/var/lib/spc/mounter")?;
-        // The same again changes nothing; what somebody took away comes back.
+        // A second install changes nothing; removed files come back.
         let installed = listing(&spc)?;
         let again = install(&spc, &[])?;
         ensure!(
@@ -108,7 +109,7 @@ fn install_and_uninstall_with_the_least_that_the_container_may() {
         spc.host.run(&["rm", "/usr/sbin/mount.nfs"])?.ok()?;
         ensure!(install(&spc, &[])?["changed"] == true);
         same(&installed, &listing(&spc)?)?;
-        // The host's own commands need no container, and take themselves away.
+        // The installed commands need no container, and can uninstall themselves.
         spc.remove()?;
         spc.host.run(&["spc", "ls"])?.ok()?;
         spc.host.run(&["spc", "uninstall"])?.ok()?;
@@ -207,7 +208,7 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
             unknown.error_text().contains("unknown filesystem type"),
             "{unknown}"
         );
-        // The line is enough, and hides nothing of the host's.
+        // The line is enough, and hides no file of the host.
         spc.host
             .write("/etc/fstab", format!("{line}\n").as_bytes())?;
         let programs = spc.host.sh("ls /usr/sbin")?.text();
@@ -219,7 +220,7 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
             ensure!(now.lines().any(|other| other == name), "{name} is hidden");
         }
         leads_to_spc(&spc, "/sbin/mount.spc")?;
-        // It is not taken for the host's own the next time.
+        // The next install does not mistake the extension for the host's own.
         let again = install(&spc, &[])?;
         ensure!(
             again["changed"] == false && again["kept"] == serde_json::json!([]),

@@ -6,7 +6,7 @@ use lab::{AnyHost, Output};
 use crate::kubernetes::kubelet::install;
 use crate::support::{Container, Spc, with_gluster};
 
-/// A helper that was installed on the host, with these arguments; or another name that somebody gave it.
+/// Runs an installed helper of the host with these arguments, by its name or by another path.
 fn helper<H: AnyHost>(spc: &Container<H>, name: &str, words: &[&str]) -> Result<Output> {
     let path = format!("/usr/sbin/{name}");
     let link = r#"[ -e "$1" ] || ln -s /var/lib/spc/current/usr/bin/spc "$1""#;
@@ -24,7 +24,7 @@ fn the_arguments_and_exit_codes_of_mount() {
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
         let source = source.as_str();
 
-        // As libmount gives them: source and target, letters, options last.
+        // libmount passes source and target, flags, options last.
         helper(
             &spc,
             "mount.glusterfs",
@@ -33,7 +33,7 @@ fn the_arguments_and_exit_codes_of_mount() {
         .ok()?;
         ensure!(spc.on(target)?.len() == 1 && spc.on(target)?[0].options.contains("nodev"));
         host.write("/mnt/data/helper", b"written")?;
-        // Again is the same mount.
+        // The same request again is the same mount.
         helper(
             &spc,
             "mount.glusterfs",
@@ -45,7 +45,7 @@ fn the_arguments_and_exit_codes_of_mount() {
         ensure!(spc.on(target)?.is_empty());
         spc.is_clean()?;
 
-        // By a part of the type, with the whole of it; relative, and verbose.
+        // A part of the type as the name, with the whole type in -t; a relative target; verbose.
         spc.sh("mkdir -p /srv/source && echo through >/srv/source/file")?
             .ok()?;
         let said = helper(
@@ -69,7 +69,7 @@ fn the_arguments_and_exit_codes_of_mount() {
         drop(busy);
         crate::support::until("the daemon ends", || Ok(spc.is_clean().is_ok()))?;
 
-        // Everything but the mount.
+        // Every step except the mount.
         helper(&spc, "mount.glusterfs", &[source, target, "-f"])?.ok()?;
         ensure!(spc.on(target)?.is_empty());
         let same = ["-N", "/proc/1/ns/mnt"];
@@ -119,7 +119,7 @@ fn the_arguments_and_exit_codes_of_mount() {
             );
         }
 
-        // What somebody else mounted is unmounted as well: there is no other helper for the type.
+        // umount.TYPE also unmounts what another program mounted: the type has no other helper.
         host.run(&["mount", "-t", "tmpfs", "other", target])?.ok()?;
         helper(&spc, "umount.glusterfs", &[target])?.ok()?;
         ensure!(spc.on(target)?.is_empty());

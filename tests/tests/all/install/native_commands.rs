@@ -1,4 +1,4 @@
-//! On a host where `spc install` was run, and nothing else, mount(8), fstab and umount(8) work as on one that has the
+//! Hosts on which only `spc install` was run. There, mount(8), fstab and umount(8) work as with the
 //! file system's own client.
 
 use anyhow::{Context, Result, ensure};
@@ -6,7 +6,7 @@ use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Output, Propagation, Ro
 
 use crate::support::{PRIVILEGED, Spc, until, with_gluster};
 
-/// A host with mount(8) of util-linux on which the container was run once, to install.
+/// Boots a host with mount(8) of util-linux, and runs the container once to install.
 pub fn installed(lab: &Lab) -> Result<Spc<'_>> {
     let (shared, docker) = (Propagation::Shared, Engine::Docker);
     let spc = Spc::start(lab, shared, docker, Base::Trixie, &PRIVILEGED)?;
@@ -18,8 +18,8 @@ pub fn installed(lab: &Lab) -> Result<Spc<'_>> {
     Ok(spc)
 }
 
-/// No daemon is left, and no more than a record of a mount that is gone, which the next command for it clears away:
-/// umount(8) asks no helper for a FUSE file system, and no `spc serve` runs here.
+/// Checks that no daemon is left, and at most a stale record, which the next command clears.
+/// umount(8) calls no helper for a FUSE file system, and no `spc serve` runs here.
 fn is_over(host: &Host<'_>) -> Result<()> {
     until("the daemons have ended", || {
         let marked = host.sh("grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ")?;
@@ -51,7 +51,7 @@ fn glusterfs_by_mount_fstab_and_umount() {
         host.write("/etc/fstab", line.as_bytes())?;
         host.run(&["mount", "-a"])?.ok()?;
         is_used(&spc, cluster, &source)?;
-        // Again is nothing: mount(8) sees that it is there.
+        // A second `mount -a` does nothing: mount(8) sees the mount.
         host.run(&["mount", "-a"])?.ok()?;
         ensure!(spc.on("/mnt/g")?.len() == 1);
         let list = host.run(&["spc", "ls"])?.ok()?.text();
@@ -61,7 +61,7 @@ fn glusterfs_by_mount_fstab_and_umount() {
         host.run(&["umount", "-a", "-t", "fuse.glusterfs"])?.ok()?;
         ensure!(spc.on("/mnt/g")?.is_empty());
         is_over(host)?;
-        // The namespace of the clients is all that is there besides.
+        // The client namespace is the only addition.
         host.run(&["spc", "uninstall"])?.ok()?;
         host.run(&["test", "-e", "/run/spc"])?.code(1)?;
         until("the mount tables are as they were", || {
@@ -70,7 +70,7 @@ fn glusterfs_by_mount_fstab_and_umount() {
     });
 }
 
-/// One mount of the volume, and what is written there is on the bricks.
+/// Checks for one mount of the volume, and that writes reach the bricks.
 fn is_used(spc: &Spc<'_>, cluster: &Cluster<'_>, source: &str) -> Result<()> {
     let on = spc.on("/mnt/g")?;
     ensure!(
@@ -86,7 +86,7 @@ fn is_used(spc: &Spc<'_>, cluster: &Cluster<'_>, source: &str) -> Result<()> {
     Ok(())
 }
 
-/// The same commands on a host that has the client of GlusterFS itself.
+/// Compares the commands with those on a host that has GlusterFS' own client.
 #[test]
 fn exit_codes_and_messages_are_those_of_a_native_helper() {
     with_gluster(|lab, cluster| {
@@ -122,7 +122,7 @@ fn exit_codes_and_messages_are_those_of_a_native_helper() {
             failed.error_text().contains("no such directory"),
             "{failed}"
         );
-        // What the helper itself has to say it says in its own words, and mount(8) passes on its exit code.
+        // Errors of the helper are in its own words, and mount(8) passes on its exit code.
         let failed = spc.host.sh(&mount(&missing, "/mnt/g"))?.code(32)?;
         let text = failed.error_text();
         ensure!(
@@ -134,14 +134,15 @@ fn exit_codes_and_messages_are_those_of_a_native_helper() {
     });
 }
 
-/// What mount(8) or umount(8) said, without what differs from release to release.
+/// Error text of mount(8) or umount(8), without the parts that differ between releases.
 fn says(output: &Output) -> String {
     let text = output.error_text();
     let line = text.lines().next().unwrap_or_default();
     line.trim_end_matches('.').to_owned()
 }
 
-/// Mounts made by one version stay when another takes its place, and leave nothing of it when they are gone.
+/// Checks that mounts of one version stay when another version is installed, and leave nothing of
+/// the old one when they are gone.
 #[test]
 fn an_upgrade_keeps_every_mount() {
     with_gluster(|lab, cluster| {
@@ -158,7 +159,7 @@ fn an_upgrade_keeps_every_mount() {
             Ok(text.lines().map(str::to_owned).collect())
         };
         let old = roots()?;
-        // Another version: one more program in the image.
+        // The new version: one more program in the image.
         host.sh(
             "docker run --name next localhost/spc:latest true && docker cp /etc/hostname next:/usr/bin/one-more && \
              docker commit --change 'CMD [\"spc\", \"serve\"]' next localhost/spc:next && docker rm next",
@@ -177,7 +178,7 @@ fn an_upgrade_keeps_every_mount() {
         );
         ensure!(spc.on("/mnt/g")? == before, "{:?}", spc.on("/mnt/g")?);
         is_used(&spc, cluster, &source)?;
-        // New mounts use the new one, and the old one goes with its last mount.
+        // New mounts use the new version. The old one goes with its last mount.
         host.run(&["mount", "-t", "glusterfs", &source, "/mnt/new"])?
             .ok()?;
         let records = host
@@ -192,7 +193,7 @@ fn an_upgrade_keeps_every_mount() {
             Ok(roots()? == [root.clone()])
         })?;
         host.run(&["umount", "/mnt/new"])?.ok()?;
-        // It is known to `spc serve` as well, which may be at work on it.
+        // A running `spc serve` knows the mount as well.
         until("nothing is left", || Ok(spc.is_clean().is_ok()))
     });
 }

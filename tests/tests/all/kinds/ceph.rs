@@ -7,7 +7,8 @@ use lab::{AnyHost, Ceph, Lab, Session};
 
 use crate::support::{Container, Spc, VmSpc, until, with_lab};
 
-/// Runs a test's body with the lab and its Ceph; where there is no lab, that has been said.
+/// Runs a test's body with the lab and its Ceph cluster. Does nothing without a lab, which has said
+/// why.
 fn with_ceph(body: impl FnOnce(&'static Lab, &'static Ceph<'static>) -> Result<()>) {
     with_lab(|lab| body(lab, lab::ceph().context("no cluster")?));
 }
@@ -33,17 +34,17 @@ fn a_ceph_cluster_keeps_files_and_images() {
     });
 }
 
-/// The key and the keyring of `client.app`, in the container.
+/// Files in the container with the key and the keyring of `client.app`.
 const SECRET: &str = "/etc/app.secret";
 const KEYRING: &str = "/etc/app.keyring";
 
-/// With the key of the file.
+/// Options that take the key from the file.
 const APP: &str = "name=app,secretfile=/etc/app.secret";
 
-/// A monitor that does not answer.
+/// Address of a monitor that does not respond.
 const NOBODY: &str = "192.0.2.254";
 
-/// Who mounts.
+/// The client that mounts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Client {
     Kernel,
@@ -58,9 +59,9 @@ struct User<'a, H> {
 }
 
 impl<'a, H: AnyHost> User<'a, H> {
-    /// Gives the container the keys.
+    /// Copies the keys into the container.
     fn new(spc: &'a Container<H>, ceph: &'a Ceph<'a>, client: Client) -> Result<Self> {
-        // With a line break at its end, as editors leave it.
+        // Editors leave a line break at the end of a key file.
         let line = |text: String| format!("{text}\n").into_bytes();
         spc.put(SECRET, &line(ceph.secret("app")?))?;
         spc.put("/etc/disk.secret", &line(ceph.secret("disk")?))?;
@@ -68,12 +69,12 @@ impl<'a, H: AnyHost> User<'a, H> {
         Ok(Self { spc, ceph, client })
     }
 
-    /// A directory of the file system as a source.
+    /// Source that names a directory of the file system.
     fn source(&self, directory: &str) -> String {
         format!("{}:{directory}", self.ceph.address())
     }
 
-    /// A mount's life by `spc mount -t TYPE -o OPTIONS SOURCE TARGET`.
+    /// Runs a whole life of a mount: `spc mount -t TYPE -o OPTIONS SOURCE TARGET`.
     fn life(
         &self,
         [fs_type, options, source, target]: [&str; 4],
@@ -85,7 +86,7 @@ impl<'a, H: AnyHost> User<'a, H> {
             .with_context(|| format!("mount -t {fs_type} -o {options} {source}"))
     }
 
-    /// What the mount table shows.
+    /// File system type and source that the mount table shows.
     fn shows<'b>(&self, source: &'b str) -> [&'b str; 2] {
         match self.client {
             Client::Kernel => ["ceph", source],
@@ -93,7 +94,7 @@ impl<'a, H: AnyHost> User<'a, H> {
         }
     }
 
-    /// The sessions of this host on the metadata server.
+    /// Sessions of this host on the metadata server.
     fn sessions(&self) -> Result<Vec<Session>> {
         let own = format!("{}:", self.spc.host.address());
         let mut all = self.ceph.sessions("app")?;
@@ -101,14 +102,14 @@ impl<'a, H: AnyHost> User<'a, H> {
         Ok(all)
     }
 
-    /// A mount's life, with a file that is then in the cluster: its bytes on the OSD, and a session on the metadata server
-    /// for as long as the mount lasts.
+    /// Runs a life of a mount and writes a file. The OSD must have its bytes. The metadata server
+    /// must have a session as long as the mount lasts.
     fn mount(&self, fs_type: &str, options: &str, source: &str, root: &str) -> Result<()> {
         let host = &self.spc.host;
         ensure!(self.sessions()?.is_empty(), "{:?}", self.sessions()?);
         self.life([fs_type, options, source, "/mnt/ceph"], |_| {
             let text = format!("{fs_type} {options} {source}");
-            // Others are at work in the same directory.
+            // Other tests use the same directory.
             let file = format!("/mnt/ceph/{}", host.address());
             host.write(&file, text.as_bytes())?;
             host.run(&["sync", &file])?.ok()?;
@@ -126,7 +127,7 @@ impl<'a, H: AnyHost> User<'a, H> {
         until("the session has ended", || Ok(self.sessions()?.is_empty()))
     }
 
-    /// Every way to name the key, the monitors and the directory.
+    /// Mounts by every way to name the key, the monitors and the directory.
     fn ways(&self) -> Result<()> {
         let (address, fsid) = (self.ceph.address(), self.ceph.fsid());
         let ring = format!("name=app,keyring={KEYRING}");
@@ -140,14 +141,14 @@ impl<'a, H: AnyHost> User<'a, H> {
         let secure = format!("{APP},ms_mode=secure");
         let second_protocol = format!("{address}:3300:/app");
         self.mount("ceph", &secure, &second_protocol, "/app")?;
-        // The form of Ceph 17 and newer.
+        // Source syntax of Ceph 17 and newer.
         let device = format!("app@{fsid}.cephfs=/app");
         let options = format!("secretfile={SECRET},mon_addr={NOBODY}/{address}");
         self.mount("ceph", &options, &device, "/app")
     }
 
-    /// Read-only stays read-only, also when the client has its target remounted, as ceph-fuse does to empty the kernel's
-    /// caches.
+    /// Checks that a read-only mount stays read-only, even when the client remounts its target.
+    /// ceph-fuse does that to empty the kernel's caches.
     fn read_only(&self) -> Result<()> {
         let (host, target) = (&self.spc.host, "/mnt/read only");
         let there = "/mnt/app/sub/read-only";
@@ -156,7 +157,7 @@ impl<'a, H: AnyHost> User<'a, H> {
         let options = format!("ro,nosuid,noexec,{APP}");
         self.life(["ceph", &options, &self.source("/app/sub"), target], |_| {
             if self.client == Client::Fuse {
-                // Its very words.
+                // The exact command that ceph-fuse runs.
                 let remount =
                     "LIBMOUNT_FSTAB=/dev/null LIBMOUNT_FORCE_MOUNT2=always mount -i -o remount";
                 let all = format!("for dir in /spc/targets/*/; do {remount} $dir; done");
@@ -178,7 +179,8 @@ impl<'a, H: AnyHost> User<'a, H> {
         })
     }
 
-    /// Snapshots are in `.snap`: those that others make are seen here, and those that are made here by others.
+    /// Checks snapshots in `.snap`: those of another client are seen here, and those made here are
+    /// seen there.
     fn snapshots(&self) -> Result<()> {
         let (host, target) = (&self.spc.host, "/mnt/snapshots");
         let dir = format!("/app/snapshots-{}", host.address());
@@ -202,7 +204,8 @@ impl<'a, H: AnyHost> User<'a, H> {
         })
     }
 
-    /// A key that is given instead of a file reaches the client, and stands in no argument, environment or record.
+    /// Checks that a key given without a file reaches the client, and is in no argument,
+    /// environment or record.
     fn secrets(&self) -> Result<()> {
         let (host, key, source) = (
             &self.spc.host,
@@ -230,14 +233,15 @@ impl<'a, H: AnyHost> User<'a, H> {
         Ok(())
     }
 
-    /// What a helper leaves that was killed between its mount and the note of it is found, and taken away.
+    /// Checks that a mount is found and removed when its helper was killed before it could note the
+    /// mount.
     fn half_made(&self) -> Result<()> {
         let (spc, target) = (self.spc, "/mnt/half made");
         spc.host.run(&["mkdir", "-p", target])?.ok()?;
         let source = self.source("/app");
         let mount = ["-t", "ceph", "-o", APP, &source, target];
         spc.mount(&mount)?;
-        // Neither claim nor record know of the mount, as if their maker had died.
+        // Neither redirect nor record knows the mount, as if the helper and spc had been killed.
         let notes = "for note in /run/spc/targets/*/*.mount; do rm -f $note; done";
         spc.host.sh(notes)?.ok()?;
         spc.sh("rm -f /spc/targets/*.mount")?.ok()?;
@@ -251,7 +255,7 @@ impl<'a, H: AnyHost> User<'a, H> {
         spc.is_clean()
     }
 
-    /// Requests that cannot be fulfilled, and words of the errors.
+    /// Sends requests that must fail, and checks the words of each error.
     fn refused(&self, requests: &[(&str, &str, &str)]) -> Result<()> {
         self.spc.host.sh("mkdir -p /mnt/ceph")?.ok()?;
         for (options, source, says) in requests {
@@ -260,7 +264,7 @@ impl<'a, H: AnyHost> User<'a, H> {
             ensure!(output.elapsed < Duration::from_secs(20), "{output}");
         }
         let good = self.source("/app");
-        // Its own limit.
+        // The limit is the one of `--timeout`.
         let dead = format!("{NOBODY}:/app");
         let words = [
             "-t",
@@ -360,7 +364,7 @@ fn cephfs_by_the_kernel() {
         user.half_made()?;
         user.read_only()?;
         user.snapshots()?;
-        // The other client, beside it.
+        // ceph-fuse works beside the kernel's client.
         let user = User {
             client: Client::Fuse,
             ..user
@@ -408,7 +412,7 @@ fn what_the_kernels_ceph_refuses() {
 #[test]
 fn mounts_survive_the_loss_of_a_monitor() {
     with_lab(|lab| {
-        // Not the shared cluster, whose other users want the first one.
+        // This cluster is not shared: other tests need the first monitor.
         let ceph = lab.ceph()?;
         let (fuse, kernel) = (Spc::minimal(lab)?, VmSpc::privileged(lab)?);
         lose_monitor(

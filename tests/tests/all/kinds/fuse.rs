@@ -1,4 +1,4 @@
-//! FUSE programs: what they are asked for is looked at where it is kept.
+//! FUSE programs. Each test reads and writes through the mount, and checks where the data is kept.
 
 use std::path::Path;
 
@@ -7,7 +7,8 @@ use lab::{AnyHost, Host, HostOptions, Lab, ObjectStore, Root};
 
 use crate::support::{Container, Spc, VmSpc, with_container, with_lab};
 
-/// A directory that the container has, through bindfs, which is linked with libfuse 2 and has no row.
+/// Mounts a directory of the container by bindfs. bindfs is linked with libfuse 2 and has no row in
+/// the table of kinds.
 fn bindfs<H: AnyHost>(spc: &Container<H>, source: &str) -> Result<()> {
     let host = &spc.host;
     spc.sh(&format!("mkdir -p {source} && echo through >{source}/file"))?
@@ -26,7 +27,7 @@ fn bindfs<H: AnyHost>(spc: &Container<H>, source: &str) -> Result<()> {
     })
 }
 
-/// A server that lets the holder of `/root/key` in.
+/// Boots an SSH server that accepts the key in `/root/key`.
 pub fn sshd(lab: &Lab) -> Result<Host<'_>> {
     const START: &str = "
         mkdir -p /run/sshd /srv/data && ssh-keygen -q -A && ssh-keygen -q -t ed25519 -N '' -f /root/key
@@ -42,7 +43,8 @@ pub fn sshd(lab: &Lab) -> Result<Host<'_>> {
     Ok(server)
 }
 
-/// A directory of an SSH server, through sshfs, which is linked with libfuse 3; the key lies here in the container.
+/// Mounts a directory of an SSH server by sshfs, which is linked with libfuse 3. The key file is in
+/// the container at `key`.
 fn sshfs<H: AnyHost>(spc: &Container<H>, server: &Host<'_>, key: &str) -> Result<()> {
     let host = &spc.host;
     spc.put(key, &server.read("/root/key")?)?;
@@ -89,7 +91,8 @@ fn fuse_on_a_virtual_machine() {
     });
 }
 
-/// A program of libfuse 3 that no row knows, and that shows as something else than its name; its file is an image of ext4.
+/// Mounts by fuse2fs, a libfuse 3 program without a row, whose mounts show another type than its
+/// name. Its source is an ext4 image.
 #[test]
 fn a_program_that_is_new_to_the_container_needs_no_row() {
     with_lab(|lab| {
@@ -137,7 +140,7 @@ fn a_program_that_is_new_to_the_container_needs_no_row() {
     });
 }
 
-/// Files of a bucket, through s3fs; its key comes from a file.
+/// Mounts a bucket by s3fs and checks the objects. The key comes from a file.
 fn bucket<H: AnyHost>(spc: &Container<H>, store: &ObjectStore<'_>) -> Result<()> {
     let host = &spc.host;
     spc.put("/run/key", store.key().as_bytes())?;
@@ -157,7 +160,7 @@ fn bucket<H: AnyHost>(spc: &Container<H>, store: &ObjectStore<'_>) -> Result<()>
         host.sh("cd /mnt/s3 && mkdir dir && mv file dir/moved && ls dir | grep -qx moved")?
             .ok()?;
         ensure!(store.object("dir/moved")? == b"written on the host");
-        // In parts, as big objects are sent.
+        // s3fs uploads a big object in parts.
         let big = host
             .sh("head -c 30000000 /dev/urandom | tee /mnt/s3/big")?
             .ok()?;
@@ -212,7 +215,7 @@ fn s3fs_says_why_it_cannot_mount() {
         };
         let url = format!(",passwd_file=/run/key,url={guarded}");
 
-        // The server checks what the key signs: the right one is let in.
+        // The server checks signatures: the right key gets access.
         let words = attempt(&url, key, "bucket")?;
         let words: Vec<&str> = words.iter().skip(2).map(String::as_str).collect();
         let [words @ .., _] = words.as_slice() else {

@@ -1,11 +1,13 @@
-//! The main job: a real GlusterFS volume on a minimal host, from a container that docker or podman runs.
+//! The main job: a real GlusterFS volume on a minimal host, mounted by a container that docker or
+//! podman runs.
 
 use anyhow::{Result, ensure};
 use lab::{Base, Cluster, Engine, Lab, Propagation};
 
 use crate::support::{PRIVILEGED, Spc, entries, until, with_gluster};
 
-/// A mount, data on the bricks, and two ways to unmount; nothing is left in any mount table.
+/// Mounts a volume, checks data on the bricks, unmounts in two ways, and checks that every mount
+/// table is as before.
 pub fn main_job(spc: &Spc<'_>, cluster: &Cluster<'_>, target: &str) -> Result<()> {
     let node = cluster.nodes()[0].host().address();
     let source = format!("{node}:/vol");

@@ -1,4 +1,5 @@
-//! A file of a GlusterFS volume as a disk: three servers export it by iSCSI, each through its own client of the volume.
+//! A file of a GlusterFS volume as a disk. Three servers export it by iSCSI, each through its own
+//! client of the volume.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Cluster, Node};
@@ -7,7 +8,8 @@ use crate::support::{VmSpc, until, with_lab};
 
 const IQN: &str = "iqn.2026-01.org.example:blocks";
 
-/// What must not stay in a server's memory, where the others do not see it.
+/// Turns off client caches: a write that stays in one server's memory would be invisible to the
+/// other servers.
 const NO_CACHES: [&str; 6] = [
     "io-cache",
     "open-behind",
@@ -17,7 +19,7 @@ const NO_CACHES: [&str; 6] = [
     "write-behind",
 ];
 
-/// Makes the file, and has every server export it as LUN 1; LUN 0 is tgtd itself.
+/// Creates the file. Every server exports it as LUN 1; LUN 0 is tgtd itself.
 fn export(cluster: &Cluster<'_>) -> Result<()> {
     cluster.create_volume("blocks")?;
     let first = cluster.nodes()[0].host();
@@ -43,7 +45,8 @@ fn export(cluster: &Cluster<'_>) -> Result<()> {
     cluster.nodes().iter().try_for_each(serve)
 }
 
-/// Starts tgtd on a server. The numbers of target and LUN make the volume's identity, and are the same everywhere.
+/// Starts tgtd on a server. The numbers of target and LUN form the volume's identity, and are the
+/// same on all servers.
 fn serve(node: &Node<'_>) -> Result<()> {
     let address = node.host().address();
     let adm = "tgtadm --lld iscsi";
@@ -59,7 +62,7 @@ fn serve(node: &Node<'_>) -> Result<()> {
     Ok(())
 }
 
-/// How many initiators are logged in to a server.
+/// Number of initiators that are logged in to a server.
 fn sessions(node: &Node<'_>) -> Result<usize> {
     let show = "tgtadm --lld iscsi --mode target --op show";
     let text = node.host().sh(show)?.ok()?.text();
@@ -95,7 +98,7 @@ fn one_of_three_servers_stops_while_data_is_written() {
             &source,
             "/mnt/data",
         ];
-        // mkfs writes a log of 64 MiB, each block of which three servers acknowledge.
+        // mkfs writes a log of 64 MiB, and three servers acknowledge each block.
         let mount = || {
             let limit = std::time::Duration::from_secs(330);
             host.command(&mount).limit(limit).run()
@@ -124,7 +127,7 @@ fn one_of_three_servers_stops_while_data_is_written() {
             node.host().run(&find)?.ok().context("a brick")?;
         }
 
-        // The one that is used stops, with its bricks, while files are written one after the other.
+        // The server in use stops, with its bricks, while files are written.
         let status = || anyhow::Ok(spc.exec(&["dmsetup", "status"])?.ok()?.text());
         let used = active(&status()?).context("no way is in use")?;
         let find = format!(
@@ -164,11 +167,11 @@ fn one_of_three_servers_stops_while_data_is_written() {
         ensure!(lines.text() == "40", "{lines}");
         ensure!(status()?.contains(" F "), "{}", status()?);
 
-        // It comes back, and is used again when it is needed.
+        // The server returns, and is used again when it is needed.
         stopped.start()?;
         serve(stopped)?;
         until("it is logged in to again", || Ok(sessions(stopped)? == 1))?;
-        // What wakes `spc serve`, which looks once a minute otherwise.
+        // A mount event wakes `spc serve`, which otherwise checks once per minute.
         host.sh("mkdir -p /mnt/t && mount -t tmpfs t /mnt/t")?
             .ok()?;
         until("the way is in use again", || Ok(!status()?.contains(" F ")))?;
@@ -179,7 +182,7 @@ fn one_of_three_servers_stops_while_data_is_written() {
         }
         ensure!(status()?.contains("No devices"), "{}", status()?);
 
-        // With one of them gone for good, the others do.
+        // With one server gone for good, the other two are enough.
         stopped
             .host()
             .sh("busybox killall -9 tgtd 2>/dev/null; true")?
@@ -192,10 +195,10 @@ fn one_of_three_servers_stops_while_data_is_written() {
     });
 }
 
-/// The disk of the group of ways that is used, from `dmsetup status`.
+/// Disk of the path group in use, from `dmsetup status`.
 fn active(status: &str) -> Option<String> {
     let words: Vec<&str> = status.split_whitespace().collect();
-    // GROUP 0 DISKS SELECTOR-WORDS DISK STATE …
+    // Format: GROUP 0 DISKS SELECTOR-WORDS DISK STATE …
     let at = words.iter().position(|word| *word == "A")?;
     let disks = words[at..].iter().find(|word| word.contains(':'))?;
     Some((*disks).to_owned())

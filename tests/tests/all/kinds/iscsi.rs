@@ -1,4 +1,5 @@
-//! iSCSI through the container, on a minimal host that is a virtual machine, from the kernel's own server.
+//! iSCSI through the container, on a minimal host that is a virtual machine, from the kernel's own
+//! server.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +18,7 @@ fn with_lio(body: impl FnOnce(&'static Lab, &'static Lio<'static>) -> Result<()>
     });
 }
 
-/// The container, and what it mounts from.
+/// The container, and the target that it mounts from.
 struct Client {
     spc: VmSpc<'static>,
     iqn: String,
@@ -36,7 +37,7 @@ impl Client {
         })
     }
 
-    /// The container has none of the host's devices from now on.
+    /// Hides the host's devices from the container.
     fn hide_devices(&self) -> Result<()> {
         let hide = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && ln -s /proc/self/fd /dev/fd";
         self.spc.sh(hide)?.ok()?;
@@ -47,14 +48,14 @@ impl Client {
         format!("iscsi:{}/{}/{lun}", self.server, self.iqn)
     }
 
-    /// `spc mount ARGUMENTS TARGET`, which is made.
+    /// Runs `spc mount ARGUMENTS TARGET`, and creates TARGET first.
     fn mount(&self, arguments: &[&str], target: &str) -> Result<Output> {
         self.spc.host.run(&["mkdir", "-p", target])?.ok()?;
         self.spc
             .exec(&[&["spc", "mount"], arguments, &[target]].concat())
     }
 
-    /// How many sessions and SCSI disks the host has.
+    /// Numbers of iSCSI sessions and of SCSI disks on the host.
     fn attached(&self) -> Result<(usize, usize)> {
         let count = "ls /sys/class/iscsi_session 2>/dev/null | wc -l; ls -d /sys/class/block/sd* 2>/dev/null | wc -l";
         let text = self.spc.host.sh(count)?.text();
@@ -63,7 +64,7 @@ impl Client {
         Ok((next()?, next()?))
     }
 
-    /// Nothing is left of it: on the host, in the container, on the server.
+    /// Checks that no trace is left on the host, in the container or on the server.
     fn is_clean(&self, lio: &Lio<'_>) -> Result<()> {
         ensure!(self.attached()? == (0, 0), "{:?}", self.attached()?);
         let left = self.spc.host.sh("ls -A /run/spc/devices")?.text();
@@ -71,7 +72,7 @@ impl Client {
         let records = "find /var/lib/iscsi /etc/iscsi -type f | grep -E 'nodes|send_targets'";
         let left = self.spc.sh(records)?.text();
         ensure!(left.is_empty(), "records are left: {left}");
-        // The first process of the machine reaps once a second.
+        // The first process of the machine reaps once per second.
         let daemons =
             "for p in $(pidof iscsid); do grep -q '^State:.Z' /proc/$p/status || echo $p; done";
         let left = self.spc.host.sh(daemons)?.text();
@@ -96,7 +97,7 @@ fn luns_of_one_target_share_a_session_and_the_last_user_ends_it() {
             .mount(&["-t", "ext4", "-r", &zero], "/mnt/zero")?
             .ok()?;
         ensure!(client.attached()? == (1, 1), "{:?}", client.attached()?);
-        // The type is found on the device.
+        // spc reads the file system type from the device.
         client.mount(&[&one], "/mnt/one")?.ok()?;
         ensure!(client.attached()? == (1, 2), "{:?}", client.attached()?);
         ensure!(lio.sessions(&client.iqn)?.len() == 1);
@@ -117,7 +118,7 @@ fn luns_of_one_target_share_a_session_and_the_last_user_ends_it() {
         eprintln!("{}", explained.text());
         eprintln!("{}", spc.exec(&["spc", "ls"])?.ok()?.text());
 
-        // Another user of the same disk, and the same request once more.
+        // A second user of the same disk, and the same request once more.
         client.mount(&["-t", "xfs", &one], "/mnt/two")?.ok()?;
         client.mount(&["-t", "xfs", &one], "/mnt/two")?.ok()?;
         ensure!(host.read("/mnt/two/file")? == b"written on the host");
@@ -131,13 +132,13 @@ fn luns_of_one_target_share_a_session_and_the_last_user_ends_it() {
         host.write("/mnt/two/last", b"words of the last user")?;
         ensure!(lio.sessions(&client.iqn)?.len() == 1);
 
-        // As kubelet does it.
+        // kubelet unmounts like this.
         host.sh("umount /mnt/two")?.ok()?;
         until("the session has ended", || Ok(client.attached()? == (0, 0)))?;
         until("everything is gone", || Ok(client.is_clean(lio).is_ok()))?;
         client.is_clean(lio)?;
         ensure!(lio.holds("first-1", "words of the last user")?);
-        // And all over again, with the last user gone by `spc umount`.
+        // The same again, but `spc umount` removes the last user.
         client.mount(&["-t", "xfs", &one], "/mnt/one")?.ok()?;
         ensure!(host.read("/mnt/one/last")? == b"words of the last user");
         spc.umount("/mnt/one")?;
@@ -161,7 +162,7 @@ fn a_disk_goes_when_nobody_uses_it_any_more_and_not_before() {
         spc.exec(&["spc", "umount", "-l", "/mnt/data"])?.ok()?;
         ensure!(client.attached()? == (1, 1), "somebody reads from it");
         host.sh("cat /proc/$(pidof sleep)/fd/0")?.ok()?;
-        // It can be mounted again meanwhile: the same file system, the same session.
+        // The disk can be mounted again meanwhile: same file system, same session.
         client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
         ensure!(client.attached()? == (1, 1));
         spc.umount("/mnt/data")?;
@@ -170,7 +171,7 @@ fn a_disk_goes_when_nobody_uses_it_any_more_and_not_before() {
         until("the disk is detached", || Ok(client.is_clean(lio).is_ok()))?;
         client.is_clean(lio)?;
 
-        // What somebody else has attached stays his.
+        // A session that an administrator opened stays.
         let adm = |more: &str| {
             let portal = format!("{}:3260", client.server);
             spc.sh(&format!(
@@ -211,7 +212,7 @@ fn a_mount_that_was_killed_is_undone_by_the_next_command() {
         until("it checks the disk", || {
             Ok(client.attached()? == (1, 1) && !host.sh("pidof sleep")?.text().is_empty())
         })?;
-        // `spc serve` would be the next to clear it away.
+        // `spc serve` must not be the one that cleans up.
         let serve = spc.pid()?;
         host.sh(&format!("kill -STOP {serve}"))?.ok()?;
         host.sh(
@@ -227,7 +228,7 @@ fn a_mount_that_was_killed_is_undone_by_the_next_command() {
         host.sh(&format!("kill -CONT {serve}"))?.ok()?;
         spc.sh("mv /usr/sbin/e2fsck.real /usr/sbin/e2fsck")?.ok()?;
 
-        // Something between attaching and mounting that fails leaves nothing either.
+        // A step between attaching and mounting that fails leaves nothing behind.
         let wrong = ["-t", "xfs", &source, "/mnt/data"];
         spc.refused_mount(&wrong, 32, &["it holds ext4"])?;
         client.is_clean(lio)?;
@@ -270,7 +271,7 @@ fn one_of_two_portals_is_enough() {
         let mounted = client.mount(&["-t", "ext4", &both], "/mnt/data")?.ok()?;
         ensure!(client.attached()? == (2, 2), "{mounted}");
         ensure!(lio.sessions(iqn)?.len() == 2, "{:?}", lio.sessions(iqn)?);
-        // Two names of one disk are never both mounted.
+        // Two device names of one disk are never both mounted.
         client.mount(&["-t", "ext4", &both], "/mnt/more")?.ok()?;
         let disk = |target: &str| anyhow::Ok(spc.on(target)?[0].source.clone());
         ensure!(disk("/mnt/data")? == disk("/mnt/more")?);
@@ -280,7 +281,7 @@ fn one_of_two_portals_is_enough() {
             .ok()?;
         client.is_clean(lio)?;
 
-        // Nobody listens at the first; nobody is at the second's address.
+        // The first portal refuses connections; the second address does not exist.
         let dead = format!("iscsi:{server}:3999,192.0.2.250,{server}:3261/{iqn}/0");
         let words = [
             "runc",
@@ -324,7 +325,8 @@ fn a_number_that_is_given_to_another_volume_is_noticed() {
         let iqn = &client.iqn;
         let (spc, host) = (&client.spc, &client.spc.host);
         let source = client.source(0);
-        // Read-only: what is written by now goes to the other volume, which nothing on this side can know.
+        // The mount is read-only: the client cannot notice the change, and writes would go to the
+        // other volume.
         client
             .mount(&["-t", "ext4", "-r", &source], "/mnt/data")?
             .ok()?;
@@ -336,7 +338,7 @@ fn a_number_that_is_given_to_another_volume_is_noticed() {
         host.run(&["mkdir", "/mnt/more"])?.ok()?;
         let more = ["-t", "ext4", &source, "/mnt/more"];
         spc.refused_mount(&more, 32, &["another volume is behind it now"])?;
-        // The last user goes, and with him what the kernel remembers.
+        // The last user goes, and the kernel forgets the disk.
         spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
         client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
@@ -402,7 +404,7 @@ fn names_and_passwords() {
         spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
 
-        // The server has to show that it knows a password, too.
+        // The server also proves itself with a password.
         lio.tell(&format!(
             "/iscsi/{iqn}/tpg1 set auth mutual_userid=they mutual_password=answer-123456\n"
         ))?;
@@ -417,7 +419,7 @@ fn names_and_passwords() {
         spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
 
-        // And a password for the question what there is.
+        // Discovery needs a password too.
         lio.tell("/iscsi set discovery_auth enable=1 userid=asker password=tell-me-123456\n")?;
         refused(
             &with("discovery,user=me,password=sesame-123456"),
@@ -459,7 +461,7 @@ fn a_file_system_is_made_only_on_what_is_really_blank() {
         let client = Client::new(lab, lio, "blank", &disks)?;
         let (spc, host) = (&client.spc, &client.spc.host);
         host.run(&["mkdir", "/mnt/data"])?.ok()?;
-        // When each was last written to; reading all of them takes minutes where every instruction is emulated.
+        // Last write time of each image. Reading whole images takes minutes on an emulated machine.
         let stat = format!("cd /srv && stat -c '%n %y %b' {}", disks.join(" "));
         let sums = || anyhow::Ok(lio.vm().sh(&stat)?.ok()?.text());
         let before = sums()?;
@@ -474,7 +476,7 @@ fn a_file_system_is_made_only_on_what_is_really_blank() {
             let mount = ["-t", fs_type, "-o", mkfs, &source, "/mnt/data"];
             spc.refused_mount(&mount, 32, &[says]).context(name)?;
         }
-        // Not where it is not asked for, not without a type, not for a mount that may not write.
+        // No file system is made without the option, without a type, or for a read-only mount.
         let source = client.source(0);
         let plain = ["-t", "ext4", &source, "/mnt/data"];
         spc.refused_mount(&plain, 32, &["no file system is on", mkfs])?;
@@ -492,7 +494,7 @@ fn a_file_system_is_made_only_on_what_is_really_blank() {
             host.write("/mnt/data/file", b"on a new file system")?;
             ensure!(spc.on("/mnt/data")?[0].fstype == fs_type);
             spc.umount("/mnt/data")?;
-            // The option stays in the request, and does nothing any more.
+            // The option stays in the request and has no further effect.
             client.mount(&mount, "/mnt/data")?.ok()?;
             ensure!(host.read("/mnt/data/file")? == b"on a new file system");
             spc.umount("/mnt/data")?;

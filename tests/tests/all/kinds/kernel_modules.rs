@@ -1,4 +1,4 @@
-//! Modules of the kernel on a host that has no program to load them.
+//! Kernel modules on a host without a program to load them.
 
 use anyhow::{Result, ensure};
 use lab::Lab;
@@ -26,7 +26,7 @@ const CIFS: [&str; 9] = [
     "/mnt/data",
 ];
 
-/// Whether the kernel has a file system.
+/// Returns whether the kernel supports a file system.
 fn has(spc: &VmSpc<'_>, file_system: &str) -> Result<bool> {
     let table = spc.host.run(&["cat", "/proc/filesystems"])?.ok()?.text();
     Ok(table
@@ -52,7 +52,7 @@ fn not_to_be_had(spc: &VmSpc<'_>, release: &str) -> Result<()> {
         "{told}"
     );
 
-    // The administrator has the last word.
+    // A modprobe rule of the administrator is respected.
     spc.host
         .write("/etc/modprobe.d/no.conf", b"install cifs /bin/false\n")?;
     let forbidden = lacks(
@@ -66,7 +66,7 @@ fn not_to_be_had(spc: &VmSpc<'_>, release: &str) -> Result<()> {
     let why = format!("there is no /lib/modules/{release} on the host");
     let hint = format!("hint: install the modules of Linux {release} on the host");
     spc.refused(&CIFS, 32, &[&lacks("cifs", &why), &hint])?;
-    // No helper is needed for this one, and the disk is not looked at before.
+    // A kind without helper fails in the same way, before spc looks at the disk.
     let xfs = ["-t", "xfs", "/dev/vda", "/mnt/data"];
     spc.refused_mount(&xfs, 32, &[&lacks("xfs", &why), &hint])?;
     let nfs = ["-t", "nfs", "192.0.2.250:/x", "/mnt/data"];
@@ -80,7 +80,7 @@ fn not_to_be_had(spc: &VmSpc<'_>, release: &str) -> Result<()> {
     spc.host
         .sh("mount -t squashfs -o ro /dev/vdb /lib/modules")?
         .ok()?;
-    // Files of another kernel are none.
+    // Modules of another kernel release are ignored.
     spc.host
         .sh(&format!(
             "mkdir -p /run/other/{release} && mount --bind /run/other /lib/modules"
@@ -115,7 +115,7 @@ fn loaded_from_the_host(spc: &VmSpc<'_>) -> Result<()> {
         ensure!(spc.host.read("/mnt/bindfs/file")? == b"seen through");
         Ok(())
     })?;
-    // These come as far as the server or the disk now.
+    // With modules loaded, the errors come from the server and the disk.
     let cifs = spc.refused(&CIFS, 32, &["mount.cifs failed"])?.error_text();
     let xfs = ["-t", "xfs", "/dev/vda", "/mnt/data"];
     let xfs = spc
@@ -136,7 +136,7 @@ fn loaded_from_the_host(spc: &VmSpc<'_>) -> Result<()> {
     for file_system in ["cifs", "xfs", "nfs", "fuse"] {
         ensure!(has(spc, file_system)?, "{file_system} is not there");
     }
-    // The kernel asks for the one of a version when it mounts, and on such a host in vain.
+    // The kernel requests the module of an NFS version itself, and fails on such a host.
     for part in ["nfsv3", "nfsv4"] {
         spc.host
             .run(&["test", "-d", &format!("/sys/module/{part}")])?
@@ -152,7 +152,7 @@ fn modules(lab: &'static Lab) -> Result<()> {
     spc.host.sh(bare)?.ok()?;
     not_to_be_had(&spc, release.trim())?;
     loaded_from_the_host(&spc)?;
-    // What is there needs no loading.
+    // A loaded module needs no file.
     spc.host.write("/proc/sys/kernel/modules_disabled", b"1")?;
     has_all(&spc, "nfs")?;
     misses(

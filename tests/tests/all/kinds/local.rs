@@ -1,4 +1,4 @@
-//! File systems that the kernel mounts by itself, each with data on the host.
+//! File systems that the kernel mounts without a helper, each with data on the host.
 
 use anyhow::ensure;
 
@@ -73,7 +73,7 @@ fn disks_of_the_host() {
         let mut files = Vec::new();
         for (fstype, size, mkfs) in [
             ("ext4", 8, &["mkfs.ext4", "-q", "-F"][..]),
-            // The smallest that it makes without being told to is 300 MB.
+            // mkfs.xfs refuses to make a file system smaller than 300 MB.
             ("xfs", 32, &["mkfs.xfs", "-q", "--unsupported"][..]),
         ] {
             let Attached { device, file } = attach(&spc.host, size, mkfs)?;

@@ -11,8 +11,8 @@ use lab::{Ganesha, Knfsd};
 use crate::mount::nfs3_services::{BOTH, ensure_running, until_running};
 use crate::support::{VmSpc, until, with_lab};
 
-/// Runs a test's body with the container on a virtual machine, whose kernel is the client, one at a time: they look at
-/// what runs there.
+/// Runs a test's body with the container on a virtual machine, whose kernel is the client. Bodies
+/// run one at a time: they inspect the machine's processes.
 pub fn with_client(body: impl FnOnce(&VmSpc<'static>) -> Result<()>) {
     static CLIENT: OnceLock<Mutex<VmSpc<'static>>> = OnceLock::new();
     with_lab(|lab| {
@@ -44,7 +44,7 @@ fn knfsd() -> Result<&'static Knfsd<'static>> {
     lab::knfsd().context("no lab")
 }
 
-/// The options that a mount of the client shows in its table.
+/// Options that the client's mount table shows for a mount.
 fn options(spc: &VmSpc<'_>, target: &str) -> Result<String> {
     let table = spc.host.sh("cat /proc/1/mounts")?.ok()?.text();
     let lines: Vec<&str> = table.lines().collect();
@@ -82,7 +82,7 @@ fn nfs_4_in_every_version_from_the_kernels_server() {
                     .write(format!("/mnt/nfs{new}"), version.as_bytes())?;
                 let exported = format!("{}/data{new}", Knfsd::EXPORTS);
                 ensure!(server.vm().read(exported)? == version.as_bytes());
-                // The server knows its client, by its address and the host's name.
+                // The server knows its client by address and host name.
                 let clients = server
                     .vm()
                     .sh("cat /proc/fs/nfsd/clients/*/info")?
@@ -100,7 +100,7 @@ fn nfs_4_in_every_version_from_the_kernels_server() {
                 ensure_running(spc, &[])
             })?;
         }
-        // By its own name, and without a type.
+        // By the name of the host, and without a type.
         let mount = ["-t", "nfs4", &source];
         spc.life(&mount, "/mnt/nfs", ["nfs4", &source], |_| Ok(()))
     });
@@ -132,11 +132,12 @@ fn nfs_read_only_and_below_an_export() {
                 Ok(())
             })?;
         }
-        // The table has it without the slash.
+        // The mount table shows the source without the slash.
         let sub = format!("{server}:/data/sub");
         let mount = ["-t", "nfs", &format!("{sub}/")];
         spc.life(&mount, "/mnt/nfs", ["nfs4", &sub], |_| Ok(()))?;
-        // Exports that the kernel mounts below it by itself when they are walked into go with it.
+        // The kernel mounts nested exports itself when a process enters them. The unmount removes
+        // them too.
         let all = format!("{server}:/");
         spc.host.run(&["mkdir", "-p", "/mnt/nfs"])?.ok()?;
         spc.mount(&["-t", "nfs", &all, "/mnt/nfs"])?;
@@ -162,7 +163,7 @@ fn nfs_3_has_its_locks_on_the_server_and_its_services_while_it_is_mounted() {
             ensure_running(spc, &[])
         })?;
 
-        // Two at once: one of each service.
+        // Two mounts at once need one process of each service.
         let targets = ["/mnt/a", "/mnt/b"];
         host.sh("mkdir -p /mnt/a /mnt/b")?.ok()?;
         thread::scope(|scope| {
@@ -190,7 +191,7 @@ fn nfs_3_has_its_locks_on_the_server_and_its_services_while_it_is_mounted() {
             "{listed}"
         );
 
-        // A lock that a process of the client holds is the server's.
+        // The server holds the lock of a client's process.
         let inode = server
             .sh(&format!("stat -c %i {}/data/file", Knfsd::EXPORTS))?
             .ok()?
@@ -215,7 +216,8 @@ fn nfs_3_has_its_locks_on_the_server_and_its_services_while_it_is_mounted() {
         spc.sh("kill $(cat /tmp/holder)")?.ok()?;
         until("the lock is gone", || Ok(!locked()?))?;
 
-        // The container's end takes them along; the kernel's mounts stay. Its next start brings them back.
+        // The services end with the container, and the kernel's mounts stay. The next start of the
+        // container starts the services again.
         host.sh(
             "runc kill spc TERM && until runc state spc | grep -q stopped; do sleep 0.2; done",
         )?
@@ -232,7 +234,7 @@ fn nfs_3_has_its_locks_on_the_server_and_its_services_while_it_is_mounted() {
         host.run(&["umount", "/mnt/b"])?.ok()?;
         thread::sleep(Duration::from_secs(2));
         ensure_running(spc, &BOTH)?;
-        // After that, a mount that is detached but in use.
+        // A lazily unmounted mount is still in use.
         spc.sh("(exec 9</proc/1/root/mnt/a/file && exec sleep 600) >/dev/null 2>&1 & echo $! >/tmp/holder")?
             .ok()?;
         host.run(&["umount", "-l", "/mnt/a"])?.ok()?;
@@ -240,7 +242,7 @@ fn nfs_3_has_its_locks_on_the_server_and_its_services_while_it_is_mounted() {
         ensure_running(spc, &BOTH)?;
         spc.sh("kill $(cat /tmp/holder)")?.ok()?;
         until_running(spc, &[])?;
-        // They were there until the kernel had said good-bye.
+        // The services ran until the kernel had finished with the server.
         let complaints = host.sh("dmesg | grep -E 'lockd:|statd'")?.text();
         ensure!(complaints.is_empty(), "{complaints}");
         spc.is_clean()
@@ -262,7 +264,7 @@ fn an_nfs_3_mount_that_begins_while_the_last_one_ends_has_its_services() {
         for round in 0..8 {
             thread::scope(|scope| {
                 let ends = scope.spawn(|| {
-                    // Their programs take their time; so all orders are seen.
+                    // A random pause, because the helpers need time: all orders occur.
                     thread::sleep(Duration::from_millis(150 * round));
                     umount(last)
                 });

@@ -11,7 +11,7 @@ use crate::support::{VmSpc, until, with_vm};
 
 const MIB: u64 = 1024 * 1024;
 
-/// The key of `client.disk`, in the container.
+/// File in the container with the key of `client.disk`.
 const SECRET: &str = "/etc/disk.secret";
 
 /// The container, and the cluster that it mounts from.
@@ -22,7 +22,7 @@ struct Client<'a> {
     access: String,
 }
 
-/// Runs a test's body with a new client; where there is no lab, that has been said.
+/// Runs a test's body with a new client. Does nothing without a lab, which has said why.
 fn with_client(body: impl FnOnce(&Client<'_>) -> Result<()>) {
     with_vm(|spc| {
         let ceph = lab::ceph().context("no cluster")?;
@@ -35,7 +35,7 @@ fn with_client(body: impl FnOnce(&Client<'_>) -> Result<()>) {
 }
 
 impl Client<'_> {
-    /// `spc mount ARGUMENTS TARGET`, which is made.
+    /// Runs `spc mount ARGUMENTS TARGET`, and creates TARGET first.
     fn mount(&self, arguments: &[&str], target: &str) -> Result<Output> {
         self.spc.host.run(&["mkdir", "-p", target])?.ok()?;
         self.spc
@@ -46,13 +46,13 @@ impl Client<'_> {
         self.spc.umount(target).map(drop)
     }
 
-    /// How many images the host has mapped.
+    /// Number of images that the host has mapped.
     fn mapped(&self) -> Result<usize> {
         let list = self.spc.host.sh("ls /sys/bus/rbd/devices 2>/dev/null")?;
         Ok(list.text().lines().count())
     }
 
-    /// Nobody uses these images, and nothing is left of them on the host.
+    /// Checks that no client watches these images, and that the host has nothing of them.
     fn is_clean(&self, images: &[&str]) -> Result<()> {
         ensure!(self.mapped()? == 0, "{} are mapped", self.mapped()?);
         for image in images {
@@ -64,13 +64,13 @@ impl Client<'_> {
         self.spc.is_clean()
     }
 
-    /// The offset of these bytes in an image, looked for in the cluster.
+    /// Returns whether an image in the cluster contains these bytes.
     fn found(&self, image: &str, bytes: &[u8]) -> Result<bool> {
         let all = self.ceph.content(image)?;
         Ok(all.windows(bytes.len()).any(|window| window == bytes))
     }
 
-    /// A mount that is refused, with these words, and that changes no byte of the image.
+    /// Checks that a mount is refused with these words, and that no byte of the image changes.
     fn untouched(&self, image: &str, options: &str, says: &str) -> Result<()> {
         let before = self.ceph.content(image)?;
         let options = format!("{options}{}", self.access);
@@ -87,20 +87,20 @@ impl Client<'_> {
     }
 }
 
-/// A file system that was not unmounted, as e2fsck sees it.
+/// Makes a file system that looks to e2fsck as if it was not unmounted.
 fn dirty(path: &Path) -> Result<()> {
     ext4(path)?;
     on(path, &["debugfs", "-w", "-R", "set_super_value state 0"])
 }
 
-/// Half a partition table: its mark, and nothing else.
+/// Writes half a partition table: its signature only.
 fn half_a_table(path: &Path) -> Result<()> {
     let mut bytes = std::fs::read(path)?;
     bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
     Ok(std::fs::write(path, bytes)?)
 }
 
-/// A byte that no program knows, in the middle.
+/// Writes one unknown byte in the middle.
 fn one_byte(path: &Path) -> Result<()> {
     let mut bytes = std::fs::read(path)?;
     let middle = bytes.len() / 2 + 12345;
@@ -120,7 +120,8 @@ fn an_image_is_mapped_once_and_unmapped_by_its_last_user() {
         ensure!(checked.ok()?.error_text().contains("e2fsck"));
         client.mount(&first, "/mnt/two")?.ok()?;
         ensure!(client.mapped()? == 1 && ceph.watchers("shared")?.len() == 1);
-        // The type is found on the image; the key comes as a secret, a monitor is dead.
+        // spc reads the file system type from the image. The key comes as a secret, and one monitor
+        // is dead.
         let options = format!("id=disk,mon=192.0.2.254;{}", ceph.address());
         let secret = format!("secret=file:{SECRET}");
         let second = ["-o", &options, "--secret", &secret, "rbd:rbd/second"];
@@ -148,7 +149,7 @@ fn an_image_is_mapped_once_and_unmapped_by_its_last_user() {
         client.umount("/mnt/two")?;
         ensure!(client.mapped()? == 1 && ceph.watchers("shared")?.is_empty());
         ensure!(client.found("shared", b"written to an image")?);
-        // By the host itself, as kubelet does.
+        // The host unmounts by itself, as kubelet does.
         host.run(&["umount", "/mnt/three"])?.ok()?;
         until("it is unmapped", || Ok(client.mapped()? == 0))?;
         until("its record is gone", || {
@@ -180,11 +181,11 @@ fn an_image_is_formatted_only_if_it_is_blank() {
         client.is_clean(&["blank"])?;
         ensure!(ceph.content("blank")?.starts_with(b"XFSB"));
         ensure!(client.found("blank", b"on a new file system")?);
-        // The same request finds it, and leaves it as it is.
+        // The same request finds the file system and leaves it as it is.
         client.mount(&made, "/mnt/made")?.ok()?;
         ensure!(spc.host.read("/mnt/made/file")? == b"on a new file system");
         client.umount("/mnt/made")?;
-        // Read-only, and with a keyring.
+        // Read-only, with a keyring.
         let options = format!(
             "ro,id=disk,mon={},keyring=/etc/disk.keyring",
             ceph.address()

@@ -1,4 +1,5 @@
-//! SMB 3: shares of a Samba server, mounted by the kernel's client. The server's side is looked at too.
+//! SMB 3: shares of a Samba server, mounted by the kernel's client. Each test also checks the
+//! server's side.
 
 use anyhow::{Result, ensure};
 use lab::Samba;
@@ -8,7 +9,7 @@ use crate::support::{VmSpc, until, with_lab};
 
 const TARGET: &str = "/mnt/smb";
 
-/// Mounts a share, uses it, and has the server confirm who uses it, and that nobody does any more.
+/// Mounts a share and uses it. The server must list the user, and nobody after the unmount.
 fn life(
     spc: &VmSpc<'_>,
     samba: &Samba<'_>,
@@ -40,7 +41,7 @@ fn a_share_of_an_smb_server() {
         let credentials = format!("username=alice\npassword={}\n", Samba::PASSWORD);
         spc.put("/run/credentials", credentials.as_bytes())?;
 
-        // Every dialect that the server speaks, and the one they agree on.
+        // Each dialect that the server speaks, and the negotiated one.
         for (vers, seen) in [
             ("vers=3.0,", "vers=3.0,"),
             ("vers=3.1.1,", "vers=3.1.1,"),
@@ -61,7 +62,8 @@ fn a_share_of_an_smb_server() {
             })?;
         }
 
-        // One of the servers is not there, and one of the other's addresses is not either; its name stays.
+        // The first server does not exist, nor does one address of the second. The source keeps the
+        // second server's name.
         let names = format!("{NOBODY} nas\n{} nas\n", samba.address());
         spc.sh(&format!("printf '{names}' >>/etc/hosts"))?.ok()?;
         for order in ["given", "1", "2"] {
@@ -73,7 +75,8 @@ fn a_share_of_an_smb_server() {
             })?;
         }
 
-        // A directory of the share, by the other name that the kernel's client has; the type is told by the source.
+        // A directory of the share, by `smb3`, the other type name of the kernel's client; then
+        // with the type taken from the source.
         server
             .sh("mkdir -p /srv/data/dir/below && chown -R alice: /srv/data/dir")?
             .ok()?;
@@ -90,7 +93,7 @@ fn a_share_of_an_smb_server() {
             })?;
         }
 
-        // Read-only at the server's end, and at ours.
+        // Read-only by the server's configuration, then by the mount's option.
         let docs = format!("//{}/docs", samba.address());
         let mount = ["-t", "cifs", "-o", options, &docs];
         life(&spc, &samba, &mount, ["cifs", &docs], |_| {
@@ -123,7 +126,7 @@ fn a_password_of_smb_is_seen_by_the_server_only() {
         for (way, input) in [
             ("-o username=alice --secret password=stdin", &*line),
             ("-o username=alice --secret password=file:/run/password", ""),
-            // Of the host, which is not bound.
+            // A file of the host, although the host's tree is not bound.
             (
                 "-o username=alice --secret password=file:/host/etc/keys/smb",
                 "",
@@ -215,7 +218,7 @@ fn smb_says_why_it_cannot_mount() {
         let tickets = format!("{good},sec=krb5");
         refused(&tickets, &at("data"), 1, &["no Kerberos", "sec=ntlmssp"])?;
 
-        // It takes connections, and says nothing.
+        // A server that accepts connections and never replies.
         samba.host().sh("busybox killall -STOP smbd")?.ok()?;
         let words = [
             "--timeout",
@@ -264,7 +267,8 @@ fn an_smb_server_may_go_away_and_come_back() {
     });
 }
 
-/// mount.cifs gives up all capabilities but a few, which takes others than the recommended run line has.
+/// mount.cifs drops all capabilities but a few. Dropping needs capabilities that the recommended
+/// run line lacks.
 #[test]
 fn what_smb_needs_of_the_container() {
     with_lab(|lab| {

@@ -1,5 +1,5 @@
-//! What the manifests for Kubernetes do on a node: their pods are started by docker, with what their fields mean, and
-//! kubelet's part is played. Nothing of them can be left out.
+//! The manifests for Kubernetes on a node. docker starts their pods, with the meaning of each
+//! field, and the test plays kubelet. Every part of the manifests is needed.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::kubernetes::manifests::{directory, manifests, volume};
 use crate::repair::container_restart::NEXT;
 use crate::support::{until, with_gluster, with_lab};
 
-/// Fields that mean nothing to a single node, or that docker has no word for.
+/// Fields without a meaning on a single node, or without an option of docker.
 const WITHOUT_MEANING: [&str; 11] = [
     "automountServiceAccountToken",
     "containers",
@@ -28,7 +28,7 @@ const WITHOUT_MEANING: [&str; 11] = [
     "tolerations",
 ];
 
-/// The pod of a DaemonSet.
+/// Pod template of a DaemonSet.
 fn pod(manifest: &str) -> Result<Value> {
     let objects = objects(&directory().join(manifest))?;
     let set = objects.iter().find(|object| object["kind"] == "DaemonSet");
@@ -36,7 +36,7 @@ fn pod(manifest: &str) -> Result<Value> {
     Ok(pod.context("no DaemonSet")?.clone())
 }
 
-/// Words of `docker run` for a container of a pod.
+/// Options of `docker run` for a container of a pod.
 fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
     let mut words = Vec::new();
     let mut add = |word: &str, value: &str| words.push(format!("--{word}={value}"));
@@ -77,7 +77,7 @@ fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
             ("privileged", Value::Bool(true)) => add("privileged", "true"),
             ("readOnlyRootFilesystem", Value::Bool(true)) => add("read-only", "true"),
             ("runAsUser", value) => add("user", &value.to_string()),
-            // docker's own profile is the runtime's default.
+            // docker's own seccomp profile is the runtime's default.
             ("seccompProfile", value) => ensure!(value["type"] == "RuntimeDefault", "{value}"),
             ("appArmorProfile", value) => {
                 ensure!(value["type"] == "Unconfined", "{value}");
@@ -105,7 +105,7 @@ impl<'a> Node<'a> {
         Ok(Self { host })
     }
 
-    /// Starts the pod: each first container to its end, then the one that stays.
+    /// Starts the pod: each init container to its end, then the container that stays.
     fn start(&self, pod: &Value, image: &str) -> Result<()> {
         let containers = |name: &str| pod[name].as_array().context("no containers");
         for container in containers("initContainers")? {
@@ -128,7 +128,7 @@ impl<'a> Node<'a> {
         self.host.run(&words)?.ok().map(drop)
     }
 
-    /// The pod that stays is replaced.
+    /// Stops the container that stays, so that another pod can replace it.
     fn stop(&self) -> Result<()> {
         self.host
             .run(&["docker", "rm", "-f", "serve"])?
@@ -142,7 +142,7 @@ impl<'a> Node<'a> {
     }
 }
 
-/// The pods of a manifest that have a volume of ours.
+/// Pods of a manifest that have a volume of the driver.
 fn examples(manifest: &Path) -> Result<Vec<Pod>> {
     let objects = objects(manifest)?;
     let strings = |value: Option<&Value>| -> Vec<(String, String)> {
@@ -171,7 +171,8 @@ fn examples(manifest: &Path) -> Result<Vec<Pod>> {
     Ok(objects.iter().filter_map(pod).collect())
 }
 
-/// A pod of the cluster uses a volume, through an upgrade, and nothing is left of it.
+/// Lets a pod of the cluster use a volume, through an upgrade, and checks that nothing is left of
+/// it.
 fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
     let node = Node::boot(lab)?;
     let host = &node.host;
@@ -212,7 +213,7 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
     let version = "/var/lib/spc/current/usr/share/spc/version";
     host.run(&["test", "-e", version])?.ok()?;
 
-    // kubelet may unmount by itself, which `spc serve` has to see.
+    // kubelet may unmount by itself, which `spc serve` has to notice.
     host.run(&["umount", &target])?.ok()?;
     until("it is forgotten", || Ok(node.ls()?.ok()?.text() == "[]"))?;
     until("only the new version is there", || {
@@ -223,7 +224,7 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
     kubelet.tear_down(pod)?;
     ensure!(on()?.is_empty(), "{:?}", on()?);
 
-    // The other manifest takes all of it away.
+    // The uninstall manifest removes everything.
     node.stop()?;
     node.start(&self::pod("uninstall.yaml")?, "localhost/spc:next")?;
     let left = host.sh("find / -xdev -path /var/lib/kubelet -prune -o -name '*spc*' -print")?;
@@ -231,7 +232,7 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
     Ok(())
 }
 
-/// What the examples ask for is understood, and a pod may ask for it.
+/// Checks that the driver accepts the volume of each example, and that the allow list permits it.
 #[test]
 fn the_driver_takes_each_example() {
     with_lab(|lab| {
@@ -257,7 +258,7 @@ fn a_node_with_the_daemonset() {
     with_gluster(|lab, cluster| works(lab, cluster, &pod("spc.yaml")?));
 }
 
-/// Without each part something does not work.
+/// Removes each part in turn, and checks that something fails.
 #[test]
 fn nothing_in_the_daemonset_is_needless() {
     with_gluster(|lab, cluster| {
@@ -281,7 +282,7 @@ fn nothing_in_the_daemonset_is_needless() {
         for (part, pod) in less {
             let error = works(lab, cluster, &pod).err();
             let error = error.with_context(|| format!("it works without {part}"))?;
-            // The first container says which part is missing, and kubelet shows that.
+            // An init container names the missing part, and kubelet shows its message.
             let error = format!("{error:?}");
             ensure!(error.contains(&format!("--{part}")), "{error}");
         }

@@ -6,10 +6,10 @@ use lab::{AnyHost, Host, HostOptions, Lab, Root, Samba};
 use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install, install_there};
 use crate::support::{Container, Spc, VmSpc, until, with_gluster, with_lab};
 
-/// An address of the lab where nobody is.
+/// An unused address of the lab.
 pub const NOBODY: &str = "192.0.2.254";
 
-/// A pod's whole life; `used` gets the directory.
+/// Runs a pod's whole life; `used` gets the directory.
 pub fn life<H: AnyHost>(
     spc: &Container<H>,
     kubelet: &Kubelet<'_, H>,
@@ -22,13 +22,13 @@ pub fn life<H: AnyHost>(
     kubelet.set_up(pod).with_context(what)?;
     let on = spc.on(&directory)?;
     ensure!(on.len() == 1 && on[0].fstype == fs_type, "{on:?}");
-    // The driver itself is asked again, too, after a restart of kubelet.
+    // kubelet repeats the call to the driver after a restart.
     kubelet.call(&["mount", &directory, &kubelet.options(pod)])?;
     ensure!(spc.on(&directory)?.len() == 1);
     used(&directory).with_context(what)?;
     kubelet.tear_down(pod)?;
     ensure!(spc.on(&directory)?.is_empty());
-    // And is told twice that the pod has gone.
+    // kubelet repeats the unmount as well.
     kubelet.call(&["unmount", &directory])?;
     let gone = spc.host.run(&["test", "!", "-e", &directory])?;
     ensure!(gone.success(), "the directory is left");
@@ -50,7 +50,7 @@ fn volumes_of_glusterfs_from_several_servers() {
         let node = cluster.nodes()[0].host();
         let servers = format!("{NOBODY}, {}", node.address());
         let options = [("servers", servers.as_str()), ("path", "vol")];
-        // Each pod begins with another server, so both orders are tried.
+        // The pods start with different servers, so both orders occur.
         for uid in ["1-1", "1-2", "1-3", "1-4"] {
             let pod = Pod::new(uid, Volume::new("glusterfs", &options));
             life(&spc, &kubelet, &pod, "fuse.glusterfs", |directory| {
@@ -61,7 +61,7 @@ fn volumes_of_glusterfs_from_several_servers() {
                 Ok(())
             })?;
         }
-        // The group of the pod is kubelet's work, and it can do it.
+        // kubelet applies the pod's group, which works on this mount.
         node.sh("true")?.ok()?;
         let mut pod = Pod::new("2-1", Volume::new("glusterfs", &options));
         pod.fs_group = Some(2000);
@@ -88,7 +88,7 @@ fn volumes_of_glusterfs_from_several_servers() {
             ensure!(seen == "0", "{seen}");
             Ok(())
         })?;
-        // Nobody has it.
+        // No server has this volume.
         let volume = Volume::new(
             "glusterfs",
             &[("source", &format!("{}:/nosuch", node.address()))],
@@ -103,7 +103,7 @@ fn volumes_of_glusterfs_from_several_servers() {
     });
 }
 
-/// A server of `/srv/data` that lets `root` in with the password.
+/// Boots a server of `/srv/data` that accepts `root` with the password.
 pub fn sshd<'lab>(lab: &'lab Lab, password: &str) -> Result<Host<'lab>> {
     let server = lab.host(HostOptions {
         root: Root::Server,
@@ -186,7 +186,7 @@ fn volumes_of_other_fuse_programs_with_secrets_of_the_pod() {
     });
 }
 
-/// How many bytes the file system has.
+/// Size of the file system in bytes.
 pub fn size<H: AnyHost>(host: &H, directory: &str) -> Result<u64> {
     let seen = host.sh(&format!(
         "set -- $(stat -f -c '%b %S' {directory}); echo $(($1 * $2))"
@@ -194,7 +194,7 @@ pub fn size<H: AnyHost>(host: &H, directory: &str) -> Result<u64> {
     Ok(seen.ok()?.text().parse()?)
 }
 
-/// Grows when its server has made it larger, and not before.
+/// Checks that a file system grows after its server has grown the disk, and not before.
 pub fn grows<H: AnyHost>(
     kubelet: &Kubelet<'_, H>,
     host: &H,
@@ -208,14 +208,14 @@ pub fn grows<H: AnyHost>(
     let early = kubelet.call(&expand);
     ensure!(early.is_err_and(|error| error.to_string().contains(&format!("bytes, not {wanted}"))));
     ensure!(size(host, directory)? == was);
-    // The controller asks first, and takes it that somebody does it.
+    // The controller calls first, and assumes that the node does the work.
     let controller = kubelet.call(&["expandvolume", "{}", directory, &wanted, "1"]);
     ensure!(controller.is_err_and(|error| error.to_string() == "Not supported"));
     make_larger(larger)?;
     kubelet.call(&expand)?;
     let is = size(host, directory)?;
     ensure!(is > was + 32 * 1024 * 1024, "{was} bytes became {is}");
-    // It is asked again when the answer was lost.
+    // kubelet repeats the call when it lost the reply.
     kubelet.call(&expand)?;
     ensure!(size(host, directory)? == is);
     Ok(())
@@ -316,7 +316,7 @@ fn volumes_that_the_kernel_mounts() {
         let lio = lab::lio().context("no server")?;
         let iqn = "iqn.2026-01.org.example:flex";
         lio.disk("flex.img", 64 * 1024 * 1024, |_| Ok(()))?;
-        // The server asks a device how large it is, and a file never again.
+        // The target server reads a device's size once, and a file's size never again.
         let device = "modprobe loop && ln -s $(losetup -f --show /srv/flex.img) /srv/flex";
         lio.vm().sh(device)?.ok()?;
         lio.target(iqn, &["flex"])?;

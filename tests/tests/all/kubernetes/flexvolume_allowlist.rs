@@ -1,4 +1,5 @@
-//! Volumes that are the node's own: memory, and what the node says that pods may have.
+//! Volumes on the node itself: memory, and directories and disks that the node's allow list
+//! permits.
 
 use anyhow::{Context, Result, ensure};
 
@@ -7,7 +8,7 @@ use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
 use crate::support::images::{Attached, attach};
 use crate::support::with_container;
 
-/// The file in which a node says what pods may have of it.
+/// Allow list of a node for its pods.
 const OF_NODE: &str = "/etc/spc/flexvolume.conf";
 
 #[test]
@@ -16,7 +17,7 @@ fn volumes_of_the_node_itself() {
         install(spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
 
-        // Memory of the pod's own; a node need not say anything.
+        // Memory of the pod's own needs no permission.
         let memory =
             |options: &str| Volume::new("tmpfs", &[("source", "memory"), ("options", options)]);
         let mut pod = Pod::new("1-1", memory("size=1m,mode=0700"));
@@ -88,7 +89,7 @@ fn volumes_of_the_node_itself() {
             })?;
         }
 
-        // A file system of the node's disk fills it when that has grown.
+        // A file system grows to the size of the node's disk.
         let pod = Pod::new("4-1", of_node("xfs", &xfs));
         life(spc, &kubelet, &pod, "xfs", |directory| {
             grows(&kubelet, host, directory, 0, |size| {
@@ -98,7 +99,7 @@ fn volumes_of_the_node_itself() {
             })
         })?;
 
-        // Nothing else, and nothing more, is allowed by that.
+        // The allow list permits nothing else.
         refused(&Pod::new("5-1", of_node("bind", "/srv")), OF_NODE)?;
         refused(&Pod::new("5-1", of_node("bind", "/srv/shared/")), OF_NODE)?;
         let mut more = of_node("bind", "/srv/shared");

@@ -1,4 +1,4 @@
-//! A FlexVolume driver answers, whatever happens.
+//! The FlexVolume driver replies to every call, whatever happens.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::kubernetes::flexvolume::NOBODY;
 use crate::kubernetes::kubelet::{driver, install};
 use crate::support::{until, with_container};
 
-/// What a driver prints when it is called like this.
+/// Output of a driver that a script calls.
 fn answer(host: &Host<'_>, script: &str) -> Result<String> {
     let output = host.run(&["sh", "-c", script, "kubelet", &driver()])?;
     let text = output.text();
@@ -42,7 +42,7 @@ fn there_is_one_answer_whatever_happens() {
         };
         let mount = |more: &str| format!("$1 mount {dir} '{}'", json(more));
 
-        // A limit of its own.
+        // The driver has a limit of its own.
         let started = Instant::now();
         let said = answer(host, &mount(r#","timeout":"2""#))?;
         ensure!(
@@ -52,7 +52,7 @@ fn there_is_one_answer_whatever_happens() {
         ensure!(started.elapsed() < Duration::from_secs(15));
         spc.is_clean()?;
 
-        // What does the work is killed, or kubelet ends the driver.
+        // The working process is killed, or kubelet kills the driver.
         for (who, signal, says) in [
             ("--work", Signal::KILL, "killed by signal 9"),
             ("mount", Signal::TERM, "stopped by"),
@@ -75,7 +75,7 @@ fn there_is_one_answer_whatever_happens() {
                     seen = find(who).filter(|_| has_helper(host));
                     Ok(seen.is_some())
                 })?;
-                // What others see of the arguments has no secret in it, and what the helper sees neither.
+                // No secret is in the arguments that other processes can see, nor in the helper's.
                 for pid in host.processes() {
                     let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                     let text = String::from_utf8_lossy(&cmdline);
@@ -93,7 +93,7 @@ fn there_is_one_answer_whatever_happens() {
                 answered.starts_with("Failure ") && answered.contains(says),
                 "{answered}"
             );
-            // Nothing is left of it once the pod has gone.
+            // Nothing is left once the pod has gone.
             ensure!(answer(host, &format!("$1 unmount {dir}"))? == "Success ");
             until("nothing is left", || Ok(spc.is_clean().is_ok()))?;
         }
@@ -117,7 +117,7 @@ fn there_is_one_answer_whatever_happens() {
                 "Success",
             ),
             ("ulimit -v 1000000; ulimit -n 20; $1 init", "Success"),
-            // A controller has the driver and nothing else.
+            // A controller has the driver's file and nothing else.
             (
                 "unshare -m sh -c 'umount -l /proc /sys; \"$0\" init' $1",
                 "Success",
@@ -126,7 +126,7 @@ fn there_is_one_answer_whatever_happens() {
             let said = answer(host, script)?;
             ensure!(said.starts_with(says), "{script}: {said}");
         }
-        // Nothing is installed any more.
+        // Everything is uninstalled.
         host.sh("rm /var/lib/spc/current")?.ok()?;
         let said = answer(host, &mount(""))?;
         ensure!(
@@ -137,7 +137,7 @@ fn there_is_one_answer_whatever_happens() {
     });
 }
 
-/// Whether a helper is at work.
+/// Returns whether a helper is running.
 fn has_helper(host: &Host<'_>) -> bool {
     host.processes().into_iter().any(|pid| {
         std::fs::read_to_string(format!("/proc/{pid}/comm"))

@@ -1,6 +1,6 @@
-//! Plays kubelet: its FlexVolume plug-in and its mounter, as its own code has them (kubernetes `pkg/volume/flexvolume`,
-//! `pkg/volume/util`, and `mount-utils`): which calls in which order, with which arguments, and what is done with the
-//! directories before and after.
+//! Plays kubelet: its FlexVolume plug-in and its mounter. Order and arguments of the calls follow
+//! kubernetes' `pkg/volume/flexvolume`, `pkg/volume/util` and `mount-utils`, and so does what
+//! happens to the directories before and after.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -11,40 +11,40 @@ use serde_json::{Map, Value, json};
 
 use crate::support::{Spc, VmSpc};
 
-/// kubelet's directory.
+/// kubelet's root directory.
 pub const ROOT: &str = "/var/lib/kubelet";
 
-/// Where it looks for drivers.
+/// Directory that kubelet probes for drivers.
 const PLUGINS: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
 
-/// The driver, `spc/spc` in a pod, as a directory's name has it.
+/// Directory name of the driver, which a pod names `spc/spc`.
 pub const DRIVER: &str = "spc~spc";
 
-/// The driver's file.
+/// Path of the driver's file.
 pub fn driver() -> String {
     format!("{PLUGINS}/{DRIVER}/spc")
 }
 
-/// Puts the ways in on a host.
+/// Installs the frontends on a host.
 pub fn install(spc: &Spc<'_>) -> Result<()> {
     spc.exec(&["spc", "install", "--flexvolume"])?
         .ok()
         .map(drop)
 }
 
-/// The same on a virtual machine, where copying takes its time.
+/// Installs them on a virtual machine, where copying takes longer.
 pub fn install_there(spc: &VmSpc<'_>) -> Result<()> {
     let words = ["runc", "exec", "spc", "spc", "install", "--flexvolume"];
     let limit = Duration::from_secs(300);
     spc.host.command(&words).limit(limit).run()?.ok().map(drop)
 }
 
-/// A volume of a pod, as a manifest has it.
+/// A volume of a pod, as in a manifest.
 #[derive(Clone, Debug, Default)]
 pub struct Volume {
     pub fs_type: String,
     pub options: Vec<(String, String)>,
-    /// The data of the secret that `secretRef` names.
+    /// Data of the secret that `secretRef` names.
     pub secret: Vec<(String, String)>,
     pub read_only: bool,
 }
@@ -82,13 +82,13 @@ impl Pod {
         }
     }
 
-    /// Where the volume is mounted.
+    /// Directory where the volume is mounted.
     pub fn directory(&self) -> String {
         format!("{ROOT}/pods/{}/volumes/{DRIVER}/data", self.uid)
     }
 }
 
-/// kubelet on a host, which has probed the driver.
+/// kubelet on a host, after it probed the driver.
 pub struct Kubelet<'a, H> {
     host: &'a H,
     pub capabilities: Value,
@@ -96,7 +96,7 @@ pub struct Kubelet<'a, H> {
 }
 
 impl<'a, H: AnyHost> Kubelet<'a, H> {
-    /// Starts: the plug-in directory is probed.
+    /// Starts kubelet, which probes the plug-in directory.
     pub fn start(host: &'a H) -> Result<Self> {
         let names = host.sh(&format!("ls {PLUGINS}"))?.ok()?.text();
         ensure!(names == DRIVER, "drivers: {names}");
@@ -106,7 +106,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
             unsupported: Mutex::default(),
         };
         let reply = kubelet.call(&["init"])?;
-        // What is not said is taken for given.
+        // Capabilities that the driver leaves out are true.
         let mut capabilities = json!({"attach": true, "selinuxRelabel": true, "supportsMetrics": false,
             "fsGroup": true, "requiresFSResize": true});
         if let Some(said) = reply["capabilities"].as_object() {
@@ -118,7 +118,8 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         Ok(kubelet)
     }
 
-    /// `driver-call.go`: stdout and stderr are one pipe, read to its end, and hold one object.
+    /// Calls the driver as `driver-call.go` does: stdout and stderr are one pipe, read to its end,
+    /// with one object.
     pub fn call(&self, words: &[&str]) -> Result<Value> {
         let call = words.first().copied().unwrap_or_default();
         let mut unsupported = self
@@ -129,7 +130,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
             bail!("Not supported");
         }
         let driver = driver();
-        // Kubelet sees how the driver ends, and waits until nobody can write to the pipe any more.
+        // kubelet takes the driver's exit code, and waits until every process has closed the pipe.
         let script = r#"{ "$@" 7>&1; echo "exit $?" >&3; } 3>&2 2>&1 | cat"#;
         let shell = ["sh", "-c", script, "kubelet", driver.as_str()];
         let output = self.host.run(&[&shell, words].concat())?;
@@ -151,7 +152,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         }
     }
 
-    /// `NewOptionsForDriver`, and what `SetUpAt` adds.
+    /// Options from `NewOptionsForDriver`, with those that `SetUpAt` adds.
     pub fn options(&self, pod: &Pod) -> String {
         let mut all = Map::new();
         let mut own = |key: &str, value: &str| {
@@ -176,7 +177,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         Value::Object(all).to_string()
     }
 
-    /// `prepareForMount`: whether something is mounted there; the directory is made.
+    /// Plays `prepareForMount`: creates the directory, and returns whether it is a mount point.
     fn prepare(&self, directory: &str) -> Result<bool> {
         let script = r#"
             if ! [ -e "$1" ]; then mkdir -p -m 0750 "$1" && echo new; exit; fi
@@ -185,10 +186,10 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         Ok(self.host.run(&look)?.ok()?.text() == "mounted")
     }
 
-    /// `SetUpAt`.
+    /// Plays `SetUpAt`.
     pub fn set_up(&self, pod: &Pod) -> Result<()> {
         let directory = pod.directory();
-        // GetVolumeName is asked, and its answer dropped.
+        // kubelet calls GetVolumeName and ignores the reply.
         self.call(&["getvolumename", &self.options(pod)])?;
         if self.prepare(&directory)? {
             return Ok(());
@@ -201,7 +202,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
             .fs_group
             .filter(|_| self.capabilities["fsGroup"] == true);
         if let Some(group) = group.filter(|_| !pod.volume.read_only) {
-            // SetVolumeOwnership, whose failure is not looked at.
+            // kubelet ignores failures of SetVolumeOwnership.
             let script = r#"find "$1" -exec chgrp -h "$2" {} + ; find "$1" -type d -exec chmod g+rwxs {} + ; find "$1" -type f -exec chmod g+rw {} +"#;
             let own = ["sh", "-c", script, "own", &directory, &group.to_string()];
             self.host.run(&own)?;
@@ -209,13 +210,13 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         Ok(())
     }
 
-    /// `TearDownAt`, and the removal of what is empty then.
+    /// Plays `TearDownAt`, and removes directories that are empty then.
     pub fn tear_down(&self, pod: &Pod) -> Result<()> {
         let directory = pod.directory();
         let there = [
             "sh",
             "-c",
-            // busybox's ls does not list what it cannot look at.
+            // busybox's ls does not list entries that it cannot stat.
             r#"stat "$1" || [ "$(echo "${1%/*}"/*)" != "${1%/*}/*" ]"#,
             "there",
             &directory,
@@ -224,7 +225,8 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
             return Ok(());
         }
         self.call(&["unmount", &directory])?;
-        // The driver may have removed it; what cannot be looked at is there, and tried again.
+        // The driver may have removed the directory. A directory that cannot be read counts as
+        // present, and kubelet tries again.
         let remove = r#"[ "$(echo "${1%/*}"/*)" = "${1%/*}/*" ] || rmdir "$1""#;
         self.host
             .run(&["sh", "-c", remove, "remove", &directory])?
@@ -233,7 +235,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
     }
 }
 
-/// Standard base64, as encoding/json has it for bytes.
+/// Standard base64, as encoding/json writes bytes.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! The manifests for Kubernetes: what its own schemas say to them.
+//! The manifests for Kubernetes, validated by Kubernetes' own schemas.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use serde_json::Value;
 
 use crate::support::with_lab;
 
-/// Where they are.
+/// Directory of the manifests.
 pub fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../image/kubernetes")
 }
 
-/// All of them.
+/// Paths of all manifests.
 pub fn manifests() -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for place in [directory(), directory().join("pods")] {
@@ -69,7 +69,8 @@ fn a_mistake_in_a_manifest_is_found() {
     });
 }
 
-/// A file system type of each row of the table of what works has a pod, and each pod has what kubelet asks of it.
+/// Checks that each row of the table of kinds has an example pod, and that each example fits
+/// kubelet's rules.
 #[test]
 fn each_kind_has_a_pod() {
     with_lab(|_| {
@@ -89,7 +90,7 @@ fn each_kind_has_a_pod() {
                 let secret = objects.iter().find(|object| {
                     object["kind"] == "Secret" && &object["metadata"]["name"] == name
                 });
-                // kubelet gives a driver secrets of its own type only.
+                // kubelet passes a driver only secrets of the driver's own type.
                 let secret = secret.with_context(here)?;
                 ensure!(secret["type"] == "spc/spc", "{secret}");
             }
@@ -112,7 +113,7 @@ fn each_kind_has_a_pod() {
     });
 }
 
-/// The volume of ours that a pod or a PersistentVolume has.
+/// The volume of the driver in a pod or a PersistentVolume.
 pub fn volume(object: &Value) -> Option<&Value> {
     match object["kind"].as_str()? {
         "PersistentVolume" => object.pointer("/spec/flexVolume"),

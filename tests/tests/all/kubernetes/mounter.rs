@@ -1,4 +1,5 @@
-//! kubelet's mounter path: `MOUNTER mount …` in place of mount(8), and umount(8) when the pod has gone.
+//! kubelet's mounter path: `MOUNTER mount …` in place of mount(8), and umount(8) when the pod has
+//! gone.
 
 use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Root, VmOptions};
@@ -7,12 +8,12 @@ use crate::kubernetes::kubelet::{DRIVER, Kubelet, Pod, ROOT, Volume, install, in
 use crate::mount::nfs3_services::{BOTH, ensure_running, until_running};
 use crate::support::{Spc, VmSpc, until, with_gluster, with_vm};
 
-/// A directory of a pod for a volume of one of kubelet's own plug-ins.
+/// Directory of a pod for a volume of a plug-in inside kubelet.
 fn own_directory(plugin: &str, pod: &str) -> String {
     format!("{ROOT}/pods/{pod}/volumes/kubernetes.io~{plugin}/data")
 }
 
-/// kubelet's `doMount` with a mounter: its output is what the pod's event shows.
+/// Plays kubelet's `doMount` with a mounter. The pod's event shows its output.
 fn mounter<H: AnyHost>(host: &H, words: &[&str]) -> Result<lab::Output> {
     let script = r#""$@" 2>&1 | cat; "#;
     let shell = [
@@ -59,11 +60,11 @@ fn the_mounter_mounts_what_kubelets_glusterfs_asks_for() {
             .host()
             .read(cluster.nodes()[0].brick("vol").join("from-a-pod"))?;
         ensure!(copy == b"written");
-        // What kubelet does when the pod ends, and nothing else.
+        // kubelet runs only umount(8) when the pod ends.
         host.run(&["umount", &target])?.ok()?;
         until("the mount is forgotten", || Ok(spc.is_clean().is_ok()))?;
 
-        // What went wrong is in the output, and where kubelet looks for it.
+        // The error is in the output, and in the file where kubelet looks for it.
         let words = [
             "-t",
             "glusterfs",
@@ -92,7 +93,7 @@ fn no_link_below_kubelets_directory_is_followed() {
         let host = &spc.host;
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
         let target = own_directory("glusterfs", "1-2");
-        // Made by root, and so good enough anywhere else.
+        // Root made the link, which would be enough anywhere else.
         host.sh(&format!(
             "mkdir -p {} /srv/elsewhere && ln -s /srv/elsewhere {target}",
             target.trim_end_matches("/data")
@@ -109,7 +110,7 @@ fn no_link_below_kubelets_directory_is_followed() {
         let error = kubelet.call(&["mount", &pod.directory(), &kubelet.options(&pod)]);
         ensure!(error.is_err_and(|error| error.to_string().contains("symbolic link")));
         ensure!(spc.on("/srv/elsewhere")?.is_empty() && spc.on("/srv/elsewhere/data")?.is_empty());
-        // kubelet's own directory may be anywhere.
+        // kubelet's root directory may be anywhere.
         host.sh(&format!(
             "mv {ROOT} /srv/kubelet && ln -s /srv/kubelet {ROOT} && rm {target} && mkdir {target}"
         ))?
@@ -171,7 +172,7 @@ fn the_mounter_in_a_scope_of_kubelets() {
         ];
         host.run(&[&run[..], &mount].concat())?.ok()?;
         ensure!(spc.on(&target)?.len() == 1);
-        // What kubelet's scope ends with is not what keeps the mount alive.
+        // The mount does not depend on kubelet's scope, which ends now.
         let daemon = spc.record(&target)?["daemon"][0].to_string();
         let cgroup = host.sh(&format!("cat /proc/{daemon}/cgroup"))?.ok()?.text();
         ensure!(

@@ -1,5 +1,5 @@
-//! Pods that start and stop in random order, while the driver, what works for it, and its helpers are killed: nothing is
-//! left over.
+//! Pods that start and stop in random order, while the driver, its worker processes and its helpers
+//! are killed. Nothing may be left over.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -13,13 +13,13 @@ use crate::kubernetes::kubelet::{Kubelet, Pod, ROOT, Volume, driver, install};
 use crate::support::random::Random;
 use crate::support::{Spc, entries, until, with_gluster};
 
-/// How many pods of the node start or stop at the same time, as kubelet's workers do.
+/// Number of pods that start or stop at the same time, as with kubelet's workers.
 const WORKERS: usize = 4;
 
-/// How many pods of each worker run at most.
+/// Greatest number of running pods per worker.
 const RUNNING: usize = 4;
 
-/// What happened.
+/// Numbers of events.
 #[derive(Default)]
 struct Counts {
     started: AtomicUsize,
@@ -35,7 +35,7 @@ struct Node<'a> {
 }
 
 impl Node<'_> {
-    /// A call that is killed after a while: the driver itself, or the process that works for it.
+    /// Calls the driver, and kills it or its worker process after a random time.
     fn killed(&self, random: &mut Random, words: &[&str]) -> Result<()> {
         let script = r#"
             delay=$1 whom=$2; shift 2
@@ -56,7 +56,7 @@ impl Node<'_> {
         Ok(())
     }
 
-    /// Kubelet tries again until it is done.
+    /// Repeats a call until it succeeds, as kubelet does.
     fn insist(&self, what: &str, mut work: impl FnMut() -> Result<()>) -> Result<()> {
         for _ in 0..20 {
             match work() {
@@ -76,7 +76,7 @@ impl Node<'_> {
         if random.below(6) == 0 {
             self.host.run(&["mkdir", "-p", &directory])?.ok()?;
             self.killed(random, &["mount", &directory, &self.kubelet.options(pod)])?;
-            // The pod may be gone before it is tried again.
+            // The pod may be deleted before the next attempt.
             if random.below(3) == 0 {
                 return Ok(());
             }
@@ -96,7 +96,7 @@ impl Node<'_> {
         self.insist("a stop", || self.kubelet.tear_down(pod))
     }
 
-    /// One worker's share.
+    /// Starts and stops one worker's share of the pods.
     fn work(&self, worker: usize, pods: usize) -> Result<()> {
         let mut random = Random(worker as u64 + 1);
         let mut running: Vec<Pod> = Vec::new();

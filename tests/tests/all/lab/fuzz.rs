@@ -1,4 +1,4 @@
-//! Every parser, with input that nobody thought of.
+//! Every parser, with fuzzed input.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use lab::fuzz::{CANARY, Fuzz, targets};
 
 use crate::support::with_lab;
 
-/// Below the directory of everything that is built.
+/// Fuzz targets, built below the target directory.
 fn built() -> Result<Fuzz> {
     Fuzz::build(&Path::new(env!("CARGO_TARGET_TMPDIR")).join(".."))
 }
 
-/// Runs each for so long.
+/// Runs each target for this long.
 fn run_all(fuzz: &Fuzz, long: Duration) -> Result<()> {
     let (targets, begun) = (targets()?, Instant::now());
     ensure!(targets.len() >= 9, "{targets:?}");
@@ -24,7 +24,7 @@ fn run_all(fuzz: &Fuzz, long: Duration) -> Result<()> {
             "{target}: {} executions, {} features",
             run.executions, run.features
         );
-        // A machine may be slow, but not so slow that nothing was tried.
+        // A slow machine makes few executions, but not so few that nothing was tried.
         ensure!(run.executions > 100 && run.features > 100, "{run:?}");
         all += run.executions;
     }

@@ -1,4 +1,4 @@
-//! The lab itself.
+//! The lab's disposable hosts.
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Engine, Host, HostOptions, Lab, Propagation, Signal, Status};
@@ -249,7 +249,7 @@ fn a_volume_is_on_three_servers_and_survives_the_loss_of_one() -> Result<()> {
     let Some(lab) = lab::shared() else {
         return Ok(());
     };
-    // Not the shared cluster, whose other users want all of its servers.
+    // This cluster is not shared: other tests need all servers.
     let cluster = lab.gluster()?;
     cluster.create_volume("own")?;
     let [first, second, third] = cluster.nodes() else {
@@ -346,7 +346,7 @@ fn a_killed_supervisor_takes_the_lab_along_and_the_next_one_sweeps() -> Result<(
     Ok(())
 }
 
-/// A process that gets SIGKILL at the end, also when the test fails before.
+/// A process that gets SIGKILL on drop, so also when the test fails early.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -356,7 +356,7 @@ impl Drop for Killed {
     }
 }
 
-/// The files behind the machine's loop devices.
+/// Files behind the machine's loop devices.
 fn loop_files() -> Result<String> {
     let list = Command::new("losetup")
         .args(["--list", "--noheadings", "--output", "BACK-FILE"])
@@ -364,7 +364,7 @@ fn loop_files() -> Result<String> {
     Ok(String::from_utf8(list.stdout)?)
 }
 
-/// Every process below this one.
+/// All descendants of a process.
 fn descendants(pid: u32) -> Vec<u32> {
     let children =
         fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -378,7 +378,7 @@ fn descendants(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// The directory of the lab's cgroup that a process is in.
+/// Directory of the lab's cgroup that a process is in.
 fn lab_cgroup(pid: u32) -> Option<PathBuf> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let name = groups
@@ -395,7 +395,7 @@ fn lab_cgroup(pid: u32) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// Whether a process is there and more than a zombie, which is somebody else's to bury.
+/// Returns whether a process exists and is not a zombie.
 fn is_alive(pid: impl std::fmt::Display) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status

@@ -1,4 +1,5 @@
-//! The lab's virtual machines: a kernel of their own, commands with their output and exit codes, and an end with the lab.
+//! The lab's virtual machines: a kernel of their own, commands with output and exit codes, and an
+//! end with the lab.
 
 use std::path::Path;
 use std::time::Duration;
@@ -28,7 +29,7 @@ fn commands_have_output_exit_codes_and_limits() {
         let slow = vm.command(&["sleep", "100"]).limit(limit).run()?;
         ensure!(slow.status == Status::TimedOut(limit), "{slow}");
         ensure!(vm.sh("pidof sleep")?.text().is_empty(), "it was killed");
-        // A daemon that keeps the output open does not keep the report.
+        // A daemon that keeps the output open does not delay the report.
         vm.sh("sleep 50 & echo started")?.ok()?;
         vm.write("/some/where/file", b"written")?;
         ensure!(vm.read("/some/where/file")? == b"written");
@@ -81,7 +82,7 @@ fn a_machine_that_keeps_its_files_can_be_rebooted() {
         vm.reboot()?;
         ensure!(vm.read("/etc/kept")? == b"kept\n");
         vm.sh("test -e /run/gone")?.code(1)?;
-        // The next one begins with nothing.
+        // The next machine starts without the files.
         let other = lab.vm(VmOptions {
             keeps: true,
             ..VmOptions::default()
@@ -100,7 +101,7 @@ fn nothing_of_a_machine_is_left() {
         ensure!(qemu.len() == 1, "{qemu:?}");
         drop(vm);
         ensure!(emulators(&lab).is_empty(), "{:?}", emulators(&lab));
-        // Its number and its cable can be had again.
+        // The number and the cable are free again.
         lab.vm(VmOptions::default())?.run(&["true"])?.ok()?;
         Ok(())
     });
@@ -124,20 +125,20 @@ fn a_glusterfs_volume_on_a_virtual_machine() {
             ensure!(record["route"] == "preload", "{record}");
             is_on_the_bricks(&spc, cluster)
         })?;
-        // The client namespace began with what the kernel's own has, and not with what the host has.
+        // The client namespace starts with the kernel's own mounts, and without the host's.
         let copied = spc.host.sh(COPIED)?.ok()?.text().trim().to_owned();
         ensure!(copied == "2", "{copied} mounts were copied");
         spc.is_clean()
     });
 }
 
-/// From now on the kernel writes down each mount that it copies.
+/// Makes the kernel trace each copy of a mount.
 const TRACE: &str = "set -e
 mkdir /mnt/other && for at in $(seq 60); do mkdir /mnt/other/$at && mount -t tmpfs other /mnt/other/$at; done
 mount -t tracefs tracefs /sys/kernel/tracing && cd /sys/kernel/tracing
 echo clone_mnt >set_ftrace_filter && echo function >current_tracer && echo 1 >tracing_on";
 
-/// How many mounts were copied with a namespace; a clone is something else.
+/// Number of mounts copied with a namespace. A clone is a different event.
 const COPIED: &str = "grep -c copy_tree /sys/kernel/tracing/trace";
 
 #[test]
@@ -148,7 +149,8 @@ fn a_glusterfs_volume_under_systemd() {
         let mount = ["-t", "glusterfs", &source, "/mnt/data"];
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
         spc.mount(&mount)?;
-        // Services of systemd with a mount namespace of their own get an entry each, as with any mount of the host.
+        // systemd's services with their own mount namespace get an entry each, as with any mount of
+        // the host.
         ensure!(spc.on("/mnt/data")?.len() == 1 && spc.mounts()? == before);
         is_on_the_bricks(&spc, cluster)?;
         spc.host.run(&["umount", "/mnt/data"])?.ok()?;
@@ -167,7 +169,7 @@ fn source(cluster: &Cluster<'_>) -> String {
     format!("{}:/vol", cluster.nodes()[0].host().address())
 }
 
-/// A file written through the mount is on each brick.
+/// Checks that a file written through the mount is on each brick.
 fn is_on_the_bricks(spc: &VmSpc<'_>, cluster: &Cluster<'_>) -> Result<()> {
     let file = format!("from {}", spc.host.name());
     spc.host

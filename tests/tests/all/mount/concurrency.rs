@@ -1,4 +1,4 @@
-//! Many commands at once: the same target, different targets, and a mount against its unmount.
+//! Many commands at once: on one target, on many targets, and a mount against its unmount.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use lab::{Cluster, Lab, Output, Process, Status};
 
 use crate::support::{Spc, entries, until, with_gluster};
 
-/// A host and its container, where commands are started without waiting for the last.
+/// A host and its container, where commands start without waiting for earlier ones.
 struct Scene<'lab> {
     spc: Spc<'lab>,
     first: i32,
@@ -35,7 +35,7 @@ impl<'lab> Scene<'lab> {
         self.spc.host.command_at(self.first, &words)?.spawn()
     }
 
-    /// The same command with each of these words, all started before one is waited for.
+    /// Starts the same command once per set of words, then waits for all.
     fn at_once(&self, requests: &[&[&str]], target: &str) -> Result<Vec<Output>> {
         let started = requests
             .iter()
@@ -48,7 +48,7 @@ impl<'lab> Scene<'lab> {
         self.start("umount", &[], target)?.wait()
     }
 
-    /// So many mounts, records, claims and daemons, and nothing else.
+    /// Checks for exactly this many mounts, records, redirects and daemons.
     fn has(&self, mounts: usize, daemons: usize) -> Result<()> {
         until("as many more entries as mounts", || {
             Ok(entries(&self.spc.host)? == self.entries + mounts)
@@ -114,7 +114,7 @@ fn one_target() {
 }
 
 impl Scene<'_> {
-    /// Mounts on every target at once, looks at all of them, and unmounts them at once.
+    /// Mounts every target at once, probes all mounts, and unmounts all at once.
     fn many<'a>(
         &self,
         title: &str,
@@ -146,7 +146,7 @@ impl Scene<'_> {
                 "{target}: {on:?}"
             );
         }
-        // What is written through one of them can be read through each.
+        // Data written through one mount can be read through every other.
         let script = r#"echo "$0" >$1/at-once && for t; do read -r t <$t/at-once && [ "$t" = "$0" ] || exit 1; done"#;
         let words = [&["sh", "-c", script, title], volumes.as_slice()].concat();
         self.spc.host.run(&words)?.ok()?;
@@ -212,7 +212,7 @@ fn mount_against_umount() {
                     ensure!(text.contains("/mnt/data: not mounted"), "{output}");
                     nothing += 1;
                 }
-                // Both have ended: it is there whole, or not at all.
+                // Both commands have ended: the mount is there as a whole, or not at all.
                 let there = scene.spc.on("/mnt/data")?.len();
                 scene
                     .has(there, there * daemons)

@@ -1,4 +1,5 @@
-//! A thousand commands at once: each mount is made, the machine keeps its memory, and no more helpers run than may.
+//! A thousand commands at once: each mount is made, memory stays bounded, and the limit of running
+//! helpers holds.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,11 +10,11 @@ use lab::{Output, Process};
 
 use crate::support::{Spc, entries, until, with_container};
 
-/// How much longer than here a storm may take on a machine with other work.
+/// Limit for all commands, generous for a machine with other work.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// Starts so many commands in the container, which wait until all are there and begin together; their exit codes are
-/// counted by value. `{}` becomes the number of each.
+/// Starts many commands in the container. All wait at a gate and begin together, and the output
+/// counts their exit codes by value. `{}` becomes the number of each command.
 fn at_once(spc: &Spc<'_>, count: usize, command: &str) -> Result<Process> {
     let script = r#"
         rm -rf /run/storm && mkdir /run/storm && mkfifo /run/storm/gate && exec 9<>/run/storm/gate
@@ -32,7 +33,7 @@ fn at_once(spc: &Spc<'_>, count: usize, command: &str) -> Result<Process> {
     spc.host.command(&words)?.limit(LIMIT).spawn()
 }
 
-/// The memory that belongs to the processes that are called so, and how many there are.
+/// Memory (PSS) of the processes whose command line begins with `name`, and their number.
 fn memory(spc: &Spc<'_>, name: &str) -> (u64, usize) {
     let (mut kilobytes, mut count) = (0, 0);
     for process in spc.host.processes() {
@@ -50,7 +51,7 @@ fn memory(spc: &Spc<'_>, name: &str) -> (u64, usize) {
     (kilobytes, count)
 }
 
-/// The storm is over, and every command has ended well.
+/// Waits for all commands, and checks that each exited with 0.
 fn all_well(storm: Process, count: usize) -> Result<Output> {
     let output = storm.wait()?.ok()?;
     ensure!(output.text() == format!("0: {count}"), "{output}");
@@ -68,7 +69,7 @@ fn a_thousand_mounts_at_once() {
         let begun = Instant::now();
         let mut storm = at_once(spc, COUNT, mount)?;
         let mut most = (0, 0);
-        // It says how it went when all have ended.
+        // Every command logs how it went when all have ended.
         while storm.so_far()?.0.is_empty() && begun.elapsed() < LIMIT {
             most = most.max(memory(spc, "spc\0mount\0"));
             std::thread::sleep(Duration::from_millis(500));
@@ -130,7 +131,7 @@ fn a_thousand_daemons_at_once() {
     });
 }
 
-/// A helper that takes its time, and notes when it began and when it ended.
+/// A slow helper that logs when it begins and when it ends.
 const SLOW: &str = r#"#!/bin/sh
 echo "+ $1" >>/run/slow
 sleep 0.3
@@ -147,7 +148,7 @@ fn no_more_helpers_at_once_than_may() {
         spc.host
             .sh(&format!("mkdir /mnt/all /etc/spc && cd /mnt/all && mkdir $(seq {COUNT}) && echo 6 >/etc/spc/helpers"))?
             .ok()?;
-        // Mounts of one server have half of the places.
+        // Mounts of one server get half of the helper slots.
         let mount = "spc mount -t ramfs $(({} % 2)):/{} /mnt/all/{}";
         let storm = at_once(spc, COUNT, mount)?;
         let output = all_well(storm, COUNT)?;
@@ -169,7 +170,8 @@ fn no_more_helpers_at_once_than_may() {
         );
         ensure!((most, most_of_one) == (6, 3), "{most} {most_of_one}: {log}");
 
-        // A server that does not answer keeps no other waiting, and whoever waits for it is told for how long.
+        // A server that does not respond keeps no other server's mounts waiting. A waiting command
+        // says for how long it waits.
         spc.put(
             "/usr/local/sbin/mount.dead",
             b"#!/bin/sh\nexec sleep 1000\n",
@@ -208,7 +210,7 @@ fn no_more_helpers_at_once_than_may() {
             "{output}"
         );
 
-        // Who insists does not wait, and who is killed is not waited for.
+        // A command with the limit off does not wait, and a killed command frees its slot.
         spc.host.sh("echo 1 >/etc/spc/helpers")?.ok()?;
         let held = spc.host.spawn(&[
             "docker",

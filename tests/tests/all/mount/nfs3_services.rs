@@ -1,4 +1,4 @@
-//! The services of NFSv3, without a mount: the kernel of these hosts has no NFS.
+//! Services of NFSv3, without a mount: the kernel of these hosts has no NFS.
 
 use std::thread;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::support::{
     Container, MINIMAL, Spc, until, with_container, with_lab, with_minimal_container,
 };
 
-/// What rpcbind and rpc.statd need beyond the recommended run line.
+/// Capabilities that rpcbind and rpc.statd need beyond the recommended run line.
 const SERVICES: [&str; 5] = [
     "--cap-add=NET_BIND_SERVICE",
     "--cap-add=SETUID",
@@ -19,23 +19,23 @@ const SERVICES: [&str; 5] = [
     "--cap-add=KILL",
 ];
 
-/// What mount.nfs runs when it finds no rpc.statd.
+/// Script that mount.nfs runs when no rpc.statd is running.
 const DOOR: &str = "/usr/sbin/start-statd";
 
-/// Starts what looks like a mount.nfs at work.
+/// Starts a process that looks like a running mount.nfs.
 fn hold(spc: &Spc<'_>) -> Result<()> {
     spc.sh("cp /usr/bin/sleep /tmp/mount.nfs && { /tmp/mount.nfs 600 >/dev/null 2>&1 & }")?
         .ok()?;
     Ok(())
 }
 
-/// Ends it, and makes `spc serve` look at the host's mounts.
+/// Ends the process, and makes `spc serve` check the host's mounts.
 fn let_go(spc: &Spc<'_>) -> Result<()> {
     spc.sh("kill $(pidof mount.nfs)")?.ok()?;
     stir(spc)
 }
 
-/// The names of the services that run on a host, and of processes that nobody reaped.
+/// Names of the services that run on a host, and of zombies.
 fn running(spc: &Container<impl AnyHost>) -> Result<Vec<String>> {
     let script = r#"cat /proc/[0-9]*/status 2>/dev/null | awk '
         /^Name:/ { name = $2 }
@@ -45,24 +45,24 @@ fn running(spc: &Container<impl AnyHost>) -> Result<Vec<String>> {
     Ok(names.lines().map(str::to_owned).collect())
 }
 
-/// One of each.
+/// One process of each service.
 pub const BOTH: [&str; 2] = ["rpc.statd", "rpcbind"];
 
-/// Looks whether just these run.
+/// Checks that exactly these services run now.
 pub fn ensure_running(spc: &Container<impl AnyHost>, expected: &[&str]) -> Result<()> {
     let running = running(spc)?;
     ensure!(running == expected, "{running:?}, not {expected:?}");
     Ok(())
 }
 
-/// Waits until just these run.
+/// Waits until exactly these services run.
 pub fn until_running(spc: &Container<impl AnyHost>, expected: &[&str]) -> Result<()> {
     until(&format!("{expected:?} run"), || {
         Ok(running(spc)? == expected)
     })
 }
 
-/// Makes `spc serve` look at the host's mounts.
+/// Makes `spc serve` check the host's mounts.
 fn stir(spc: &Spc<'_>) -> Result<()> {
     spc.host
         .sh("mkdir -p /mnt/stir && mount -t tmpfs stir /mnt/stir && umount /mnt/stir")?
@@ -79,7 +79,7 @@ fn services_are_started_once_and_end_when_nothing_needs_them() {
             let spc = Spc::start(lab, shared, docker, base, &arguments)?;
             ensure_running(&spc, &[])?;
             hold(&spc)?;
-            // mount.nfs gives it no environment.
+            // mount.nfs runs the script with an empty environment.
             spc.sh(&format!(
                 "for i in 1 2 3 4; do env -i {DOOR} & pids=\"$pids $!\"; done; for pid in $pids; do wait $pid || exit; done"
             ))?
@@ -87,7 +87,8 @@ fn services_are_started_once_and_end_when_nothing_needs_them() {
             ensure_running(&spc, &BOTH)?;
             let registered = spc.exec(&["rpcinfo", "-p"])?.ok()?.text();
             ensure!(registered.contains("100024"), "{registered}");
-            // Detached: no terminal's signal reaches them, and they hold nothing of whoever started them.
+            // The services are detached: no signal of a terminal reaches them, and they hold no
+            // descriptor of their caller.
             let held = spc
                 .sh("for name in rpcbind rpc.statd; do for fd in /proc/$(pidof $name)/fd/*; do readlink $fd; done; done")?
                 .ok()?
@@ -111,7 +112,7 @@ fn services_are_started_once_and_end_when_nothing_needs_them() {
 #[test]
 fn services_that_answer_already_are_used_and_left_alone() {
     with_container(|spc| {
-        // Not started by the launcher, so as good as the host's own.
+        // The launcher did not start these services, so it treats them as the host's own.
         spc.sh("rpcbind")?.ok()?;
         hold(spc)?;
         let own = spc.exec(&["pidof", "rpcbind"])?.ok()?.text();
@@ -135,16 +136,16 @@ fn a_service_that_lost_its_place_is_started_anew() {
         hold(spc)?;
         spc.exec(&[DOOR])?.ok()?;
         let statd = spc.exec(&["pidof", "rpc.statd"])?.ok()?.text();
-        // A new rpcbind knows nothing of the statd that runs.
+        // A new rpcbind does not know the running statd.
         spc.sh("kill -9 $(pidof rpcbind)")?.ok()?;
         spc.exec(&[DOOR])?.ok()?;
         ensure_running(spc, &BOTH)?;
         ensure!(spc.exec(&["pidof", "rpc.statd"])?.ok()?.text() != statd);
-        // One that was stopped, as by a command that was killed while it looked.
+        // A stopped statd, as a command leaves it when it is killed during its check.
         spc.sh("kill -STOP $(pidof rpc.statd)")?.ok()?;
         spc.exec(&[DOOR])?.ok()?;
         ensure_running(spc, &BOTH)?;
-        // Nobody asks for them, but a mount may be about to need them.
+        // No command asks for the services, but a mount may be about to need them.
         spc.sh("kill -9 $(pidof rpcbind rpc.statd)")?.ok()?;
         stir(spc)?;
         until_running(spc, &BOTH)

@@ -1,4 +1,5 @@
-//! The least a container needs: with it the main job works, without any part of it an error names that part.
+//! The least privileges that a container needs. With them the main job works; without any one of
+//! them an error names it.
 
 use std::fs;
 use std::path::Path;
@@ -11,14 +12,14 @@ use crate::support::{MINIMAL, Spc, with_gluster};
 
 const TARGET: &str = "/mnt/least";
 
-/// The exit code of a mount without each part of the run line.
+/// Exit code of a mount when one part of the run line is missing.
 const PARTS: [(&str, i32); 6] = [
     ("--cap-add=SYS_ADMIN", 2),
     ("--cap-add=SYS_CHROOT", 2),
     ("--cap-add=SYS_PTRACE", 2),
     ("--device=/dev/fuse", 2),
     ("--pid=host", 2),
-    // The helper is run; it is the server that cannot be reached.
+    // The helper runs, and cannot reach the server.
     ("--net=host", 32),
 ];
 
@@ -29,7 +30,7 @@ fn each_part_is_needed(spc: &Spc<'_>, cluster: &Cluster<'_>) -> Result<()> {
         let rest: Vec<&str> = MINIMAL.into_iter().filter(|word| *word != part).collect();
         spc.run(Base::Trixie, &rest)?.ok()?;
 
-        // A daemon on the host is in the host's network.
+        // A daemon on the host uses the host's network.
         let stay = ["spc", "mount", "-o", "x-spc.container"];
         let mount = [&stay[..], &["-t", "glusterfs", &source, TARGET]].concat();
         let output = spc.exec(&mount)?.code(code)?;
@@ -51,7 +52,7 @@ fn each_part_is_needed(spc: &Spc<'_>, cluster: &Cluster<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What another user keeps to himself takes one more capability.
+/// Checks that a directory which only another user can enter takes one more capability.
 fn anothers_directory(spc: &Spc<'_>) -> Result<()> {
     let make = "mkdir -p /home/user/data && chmod 700 /home/user && chown -R 1000 /home/user";
     spc.host.sh(make)?.ok()?;
@@ -69,7 +70,7 @@ fn anothers_directory(spc: &Spc<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The shim needs no more than the launcher.
+/// Checks that the shim needs no more than the launcher.
 fn nsenter(spc: &Spc<'_>, cluster: &Cluster<'_>) -> Result<()> {
     let source = format!("{}:/vol", cluster.nodes()[0].host().address());
     let option = format!("--mount=/proc/{}/ns/mnt", spc.pid()?);
@@ -116,7 +117,8 @@ fn least_with_podman() {
         let spc = minimal(lab, Engine::Podman)?;
         main_job(&spc, cluster, "/mnt/least podman")?;
 
-        // As rootless podman, or docker with userns-remap, would have it: its capabilities are worth nothing.
+        // Capabilities are worthless in a user namespace, as with rootless podman or docker's
+        // userns-remap.
         spc.remove()?;
         let users = ["--uidmap", "0:100000:65536"];
         spc.run(Base::Trixie, &[&MINIMAL[..], &users].concat())?
@@ -134,7 +136,7 @@ fn documents_have_the_line_that_is_tested() {
     let line = MINIMAL.join(" ");
     for file in ["image/Containerfile", "image/README.md", "docs/run.md"] {
         let text = fs::read_to_string(checkout.join(file)).unwrap();
-        // A line that is broken in the text is one line to the shell.
+        // The shell reads a line that is broken in the text as one line.
         let words: Vec<&str> = text
             .split_whitespace()
             .filter(|word| *word != "\\")

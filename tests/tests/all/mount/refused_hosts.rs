@@ -1,4 +1,4 @@
-//! Hosts and containers that are not as they should be: one clear error with a hint, and nothing left behind.
+//! Hosts and containers with a defect: one clear error with a hint, and nothing left behind.
 
 use anyhow::ensure;
 use lab::{Base, Engine, Propagation};
@@ -78,7 +78,7 @@ fn a_host_that_is_not_to_be_found() {
         let hidden = ["unshare", "--mount", "sh", "-c", &hidden];
         spc.refused(&hidden, 2, &["/proc/self/ns/mnt", "a procfs"])?;
 
-        // Started on the host itself.
+        // spc started on the host itself, outside of a container.
         let program = format!("/proc/{}/root/usr/bin/spc", spc.pid()?);
         let mount = spc
             .host
@@ -114,7 +114,7 @@ fn settings_that_cannot_be_read() {
         spc.sh(&format!("rmdir {file}"))?.ok()?;
         let environment = [&["env", "SPC_NAMESPACE=relative"], &TMPFS[..]].concat();
         spc.refused(&environment, 2, &["broken settings: environment"])?;
-        // Without the file the built-in settings hold.
+        // Without the file, the built-in settings apply.
         spc.life(
             &BINDFS[2..5],
             "/mnt/data",
@@ -154,7 +154,7 @@ fn a_full_disk_under_the_ledger() {
         }
         host.sh(EMPTY)?.ok()?;
 
-        // It becomes full while the helper is at work.
+        // The disk becomes full while the helper runs.
         let helper =
             format!("#!/bin/sh\nmount -i -t ramfs x \"$2\" && chroot /host sh -c '{FILL}'");
         spc.put("/usr/local/sbin/mount.ramfs", helper.as_bytes())?;
@@ -168,7 +168,7 @@ fn a_full_disk_under_the_ledger() {
         );
         host.sh(EMPTY)?.ok()?;
 
-        // What is mounted can be unmounted.
+        // An unmount works on a full disk.
         host.sh("rm -f /run/spc/more")?.ok()?;
         let full = |_: &_| host.sh(FILL)?.ok().map(drop);
         spc.life(&TMPFS[2..5], "/mnt/data", ["tmpfs", "scratch"], full)
@@ -204,7 +204,7 @@ fn records_that_cannot_be_read() {
             let all = spc.exec(&["spc", "umount", "--all"])?.code(64)?;
             ensure!(all.error_text().contains(&file), "{all}");
             ensure!(spc.on("/mnt/other")?.is_empty() && spc.on("/mnt/data")?.len() == 1);
-            // The hint, followed.
+            // The command that the hint names.
             host.sh(&format!("umount /mnt/data && rm -f /run/spc/mounts/{file}"))?
                 .ok()?;
             spc.is_clean()?;

@@ -1,4 +1,5 @@
-//! What cannot be mounted: one clear error with a hint, the right exit code, and nothing left behind.
+//! Requests that must fail: one clear error with a hint, the right exit code, and nothing left
+//! behind.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ fn servers_and_volumes_that_are_not_there() {
         let node = cluster.nodes()[0].host().address();
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
         for (source, says) in [
-            // Nobody has this address; nobody has this name; and nobody listens.
+            // An unused address, an unknown name, and a closed port.
             (
                 "192.0.2.250:/vol".to_owned(),
                 "disconnected from remote-host: 192.0.2.250",
@@ -36,7 +37,7 @@ fn servers_and_volumes_that_are_not_there() {
                 format!("{node}:/no-such-volume"),
                 "failed to fetch volume file (key:/no-such-volume)",
             ),
-            // Mounted, and taken away again by the daemon that learnt better.
+            // GlusterFS mounts first; its daemon then unmounts when it cannot get the volume.
             (
                 format!("{node}:/vol/no-such-directory"),
                 r#"subdirectory for mount "/no-such-directory" is not found"#,
@@ -46,7 +47,7 @@ fn servers_and_volumes_that_are_not_there() {
             let output = spc.refused(&mount, 32, &[says])?;
             ensure!(output.elapsed < Duration::from_secs(15), "{output}");
             let error = output.error_text();
-            // For a person: nothing of sources, dates, and where the helper thought to mount.
+            // The error is for people: no source files, no dates, no internal path of the mount.
             ensure!(error.lines().count() <= 6, "{output}");
             for noise in ["MSGID", ".c:", "/spc/targets", "[20"] {
                 ensure!(!error.contains(noise), "{noise}: {output}");
@@ -100,7 +101,7 @@ fn helpers_that_misbehave() {
                 &["interpreter is missing: /no/such/shell"],
             ),
             ("not a program", &["neither an ELF program nor a script"]),
-            // Made half: what it mounted goes again.
+            // A helper that fails after its mount: spc removes the mount.
             (
                 "#!/bin/sh\nmount -i -t tmpfs half \"$2\" || exit 9; exit 5",
                 &["exit status 5"],
@@ -117,7 +118,7 @@ fn helpers_that_misbehave() {
             spc.put("/usr/local/sbin/mount.bad", script.as_bytes())?;
             spc.refused(&mount("bad"), 32, says)?;
         }
-        // It hangs, and what it started hangs as well, and neither minds a SIGTERM.
+        // The helper and its child both hang and ignore SIGTERM.
         let hang = "#!/bin/sh\ntrap '' TERM\nmount -i -t tmpfs half \"$2\"\nsetsid sleep 1000 & sleep 1000";
         spc.put("/usr/local/sbin/mount.bad", hang.as_bytes())?;
         let output = spc.refused(&mount("bad"), 32, &["ended by spc after 3 s", "--timeout"])?;
@@ -130,13 +131,13 @@ fn helpers_that_misbehave() {
     });
 }
 
-/// The type is taken from the source: which helper is run shows it.
+/// Checks that spc takes the type from the source, which the helper that runs shows.
 #[test]
 fn a_source_whose_type_is_not_said() {
     with_lab(|lab| {
         let spc = start(lab)?;
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
-        // Which of the two CephFS has depends on the kernel.
+        // The kernel decides which of the two clients CephFS gets.
         let ceph = &["mount.ceph", "ceph-fuse"][..];
         for (source, programs) in [
             ("host:/path", &["mount.nfs"][..]),
@@ -203,7 +204,7 @@ fn targets_that_cannot_be() {
                 32,
                 &["/tmp/link is a symbolic link that a user other than root controls"],
             ),
-            // Made by root, but whose directory it is in can replace it.
+            // Root made the link, but another user owns its directory and can replace it.
             (
                 "/srv/user/link",
                 32,
@@ -227,7 +228,7 @@ fn targets_that_cannot_be() {
         ] {
             spc.refused(&mount(target), code, says)?;
         }
-        // What a failed mount made on the way goes again.
+        // A failed mount removes the directories that it created.
         let making = ["-t", "nosuch", "-o", "x-mount.mkdir", "x", "/mnt/new/dir"];
         spc.refused_mount(&making, 32, &["mount.nosuch"])?;
         let making = [
@@ -243,7 +244,7 @@ fn targets_that_cannot_be() {
             !spc.host.sh("test -e /mnt/new")?.success(),
             "/mnt/new is left"
         );
-        // What a good one made stays, as with mount(8).
+        // A successful mount keeps them, as mount(8) does.
         let options = [
             "-t",
             "tmpfs",
@@ -265,14 +266,15 @@ fn targets_that_cannot_be() {
             spc.umount(link)?;
             spc.is_clean()?;
         }
-        // And who insists may hide the system.
+        // With `--over-system-directory`, a mount may hide system files.
         let insist = ["--over-system-directory", "-t", "tmpfs", "scratch", "/etc"];
         let etc = ["spc", "umount", "/etc"];
         spc.mount(&insist)?;
         ensure!(spc.on("/etc")?.len() == 1);
         spc.exec(&etc)?.ok()?;
 
-        // The same request is one mount, and a different one an error that names what is there.
+        // The same request again is a success. A different request is an error that names the
+        // present mount.
         spc.exec(&mount("/mnt/real"))?.ok()?;
         let before = spc.traces()?;
         for same in ["/mnt/real", "/mnt/link", "/host/mnt/real/."] {

@@ -1,4 +1,4 @@
-//! Helpers that the shim can enter, and helpers that it cannot: each one's mount comes to the host.
+//! Helpers that the shim can enter, and helpers that it cannot. Each one's mount reaches the host.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use lab::{Base, Engine, Libc, Propagation, program};
 
 use crate::support::{PRIVILEGED, Spc, with_container, with_lab};
 
-/// What programs of musl are started by.
+/// Path of musl's dynamic loader.
 fn musl_loader() -> String {
     format!("/lib/ld-musl-{}.so.1", std::env::consts::ARCH)
 }
@@ -39,7 +39,7 @@ fn a_helper_of_any_make_mounts_on_the_host() {
                 ensure!(record["route"] == route, "{name}: {record}");
                 spc.host.write("/mnt/made/file", name.as_bytes())?;
                 ensure!(spc.host.read("/mnt/made/file")? == name.as_bytes());
-                // The same from either route, but for numbers and the route itself.
+                // Both routes give the same record, but for numbers and the route itself.
                 let same = serde_json::json!({
                     "target": "/mnt/made", "written": "/mnt/made", "source": name, "type": "ramfs",
                     "state": "ok", "daemon": [], "age_seconds": record["age_seconds"],

@@ -1,22 +1,23 @@
-//! What a mount costs does not grow with the host: no whole table is read where one entry is asked for, no whole ledger
-//! where one record is, and all mount tables of the machine together gain the mount and nothing else.
+//! The cost of a mount does not grow with the host. spc never reads a whole mount table for one
+//! entry, nor all records for one. All mount tables of the machine together gain one entry.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Engine, Lab, Libc, Propagation, program};
 
 use crate::support::{MINIMAL, Spc, entries, until, with_gluster, with_minimal_container};
 
-/// Mounts of others on the host.
+/// Number of foreign mounts on the host.
 const OTHERS: usize = 10_000;
 
-/// Mounts of our own.
+/// Number of mounts made by spc.
 const OWN: usize = 150;
 
-/// What may be read more: numbers get longer, and a buffer is filled in another number of steps.
+/// Bytes by which two runs may differ: numbers get longer, and buffers fill in another number of
+/// steps.
 const MORE: u64 = 4096;
 
-/// Bytes read by one mount and one unmount, by programs in the container's namespaces, without docker's filter of system
-/// calls.
+/// Bytes that one mount and one unmount read. Programs run in the container's namespaces, without
+/// docker's system call filter.
 fn read(spc: &Spc<'_>, first: i32) -> Result<u64> {
     let target = "/mnt/measured";
     let mount = ["/reads", "spc", "mount", "-t", "tmpfs", "own", target];
@@ -42,7 +43,7 @@ fn nothing_is_read_that_grows() {
         )?;
         host.copy_in(program("many", Libc::Gnu, &["-static"])?, "/opt/many")?;
         host.sh("mkdir /mnt/measured /mnt/own")?.ok()?;
-        // The first one makes what the others find.
+        // The first mount creates what later mounts find.
         read(spc, first)?;
         let empty = read(spc, first)?;
         host.run(&["/opt/many", &OTHERS.to_string(), "/mnt/many"])?
@@ -56,7 +57,8 @@ fn nothing_is_read_that_grows() {
             "a mount and its unmount read {empty} bytes, with {OTHERS} other mounts {crowded}, with {OWN} of our own {owned}"
         );
         ensure!(crowded <= empty + MORE && owned <= empty + MORE);
-        // Where the kernel may not be asked, as by docker's filter of this version, it works all the same.
+        // docker's seccomp filter of this version hides the newer system calls: spc works without
+        // them.
         spc.mount(&["-t", "tmpfs", "own", "/mnt/measured"])?;
         ensure!(spc.on("/mnt/measured")?.len() == 1);
         spc.umount("/mnt/measured")?;
@@ -67,7 +69,8 @@ fn nothing_is_read_that_grows() {
     });
 }
 
-/// Mounts, lives of the container, unmounts.
+/// Checks that mounts, restarts of the container and unmounts keep the number of mount table
+/// entries right.
 fn entries_stay(lab: &'static Lab, propagation: Propagation, source: &str) -> Result<()> {
     let spc = Spc::start(lab, propagation, Engine::Docker, Base::Trixie, &MINIMAL)?;
     let targets = ["/mnt/a", "/mnt/b", "/mnt/c", "/mnt/d", "/mnt/e"];

@@ -1,4 +1,4 @@
-//! A password reaches its helper, and nobody else.
+//! A password reaches its helper, and no other process.
 
 use std::fs;
 
@@ -9,8 +9,8 @@ use crate::support::{Spc, until, with_container, with_lab};
 
 const SECRET: &str = "Correct,Horse 7";
 
-/// Reads its secret by every way there is, itself and in a program that it starts, waits until it has
-/// been looked at, and fails with the secret in what it says.
+/// Script of a helper. It reads its secret by every means, itself and in a child program. Then it
+/// waits to be inspected, and fails with the secret in its error text.
 const HELPER: &str = r#"#!/bin/sh
 exec 2>&1
 echo "$@" >/host/srv/seen/argv
@@ -31,8 +31,8 @@ echo "cannot log in to $2 with '$secret'"
 exit 32
 "#;
 
-/// Nothing of the secret in what processes show of themselves, on the whole host; in the environment only `spc` may
-/// have it, which was told to look there.
+/// Checks that no process of the host shows the secret in its command line or environment. `spc`
+/// alone may have it in its environment, when told to read it there.
 fn nobody_shows_it(spc: &Spc<'_>, helper: &str) -> Result<()> {
     let mut seen = Vec::new();
     for process in spc.host.processes() {
@@ -55,7 +55,8 @@ fn nobody_shows_it(spc: &Spc<'_>, helper: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs a script in the container that mounts with the secret, and looks at everything while the helper runs and after.
+/// Runs a script in the container that mounts with the secret. Inspects the host while the helper
+/// runs, and afterwards.
 fn kept(spc: &Spc<'_>, helper: &str, script: &str) -> Result<()> {
     spc.sh("rm -rf /host/srv/seen; mkdir /host/srv/seen")?
         .ok()?;
@@ -97,7 +98,7 @@ fn kept(spc: &Spc<'_>, helper: &str, script: &str) -> Result<()> {
     );
     ensure!(spc.traces()? == before, "{output}");
     eprintln!("{script}\n{error}\n");
-    // The container's own log, and whatever else was written.
+    // The container's log, and every file that was written.
     let left = spc.sh(
         "rm -r /host/srv/seen; grep -rls Horse /run /spc /tmp /var/log | grep -v '^/run/secret'",
     )?;
@@ -119,7 +120,8 @@ fn every_way(lab: &Lab) -> Result<()> {
     let line = format!("{SECRET}\n");
     spc.put("/run/secret", line.as_bytes())?;
     spc.host.write("/etc/keys/ceph", line.as_bytes())?;
-    // As options: quoted, because of the comma. The shell reads the file, so that only spc has it in its arguments.
+    // As options: quoted, because of the comma. The shell reads the file, so that only spc has the
+    // secret in its arguments.
     kept(
         &spc,
         "mount.cifs",
@@ -132,7 +134,7 @@ exec spc mount -v -t cifs -o user=me,password=\""$password"\",ro //h/s /mnt/data
         r#"secret=$(cat /run/secret)
 exec spc mount -v -t fuse.s3fs "-oname=me,passwd=\"$secret\"" mon:/ /mnt/data"#,
     )?;
-    // Out of sight.
+    // By means that no argument shows.
     kept(
         &spc,
         "s3fs",
@@ -148,14 +150,14 @@ exec spc mount -v -t fuse.s3fs "-oname=me,passwd=\"$secret\"" mon:/ /mnt/data"#,
         "mount.cifs",
         "P=$(cat /run/secret) exec spc mount -v -t cifs --secret password=env:P //h/s /mnt/data",
     )?;
-    // What is on stdin after the line is nobody's business, and the other end may stay open.
+    // spc reads one line of stdin. The rest stays unread, and the other end may stay open.
     kept(
         &spc,
         "sshfs",
         "(cat /run/secret; sleep 15) | spc mount -t fuse.sshfs --secret password=stdin me@h:/d /mnt/data",
     )?;
 
-    // `explain` shows neither the secret nor, with --secret, needs it.
+    // `explain` shows no secret, and needs none given by --secret.
     let explain = r#"spc explain --json -t cifs -o "password=\"$(cat /run/secret)\"" //h/s /mnt/data && spc explain -t fuse.s3fs -o "passwd=\"$(cat /run/secret)\"" mon:/ /mnt/data && spc explain -t cifs --secret password=stdin //h/s /mnt/data"#;
     let explained = spc.sh(explain)?.ok()?;
     let text = explained.text();
@@ -232,7 +234,7 @@ fn secrets_that_cannot_be() {
             ),
             (&["--optoins=password=Horse"], &["--optoins"]),
         ] {
-            // An error of the command line's own parser has another form.
+            // Errors of the command line parser have another form.
             if more[0].starts_with("--optoins") {
                 let output = spc.exec(&cifs(more))?.code(1)?;
                 ensure!(output.error_text().contains(says[0]), "{output}");
@@ -287,7 +289,7 @@ fn a_directory_of_an_ssh_server_by_password() {
             ensure!(record["options"] == options, "{record}");
             spc.host.write("/mnt/ssh/new", b"written on the host")?;
             ensure!(server.read("/srv/data/new")? == b"written on the host");
-            // Secrets do not make another mount of it.
+            // A mount that differs in its secret alone is the same mount.
             let traces = spc.traces()?;
             for more in [&["--secret", "password=file:/run/wrong"][..], &[]] {
                 let again = [

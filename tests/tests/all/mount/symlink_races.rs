@@ -1,4 +1,4 @@
-//! A user of the host who swaps directories on the way to a target while something is mounted there.
+//! A user of the host swaps directories of the target's path while spc mounts there.
 
 use std::fs;
 use std::path::Path;
@@ -8,8 +8,8 @@ use lab::{Libc, program};
 
 use crate::support::{Spc, with_container};
 
-/// Mounts again and again while nobody exchanges two names, the place and the other. Each mount is at the target in
-/// the end, or nowhere.
+/// Mounts repeatedly while another process exchanges the names `place` and `other`. Each mount must
+/// end on the target or nowhere.
 fn contest(spc: &Spc<'_>, mount: &[&str], target: &str, place: &str, other: &str) -> Result<()> {
     let before = spc.traces()?;
     let (mut mounted, mut refused) = (0, 0);
@@ -17,7 +17,7 @@ fn contest(spc: &Spc<'_>, mount: &[&str], target: &str, place: &str, other: &str
         let swap = spc.host.spawn(&["/opt/swap", place, other])?;
         let output = spc.exec(&[&["spc", "mount"], mount, &[target]].concat())?;
         drop(swap);
-        // Where the exchange went through last, the directory has to go back to its place.
+        // If the last exchange went through, the directory has to go back to its name.
         let back = format!(
             "[ ! -L {place} ] || (mv {place} {place}.x && mv {other} {place} && mv {place}.x {other})"
         );
@@ -69,7 +69,7 @@ fn a_mount_is_where_it_should_be_or_nowhere() {
         let tmpfs = ["-t", "tmpfs", "tmpfs"];
         let bindfs = ["-t", "fuse.bindfs", "/host/opt"];
         let ramfs = ["-t", "ramfs", "ramfs"];
-        // The directory itself becomes a link; one on the way does; or two directories take turns.
+        // The target becomes a link; then a directory on its path does; then two directories swap.
         for mount in [tmpfs, bindfs, ramfs] {
             contest(
                 spc,

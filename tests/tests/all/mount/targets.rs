@@ -1,15 +1,15 @@
-//! Targets by any name and any spelling: what is mounted by one is unmounted by another, and the host shows it at the
-//! one place that is meant.
+//! Targets by any name and any spelling. One spelling mounts, another unmounts, and the host shows
+//! the mount at the right directory.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Cluster, Engine, Output, Propagation};
 
 use crate::support::{MINIMAL, PRIVILEGED, Spc, with_gluster};
 
-/// A working directory of the container, and a target as it is written there.
+/// A working directory in the container, and a target as written there.
 type Spelling<'a> = (&'a str, &'a str);
 
-/// Who makes the mount.
+/// The program that mounts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Maker {
     Kernel,
@@ -41,7 +41,7 @@ impl Targets<'_> {
         Ok(())
     }
 
-    /// One mount on the host, at this place, and what is written there on the host goes into it.
+    /// Checks for one mount on the host at this directory, and writes a file through it.
     fn is_mounted(&self, maker: Maker, place: &str) -> Result<()> {
         let fstype = match maker {
             Maker::Kernel => "tmpfs",
@@ -65,7 +65,7 @@ impl Targets<'_> {
         Ok(())
     }
 
-    /// `spc ls` has one mount, in one line, at this place, by this other name if it has one.
+    /// Checks that `spc ls` has one line, with this directory and this other name, if any.
     fn is_listed(&self, place: &str, written: &str) -> Result<()> {
         let list = self.spc.exec(&["spc", "ls", "--json"])?.ok()?.text();
         let list: serde_json::Value = serde_json::from_str(&list)?;
@@ -84,7 +84,7 @@ impl Targets<'_> {
         Ok(())
     }
 
-    /// By one spelling there, by the other away, and the other way round.
+    /// Mounts by one spelling and unmounts by the other, both ways round.
     fn check(
         &self,
         maker: Maker,
@@ -106,13 +106,13 @@ impl Targets<'_> {
     }
 }
 
-/// An absolute path of 1,000 characters.
+/// Absolute path of 1,000 characters.
 fn long(start: &str) -> String {
     let mut path = start.to_owned();
     while path.len() < 1000 {
         path.push('/');
         let rest = 1000 - path.len();
-        // No name that is longer than a file system takes, and none that is empty.
+        // No component may be empty or longer than a file system allows.
         let name = if rest > 200 { 199.min(rest - 2) } else { rest };
         path.push_str(&"x".repeat(name));
     }
@@ -158,7 +158,7 @@ fn any_spelling(targets: &Targets<'_>) -> Result<()> {
         ("/", "/mnt/./dots/."),
         ("/mnt", "dots/"),
     )?;
-    // A directory that the container has as well, and is in.
+    // The container has this directory as well, as its working directory.
     targets.check(Maker::Gluster, "/mnt", ("/mnt", "."), ("/", "mnt"))
 }
 
@@ -170,7 +170,8 @@ fn any_name_on_a_shared_root() {
         let targets = Targets { spc, cluster };
         any_name(&targets, Maker::Gluster)?;
         any_spelling(&targets)?;
-        // Where the host's tree is bound, a process of the container may be in the very directory.
+        // Where the host's tree is bound, a process of the container can be in the directory
+        // itself.
         let dot = ("/host/srv/dot", ".");
         targets.spc.host.run(&["mkdir", "/srv/dot"])?.ok()?;
         targets.check(Maker::Kernel, "/srv/dot", dot, ("/", "/srv/dot"))

@@ -1,4 +1,5 @@
-//! `spc doctor --kind`: what is taken away is missed, by its name, with a hint; and what is not needed is not.
+//! `spc doctor --kind`: a missing part is reported by name with a hint, and an unneeded part is
+//! not.
 
 use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Base, Engine, Propagation};
@@ -6,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{Container, MINIMAL, PRIVILEGED, Spc, with_lab};
 
-/// The failed checks of a kind, each with its hint.
+/// Failed checks of a kind, each with its hint.
 pub fn missed<H: AnyHost>(spc: &Container<H>, kind: &str) -> Result<Vec<(String, String)>> {
     let output = spc.exec(&["spc", "doctor", "--json", "--kind", kind])?;
     let checks: Vec<Value> =
@@ -27,7 +28,7 @@ pub fn missed<H: AnyHost>(spc: &Container<H>, kind: &str) -> Result<Vec<(String,
     Ok(failed)
 }
 
-/// This is missed: what the check is called and says, and what the hint says.
+/// Checks that exactly this is reported: name and text of the check, and a part of the hint.
 pub fn misses<H: AnyHost>(spc: &Container<H>, kind: &str, what: &str, hint: &str) -> Result<()> {
     let missed = missed(spc, kind)?;
     let found = missed.iter().find(|(found, _)| found.starts_with(what));
@@ -38,7 +39,7 @@ pub fn misses<H: AnyHost>(spc: &Container<H>, kind: &str, what: &str, hint: &str
     Ok(())
 }
 
-/// Nothing is missed.
+/// Checks that nothing is reported.
 pub fn has_all<H: AnyHost>(spc: &Container<H>, kind: &str) -> Result<()> {
     let missed = missed(spc, kind)?;
     ensure!(missed.is_empty(), "{kind}: {missed:?}");
@@ -80,7 +81,7 @@ fn each_kind_misses_its_programs() {
             let what = format!("{kind} program: this container has no {program}");
             misses(&spc, kind, &what, &format!("apt-get install {package}"))?;
         }
-        // What one kind lacks is nothing to another, nor to the container as such.
+        // A part that one kind lacks does not concern another kind, nor the container as such.
         for kind in ["fuse.bindfs", "tmpfs"] {
             has_all(&spc, kind)?;
         }
@@ -149,7 +150,8 @@ fn each_kind_misses_what_the_container_was_not_given() {
         for kind in ["nfs", "ceph", "cifs"] {
             misses(&spc, kind, &format!("{kind} network"), "--net=host")?;
         }
-        // FUSE daemons live and end with the container anyway, but the container itself should have it.
+        // FUSE daemons live and end with the container in any case, but the container itself should
+        // have it.
         misses(&spc, "glusterfs", "network: ", "--net=host")?;
         spc.remove()?;
         spc.run(Base::Trixie, &without("--pid=host"))?.ok()?;

@@ -1,4 +1,5 @@
-//! The log: one id from the front door to the helper and its daemon, and lines as the journal wants them.
+//! The log: one id from the frontend to the helper and its daemon, and lines in the journal's
+//! format.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Cluster, Lab, Root, VmOptions};
@@ -6,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{Spc, VmSpc, until, with_gluster, with_lab};
 
-/// The lines of `spc serve` about a request.
+/// Lines of `spc serve` about a request.
 fn served(spc: &Spc<'_>, id: &str) -> Result<Vec<String>> {
     let log = spc.host.run(&["docker", "logs", "spc"])?.ok()?.error_text();
     let about = format!("request={id}");
@@ -16,7 +17,7 @@ fn served(spc: &Spc<'_>, id: &str) -> Result<Vec<String>> {
     Ok(lines.map(str::to_owned).collect())
 }
 
-/// The value of a variable in a process's environment, in the container.
+/// Value of a variable in the environment of a process of the container.
 fn variable(spc: &Spc<'_>, process: &str, name: &str) -> Result<String> {
     let look = format!("tr '\\0' '\\n' </proc/{process}/environ | sed -n 's/^{name}=//p'");
     Ok(spc.sh(&look)?.ok()?.text())
@@ -26,7 +27,7 @@ fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
     let spc = Spc::minimal(lab)?;
     spc.host.sh("mkdir /mnt/a /mnt/b")?.ok()?;
 
-    // Whoever asks may give the id. The daemon outlives the container, and is run by another `spc`.
+    // The caller may choose the id. The daemon outlives the container, and another `spc` runs it.
     let source = format!("{}:/vol", cluster.nodes()[0].host().address());
     let mount = format!("SPC_REQUEST=pod-7.x spc mount -v -t glusterfs {source} /mnt/a");
     let given = spc.sh(&mount)?.ok()?;
@@ -49,7 +50,7 @@ fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
             .iter()
             .any(|line| line.contains("mount done target=/mnt/a type=glusterfs seconds=")))
     })?;
-    // What becomes of it later is found by the same id.
+    // Later events of the mount have the same id.
     spc.host.run(&["umount", "/mnt/a"])?.ok()?;
     until("spc serve tells of its end", || {
         let lines = served(&spc, "pod-7.x")?;
@@ -58,7 +59,7 @@ fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
             .any(|line| line.contains("unmounted on the host; forgotten")))
     })?;
 
-    // Otherwise one is made up, and a name that would spoil the log is none.
+    // Without an id, spc makes one up. An id that would spoil the log is ignored.
     let mount = "spc mount -v -t fuse.bindfs /srv";
     let mut seen = Vec::new();
     for environment in ["", "SPC_REQUEST='two words' ", "SPC_REQUEST= "] {
@@ -85,7 +86,7 @@ fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
     seen.dedup();
     ensure!(seen.len() == 3, "{seen:?}");
 
-    // A failure is one line, with its reason, what came back, and no secret.
+    // A failure is one line, with its reason and the helper's words, and without secrets.
     let fails = "spc mount -t fuse.bindfs -o no_such_option,password=hunter2 /srv /mnt/b";
     let failed = spc.sh(&format!("SPC_REQUEST=pod-8 {fails}"))?;
     ensure!(!failed.success(), "{failed}");
@@ -126,7 +127,7 @@ fn decisions(lab: &Lab) -> Result<()> {
     spc.host.sh("mkdir /mnt/a")?.ok()?;
     let mount = "SPC_REQUEST=pod-1 spc mount -t fuse.bindfs -o x-spc.container /srv /mnt/a";
     spc.sh(mount)?.ok()?;
-    // The daemon takes its mount away itself; its shim says so when the command is long gone.
+    // The daemon unmounts by itself. Its shim logs that long after the command has ended.
     let daemon = spc.record("/mnt/a")?["daemon"][0].to_string();
     spc.exec(&["kill", "-TERM", &daemon])?.ok()?;
     until("the shim's report has the id", || {
@@ -143,7 +144,7 @@ fn the_shims_decisions_have_the_id() {
     with_lab(decisions);
 }
 
-/// What the journal has of a unit: priority and text of each entry.
+/// Entries of a unit in the journal: priority and text.
 fn journal(spc: &VmSpc<'_>, unit: &str) -> Result<Vec<(String, String)>> {
     let read = ["journalctl", "--no-pager", "-o", "json", "-u", unit];
     let text = spc.host.run(&read)?.ok()?.text();
@@ -169,7 +170,8 @@ fn priorities(lab: &Lab) -> Result<()> {
         },
     )?;
     spc.host.run(&["mkdir", "/mnt/a", "/mnt/b"])?.ok()?;
-    // A service's standard error is the journal, and `spc` in the container's mount namespace has it.
+    // A service's standard error is the journal, and `spc` in the container's mount namespace
+    // inherits it.
     let command = "nsenter -t $$(pidof -s spc) -m -- /usr/bin/spc mount -v -t fuse.bindfs";
     let run = |unit: &str, arguments: &str| {
         let text = format!(
@@ -210,7 +212,7 @@ fn priorities(lab: &Lab) -> Result<()> {
         error.is_some_and(|(priority, _)| priority == "3"),
         "{bad:?}"
     );
-    // A daemon that is not to outlive anything ended with the service.
+    // A daemon that may end with its caller ended with the service.
     until("nothing is left", || Ok(spc.is_clean().is_ok()))
 }
 

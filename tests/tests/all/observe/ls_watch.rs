@@ -1,4 +1,4 @@
-//! `spc ls --watch`: each change is told of, until nobody listens.
+//! `spc ls --watch`: each change is reported, until the reader has gone.
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -25,13 +25,13 @@ fn each_change_is_one_document() {
             Ok(told()? == [nothing.clone()])
         })?;
         spc.exec(&MOUNT)?.ok()?;
-        // A look may come while the command is at work.
+        // The first report may come while the command is still running.
         until("the mount is told of", || {
             let all = told()?;
             let last = &all[all.len() - 1][0];
             Ok(last["target"] == "/mnt/data" && last["state"] == "ok")
         })?;
-        // Nothing changes, so nothing is said.
+        // Without a change there is no report.
         let before = told()?;
         std::thread::sleep(std::time::Duration::from_secs(5));
         ensure!(told()? == before, "{:?} after {before:?}", told()?);
@@ -39,7 +39,7 @@ fn each_change_is_one_document() {
         until("the unmount is told of", || {
             Ok(told()?.last() == Some(&nothing))
         })?;
-        // Without a reader it ends.
+        // The command ends when its reader has gone.
         let piped = spc.sh("spc ls --watch | head -n 1")?.ok()?;
         ensure!(piped.text().starts_with("TARGET "), "{piped}");
         ensure!(piped.elapsed.as_secs() < 10, "{piped}");

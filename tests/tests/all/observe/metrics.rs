@@ -1,4 +1,5 @@
-//! `spc serve --metrics`: what was done is counted, what is there is shown, and Prometheus' own tool can read it.
+//! `spc serve --metrics`: counters of what was done, gauges of what is there, in a format that
+//! Prometheus' own tool accepts.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,7 +11,7 @@ use crate::support::{MINIMAL, Spc, until, with_lab};
 
 const ADDRESS: &str = "127.0.0.1:9750";
 
-/// The container with these arguments of `spc serve`.
+/// Starts the container with these arguments of `spc serve`.
 fn serving<'lab>(lab: &'lab Lab, run: &[&str], arguments: &[&str]) -> Result<Spc<'lab>> {
     let spc = Spc::minimal(lab)?;
     again(&spc, run, arguments)?;
@@ -26,13 +27,13 @@ fn again(spc: &Spc<'_>, run: &[&str], arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// What is at a path of the address.
+/// Reply for a path of the address.
 fn get(host: &Host<'_>, path: &str) -> Result<String> {
     let fetch = format!("wget -qO - http://{ADDRESS}{path}");
     Ok(host.sh(&fetch)?.ok()?.text())
 }
 
-/// The value of a metric with these labels.
+/// Value of a metric with these labels.
 fn value(text: &str, metric: &str) -> Option<f64> {
     let mut lines = text.lines();
     lines.find_map(|line| line.strip_prefix(metric)?.strip_prefix(' ')?.parse().ok())
@@ -46,7 +47,7 @@ fn has(text: &str, metric: &str, wanted: f64) -> Result<()> {
     Ok(())
 }
 
-/// `promtool` reads it, and finds nothing to improve.
+/// Checks that `promtool` accepts the text and suggests no improvement.
 fn is_read_by_prometheus(lab: &Lab, text: &str) -> Result<()> {
     let host = lab.host(HostOptions {
         root: Root::Readers,
@@ -57,7 +58,7 @@ fn is_read_by_prometheus(lab: &Lab, text: &str) -> Result<()> {
         .input(format!("{text}\n").as_bytes())?
         .run()?;
     ensure!(check.success() && check.error_text().is_empty(), "{check}");
-    // It does read it.
+    // promtool does read it.
     let bad = host
         .command(&["promtool", "check", "metrics"])?
         .input(b"not a metric\n")?
@@ -80,12 +81,12 @@ fn counted(lab: &Lab) -> Result<()> {
     for target in ["/mnt/a", "/mnt/b"] {
         spc.mount(&[&bindfs[..], &[target]].concat())?;
     }
-    // Once more is no other mount.
+    // The same request again makes no other mount.
     spc.mount(&[&bindfs[..], &["/mnt/a"]].concat())?;
     spc.mount(&["-t", "tmpfs", "none", "/mnt/c"])?;
     spc.umount("/mnt/c")?;
 
-    // Failures, each for a reason of its own.
+    // Failures, each for a different reason.
     spc.exec(&["spc", "mount", "-t", "tmpfs", "none", "/mnt/a"])?
         .code(32)?;
     spc.exec(
@@ -160,7 +161,7 @@ fn counted(lab: &Lab) -> Result<()> {
     }
     is_read_by_prometheus(lab, &text)?;
 
-    // A dead mount shows, whoever asks; asking changes nothing.
+    // A dead mount shows to every reader; reading changes nothing.
     let daemon = spc.record("/mnt/b")?["daemon"][0].to_string();
     spc.exec(&["kill", "-STOP", &daemon])?.ok()?;
     until("a mount hangs", || {
@@ -173,10 +174,10 @@ fn counted(lab: &Lab) -> Result<()> {
         };
         Ok(state("hung") == Some(1.0) && state("ok") == Some(1.0))
     })?;
-    // The watch does not depend on mounts that answer.
+    // The watch loop does not depend on mounts that respond.
     ensure!(get(&spc.host, "/healthz")? == "ok");
     spc.exec(&["kill", "-CONT", &daemon])?.ok()?;
-    // So does what becomes of it.
+    // Nor do counters of later events.
     let daemon = spc.record("/mnt/a")?["daemon"][0].to_string();
     spc.exec(&["kill", "-KILL", &daemon])?.ok()?;
     until("it is repaired", || {
@@ -194,7 +195,7 @@ fn what_is_done_and_what_there_is_can_be_measured() {
     with_lab(counted);
 }
 
-/// The whole answer to a question, on the host's socket.
+/// Whole reply to a request on the host's socket.
 fn ask(host: &Host<'_>, socket: &str, question: &str) -> Result<String> {
     let mut client = UnixStream::connect(format!("/proc/{}/root{socket}", host.pid()))?;
     client.set_read_timeout(Some(std::time::Duration::from_secs(20)))?;
@@ -205,13 +206,13 @@ fn ask(host: &Host<'_>, socket: &str, question: &str) -> Result<String> {
 }
 
 fn places(lab: &Lab) -> Result<()> {
-    // Nothing listens unless it is asked for.
+    // Nothing listens without `--metrics`.
     let spc = Spc::minimal(lab)?;
     let listening = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 0A '";
     let quiet = spc.host.sh(listening)?.text();
     ensure!(quiet == "0", "{quiet}");
 
-    // A socket of the host, where one is left of an earlier start.
+    // A socket on the host, where an earlier start left one.
     let socket = "/run/metrics.sock";
     let address = format!("unix:{socket}");
     for _ in 0..2 {
@@ -238,13 +239,13 @@ fn places(lab: &Lab) -> Result<()> {
     );
     has(body, "spc_look_success", 1.0)?;
     ensure!(spc.host.sh(listening)?.text() == "0");
-    // Somebody who says nothing keeps nobody else waiting, and does not stay.
+    // A client that sends nothing delays no other client, and is disconnected.
     let mut silent = UnixStream::connect(format!("/proc/{}/root{socket}", spc.host.pid()))?;
     ask(&spc.host, socket, "GET /healthz HTTP/1.1\r\n\r\n")?;
     silent.set_read_timeout(Some(std::time::Duration::from_secs(20)))?;
     ensure!(silent.read(&mut [0])? == 0, "it was told something");
 
-    // A file that is no socket is not ours to replace; `spc serve` does the rest of its work.
+    // A file that is not a socket is not replaced; `spc serve` does the rest of its work.
     spc.host.write("/run/file", b"precious")?;
     again(&spc, &MINIMAL, &["--metrics", "unix:/run/file"])?;
     let said = "cannot listen on /run/file on the host: ";
@@ -254,7 +255,7 @@ fn places(lab: &Lab) -> Result<()> {
     })?;
     ensure!(spc.host.read("/run/file")? == b"precious");
 
-    // Where the host cannot be reached, it is not well, and says so.
+    // Where the host cannot be reached, /healthz reports it.
     let apart: Vec<&str> = MINIMAL
         .into_iter()
         .filter(|word| *word != "--pid=host")

@@ -1,4 +1,4 @@
-//! docs/metrics.md: its commands and its alerts, as they stand there.
+//! docs/metrics.md: its commands and its alerts, run as printed.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Base, Host, HostOptions, Lab, Root};
@@ -7,7 +7,7 @@ use crate::support::{MINIMAL, Spc, until, with_lab};
 
 const PAGE: &str = include_str!("../../../../docs/metrics.md");
 
-/// What Prometheus is to make of the alerts, by its own test of rules. A sample a minute.
+/// Input of promtool's rule test: one sample per minute, and the alerts expected from it.
 const EXPECTED: &str = r#"
 rule_files: [rules.yaml]
 evaluation_interval: 1m
@@ -45,7 +45,7 @@ tests:
             exp_annotations: {summary: 'spc cannot look at the mounts of a: docker logs spc'}
 "#;
 
-/// A block of the page that begins so, between its fences.
+/// Fenced block of the page that begins with these words.
 fn block(begins: &str) -> Result<&'static str> {
     let blocks = PAGE.split("```").skip(1).step_by(2);
     let texts = blocks.filter_map(|block| Some(block.split_once('\n')?.1));
@@ -74,7 +74,7 @@ fn the_alerts_go_off_when_they_should() {
         ensure!(checked.contains("3 rules found"), "{checked}");
         host.write("/tmp/test.yaml", EXPECTED.as_bytes())?;
         promtool("test rules test.yaml")?.ok()?;
-        // It does look.
+        // promtool does evaluate the rules.
         let wrong = EXPECTED.replace("state: hung", "state: stale");
         host.write("/tmp/test.yaml", wrong.as_bytes())?;
         let failed = promtool("test rules test.yaml")?;
@@ -83,7 +83,7 @@ fn the_alerts_go_off_when_they_should() {
     });
 }
 
-/// Gives a host that has none curl, with the libraries it needs, as another one has it.
+/// Copies curl and its libraries to a host without it, from a host with it.
 fn give_curl(to: &Host<'_>, from: &Host<'_>) -> Result<()> {
     let pack = r#"
         files=$(ldd /usr/bin/curl | sed -n 's|.*[ \t]\(/[^ ]*\) (.*|\1|p')

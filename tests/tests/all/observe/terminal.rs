@@ -1,4 +1,4 @@
-//! What a person sees on a terminal.
+//! Output on a terminal.
 
 use anyhow::{Result, ensure};
 use lab::Lab;
@@ -26,7 +26,7 @@ fn progress(lab: &Lab) -> Result<()> {
         seen.contains("/usr/local/sbin/mount.slow is at work: 2 s of at most 5 s"),
         "{seen}"
     );
-    // Where nobody looks, only the error is printed.
+    // Without a terminal, spc prints only the error.
     let logged = spc.exec(&mount)?.code(32)?.error_text();
     ensure!(
         !logged.contains("is at work") && logged.contains("hint:"),
@@ -34,7 +34,7 @@ fn progress(lab: &Lab) -> Result<()> {
     );
     spc.is_clean()?;
 
-    // Ctrl-C ends a command that waits for a helper, and one that waits for the other command.
+    // Ctrl-C ends a command that waits for a helper, and one that waits for another command.
     let stopped = |seconds: &str| {
         let script = format!(
             "timeout --preserve-status -s INT {seconds} spc mount --timeout 30 -t slow x /mnt/slow"

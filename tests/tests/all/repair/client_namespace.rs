@@ -1,4 +1,4 @@
-//! The namespace of the client programs: what it begins with.
+//! The mount namespace of the client programs: the mounts that it starts with.
 
 use std::fs;
 
@@ -8,10 +8,10 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::support::{Spc, with_gluster};
 
-/// Mounts of others on the host, of which none is in it.
+/// Number of foreign mounts on the host. None may be in the client namespace.
 const OTHERS: usize = 3_000;
 
-/// `STATX_MNT_ID_UNIQUE`: ids that grow with each mount that is made on the machine; Linux 6.8.
+/// `STATX_MNT_ID_UNIQUE`: unique mount ids, which grow with each mount on the machine (Linux 6.8).
 const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 fn unique(path: &str) -> Result<u64> {
@@ -20,7 +20,7 @@ fn unique(path: &str) -> Result<u64> {
     Ok(seen.stx_mnt_id)
 }
 
-/// The keeper of the client namespace, as the machine numbers it.
+/// PID of the namespace holder, as the machine numbers it.
 fn keeper(host: &Host<'_>) -> Result<i32> {
     let mut processes = host.processes().into_iter();
     let is_keeper = |pid: &i32| {
@@ -41,16 +41,17 @@ fn a_client_namespace_does_not_begin_with_the_hosts_mounts() {
         host.sh("mkdir /mnt/data")?.ok()?;
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
         let mut least = u64::MAX;
-        // Others may mount on the machine at the same time, but not each time.
+        // Other tests may mount on the machine at the same time, but not in each attempt.
         for _ in 0..3 {
             spc.mount(&["-t", "glusterfs", &source, "/mnt/data"])?;
             let keeper = keeper(host)?;
-            // Its root was cloned before there was a namespace, and its /proc mounted after that was empty.
+            // The root was cloned before the namespace existed, and /proc was mounted when the
+            // namespace was empty.
             let root = unique(&format!("/proc/{keeper}/root"))?;
             let proc = unique(&format!("/proc/{keeper}/root/proc"))?;
             least = least.min(proc.checked_sub(root).context("the order is another")?);
             spc.umount("/mnt/data")?;
-            // The next mount makes a new one.
+            // The next mount creates a new namespace.
             host.sh(r#"kill -9 $(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' /run/spc/clients/*)"#)?
                 .ok()?;
         }

@@ -1,5 +1,5 @@
-//! Mounts outlive the container that made them: programs read and write on them while it is restarted, removed,
-//! replaced by a new version and killed, and none sees an error or another mount.
+//! Mounts outlive their container. Programs read and write while it is restarted, removed, replaced
+//! by a new version and killed. No program sees an error or another mount.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::crash::steady_io::Steady;
 use crate::servers::lab_servers::Servers;
 use crate::support::{Container, MINIMAL, Spc, VmSpc, until, with_lab};
 
-/// Files of the image's own, which docker deletes with the container.
+/// Scratch files of the image, which docker deletes with the container.
 const ENGINES: [&str; 2] = ["/var/lib/docker", "/var/lib/containers"];
 
-/// A container whose mounts have programs at work on them.
+/// A container whose mounts are in use by programs.
 struct Scene<H> {
     spc: Container<H>,
     steady: Vec<Steady>,
@@ -27,7 +27,7 @@ impl<H: AnyHost> Scene<H> {
         Self { spc, steady }
     }
 
-    /// Mounts, and puts a program to work.
+    /// Mounts, and starts a program on the mount.
     fn mount(&mut self, words: &[String]) -> Result<()> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         self.spc.exec(&words)?.ok()?;
@@ -36,7 +36,7 @@ impl<H: AnyHost> Scene<H> {
         Ok(())
     }
 
-    /// Does something to the container, and no program notices.
+    /// Does something to the container, and checks that no program notices.
     fn survive(&self, what: &str, deed: impl FnOnce() -> Result<()>) -> Result<()> {
         deed().context(what.to_owned())?;
         for steady in &self.steady {
@@ -46,7 +46,7 @@ impl<H: AnyHost> Scene<H> {
         Ok(())
     }
 
-    /// The container knows the mounts as those that they were, and they answer.
+    /// Checks that the container knows all mounts, and that they respond.
     fn is_known(&self) -> Result<()> {
         for steady in &self.steady {
             let record = self.spc.record(&steady.target)?;
@@ -57,7 +57,7 @@ impl<H: AnyHost> Scene<H> {
                     steady.record
                 );
             }
-            // On a busy machine a look may take longer than it is given.
+            // On a busy machine, a probe may exceed its limit.
             until(&format!("{} answers", steady.target), || {
                 Ok(self.spc.record(&steady.target)?["state"] == "ok")
             })?;
@@ -65,7 +65,7 @@ impl<H: AnyHost> Scene<H> {
         Ok(())
     }
 
-    /// No daemon has anything of the container or of the command that started it.
+    /// Checks that no daemon holds anything of the container or of the command that started it.
     fn are_on_their_own(&self) -> Result<()> {
         for steady in &self.steady {
             let daemons = steady.record["daemon"].as_array().context("no list")?;
@@ -88,7 +88,8 @@ impl<H: AnyHost> Scene<H> {
         for fd in 0..3 {
             let stream = self.look(daemon, &format!("readlink fd/{fd} || echo closed"))?;
             let closed = ["closed", "/dev/null", "/memfd:"];
-            // Who closes them and goes on may have others by these numbers, which nobody else has.
+            // A process that closes its descriptors may reuse the numbers for others that it opened
+            // itself.
             let holders = format!("grep -cF '{stream}'");
             let all = self.look(
                 daemon,
@@ -113,18 +114,18 @@ impl<H: AnyHost> Scene<H> {
         Ok(())
     }
 
-    /// What a script says in a process's directory below `/proc`.
+    /// Output of a script that runs in a process's directory below `/proc`.
     fn look(&self, pid: &str, script: &str) -> Result<String> {
         let script = format!("cd /proc/{pid} && {script}");
         Ok(self.spc.host.sh(&script)?.ok()?.text())
     }
 
-    /// The cgroup of a process.
+    /// Cgroup of a process.
     fn cgroup(&self, pid: &str) -> Result<String> {
         self.look(pid, "sed -n 's/^0:://p' cgroup")
     }
 
-    /// Kills everything that is in the container's cgroup, whoever started it.
+    /// Kills every process in the container's cgroup.
     fn kill_container(&self) -> Result<()> {
         let cgroup = self.cgroup(&self.spc.pid()?)?;
         ensure!(cgroup.len() > 1, "no cgroup of its own: {cgroup}");
@@ -133,7 +134,7 @@ impl<H: AnyHost> Scene<H> {
         Ok(())
     }
 
-    /// Ends the programs, which have never seen an error, and unmounts.
+    /// Ends the programs, checks that none saw an error, and unmounts.
     fn end(self) -> Result<Container<H>> {
         for steady in self.steady {
             let target = steady.target.clone();
@@ -144,7 +145,7 @@ impl<H: AnyHost> Scene<H> {
         Ok(self.spc)
     }
 
-    /// The client roots on the host.
+    /// Names of the client root file systems on the host.
     fn roots(&self) -> Result<BTreeSet<String>> {
         let list = self.spc.host.sh("ls -A /var/lib/spc/roots")?.ok()?.text();
         let roots = list.lines().filter(|name| *name != "lock");
@@ -153,7 +154,7 @@ impl<H: AnyHost> Scene<H> {
 }
 
 impl Scene<Vm<'_>> {
-    /// Has systemd start the container, in a cgroup of its own below its service's.
+    /// Lets systemd start the container, in a cgroup below its service's.
     fn becomes_a_service(&self) -> Result<()> {
         let host = &self.spc.host;
         self.spc.remove()?;
@@ -183,7 +184,7 @@ impl Scene<Vm<'_>> {
         up.or_else(|error| Err(error.context(self.spc.host.sh("systemctl status spc")?)))
     }
 
-    /// Starts a service that runs these commands and then is up.
+    /// Starts a service that runs these commands and then is active.
     fn start_service(&self, name: &str, commands: &[String]) -> Result<()> {
         let host = &self.spc.host;
         let script = format!("set -e\n{}\n", commands.join("\n"));
@@ -196,14 +197,14 @@ impl Scene<Vm<'_>> {
         self.systemctl(&["start", name])
     }
 
-    /// A service that mounts takes its time on a machine that is busy.
+    /// Runs systemctl with a long limit: a service that mounts needs time on a busy machine.
     fn systemctl(&self, words: &[&str]) -> Result<()> {
         let command = self.spc.host.command(&[&["systemctl"], words].concat());
         let limit = Duration::from_secs(240);
         command.limit(limit).run()?.ok().map(drop)
     }
 
-    /// A service that has mounted is restarted, and mounts again, and ends.
+    /// Checks that the mounts outlive a service which made them: restarted, started again, stopped.
     fn outlives(&self, service: &str) -> Result<()> {
         for verb in ["restart", "stop"] {
             self.survive(&format!("systemctl {verb} {service}"), || {
@@ -213,7 +214,7 @@ impl Scene<Vm<'_>> {
         Ok(())
     }
 
-    /// The scopes that systemd has of our mounts, with their descriptions.
+    /// Scopes that systemd has for spc's mounts, with their descriptions.
     fn scopes(&self) -> Result<Vec<String>> {
         let list = "systemctl list-units --plain --no-legend 'spc-*.scope'";
         let list = self.spc.host.sh(list)?.ok()?.text();
@@ -223,7 +224,7 @@ impl Scene<Vm<'_>> {
         Ok(mounts.map(str::to_owned).collect())
     }
 
-    /// Each mount has a scope that tells people what it is.
+    /// Checks that each mount has a scope with a readable description.
     fn have_scopes(&self) -> Result<()> {
         let scopes = self.scopes()?;
         for steady in &self.steady {
@@ -243,7 +244,7 @@ pub const NEXT: &str = "
     docker build -q -t localhost/spc:next .
 ";
 
-/// The container with the least it needs, and the keys.
+/// Starts the container with the recommended run line, and copies the keys.
 fn started<'a>(lab: &'a Lab, servers: &Servers<'_>, engine: Engine) -> Result<Scene<Host<'a>>> {
     let spc = Spc::start(lab, Propagation::Shared, engine, Base::Trixie, &MINIMAL)?;
     servers.keys(&spc.host)?;
@@ -292,7 +293,7 @@ fn mounts_outlive_their_container() {
         })?;
         scene.is_known()?;
 
-        // What is mounted from now on is of the new version.
+        // Mounts from now on use the new version.
         scene.mount(&servers.gluster("/mnt/next"))?;
         let both = scene.roots()?;
         ensure!(
@@ -302,7 +303,8 @@ fn mounts_outlive_their_container() {
         scene.is_known()?;
         scene.are_on_their_own()?;
 
-        // The old root goes with its last mount, the new one stays for the container that may want it again.
+        // The old client root file system goes with its last mount. The new one stays for the
+        // container.
         let spc = scene.end()?;
         let scene = Scene::new(spc);
         let new: BTreeSet<_> = both.difference(&old).cloned().collect();
@@ -333,7 +335,7 @@ fn mounts_outlive_podmans_container() {
     });
 }
 
-/// What the other tests would see if daemons were where they used to be.
+/// Checks the test itself: a daemon in the container ends with it, and the programs notice.
 #[test]
 fn a_mount_that_stays_in_the_container_ends_with_it() {
     with_lab(|lab| {
@@ -383,7 +385,8 @@ fn mounts_outlive_services_of_systemd() {
         })?;
         scene.service("start")?;
         scene.is_known()?;
-        // The same on the host itself, where a daemon would be in the cgroup of whoever ran mount(8).
+        // The same on the host itself, where a daemon would be in the cgroup of the process that
+        // ran mount(8).
         scene.spc.exec(&["spc", "install"])?.ok()?;
         let native = servers.gluster("/mnt/native").split_off(4).join(" ");
         let native = ["mkdir -p /mnt/native".into(), format!("mount {native}")];

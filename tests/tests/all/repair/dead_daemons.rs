@@ -1,4 +1,5 @@
-//! Mounts whose daemon dies: another one takes their place, and nobody sees anything else there.
+//! Mounts whose daemon dies. A new mount replaces each, and processes see nothing else at the
+//! target.
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +15,14 @@ use crate::support::{
 
 const TARGET: &str = "/mnt/data";
 
-/// A directory of the container, whose mount's daemon runs there.
+/// Directory of the container: the mount's daemon runs there.
 const INSIDE: &str = "/srv/source";
 
-/// A directory of the host, whose mount's daemon runs in a client root.
+/// Directory of the host: the mount's daemon runs in a client root file system.
 const OUTSIDE: &str = "/host/srv/source";
 
-/// `spc mount OPTIONS` of a directory through bindfs; what is below the target can be told from it.
+/// Mounts a directory by bindfs with these options. The file content differs from the target's
+/// below the mount.
 fn bindfs<H: AnyHost>(spc: &Container<H>, source: &str, options: &str) -> Result<()> {
     let fill = |source: &str| {
         format!("mkdir -p {source}/sub && echo through | tee {source}/file >{source}/sub/file")
@@ -40,7 +42,7 @@ fn mount<H: AnyHost>(spc: &Container<H>, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The one mount on the target that `spc ls` knows, and its record.
+/// The only mount on the target, with its unique id, and its record in `spc ls`.
 pub fn only<H: AnyHost>(spc: &Container<H>) -> Result<(u64, Value)> {
     let (on, record) = (spc.on(TARGET)?, spc.record(TARGET)?);
     ensure!(
@@ -50,20 +52,20 @@ pub fn only<H: AnyHost>(spc: &Container<H>) -> Result<(u64, Value)> {
     Ok((on[0].id, record))
 }
 
-/// Kills the daemon of the mount, which `spc ls` names.
+/// Kills the daemons that `spc ls` names for the mount.
 pub fn kill<H: AnyHost>(spc: &Container<H>) -> Result<()> {
     let (_, record) = only(spc)?;
     let daemons = record["daemon"].as_array().context("no daemon")?;
     let daemons: Vec<String> = daemons.iter().map(ToString::to_string).collect();
     ensure!(!daemons.is_empty(), "{record}");
-    // All at once: sshfs would unmount in good order if it saw its ssh die.
+    // All at once: sshfs would unmount cleanly if its ssh died first.
     let daemons = daemons.join(" ");
     spc.sh(&format!("kill -STOP {daemons}; kill -9 {daemons}"))?
         .ok()?;
     Ok(())
 }
 
-/// Waits until another mount is there, which answers.
+/// Waits until another mount is there and responds. Returns how long that took.
 pub fn is_repaired<H: AnyHost>(spc: &Container<H>, dead: u64) -> Result<Duration> {
     let killed = Instant::now();
     let repaired = until("another mount is in place", || {
@@ -81,7 +83,7 @@ fn log<H: AnyHost>(spc: &Container<H>) -> String {
     spc.log().unwrap_or_else(|error| error.to_string())
 }
 
-/// Reads a file again and again, opening it each time, until `during` is over; what it saw, each word once in a row.
+/// Opens and reads a file repeatedly while `during` runs. Returns what was seen, each change once.
 fn seen<H: AnyHost>(
     spc: &Container<H>,
     during: impl FnOnce() -> Result<()>,
@@ -113,7 +115,7 @@ fn seen<H: AnyHost>(
     Ok(words)
 }
 
-/// The daemon is killed, and a new mount is there, of which nothing but the mount is new.
+/// Kills the daemon, and checks that the mount alone is new afterwards.
 fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, way: &str) -> Result<()> {
     let before = spc.traces()?;
     bindfs(spc, source, "allow_other")?;
@@ -141,7 +143,7 @@ fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, way: &str) -
         let expected = ["through", "failed", "through", "failed", "through"];
         ensure!(words == expected, "{words:?}\n{log}");
     }
-    // Commands have tables of their own for a moment.
+    // A running command has a mount table of its own for a moment.
     let grown = until("no table has grown", || {
         let now = spc.host.tables()?;
         Ok(tables
@@ -279,7 +281,7 @@ fn a_mount_that_is_not_to_be_repaired_stays_dead() {
     });
 }
 
-/// What is mounted, killed, mounted in its place and used is the same thing.
+/// Checks that a mount shows the same type, source and files after a repair.
 fn is_the_same<H: AnyHost>(spc: &Container<H>, arguments: &[&str], shows: &str) -> Result<()> {
     mount(spc, arguments)?;
     spc.host.write("/mnt/data/repaired", b"before")?;
@@ -303,7 +305,7 @@ fn a_glusterfs_volume_comes_back_and_its_daemon_can_still_unmount_it() {
         for node in cluster.nodes() {
             ensure!(node.host().read(node.brick("vol").join("repaired"))? == b"after");
         }
-        // GlusterFS takes its own mount away when it is told to end, by the stand-in that it knows.
+        // On SIGTERM, GlusterFS unmounts its placeholder path itself.
         let (_, record) = only(&spc)?;
         spc.sh(&format!("kill -TERM {}", record["daemon"][0]))?
             .ok()?;
@@ -312,7 +314,8 @@ fn a_glusterfs_volume_comes_back_and_its_daemon_can_still_unmount_it() {
     });
 }
 
-/// What a dead client had the right to change, its metadata server keeps for it for a while: so this one only reads.
+/// Uses a read-only mount: the metadata server keeps the write capabilities of a dead client for a
+/// while.
 #[test]
 fn ceph_fuse_comes_back_with_the_key_of_a_file() {
     with_container(|spc| {
@@ -324,12 +327,12 @@ fn ceph_fuse_comes_back_with_the_key_of_a_file() {
         mount(spc, &["-t", "ceph-fuse", "-o", options, &source])?;
         ensure!(spc.host.read("/mnt/data/repaired")? == b"kept\n");
         let (dead, _) = only(spc)?;
-        // What only the copy beside the claim has from now on.
+        // From now on, only the copy beside the redirect has the key.
         spc.sh("rm /etc/app.secret")?.ok()?;
         kill(spc)?;
         is_repaired(spc, dead)?;
         ensure!(spc.host.read("/mnt/data/repaired")? == b"kept\n");
-        // As ceph-fuse does it to empty the kernel's caches.
+        // ceph-fuse remounts like this to empty the kernel's caches.
         let remount = "
             for dir in /spc/targets/*/; do
                 case $dir in *.files/) continue ;; esac
@@ -346,7 +349,7 @@ fn ceph_fuse_comes_back_with_the_key_of_a_file() {
     });
 }
 
-/// A directory of an SSH server.
+/// Mounts a directory of an SSH server.
 fn sshfs(spc: &Spc<'_>, server: &Host<'_>) -> Result<()> {
     spc.put("/host/root/key", &server.read("/root/key")?)?;
     spc.sh("chmod 600 /host/root/key")?.ok()?;
@@ -389,7 +392,7 @@ fn an_unmount_does_not_wait_for_a_repair() {
     with_lab(|lab| {
         let (spc, server) = (Spc::privileged(lab)?, sshd(lab)?);
         sshfs(&spc, &server)?;
-        // Whoever connects now waits for its first word.
+        // New connections hang before the server's banner.
         server.sh("kill -STOP $(cat /run/sshd.pid)")?.ok()?;
         kill(&spc)?;
         until("a repair is at work", || {
@@ -441,7 +444,7 @@ fn a_secret_is_read_again_if_it_can_be_and_never_kept() {
     });
 }
 
-/// A daemon that runs in the container ends with it.
+/// Checks that a mount whose daemon ran in the container is repaired when the container restarts.
 #[test]
 fn what_died_with_the_container_comes_back_with_it() {
     with_container(|spc| {
@@ -457,7 +460,7 @@ fn what_died_with_the_container_comes_back_with_it() {
     });
 }
 
-/// What a killed repair leaves is put right by the next command, whichever that is.
+/// Checks that the next command, any command, completes or rolls back a killed repair.
 #[test]
 fn a_killed_repair_can_be_given_again() {
     with_lab(|lab| {

@@ -12,10 +12,10 @@ use crate::support::{Spc, until, with_gluster};
 
 const PORT: u16 = 24007;
 
-/// What glusterd says to whoever asks whether it answers, and a little of what it says to a client.
+/// Bytes of the start of glusterd's replies: the reply to a probe, and part of a reply to a client.
 const FEW: u32 = 100;
 
-/// A host with the container, a real cluster, and a host for servers that fail.
+/// A host with the container, a real cluster, and a host for faulty servers.
 struct Scene<'a> {
     spc: Spc<'a>,
     cluster: &'a Cluster<'a>,
@@ -33,13 +33,13 @@ impl<'a> Scene<'a> {
         })
     }
 
-    /// The addresses of the real servers.
+    /// Addresses of the real servers.
     fn real(&self) -> Vec<Ipv4Addr> {
         let nodes = self.cluster.nodes().iter();
         nodes.map(|node| node.host().address()).collect()
     }
 
-    /// What a faulty server passes on.
+    /// Real server that a faulty one forwards to.
     fn behind(&self) -> SocketAddrV4 {
         SocketAddrV4::new(self.real()[0], PORT)
     }
@@ -51,14 +51,14 @@ impl<'a> Scene<'a> {
             .collect()
     }
 
-    /// `spc mount` of the volume at these servers.
+    /// Runs `spc mount` of the volume with these servers.
     fn mount(&self, options: &str, servers: &[Ipv4Addr], target: &str) -> Result<Output> {
         let source = source(servers);
         let words = ["spc", "mount", "-t", "glusterfs", "-o", options, &source];
         self.spc.exec(&[&words[..], &[target]].concat())
     }
 
-    /// The servers that the daemon was given, the first one first.
+    /// Servers that the daemon got as arguments, in order.
     fn given(&self) -> Result<Vec<String>> {
         let daemons =
             "for p in $(busybox pidof glusterfs); do tr '\\0' '\\n' </proc/$p/cmdline; done";
@@ -68,7 +68,7 @@ impl<'a> Scene<'a> {
         Ok(given.map(str::to_owned).collect())
     }
 
-    /// The mount is one, and its files are those of the volume; then it is taken off. How long the mount took.
+    /// Checks the mount and its files, and unmounts. Returns how long the mount took.
     fn used(&self, mounted: Output, target: &str) -> Result<Duration> {
         let mounted = mounted.ok()?;
         ensure!(self.spc.on(target)?.len() == 1, "{mounted}");
@@ -84,7 +84,7 @@ impl<'a> Scene<'a> {
         Ok(mounted.elapsed)
     }
 
-    /// What `spc explain` says of servers.
+    /// Server lines in the output of `spc explain`.
     fn explained(&self, options: &str, source: &str) -> Result<Vec<String>> {
         let words = [
             "spc",
@@ -110,7 +110,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// How long it may take until a server that answered and then hangs is left for another.
+/// Longest time until a server that responded and then hangs is abandoned for another.
 fn lost(conducts: &[Conduct]) -> Duration {
     let hangs = |conduct: &&Conduct| matches!(conduct, Conduct::Hangs(..));
     let count = conducts.iter().filter(hangs).count();
@@ -223,7 +223,7 @@ fn a_repair_goes_on_to_the_next_server() {
             Conduct::Drops,
             Conduct::Refuses,
         ] {
-            // It is asked first, whatever it did before.
+            // The repair tries this server first, whatever it did before.
             servers[0].turn(conduct)?;
             scene.spc.host.sh("rm -rf /run/spc/dead")?.ok()?;
             let (dead, _) = only(&scene.spc)?;
@@ -234,7 +234,7 @@ fn a_repair_goes_on_to_the_next_server() {
             ensure!(servers[0].asked()? > asked, "{conduct:?}: not asked");
             let given = scene.given()?;
             ensure!(given.first() == Some(&places[1].to_string()), "{given:?}");
-            // The fourth repair of a row waits some seconds for its turn.
+            // The fourth repair in a row starts some seconds later.
             ensure!(
                 took < Duration::from_secs(20) + lost(&[conduct]),
                 "{conduct:?}: {took:?}"
@@ -271,7 +271,7 @@ fn who_was_dead_is_asked_last_and_not_forgotten() {
         scene.used(mounted, "/mnt/data")?;
         ensure!(first.asked()? == asked, "it was asked again");
 
-        // Now the other one is dead, and the memory is wrong.
+        // Now the other server is dead, and the memory is wrong.
         first.turn(Conduct::Serves(behind))?;
         second.turn(Conduct::Drops)?;
         let mounted = scene.mount(given, &places, "/mnt/data")?;
@@ -280,7 +280,7 @@ fn who_was_dead_is_asked_last_and_not_forgotten() {
         let order = scene.explained(given, &source(&places))?;
         ensure!(order[0] == format!("{}:{PORT}", places[0]), "{order:?}");
 
-        // It is one mount, whichever server it was made with.
+        // The mount is the same, whichever server made it.
         scene.mount("rw", &places, "/mnt/other")?.ok()?;
         let id = scene.spc.on("/mnt/other")?[0].id;
         second.turn(Conduct::Serves(behind))?;
@@ -308,7 +308,7 @@ fn the_order_of_servers_is_random_or_that_of_a_seed() {
             firsts.entry(order[0].clone()).or_insert(seed);
         }
         ensure!(firsts.len() == 3, "{firsts:?}");
-        // The mount does what was explained, and gives its helper the others as well.
+        // The mount follows the explained order, and passes the other servers to its helper.
         for (first, seed) in &firsts {
             let options = format!("x-spc.order={seed}");
             let mounted = scene.mount(&options, &real, "/mnt/data")?;
@@ -329,7 +329,7 @@ fn the_order_of_servers_is_random_or_that_of_a_seed() {
             Ok(random.len() == 3)
         })?;
 
-        // A name with several addresses is as many servers.
+        // A name with several addresses counts as several servers.
         let dead = scene.faulty(&[Conduct::Refuses, Conduct::Drops])?;
         let mut places = addresses(&dead);
         places.push(real[2]);
@@ -354,7 +354,7 @@ fn the_order_of_servers_is_random_or_that_of_a_seed() {
         ensure!(scene.given()?[0] == real[2].to_string(), "{mounted}");
         scene.used(mounted, "/mnt/data")?;
 
-        // As does a list of servers, on the command line or in a file.
+        // So does a list of servers, on the command line or in a file.
         let list: Vec<_> = places.iter().map(ToString::to_string).collect();
         scene.spc.host.write(
             "/srv/servers",

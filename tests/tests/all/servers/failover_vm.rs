@@ -1,4 +1,5 @@
-//! Several servers of NFS and several portals of iSCSI, some of which fail, and a kernel that mounts from them.
+//! Several servers of NFS and several portals of iSCSI, some of which fail, and a kernel that
+//! mounts from them.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
@@ -10,8 +11,8 @@ use crate::kinds::nfs::with_client;
 use crate::support::VmSpc;
 use crate::support::images::ext4;
 
-/// How long it may take on a slow machine until a server that answered, and then died or hangs, is left for another. A
-/// helper is ended after twenty seconds in any case.
+/// Longest time, on a slow machine, until a server that died or hangs after its reply is abandoned
+/// for another. spc kills a helper after twenty seconds in any case.
 const LOST: Duration = Duration::from_secs(10);
 
 fn servers<'a>(
@@ -25,13 +26,13 @@ fn servers<'a>(
         .collect()
 }
 
-/// The addresses of these, and then of the real one.
+/// Addresses of these servers, followed by the real one.
 fn addresses(servers: &[FaultyServer<'_>], real: Option<Ipv4Addr>) -> Vec<String> {
     let all = servers.iter().map(FaultyServer::address).chain(real);
     all.map(|address| address.to_string()).collect()
 }
 
-/// `spc mount` on `/mnt/failover`, and how long it took.
+/// Runs `spc mount` on `/mnt/failover`. Returns its output and duration.
 fn mount(spc: &VmSpc<'_>, words: &[&str]) -> Result<(Output, Duration)> {
     let begun = Instant::now();
     let all = [&["spc", "mount"], words, &["/mnt/failover"]].concat();
@@ -39,7 +40,7 @@ fn mount(spc: &VmSpc<'_>, words: &[&str]) -> Result<(Output, Duration)> {
     Ok((mounted, begun.elapsed()))
 }
 
-/// A mount with dead servers takes little longer than one without.
+/// Checks that a mount with dead servers takes little longer than one without.
 fn is_soon(what: &[Conduct], took: Duration, healthy: Duration) -> Result<()> {
     eprintln!("{what:?}: {took:.2?}, {healthy:.2?} with healthy servers only");
     let lost = what
@@ -50,7 +51,7 @@ fn is_soon(what: &[Conduct], took: Duration, healthy: Duration) -> Result<()> {
     Ok(())
 }
 
-/// The error has one line for each server.
+/// Checks that the error has one line per server.
 fn has_lines(output: &Output, servers: &[String], says: &[&str]) -> Result<()> {
     let text = output.error_text();
     for (server, says) in servers.iter().zip(says) {
@@ -88,7 +89,7 @@ fn dead_nfs_servers_cost_moments() {
             spc.umount("/mnt/failover")?;
             anyhow::Ok(took)
         };
-        // The first mount has the kernel load what it needs.
+        // The first mount also loads kernel modules.
         try_all(&[])?;
         let healthy = try_all(&[])?.max(try_all(&[])?);
         for conducts in [
@@ -165,7 +166,7 @@ fn dead_iscsi_portals_cost_moments() {
             anyhow::Ok(took)
         };
         let serves = Conduct::Serves(real);
-        // The first mount has the kernel load what it needs, and iscsid started.
+        // The first mount also loads kernel modules, and starts iscsid.
         try_all(&[serves], "2")?;
         let healthy = try_all(&[serves, serves], "3")?;
         for conducts in [
@@ -174,7 +175,8 @@ fn dead_iscsi_portals_cost_moments() {
         ] {
             is_soon(&conducts, try_all(&conducts, "1")?, healthy)?;
         }
-        // It lets the client in, and is gone when that looks for the disk: the session is there, and waits.
+        // The portal accepts the login and dies when the client asks for the disk: the session
+        // exists, and waits.
         let dies = [Conduct::Dies(real, 1000)];
         is_soon(&dies, try_all(&dies, "2")?, healthy)?;
 

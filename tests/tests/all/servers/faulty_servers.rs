@@ -1,4 +1,4 @@
-//! The lab's faulty servers: each does what it is told, and nothing else.
+//! The lab's faulty servers: each behaves exactly as told.
 
 use std::net::SocketAddrV4;
 
@@ -7,7 +7,7 @@ use lab::{Conduct, Host, HostOptions};
 
 use crate::support::with_lab;
 
-/// Asks a port as a client does, with a limit of 2 s: what came back, or how it failed.
+/// Sends a line to a port, with a limit of 2 s. Returns the reply, or how the connection failed.
 fn ask(host: &Host<'_>, address: &str, port: u16) -> Result<String> {
     let ask =
         format!("echo hello | busybox timeout 2 busybox nc {address} {port} 2>&1; echo \" $?\"");
@@ -23,7 +23,7 @@ fn a_faulty_server_does_what_it_is_told() {
             lab.host(HostOptions::default())?,
             lab.host(HostOptions::default())?,
         );
-        // It says ten bytes to whoever says something.
+        // This server sends ten bytes to each client that writes.
         let says = "read line; echo 123456789";
         let _service = real.spawn(&["busybox", "nc", "-ll", "-p", "7", "-e", "sh", "-c", says])?;
         real.sh("until busybox netstat -lnt | busybox grep -q ':7 '; do sleep 0.1; done")?
@@ -46,7 +46,7 @@ fn a_faulty_server_does_what_it_is_told() {
             ensure!(said.ends_with(says), "{conduct:?}: {said}");
             let asked = server.asked()? - before;
             let expected = match conduct {
-                // Who is not answered asks again, after a second at first.
+                // TCP retransmits, after a second at first.
                 Conduct::Drops => 1..=3,
                 Conduct::Absent => 0..=0,
                 _ => 1..=1,
@@ -58,7 +58,7 @@ fn a_faulty_server_does_what_it_is_told() {
             let other = ask(&client, &beside.address().to_string(), 7)?;
             ensure!(other == "123456789 0", "{conduct:?}: {other}");
         }
-        // What it says before it dies may be said to several.
+        // Several clients may get the bytes before the server dies.
         server.turn(Conduct::Dies(behind, 14))?;
         for says in ["123456789 0", "1234 0", "refused 1"] {
             let said = ask(&client, &server.address().to_string(), 7)?;

@@ -1,4 +1,4 @@
-//! The servers of what has a daemon on the host that mounts it: GlusterFS, CephFS by ceph-fuse, and SSH.
+//! Servers whose file systems have a daemon on the client: GlusterFS, CephFS by ceph-fuse, and SSH.
 
 use anyhow::{Context, Result};
 use lab::{AnyHost, Ceph, Cluster, Host, Lab};
@@ -13,7 +13,7 @@ pub struct Servers<'a> {
 }
 
 impl<'a> Servers<'a> {
-    /// Starts what is not running yet.
+    /// Starts the servers that are not yet running.
     pub fn start(lab: &'a Lab) -> Result<Self> {
         Ok(Self {
             cluster: lab::gluster().context("no cluster")?,
@@ -22,14 +22,14 @@ impl<'a> Servers<'a> {
         })
     }
 
-    /// Their keys, in files of the host.
+    /// Writes their keys to files of the host.
     pub fn keys(&self, host: &impl AnyHost) -> Result<()> {
         host.write("/srv/ssh", &self.ssh.read("/root/key")?)?;
         host.write("/srv/app", self.ceph.secret("app")?.as_bytes())?;
         host.sh("chmod 600 /srv/ssh /srv/app")?.ok().map(drop)
     }
 
-    /// Commands that mount from each of them.
+    /// Commands that mount from each server.
     pub fn commands(&self) -> [Vec<String>; 3] {
         let ceph = format!("{}:/app", self.ceph.address());
         let ssh = format!("root@{}:/srv/data", self.ssh.address());
@@ -50,14 +50,14 @@ impl<'a> Servers<'a> {
         ]
     }
 
-    /// A command that mounts the GlusterFS volume.
+    /// Command that mounts the GlusterFS volume.
     pub fn gluster(&self, target: &str) -> Vec<String> {
         let source = format!("{}:/vol", self.cluster.nodes()[0].host().address());
         command(&["-t", "glusterfs", &source, target])
     }
 }
 
-/// `spc mount -o x-mount.mkdir WORDS`.
+/// Words of `spc mount -o x-mount.mkdir WORDS`.
 fn command(words: &[&str]) -> Vec<String> {
     let all = [&["spc", "mount", "-o", "x-mount.mkdir"], words].concat();
     all.into_iter().map(str::to_owned).collect()

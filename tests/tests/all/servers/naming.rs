@@ -1,4 +1,5 @@
-//! Several servers, as they are named: in the source, apart from it, in a file, by a name with several addresses.
+//! Ways to name several servers: in the source, as an option, in a file, by a name with several
+//! addresses.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,8 @@ use crate::support::{Spc, until, with_lab};
 const PASSWORD: &str = "Correct,Horse 7";
 const TARGET: &str = "/mnt/data";
 
-/// Two servers with the same directory, and a container whose host knows their keys by the name `nas`.
+/// Two servers with the same directory, and a container whose host knows their keys by the name
+/// `nas`.
 struct Scene<'lab> {
     spc: Spc<'lab>,
     servers: [Host<'lab>; 2],
@@ -40,7 +42,7 @@ impl<'lab> Scene<'lab> {
         self.servers.each_ref().map(|s| s.address().to_string())
     }
 
-    /// `spc mount` by sshfs, with these options and words before the target.
+    /// Runs `spc mount` by sshfs, with these options and these words before the target.
     fn mount(&self, options: &str, words: &[&str]) -> Result<lab::Output> {
         let options = format!("UserKnownHostsFile=/host/srv/known,{options}");
         let secret = "password=file:/host/srv/password";
@@ -49,7 +51,7 @@ impl<'lab> Scene<'lab> {
             .exec(&[&start[..], &[options.as_str()], words, &[TARGET]].concat())
     }
 
-    /// What is mounted, as the host sees it.
+    /// Source of the mount in the host's table.
     fn source(&self) -> Result<String> {
         let on = self.spc.on(TARGET)?;
         let mounted = on.first().context("nothing is mounted")?;
@@ -69,7 +71,7 @@ fn servers_may_be_named_in_many_ways() {
         let [one, two] = scene.addresses();
         let no_keys = "StrictHostKeyChecking=no";
 
-        // Apart from the source; and the same request is the same mount, however it is written and whoever gave it.
+        // Outside of the source. The same request in another spelling is the same mount.
         let list = format!("{NOBODY},root@{one}");
         let apart = ["--servers", list.as_str(), "root@192.0.2.253:/srv/data"];
         scene.mount(no_keys, &apart)?.ok()?;
@@ -85,7 +87,7 @@ fn servers_may_be_named_in_many_ways() {
         );
         scene.umount()?;
 
-        // In a file of the host, as it is at that moment.
+        // In a file of the host, with its content at that moment.
         for server in [&one, &two] {
             let text = format!("# the only one\nroot@{server}\n\nroot@{NOBODY} # down\n");
             scene.spc.host.write("/srv/servers", text.as_bytes())?;
@@ -105,7 +107,7 @@ fn servers_may_be_named_in_many_ways() {
             "{refused}"
         );
 
-        // A name with several addresses, each of whom has its key under that name.
+        // By a name with several addresses, whose servers have their keys under that name.
         let mut seen = BTreeSet::new();
         for seed in 0..6 {
             let order = format!("StrictHostKeyChecking=yes,x-spc.order={seed}");
@@ -120,7 +122,7 @@ fn servers_may_be_named_in_many_ways() {
         }
         ensure!(seen.len() == 2, "{seen:?}");
 
-        // What would be done is shown, and nothing is asked.
+        // `explain` shows the plan, and contacts no server.
         let order = ["-o", "x-spc.order=given", "-t", "nfs"];
         let source = format!("{two},{NOBODY}:/x");
         let explain = [
@@ -149,7 +151,7 @@ fn a_mount_whose_server_dies_is_made_anew_at_another() {
         let options = "StrictHostKeyChecking=no,x-spc.order=given";
         scene.mount(options, &[&source])?.ok()?;
         ensure!(scene.source()? == format!("root@{one}:/srv/data"));
-        // Nobody listens there any more, and the daemon has no time to unmount.
+        // The server's port is closed, and the daemon has no time to unmount.
         let listener =
             r#"for p in /proc/[0-9]*; do [ "$(cat $p/comm)" != sshd ] || kill ${p#/proc/}; done"#;
         scene.servers[0].sh(listener)?;
@@ -158,7 +160,7 @@ fn a_mount_whose_server_dies_is_made_anew_at_another() {
         until("the other server has it", || {
             Ok(scene.source().is_ok_and(|source| source == at_two))
         })?;
-        // It is the mount that was asked for.
+        // The new mount is the one that was requested.
         scene.mount(options, &[&source])?.ok()?;
         scene.umount()?;
         scene.spc.is_clean()

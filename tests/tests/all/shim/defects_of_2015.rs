@@ -1,5 +1,5 @@
-//! The shim of 2015, and what broke it: each of its defects is a case here that our shim passes and
-//! `tests/programs/original.c`, which has them all, does not.
+//! The defects of the shim of 2015. Each is a case that this shim passes and
+//! `tests/programs/original.c`, which has them all, fails.
 
 use anyhow::{Result, ensure};
 use lab::{Lab, Libc};
@@ -7,7 +7,8 @@ use lab::{Lab, Libc};
 use crate::shim::redirected_calls::Stage;
 use crate::support::with_lab;
 
-/// The run line of the original, as far as it matters here: no `--pid=host`, the host's tree at `/host`.
+/// Run line of the original, as far as it matters here: no `--pid=host`, the host's tree at
+/// `/host`.
 const ORIGINAL: [&str; 6] = [
     "--privileged",
     "--net=host",
@@ -19,13 +20,13 @@ const ORIGINAL: [&str; 6] = [
 
 struct Defect {
     name: &'static str,
-    /// A script; `$C` makes calls, `$F` is the data of a FUSE mount, `@` the case's directory.
+    /// A script. `$C` makes calls, `$F` is the data of a FUSE mount, `@` the case's directory.
     script: &'static str,
-    /// What it prints with our shim.
+    /// Output with this shim.
     ours: &'static str,
-    /// How often `@/data` is mounted afterwards, on the host and in the container, with our shim.
+    /// Number of mounts of `@/data` afterwards, on the host and in the container, with this shim.
     mounted: (usize, usize),
-    /// What shows that the original fails for the reason named.
+    /// Words that show that the original fails for the stated reason.
     original: &'static str,
 }
 
@@ -117,7 +118,7 @@ const DEFECTS: &[Defect] = &[
 ];
 
 impl Defect {
-    /// Runs the case: what was printed, and where `@/data` is mounted.
+    /// Runs the case. Returns the output, and the numbers of mounts of `@/data`.
     fn run(&self, stage: &Stage<'_>, top: &str, library: &str) -> Result<(String, (usize, usize))> {
         stage.directories(top)?;
         let data = |fd| format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
@@ -178,7 +179,7 @@ fn no_defect_of_the_original_is_left() {
     with_lab(defects);
 }
 
-/// Without the host's `/proc` there is no way to the host, and nothing is mounted in the container instead.
+/// Checks that a mount fails without the host's `/proc`, and is not made in the container instead.
 #[test]
 fn without_the_host_in_sight_a_mount_fails() {
     with_lab(|lab| {

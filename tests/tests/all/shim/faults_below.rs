@@ -1,4 +1,5 @@
-//! Faults below the shim in programs that mount: in a helper of the launcher, and in mount(8) by itself.
+//! Faults below the shim in programs that mount: in a helper of the launcher, and in mount(8) by
+//! itself.
 
 use std::fs;
 
@@ -9,8 +10,8 @@ use crate::crash::fixture::{Case, Scene};
 use crate::shim::redirected_calls::Stage;
 use crate::support::{MINIMAL, with_lab};
 
-/// What the helper's mount(2) meets: no right, no such thing, a bad disk, no memory, in use, no such type, a bad
-/// argument, no room, read-only, no answer, stale, no such call.
+/// Errnos of the helper's mount(2): permission, missing source, I/O error, memory, busy, unknown
+/// type, bad argument, full disk, read-only, timeout, stale handle, unknown call.
 const ERRNOS: [i32; 12] = [1, 2, 5, 12, 16, 19, 22, 28, 30, 110, 116, 38];
 
 fn helper(scene: &Scene<'_>) -> Result<()> {
@@ -48,7 +49,7 @@ fn helper(scene: &Scene<'_>) -> Result<()> {
             "mount.ramfs: cannot mount on /mnt/made",
         )?;
     }
-    // The child of the shim is killed before it mounts, or after, or finds nothing mounted.
+    // The shim's child is killed before its mount or after it, or reports success without a mount.
     for fault in ["mount=kill", "mount=die", "mount=lie"] {
         refused(fault, &[], "shim: ")?;
     }
@@ -72,7 +73,7 @@ fn a_fault_in_a_helper_leaves_nothing() {
     with_lab(|lab| helper(&Scene::new(lab, false)?));
 }
 
-/// mount(8) of the container, with the shim and faults below it: no memory, no right, and death.
+/// Injects faults below the shim into the container's mount(8): memory, permission, and death.
 #[test]
 fn a_fault_in_mount_is_its_error() {
     with_lab(|lab| {

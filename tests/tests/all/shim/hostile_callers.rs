@@ -1,5 +1,5 @@
-//! The shim in difficult callers: many threads under a rain of signals, a fork storm, a chroot, constructors, a
-//! PID namespace in the making; and under faults below it.
+//! The shim in difficult callers: many threads under constant signals, mass forks, a chroot,
+//! constructors, a new PID namespace; and with faults below it.
 
 use anyhow::{Result, ensure};
 use lab::{Lab, Libc};
@@ -134,7 +134,7 @@ fn faults(lab: &Lab) -> Result<()> {
         );
         Ok(())
     };
-    // The errno of the real call reaches the caller as it is.
+    // The errno of the real call reaches the caller unchanged.
     for errno in ["1", "5", "12", "16", "19"] {
         case(
             &format!("mount={errno}"),
@@ -156,10 +156,10 @@ fn faults(lab: &Lab) -> Result<()> {
             1,
         )?;
     }
-    // A call that only says it mounted is a failure.
+    // A call that reports success without a mount is a failure.
     let output = "mount -1 116";
     case("mount=lie", "mount src @/data tmpfs 0 NULL", output, 0)?;
-    // Nor is one that nobody can tell anything of: whoever made it was killed before, or after.
+    // So is a call whose result is unknown, because its process was killed before or after it.
     for (how, on_host) in [("kill", 0), ("die", 1)] {
         let words = "mount src @/data tmpfs 0 NULL";
         case(&format!("mount={how}"), words, "mount -1 5", on_host)?;
@@ -172,13 +172,13 @@ fn faults(lab: &Lab) -> Result<()> {
             1 - on_host,
         )?;
     }
-    // What comes before the call that counts.
+    // Calls before the one that counts.
     for fault in ["fsopen=24", "fsmount=12"] {
         let errno = fault.split('=').next_back().unwrap_or_default();
         case(fault, "new tmpfs src @/data", &format!("new -1 {errno}"), 0)?;
     }
     case("open_tree=24", "bind @/src @/data", "bind -1 24", 0)?;
-    // A slow one is waited for.
+    // The shim waits for a slow call.
     case(
         "mount=delay:300",
         "-t 2 mount src @/data tmpfs 0 NULL",
@@ -192,8 +192,8 @@ fn faults_below_the_shim_reach_the_caller() {
     with_lab(faults);
 }
 
-/// In a root that has the C library and nothing else, our shim is loaded; one that is built on std keeps every program from
-/// starting there.
+/// Checks that this shim loads in a root with the C library and nothing else. A shim built on std
+/// keeps every program there from starting.
 #[test]
 fn a_root_without_libgcc_is_enough() {
     with_lab(|lab| {

@@ -1,5 +1,6 @@
-//! The original's own words: the container as its users started it, and mount(8) run in the container's mount
-//! namespace by nsenter. The launcher has no part in it; the shim decides by its settings file.
+//! The original's usage: the container as its users started it, and nsenter that runs mount(8) in
+//! the container's mount namespace. The launcher is not involved; the shim decides by its settings
+//! file.
 
 use anyhow::{Result, ensure};
 use lab::{Base, Cluster, Engine, Lab, Output, Propagation};
@@ -24,7 +25,7 @@ const ORIGINAL: [&str; 14] = [
     "/run:/run",
 ];
 
-/// What a user does with nsenter on the host.
+/// A user on the host with nsenter.
 struct Nsenter<'a> {
     spc: Spc<'a>,
     option: String,
@@ -40,7 +41,7 @@ impl<'a> Nsenter<'a> {
         base: Base,
     ) -> Result<Self> {
         let spc = Spc::start(lab, propagation, Engine::Docker, base, &ORIGINAL)?;
-        // With its socket it hears of mounts from the start.
+        // `spc serve` has its socket, and so hears of mounts from the start.
         until("spc serve listens", || {
             Ok(spc.sh("test -S /spc/report.sock")?.success())
         })?;
@@ -64,7 +65,7 @@ impl<'a> Nsenter<'a> {
         Ok(())
     }
 
-    /// One mount of the volume on the host, and not one more entry in any table.
+    /// Checks for one mount of the volume on the host, and no other new entry in any table.
     fn is_mounted(&self, target: &str) -> Result<()> {
         let on = self.spc.on(target)?;
         ensure!(
@@ -76,7 +77,7 @@ impl<'a> Nsenter<'a> {
         })
     }
 
-    /// No mount, no entry, no daemon.
+    /// Checks that no mount, entry or daemon is left.
     fn is_gone(&self) -> Result<()> {
         until("every entry is gone", || {
             Ok(entries(&self.spc.host)? == self.before)
@@ -108,7 +109,7 @@ fn original(nsenter: &Nsenter<'_>, cluster: &Cluster<'_>, name: &str, version: &
     }
     nsenter.run(&["umount", "/mnt"])?.ok()?;
     nsenter.is_gone()?;
-    // The second time there is nothing: an error, and nobody else's mount goes.
+    // The second umount finds nothing. It fails, and touches no other mount.
     nsenter.run(&["umount", "/mnt"])?.code(32)?;
 
     nsenter.mount("/mnt")?;
@@ -116,7 +117,7 @@ fn original(nsenter: &Nsenter<'_>, cluster: &Cluster<'_>, name: &str, version: &
     host.run(&["umount", "/mnt"])?.ok()?;
     nsenter.is_gone()?;
 
-    // busybox's own nsenter; by its path, or busybox would run the mount that is built into it.
+    // busybox's own nsenter. The path is absolute, or busybox would run its built-in mount.
     let busybox = |words: &[&str]| {
         let start = ["busybox", "nsenter", &nsenter.option];
         host.run(&[&start, words].concat())
@@ -128,19 +129,19 @@ fn original(nsenter: &Nsenter<'_>, cluster: &Cluster<'_>, name: &str, version: &
     nsenter.is_gone()
 }
 
-/// What a name means where container and host differ, and what is no business of the host.
+/// Checks names that differ between container and host, and mounts that must stay in the container.
 fn corners(nsenter: &Nsenter<'_>) -> Result<()> {
     let host = &nsenter.spc.host;
     host.run(&["mkdir", "-p", "/opt/host-only"])?.ok()?;
 
-    // mount.glusterfs looks for its target in the container; below /host it finds the host's.
+    // mount.glusterfs looks for its target in the container, and finds the host's below /host.
     let (below, above) = ("/host/opt/host-only", "/opt/host-only");
     nsenter.mount(below)?;
     nsenter.is_mounted(above)?;
     nsenter.run(&["umount", below])?.ok()?;
     nsenter.is_gone()?;
 
-    // Any name, as far as the helper takes it; mount.glusterfs is a shell script and does not.
+    // Any spelling that the helper accepts; mount.glusterfs is a shell script and accepts few.
     let (below, above) = ("/host/opt/a b,c\nd", "/opt/a b,c\nd");
     host.run(&["mkdir", above])?.ok()?;
     nsenter
@@ -151,8 +152,9 @@ fn corners(nsenter: &Nsenter<'_>) -> Result<()> {
     nsenter.run(&["umount", below])?.ok()?;
     nsenter.is_gone()?;
 
-    // Only the container has this directory. Nothing is mounted, there neither, and the log of the container says
-    // why; what mount says is mount.glusterfs's word, which looks only whether its target exists.
+    // Only the container has this directory. Nothing is mounted anywhere, and the container's log
+    // has the reason. The error text is mount.glusterfs's own, which only checks that its target
+    // exists.
     nsenter.run(&["mount", "-t", "glusterfs", &nsenter.source, "/etc/spc"])?;
     nsenter.is_gone()?;
     let log = host.run(&["docker", "logs", "spc"])?.ok()?.error_text();
@@ -199,7 +201,7 @@ fn original_words_on_a_private_root() {
         let nsenter = Nsenter::start(lab, cluster, Propagation::Private, Base::Trixie)?;
         original(&nsenter, cluster, "nsenter-private", "2.41")?;
         corners(&nsenter)?;
-        // The launcher works there, too.
+        // The launcher works there as well.
         main_job(&nsenter.spc, cluster, "/mnt/original")
     });
 }

@@ -1,5 +1,5 @@
-//! The shim in a real container, call by call: where the mount ends up, what the caller gets, and that the
-//! caller is afterwards what it was. `tests/programs/call.c` makes the calls and compares.
+//! The shim in a real container, call by call: where the mount ends up, what the caller gets, and
+//! that the caller is unchanged afterwards. `tests/programs/call.c` makes the calls and compares.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use lab::{Base, Engine, Lab, Libc, Propagation};
 
 use crate::support::{MINIMAL, Spc, with_lab};
 
-/// musl's loader, which is its C library.
+/// musl's dynamic loader, which is also its C library.
 const MUSL: &str = "/lib/ld-musl-x86_64.so.1";
 
 /// Where the case's target must be mounted afterwards.
@@ -21,10 +21,11 @@ enum Place {
 
 use Place::{Container, Host, Nowhere};
 
-/// Arguments of `call`, where `@` is a directory of the case's own; what it must print; where `@/data` must be mounted.
+/// A case: arguments of `call`, where `@` is the case's directory; expected output; where `@/data`
+/// must be mounted.
 type Case = (&'static str, &'static str, Place);
 
-/// With `SPC_TYPES=tmpfs`.
+/// Cases with `SPC_TYPES=tmpfs`.
 const BY_TYPE: &[Case] = &[
     ("mount src @/data tmpfs 0 NULL", "mount 0 0", Host),
     ("-s mount src @/data tmpfs 0 NULL", "mount 0 0", Host),
@@ -109,7 +110,7 @@ const BY_TYPE: &[Case] = &[
     ("bind @/src @/data", "bind 0 0", Container),
 ];
 
-/// With `SPC_TARGETS` naming `@/data`, and `@/x` as `@/data`.
+/// Cases with `SPC_TARGETS` naming `@/data`, and `@/x` as `@/data`.
 const BY_TARGET: &[Case] = &[
     ("mount src @/data ramfs 0 NULL", "mount 0 0", Host),
     ("mount src @/x ramfs 0 NULL", "mount 0 0", Host),
@@ -132,7 +133,7 @@ const BY_TARGET: &[Case] = &[
     ),
 ];
 
-/// With all of `SPC_OPERATIONS`, and `SPC_TYPES=tmpfs`.
+/// Cases with all of `SPC_OPERATIONS`, and `SPC_TYPES=tmpfs`.
 const BY_OPERATION: &[Case] = &[
     ("mount @/src @/data NULL 4096 NULL", "mount 0 0", Host),
     ("-c @ mount src data NULL 4096 NULL", "mount 0 0", Host),
@@ -161,17 +162,17 @@ const BY_OPERATION: &[Case] = &[
 
 /// A container whose programs make the calls.
 pub struct Stage<'lab> {
-    /// Host and container.
+    /// The host and its container.
     pub spc: Spc<'lab>,
     first: i32,
 }
 
 impl<'lab> Stage<'lab> {
-    /// Starts a container with these arguments and puts a file of the machine into it as `/call`.
+    /// Starts a container with these arguments, and copies a file of the machine to its `/call`.
     pub fn set(lab: &'lab Lab, arguments: &[&str], program: &Path) -> Result<Self> {
         let spc = Spc::start(
             lab,
-            // What is on a shared mount cannot be moved.
+            // A mount on a shared parent cannot be moved.
             Propagation::Private,
             Engine::Docker,
             Base::Trixie,
@@ -195,7 +196,7 @@ impl<'lab> Stage<'lab> {
         Ok(())
     }
 
-    /// Makes the directories of a case in the container and on the host.
+    /// Creates the directories of a case in the container and on the host.
     pub fn directories(&self, top: &str) -> Result<()> {
         let make = format!("mkdir -p {top}/data {top}/src {top}/x && ln -sn data {top}/link");
         self.spc.host.sh(&make)?.ok()?;
@@ -203,7 +204,7 @@ impl<'lab> Stage<'lab> {
         Ok(())
     }
 
-    /// How often a path is mounted on the host, and in the container.
+    /// Number of mounts on a path, on the host and in the container.
     pub fn count(&self, path: &str) -> Result<(usize, usize)> {
         let field = format!(" {path} ");
         let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.first))?;

@@ -1,4 +1,4 @@
-//! What is on the images that servers offer as disks.
+//! Contents of disk images that servers export.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -11,7 +11,7 @@ use lab::Host;
 
 pub const MIB: u64 = 1024 * 1024;
 
-/// A program of the machine, on an image.
+/// Runs a program of the machine on an image.
 pub fn on(path: &Path, words: &[&str]) -> Result<()> {
     let output = Command::new(words[0])
         .args(&words[1..])
@@ -22,15 +22,15 @@ pub fn on(path: &Path, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A loop device of a host, and the file of the host that is behind it.
+/// A loop device of a host, and the host's file behind it.
 pub struct Attached {
     pub device: String,
     pub file: String,
 }
 
-/// Makes an image of so many MiB with this program, and attaches it on a host.
+/// Makes an image of this size with this program, and attaches it on a host.
 pub fn attach(host: &Host<'_>, megabytes: u64, mkfs: &[&str]) -> Result<Attached> {
-    // Loop devices are the machine's: no other host has a file of this name.
+    // Loop devices belong to the machine, so the file name is unique to the host.
     let name = format!("{}-{}-{}", mkfs[0], process::id(), host.name());
     let image = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&name);
     File::create(&image)?.set_len(megabytes * MIB)?;
@@ -43,7 +43,7 @@ pub fn attach(host: &Host<'_>, megabytes: u64, mkfs: &[&str]) -> Result<Attached
     Ok(Attached { device, file })
 }
 
-/// An ext4 with a file `greeting`.
+/// Makes an ext4 with a file `greeting`.
 pub fn ext4(path: &Path) -> Result<()> {
     ext4_with(path, "from the server")
 }
@@ -60,15 +60,16 @@ pub fn ext4_with(path: &Path, greeting: &str) -> Result<()> {
     made
 }
 
-/// An empty xfs.
+/// Makes an empty xfs.
 pub fn xfs(path: &Path) -> Result<()> {
     on(path, &["mkfs.xfs", "-q"])
 }
 
-/// A disk, what is on it, what is said when a file system is to be made on it.
+/// A name, a function that writes the contents, and words of the refusal to make a file system
+/// there.
 pub type Content = (&'static str, fn(&Path) -> Result<()>, &'static str);
 
-/// All that is not blank.
+/// All images that are not blank.
 pub const NOT_BLANK: [Content; 8] = [
     ("an-ext4", ext4, "it holds ext4"),
     (
@@ -93,7 +94,7 @@ fn write(path: &Path, at: u64, bytes: &[u8]) -> Result<()> {
     file.write_all_at(bytes, at).context("cannot write")
 }
 
-/// A partition table whose beginning was overwritten: its copy is in the last sectors.
+/// Writes a partition table whose beginning was overwritten: its copy is in the last sectors.
 fn half_a_gpt(path: &Path) -> Result<()> {
     let mut child = Command::new("sfdisk")
         .args(["--quiet", "--label", "gpt"])
@@ -110,7 +111,7 @@ fn half_a_gpt(path: &Path) -> Result<()> {
     write(path, 0, &vec![0; 34 * 512])
 }
 
-/// The head of a LUKS volume.
+/// Writes the header of a LUKS volume.
 fn luks(path: &Path) -> Result<()> {
     let mut head = b"LUKS\xba\xbe\x00\x01aes".to_vec();
     head.resize(592, 0);
@@ -118,7 +119,7 @@ fn luks(path: &Path) -> Result<()> {
     write(path, 0, &head)
 }
 
-/// The label of a physical volume of LVM, in the second sector.
+/// Writes the label of an LVM physical volume, in the second sector.
 fn lvm(path: &Path) -> Result<()> {
     let mut label = vec![0_u8; 512];
     label[..8].copy_from_slice(b"LABELONE");
@@ -135,7 +136,7 @@ fn lvm(path: &Path) -> Result<()> {
     write(path, 512, &label)
 }
 
-/// A file system of which the first 32 MiB were overwritten.
+/// Makes a file system whose first 32 MiB were overwritten.
 fn no_beginning(path: &Path) -> Result<()> {
     on(path, &["mkfs.xfs", "-q", "--unsupported"])?;
     write(path, 0, &vec![0; usize::try_from(32 * MIB)?])

@@ -1,5 +1,5 @@
-//! What the tests of the container share: a host with an engine, the container started on it, and what is
-//! asked of both.
+//! Support for tests of the container: a host with an engine, the container started on it, and
+//! questions to both.
 
 pub mod images;
 pub mod random;
@@ -15,10 +15,10 @@ use lab::{
 };
 use serde_json::Value;
 
-/// The run line of the documents: all privileges, and the host's tree bound.
+/// The documents' run line: all privileges, and the host's tree bound.
 pub const PRIVILEGED: [&str; 5] = ["--privileged", "--net=host", "--pid=host", "-v", "/:/host"];
 
-/// The recommended run line: what is needed and no more.
+/// The recommended run line: only what is needed.
 pub const MINIMAL: [&str; 7] = [
     "--cap-drop=ALL",
     "--cap-add=SYS_ADMIN",
@@ -36,7 +36,7 @@ pub struct Container<H> {
     runtime: Runtime,
 }
 
-/// What runs the container.
+/// The program that runs the container.
 #[derive(Clone, Copy)]
 enum Runtime {
     Engine(Engine),
@@ -50,12 +50,12 @@ pub type Spc<'lab> = Container<Host<'lab>>;
 pub type VmSpc<'lab> = Container<Vm<'lab>>;
 
 impl<'lab> VmSpc<'lab> {
-    /// A minimal host that is a virtual machine, with the container.
+    /// Boots a virtual machine and starts the container, with all privileges.
     pub fn privileged(lab: &'lab Lab) -> Result<Self> {
         Self::boot(lab, VmOptions::default())
     }
 
-    /// Boots a virtual machine and starts the container, with all privileges.
+    /// Boots a virtual machine with these options and starts the container, with all privileges.
     pub fn boot(lab: &'lab Lab, options: VmOptions) -> Result<Self> {
         let host = lab.vm(VmOptions {
             image: Some(Base::Trixie),
@@ -68,7 +68,7 @@ impl<'lab> VmSpc<'lab> {
 }
 
 impl<'lab> Spc<'lab> {
-    /// Boots a host, starts the engine and the container with these arguments of `run`.
+    /// Boots a host, and starts the engine and the container with these arguments of `run`.
     pub fn start(
         lab: &'lab Lab,
         propagation: Propagation,
@@ -87,19 +87,19 @@ impl<'lab> Spc<'lab> {
         Ok(spc)
     }
 
-    /// docker on a host with a shared `/`, with the full run line.
+    /// Starts docker on a host with a shared `/`, with all privileges.
     pub fn privileged(lab: &'lab Lab) -> Result<Self> {
         let (shared, docker) = (Propagation::Shared, Engine::Docker);
         Self::start(lab, shared, docker, Base::Trixie, &PRIVILEGED)
     }
 
-    /// docker on a host with a shared `/`, with the recommended run line.
+    /// Starts docker on a host with a shared `/`, with the recommended run line.
     pub fn minimal(lab: &'lab Lab) -> Result<Self> {
         let (shared, docker) = (Propagation::Shared, Engine::Docker);
         Self::start(lab, shared, docker, Base::Trixie, &MINIMAL)
     }
 
-    /// `docker run -d --name spc ARGUMENTS IMAGE`.
+    /// Runs `docker run -d --name spc ARGUMENTS IMAGE`.
     pub fn run(&self, base: Base, arguments: &[&str]) -> Result<Output> {
         let start = [self.runtime.command(), "run", "-d", "--name", "spc"];
         self.host
@@ -115,7 +115,7 @@ impl Runtime {
         }
     }
 
-    /// `docker exec OPTIONS spc`.
+    /// Words of `docker exec OPTIONS spc`.
     fn exec(self, cwd: Option<&str>) -> Vec<&str> {
         let (interactive, directory) = match self {
             Self::Engine(_) => (&["-i"][..], "-w"),
@@ -129,30 +129,31 @@ impl Runtime {
 }
 
 impl<H: AnyHost> Container<H> {
-    /// `docker exec spc WORDS`.
+    /// Runs `docker exec spc WORDS`.
     pub fn exec(&self, words: &[&str]) -> Result<Output> {
         self.host.run(&[&self.runtime.exec(None), words].concat())
     }
 
-    /// `docker exec -w CWD spc WORDS`.
+    /// Runs `docker exec -w CWD spc WORDS`.
     pub fn exec_in(&self, cwd: &str, words: &[&str]) -> Result<Output> {
         self.host
             .run(&[&self.runtime.exec(Some(cwd)), words].concat())
     }
 
-    /// `docker exec -i spc WORDS` with these bytes as standard input.
+    /// Runs `docker exec -i spc WORDS` with these bytes as standard input.
     pub fn exec_with(&self, words: &[&str], input: &[u8]) -> Result<Output> {
         self.host
             .run_with(&[&self.runtime.exec(None), words].concat(), input)
     }
 
-    /// Runs `spc mount ARGUMENTS` and fails with its command line and both streams unless it exits with 0.
+    /// Runs `spc mount ARGUMENTS`. Fails with its command line and output unless it exits with 0.
     #[track_caller]
     pub fn mount(&self, arguments: &[&str]) -> Result<Output> {
         self.spc("mount", arguments)
     }
 
-    /// Runs `spc umount TARGET` (or `--all`) and fails with its command line and both streams unless it exits with 0.
+    /// Runs `spc umount TARGET` (or `--all`). Fails with its command line and output unless it
+    /// exits with 0.
     #[track_caller]
     pub fn umount(&self, target: &str) -> Result<Output> {
         self.spc("umount", &[target])
@@ -163,7 +164,7 @@ impl<H: AnyHost> Container<H> {
         self.exec(&[&["spc", command], arguments].concat())?.ok()
     }
 
-    /// Takes the container away.
+    /// Removes the container.
     pub fn remove(&self) -> Result<()> {
         let remove = match self.runtime {
             Runtime::Engine(_) => "rm",
@@ -175,7 +176,7 @@ impl<H: AnyHost> Container<H> {
         Ok(())
     }
 
-    /// What the container's first process has logged.
+    /// Log of the container's first process.
     pub fn log(&self) -> Result<String> {
         let read = match self.runtime {
             Runtime::Engine(engine) => format!("{} logs spc 2>&1", engine.command()),
@@ -184,12 +185,12 @@ impl<H: AnyHost> Container<H> {
         Ok(self.host.sh(&read)?.ok()?.text())
     }
 
-    /// A script in the container.
+    /// Runs a script in the container.
     pub fn sh(&self, script: &str) -> Result<Output> {
         self.exec(&["sh", "-c", script])
     }
 
-    /// The container's first process, as the host numbers it.
+    /// PID of the container's first process on the host.
     pub fn pid(&self) -> Result<String> {
         let command = self.runtime.command();
         let words = match self.runtime {
@@ -205,7 +206,7 @@ impl<H: AnyHost> Container<H> {
         })
     }
 
-    /// The container's mount table, line by line.
+    /// Lines of the container's mount table.
     pub fn mounts(&self) -> Result<Vec<String>> {
         let table = self
             .host
@@ -223,7 +224,7 @@ impl<H: AnyHost> Container<H> {
             .collect())
     }
 
-    /// Writes a program or a file that anybody may read and run into the container.
+    /// Writes a file into the container that all users may read and execute.
     pub fn put(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let script = r#"cat >"$1" && chmod 755 "$1""#;
         self.exec_with(&["sh", "-c", script, "put", path], bytes)?
@@ -231,7 +232,7 @@ impl<H: AnyHost> Container<H> {
         Ok(())
     }
 
-    /// What `spc ls` knows of a target.
+    /// Record of a target in `spc ls`.
     pub fn record(&self, target: &str) -> Result<Value> {
         let list: Vec<Value> =
             serde_json::from_str(&self.exec(&["spc", "ls", "--json"])?.ok()?.text())?;
@@ -240,7 +241,8 @@ impl<H: AnyHost> Container<H> {
             .with_context(|| format!("no record of {target}"))
     }
 
-    /// All that a mount could leave: entries of the mount tables, records, claims, processes of helpers.
+    /// Everything that a mount could leave: mount table entries, records, redirects, helper
+    /// processes.
     pub fn traces(&self) -> Result<(Vec<Mount>, String)> {
         let records = self
             .host
@@ -254,8 +256,9 @@ impl<H: AnyHost> Container<H> {
         ))
     }
 
-    /// A mount's whole life by `spc mount ARGUMENTS TARGET`: the one new entry of any mount table is of this type and
-    /// from this source, and `spc ls` knows it; it is used; and `spc umount` leaves nothing.
+    /// Runs a mount's whole life by `spc mount ARGUMENTS TARGET`. One mount table gains one entry,
+    /// of this type and source, and `spc ls` lists it. Then `used` runs, and `spc umount` must
+    /// leave nothing.
     pub fn life(
         &self,
         arguments: &[&str],
@@ -287,7 +290,7 @@ impl<H: AnyHost> Container<H> {
         Ok(())
     }
 
-    /// By how many entries tables have grown, new ones included. Those that are gone do not count: `docker run` and
+    /// Number of entries that the tables gained. Vanished tables do not count: `docker run` and
     /// `docker exec` have one of their own for a moment.
     fn grown(&self, before: &BTreeMap<PathBuf, usize>) -> Result<isize> {
         let grown = |(namespace, now): (PathBuf, usize)| {
@@ -297,8 +300,8 @@ impl<H: AnyHost> Container<H> {
         Ok(tables(&self.host)?.into_iter().map(grown).sum())
     }
 
-    /// A command that fails: with this exit code, with one error that says these things and has a hint, and with
-    /// nothing left of it.
+    /// Runs a command that must fail: with this exit code, with one error that has these words and
+    /// a hint, and with nothing left behind.
     pub fn refused(&self, words: &[&str], code: i32, says: &[&str]) -> Result<Output> {
         let before = self.traces()?;
         let output = self.exec(words)?.code(code)?;
@@ -323,12 +326,12 @@ impl<H: AnyHost> Container<H> {
         Ok(output)
     }
 
-    /// Runs `spc mount ARGUMENTS` as a command that fails: see [`refused`](Self::refused).
+    /// Runs `spc mount ARGUMENTS` as [`refused`](Self::refused) does.
     pub fn refused_mount(&self, arguments: &[&str], code: i32, says: &[&str]) -> Result<Output> {
         self.refused(&[&["spc", "mount"], arguments].concat(), code, says)
     }
 
-    /// Nothing of any mount is left: no record, no claim, no helper's process.
+    /// Checks that no mount has left a record, a redirect or a process.
     pub fn is_clean(&self) -> Result<()> {
         let records = self
             .host
@@ -349,18 +352,18 @@ impl<H: AnyHost> Container<H> {
     }
 }
 
-/// Lists the claims of mounts whose programs run in a client root.
+/// Lists the redirects of mounts whose programs run in a client root file system.
 const CLIENT_CLAIMS: &str = "cd /run/spc/targets 2>/dev/null && find . -mindepth 2";
 
-/// How many entries all mount tables of a host's processes have, containers included.
+/// Number of entries in the mount tables of all processes of a host, containers included.
 pub fn entries(host: &impl AnyHost) -> Result<usize> {
     Ok(tables(host)?.values().sum())
 }
 
-/// How many mounts a client namespace is made of.
+/// Number of mounts that a client namespace starts with.
 const CLIENT_ENTRIES: usize = 11;
 
-/// As [`AnyHost::tables`], without what client namespaces are made of.
+/// Returns [`AnyHost::tables`] without the mounts that client namespaces start with.
 fn tables(host: &impl AnyHost) -> Result<BTreeMap<PathBuf, usize>> {
     let notes = host.sh("cat /run/spc/clients/* 2>/dev/null")?.text();
     let mut tables = host.tables()?;
@@ -375,7 +378,8 @@ fn tables(host: &impl AnyHost) -> Result<BTreeMap<PathBuf, usize>> {
     Ok(tables)
 }
 
-/// Runs a test's body with the lab and its GlusterFS; where there is no lab, that has been said.
+/// Runs a test's body with the lab and its GlusterFS cluster. Does nothing without a lab, which has
+/// said why.
 pub fn with_gluster(body: impl FnOnce(&'static Lab, &'static Cluster<'static>) -> Result<()>) {
     let (Some(lab), Some(cluster)) = (lab::shared(), lab::gluster()) else {
         return;
@@ -383,7 +387,7 @@ pub fn with_gluster(body: impl FnOnce(&'static Lab, &'static Cluster<'static>) -
     body(lab, cluster).unwrap_or_else(|error| panic!("{error:?}"));
 }
 
-/// Runs a test's body with the lab; where there is none, that has been said.
+/// Runs a test's body with the lab. Does nothing without a lab, which has said why.
 pub fn with_lab(body: impl FnOnce(&'static Lab) -> Result<()>) {
     if let Some(lab) = lab::shared() {
         body(lab).unwrap_or_else(|error| panic!("{error:?}"));
@@ -405,7 +409,7 @@ pub fn with_vm(body: impl FnOnce(&VmSpc<'static>) -> Result<()>) {
     with_lab(|lab| body(&VmSpc::privileged(lab)?));
 }
 
-/// Waits until something holds, for at most 20 seconds.
+/// Waits until a condition holds, for at most 20 seconds.
 pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     for _ in 0..200 {
         if holds()? {
@@ -416,24 +420,25 @@ pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> 
     None.with_context(|| format!("did not come to be: {what}"))
 }
 
-/// What there is of mounts on a host and in its container, read from outside: no process is started for it.
+/// Records, redirects and processes of a host and its container, read from outside: no process is
+/// started for it.
 #[derive(Debug, Default)]
 pub struct Census {
-    /// The host's records.
+    /// Records of the host.
     pub records: Vec<serde_json::Value>,
-    /// Other files beside them, the lock apart.
+    /// Other files beside the records, except the lock.
     pub strays: Vec<String>,
-    /// The files of the claims, by id.
+    /// Files of the redirects, by mount id.
     pub claims: BTreeMap<String, Vec<String>>,
-    /// The helpers and daemons, by the id of their mount.
+    /// Helpers and daemons, by mount id.
     pub marked: BTreeMap<String, Vec<i32>>,
 }
 
 impl Spc<'_> {
-    /// The container's first process, as the machine numbers it.
+    /// PID of the container's first process on the machine.
     pub fn first(&self) -> Result<i32> {
         let pid = self.pid()?;
-        // Its ids in each PID namespace, the machine's first.
+        // PIDs of a process in each PID namespace, the machine's first.
         let ids = |process: i32| -> Option<Vec<String>> {
             let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
             let numbers = status
@@ -449,7 +454,7 @@ impl Spc<'_> {
             .context("the container has no first process")
     }
 
-    /// Counts everything; `first` is the container's first process.
+    /// Reads everything; `first` is the container's first process.
     pub fn census(&self, first: i32) -> Result<Census> {
         let mut census = Census::default();
         let ledger = format!("/proc/{}/root/run/spc/mounts", self.host.pid());
@@ -491,7 +496,7 @@ impl Spc<'_> {
 }
 
 impl Census {
-    /// Nothing of any mount is left.
+    /// Returns whether no mount has left anything.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
             && self.strays.is_empty()
@@ -500,7 +505,7 @@ impl Census {
     }
 }
 
-/// The names in a directory, which may not exist.
+/// Sorted names in a directory, which may be missing.
 fn names(directory: &str) -> Result<Vec<String>> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,10 +1,10 @@
-//! What is left to chance, but the same chance each time.
+//! Random choices, the same in each run.
 
-/// Numbers that look random and are the same in each run (a linear congruential generator).
+/// Pseudo-random numbers from a linear congruential generator, the same in each run.
 pub struct Random(pub u64);
 
 impl Random {
-    /// A number below this one.
+    /// Returns a number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
         self.0 = self
             .0
@@ -13,7 +13,7 @@ impl Random {
         usize::try_from(self.0 >> 33).unwrap_or_default() % end
     }
 
-    /// One of these.
+    /// Returns one of these.
     pub fn one<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
         match of.len() {
             0 => None,

@@ -1,5 +1,5 @@
-//! The ladder of an unmount, who holds a busy mount, and mounts that do not answer: every command comes back, and says
-//! what is.
+//! Unmounts: escalation, lock holders of a busy mount, and mounts that do not respond. Every
+//! command returns within its limit and reports the truth.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use lab::{AnyHost, Base, Host, Output, Process};
 
 use crate::support::{Container, Spc, VmSpc, until, with_container, with_lab};
 
-/// Somebody who uses a mount, until this is dropped, and its number on the host.
+/// A process that uses a mount until this is dropped, and its PID on the host.
 struct Holder {
     process: Process,
     pid: String,
 }
 
 impl Holder {
-    /// Runs a script that says its number first.
+    /// Runs a script that prints its PID first.
     fn start(host: &Host<'_>, script: &str) -> Result<Self> {
         let mut process = host.spawn(&["sh", "-c", &format!("echo $$; {script}")])?;
         let mut pid = String::new();
@@ -30,7 +30,7 @@ impl Holder {
     }
 }
 
-/// A command that fails at an unmount, and what it says.
+/// Checks that an unmount fails within a limit, with these words.
 fn refused(spc: &Container<impl AnyHost>, words: &[&str], limit: u64, says: &[&str]) -> Result<()> {
     let output = spc.exec(words)?.code(32)?;
     let error = output.error_text();
@@ -42,7 +42,7 @@ fn refused(spc: &Container<impl AnyHost>, words: &[&str], limit: u64, says: &[&s
     Ok(())
 }
 
-/// A command that succeeds within a limit in seconds.
+/// Checks that a command succeeds within a limit in seconds.
 fn within(spc: &Container<impl AnyHost>, words: &[&str], limit: u64) -> Result<Output> {
     let output = spc.exec(words)?.ok()?;
     ensure!(output.elapsed < Duration::from_secs(limit), "{output}");
@@ -54,7 +54,7 @@ fn a_busy_mount_says_who_holds_it() {
     with_container(|spc| {
         let host = &spc.host;
         host.sh("mkdir /mnt/data && mkdir -p /mnt/private && mount -t tmpfs private /mnt/private && mount --make-private /mnt/private && mkdir /mnt/private/data")?.ok()?;
-        // Another container has what is mounted below /mnt, from now on.
+        // From now on, another container has a copy of the mounts below /mnt.
         let other = [
             "docker",
             "run",
@@ -82,7 +82,7 @@ fn a_busy_mount_says_who_holds_it() {
         let opens = Holder::start(host, "exec sleep 1000 <'/mnt/data/file'")?;
         let runs = Holder::start(host, "exec /mnt/data/busybox sleep 1000")?;
         let rooted = Holder::start(host, "exec chroot /mnt/data /busybox sleep 1000")?;
-        // A library of the other container's, which it has nowhere open.
+        // A library that the other container has mapped but not open.
         let preload = "cp /lib/*/libc.so.6 /there/data/library && export LD_PRELOAD=/there/data/library && exec sleep 1000";
         let maps = Holder::start(host, &format!("exec docker exec other sh -c '{preload}'"))?;
         let mapped = || {
@@ -113,7 +113,7 @@ fn a_busy_mount_says_who_holds_it() {
         refused(spc, &umount, 10, &says)?;
         ensure!(spc.record("/mnt/data")?["state"] == "ok");
 
-        // One after another goes, and the rest is told of.
+        // One holder after another ends, and the error names the rest.
         host.sh("umount /mnt/data/below && docker rm -f other")?
             .ok()?;
         drop((works, runs, rooted, maps));
@@ -125,7 +125,7 @@ fn a_busy_mount_says_who_holds_it() {
         ensure!(opens.process.pid().is_ok());
         spc.is_clean()?;
 
-        // What uses another mount of the same file system does not count.
+        // A process that uses another mount of the same file system does not count.
         spc.mount(&["-t", "tmpfs", "scratch", "/mnt/data"])?;
         host.sh("echo x >/mnt/data/file && mount --bind /mnt/data /mnt/private/data")?
             .ok()?;
@@ -136,11 +136,12 @@ fn a_busy_mount_says_who_holds_it() {
     });
 }
 
-/// A directory of the container, whose daemon runs there, and one of the host, whose daemon runs in a client root.
+/// A directory of the container, whose daemon runs there; and a directory of the host, whose daemon
+/// runs in a client root file system.
 const INSIDE: &str = "/srv/source";
 const OUTSIDE: &str = "/host/srv/source";
 
-/// Mounts a directory by bindfs, and gives the number of its daemon.
+/// Mounts a directory by bindfs, and returns the PID of its daemon.
 fn bindfs(spc: &Spc<'_>, source: &str, target: &str) -> Result<String> {
     let make = format!("mkdir -p {source}/sub && echo through >{source}/file");
     spc.sh(&make)?.ok()?;
@@ -155,13 +156,13 @@ fn a_mount_that_does_not_answer_can_be_taken_off() {
     with_container(|spc| {
         let host = &spc.host;
         let daemon = bindfs(spc, INSIDE, "/mnt/data")?;
-        // One that only hangs because of what it is on.
+        // A mount that hangs only because its parent mount does.
         let below = ["spc", "mount", "-t", "tmpfs", "below", "/mnt/data/sub"];
         spc.exec(&below)?.ok()?;
         host.sh("mkdir /mnt/other")?.ok()?;
         spc.mount(&["-t", "tmpfs", "other", "/mnt/other"])?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
-        // What the kernel has heard of the directory is good for a second.
+        // The kernel caches attributes of the directory for a second.
         std::thread::sleep(Duration::from_millis(1100));
 
         let list = within(spc, &["spc", "ls"], 8)?.text();
@@ -174,7 +175,7 @@ fn a_mount_that_does_not_answer_can_be_taken_off() {
         };
         ensure!(states(&list) == ["hung", "hung", "ok"], "{list}");
 
-        // What is below cannot be reached, and says so; another mount is not concerned.
+        // The mount below cannot be reached, and spc says so. Other mounts work.
         refused(
             spc,
             &["spc", "umount", "/mnt/data/sub"],
@@ -193,11 +194,11 @@ fn a_mount_that_does_not_answer_can_be_taken_off() {
         )?;
         within(spc, &["spc", "umount", "/mnt/other"], 5)?;
 
-        // Somebody waits in it; nobody is seen to hold it.
+        // A process waits in the mount, but none is found as its holder.
         let waits = Holder::start(host, "exec cat /mnt/data/file")?;
         let says = ["Device or resource busy", "hint: "];
         refused(spc, &["spc", "umount", "/mnt/data"], 25, &says)?;
-        // With all that is on it.
+        // With all mounts below.
         within(spc, &["spc", "umount", "-R", "-f", "-l", "/mnt/data"], 60)?;
         ensure!(spc.on("/mnt/data")?.is_empty() && spc.on("/mnt/data/sub")?.is_empty());
         let ended = waits.process.wait()?.code(1)?;
@@ -221,7 +222,7 @@ fn force_ends_the_requests_of_a_daemon_that_is_stopped() {
         ensure!(!ended.error_text().is_empty(), "{ended}");
         spc.is_clean()?;
 
-        // Whoever keeps a file open keeps the mount, which answers nobody any more.
+        // An open file keeps a mount whose daemon is stopped.
         let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
         let opens = Holder::start(&spc.host, "exec sleep 1000 </mnt/data/file")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
@@ -232,7 +233,7 @@ fn force_ends_the_requests_of_a_daemon_that_is_stopped() {
         refused(spc, &["spc", "umount", "-f", "/mnt/data"], 20, &says)?;
         ensure!(spc.record("/mnt/data")?["state"] == "stale");
         within(spc, &["spc", "umount", "-f", "-l", "/mnt/data"], 20)?;
-        // Its daemon, which is stopped still, serves nobody.
+        // The daemon, still stopped, serves no other mount.
         spc.is_clean()
     });
 }
@@ -247,7 +248,8 @@ fn a_mount_that_was_taken_away_leaves_nothing() {
         host.sh("umount -l /mnt/data")?.ok()?;
         until("the stopped daemon is gone", || Ok(spc.is_clean().is_ok()))?;
 
-        // One that somebody still needs, as after `umount -l`, and when a container has the mount.
+        // A daemon that is still needed, after `umount -l` and when a container has a copy of the
+        // mount.
         let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
         let opens = Holder::start(
             host,
@@ -324,7 +326,7 @@ fn a_thousand_mounts_are_looked_at_at_once() {
     });
 }
 
-/// Writes a file of the mount that stays in memory, and then takes the network away.
+/// Writes a file that stays in the page cache, and then disconnects the network.
 const CUT_OFF: &str =
     "dd if=/dev/zero of=/mnt/nfs/dirty bs=64k count=16 2>/dev/null && ip link set eth0 down";
 
@@ -340,7 +342,7 @@ fn an_nfs_server_that_is_gone_keeps_no_command() {
         let back = || host.sh("ip link set eth0 up").and_then(Output::ok);
         let umount = ["spc", "umount", "/mnt/nfs"];
 
-        // Somebody waits for the server; another mount is not concerned.
+        // A process waits for the server. Another mount works.
         spc.mount(&mount)?;
         spc.mount(&scratch)?;
         host.sh("ip link set eth0 down")?.ok()?;
@@ -356,11 +358,11 @@ fn an_nfs_server_that_is_gone_keeps_no_command() {
         within(&spc, &["spc", "umount", "-f", "/mnt/nfs"], 40)?;
         ensure!(spc.on("/mnt/nfs")?.is_empty());
         let told = host.sh("cat /run/waits")?.text();
-        // The kernel's word for it is not one of those that programs know.
+        // cat may not know the kernel's errno by name.
         ensure!(!told.is_empty(), "who waited heard nothing");
         back()?;
 
-        // What was written last has not reached the server: the mount goes, and the command says so.
+        // The last write has not reached the server. The mount goes, and the command reports it.
         spc.mount(&mount)?;
         host.sh(CUT_OFF)?.ok()?;
         let late = spc.exec(&umount)?.code(2)?;
@@ -379,7 +381,7 @@ fn an_nfs_server_that_is_gone_keeps_no_command() {
         })?;
         server.sh(&format!("rm {written}"))?.ok()?;
 
-        // Who does not want to wait for it is done.
+        // A lazy unmount does not wait.
         spc.mount(&mount)?;
         host.sh("ip link set eth0 down")?.ok()?;
         within(&spc, &["spc", "umount", "-l", "/mnt/nfs"], 25)?;

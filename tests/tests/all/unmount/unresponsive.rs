@@ -1,5 +1,6 @@
-//! Mounts that do not answer, where no signal ends the wait for them: every command comes back within its limit and tells the
-//! truth, the other mounts are looked after, and however many look, one process waits.
+//! Mounts that do not respond, where the wait is uninterruptible. Every command returns within its
+//! limit and reports the truth. Other mounts are still watched. However many commands probe the
+//! mount, one process waits.
 
 use std::fs;
 use std::time::Duration;
@@ -10,14 +11,14 @@ use lab::{AnyHost, Host, Output};
 use crate::kubernetes::flexvolume::sshd;
 use crate::support::{Container, Spc, VmSpc, entries, until, with_lab};
 
-/// Processes of ours of which a thread waits where no signal ends it.
+/// PIDs of spc's processes with a thread in uninterruptible sleep.
 fn waiting(host: &Host<'_>) -> Vec<i32> {
     let waits = |process: &i32| {
         let threads = fs::read_dir(format!("/proc/{process}/task"));
         let mut threads = threads.into_iter().flatten().flatten();
         threads.any(|thread| {
             let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-            // Errands are started by this name.
+            // Names under which spc starts its subprocesses.
             let rest = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
             let ours = ["(exe)", "(spc)", "(host)"]
                 .iter()
@@ -28,7 +29,7 @@ fn waiting(host: &Host<'_>) -> Vec<i32> {
     host.processes().into_iter().filter(waits).collect()
 }
 
-/// A command that ends with this code, within this many seconds, and says these things.
+/// Checks that a command exits with this code, within this many seconds, and prints these words.
 fn says<H: AnyHost>(
     spc: &Container<H>,
     words: &[&str],
@@ -45,7 +46,7 @@ fn says<H: AnyHost>(
     Ok(output)
 }
 
-/// The states of the mounts, by target.
+/// Target and state of each mount, from `spc ls`.
 fn states<H: AnyHost>(spc: &Container<H>) -> Result<Vec<(String, String)>> {
     let list = says(spc, &["spc", "ls"], (0, 10), &[])?.text();
     let rows = list.lines().skip(1).map(|row| {
@@ -58,7 +59,7 @@ fn states<H: AnyHost>(spc: &Container<H>) -> Result<Vec<(String, String)>> {
 
 const BINDFS: [&str; 6] = ["spc", "mount", "-t", "fuse.bindfs", "-o", "x-mount.mkdir"];
 
-/// A thousand looks, a hundred at a time.
+/// A thousand probes, a hundred at a time.
 const LOOKS: &str =
     "for round in $(seq 10); do for look in $(seq 100); do spc ls >/dev/null & done; wait; done";
 
@@ -90,7 +91,7 @@ fn where_no_signal_ends_the_wait() {
         spc.mount(&[&tmpfs[..], &["/mnt/hung/below"]].concat())?;
         let bindfs = [&BINDFS[..], &["/host/srv/source", "/mnt/again"]].concat();
         spc.exec(&bindfs)?.ok()?;
-        // Its daemon has taken the request, so nobody who waits for the answer can be killed.
+        // The daemon has taken the request, so the waiting processes cannot be killed.
         server
             .sh("busybox killall -STOP sshd; pkill -STOP sshd; true")?
             .ok()?;
@@ -109,7 +110,7 @@ fn where_no_signal_ends_the_wait() {
         eprintln!("a thousand looks: {:.1?}, {left:?} wait", looks.elapsed);
         ensure!(left.len() == 1, "{left:?} wait");
 
-        // Who is told at once need not wait as long as the first.
+        // A probe that finds a waiting process returns sooner than the first one.
         for _ in 0..2 {
             let way = [
                 "the way to /mnt/hung/new does not answer: nothing from /mnt/hung (fuse.sshfs) in 5 s",
@@ -147,7 +148,7 @@ fn where_no_signal_ends_the_wait() {
         let left = waiting(host);
         ensure!(left.len() == 1, "{left:?} wait");
 
-        // A helper that waits there.
+        // A helper that waits on the dead mount.
         let stuck = "#!/bin/sh\nnsenter --mount=/proc/1/ns/mnt stat /mnt/hung/file\n";
         spc.put("/usr/local/sbin/mount.stuck", stuck.as_bytes())?;
         let mount = [
@@ -176,7 +177,7 @@ fn where_no_signal_ends_the_wait() {
             &["do not end", "hint: they wait in the kernel"],
         )?;
 
-        // Meanwhile the others are looked after.
+        // spc still watches the other mounts.
         let record = spc.record("/mnt/again")?;
         spc.sh(&format!("kill -9 {}", record["daemon"][0]))?.ok()?;
         until("the one that can be is repaired", || {
@@ -191,12 +192,12 @@ fn where_no_signal_ends_the_wait() {
         spc.mount(&[&tmpfs[..], &["/mnt/other"]].concat())?;
         says(&spc, &["spc", "umount", "/mnt/other"], (0, 10), &[])?;
 
-        // When it is taken away, nobody waits any more.
+        // After the unmount, no process waits.
         let umount = ["spc", "umount", "-R", "-f", "-l", "/mnt/hung"];
         says(&spc, &umount, (0, 60), &[])?;
         until("nobody waits", || Ok(waiting(host).is_empty()))?;
         says(&spc, &["spc", "umount", "/mnt/again"], (0, 30), &[])?;
-        // What the helper left goes by itself.
+        // The helper's remains go without another command.
         until("nothing is left", || Ok(spc.is_clean().is_ok()))
             .with_context(|| format!("{:?}", spc.is_clean()))?;
         until("no entry is left", || Ok(entries(host)? == before))
@@ -243,7 +244,7 @@ fn an_nfs_server_that_is_gone() {
             )?;
             says(&spc, &["spc", "umount", "/mnt/nfs/new"], (32, 15), &way)?;
         }
-        // Meanwhile the others are looked after.
+        // spc still watches the other mounts.
         host.sh("umount /mnt/other")?.ok()?;
         until("an unmount on the host is noticed", || {
             Ok(states(&spc)?
