@@ -162,7 +162,7 @@ fn tmpfs() -> Case<'static> {
 }
 
 #[test]
-fn a_killed_command_can_be_given_again() {
+fn a_killed_command_can_be_run_again() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, false)?;
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
@@ -181,7 +181,7 @@ fn a_killed_command_can_be_given_again() {
 }
 
 #[test]
-fn spc_serve_may_clean_up_meanwhile() {
+fn spc_serve_cleans_up_after_killed_commands() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, true)?;
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
@@ -229,7 +229,7 @@ fn spc_serve_may_clean_up_meanwhile() {
 }
 
 #[test]
-fn a_helper_is_killed_at_its_work() {
+fn a_killed_helper_leaves_a_whole_mount_or_none() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, false)?;
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
@@ -294,7 +294,7 @@ fn a_helper_is_killed_at_its_work() {
 }
 
 #[test]
-fn a_daemon_or_the_container_is_killed() {
+fn a_target_is_usable_after_its_daemon_or_container_died() {
     with_gluster(|lab, cluster| {
         let mut scene = Scene::new(lab, true)?;
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());

@@ -21,7 +21,7 @@ fn age(spc: &Spc<'_>) -> Result<()> {
 }
 
 #[test]
-fn records_of_an_earlier_life_of_the_machine_are_about_nothing() {
+fn records_of_an_earlier_boot_touch_no_mount() {
     with_container(|spc| {
         let host = &spc.host;
         host.sh("mkdir /mnt/data")?.ok()?;
@@ -63,7 +63,7 @@ fn records_of_an_earlier_life_of_the_machine_are_about_nothing() {
 }
 
 #[test]
-fn a_damaged_record_about_nothing_is_removed() {
+fn a_damaged_record_without_a_mount_is_removed() {
     with_container(|spc| {
         let host = &spc.host;
         host.sh("mkdir /mnt/data /mnt/other")?.ok()?;

@@ -68,6 +68,6 @@ fn shown(figures: &Figures, directory: &std::path::Path) -> Result<()> {
 }
 
 #[test]
-fn the_benchmarks_measure_and_show_it() {
+fn the_benchmarks_report_what_they_measure() {
     with_lab(measured);
 }

@@ -131,6 +131,6 @@ fn completions(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn completions_are_read_by_their_shells() {
+fn completions_load_in_their_shells() {
     with_lab(completions);
 }

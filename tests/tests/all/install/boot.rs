@@ -39,7 +39,7 @@ fn mounted(vm: &Vm<'_>, target: &str) -> Result<Vec<String>> {
 }
 
 #[test]
-fn fstab_and_units_at_boot() {
+fn fstab_and_units_mount_at_boot() {
     with_gluster(|lab, cluster| {
         let server = lab::knfsd().context("no lab")?;
         let spc = VmSpc::boot(lab, SYSTEMD)?;
@@ -151,7 +151,7 @@ fn fstab_and_units_at_boot() {
 }
 
 #[test]
-fn a_read_only_usr_is_extended() {
+fn a_read_only_usr_gets_a_system_extension() {
     with_gluster(|lab, cluster| {
         let spc = VmSpc::boot(lab, SYSTEMD)?;
         let vm = &spc.host;

@@ -64,7 +64,7 @@ fn leads_to_spc(spc: &Spc<'_>, name: &str) -> Result<()> {
 }
 
 #[test]
-fn install_and_uninstall_with_the_least_that_the_container_may() {
+fn uninstall_removes_everything_that_install_created() {
     with_lab(|lab| {
         let spc = with_util_linux(lab, &MINIMAL)?;
         // The host has a helper and a program with the same names as ours.
@@ -234,7 +234,7 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
 }
 
 #[test]
-fn where_nothing_may_be_run_from_var_a_copy_is() {
+fn a_noexec_var_gets_a_copy_in_usr() {
     with_lab(|lab| {
         let spc = with_util_linux(lab, &MINIMAL)?;
         spc.host

@@ -1,10 +1,10 @@
 //! `mount.TYPE` and `umount.TYPE`, as mount(8) and umount(8) of a host run them.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Output};
 
 use crate::kubernetes::kubelet::install;
-use crate::support::{Container, Spc, with_gluster};
+use crate::support::{Container, Spc, until, with_container, with_gluster};
 
 /// Runs an installed helper of the host with these arguments, by its name or by another path.
 fn helper<H: AnyHost>(spc: &Container<H>, name: &str, words: &[&str]) -> Result<Output> {
@@ -14,86 +14,95 @@ fn helper<H: AnyHost>(spc: &Container<H>, name: &str, words: &[&str]) -> Result<
     spc.host.run(&[&[path.as_str()], words].concat())
 }
 
-#[test]
-fn the_arguments_and_exit_codes_of_mount() {
+/// Directory that the tests mount on.
+const TARGET: &str = "/mnt/data";
+
+/// Runs a test's body with the frontends installed on a host, and the source of a volume.
+fn with_helpers(body: impl FnOnce(&Spc<'static>, &str) -> Result<()>) {
     with_gluster(|lab, cluster| {
         let spc = Spc::privileged(lab)?;
         install(&spc)?;
-        let (host, target) = (&spc.host, "/mnt/data");
-        host.run(&["mkdir", "-p", target])?.ok()?;
+        spc.host.run(&["mkdir", "-p", TARGET])?.ok()?;
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
-        let source = source.as_str();
+        body(&spc, &source)
+    });
+}
 
-        // libmount passes source and target, flags, options last.
-        helper(
-            &spc,
-            "mount.glusterfs",
-            &[source, target, "-n", "-o", "rw,nodev"],
-        )?
-        .ok()?;
-        ensure!(spc.on(target)?.len() == 1 && spc.on(target)?[0].options.contains("nodev"));
-        host.write("/mnt/data/helper", b"written")?;
-        // The same request again is the same mount.
-        helper(
-            &spc,
-            "mount.glusterfs",
-            &[source, target, "-n", "-o", "rw,nodev"],
-        )?
-        .ok()?;
-        ensure!(spc.on(target)?.len() == 1);
-        helper(&spc, "umount.fuse.glusterfs", &[target])?.ok()?;
-        ensure!(spc.on(target)?.is_empty());
-        spc.is_clean()?;
+#[test]
+fn mount_type_takes_the_arguments_of_mount() {
+    with_helpers(|spc, source| {
+        as_libmount_calls(spc, source).context("as libmount calls it")?;
+        by_a_part_of_the_type(spc, source).context("by a part of the type")?;
+        without_a_mount(spc, source).context("with -f")?;
+        in_a_namespace(spc, source).context("with -N")
+    });
+}
 
-        // A part of the type as the name, with the whole type in -t; a relative target; verbose.
-        spc.sh("mkdir -p /srv/source && echo through >/srv/source/file")?
-            .ok()?;
-        let said = helper(
-            &spc,
-            "mount.spc",
-            &[source, target, "-v", "-t", "spc.glusterfs"],
-        )?
-        .ok()?;
-        ensure!(said.text().contains("mounted"), "{said}");
-        let busy = host.spawn(&["sh", "-c", "cd /mnt/data && sleep 50"])?;
-        let inside = "ls -l /proc/[0-9]*/cwd 2>/dev/null | grep -q /mnt/data";
-        crate::support::until("it is busy", || Ok(host.sh(inside)?.success()))?;
-        let failed = helper(&spc, "umount.fuse", &[target, "-t", "fuse.glusterfs"])?.code(32)?;
-        ensure!(
-            failed
-                .error_text()
-                .starts_with("umount.fuse: cannot unmount /mnt/data: "),
-            "{failed}"
-        );
-        helper(&spc, "umount.fuse", &["-l", target])?.ok()?;
-        drop(busy);
-        crate::support::until("the daemon ends", || Ok(spc.is_clean().is_ok()))?;
+/// libmount passes source and target, flags, options last.
+fn as_libmount_calls(spc: &Spc<'_>, source: &str) -> Result<()> {
+    let words = [source, TARGET, "-n", "-o", "rw,nodev"];
+    helper(spc, "mount.glusterfs", &words)?.ok()?;
+    ensure!(spc.on(TARGET)?.len() == 1 && spc.on(TARGET)?[0].options.contains("nodev"));
+    spc.host.write("/mnt/data/helper", b"written")?;
+    // The same request again is the same mount.
+    helper(spc, "mount.glusterfs", &words)?.ok()?;
+    ensure!(spc.on(TARGET)?.len() == 1);
+    helper(spc, "umount.fuse.glusterfs", &[TARGET])?.ok()?;
+    ensure!(spc.on(TARGET)?.is_empty());
+    spc.is_clean()
+}
 
-        // Every step except the mount.
-        helper(&spc, "mount.glusterfs", &[source, target, "-f"])?.ok()?;
-        ensure!(spc.on(target)?.is_empty());
-        let same = ["-N", "/proc/1/ns/mnt"];
-        helper(
-            &spc,
-            "mount.glusterfs",
-            &[&[source, target], &same[..]].concat(),
-        )?
-        .ok()?;
-        helper(&spc, "umount.glusterfs", &[target])?.ok()?;
-        let pid = spc.pid()?;
-        let words = [source, target, "-N", &pid];
-        let refused = helper(&spc, "mount.glusterfs", &words)?.code(1)?;
-        ensure!(
-            refused.error_text().starts_with("mount.glusterfs: bad -N"),
-            "{refused}"
-        );
+/// The name has a part of the type, and -t the whole type. Verbose, and with a lazy unmount.
+fn by_a_part_of_the_type(spc: &Spc<'_>, source: &str) -> Result<()> {
+    let words = [source, TARGET, "-v", "-t", "spc.glusterfs"];
+    let said = helper(spc, "mount.spc", &words)?.ok()?;
+    ensure!(said.text().contains("mounted"), "{said}");
+    let host = &spc.host;
+    let busy = host.spawn(&["sh", "-c", "cd /mnt/data && sleep 50"])?;
+    let inside = "ls -l /proc/[0-9]*/cwd 2>/dev/null | grep -q /mnt/data";
+    until("a process is in it", || Ok(host.sh(inside)?.success()))?;
+    let failed = helper(spc, "umount.fuse", &[TARGET, "-t", "fuse.glusterfs"])?.code(32)?;
+    ensure!(
+        failed
+            .error_text()
+            .starts_with("umount.fuse: cannot unmount /mnt/data: "),
+        "{failed}"
+    );
+    helper(spc, "umount.fuse", &["-l", TARGET])?.ok()?;
+    drop(busy);
+    until("the daemon ends", || Ok(spc.is_clean().is_ok()))
+}
 
+/// `-f` runs every step except the mount.
+fn without_a_mount(spc: &Spc<'_>, source: &str) -> Result<()> {
+    helper(spc, "mount.glusterfs", &[source, TARGET, "-f"])?.ok()?;
+    ensure!(spc.on(TARGET)?.is_empty());
+    Ok(())
+}
+
+/// `-N` accepts the host's namespace and no other.
+fn in_a_namespace(spc: &Spc<'_>, source: &str) -> Result<()> {
+    let words = [source, TARGET, "-N", "/proc/1/ns/mnt"];
+    helper(spc, "mount.glusterfs", &words)?.ok()?;
+    helper(spc, "umount.glusterfs", &[TARGET])?.ok()?;
+    let words = [source, TARGET, "-N", &spc.pid()?];
+    let refused = helper(spc, "mount.glusterfs", &words)?.code(1)?;
+    ensure!(
+        refused.error_text().starts_with("mount.glusterfs: bad -N"),
+        "{refused}"
+    );
+    spc.is_clean()
+}
+
+#[test]
+fn mount_type_has_the_exit_codes_of_mount() {
+    with_helpers(|spc, source| {
         for (name, words, code, says) in [
             ("mount.glusterfs", &[source][..], 1, "Usage"),
-            ("mount.glusterfs", &[source, target, "-z"], 1, "-z"),
+            ("mount.glusterfs", &[source, TARGET, "-z"], 1, "-z"),
             (
                 "mount.glusterfs",
-                &["nocolon", target],
+                &["nocolon", TARGET],
                 1,
                 "mount.glusterfs: bad source",
             ),
@@ -103,8 +112,8 @@ fn the_arguments_and_exit_codes_of_mount() {
                 32,
                 "no such directory",
             ),
-            ("mount.fuse", &["source", target], 1, "no FUSE program"),
-            ("umount.glusterfs", &[target], 32, "not mounted"),
+            ("mount.fuse", &["source", TARGET], 1, "no FUSE program"),
+            ("umount.glusterfs", &[TARGET], 32, "not mounted"),
             (
                 "umount.glusterfs",
                 &["/mnt/nosuch"],
@@ -112,17 +121,25 @@ fn the_arguments_and_exit_codes_of_mount() {
                 "no such directory",
             ),
         ] {
-            let failed = helper(&spc, name, words)?.code(code)?;
+            let failed = helper(spc, name, words)?.code(code)?;
             ensure!(
                 failed.error_text().contains(says) && failed.stdout.is_empty(),
                 "{failed}"
             );
         }
+        spc.is_clean()
+    });
+}
 
-        // umount.TYPE also unmounts what another program mounted: the type has no other helper.
-        host.run(&["mount", "-t", "tmpfs", "other", target])?.ok()?;
-        helper(&spc, "umount.glusterfs", &[target])?.ok()?;
-        ensure!(spc.on(target)?.is_empty());
+#[test]
+fn umount_type_unmounts_what_another_program_mounted() {
+    with_container(|spc| {
+        install(spc)?;
+        let host = &spc.host;
+        host.run(&["mkdir", "-p", TARGET])?.ok()?;
+        host.run(&["mount", "-t", "tmpfs", "other", TARGET])?.ok()?;
+        helper(spc, "umount.glusterfs", &[TARGET])?.ok()?;
+        ensure!(spc.on(TARGET)?.is_empty());
         spc.is_clean()
     });
 }

@@ -33,7 +33,7 @@ fn is_over(host: &Host<'_>) -> Result<()> {
 }
 
 #[test]
-fn glusterfs_by_mount_fstab_and_umount() {
+fn glusterfs_works_by_mount_fstab_and_umount() {
     with_gluster(|lab, cluster| {
         let spc = installed(lab)?;
         let host = &spc.host;

@@ -300,7 +300,7 @@ fn ceph_fuse_takes_over_where_the_kernel_has_no_ceph() {
 }
 
 #[test]
-fn ceph_fuse_when_asked_for() {
+fn each_type_name_of_ceph_fuse_mounts() {
     with_ceph(|lab, ceph| {
         let spc = Spc::privileged(lab)?;
         let user = User::new(&spc, ceph, Client::Fuse)?;
@@ -312,7 +312,7 @@ fn ceph_fuse_when_asked_for() {
 }
 
 #[test]
-fn ceph_fuse_with_snapshots_read_only_and_half_made() {
+fn ceph_fuse_keeps_secrets_snapshots_and_read_only() {
     with_ceph(|lab, ceph| {
         let spc = Spc::minimal(lab)?;
         let user = User::new(&spc, ceph, Client::Fuse)?;
@@ -324,7 +324,7 @@ fn ceph_fuse_with_snapshots_read_only_and_half_made() {
 }
 
 #[test]
-fn what_ceph_fuse_refuses() {
+fn ceph_fuse_says_why_it_refuses() {
     with_ceph(|lab, ceph| {
         let spc = Spc::minimal(lab)?;
         let user = User::new(&spc, ceph, Client::Fuse)?;
@@ -352,7 +352,7 @@ fn what_ceph_fuse_refuses() {
 }
 
 #[test]
-fn cephfs_by_the_kernel() {
+fn the_kernel_mounts_cephfs() {
     with_ceph(|lab, ceph| {
         let spc = VmSpc::privileged(lab)?;
         let user = User::new(&spc, ceph, Client::Kernel)?;
@@ -374,7 +374,7 @@ fn cephfs_by_the_kernel() {
 }
 
 #[test]
-fn what_the_kernels_ceph_refuses() {
+fn the_kernels_ceph_says_why_it_refuses() {
     with_ceph(|lab, ceph| {
         let spc = VmSpc::privileged(lab)?;
         let user = User::new(&spc, ceph, Client::Kernel)?;

@@ -71,17 +71,17 @@ fn sshfs<H: AnyHost>(spc: &Container<H>, server: &Host<'_>, key: &str) -> Result
 }
 
 #[test]
-fn a_directory_of_the_host_through_bindfs() {
+fn bindfs_mounts_a_directory_of_the_host() {
     with_container(|spc| bindfs(spc, "/host/srv/source"));
 }
 
 #[test]
-fn a_directory_of_an_ssh_server() {
+fn sshfs_mounts_a_directory_of_a_server() {
     with_lab(|lab| sshfs(&Spc::privileged(lab)?, &sshd(lab)?, "/host/root/key"));
 }
 
 #[test]
-fn fuse_on_a_virtual_machine() {
+fn fuse_programs_mount_on_a_virtual_machine() {
     with_lab(|lab| {
         let (spc, store) = (VmSpc::privileged(lab)?, lab.s3()?);
         bindfs(&spc, "/srv/source")?;
@@ -94,7 +94,7 @@ fn fuse_on_a_virtual_machine() {
 /// Mounts by fuse2fs, a libfuse 3 program without a row, whose mounts show another type than its
 /// name. Its source is an ext4 image.
 #[test]
-fn a_program_that_is_new_to_the_container_needs_no_row() {
+fn a_fuse_program_without_a_row_mounts() {
     with_lab(|lab| {
         let spc = Spc::privileged(lab)?;
         let library = format!(
@@ -179,7 +179,7 @@ fn bucket<H: AnyHost>(spc: &Container<H>, store: &ObjectStore<'_>) -> Result<()>
 }
 
 #[test]
-fn a_bucket_of_an_s3_server() {
+fn s3fs_mounts_a_bucket() {
     with_lab(|lab| {
         let store = lab.s3()?;
         bucket(&Spc::privileged(lab)?, &store)

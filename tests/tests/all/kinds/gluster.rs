@@ -85,7 +85,7 @@ fn with_everything(
 }
 
 #[test]
-fn docker_with_a_shared_root() {
+fn docker_mounts_glusterfs_on_a_shared_root() {
     with_gluster(|lab, cluster| {
         with_everything(
             lab,
@@ -98,7 +98,7 @@ fn docker_with_a_shared_root() {
 }
 
 #[test]
-fn docker_with_a_private_root() {
+fn docker_mounts_glusterfs_on_a_private_root() {
     with_gluster(|lab, cluster| {
         with_everything(
             lab,
@@ -111,7 +111,7 @@ fn docker_with_a_private_root() {
 }
 
 #[test]
-fn podman() {
+fn podman_mounts_glusterfs() {
     with_gluster(|lab, cluster| {
         with_everything(
             lab,

@@ -1,8 +1,10 @@
 //! A file of a GlusterFS volume as a disk. Three servers export it by iSCSI, each through its own
 //! client of the volume.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
-use lab::{Cluster, Node};
+use lab::{Cluster, Node, Output};
 
 use crate::support::{VmSpc, until, with_lab};
 
@@ -69,21 +71,46 @@ fn sessions(node: &Node<'_>) -> Result<usize> {
     Ok(text.matches("I_T nexus:").count())
 }
 
+/// Stops tgtd on a server.
+fn stop_tgtd(node: &Node<'_>) -> Result<()> {
+    let kill = "busybox killall -9 tgtd 2>/dev/null; true";
+    node.host().sh(kill)?.ok()?;
+    Ok(())
+}
+
 #[test]
-fn one_of_three_servers_stops_while_data_is_written() {
+fn writes_survive_the_stop_of_one_of_three_servers() {
     with_lab(|lab| {
         let cluster = lab.gluster()?;
         export(&cluster)?;
-        let nodes = cluster.nodes();
-        let spc = VmSpc::privileged(lab)?;
-        let host = &spc.host;
-        host.run(&["mkdir", "/mnt/data"])?.ok()?;
-        let portals: Vec<_> = nodes
-            .iter()
-            .map(|node| node.host().address().to_string())
-            .collect();
-        let source = format!("iscsi:{}/{IQN}/1", portals.join(","));
-        let mount = [
+        let (nodes, spc) = (cluster.nodes(), &VmSpc::privileged(lab)?);
+        let client = Client { nodes, spc };
+        client.uses_every_server().context("with three servers")?;
+        let stopped = client.writes_on().context("while a server stops")?;
+        client.uses_again(stopped).context("with the server back")?;
+        stop_tgtd(stopped)?;
+        client.does_with_two().context("with two servers")?;
+        spc.is_clean()
+    });
+}
+
+/// A machine that mounts the disk.
+struct Client<'a> {
+    nodes: &'a [Node<'a>],
+    spc: &'a VmSpc<'a>,
+}
+
+impl<'a> Client<'a> {
+    fn portals(&self) -> Vec<String> {
+        let address = |node: &Node<'_>| node.host().address().to_string();
+        self.nodes.iter().map(address).collect()
+    }
+
+    /// Mounts the disk on /mnt/data, with a limit that allows for mkfs: it writes a log of 64 MiB,
+    /// and three servers acknowledge each block.
+    fn mount(&self) -> Result<Output> {
+        let source = format!("iscsi:{}/{IQN}/1", self.portals().join(","));
+        let words = [
             "runc",
             "exec",
             "spc",
@@ -98,56 +125,61 @@ fn one_of_three_servers_stops_while_data_is_written() {
             &source,
             "/mnt/data",
         ];
-        // mkfs writes a log of 64 MiB, and three servers acknowledge each block.
-        let mount = || {
-            let limit = std::time::Duration::from_secs(330);
-            host.command(&mount).limit(limit).run()
-        };
-        let mounted = mount()?.ok()?;
-        eprintln!("made and mounted in {:.1?}", mounted.elapsed);
-        for node in nodes {
+        let limit = Duration::from_secs(330);
+        self.spc.host.command(&words).limit(limit).run()?.ok()
+    }
+
+    /// Multipath state of the disk.
+    fn status(&self) -> Result<String> {
+        Ok(self.spc.exec(&["dmsetup", "status"])?.ok()?.text())
+    }
+
+    /// Checks for a session of each server, a multipath device, and data on each brick.
+    fn uses_every_server(&self) -> Result<()> {
+        let host = &self.spc.host;
+        host.run(&["mkdir", "/mnt/data"])?.ok()?;
+        let mounted = self.mount()?;
+        eprintln!("mkfs and mount: {:.1?}", mounted.elapsed);
+        for node in self.nodes {
             ensure!(sessions(node)? == 1, "{}", node.host().name());
         }
-        let device = spc.on("/mnt/data")?[0].source.clone();
+        let device = self.spc.on("/mnt/data")?[0].source.clone();
         ensure!(
             device.to_string_lossy().starts_with("/dev/dm-"),
             "{device:?}"
         );
-
-        host.write("/mnt/data/before", b"written with all of them")?;
+        let text = "written with all of them";
+        host.write("/mnt/data/before", text.as_bytes())?;
         host.sh("sync")?.ok()?;
-        for node in nodes {
+        for node in self.nodes {
             let brick = node.brick("blocks").join("disk");
-            let find = [
-                "grep",
-                "-aqF",
-                "written with all of them",
-                &brick.to_string_lossy(),
-            ];
+            let find = ["grep", "-aqF", text, &brick.to_string_lossy()];
             node.host().run(&find)?.ok().context("a brick")?;
         }
+        Ok(())
+    }
 
-        // The server in use stops, with its bricks, while files are written.
-        let status = || anyhow::Ok(spc.exec(&["dmsetup", "status"])?.ok()?.text());
-        let used = active(&status()?).context("no way is in use")?;
+    /// Stops the server in use, with its bricks, while files are written. Checks that no write
+    /// fails, and returns the server.
+    fn writes_on(&self) -> Result<&'a Node<'a>> {
+        let host = &self.spc.host;
+        let used = active(&self.status()?).context("no path is in use")?;
         let find = format!(
             "cat /sys/dev/block/{used}/device/../../connection*/iscsi_connection/*/persistent_address"
         );
         let used = host.sh(&find)?.ok()?.text();
+        let portals = self.portals();
         let stopped = portals.iter().position(|portal| *portal == used.trim());
-        let stopped = &nodes[stopped.with_context(|| format!("whose is {used}"))?];
+        let stopped = &self.nodes[stopped.with_context(|| format!("not a portal: {used}"))?];
         let write = "for i in $(seq 40); do echo line $i >/mnt/data/$i && sync || echo failed >>/tmp/failed; done; touch /tmp/done";
         host.sh(&format!("({write}) >/dev/null 2>&1 & true"))?
             .ok()?;
-        until("it writes", || {
+        until("three files are written", || {
             Ok(host.sh("test -e /mnt/data/3")?.status == lab::Status::Code(0))
         })?;
-        stopped
-            .host()
-            .sh("busybox killall -9 tgtd 2>/dev/null; true")?
-            .ok()?;
+        stop_tgtd(stopped)?;
         stopped.stop()?;
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         for _ in 0..6 {
             let done = until("everything is written", || {
                 Ok(host.sh("test -e /tmp/done")?.status == lab::Status::Code(0))
@@ -156,43 +188,45 @@ fn one_of_three_servers_stops_while_data_is_written() {
                 break;
             }
         }
-        eprintln!(
-            "written {:.1?} after a server stopped: {}",
-            began.elapsed(),
-            status()?
-        );
+        let (took, status) = (began.elapsed(), self.status()?);
+        eprintln!("written {took:.1?} after a server stopped: {status}");
         let failed = host.sh("cat /tmp/failed")?.text();
         ensure!(failed.is_empty(), "writes failed: {failed}");
         let lines = host.sh("cat /mnt/data/[0-9]* | grep -c ^line")?.ok()?;
         ensure!(lines.text() == "40", "{lines}");
-        ensure!(status()?.contains(" F "), "{}", status()?);
+        ensure!(self.status()?.contains(" F "), "{}", self.status()?);
+        Ok(stopped)
+    }
 
-        // The server returns, and is used again when it is needed.
+    /// Starts the server again, and checks that its path is used; then unmounts.
+    fn uses_again(&self, stopped: &Node<'_>) -> Result<()> {
         stopped.start()?;
         serve(stopped)?;
-        until("it is logged in to again", || Ok(sessions(stopped)? == 1))?;
+        until("spc is logged in again", || Ok(sessions(stopped)? == 1))?;
         // A mount event wakes `spc serve`, which otherwise checks once per minute.
-        host.sh("mkdir -p /mnt/t && mount -t tmpfs t /mnt/t")?
+        self.spc
+            .host
+            .sh("mkdir -p /mnt/t && mount -t tmpfs t /mnt/t")?
             .ok()?;
-        until("the way is in use again", || Ok(!status()?.contains(" F ")))?;
-
-        spc.umount("/mnt/data")?;
-        for node in nodes {
+        until("the path is in use again", || {
+            Ok(!self.status()?.contains(" F "))
+        })?;
+        self.spc.umount("/mnt/data")?;
+        for node in self.nodes {
             ensure!(sessions(node)? == 0, "{}", node.host().name());
         }
-        ensure!(status()?.contains("No devices"), "{}", status()?);
+        let status = self.status()?;
+        ensure!(status.contains("No devices"), "{status}");
+        Ok(())
+    }
 
-        // With one server gone for good, the other two are enough.
-        stopped
-            .host()
-            .sh("busybox killall -9 tgtd 2>/dev/null; true")?
-            .ok()?;
-        let again = mount()?.ok()?;
+    /// Mounts without one server, which the command reports.
+    fn does_with_two(&self) -> Result<()> {
+        let again = self.mount()?;
         ensure!(again.error_text().contains("goes without"), "{again}");
-        ensure!(host.read("/mnt/data/40")? == b"line 40\n");
-        spc.umount("/mnt/data")?;
-        spc.is_clean()
-    });
+        ensure!(self.spc.host.read("/mnt/data/40")? == b"line 40\n");
+        self.spc.umount("/mnt/data").map(drop)
+    }
 }
 
 /// Disk of the path group in use, from `dmsetup status`.

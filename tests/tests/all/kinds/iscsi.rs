@@ -147,7 +147,7 @@ fn luns_of_one_target_share_a_session_and_the_last_user_ends_it() {
 }
 
 #[test]
-fn a_disk_goes_when_nobody_uses_it_any_more_and_not_before() {
+fn a_disk_is_detached_after_its_last_user() {
     with_lio(|lab, lio| {
         lio.disk("lazy-0", 64 * MIB, ext4)?;
         let client = Client::new(lab, lio, "lazy", &["lazy-0"])?;
@@ -195,7 +195,7 @@ fn a_disk_goes_when_nobody_uses_it_any_more_and_not_before() {
 }
 
 #[test]
-fn a_mount_that_was_killed_is_undone_by_the_next_command() {
+fn the_next_command_rolls_back_a_killed_mount() {
     with_lio(|lab, lio| {
         lio.disk("killed-0", 64 * MIB, ext4)?;
         let client = Client::new(lab, lio, "killed", &["killed-0"])?;
@@ -315,7 +315,7 @@ fn one_of_two_portals_is_enough() {
 }
 
 #[test]
-fn a_number_that_is_given_to_another_volume_is_noticed() {
+fn a_lun_that_became_another_volume_is_refused() {
     with_lio(|lab, lio| {
         lio.disk("reused-0", 64 * MIB, ext4)?;
         lio.disk("reused-other", 64 * MIB, |path| {
@@ -349,7 +349,7 @@ fn a_number_that_is_given_to_another_volume_is_noticed() {
 }
 
 #[test]
-fn names_and_passwords() {
+fn passwords_are_used_by_iscsi_and_never_shown() {
     with_lio(|lab, lio| {
         lio.disk("chap-0", 64 * MIB, ext4)?;
         let client = Client::new(lab, lio, "chap", &["chap-0"])?;
@@ -448,7 +448,7 @@ fn names_and_passwords() {
 }
 
 #[test]
-fn a_file_system_is_made_only_on_what_is_really_blank() {
+fn mkfs_runs_only_on_blank_disks() {
     with_lio(|lab, lio| {
         let mut disks = vec!["blank", "blank-too"];
         for name in &disks {

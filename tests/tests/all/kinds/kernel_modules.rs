@@ -172,6 +172,6 @@ fn modules(lab: &'static Lab) -> Result<()> {
 }
 
 #[test]
-fn a_host_without_modprobe() {
+fn modules_load_on_a_host_without_modprobe() {
     with_lab(modules);
 }

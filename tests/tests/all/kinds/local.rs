@@ -6,7 +6,7 @@ use crate::support::images::{Attached, attach};
 use crate::support::with_container;
 
 #[test]
-fn what_the_kernel_mounts_without_a_helper() {
+fn the_kernel_mounts_without_a_helper() {
     with_container(|spc| {
         let host = &spc.host;
 
@@ -68,7 +68,7 @@ fn what_the_kernel_mounts_without_a_helper() {
 }
 
 #[test]
-fn disks_of_the_host() {
+fn a_disk_of_the_host_mounts_and_a_missing_one_is_named() {
     with_container(|spc| {
         let mut files = Vec::new();
         for (fstype, size, mkfs) in [

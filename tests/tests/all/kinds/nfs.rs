@@ -62,7 +62,7 @@ fn has_option(spc: &VmSpc<'_>, target: &str, option: &str) -> Result<()> {
 }
 
 #[test]
-fn nfs_4_in_every_version_from_the_kernels_server() {
+fn every_version_of_nfs_4_mounts() {
     with_client(|spc| {
         let server = knfsd()?;
         let source = format!("{}:/data", server.vm().address());
@@ -107,7 +107,7 @@ fn nfs_4_in_every_version_from_the_kernels_server() {
 }
 
 #[test]
-fn nfs_read_only_and_below_an_export() {
+fn nfs_mounts_read_only_and_below_an_export() {
     with_client(|spc| {
         let server = knfsd()?.vm().address();
         let (data, ro) = (format!("{server}:/data"), format!("{server}:/ro"));
@@ -150,7 +150,7 @@ fn nfs_read_only_and_below_an_export() {
 }
 
 #[test]
-fn nfs_3_has_its_locks_on_the_server_and_its_services_while_it_is_mounted() {
+fn nfs_3_locks_on_the_server_and_has_services_while_mounted() {
     with_client(|spc| {
         let (host, server) = (&spc.host, knfsd()?.vm());
         let source = format!("{}:/data", server.address());
@@ -297,7 +297,7 @@ fn nfs_3_by_nsenter_has_its_services_too() {
 }
 
 #[test]
-fn what_nfs_mounts_fail_of_is_said() {
+fn nfs_says_why_it_cannot_mount() {
     with_client(|spc| {
         let server = knfsd()?;
         let address = server.vm().address();
@@ -377,7 +377,7 @@ fn what_nfs_mounts_fail_of_is_said() {
 }
 
 #[test]
-fn nfs_from_ganesha() {
+fn ganesha_serves_nfs_mounts() {
     with_client(|spc| {
         let (server, cluster) = (
             lab::ganesha().context("no lab")?,

@@ -203,7 +203,7 @@ fn an_image_is_formatted_only_if_it_is_blank() {
 }
 
 #[test]
-fn what_rbd_refuses() {
+fn rbd_says_why_it_refuses() {
     with_client(|client| {
         let Client { spc, ceph, access } = client;
         ceph.image("good", 16 * MIB, ext4)?;

@@ -32,7 +32,7 @@ fn life(
 }
 
 #[test]
-fn a_share_of_an_smb_server() {
+fn an_smb_share_mounts_in_every_dialect() {
     with_lab(|lab| {
         let samba = lab.samba()?;
         let spc = VmSpc::privileged(lab)?;
@@ -113,7 +113,7 @@ fn a_share_of_an_smb_server() {
 }
 
 #[test]
-fn a_password_of_smb_is_seen_by_the_server_only() {
+fn an_smb_password_reaches_only_the_server() {
     with_lab(|lab| {
         let samba = lab.samba()?;
         let spc = VmSpc::privileged(lab)?;
@@ -241,7 +241,7 @@ fn smb_says_why_it_cannot_mount() {
 }
 
 #[test]
-fn an_smb_server_may_go_away_and_come_back() {
+fn an_smb_mount_survives_a_restart_of_its_server() {
     with_lab(|lab| {
         let samba = lab.samba()?;
         let spc = VmSpc::privileged(lab)?;
@@ -270,7 +270,7 @@ fn an_smb_server_may_go_away_and_come_back() {
 /// mount.cifs drops all capabilities but a few. Dropping needs capabilities that the recommended
 /// run line lacks.
 #[test]
-fn what_smb_needs_of_the_container() {
+fn mount_cifs_works_with_the_documented_capabilities() {
     with_lab(|lab| {
         let samba = lab.samba()?;
         let spc = VmSpc::privileged(lab)?;

@@ -234,7 +234,7 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
 
 /// Checks that the driver accepts the volume of each example, and that the allow list permits it.
 #[test]
-fn the_driver_takes_each_example() {
+fn the_driver_accepts_each_example() {
     with_lab(|lab| {
         let node = Node::boot(lab)?;
         node.start(&pod("spc.yaml")?, Base::Trixie.image())?;
@@ -254,13 +254,13 @@ fn the_driver_takes_each_example() {
 }
 
 #[test]
-fn a_node_with_the_daemonset() {
+fn the_daemonset_serves_pods_through_an_upgrade() {
     with_gluster(|lab, cluster| works(lab, cluster, &pod("spc.yaml")?));
 }
 
 /// Removes each part in turn, and checks that something fails.
 #[test]
-fn nothing_in_the_daemonset_is_needless() {
+fn every_part_of_the_daemonset_is_needed() {
     with_gluster(|lab, cluster| {
         let whole = pod("spc.yaml")?;
         let mut less = Vec::new();

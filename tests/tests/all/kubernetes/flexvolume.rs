@@ -42,7 +42,7 @@ fn read_and_write<H: AnyHost>(host: &H, directory: &str, bytes: &[u8]) -> Result
 }
 
 #[test]
-fn volumes_of_glusterfs_from_several_servers() {
+fn pods_use_glusterfs_from_several_servers() {
     with_gluster(|lab, cluster| {
         let spc = Spc::privileged(lab)?;
         install(&spc)?;
@@ -119,7 +119,7 @@ pub fn sshd<'lab>(lab: &'lab Lab, password: &str) -> Result<Host<'lab>> {
 }
 
 #[test]
-fn volumes_of_other_fuse_programs_with_secrets_of_the_pod() {
+fn pods_use_fuse_programs_with_their_secrets() {
     with_lab(|lab| {
         let spc = Spc::privileged(lab)?;
         install(&spc)?;
@@ -222,7 +222,7 @@ pub fn grows<H: AnyHost>(
 }
 
 #[test]
-fn volumes_that_the_kernel_mounts() {
+fn pods_use_volumes_that_the_kernel_mounts() {
     with_lab(|lab| {
         let spc = VmSpc::privileged(lab)?;
         install_there(&spc)?;

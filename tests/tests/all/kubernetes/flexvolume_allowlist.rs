@@ -12,7 +12,7 @@ use crate::support::with_container;
 const OF_NODE: &str = "/etc/spc/flexvolume.conf";
 
 #[test]
-fn volumes_of_the_node_itself() {
+fn pods_use_of_the_node_only_what_it_allows() {
     with_container(|spc| {
         install(spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);

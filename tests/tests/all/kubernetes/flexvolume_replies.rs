@@ -8,7 +8,7 @@ use rustix::process::{Pid, kill_process};
 
 use crate::kubernetes::flexvolume::NOBODY;
 use crate::kubernetes::kubelet::{driver, install};
-use crate::support::{until, with_container};
+use crate::support::{Spc, until, with_container};
 
 /// Output of a driver that a script calls.
 fn answer(host: &Host<'_>, script: &str) -> Result<String> {
@@ -27,22 +27,33 @@ fn answer(host: &Host<'_>, script: &str) -> Result<String> {
     ))
 }
 
-#[test]
-fn there_is_one_answer_whatever_happens() {
+/// Directory of the volume.
+const DIR: &str = "/var/lib/kubelet/pods/1-2/volumes/spc~spc/data";
+
+/// Password of the volume's secret, as kubelet encodes it.
+const SECRET: &str = "aHVudGVyMi1pbi1iYXNlNjQ=";
+
+/// Script that mounts a volume of a server which does not exist, with these further options.
+fn mount(more: &str) -> String {
+    let json = format!(
+        r#"{{"kubernetes.io/fsType":"fuse.sshfs","source":"a@{NOBODY}:","kubernetes.io/secret/password":"{SECRET}"{more}}}"#
+    );
+    format!("$1 mount {DIR} '{json}'")
+}
+
+/// Runs a test's body with a container on a host that has the driver and the volume's directory.
+fn with_driver(body: impl FnOnce(&Spc<'static>) -> Result<()>) {
     with_container(|spc| {
         install(spc)?;
-        let host = &spc.host;
-        let dir = "/var/lib/kubelet/pods/1-2/volumes/spc~spc/data";
-        host.sh(&format!("mkdir -p {dir}"))?.ok()?;
-        let secret = "aHVudGVyMi1pbi1iYXNlNjQ=";
-        let json = |more: &str| {
-            format!(
-                r#"{{"kubernetes.io/fsType":"fuse.sshfs","source":"a@{NOBODY}:","kubernetes.io/secret/password":"{secret}"{more}}}"#
-            )
-        };
-        let mount = |more: &str| format!("$1 mount {dir} '{}'", json(more));
+        spc.host.run(&["mkdir", "-p", DIR])?.ok()?;
+        body(spc)
+    });
+}
 
-        // The driver has a limit of its own.
+#[test]
+fn the_driver_replies_when_its_helper_hangs_or_spc_is_missing() {
+    with_driver(|spc| {
+        let host = &spc.host;
         let started = Instant::now();
         let said = answer(host, &mount(r#","timeout":"2""#))?;
         ensure!(
@@ -51,7 +62,21 @@ fn there_is_one_answer_whatever_happens() {
         );
         ensure!(started.elapsed() < Duration::from_secs(15));
         spc.is_clean()?;
+        // The driver's file is still there, and the installation is not.
+        host.sh("rm /var/lib/spc/current")?.ok()?;
+        let said = answer(host, &mount(""))?;
+        ensure!(
+            said.contains("not installed on this host") && said.starts_with("Failure"),
+            "{said}"
+        );
+        spc.is_clean()
+    });
+}
 
+#[test]
+fn the_driver_replies_when_its_work_is_killed() {
+    with_driver(|spc| {
+        let host = &spc.host;
         // The working process is killed, or kubelet kills the driver.
         for (who, signal, says) in [
             ("--work", Signal::KILL, "killed by signal 9"),
@@ -81,7 +106,7 @@ fn there_is_one_answer_whatever_happens() {
                     let text = String::from_utf8_lossy(&cmdline);
                     ensure!(
                         text.contains("sh\0-c")
-                            || !(text.contains(secret) || text.contains("hunter2")),
+                            || !(text.contains(SECRET) || text.contains("hunter2")),
                         "{text}"
                     );
                 }
@@ -94,10 +119,17 @@ fn there_is_one_answer_whatever_happens() {
                 "{answered}"
             );
             // Nothing is left once the pod has gone.
-            ensure!(answer(host, &format!("$1 unmount {dir}"))? == "Success ");
+            ensure!(answer(host, &format!("$1 unmount {DIR}"))? == "Success ");
             until("nothing is left", || Ok(spc.is_clean().is_ok()))?;
         }
+        Ok(())
+    });
+}
 
+#[test]
+fn the_driver_replies_to_malformed_calls() {
+    with_driver(|spc| {
+        let host = &spc.host;
         for (script, says) in [
             ("$1", "Failure no call is given"),
             ("$1 mount", "Failure bad arguments of mount"),
@@ -126,13 +158,6 @@ fn there_is_one_answer_whatever_happens() {
             let said = answer(host, script)?;
             ensure!(said.starts_with(says), "{script}: {said}");
         }
-        // Everything is uninstalled.
-        host.sh("rm /var/lib/spc/current")?.ok()?;
-        let said = answer(host, &mount(""))?;
-        ensure!(
-            said.contains("not installed on this host") && said.starts_with("Failure"),
-            "{said}"
-        );
         spc.is_clean()
     });
 }

@@ -30,7 +30,7 @@ pub fn manifests() -> Result<Vec<PathBuf>> {
 }
 
 #[test]
-fn manifests_are_what_kubernetes_takes() {
+fn manifests_are_valid_for_kubernetes() {
     with_lab(|_| {
         for manifest in manifests()? {
             for version in VERSIONS {
@@ -72,7 +72,7 @@ fn a_mistake_in_a_manifest_is_found() {
 /// Checks that each row of the table of kinds has an example pod, and that each example fits
 /// kubelet's rules.
 #[test]
-fn each_kind_has_a_pod() {
+fn each_kind_has_a_valid_example_pod() {
     with_lab(|_| {
         let mut types = Vec::new();
         for manifest in manifests()? {

@@ -123,7 +123,7 @@ fn no_link_below_kubelets_directory_is_followed() {
 }
 
 #[test]
-fn the_mounter_takes_care_of_statd() {
+fn the_mounter_starts_statd_for_nfs_3() {
     with_vm(|spc| {
         install_there(spc)?;
         let server = lab::knfsd().context("no server")?;
@@ -145,7 +145,7 @@ fn the_mounter_takes_care_of_statd() {
 }
 
 #[test]
-fn the_mounter_in_a_scope_of_kubelets() {
+fn a_mounters_daemon_is_outside_of_kubelets_scope() {
     with_gluster(|lab, cluster| {
         let spc = VmSpc::boot(
             lab,

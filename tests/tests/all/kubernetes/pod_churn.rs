@@ -184,6 +184,6 @@ fn pods_at_random(lab: &'static Lab, cluster: &Cluster<'_>, pods: usize) -> Resu
 }
 
 #[test]
-fn a_thousand_pods_at_random() {
+fn a_thousand_random_pods_leave_nothing() {
     with_gluster(|lab, cluster| pods_at_random(lab, cluster, 1000));
 }

@@ -34,7 +34,7 @@ fn a_host_boots_fast_and_is_its_own_machine() -> Result<()> {
 }
 
 #[test]
-fn propagation_is_as_asked() -> Result<()> {
+fn mounts_propagate_only_on_a_shared_host() -> Result<()> {
     let Some(lab) = lab::shared() else {
         return Ok(());
     };
@@ -53,7 +53,7 @@ fn propagation_is_as_asked() -> Result<()> {
 }
 
 #[test]
-fn a_command_ends_as_it_ended() -> Result<()> {
+fn exit_codes_and_signals_are_reported() -> Result<()> {
     let Some(lab) = lab::shared() else {
         return Ok(());
     };
@@ -130,7 +130,7 @@ fn loop_devices_are_given_back() -> Result<()> {
 }
 
 #[test]
-fn files_go_in_and_out() -> Result<()> {
+fn files_are_copied_in_and_out() -> Result<()> {
     let Some(lab) = lab::shared() else {
         return Ok(());
     };

@@ -58,7 +58,7 @@ fn machines_and_hosts_are_on_one_network() {
 }
 
 #[test]
-fn systemd_is_the_first_process_of_the_second_flavour() {
+fn systemd_is_the_first_process_of_a_systemd_machine() {
     with_lab(|lab| {
         let vm = lab.vm(SYSTEMD)?;
         ensure!(vm.read("/proc/1/comm")? == b"systemd\n");
@@ -114,7 +114,7 @@ fn emulators(lab: &Lab) -> Vec<i32> {
 }
 
 #[test]
-fn a_glusterfs_volume_on_a_virtual_machine() {
+fn glusterfs_mounts_on_a_virtual_machine() {
     with_gluster(|lab, cluster| {
         let spc = VmSpc::privileged(lab)?;
         spc.exec(&["spc", "doctor"])?.ok()?;
@@ -142,7 +142,7 @@ echo clone_mnt >set_ftrace_filter && echo function >current_tracer && echo 1 >tr
 const COPIED: &str = "grep -c copy_tree /sys/kernel/tracing/trace";
 
 #[test]
-fn a_glusterfs_volume_under_systemd() {
+fn glusterfs_mounts_under_systemd() {
     with_gluster(|lab, cluster| {
         let spc = VmSpc::boot(lab, SYSTEMD)?;
         let (source, before) = (source(cluster), spc.mounts()?);

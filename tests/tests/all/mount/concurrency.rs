@@ -74,7 +74,7 @@ impl<'lab> Scene<'lab> {
 }
 
 #[test]
-fn one_target() {
+fn eight_mounts_of_one_target_make_one_mount() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, cluster)?;
         scene.spc.host.sh("mkdir /mnt/data")?.ok()?;
@@ -168,7 +168,7 @@ impl Scene<'_> {
 }
 
 #[test]
-fn fifty_targets() {
+fn fifty_targets_mount_and_unmount_at_once() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, cluster)?;
         let gluster = scene.gluster();
@@ -191,7 +191,7 @@ fn fifty_targets() {
 }
 
 #[test]
-fn mount_against_umount() {
+fn a_mount_that_races_its_unmount_is_whole_or_gone() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, cluster)?;
         scene.spc.host.sh("mkdir /mnt/data")?.ok()?;

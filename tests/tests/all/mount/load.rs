@@ -139,8 +139,11 @@ mount -i -t ramfs "$1" "$2"
 echo "- $1" >>/run/slow
 "#;
 
+/// A helper that never ends.
+const DEAD: &[u8] = b"#!/bin/sh\nexec sleep 1000\n";
+
 #[test]
-fn no_more_helpers_at_once_than_may() {
+fn running_helpers_stay_within_the_limit() {
     const COUNT: usize = 60;
     with_container(|spc| {
         let before = entries(&spc.host)?;
@@ -169,15 +172,21 @@ fn no_more_helpers_at_once_than_may() {
             output.elapsed
         );
         ensure!((most, most_of_one) == (6, 3), "{most} {most_of_one}: {log}");
+        spc.umount("--all")?;
+        spc.is_clean()?;
+        ensure!(entries(&spc.host)? == before);
+        Ok(())
+    });
+}
 
-        // A server that does not respond keeps no other server's mounts waiting. A waiting command
-        // says for how long it waits.
-        spc.put(
-            "/usr/local/sbin/mount.dead",
-            b"#!/bin/sh\nexec sleep 1000\n",
-        )?;
+#[test]
+fn a_server_that_does_not_respond_delays_no_other_server() {
+    with_container(|spc| {
+        let before = entries(&spc.host)?;
+        spc.put("/usr/local/sbin/mount.ramfs", SLOW.as_bytes())?;
+        spc.put("/usr/local/sbin/mount.dead", DEAD)?;
         spc.host
-            .sh("mkdir /mnt/dead && cd /mnt/dead && mkdir $(seq 5)")?
+            .sh("mkdir /mnt/dead /etc/spc && cd /mnt/dead && mkdir $(seq 5) && echo 6 >/etc/spc/helpers")?
             .ok()?;
         let dead = "spc mount -t dead --timeout 12 dead:/{} /mnt/dead/{}";
         let storm = at_once(spc, 3, dead)?;
@@ -189,6 +198,7 @@ fn no_more_helpers_at_once_than_may() {
         })?;
         let other = ["-t", "ramfs", "2:/2", "/mnt/dead/5"];
         spc.mount(&other)?;
+        // A waiting command says for how long it waited.
         let waits = [
             "spc",
             "mount",
@@ -209,9 +219,22 @@ fn no_more_helpers_at_once_than_may() {
             output.text().matches("ended by spc after 12 s").count() == 3,
             "{output}"
         );
+        spc.umount("/mnt/dead/5")?;
+        spc.is_clean()?;
+        ensure!(entries(&spc.host)? == before);
+        Ok(())
+    });
+}
 
-        // A command with the limit off does not wait, and a killed command frees its slot.
-        spc.host.sh("echo 1 >/etc/spc/helpers")?.ok()?;
+#[test]
+fn a_killed_command_frees_its_helper_slot() {
+    with_container(|spc| {
+        let before = entries(&spc.host)?;
+        spc.put("/usr/local/sbin/mount.ramfs", SLOW.as_bytes())?;
+        spc.put("/usr/local/sbin/mount.dead", DEAD)?;
+        spc.host
+            .sh("mkdir /mnt/dead /etc/spc && cd /mnt/dead && mkdir $(seq 4) && echo 1 >/etc/spc/helpers")?
+            .ok()?;
         let held = spc.host.spawn(&[
             "docker",
             "exec",
@@ -226,6 +249,7 @@ fn no_more_helpers_at_once_than_may() {
         until("it is at work", || {
             Ok(spc.sh("pgrep -f mount.dead")?.success())
         })?;
+        // A command without the limit does not wait.
         let insists = ["-t", "ramfs", "-o", "x-spc.helpers=0", "b:/", "/mnt/dead/2"];
         spc.mount(&insists)?;
         spc.sh("pkill -9 -f '^spc mount -t dead'")?.ok()?;

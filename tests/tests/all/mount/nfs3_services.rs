@@ -110,7 +110,7 @@ fn services_are_started_once_and_end_when_nothing_needs_them() {
 }
 
 #[test]
-fn services_that_answer_already_are_used_and_left_alone() {
+fn running_services_are_used_and_left_alone() {
     with_container(|spc| {
         // The launcher did not start these services, so it treats them as the host's own.
         spc.sh("rpcbind")?.ok()?;
@@ -131,7 +131,7 @@ fn services_that_answer_already_are_used_and_left_alone() {
 }
 
 #[test]
-fn a_service_that_lost_its_place_is_started_anew() {
+fn a_broken_service_is_restarted() {
     with_container(|spc| {
         hold(spc)?;
         spc.exec(&[DOOR])?.ok()?;

@@ -101,7 +101,7 @@ fn minimal(lab: &Lab, engine: Engine) -> Result<Spc<'_>> {
 }
 
 #[test]
-fn least_with_docker() {
+fn minimal_privileges_suffice_with_docker() {
     with_gluster(|lab, cluster| {
         let spc = minimal(lab, Engine::Docker)?;
         main_job(&spc, cluster, TARGET)?;
@@ -112,7 +112,7 @@ fn least_with_docker() {
 }
 
 #[test]
-fn least_with_podman() {
+fn minimal_privileges_suffice_with_podman() {
     with_gluster(|lab, cluster| {
         let spc = minimal(lab, Engine::Podman)?;
         main_job(&spc, cluster, "/mnt/least podman")?;
@@ -131,7 +131,7 @@ fn least_with_podman() {
 }
 
 #[test]
-fn documents_have_the_line_that_is_tested() {
+fn documents_show_the_tested_run_line() {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let line = MINIMAL.join(" ");
     for file in ["image/Containerfile", "image/README.md", "docs/run.md"] {

@@ -16,7 +16,7 @@ const BINDFS: [&str; 6] = [
 ];
 
 #[test]
-fn each_capability_is_needed_or_not_missed() {
+fn a_missing_capability_is_named_unless_unneeded() {
     with_container(|spc| {
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
         let all = spc
@@ -55,7 +55,7 @@ fn each_capability_is_needed_or_not_missed() {
 }
 
 #[test]
-fn a_host_that_is_not_to_be_found() {
+fn a_container_that_cannot_find_its_host_is_refused() {
     with_lab(|lab| {
         let bare = ["--privileged", "--net=host"];
         let spc = Spc::start(
@@ -92,7 +92,7 @@ fn a_host_that_is_not_to_be_found() {
 }
 
 #[test]
-fn settings_that_cannot_be_read() {
+fn broken_settings_are_refused() {
     with_container(|spc| {
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
         let file = "/etc/spc/shim.conf";
@@ -139,7 +139,7 @@ fn settings_that_cannot_be_read() {
 }
 
 #[test]
-fn a_full_disk_under_the_ledger() {
+fn a_full_disk_refuses_mounts_and_allows_unmounts() {
     const FILL: &str = "dd if=/dev/zero of=/run/spc/fill bs=1k 2>/dev/null; true";
     const EMPTY: &str = "rm -f /run/spc/fill";
     with_container(|spc| {
@@ -176,7 +176,7 @@ fn a_full_disk_under_the_ledger() {
 }
 
 #[test]
-fn records_that_cannot_be_read() {
+fn a_damaged_record_is_named_and_blocks_only_its_mount() {
     with_container(|spc| {
         let host = &spc.host;
         host.run(&["mkdir", "/mnt/data", "/mnt/other"])?.ok()?;

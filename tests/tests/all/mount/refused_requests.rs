@@ -13,7 +13,7 @@ fn start(lab: &Lab) -> Result<Spc<'_>> {
 }
 
 #[test]
-fn servers_and_volumes_that_are_not_there() {
+fn missing_servers_and_volumes_are_named() {
     with_gluster(|lab, cluster| {
         let spc = start(lab)?;
         let idle = lab.host(HostOptions::default())?;
@@ -62,7 +62,7 @@ fn servers_and_volumes_that_are_not_there() {
 }
 
 #[test]
-fn helpers_that_misbehave() {
+fn a_helper_that_misbehaves_leaves_nothing() {
     with_lab(|lab| {
         let spc = start(lab)?;
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
@@ -133,7 +133,7 @@ fn helpers_that_misbehave() {
 
 /// Checks that spc takes the type from the source, which the helper that runs shows.
 #[test]
-fn a_source_whose_type_is_not_said() {
+fn a_type_is_derived_from_the_source() {
     with_lab(|lab| {
         let spc = start(lab)?;
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
@@ -180,7 +180,7 @@ fn a_source_whose_type_is_not_said() {
 }
 
 #[test]
-fn targets_that_cannot_be() {
+fn bad_targets_are_refused_and_good_ones_are_not() {
     with_lab(|lab| {
         let spc = start(lab)?;
         spc.host.sh("mkdir -p /mnt/real /mnt/other /mnt/foreign /srv/user && touch /mnt/file && chmod 1777 /srv

@@ -33,7 +33,7 @@ fn read(spc: &Spc<'_>, first: i32) -> Result<u64> {
 }
 
 #[test]
-fn nothing_is_read_that_grows() {
+fn bytes_read_do_not_grow_with_the_host() {
     with_minimal_container(|spc| {
         let first = spc.first()?;
         let host = &spc.host;
@@ -103,7 +103,7 @@ fn entries_stay(lab: &'static Lab, propagation: Propagation, source: &str) -> Re
 }
 
 #[test]
-fn one_entry_for_each_mount() {
+fn each_mount_adds_one_entry() {
     with_gluster(|lab, cluster| {
         let source = format!("{}:/vol", cluster.nodes()[0].host().address());
         for propagation in [Propagation::Shared, Propagation::Private] {

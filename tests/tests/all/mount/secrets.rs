@@ -180,7 +180,7 @@ fn a_secret_is_seen_by_its_helper_only() {
 }
 
 #[test]
-fn secrets_that_cannot_be() {
+fn bad_secrets_are_refused() {
     with_container(|spc| {
         spc.host.run(&["mkdir", "-p", "/mnt/data"])?.ok()?;
         spc.put("/run/empty", b"\n")?;
@@ -255,7 +255,7 @@ fn secrets_that_cannot_be() {
 }
 
 #[test]
-fn a_directory_of_an_ssh_server_by_password() {
+fn sshfs_mounts_by_password() {
     with_lab(|lab| {
         let server = lab.host(HostOptions {
             root: Root::Server,

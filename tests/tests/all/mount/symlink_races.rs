@@ -56,7 +56,7 @@ fn contest(spc: &Spc<'_>, mount: &[&str], target: &str, place: &str, other: &str
 }
 
 #[test]
-fn a_mount_is_where_it_should_be_or_nowhere() {
+fn swapped_directories_never_redirect_a_mount() {
     with_container(|spc| {
         let host = &spc.host;
         host.copy_in(program("swap", Libc::Gnu, &["-static"])?, "/opt/swap")?;

@@ -163,7 +163,7 @@ fn any_spelling(targets: &Targets<'_>) -> Result<()> {
 }
 
 #[test]
-fn any_name_on_a_shared_root() {
+fn any_spelling_of_a_target_works_on_a_shared_root() {
     with_gluster(|lab, cluster| {
         let shared = Propagation::Shared;
         let spc = Spc::start(lab, shared, Engine::Docker, Base::Trixie, &PRIVILEGED)?;
@@ -179,7 +179,7 @@ fn any_name_on_a_shared_root() {
 }
 
 #[test]
-fn any_name_on_a_private_root_with_links() {
+fn any_spelling_of_a_target_works_on_a_private_root() {
     with_gluster(|lab, cluster| {
         let private = Propagation::Private;
         let spc = Spc::start(lab, private, Engine::Docker, Base::Trixie, &MINIMAL)?;

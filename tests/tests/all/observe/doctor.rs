@@ -47,7 +47,7 @@ pub fn has_all<H: AnyHost>(spc: &Container<H>, kind: &str) -> Result<()> {
 }
 
 #[test]
-fn each_kind_misses_its_programs() {
+fn doctor_names_the_missing_programs_of_each_kind() {
     with_lab(|lab| {
         let (shared, docker) = (Propagation::Shared, Engine::Docker);
         let spc = Spc::start(lab, shared, docker, Base::Trixie, &PRIVILEGED)?;
@@ -103,7 +103,7 @@ fn each_kind_misses_its_programs() {
 }
 
 #[test]
-fn each_kind_misses_what_the_container_was_not_given() {
+fn doctor_names_what_the_container_was_not_given() {
     with_lab(|lab| {
         let without = |part: &str| -> Vec<&str> {
             MINIMAL.into_iter().filter(|word| *word != part).collect()

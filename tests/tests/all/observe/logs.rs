@@ -111,7 +111,7 @@ fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
 }
 
 #[test]
-fn one_id_leads_from_the_door_to_the_daemon() {
+fn one_id_leads_from_the_frontend_to_the_daemon() {
     with_gluster(one_id);
 }
 
@@ -217,6 +217,6 @@ fn priorities(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn the_journal_knows_priorities() {
+fn journal_entries_have_priorities() {
     with_lab(priorities);
 }

@@ -8,7 +8,7 @@ use crate::support::{until, with_container};
 const MOUNT: [&str; 6] = ["spc", "mount", "-t", "tmpfs", "scratch", "/mnt/data"];
 
 #[test]
-fn each_change_is_one_document() {
+fn each_change_is_one_json_document() {
     with_container(|spc| {
         spc.host.sh("mkdir /mnt/data")?.ok()?;
         let mut watch = spc
@@ -48,7 +48,7 @@ fn each_change_is_one_document() {
 }
 
 #[test]
-fn a_terminal_is_drawn_anew() {
+fn a_terminal_is_redrawn_on_each_change() {
     with_container(|spc| {
         spc.host.sh("mkdir /mnt/data")?.ok()?;
         spc.exec(&MOUNT)?.ok()?;

@@ -191,7 +191,7 @@ fn counted(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn what_is_done_and_what_there_is_can_be_measured() {
+fn metrics_count_operations_and_show_mounts() {
     with_lab(counted);
 }
 
@@ -278,6 +278,6 @@ fn places(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn metrics_are_shown_where_it_is_said_and_nowhere_else() {
+fn metrics_are_served_only_at_the_given_address() {
     with_lab(places);
 }

@@ -65,7 +65,7 @@ fn readers(lab: &Lab) -> Result<Host<'_>> {
 }
 
 #[test]
-fn the_alerts_go_off_when_they_should() {
+fn documented_alerts_fire_when_they_should() {
     with_lab(|lab| {
         let host = readers(lab)?;
         let promtool = |words: &str| host.sh(&format!("cd /tmp && promtool {words}"));
@@ -99,7 +99,7 @@ fn give_curl(to: &Host<'_>, from: &Host<'_>) -> Result<()> {
 }
 
 #[test]
-fn the_commands_show_the_metrics() {
+fn documented_commands_show_the_metrics() {
     with_lab(|lab| {
         let spc = Spc::minimal(lab)?;
         give_curl(&spc.host, &readers(lab)?)?;

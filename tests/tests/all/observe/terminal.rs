@@ -52,6 +52,6 @@ fn progress(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn a_slow_helper_is_seen_at_work() {
+fn a_terminal_shows_that_a_helper_is_running() {
     with_lab(progress);
 }

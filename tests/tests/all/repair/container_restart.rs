@@ -337,7 +337,7 @@ fn mounts_outlive_podmans_container() {
 
 /// Checks the test itself: a daemon in the container ends with it, and the programs notice.
 #[test]
-fn a_mount_that_stays_in_the_container_ends_with_it() {
+fn a_daemon_in_the_container_ends_with_it() {
     with_lab(|lab| {
         let servers = Servers::start(lab)?;
         let mut scene = started(lab, &servers, Engine::Docker)?;

@@ -172,7 +172,7 @@ fn a_mount_whose_daemon_was_killed_is_replaced_without_a_gap() {
 }
 
 #[test]
-fn the_least_privileges_are_enough_to_repair() {
+fn minimal_privileges_suffice_to_repair() {
     with_minimal_container(|spc| a_kill_is_repaired(spc, OUTSIDE, "beneath"));
 }
 
@@ -254,7 +254,7 @@ fn containers_that_bound_the_dead_mount_are_repaired_when_asked() {
 }
 
 #[test]
-fn a_mount_that_is_not_to_be_repaired_stays_dead() {
+fn a_mount_with_repair_off_stays_dead() {
     with_container(|spc| {
         bindfs(spc, OUTSIDE, "x-spc.repair=no")?;
         let (dead, _) = only(spc)?;
@@ -359,7 +359,7 @@ fn sshfs(spc: &Spc<'_>, server: &Host<'_>) -> Result<()> {
 }
 
 #[test]
-fn tries_that_fail_come_later_and_later_and_say_why() {
+fn failed_repairs_back_off_and_say_why() {
     with_lab(|lab| {
         let (spc, server) = (Spc::privileged(lab)?, sshd(lab)?);
         sshfs(&spc, &server)?;
@@ -406,7 +406,7 @@ fn an_unmount_does_not_wait_for_a_repair() {
 }
 
 #[test]
-fn a_secret_is_read_again_if_it_can_be_and_never_kept() {
+fn a_repair_rereads_its_secret_and_keeps_none() {
     with_lab(|lab| {
         let (spc, store) = (Spc::privileged(lab)?, lab.s3()?);
         spc.put("/run/key", store.key().as_bytes())?;
@@ -446,7 +446,7 @@ fn a_secret_is_read_again_if_it_can_be_and_never_kept() {
 
 /// Checks that a mount whose daemon ran in the container is repaired when the container restarts.
 #[test]
-fn what_died_with_the_container_comes_back_with_it() {
+fn a_mount_that_died_with_its_container_returns_with_it() {
     with_container(|spc| {
         bindfs(spc, INSIDE, "allow_other")?;
         let (dead, _) = only(spc)?;
@@ -462,7 +462,7 @@ fn what_died_with_the_container_comes_back_with_it() {
 
 /// Checks that the next command, any command, completes or rolls back a killed repair.
 #[test]
-fn a_killed_repair_can_be_given_again() {
+fn a_killed_repair_can_be_run_again() {
     with_lab(|lab| {
         let scene = Scene::new(lab, false)?;
         let spc = &scene.spc;

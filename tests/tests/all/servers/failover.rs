@@ -127,7 +127,7 @@ fn addresses(servers: &[FaultyServer<'_>]) -> Vec<Ipv4Addr> {
 }
 
 #[test]
-fn dead_glusterfs_servers_cost_moments() {
+fn dead_glusterfs_servers_hardly_delay_a_mount() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, cluster)?;
         let behind = scene.behind();
@@ -169,7 +169,7 @@ fn dead_glusterfs_servers_cost_moments() {
 }
 
 #[test]
-fn when_all_glusterfs_servers_fail_each_has_its_line() {
+fn the_error_has_a_line_for_each_failed_server() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, cluster)?;
         let dead = scene.faulty(&[
@@ -208,7 +208,7 @@ fn when_all_glusterfs_servers_fail_each_has_its_line() {
 }
 
 #[test]
-fn a_repair_goes_on_to_the_next_server() {
+fn a_repair_tries_the_next_server() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, cluster)?;
         let behind = scene.behind();
@@ -246,7 +246,7 @@ fn a_repair_goes_on_to_the_next_server() {
 }
 
 #[test]
-fn who_was_dead_is_asked_last_and_not_forgotten() {
+fn servers_that_failed_recently_are_tried_last() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, cluster)?;
         let behind = scene.behind();
@@ -294,7 +294,7 @@ fn who_was_dead_is_asked_last_and_not_forgotten() {
 }
 
 #[test]
-fn the_order_of_servers_is_random_or_that_of_a_seed() {
+fn server_order_is_random_or_follows_the_seed() {
     with_gluster(|lab, cluster| {
         let scene = Scene::new(lab, cluster)?;
         let real = scene.real();

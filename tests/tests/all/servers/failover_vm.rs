@@ -68,7 +68,7 @@ fn has_lines(output: &Output, servers: &[String], says: &[&str]) -> Result<()> {
 }
 
 #[test]
-fn dead_nfs_servers_cost_moments() {
+fn dead_nfs_servers_hardly_delay_a_mount() {
     with_client(|spc| {
         let knfsd = lab::knfsd().context("no lab")?.vm();
         let real = SocketAddrV4::new(knfsd.address(), 2049);
@@ -130,7 +130,7 @@ fn dead_nfs_servers_cost_moments() {
 }
 
 #[test]
-fn dead_iscsi_portals_cost_moments() {
+fn dead_iscsi_portals_hardly_delay_a_mount() {
     with_client(|spc| {
         let lio = lab::lio().context("no lab")?;
         let iqn = "iqn.2026-01.org.example:failover";

@@ -17,7 +17,7 @@ fn ask(host: &Host<'_>, address: &str, port: u16) -> Result<String> {
 }
 
 #[test]
-fn a_faulty_server_does_what_it_is_told() {
+fn a_faulty_server_behaves_as_configured() {
     with_lab(|lab| {
         let (real, client) = (
             lab.host(HostOptions::default())?,

@@ -65,7 +65,7 @@ impl<'lab> Scene<'lab> {
 }
 
 #[test]
-fn servers_may_be_named_in_many_ways() {
+fn every_way_to_name_servers_gives_the_same_mount() {
     with_lab(|lab| {
         let scene = Scene::new(lab)?;
         let [one, two] = scene.addresses();
@@ -143,7 +143,7 @@ fn servers_may_be_named_in_many_ways() {
 }
 
 #[test]
-fn a_mount_whose_server_dies_is_made_anew_at_another() {
+fn a_mount_whose_server_dies_moves_to_another() {
     with_lab(|lab| {
         let scene = Scene::new(lab)?;
         let [one, two] = scene.addresses();

@@ -181,7 +181,7 @@ fn no_defect_of_the_original_is_left() {
 
 /// Checks that a mount fails without the host's `/proc`, and is not made in the container instead.
 #[test]
-fn without_the_host_in_sight_a_mount_fails() {
+fn a_mount_fails_without_the_hosts_proc() {
     with_lab(|lab| {
         let stage = Stage::set(
             lab,

@@ -69,13 +69,13 @@ fn helper(scene: &Scene<'_>) -> Result<()> {
 }
 
 #[test]
-fn a_fault_in_a_helper_leaves_nothing() {
+fn a_helper_with_a_failing_mount_call_leaves_nothing() {
     with_lab(|lab| helper(&Scene::new(lab, false)?));
 }
 
 /// Injects faults below the shim into the container's mount(8): memory, permission, and death.
 #[test]
-fn a_fault_in_mount_is_its_error() {
+fn mount_reports_faults_below_the_shim() {
     with_lab(|lab| {
         let stage = Stage::set(lab, &MINIMAL, &program("call", Libc::Gnu, &["-pthread"])?)?;
         stage.put(&lab::library("spc-fault", "libspc_fault.so")?, "/fault.so")?;

@@ -95,7 +95,7 @@ fn difficult(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn difficult_callers_are_what_they_were_afterwards() {
+fn difficult_callers_are_unchanged_by_the_shim() {
     with_lab(difficult);
 }
 
@@ -195,7 +195,7 @@ fn faults_below_the_shim_reach_the_caller() {
 /// Checks that this shim loads in a root with the C library and nothing else. A shim built on std
 /// keeps every program there from starting.
 #[test]
-fn a_root_without_libgcc_is_enough() {
+fn the_shim_loads_in_a_root_without_libgcc() {
     with_lab(|lab| {
         let stage = Stage::set(
             lab,

@@ -180,7 +180,7 @@ fn corners(nsenter: &Nsenter<'_>) -> Result<()> {
 }
 
 #[test]
-fn original_words_with_mount_2_41() {
+fn nsenter_mounts_with_mount_2_41() {
     with_gluster(|lab, cluster| {
         let nsenter = Nsenter::start(lab, cluster, Propagation::Shared, Base::Trixie)?;
         original(&nsenter, cluster, "nsenter-2.41", "2.41")
@@ -188,7 +188,7 @@ fn original_words_with_mount_2_41() {
 }
 
 #[test]
-fn original_words_with_mount_2_38() {
+fn nsenter_mounts_with_mount_2_38() {
     with_gluster(|lab, cluster| {
         let nsenter = Nsenter::start(lab, cluster, Propagation::Shared, Base::Bookworm)?;
         original(&nsenter, cluster, "nsenter-2.38", "2.38")
@@ -196,7 +196,7 @@ fn original_words_with_mount_2_38() {
 }
 
 #[test]
-fn original_words_on_a_private_root() {
+fn nsenter_mounts_on_a_private_root() {
     with_gluster(|lab, cluster| {
         let nsenter = Nsenter::start(lab, cluster, Propagation::Private, Base::Trixie)?;
         original(&nsenter, cluster, "nsenter-private", "2.41")?;

@@ -152,7 +152,7 @@ fn bindfs(spc: &Spc<'_>, source: &str, target: &str) -> Result<String> {
 }
 
 #[test]
-fn a_mount_that_does_not_answer_can_be_taken_off() {
+fn a_mount_that_does_not_respond_can_be_unmounted() {
     with_container(|spc| {
         let host = &spc.host;
         let daemon = bindfs(spc, INSIDE, "/mnt/data")?;
@@ -208,7 +208,7 @@ fn a_mount_that_does_not_answer_can_be_taken_off() {
 }
 
 #[test]
-fn force_ends_the_requests_of_a_daemon_that_is_stopped() {
+fn force_aborts_the_requests_to_a_stopped_daemon() {
     with_container(|spc| {
         let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
@@ -239,7 +239,7 @@ fn force_ends_the_requests_of_a_daemon_that_is_stopped() {
 }
 
 #[test]
-fn a_mount_that_was_taken_away_leaves_nothing() {
+fn a_daemon_ends_with_the_last_use_of_its_mount() {
     with_container(|spc| {
         let host = &spc.host;
         // A daemon that does not end by itself.
@@ -295,7 +295,7 @@ fn a_mount_that_was_taken_away_leaves_nothing() {
 }
 
 #[test]
-fn a_thousand_mounts_are_looked_at_at_once() {
+fn a_thousand_mounts_are_probed_at_once() {
     with_container(|spc| {
         let stopped = ["/mnt/a", "/mnt/b", "/mnt/c"];
         for target in stopped {
@@ -331,7 +331,7 @@ const CUT_OFF: &str =
     "dd if=/dev/zero of=/mnt/nfs/dirty bs=64k count=16 2>/dev/null && ip link set eth0 down";
 
 #[test]
-fn an_nfs_server_that_is_gone_keeps_no_command() {
+fn a_lost_nfs_server_blocks_no_unmount() {
     with_lab(|lab| {
         let server = lab::knfsd().context("no lab")?.vm().address();
         let spc = VmSpc::privileged(lab)?;

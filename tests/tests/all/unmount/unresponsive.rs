@@ -57,155 +57,170 @@ fn states<H: AnyHost>(spc: &Container<H>) -> Result<Vec<(String, String)>> {
     Ok(rows.collect())
 }
 
-const BINDFS: [&str; 6] = ["spc", "mount", "-t", "fuse.bindfs", "-o", "x-mount.mkdir"];
+/// Options of a tmpfs whose target is created.
+const TMPFS: [&str; 5] = ["-t", "tmpfs", "-o", "x-mount.mkdir", "x"];
 
-/// A thousand probes, a hundred at a time.
-const LOOKS: &str =
-    "for round in $(seq 10); do for look in $(seq 100); do spc ls >/dev/null & done; wait; done";
+/// Runs a thousand probes, a hundred at a time.
+const PROBES: &str =
+    "for round in $(seq 10); do for probe in $(seq 100); do spc ls >/dev/null & done; wait; done";
 
 #[test]
-fn where_no_signal_ends_the_wait() {
+fn commands_return_while_a_fuse_mount_does_not_respond() {
     with_lab(|lab| {
         let spc = Spc::privileged(lab)?;
-        let (host, server) = (&spc.host, sshd(lab, "horse")?);
-        let before = entries(host)?;
-        spc.sh("mkdir -p /host/srv/source && echo through >/host/srv/source/file")?
-            .ok()?;
-        let source = format!("root@{}:/srv/data", server.address());
-        let options = "x-mount.mkdir,x-spc.repair=no,dir_cache=no,StrictHostKeyChecking=no";
-        let sshfs = [
-            "spc",
-            "mount",
-            "-t",
-            "fuse.sshfs",
-            "-o",
-            options,
-            "--secret",
-            "password=stdin",
-            &source,
-            "/mnt/hung",
-        ];
-        spc.exec_with(&sshfs, b"horse")?.ok()?;
-        let tmpfs = ["-t", "tmpfs", "-o", "x-mount.mkdir", "x"];
-        spc.mount(&[&tmpfs[..], &["/mnt/other"]].concat())?;
-        spc.mount(&[&tmpfs[..], &["/mnt/hung/below"]].concat())?;
-        let bindfs = [&BINDFS[..], &["/host/srv/source", "/mnt/again"]].concat();
-        spc.exec(&bindfs)?.ok()?;
-        // The daemon has taken the request, so the waiting processes cannot be killed.
-        server
-            .sh("busybox killall -STOP sshd; pkill -STOP sshd; true")?
-            .ok()?;
-        std::thread::sleep(Duration::from_millis(1500));
-
-        let hung = |state: &(String, String)| state.1 == "hung";
-        let seen = states(&spc)?;
-        ensure!(
-            seen.iter().filter(|state| hung(state)).count() == 2 && seen.len() == 4,
-            "{seen:?}"
-        );
-        let command = ["docker", "exec", "spc", "sh", "-c", LOOKS];
-        let looks = host.command(&command)?.limit(Duration::from_secs(240));
-        let looks = looks.run()?.ok()?;
-        let left = waiting(host);
-        eprintln!("a thousand looks: {:.1?}, {left:?} wait", looks.elapsed);
-        ensure!(left.len() == 1, "{left:?} wait");
-
+        let before = entries(&spc.host)?;
+        let sshfs = hang(&spc, &sshd(lab, "horse")?)?;
+        one_process_waits(&spc).context("a thousand probes")?;
         // A probe that finds a waiting process returns sooner than the first one.
         for _ in 0..2 {
-            let way = [
-                "the way to /mnt/hung/new does not answer: nothing from /mnt/hung (fuse.sshfs) in 5 s",
-                "hint: ",
-            ];
-            says(
-                &spc,
-                &[&tmpfs[..], &["/mnt/hung/new"]].concat(),
-                (32, 12),
-                &way,
-            )?;
-            let explain = [&["spc", "explain"], &tmpfs[2..], &["/mnt/hung/new"]].concat();
-            says(&spc, &explain, (32, 12), &way)?;
-            let bind = ["spc", "mount", "-B", "/mnt/hung/new", "/mnt/other"];
-            says(&spc, &bind, (32, 12), &way)?;
-            says(&spc, &["spc", "umount", "/mnt/hung/new"], (32, 12), &way)?;
-            let dead = ["/mnt/hung is mounted, but dead: it does not answer"];
-            spc.exec_with(&sshfs, b"horse")?.code(32).and_then(|told| {
-                ensure!(told.error_text().contains(dead[0]), "{told}");
-                ensure!(told.elapsed < Duration::from_secs(12), "{told}");
-                Ok(())
-            })?;
-            let below = [
-                "does not answer",
-                "hint: it is on /mnt/hung, which does not answer",
-            ];
-            says(
-                &spc,
-                &["spc", "umount", "/mnt/hung/below"],
-                (32, 40),
-                &below,
-            )?;
-            says(&spc, &["spc", "doctor"], (0, 20), &[])?;
+            paths_below_are_refused(&spc).context("paths below the hung mount")?;
+            the_mount_is_called_dead(&spc, &sshfs).context("the hung mount itself")?;
         }
-        let left = waiting(host);
-        ensure!(left.len() == 1, "{left:?} wait");
-
-        // A helper that waits on the dead mount.
-        let stuck = "#!/bin/sh\nnsenter --mount=/proc/1/ns/mnt stat /mnt/hung/file\n";
-        spc.put("/usr/local/sbin/mount.stuck", stuck.as_bytes())?;
-        let mount = [
-            "spc",
-            "mount",
-            "-t",
-            "stuck",
-            "--timeout",
-            "3",
-            "-o",
-            "x-mount.mkdir",
-            "x",
-            "/mnt/stuck",
-        ];
-        says(
-            &spc,
-            &mount,
-            (32, 25),
-            &["ended by spc after 3 s", "do not end"],
-        )?;
-        ensure!(states(&spc)?.contains(&("/mnt/stuck".into(), "busy".into())));
-        says(
-            &spc,
-            &["spc", "umount", "/mnt/stuck"],
-            (2, 25),
-            &["do not end", "hint: they wait in the kernel"],
-        )?;
-
-        // spc still watches the other mounts.
-        let record = spc.record("/mnt/again")?;
-        spc.sh(&format!("kill -9 {}", record["daemon"][0]))?.ok()?;
-        until("the one that can be is repaired", || {
-            let now = spc.record("/mnt/again")?;
-            Ok(now["state"] == "ok" && now["daemon"] != record["daemon"])
-        })?;
-        host.run(&["umount", "/mnt/other"])?.ok()?;
-        until("an unmount on the host is noticed", || {
-            let seen = states(&spc)?;
-            Ok(seen.iter().all(|(target, _)| target != "/mnt/other"))
-        })?;
-        spc.mount(&[&tmpfs[..], &["/mnt/other"]].concat())?;
-        says(&spc, &["spc", "umount", "/mnt/other"], (0, 10), &[])?;
-
-        // After the unmount, no process waits.
-        let umount = ["spc", "umount", "-R", "-f", "-l", "/mnt/hung"];
-        says(&spc, &umount, (0, 60), &[])?;
-        until("nobody waits", || Ok(waiting(host).is_empty()))?;
-        says(&spc, &["spc", "umount", "/mnt/again"], (0, 30), &[])?;
-        // The helper's remains go without another command.
-        until("nothing is left", || Ok(spc.is_clean().is_ok()))
-            .with_context(|| format!("{:?}", spc.is_clean()))?;
-        until("no entry is left", || Ok(entries(host)? == before))
+        let left = waiting(&spc.host);
+        ensure!(left.len() == 1, "waiting processes: {left:?}");
+        a_helper_waits(&spc).context("a helper on the hung mount")?;
+        other_mounts_are_watched(&spc).context("mounts beside the hung one")?;
+        the_unmount_ends_the_wait(&spc, before).context("unmount of the hung mount")
     });
 }
 
+/// Mounts by sshfs on /mnt/hung, other types below and beside it, and stops the server. Returns the
+/// command of the hung mount.
+fn hang(spc: &Spc<'_>, server: &Host<'_>) -> Result<Vec<String>> {
+    spc.sh("mkdir -p /host/srv/source && echo through >/host/srv/source/file")?
+        .ok()?;
+    let source = format!("root@{}:/srv/data", server.address());
+    let options = "x-mount.mkdir,x-spc.repair=no,dir_cache=no,StrictHostKeyChecking=no";
+    let sshfs = [
+        "spc",
+        "mount",
+        "-t",
+        "fuse.sshfs",
+        "-o",
+        options,
+        "--secret",
+        "password=stdin",
+        &source,
+        "/mnt/hung",
+    ];
+    spc.exec_with(&sshfs, b"horse")?.ok()?;
+    spc.mount(&[&TMPFS[..], &["/mnt/other"]].concat())?;
+    spc.mount(&[&TMPFS[..], &["/mnt/hung/below"]].concat())?;
+    let bindfs = ["-t", "fuse.bindfs", "-o", "x-mount.mkdir"];
+    spc.mount(&[&bindfs[..], &["/host/srv/source", "/mnt/again"]].concat())?;
+    // The daemon has taken the request, so the waiting processes cannot be killed.
+    server
+        .sh("busybox killall -STOP sshd; pkill -STOP sshd; true")?
+        .ok()?;
+    std::thread::sleep(Duration::from_millis(1500));
+    Ok(sshfs.map(str::to_owned).to_vec())
+}
+
+/// Checks that one process waits, however many commands probe the mount.
+fn one_process_waits(spc: &Spc<'_>) -> Result<()> {
+    let seen = states(spc)?;
+    ensure!(
+        seen.iter().filter(|(_, state)| state == "hung").count() == 2 && seen.len() == 4,
+        "{seen:?}"
+    );
+    let command = ["docker", "exec", "spc", "sh", "-c", PROBES];
+    let probes = spc.host.command(&command)?;
+    let probes = probes.limit(Duration::from_secs(240)).run()?.ok()?;
+    let left = waiting(&spc.host);
+    eprintln!("a thousand probes: {:.1?}, {left:?} wait", probes.elapsed);
+    ensure!(left.len() == 1, "waiting processes: {left:?}");
+    Ok(())
+}
+
+/// Checks that commands on paths below the hung mount fail soon, and name the mount.
+fn paths_below_are_refused(spc: &Spc<'_>) -> Result<()> {
+    let way = [
+        "the way to /mnt/hung/new does not answer: nothing from /mnt/hung (fuse.sshfs) in 5 s",
+        "hint: ",
+    ];
+    let request = [&TMPFS[..], &["/mnt/hung/new"]].concat();
+    for command in ["mount", "explain"] {
+        let words = [&["spc", command], &request[..]].concat();
+        says(spc, &words, (32, 12), &way)?;
+    }
+    let bind = ["spc", "mount", "-B", "/mnt/hung/new", "/mnt/other"];
+    says(spc, &bind, (32, 12), &way)?;
+    says(spc, &["spc", "umount", "/mnt/hung/new"], (32, 12), &way)?;
+    let below = [
+        "does not answer",
+        "hint: it is on /mnt/hung, which does not answer",
+    ];
+    says(spc, &["spc", "umount", "/mnt/hung/below"], (32, 40), &below)?;
+    says(spc, &["spc", "doctor"], (0, 20), &[])?;
+    Ok(())
+}
+
+/// Checks that the request of the hung mount, made again, is told that the mount is dead.
+fn the_mount_is_called_dead(spc: &Spc<'_>, sshfs: &[String]) -> Result<()> {
+    let words: Vec<&str> = sshfs.iter().map(String::as_str).collect();
+    let told = spc.exec_with(&words, b"horse")?.code(32)?;
+    let dead = "/mnt/hung is mounted, but dead: it does not answer";
+    ensure!(told.error_text().contains(dead), "{told}");
+    ensure!(told.elapsed < Duration::from_secs(12), "{told}");
+    Ok(())
+}
+
+/// Checks that spc ends a mount whose helper waits on the hung mount, and keeps its record.
+fn a_helper_waits(spc: &Spc<'_>) -> Result<()> {
+    let stuck = "#!/bin/sh\nnsenter --mount=/proc/1/ns/mnt stat /mnt/hung/file\n";
+    spc.put("/usr/local/sbin/mount.stuck", stuck.as_bytes())?;
+    let mount = [
+        "spc",
+        "mount",
+        "-t",
+        "stuck",
+        "--timeout",
+        "3",
+        "-o",
+        "x-mount.mkdir",
+        "x",
+        "/mnt/stuck",
+    ];
+    let late = ["ended by spc after 3 s", "do not end"];
+    says(spc, &mount, (32, 25), &late)?;
+    ensure!(states(spc)?.contains(&("/mnt/stuck".into(), "busy".into())));
+    let left = ["do not end", "hint: they wait in the kernel"];
+    says(spc, &["spc", "umount", "/mnt/stuck"], (2, 25), &left)?;
+    Ok(())
+}
+
+/// Checks that another mount is repaired, and that an unmount on the host is noticed.
+fn other_mounts_are_watched(spc: &Spc<'_>) -> Result<()> {
+    let record = spc.record("/mnt/again")?;
+    spc.sh(&format!("kill -9 {}", record["daemon"][0]))?.ok()?;
+    until("the bindfs mount is repaired", || {
+        let now = spc.record("/mnt/again")?;
+        Ok(now["state"] == "ok" && now["daemon"] != record["daemon"])
+    })?;
+    spc.host.run(&["umount", "/mnt/other"])?.ok()?;
+    until("an unmount on the host is noticed", || {
+        let seen = states(spc)?;
+        Ok(seen.iter().all(|(target, _)| target != "/mnt/other"))
+    })?;
+    spc.mount(&[&TMPFS[..], &["/mnt/other"]].concat())?;
+    says(spc, &["spc", "umount", "/mnt/other"], (0, 10), &[])?;
+    Ok(())
+}
+
+/// Checks that after the unmount no process waits, and that nothing is left.
+fn the_unmount_ends_the_wait(spc: &Spc<'_>, before: usize) -> Result<()> {
+    let umount = ["spc", "umount", "-R", "-f", "-l", "/mnt/hung"];
+    says(spc, &umount, (0, 60), &[])?;
+    until("no process waits", || Ok(waiting(&spc.host).is_empty()))?;
+    says(spc, &["spc", "umount", "/mnt/again"], (0, 30), &[])?;
+    // The helper's remains go without another command.
+    until("nothing is left", || Ok(spc.is_clean().is_ok()))
+        .with_context(|| format!("{:?}", spc.is_clean()))?;
+    until("no entry is left", || Ok(entries(&spc.host)? == before))
+}
+
 #[test]
-fn an_nfs_server_that_is_gone() {
+fn commands_return_while_an_nfs_server_is_gone() {
     with_lab(|lab| {
         let server = lab::knfsd().context("no lab")?.vm().address();
         let spc = VmSpc::privileged(lab)?;
@@ -219,29 +234,27 @@ fn an_nfs_server_that_is_gone() {
             &source,
             "/mnt/nfs",
         ];
-        let tmpfs = ["-t", "tmpfs", "-o", "x-mount.mkdir", "x"];
         spc.mount(&nfs)?;
-        spc.mount(&[&tmpfs[..], &["/mnt/other"]].concat())?;
+        spc.mount(&[&TMPFS[..], &["/mnt/other"]].concat())?;
         host.sh("ip link set eth0 down")?.ok()?;
-        let looks = "for look in $(seq 20); do spc ls >/dev/null & done; wait";
+        let probes = "for probe in $(seq 20); do spc ls >/dev/null & done; wait";
         let hung = |state: &(String, String)| state.1 == "hung";
         ensure!(states(&spc)?.iter().filter(|state| hung(state)).count() == 1);
-        spc.sh(looks)?.ok()?;
+        spc.sh(probes)?.ok()?;
         let count = "cat /proc/[0-9]*/task/*/stat | grep -cE '\\((exe|spc|host)\\) D'; true";
         let left = host.sh(count)?.text();
-        ensure!(["0", "1"].contains(&left.as_str()), "{left} wait");
+        ensure!(
+            ["0", "1"].contains(&left.as_str()),
+            "waiting processes: {left}"
+        );
         for _ in 0..2 {
             let way = [
                 "the way to /mnt/nfs/new does not answer",
                 "/mnt/nfs (nfs4)",
                 "hint: ",
             ];
-            says(
-                &spc,
-                &[&tmpfs[..], &["/mnt/nfs/new"]].concat(),
-                (32, 15),
-                &way,
-            )?;
+            let mount = [&["spc", "mount"], &TMPFS[..], &["/mnt/nfs/new"]].concat();
+            says(&spc, &mount, (32, 15), &way)?;
             says(&spc, &["spc", "umount", "/mnt/nfs/new"], (32, 15), &way)?;
         }
         // spc still watches the other mounts.
