@@ -7,13 +7,13 @@
 use std::time::{Duration, Instant};
 
 use crate::block::node_record::set;
-use crate::block::paths::{Up, look, through, ways_up};
+use crate::block::paths::{ActivePath, active_paths, look, session_key};
 use crate::error::{Class, Error, Result, errno_text};
-use crate::helper::secret_fds::Handover;
+use crate::helper::secret_fds::SecretFds;
 use crate::helper::tool::{Tool, within};
 use crate::host::disk::{self, Disk};
-use crate::kinds::block::model::{Command, Device, Step, Value, Way};
-use crate::kinds::model::{How, Pass};
+use crate::kinds::block::model::{Command, Device, DevicePath, Step, Value};
+use crate::kinds::model::{SecretDelivery, SecretParam};
 use crate::options::Secrets;
 use crate::process::interrupts::Interrupts;
 use crate::state::attachments::{Attachment, Volume};
@@ -27,7 +27,7 @@ pub(super) const STEP: u64 = 60;
 pub(super) const APPEAR: Duration = Duration::from_secs(10);
 
 /// What attaching needs to know.
-pub struct Attaching<'a> {
+pub struct AttachRequest<'a> {
     /// Settings, host, ledger.
     pub session: &'a Session,
     /// The device.
@@ -51,7 +51,7 @@ pub struct Attached {
     _lock: Lock,
 }
 
-impl Attaching<'_> {
+impl AttachRequest<'_> {
     /// Attaches it, or finds it attached, and makes sure that it is the volume that it was.
     ///
     /// # Errors
@@ -61,12 +61,13 @@ impl Attaching<'_> {
         let ledger = &self.session.ledger;
         let go_on = || self.interrupts.check();
         let own = ledger.lock_named(&self.device.name, self.deadline, go_on)?;
-        let _through = ledger.lock_named(&through(&self.device.through), self.deadline, go_on)?;
+        let _through =
+            ledger.lock_named(&session_key(&self.device.session_key), self.deadline, go_on)?;
         let up = look(self.session, &self.device.shows)?;
-        let mut attachment = match ledger.attachment(&self.device.through)? {
+        let mut attachment = match ledger.attachment(&self.device.session_key)? {
             Some(attachment) => attachment,
             None => Attachment {
-                through: self.device.through.clone(),
+                session_key: self.device.session_key.clone(),
                 foreign: up.iter().map(|way| way.name.clone()).collect(),
                 ..Attachment::default()
             },
@@ -91,7 +92,7 @@ impl Attaching<'_> {
         Ok(Attached { disk, _lock: own })
     }
 
-    pub(super) fn steps(&self, way: &Way, host_name: Option<&str>) -> Result<()> {
+    pub(super) fn steps(&self, way: &DevicePath, host_name: Option<&str>) -> Result<()> {
         let context = || format!("cannot attach {} at {}", self.device.name, way.name);
         for step in &way.steps {
             match step {
@@ -135,15 +136,15 @@ impl Attaching<'_> {
 
     fn command(&self, command: &Command, what: &str) -> Result<()> {
         let mut args = command.args.clone();
-        let passes: Vec<Pass> = command.secret.into_iter().collect();
-        let handover = Handover::prepare(&passes, self.secrets)?;
+        let passes: Vec<SecretParam> = command.secret.into_iter().collect();
+        let secret_fds = SecretFds::prepare(&passes, self.secrets)?;
         for pass in &passes {
-            if let How::Argument { before } = pass.how
+            if let SecretDelivery::Argument { before } = pass.delivery
                 && self.secrets.has(pass.key)
             {
                 args.push(format!(
                     "{before}/proc/self/fd/{}",
-                    handover.number(pass.key)
+                    secret_fds.number(pass.key)
                 ));
             }
         }
@@ -151,7 +152,7 @@ impl Attaching<'_> {
             program: command.program,
             args: &args,
             stdin: None,
-            handover: Some(&handover),
+            secret_fds: Some(&secret_fds),
             id: Some(&self.record.id),
             deadline: within(STEP, self.deadline),
         };
@@ -166,7 +167,7 @@ impl Attaching<'_> {
                 None => outer,
             }
         })?;
-        let told = match &command.tells {
+        let told = match &command.output_check {
             _ if done.code != 0 && !command.fine.contains(&done.code) => {
                 Err(format!("{}: exit status {}", command.program, done.code))
             }
@@ -174,7 +175,7 @@ impl Attaching<'_> {
             None => Ok(()),
         };
         told.map_err(|cause| {
-            let hints = self.device.telling.hints.iter();
+            let hints = self.device.diagnostics.hints.iter();
             let known = hints
                 .filter(|(words, _)| done.text.contains(words) || cause.contains(words))
                 .map(|(_, hint)| *hint)
@@ -182,7 +183,7 @@ impl Attaching<'_> {
             let lines: Vec<String> = done
                 .lines()
                 .iter()
-                .filter_map(|line| (self.device.telling.line)(line))
+                .filter_map(|line| (self.device.diagnostics.line)(line))
                 .map(|line| self.secrets.mask(line))
                 .collect();
             Error::mount(what).because(cause).log(lines).hint(
@@ -194,13 +195,13 @@ impl Attaching<'_> {
     }
 
     /// Has new ways wait for their server as is usual.
-    fn be_patient(&self, before: Vec<Up>) -> Result<()> {
+    fn be_patient(&self, before: Vec<ActivePath>) -> Result<()> {
         let shows = self.device.shows.clone();
         let Some(patience) = shows.patience else {
             return Ok(());
         };
         let tell = move || {
-            let new = ways_up(&shows).into_iter();
+            let new = active_paths(&shows).into_iter();
             let mut new = new.filter(|way| before.iter().all(|old| old.name != way.name));
             new.try_for_each(|way| disk::tell(&way.dir.join(patience.file), patience.usual))
         };
@@ -216,12 +217,12 @@ impl Attaching<'_> {
     }
 
     /// Has the kernel look for the disk, and waits until it shows on every way, or on one and no more come.
-    fn find(&self) -> Result<Vec<(Up, Disk)>> {
+    fn find(&self) -> Result<Vec<(ActivePath, Disk)>> {
         let until = (Instant::now() + APPEAR).min(self.deadline);
         let shows = self.device.shows.clone();
         let scan = move || {
             let mut failed = None;
-            for up in ways_up(&shows) {
+            for up in active_paths(&shows) {
                 if let Some((file, text)) = &shows.scan
                     && up.disk(&shows).is_none()
                 {
@@ -237,7 +238,7 @@ impl Attaching<'_> {
             self.interrupts.check()?;
             let shows = self.device.shows.clone();
             let open = move || {
-                let up = ways_up(&shows);
+                let up = active_paths(&shows);
                 let all = up.len();
                 let mut failed = None;
                 let mut disks = Vec::new();

@@ -1,23 +1,23 @@
 //! Brings up the ways to a device.
 
-use crate::block::attach::Attaching;
-use crate::block::paths::{Up, ready};
+use crate::block::attach::AttachRequest;
+use crate::block::paths::{ActivePath, ready};
 use crate::error::{Class, Error, Result, in_a_line};
-use crate::kinds::block::model::{At, Way};
+use crate::kinds::block::model::{DevicePath, Endpoint};
 use crate::servers::portals;
 
 /// A way that did not come up, and why.
-type Failed<'w> = (&'w Way, Error);
+type Failed<'w> = (&'w DevicePath, Error);
 
 /// A way whose server does not answer, and what was seen of that.
-type Silent<'w> = (&'w Way, String);
+type Silent<'w> = (&'w DevicePath, String);
 
-impl Attaching<'_> {
+impl AttachRequest<'_> {
     /// Brings up the ways that are not, all at once. One is enough.
-    pub(super) fn bring_up(&self, up: &[Up]) -> Result<()> {
-        let missing: Vec<&Way> = self
+    pub(super) fn bring_up(&self, up: &[ActivePath]) -> Result<()> {
+        let missing: Vec<&DevicePath> = self
             .device
-            .ways
+            .paths
             .iter()
             .filter(|way| !up.iter().any(|up| up.marks == way.marks))
             .collect();
@@ -25,9 +25,9 @@ impl Attaching<'_> {
             return Ok(());
         }
         let name = ready(self.session, self.device, self.host_name)?;
-        let mut came = missing.len() < self.device.ways.len();
+        let mut came = missing.len() < self.device.paths.len();
         let (answer, silent) = self.who_answers(missing, came)?;
-        let what = |way: &Way| format!("cannot attach {} at {}", self.device.name, way.name);
+        let what = |way: &DevicePath| format!("cannot attach {} at {}", self.device.name, way.name);
         let mut failed = self.try_all(&answer, name.as_deref())?;
         came |= failed.len() < answer.len();
         if came {
@@ -35,7 +35,7 @@ impl Attaching<'_> {
             failed.extend(silent.iter().map(|silent| (silent.0, without(silent))));
         } else {
             // They may be reached all the same.
-            let silent: Vec<&Way> = silent.iter().map(|(way, _)| *way).collect();
+            let silent: Vec<&DevicePath> = silent.iter().map(|(way, _)| *way).collect();
             let more = self.try_all(&silent, name.as_deref())?;
             came = more.len() < silent.len();
             failed.extend(more);
@@ -71,13 +71,13 @@ impl Attaching<'_> {
     /// are not asked again where the device is there without them.
     fn who_answers<'w>(
         &self,
-        ways: Vec<&'w Way>,
+        ways: Vec<&'w DevicePath>,
         there: bool,
-    ) -> Result<(Vec<&'w Way>, Vec<Silent<'w>>)> {
+    ) -> Result<(Vec<&'w DevicePath>, Vec<Silent<'w>>)> {
         if ways.len() == 1 && !there {
             return Ok((ways, Vec::new()));
         }
-        let at: Vec<Option<&At>> = ways.iter().map(|way| way.at.as_ref()).collect();
+        let at: Vec<Option<&Endpoint>> = ways.iter().map(|way| way.endpoint.as_ref()).collect();
         let (host, go_on) = (&self.session.host, self.interrupts);
         let causes = portals::silent(&at, there, host, self.deadline, go_on)?;
         let (mut answer, mut silent) = (Vec::new(), Vec::new());
@@ -91,7 +91,7 @@ impl Attaching<'_> {
     }
 
     /// Brings these up, all at once; those that did not come, and why.
-    fn try_all<'w>(&self, ways: &[&'w Way], name: Option<&str>) -> Result<Vec<Failed<'w>>> {
+    fn try_all<'w>(&self, ways: &[&'w DevicePath], name: Option<&str>) -> Result<Vec<Failed<'w>>> {
         let results: Vec<Result<()>> = std::thread::scope(|scope| {
             let threads: Vec<_> = ways
                 .iter()

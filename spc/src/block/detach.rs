@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::block::attach::{APPEAR, STEP};
 use crate::block::multipath;
-use crate::block::paths::{Up, look, ready, through, ways_up};
+use crate::block::paths::{ActivePath, active_paths, look, ready, session_key};
 use crate::error::{Error, Result, errno_text};
 use crate::helper::tool::Tool;
 use crate::host::disk::{self, Disk};
 use crate::kinds::block;
-use crate::kinds::block::model::{Command, Device, WAY};
+use crate::kinds::block::model::{Command, Device, PATH_NUMBER};
 use crate::state::attachments::Attachment;
 use crate::state::{Record, Session};
 
@@ -34,7 +34,7 @@ pub enum Left {
 ///
 /// # Errors
 /// Something cannot be taken away; then `forget` was not called.
-pub fn release(
+pub fn detach_unused(
     session: &Session,
     record: &Record,
     forget: impl FnOnce() -> Result<()>,
@@ -43,7 +43,7 @@ pub fn release(
         return forget().map(|()| Left::Gone);
     };
     let deadline = Instant::now() + TURN;
-    let name = through(&device.through);
+    let name = session_key(&device.through);
     let _lock = session.ledger.lock_named(&name, deadline, || Ok(()))?;
     let left = release_locked(session, &device.through, Some(&device.name), &record.id)?;
     forget()?;
@@ -54,20 +54,20 @@ pub fn release(
 ///
 /// # Errors
 /// The ledger cannot be read.
-pub fn tidy(session: &Session) -> Result<bool> {
+pub fn collect_garbage(session: &Session) -> Result<bool> {
     let mut done = true;
     for known in session.ledger.attachments()? {
         // Whoever is at work on it will see to it.
-        let lock = through(&known.through);
+        let lock = session_key(&known.session_key);
         let Ok(_lock) = session.ledger.lock_named(&lock, Instant::now(), || Ok(())) else {
             done = false;
             continue;
         };
         // It may have gone before we had the lock.
-        let Some(attachment) = session.ledger.attachment(&known.through)? else {
+        let Some(attachment) = session.ledger.attachment(&known.session_key)? else {
             continue;
         };
-        tend(session, &attachment).unwrap_or_else(|error| {
+        reconcile(session, &attachment).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             done = false;
         });
@@ -82,9 +82,9 @@ pub fn tidy(session: &Session) -> Result<bool> {
             names.push(None);
         }
         for name in names {
-            match release_locked(session, &attachment.through, name, "") {
+            match release_locked(session, &attachment.session_key, name, "") {
                 Ok(Left::Gone) => {
-                    tracing::info!(device = name.unwrap_or(&attachment.through), "detached");
+                    tracing::info!(device = name.unwrap_or(&attachment.session_key), "detached");
                 }
                 Ok(Left::Shared) => {}
                 Ok(Left::InUse) => done = false,
@@ -99,7 +99,7 @@ pub fn tidy(session: &Session) -> Result<bool> {
 }
 
 /// The container may be another one than the one that attached it, and ways may be up again that had failed.
-fn tend(session: &Session, attachment: &Attachment) -> Result<()> {
+fn reconcile(session: &Session, attachment: &Attachment) -> Result<()> {
     if let Some(source) = attachment.sources.last() {
         ready(session, &block::again(source)?, None)?;
     }
@@ -153,7 +153,7 @@ fn release_locked(
         return Ok(Left::Gone);
     };
     let up = look(session, &device.shows)?;
-    let ours: Vec<&Up> = up
+    let ours: Vec<&ActivePath> = up
         .iter()
         .filter(|way| !attachment.foreign.contains(&way.name))
         .collect();
@@ -172,9 +172,9 @@ fn release_locked(
         ready(session, device, None)?;
     }
     for way in &ours {
-        let mut command = device.end_way.clone();
+        let mut command = device.detach_path.clone();
         for word in &mut command.args {
-            *word = word.replace(WAY, way.number());
+            *word = word.replace(PATH_NUMBER, way.number());
         }
         finish(&command, device, &way.name)?;
     }
@@ -191,7 +191,7 @@ fn release_locked(
         }
         if Instant::now() >= until {
             return Err(
-                Error::mount(format!("cannot detach {}", attachment.through))
+                Error::mount(format!("cannot detach {}", attachment.session_key))
                     .because(format!("still there: {}", left.join(" ")))
                     .hint("look at the host's kernel log: dmesg"),
             );
@@ -199,14 +199,14 @@ fn release_locked(
         std::thread::sleep(Duration::from_millis(50));
     }
     for end in ends {
-        finish(end, device, &attachment.through)?;
+        finish(end, device, &attachment.session_key)?;
     }
     ledger.remove_attachment(through)?;
     Ok(Left::Gone)
 }
 
 /// Whether anything uses a disk on these ways: perhaps one that somebody else has found there.
-fn somebody_uses(session: &Session, device: &Device, ways: &[&Up]) -> Result<bool> {
+fn somebody_uses(session: &Session, device: &Device, ways: &[&ActivePath]) -> Result<bool> {
     let all = device.shows.disks;
     let dirs: Vec<_> = ways.iter().map(|way| way.dir.clone()).collect();
     let look = move || -> io::Result<bool> {
@@ -219,7 +219,7 @@ fn somebody_uses(session: &Session, device: &Device, ways: &[&Up]) -> Result<boo
         Ok(false)
     };
     session.host.run("looking at disks", look)?.map_err(|e| {
-        Error::mount(format!("cannot detach {}", device.through))
+        Error::mount(format!("cannot detach {}", device.session_key))
             .because(errno_text(e))
             .hint("look at the host's kernel log: dmesg")
     })
@@ -230,7 +230,7 @@ fn finish(command: &Command, device: &Device, what: &str) -> Result<()> {
         program: command.program,
         args: &command.args,
         stdin: None,
-        handover: None,
+        secret_fds: None,
         id: None,
         deadline: Instant::now() + Duration::from_secs(STEP),
     };
@@ -238,7 +238,7 @@ fn finish(command: &Command, device: &Device, what: &str) -> Result<()> {
     if done.code == 0 || command.fine.contains(&done.code) {
         return Ok(());
     }
-    let hints = device.telling.hints.iter();
+    let hints = device.diagnostics.hints.iter();
     let known = hints.filter(|(words, _)| done.text.contains(words));
     let known = known.map(|(_, hint)| *hint).next();
     Err(Error::mount(format!("cannot detach {what}"))
@@ -259,7 +259,7 @@ fn take_disks(session: &Session, device: &Device, foreign: &[String]) -> Result<
     // What the kernel holds back goes out now, and not when the disk is gone.
     let flush = move || -> io::Result<Option<Option<String>>> {
         let mut joined = None;
-        for way in ways_up(&shows) {
+        for way in active_paths(&shows) {
             let Some(name) = way.disk(&shows) else {
                 continue;
             };
@@ -289,7 +289,7 @@ fn take_disks(session: &Session, device: &Device, foreign: &[String]) -> Result<
         let Some(delete) = shows.delete else {
             return Ok(());
         };
-        let ours = ways_up(&shows).into_iter();
+        let ours = active_paths(&shows).into_iter();
         let ours = ours.filter(|way| !foreign.contains(&way.name));
         for name in ours.filter_map(|way| way.disk(&shows)) {
             let dir = Path::new("/sys/class/block").join(&name);

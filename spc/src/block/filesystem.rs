@@ -20,7 +20,7 @@ pub const MKFS: &str = "x-spc.mkfs";
 const LOOK: u64 = 60;
 
 /// What preparing needs to know.
-pub struct Preparing<'a> {
+pub struct FileSystemRequest<'a> {
     /// The host.
     pub host: &'a Host,
     /// The device's name, for errors.
@@ -41,7 +41,7 @@ pub struct Preparing<'a> {
     pub interrupts: &'a Interrupts,
 }
 
-impl Preparing<'_> {
+impl FileSystemRequest<'_> {
     /// Makes sure that there is a file system that can be mounted; gives back its type.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl Preparing<'_> {
             program,
             args: &args,
             stdin: Some(self.handle()?),
-            handover: None,
+            secret_fds: None,
             id: Some(self.id),
             deadline,
         };

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use crate::block::attach::Attaching;
+use crate::block::attach::AttachRequest;
 use crate::block::multipath;
-use crate::block::paths::{Up, ways_up};
+use crate::block::paths::{ActivePath, active_paths};
 use crate::error::{Error, Result, errno_text};
 use crate::host::disk::{self, Disk};
 use crate::kinds::block;
@@ -21,12 +21,12 @@ const CLAIM: Duration = Duration::from_secs(5);
 /// How long a disk may take to say which volume it is.
 const ANSWER: Duration = Duration::from_secs(10);
 
-impl Attaching<'_> {
+impl AttachRequest<'_> {
     /// Asks every disk which volume it is: all must be the same one, and the one that it was.
     pub(super) fn identify(
         &self,
         attachment: &Attachment,
-        disks: Vec<(Up, Disk)>,
+        disks: Vec<(ActivePath, Disk)>,
     ) -> Result<(Vec<String>, Vec<Reached>)> {
         let mut volume: Option<Vec<String>> = None;
         let mut reached = Vec::new();
@@ -108,7 +108,7 @@ impl Attaching<'_> {
     }
 
     /// What the kernel remembers of a volume's identity, where it does, and what it says now.
-    fn ids(&self, up: &Up, disk: &Disk) -> Result<(Option<Vec<String>>, Vec<String>)> {
+    fn ids(&self, up: &ActivePath, disk: &Disk) -> Result<(Option<Vec<String>>, Vec<String>)> {
         let fail = |e: io::Error| {
             Error::mount(format!(
                 "cannot ask {} which volume it is",
@@ -203,7 +203,7 @@ impl Attaching<'_> {
             Ok(()) => {
                 let (disk, shows) = (disks.swap_remove(0), self.device.shows.clone());
                 let open = move || {
-                    for up in ways_up(&shows) {
+                    for up in active_paths(&shows) {
                         if let Some(patience) = shows.patience
                             && let Err(error) =
                                 disk::tell(&up.dir.join(patience.file), patience.little)

@@ -37,7 +37,7 @@ fn dmsetup(words: &[&str]) -> Result<String> {
         program: "dmsetup",
         args: &args,
         stdin: None,
-        handover: None,
+        secret_fds: None,
         id: None,
         deadline: Instant::now() + LIMIT,
     };

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::host::{disk, hostname, service};
-use crate::kinds::block::model::{Device, Shows};
+use crate::kinds::block::model::{Device, SysfsLayout};
 use crate::state::Session;
 
 /// A way that is up.
 #[derive(Clone, Debug)]
-pub(super) struct Up {
+pub(super) struct ActivePath {
     /// Its directory's name.
     pub name: String,
     /// Its directory.
@@ -19,7 +19,7 @@ pub(super) struct Up {
 }
 
 /// The ways to a device that are up; run it on the host's thread.
-pub(super) fn ways_up(shows: &Shows) -> Vec<Up> {
+pub(super) fn active_paths(shows: &SysfsLayout) -> Vec<ActivePath> {
     disk::glob(Path::new("/sys"), shows.ways)
         .into_iter()
         .filter(|dir| {
@@ -28,7 +28,7 @@ pub(super) fn ways_up(shows: &Shows) -> Vec<Up> {
         })
         .filter_map(|dir| {
             let marks = shows.known_by.iter();
-            Some(Up {
+            Some(ActivePath {
                 name: dir.file_name()?.to_str()?.to_owned(),
                 marks: marks.filter_map(|file| disk::held(&dir, file)).collect(),
                 dir,
@@ -37,9 +37,9 @@ pub(super) fn ways_up(shows: &Shows) -> Vec<Up> {
         .collect()
 }
 
-impl Up {
+impl ActivePath {
     /// The kernel's name of its disk.
-    pub fn disk(&self, shows: &Shows) -> Option<String> {
+    pub fn disk(&self, shows: &SysfsLayout) -> Option<String> {
         let found = disk::glob(&self.dir, &shows.disk).into_iter().next()?;
         Some(found.file_name()?.to_str()?.to_owned())
     }
@@ -50,15 +50,15 @@ impl Up {
     }
 }
 
-pub(super) fn look(session: &Session, shows: &Shows) -> Result<Vec<Up>> {
+pub(super) fn look(session: &Session, shows: &SysfsLayout) -> Result<Vec<ActivePath>> {
     let shows = shows.clone();
     session
         .host
-        .run("looking for a device", move || ways_up(&shows))
+        .run("looking for a device", move || active_paths(&shows))
 }
 
 /// The lock of what devices are reached through; its name may be that of a device.
-pub(super) fn through(name: &str) -> String {
+pub(super) fn session_key(name: &str) -> String {
     format!("what {name} is reached through")
 }
 

@@ -16,8 +16,8 @@ use rustix::fs::{Mode, OFlags, open};
 
 use crate::client::{namespace, root};
 use crate::error::{Error, Result, errno_text};
-use crate::host::caller::{self, ASKER, CWD_OF_ASKER, IN_USE};
-use crate::host::runs_in::{Place, place};
+use crate::host::caller::{self, CALLER_CWD, CALLER_ROOT, IN_USE};
+use crate::host::runs_in::{RunsIn, current};
 use crate::host::settings::FILE as SETTINGS;
 use crate::host::{Host, Settings};
 use crate::{log, sys};
@@ -35,10 +35,10 @@ pub struct Entering {
 /// # Errors
 /// They cannot be made.
 pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) -> Result<Entering> {
-    let in_use = root::lay(host, settings, id)?;
+    let in_use = root::extract_if_missing(host, settings, id)?;
     let keeper = namespace::ensure(host, settings, id)?;
     refresh(host, id)?;
-    if place() == Place::Container {
+    if current() == RunsIn::Container {
         hand_on_settings(host, id)?;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -61,8 +61,8 @@ pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) ->
             "PATH",
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )
-        .env(ASKER, own.as_raw_fd().to_string())
-        .env(CWD_OF_ASKER, caller::cwd()?)
+        .env(CALLER_ROOT, own.as_raw_fd().to_string())
+        .env(CALLER_CWD, caller::cwd()?)
         .env(IN_USE, in_use.number().to_string());
     log::hand_on(&mut command);
     sys::inherit(&mut command, own.as_raw_fd());

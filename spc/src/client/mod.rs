@@ -9,6 +9,6 @@
 
 pub mod enter;
 mod image;
-pub mod keeper;
 pub mod namespace;
+pub mod namespace_holder;
 pub mod root;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, errno_text};
 use crate::host::namespace::shares;
-use crate::host::redirect::CLAIMS;
+use crate::host::redirect::REDIRECTS;
 use crate::host::{Host, Settings, cgroup, file_lock};
 use crate::process::marks;
 use crate::process::output::Output;
@@ -44,7 +44,7 @@ struct Note {
 
 /// A keeper that lives.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct NamespaceHolder {
     /// Its process, held.
     pub pidfd: OwnedFd,
     /// Its process.
@@ -60,7 +60,7 @@ fn note(id: &str) -> PathBuf {
 ///
 /// # Errors
 /// The host does not answer.
-pub fn find(host: &Host, id: &str) -> Result<Option<Keeper>> {
+pub fn find(host: &Host, id: &str) -> Result<Option<NamespaceHolder>> {
     let file = note(id);
     let Ok(text) = host.run("looking for the client namespace", move || fs::read(file))? else {
         return Ok(None);
@@ -71,7 +71,7 @@ pub fn find(host: &Host, id: &str) -> Result<Option<Keeper>> {
     let held = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     Ok(held
         .filter(|_| namespace_of(&pid.to_string()) == Some(namespace))
-        .map(|pidfd| Keeper {
+        .map(|pidfd| NamespaceHolder {
             pidfd,
             pid,
             namespace,
@@ -88,7 +88,7 @@ fn namespace_of(process: &str) -> Option<u64> {
 ///
 /// # Errors
 /// The namespace cannot be made.
-pub fn ensure(host: &Host, settings: &Settings, id: &str) -> Result<Keeper> {
+pub fn ensure(host: &Host, settings: &Settings, id: &str) -> Result<NamespaceHolder> {
     if shares(settings, "pid") == Some(false) {
         return Err(Error::system("the container has processes of its own, which end with it")
             .hint("start it with --pid=host, or accept that the mount ends with the container: -o x-spc.container"));
@@ -113,11 +113,11 @@ fn take_turn(host: &Host) -> Result<File> {
     let open = || file_lock::open(Path::new(CLIENTS), 0o700);
     let opened = host.run("locking the client namespaces", open)?;
     let file = opened.map_err(fail)?;
-    file_lock::take(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(fail)?;
+    file_lock::acquire(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(fail)?;
     Ok(file)
 }
 
-fn make(host: &Host, id: &str) -> Result<Keeper> {
+fn make(host: &Host, id: &str) -> Result<NamespaceHolder> {
     let fail = |cause: String| {
         Error::system(format!("cannot make the namespace of the client root {id}")).because(cause)
     };
@@ -156,7 +156,7 @@ fn make(host: &Host, id: &str) -> Result<Keeper> {
 }
 
 /// Waits for a keeper's namespace, puts the keeper where the container's end does not reach it, and notes it.
-fn start(host: &Host, id: &str, child: &mut Child) -> Result<Keeper> {
+fn start(host: &Host, id: &str, child: &mut Child) -> Result<NamespaceHolder> {
     let fail = || Error::system(format!("cannot make the namespace of the client root {id}"));
     let system = |e: std::io::Error| fail().because(errno_text(e));
     let pid = Pid::from_child(child);
@@ -192,7 +192,7 @@ fn start(host: &Host, id: &str, child: &mut Child) -> Result<Keeper> {
     written.map_err(|e| system(e).hint("make room below /run on the host"))?;
     let go = child.stdin.take().ok_or_else(fail)?;
     (&go).write_all(b"kept\n").map_err(system)?;
-    Ok(Keeper {
+    Ok(NamespaceHolder {
         pidfd,
         pid: number,
         namespace,
@@ -217,11 +217,11 @@ pub fn end(host: &Host, id: &str) -> Result<bool> {
         }
     }
     cgroup::remove(&format!("clients-{id}"));
-    let (file, claims) = (note(id), Path::new(CLAIMS).join(id));
+    let (file, redirects) = (note(id), Path::new(REDIRECTS).join(id));
     host.run("forgetting the client namespace", move || {
         // What is not there is not missed, and claims that are left keep their directory.
         let _ = fs::remove_file(file);
-        let _ = fs::remove_dir(claims);
+        let _ = fs::remove_dir(redirects);
     })?;
     Ok(true)
 }

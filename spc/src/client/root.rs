@@ -15,7 +15,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open};
 
 use crate::client::{image, namespace};
 use crate::error::{Error, Result, errno_text};
-use crate::host::runs_in::{NAME_FILE, Place, place};
+use crate::host::runs_in::{NAME_FILE, RunsIn, current};
 use crate::host::target::mount_id;
 use crate::host::{Host, Settings, caller, file_lock};
 use crate::state::{Record, Session};
@@ -70,12 +70,12 @@ pub fn path(id: &str) -> PathBuf {
 /// # Errors
 /// Nothing is installed, or the image cannot be read.
 pub fn own() -> Result<String> {
-    match place() {
-        Place::Client(id) => Ok(id),
-        Place::Container => image::name().map_err(|e| {
+    match current() {
+        RunsIn::ClientRoot(id) => Ok(id),
+        RunsIn::Container => image::name().map_err(|e| {
             Error::system("cannot tell the version of the image: /usr").because(errno_text(e))
         }),
-        Place::Host => installed(Path::new(CURRENT)).ok_or_else(|| {
+        RunsIn::Host => installed(Path::new(CURRENT)).ok_or_else(|| {
             Error::system("spc is not installed on this host")
                 .because(format!("{CURRENT} is missing"))
                 .hint("run `spc install` in the container")
@@ -93,7 +93,7 @@ pub fn installed(link: &Path) -> Option<String> {
 ///
 /// # Errors
 /// It is not there and not ours, or the host has no room for it.
-pub fn lay(host: &Host, settings: &Settings, id: &str) -> Result<InUse> {
+pub fn extract_if_missing(host: &Host, settings: &Settings, id: &str) -> Result<InUse> {
     let held = lock(host, FlockOperation::NonBlockingLockShared)?;
     let named = path(id).join(NAME_FILE.trim_start_matches('/'));
     let is_there = move || named.exists();
@@ -101,7 +101,7 @@ pub fn lay(host: &Host, settings: &Settings, id: &str) -> Result<InUse> {
         return Ok(held);
     }
     // Only our own image can be copied, and only under its own name.
-    if place() != Place::Container || own()? != id {
+    if current() != RunsIn::Container || own()? != id {
         return Err(
             Error::system(format!("the client root {id} is gone from the host"))
                 .because(format!("{} is missing", path(id).display()))
@@ -128,7 +128,7 @@ fn lock(host: &Host, how: FlockOperation) -> Result<InUse> {
     };
     let open = || file_lock::open(Path::new(ROOTS), 0o755);
     let file = host.run("opening the client roots", open)?.map_err(fail)?;
-    file_lock::take(&file, how, LIMIT).map_err(fail)?;
+    file_lock::acquire(&file, how, LIMIT).map_err(fail)?;
     Ok(InUse { file })
 }
 
@@ -271,7 +271,7 @@ pub fn all(host: &Host) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// The ledger cannot be read, or a tree cannot be removed.
-pub fn tidy(session: &Session, keep: &[String]) -> Result<bool> {
+pub fn collect_garbage(session: &Session, keep: &[String]) -> Result<bool> {
     let host: &Arc<Host> = &session.host;
     let ids = all(host)?;
     if ids.iter().all(|id| keep.contains(id)) {
@@ -327,9 +327,9 @@ fn try_alone(host: &Host) -> Result<File> {
 /// Removes what the end of a mount has left unused, where no `spc serve` does it. What cannot be removed is logged: the
 /// mount is gone all the same.
 pub fn release(session: &Session) {
-    if let Place::Client(own) = &session.place {
+    if let RunsIn::ClientRoot(own) = &session.runs_in {
         caller::settle();
-        if let Err(error) = tidy(session, std::slice::from_ref(own)) {
+        if let Err(error) = collect_garbage(session, std::slice::from_ref(own)) {
             tracing::warn!("{error}");
         }
     }

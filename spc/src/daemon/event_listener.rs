@@ -34,7 +34,7 @@ pub fn listen(metrics: Arc<Metrics>) -> Result<()> {
             while is_there(&host) {
                 match socket.recv(&mut buffer) {
                     Ok(length) => match serde_json::from_slice(&buffer[..length]) {
-                        Ok(report) => heed(&report, &metrics),
+                        Ok(report) => handle(&report, &metrics),
                         Err(error) => {
                             tracing::warn!(%error, "a command reports what is no report");
                         }
@@ -106,7 +106,7 @@ fn bind(make: bool) -> Result<(Host, UnixDatagram)> {
 }
 
 /// Logs and counts.
-fn heed(report: &Report, metrics: &Metrics) {
+fn handle(report: &Report, metrics: &Metrics) {
     let Report {
         request,
         operation,

@@ -252,7 +252,7 @@ fn respond((method, path): (&str, &str), metrics: &Metrics) -> Answer {
             },
             Err(error) => Answer::plain("500 Internal Server Error", &format!("{error}\n")),
         },
-        Some("/healthz") => match metrics.ailment() {
+        Some("/healthz") => match metrics.unhealthy_reason() {
             None => Answer::plain("200 OK", "ok\n"),
             Some(ailment) => Answer::plain("503 Service Unavailable", &format!("{ailment}\n")),
         },
@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn a_question_has_one_answer() {
         let metrics = Metrics::new().unwrap();
-        metrics.beat(true);
+        metrics.heartbeat(true);
         let long = [b"GET /healthz HTTP/1.1\r\nX: ".to_vec(), vec![b'x'; 10_000]].concat();
         for (question, status, body) in [
             (
@@ -346,7 +346,7 @@ mod tests {
             );
             assert_eq!(said, body, "{answer}");
         }
-        metrics.beat(false);
+        metrics.heartbeat(false);
         let answer = ask(b"GET /healthz HTTP/1.1\r\n\r\n", &metrics);
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     }

@@ -169,14 +169,14 @@ impl Metrics {
     }
 
     /// The watch over the mounts has come round, and is on or not.
-    pub fn beat(&self, on: bool) {
+    pub fn heartbeat(&self, on: bool) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.round
             .store(if on { now.max(1) } else { 0 }, Ordering::Relaxed);
     }
 
     /// What keeps `spc serve` from its work, if anything.
-    pub fn ailment(&self) -> Option<&'static str> {
+    pub fn unhealthy_reason(&self) -> Option<&'static str> {
         let ago = |round| {
             let at = self.started + Duration::from_millis(round);
             at.elapsed()
@@ -331,10 +331,10 @@ mod tests {
     #[test]
     fn it_is_well_while_the_watch_comes_round() {
         let metrics = Metrics::new().unwrap();
-        assert!(metrics.ailment().is_some());
-        metrics.beat(true);
-        assert_eq!(metrics.ailment(), None);
-        metrics.beat(false);
-        assert!(metrics.ailment().is_some());
+        assert!(metrics.unhealthy_reason().is_some());
+        metrics.heartbeat(true);
+        assert_eq!(metrics.unhealthy_reason(), None);
+        metrics.heartbeat(false);
+        assert!(metrics.unhealthy_reason().is_some());
     }
 }

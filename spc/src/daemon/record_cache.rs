@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::Result;
 use crate::state::changes::Changes;
-use crate::state::presence::{self, Mark};
+use crate::state::presence::{self, MountKey};
 use crate::state::record::{Record, State};
 use crate::state::store::Corrupt;
 use crate::state::{Route, Session};
@@ -17,8 +17,8 @@ const FORGOTTEN: usize = 256;
 const ROOM: usize = 256;
 
 /// What is remembered of one record.
-struct One {
-    mark: Mark,
+struct CachedRecord {
+    mark: MountKey,
     standing: Standing,
     /// Its id and its request, of one that the shim may report about.
     told: Option<Box<str>>,
@@ -35,22 +35,22 @@ enum Standing {
 }
 
 /// The records that there are.
-pub struct Known {
+pub struct RecordCache {
     changes: Changes,
     /// By name.
-    ones: Vec<One>,
+    ones: Vec<CachedRecord>,
     forgotten: VecDeque<Box<str>>,
     /// Mounts that were made since the last time this was asked.
     made: Vec<(u64, u64)>,
 }
 
-impl AsFd for Known {
+impl AsFd for RecordCache {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.changes.as_fd()
     }
 }
 
-impl Known {
+impl RecordCache {
     /// Nothing is known yet.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl Known {
     ) -> Result<()> {
         let (mut changed, all) = self.changes.take(&session.ledger)?;
         // What could not be read for want of memory may be read now.
-        let again = |one: &&One| all || one.standing == Standing::Bad;
+        let again = |one: &&CachedRecord| all || one.standing == Standing::Bad;
         changed.extend(self.ones.iter().filter(again).map(|one| one.mark.name));
         changed.sort_unstable();
         changed.dedup();
@@ -99,9 +99,10 @@ impl Known {
         let (record, one) = match read {
             Ok(None) => (None, None),
             Ok(Some(record)) => {
-                let one = One::of(name, &record);
-                let is_known =
-                    |before: &One| before.standing == Standing::Mounted && before.mark == one.mark;
+                let one = CachedRecord::new(name, &record);
+                let is_known = |before: &CachedRecord| {
+                    before.standing == Standing::Mounted && before.mark == one.mark
+                };
                 if one.standing == Standing::Mounted && !before.is_some_and(is_known) {
                     self.made.push((record.mount_id, record.unique_id));
                 }
@@ -111,7 +112,7 @@ impl Known {
                 if before.is_none_or(|before| before.standing != Standing::Bad) {
                     tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
                 }
-                (None, Some(One::bad(name)))
+                (None, Some(CachedRecord::bad(name)))
             }
         };
         let told = match (at, one) {
@@ -171,26 +172,29 @@ impl Known {
             .collect()
     }
 
-    fn in_standing(&self, standing: Standing) -> impl Iterator<Item = &One> {
+    fn in_standing(&self, standing: Standing) -> impl Iterator<Item = &CachedRecord> {
         self.ones.iter().filter(move |one| one.standing == standing)
     }
 }
 
-impl One {
-    fn of(name: u64, record: &Record) -> Self {
-        let repairing = record.again.as_ref().is_some_and(|a| a.making.is_some());
+impl CachedRecord {
+    fn new(name: u64, record: &Record) -> Self {
+        let repairing = record
+            .repair
+            .as_ref()
+            .is_some_and(|a| a.pending_id.is_some());
         let settled = record.state == State::Mounted && !repairing;
         let told = record.route != Route::Direct;
         let told = told.then(|| format!("{} {}", record.id, record.request_id).into_boxed_str());
-        let mark = Mark::of(record).filter(|_| settled);
+        let mark = MountKey::from_record(record).filter(|_| settled);
         Self {
             standing: match mark {
                 Some(_) => Standing::Mounted,
                 None => Standing::Open,
             },
-            mark: Mark {
+            mark: MountKey {
                 name,
-                ..mark.unwrap_or(Mark::none(name))
+                ..mark.unwrap_or(MountKey::none(name))
             },
             told,
         }
@@ -198,7 +202,7 @@ impl One {
 
     fn bad(name: u64) -> Self {
         Self {
-            mark: Mark::none(name),
+            mark: MountKey::none(name),
             standing: Standing::Bad,
             told: None,
         }
@@ -218,8 +222,8 @@ mod tests {
         .unwrap()
     }
 
-    fn known() -> Known {
-        Known {
+    fn known() -> RecordCache {
+        RecordCache {
             changes: Changes::none(),
             ones: Vec::new(),
             forgotten: VecDeque::new(),
@@ -229,8 +233,12 @@ mod tests {
 
     #[test]
     fn a_record_is_a_few_bytes() {
-        assert_eq!(size_of::<One>(), 48);
-        assert!(One::of(1, &record("a", "direct", "mounted")).told.is_none());
+        assert_eq!(size_of::<CachedRecord>(), 48);
+        assert!(
+            CachedRecord::new(1, &record("a", "direct", "mounted"))
+                .told
+                .is_none()
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rustix::event::{Timespec, epoll};
 use crate::daemon::backoff::{LONGEST, PAUSE, backoff, how};
 use crate::error::{Error, Result, errno_text};
 use crate::options::Options;
-use crate::options::repair_scope::Extent;
+use crate::options::repair_scope::RepairScope;
 use crate::process::marks;
 use crate::repair::NOTHING;
 use crate::state::record::{Record, State};
@@ -32,7 +32,7 @@ const AT_ONCE: usize = 8;
 const LIMIT: u32 = 10;
 
 /// A mount that lived for so long has a new start.
-const CALM: Duration = Duration::from_secs(600);
+const REPAIR_RESET: Duration = Duration::from_secs(600);
 
 /// One mount that has a daemon.
 struct Watched {
@@ -128,7 +128,10 @@ impl Repairs {
             // It is closed with the set's reference, unless a child of ours has another for a moment.
             let _ = epoll::delete(&self.events, &pidfd);
             watched.ended = Some(pidfd);
-            if watched.repaired.is_some_and(|at| at.elapsed() > CALM) {
+            if watched
+                .repaired
+                .is_some_and(|at| at.elapsed() > REPAIR_RESET)
+            {
                 watched.tries = 0;
             }
             if watched.tries < LIMIT {
@@ -143,9 +146,9 @@ impl Repairs {
     pub fn heed(&mut self, name: u64, record: Option<&Record>) {
         let lives = |record: &&Record| {
             let options = Options::parse([record.options.as_str()]);
-            let extent = options.and_then(|options| Extent::of(&options));
-            let wanted = extent.is_ok_and(|extent| extent != Extent::No);
-            record.state == State::Mounted && record.again.is_some() && wanted
+            let extent = options.and_then(|options| RepairScope::from_options(&options));
+            let wanted = extent.is_ok_and(|extent| extent != RepairScope::No);
+            record.state == State::Mounted && record.repair.is_some() && wanted
         };
         let before = self.watched.remove(&name);
         let watched = match (record.filter(lives), before) {
@@ -270,7 +273,10 @@ impl Repairs {
 impl Watched {
     /// A mount that is new, or has taken the place of another one.
     fn new(record: &Record, before: Option<Self>) -> Self {
-        let repaired = record.again.as_ref().is_some_and(|again| again.repairs > 0);
+        let repaired = record
+            .repair
+            .as_ref()
+            .is_some_and(|again| again.repairs > 0);
         let before = before.filter(|_| repaired);
         Self {
             target: record.target.clone(),
@@ -382,7 +388,7 @@ mod tests {
         repairs.ended(1);
         assert_eq!(repairs.watched[&NAME].next, None);
         // After a calm it is repaired again.
-        let long_ago = Instant::now().checked_sub(CALM * 2);
+        let long_ago = Instant::now().checked_sub(REPAIR_RESET * 2);
         let watched = repairs.watched.get_mut(&NAME).unwrap();
         watched.repaired = long_ago;
         watched.daemons = BTreeMap::from([(2, some_process())]);

@@ -17,13 +17,13 @@ use tracing::field::display;
 use crate::block::detach;
 use crate::client::root;
 use crate::daemon::metrics::Metrics;
-use crate::daemon::record_cache::Known;
+use crate::daemon::record_cache::RecordCache;
 use crate::daemon::repair_scheduler::Repairs;
 use crate::daemon::{copies, event_listener, http};
 use crate::error::{Error, Result, errno_text};
 use crate::host::Settings;
-use crate::host::redirect::{self, Claim};
-use crate::recovery::records::{known, settle};
+use crate::host::redirect::{self, Redirect};
+use crate::recovery::records::{known, reconcile_record};
 use crate::recovery::{client_upkeep, services};
 use crate::state::Session;
 use crate::state::record::{Record, State};
@@ -36,11 +36,11 @@ const RETRY: Duration = Duration::from_secs(10);
 const SOON: Duration = Duration::from_secs(1);
 
 /// From a change to the look at what it was: few come alone.
-const GATHER: Duration = Duration::from_millis(50);
+const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// After a look, the next one waits so many times as long as it took, if it is only for a change: where there are thousands
 /// of mounts, and more by the moment, most of the machine is left to those who make them.
-const EASE: u32 = 9;
+const COOLDOWN_FACTOR: u32 = 9;
 
 /// The longest such wait. Daemons that die are not waited for here: repairs hear of each by itself.
 const LONGEST_EASE: Duration = Duration::from_secs(2);
@@ -109,7 +109,7 @@ pub fn serve(shown: Option<http::Address>) -> Result<()> {
                 }
             } else {
                 tracing::info!("stopping; mounts stay");
-                services::leave();
+                services::shut_down();
                 watch.leave();
                 return Ok(());
             }
@@ -120,7 +120,7 @@ pub fn serve(shown: Option<http::Address>) -> Result<()> {
             }
         }
         watch.turn();
-        metrics.beat(watch.on.is_some());
+        metrics.heartbeat(watch.on.is_some());
     }
 }
 
@@ -165,7 +165,7 @@ struct Watching {
     session: Session,
     /// The client root that mounts of this container use; it stays while the container runs.
     own: Vec<String>,
-    known: Known,
+    known: RecordCache,
     mounts: File,
     repairs: Repairs,
 }
@@ -213,7 +213,7 @@ impl Watch {
     }
 
     fn changed(&mut self) {
-        let soon = Instant::now() + GATHER;
+        let soon = Instant::now() + DEBOUNCE;
         let soon = self.ease.map_or(soon, |ease| ease.max(soon));
         self.next = self.next.map(|next| next.min(soon));
         self.knows = true;
@@ -255,7 +255,7 @@ impl Watch {
     /// The container ends: what only it would have used goes.
     fn leave(&self) {
         if let Some(Watching { session, .. }) = &self.on
-            && let Err(error) = root::tidy(session, &[])
+            && let Err(error) = root::collect_garbage(session, &[])
         {
             tracing::warn!("{error}");
         }
@@ -272,7 +272,7 @@ impl Watch {
             match begin() {
                 Ok(watching) => {
                     tracing::info!(host = %watching.session.host.namespace().display(), "serving");
-                    sweep(&watching.session);
+                    remove_orphans(&watching.session);
                     self.on = Some(watching);
                 }
                 Err(error) => {
@@ -287,11 +287,11 @@ impl Watch {
         }
         let Some(watching) = &mut self.on else { return };
         let mut worked = Duration::ZERO;
-        let wait = tidy(watching, &mut worked).unwrap_or_else(|error| {
+        let wait = collect_garbage(watching, &mut worked).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             RETRY
         });
-        let ease = worked.saturating_mul(EASE).min(LONGEST_EASE);
+        let ease = worked.saturating_mul(COOLDOWN_FACTOR).min(LONGEST_EASE);
         self.ease = Some(Instant::now() + ease);
         self.next = Some(Instant::now() + wait.max(ease));
         self.knows = false;
@@ -307,7 +307,7 @@ fn begin() -> Result<Watching> {
     let own = root::own().into_iter().collect();
     Ok(Watching {
         repairs: Repairs::begin()?,
-        known: Known::begin(&session)?,
+        known: RecordCache::begin(&session)?,
         session,
         own,
         mounts,
@@ -317,7 +317,7 @@ fn begin() -> Result<Watching> {
 /// Forgets mounts that were taken away on the host, and undoes what a dead command left half made.
 /// Gives back how long to wait until the next look, if no event comes before, and adds up how long was `worked`: all but
 /// the time that processes were given to end.
-fn tidy(watching: &mut Watching, worked: &mut Duration) -> Result<Duration> {
+fn collect_garbage(watching: &mut Watching, worked: &mut Duration) -> Result<Duration> {
     let begun = Instant::now();
     watching.read()?;
     watching.repairs.find();
@@ -336,12 +336,12 @@ fn tidy(watching: &mut Watching, worked: &mut Duration) -> Result<Duration> {
         .read(&names, |_, read| open.extend(read.ok().flatten()))?;
     let mut done = client_upkeep::all(session, &open);
     *worked += begun.elapsed();
-    let seen = see_to(session, &open)?;
+    let seen = reconcile_open(session, &open)?;
     let begun = Instant::now();
-    done &= seen.done & detach::tidy(session)?;
+    done &= seen.done & detach::collect_garbage(session)?;
     session.ledger.sweep(&known.begun(), &known.bad())?;
-    root::tidy(session, own)?;
-    done &= services::tend(session);
+    root::collect_garbage(session, own)?;
+    done &= services::reconcile(session);
     *worked += begun.elapsed();
     let busy = seen.busy || more || !known.begun().is_empty();
     Ok(match (busy, done) {
@@ -359,7 +359,7 @@ struct Seen {
     done: bool,
 }
 
-fn see_to(session: &Session, open: &[Record]) -> Result<Seen> {
+fn reconcile_open(session: &Session, open: &[Record]) -> Result<Seen> {
     let mut seen = Seen {
         busy: false,
         done: true,
@@ -373,7 +373,7 @@ fn see_to(session: &Session, open: &[Record]) -> Result<Seen> {
         };
         // It may have been mounted again before we had the lock.
         if let Some(record) = known(session, target)? {
-            match settle(session, &record) {
+            match reconcile_record(session, &record) {
                 Ok(Some(_)) => {}
                 Ok(None) if record.state == State::Mounted => {
                     tracing::info!(target = %record.target, request = %record.request_id, "unmounted on the host; forgotten");
@@ -392,17 +392,17 @@ fn see_to(session: &Session, open: &[Record]) -> Result<Seen> {
 }
 
 /// Removes claims of an earlier life of this container that no record knows.
-fn sweep(session: &Session) {
-    let claims = session.settings.claims();
+fn remove_orphans(session: &Session) {
+    let redirects = session.settings.redirects();
     // In this order: a record is there before its claim, so a mount that begins now is left alone.
-    let mut ids: BTreeSet<String> = redirect::ids(&claims).into_iter().collect();
+    let mut ids: BTreeSet<String> = redirect::ids(&redirects).into_iter().collect();
     let looked = session.ledger.has(|record| {
         ids.remove(&record.id);
         ids.is_empty()
     });
     if looked.is_ok() {
         for id in ids {
-            Claim::named(&claims, &id).clear();
+            Redirect::named(&redirects, &id).clear();
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// A door.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum Frontend {
     /// `spc COMMAND`.
     Cli,
     /// `start-statd`.
@@ -20,7 +20,7 @@ pub enum Door {
     FlexVolume,
 }
 
-impl Door {
+impl Frontend {
     /// The name under which errors are told.
     pub fn name(&self) -> String {
         match self {
@@ -32,7 +32,7 @@ impl Door {
 
     /// By what the program was called as. A FlexVolume driver has any name, and is called by its whole path: it is the
     /// file `DRIVER` in a directory `VENDOR~DRIVER`.
-    pub fn of(called: &OsStr) -> Self {
+    pub fn from_argv0(called: &OsStr) -> Self {
         let path = Path::new(called);
         let Some(name) = path.file_name().and_then(OsStr::to_str) else {
             return Self::Cli;
@@ -63,27 +63,27 @@ mod tests {
 
     #[test]
     fn a_name_leads_to_its_door() {
-        let of = |called: &str| Door::of(OsStr::new(called));
+        let of = |called: &str| Frontend::from_argv0(OsStr::new(called));
         for called in ["spc", "/usr/bin/spc", "", "/", "mount.", "umount", "x~spc"] {
-            assert_eq!(of(called), Door::Cli, "{called}");
+            assert_eq!(of(called), Frontend::Cli, "{called}");
         }
-        assert_eq!(of("/sbin/mount.nfs"), Door::Mount("nfs".into()));
-        assert_eq!(of("mount.fuse.sshfs"), Door::Mount("fuse.sshfs".into()));
-        assert_eq!(of("/sbin/umount.nfs4"), Door::Umount("nfs4".into()));
-        assert_eq!(of("/opt/spc/mounter"), Door::Mounter);
-        assert_eq!(of("/usr/sbin/start-statd"), Door::Statd);
+        assert_eq!(of("/sbin/mount.nfs"), Frontend::Mount("nfs".into()));
+        assert_eq!(of("mount.fuse.sshfs"), Frontend::Mount("fuse.sshfs".into()));
+        assert_eq!(of("/sbin/umount.nfs4"), Frontend::Umount("nfs4".into()));
+        assert_eq!(of("/opt/spc/mounter"), Frontend::Mounter);
+        assert_eq!(of("/usr/sbin/start-statd"), Frontend::Statd);
         let plugins = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
         for driver in [
             "x~spc/spc",
             "example.org~mounter/mounter",
             "a~mount.nfs/mount.nfs",
         ] {
-            assert_eq!(of(&format!("{plugins}/{driver}")), Door::FlexVolume);
+            assert_eq!(of(&format!("{plugins}/{driver}")), Frontend::FlexVolume);
         }
         for other in ["x~spc/other", "spc/spc", "x~spc/.spc"] {
             assert_ne!(
                 of(&format!("{plugins}/{other}")),
-                Door::FlexVolume,
+                Frontend::FlexVolume,
                 "{other}"
             );
         }

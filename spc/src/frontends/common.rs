@@ -11,7 +11,7 @@ use crate::client::{enter, root};
 use crate::error::{Class, Result, errno_text};
 use crate::frontends::cli::output;
 use crate::frontends::secret_args::Arguments;
-use crate::host::runs_in::{self, Place};
+use crate::host::runs_in::{self, RunsIn};
 use crate::host::{Host, Settings};
 use crate::mount::Request;
 use crate::mount::pipeline::{Done, mount};
@@ -79,7 +79,7 @@ pub(crate) fn finish(name: &str, arguments: &Arguments, done: Result<u8>) -> Exi
 
 /// Makes a mount, or everything but the mount.
 pub(crate) fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
-    if runs_in::place() == Place::Host {
+    if runs_in::current() == RunsIn::Host {
         // Nobody is at work here by mistake.
         root::own()?;
         if !kinds::is_clientless(&request.fs_type) {
@@ -106,7 +106,7 @@ pub(crate) fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
 pub(crate) fn leave_to_client(session: &Session, target: Option<&Path>) -> Result<()> {
     let known = target.map(|target| session.ledger.get(target));
     match known {
-        _ if session.place != Place::Host => Ok(()),
+        _ if session.runs_in != RunsIn::Host => Ok(()),
         Some(Ok(Some(record)))
             if kinds::is_clientless(&record.fs_type) && record.root.is_none() =>
         {

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use crate::frontends::argv0::Door;
+use crate::frontends::argv0::Frontend;
 use crate::frontends::common::hand_over;
 use crate::frontends::kubelet::{flexvolume, mounter};
 use crate::host::caller;
-use crate::host::runs_in::{self, Place};
+use crate::host::runs_in::{self, RunsIn};
 use crate::log;
 
 pub mod argv0;
@@ -19,40 +19,40 @@ pub mod start_statd;
 
 /// Acts as what the program was called as.
 pub fn main() -> ExitCode {
-    let door = Door::of(&std::env::args_os().next().unwrap_or_default());
+    let door = Frontend::from_argv0(&std::env::args_os().next().unwrap_or_default());
     let name = door.name();
     let begun = caller::take_over().and_then(|()| {
-        runs_in::find_place()?;
-        if runs_in::place() == Place::Host && !is_done_here(&door) {
+        runs_in::detect()?;
+        if runs_in::current() == RunsIn::Host && !is_done_here(&door) {
             hand_over()?;
         }
         Ok(())
     });
     if let Err(error) = begun {
-        if door == Door::FlexVolume {
+        if door == Frontend::FlexVolume {
             return flexvolume::refuse(error);
         }
         log::error(&format!("{name}: {error}"));
         return ExitCode::from(error.class().exit_code());
     }
     match door {
-        Door::Cli => cli::main(),
-        Door::Statd => start_statd::main(),
-        Door::Mount(fs_type) => mount_helper::mount(&name, &fs_type),
-        Door::Umount(_) => mount_helper::umount(&name),
-        Door::Mounter => mounter::main(),
-        Door::FlexVolume => flexvolume::main(),
+        Frontend::Cli => cli::main(),
+        Frontend::Statd => start_statd::main(),
+        Frontend::Mount(fs_type) => mount_helper::mount(&name, &fs_type),
+        Frontend::Umount(_) => mount_helper::umount(&name),
+        Frontend::Mounter => mounter::main(),
+        Frontend::FlexVolume => flexvolume::main(),
     }
 }
 
 /// Whether this is done on the host: another `spc` has started this one for that, it is a driver's answer to kubelet,
 /// whose work another process does, it takes away the very client root that would do it, or no client is needed.
-fn is_done_here(door: &Door) -> bool {
+fn is_done_here(door: &Frontend) -> bool {
     match door {
-        Door::Cli => {}
+        Frontend::Cli => {}
         // It depends on what is mounted.
-        Door::FlexVolume | Door::Mount(_) | Door::Umount(_) => return true,
-        Door::Statd | Door::Mounter => return false,
+        Frontend::FlexVolume | Frontend::Mount(_) | Frontend::Umount(_) => return true,
+        Frontend::Statd | Frontend::Mounter => return false,
     }
     let mut words = std::env::args_os().skip(1);
     let here = [

@@ -19,8 +19,8 @@ use crate::mount::request::RouteChoice;
 use crate::options::Options;
 use crate::state::Session;
 use crate::unmount;
-use crate::unmount::escalate::How;
-use crate::unmount::foreign::take_off;
+use crate::unmount::escalate::UnmountMode;
+use crate::unmount::foreign::unmount_foreign;
 
 /// Mount SOURCE on TARGET, as mount(8) asks for it
 #[derive(Debug, Parser)]
@@ -143,7 +143,7 @@ impl MountHelper {
             timeout: None,
             route: RouteChoice::Auto,
             over_system_directory: false,
-            plain_tail: 0,
+            no_symlink_tail: 0,
         }
         .validated()
     }
@@ -155,11 +155,11 @@ impl UmountHelper {
         let session = Session::open()?;
         leave_to_client(&session, Some(&self.target))?;
         let target = unmount::resolve(&session, &self.target)?;
-        let how = How {
+        let how = UnmountMode {
             lazy: self.lazy,
             force: self.force,
         };
-        take_off(&session, &target, how)?;
+        unmount_foreign(&session, &target, how)?;
         if self.verbose {
             println!("{}: unmounted", show(&target));
         }

@@ -24,7 +24,7 @@ impl Arguments {
     /// Takes them, and overwrites the secrets where the kernel shows them.
     pub fn take() -> Self {
         // The standard library reads them anew each time.
-        let (mut arguments, masked) = Self::of(std::env::args_os().collect());
+        let (mut arguments, masked) = Self::from_args(std::env::args_os().collect());
         if arguments.hold_secrets() {
             arguments.seen = overwrite(&arguments.all, &masked).err();
         }
@@ -32,7 +32,7 @@ impl Arguments {
     }
 
     /// Finds the secrets among these, and how they may be shown.
-    pub fn of(all: Vec<OsString>) -> (Self, Vec<Vec<u8>>) {
+    pub fn from_args(all: Vec<OsString>) -> (Self, Vec<Vec<u8>>) {
         let mut values = Vec::new();
         let shown = all.iter().enumerate().map(|(at, arg)| {
             let before = at.checked_sub(1).and_then(|at| all.get(at));

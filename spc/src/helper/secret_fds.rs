@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::error::{Error, Result, errno_text};
-use crate::kinds::model::{How, Pass};
+use crate::kinds::model::{SecretDelivery, SecretParam};
 use crate::options::secrets::{Secret, Secrets};
 use crate::sys;
 
@@ -19,25 +19,27 @@ const LEAST: i32 = 64;
 
 /// The secrets for one run of one program.
 #[derive(Debug)]
-pub struct Handover<'a> {
-    given: Vec<(&'a Pass, OwnedFd)>,
+pub struct SecretFds<'a> {
+    given: Vec<(&'a SecretParam, OwnedFd)>,
     /// Variables that the program is not to see.
     hidden: Vec<String>,
 }
 
-impl<'a> Handover<'a> {
+impl<'a> SecretFds<'a> {
     /// Puts those secrets that are there into files.
     ///
     /// # Errors
     /// The kernel refuses a file.
-    pub fn prepare(passes: &'a [Pass], secrets: &Secrets) -> Result<Self> {
+    pub fn prepare(passes: &'a [SecretParam], secrets: &Secrets) -> Result<Self> {
         let mut given = Vec::new();
         for pass in passes {
             if let Some(secret) = secrets.get(pass.key) {
                 // Who is told a number reads to the end; mount.cifs takes a line break for a part of the password.
-                let end = match pass.how {
-                    How::FdEnv { .. } => "",
-                    How::File { .. } | How::Argument { .. } | How::Stdin { .. } => "\n",
+                let end = match pass.delivery {
+                    SecretDelivery::FdEnv { .. } => "",
+                    SecretDelivery::File { .. }
+                    | SecretDelivery::Argument { .. }
+                    | SecretDelivery::Stdin { .. } => "\n",
                 };
                 let file = in_memory(secret, end).map_err(|e| {
                     Error::system(format!("cannot hand over the secret {}", pass.key))
@@ -67,11 +69,11 @@ impl<'a> Handover<'a> {
             command.env_remove(name);
         }
         for (pass, file) in &self.given {
-            match pass.how {
-                How::FdEnv { variable } => {
+            match pass.delivery {
+                SecretDelivery::FdEnv { variable } => {
                     command.env(variable, file.as_raw_fd().to_string());
                 }
-                How::Stdin { .. } => {
+                SecretDelivery::Stdin { .. } => {
                     let file = file.try_clone().map_err(|e| {
                         Error::system(format!("cannot hand over the secret {}", pass.key))
                             .because(errno_text(e))
@@ -80,7 +82,7 @@ impl<'a> Handover<'a> {
                     // Its stdin is all it needs.
                     continue;
                 }
-                How::File { .. } | How::Argument { .. } => {}
+                SecretDelivery::File { .. } | SecretDelivery::Argument { .. } => {}
             }
             sys::inherit(command, file.as_raw_fd());
         }
@@ -104,50 +106,56 @@ fn in_memory(secret: &Secret, end: &str) -> std::io::Result<OwnedFd> {
 mod tests {
     use super::*;
 
-    fn output(pass: Pass, script: impl Fn(&str) -> String) -> String {
+    fn output(pass: SecretParam, script: impl Fn(&str) -> String) -> String {
         let mut secrets = Secrets::default();
         secrets.give(pass.key, "hunter2".into()).unwrap();
         let passes = [pass];
-        let handover = Handover::prepare(&passes, &secrets).unwrap();
+        let secret_fds = SecretFds::prepare(&passes, &secrets).unwrap();
         let mut command = Command::new("sh");
-        command.arg("-c").arg(script(&handover.number(pass.key)));
+        command.arg("-c").arg(script(&secret_fds.number(pass.key)));
         command.stdin(Stdio::null());
-        handover.apply(&mut command).unwrap();
+        secret_fds.apply(&mut command).unwrap();
         let output = command.output().unwrap();
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     }
 
     #[test]
     fn a_program_and_what_it_starts_read_the_secret() {
-        let how = How::File {
+        let how = SecretDelivery::File {
             option: "secretfile",
         };
-        let pass = Pass { key: "secret", how };
+        let pass = SecretParam {
+            key: "secret",
+            delivery: how,
+        };
         let read = |n: &str| format!("cat /proc/self/fd/{n}; sh -c 'cat /proc/self/fd/{n}'");
         assert_eq!(output(pass, read), "hunter2\nhunter2\n");
-        let how = How::FdEnv {
+        let how = SecretDelivery::FdEnv {
             variable: "PASSWD_FD",
         };
-        let pass = Pass {
+        let pass = SecretParam {
             key: "password",
-            how,
+            delivery: how,
         };
         let read = |_: &str| r#"cat "/proc/self/fd/$PASSWD_FD""#.into();
         assert_eq!(output(pass, read), "hunter2");
-        let how = How::Stdin { option: None };
-        let pass = Pass {
+        let how = SecretDelivery::Stdin { option: None };
+        let pass = SecretParam {
             key: "password",
-            how,
+            delivery: how,
         };
         assert_eq!(output(pass, |_| "cat".into()), "hunter2\n");
     }
 
     #[test]
     fn the_file_is_roots_and_cannot_be_changed() {
-        let how = How::Argument {
+        let how = SecretDelivery::Argument {
             before: "--keyfile=",
         };
-        let pass = Pass { key: "key", how };
+        let pass = SecretParam {
+            key: "key",
+            delivery: how,
+        };
         let mode = |n: &str| format!("stat -Lc %a /proc/self/fd/{n}");
         assert_eq!(output(pass, mode), "600\n");
         let write =

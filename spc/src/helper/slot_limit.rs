@@ -29,7 +29,7 @@ impl Limit {
     ///
     /// # Errors
     /// One of them is no number.
-    pub fn of(options: &Options, host: &Host) -> Result<Self> {
+    pub fn from_options(options: &Options, host: &Host) -> Result<Self> {
         let asked = match options.value(OPTION) {
             None if options.has(OPTION) => Some(number("")),
             None => None,

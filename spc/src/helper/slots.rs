@@ -40,12 +40,12 @@ const LONG: u64 = 1 << 20;
 
 /// The right to run a helper, until dropped; without a limit everybody has it.
 #[derive(Default)]
-pub struct Turn {
+pub struct HelperSlot {
     _held: Option<Arc<Ranges>>,
     waited: Duration,
 }
 
-impl Turn {
+impl HelperSlot {
     /// A helper that had too little time may have lost it in the queue.
     pub fn explain(&self, error: Error) -> Error {
         if error.reason() == Reason::Timeout && self.waited >= Duration::from_secs(1) {
@@ -62,16 +62,16 @@ impl Turn {
 ///
 /// # Errors
 /// There was none in time, `go_on` failed, or the queue's file cannot be made.
-pub fn enter(
+pub fn acquire(
     host: &Host,
     server: Option<&str>,
     limit: Limit,
     deadline: Instant,
     go_on: impl Fn() -> Result<()>,
-) -> Result<Turn> {
+) -> Result<HelperSlot> {
     let begun = Instant::now();
     let Some(all) = limit.all() else {
-        return Ok(Turn::default());
+        return Ok(HelperSlot::default());
     };
     let opened = host.run("looking at the queue", || Ranges::open(Path::new(FILE)))?;
     let ranges = opened.map_err(system)?;
@@ -99,7 +99,7 @@ pub fn enter(
     if waited >= SILENT {
         tracing::info!(?waited, "waited for other helpers to end");
     }
-    Ok(Turn {
+    Ok(HelperSlot {
         waited,
         _held: Some(Arc::clone(&queue.ranges)),
     })

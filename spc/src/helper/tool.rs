@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 
 use crate::error::{Error, Result, errno_text};
-use crate::helper::secret_fds::Handover;
+use crate::helper::secret_fds::SecretFds;
 use crate::host::confinement;
 use crate::process::interrupts::Interrupts;
 use crate::process::marks;
@@ -24,7 +24,7 @@ pub struct Tool<'a> {
     /// What it reads, or [`STDIN`] among its arguments stands for.
     pub stdin: Option<OwnedFd>,
     /// Its secrets, and what it must not see of ours.
-    pub handover: Option<&'a Handover<'a>>,
+    pub secret_fds: Option<&'a SecretFds<'a>>,
     /// Mark for its processes; none for what outlives a mount.
     pub id: Option<&'a str>,
     /// How long it may take.
@@ -87,8 +87,8 @@ impl Tool<'_> {
         if let Some(id) = self.id {
             command.env(marks::MARK, id);
         }
-        if let Some(handover) = self.handover {
-            handover.apply(&mut command)?;
+        if let Some(secret_fds) = self.secret_fds {
+            secret_fds.apply(&mut command)?;
         }
         tracing::debug!(tool = %self.program, argv = ?self.args, "running");
         let started = Instant::now();

@@ -13,23 +13,23 @@ use crate::error::{Error, Result, errno_text};
 use crate::sys;
 
 /// Number of a descriptor of the asker's root.
-pub const ASKER: &str = "SPC_ASKER";
+pub const CALLER_ROOT: &str = "SPC_ASKER";
 
 /// The asker's working directory.
-pub const CWD_OF_ASKER: &str = "SPC_CWD";
+pub const CALLER_CWD: &str = "SPC_CWD";
 
 /// Number of a descriptor that holds the right to use the client root.
 pub const IN_USE: &str = "SPC_IN_USE";
 
 /// Who asked for what this process does, from another root.
-struct Asker {
+struct Caller {
     root: OwnedFd,
     cwd: PathBuf,
     /// Held until a record names the client root, or to the end.
     in_use: Mutex<Option<OwnedFd>>,
 }
 
-static ASKED_BY: OnceLock<Option<Asker>> = OnceLock::new();
+static CALLER: OnceLock<Option<Caller>> = OnceLock::new();
 
 /// Our own arguments, before secrets among them are masked.
 static ARGUMENTS: OnceLock<Vec<OsString>> = OnceLock::new();
@@ -51,24 +51,24 @@ pub fn take_over() -> Result<()> {
             }),
         }
     };
-    let (root, in_use) = (take(ASKER)?, take(IN_USE)?);
-    ASKED_BY.get_or_init(|| {
-        Some(Asker {
+    let (root, in_use) = (take(CALLER_ROOT)?, take(IN_USE)?);
+    CALLER.get_or_init(|| {
+        Some(Caller {
             root: root?,
-            cwd: std::env::var_os(CWD_OF_ASKER).map_or_else(|| "/".into(), PathBuf::from),
+            cwd: std::env::var_os(CALLER_CWD).map_or_else(|| "/".into(), PathBuf::from),
             in_use: Mutex::new(in_use),
         })
     });
     Ok(())
 }
 
-fn asker() -> Option<&'static Asker> {
-    ASKED_BY.get()?.as_ref()
+fn caller() -> Option<&'static Caller> {
+    CALLER.get()?.as_ref()
 }
 
 /// Gives up the right to use the client root: a record names it, or it is not needed.
 pub fn settle() {
-    if let Some(Ok(mut in_use)) = asker().map(|asker| asker.in_use.lock()) {
+    if let Some(Ok(mut in_use)) = caller().map(|asker| asker.in_use.lock()) {
         *in_use = None;
     }
 }
@@ -78,7 +78,7 @@ pub fn settle() {
 /// # Errors
 /// It cannot be told.
 pub fn cwd() -> Result<PathBuf> {
-    match asker() {
+    match caller() {
         Some(asker) => Ok(asker.cwd.clone()),
         None => std::env::current_dir()
             .map_err(|e| Error::system("cannot tell the working directory").because(errno_text(e))),
@@ -90,7 +90,7 @@ pub fn cwd() -> Result<PathBuf> {
 /// # Errors
 /// It cannot be opened.
 pub fn open_named(path: &Path) -> std::io::Result<File> {
-    let Some(asker) = asker() else {
+    let Some(asker) = caller() else {
         return File::open(path);
     };
     let path = asker.cwd.join(path);
@@ -106,7 +106,7 @@ pub fn open_named(path: &Path) -> std::io::Result<File> {
 
 /// The root of whoever asked, if that is another one than ours.
 pub fn root() -> Option<BorrowedFd<'static>> {
-    asker().map(|asker| asker.root.as_fd())
+    caller().map(|asker| asker.root.as_fd())
 }
 
 /// Our own arguments, as they were given.

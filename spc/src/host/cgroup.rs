@@ -269,7 +269,7 @@ fn cannot_tell(error: std::io::Error) -> Error {
 }
 
 /// The directory of the cgroup that a process is in.
-pub fn of(process: Pid) -> Option<PathBuf> {
+pub fn path_of(process: Pid) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
     Some(hierarchy(Path::new(HOST)).ok()??.join(own(&text)?))
 }

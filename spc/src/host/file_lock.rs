@@ -30,7 +30,7 @@ pub fn open(dir: &Path, mode: u32) -> io::Result<File> {
 ///
 /// # Errors
 /// They had it all the time, or the errno of flock(2).
-pub fn take(file: &File, how: FlockOperation, limit: Duration) -> io::Result<()> {
+pub fn acquire(file: &File, how: FlockOperation, limit: Duration) -> io::Result<()> {
     let until = Instant::now() + limit;
     loop {
         match flock(file, how) {
@@ -58,16 +58,16 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("spc-turn-{}", std::process::id()));
         let lock = || open(&dir.join("below"), 0o700).unwrap();
         let (first, second, third) = (lock(), lock(), lock());
-        take(&first, Shared, Duration::ZERO).unwrap();
-        take(&second, Shared, Duration::ZERO).unwrap();
-        let late = take(&third, Alone, Duration::from_millis(20)).unwrap_err();
+        acquire(&first, Shared, Duration::ZERO).unwrap();
+        acquire(&second, Shared, Duration::ZERO).unwrap();
+        let late = acquire(&third, Alone, Duration::from_millis(20)).unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         drop(first);
         let ends = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
             drop(second);
         });
-        take(&third, Alone, Duration::from_secs(20)).unwrap();
+        acquire(&third, Alone, Duration::from_secs(20)).unwrap();
         ends.join().unwrap();
         std::fs::remove_dir_all(dir).unwrap();
     }

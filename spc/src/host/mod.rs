@@ -20,5 +20,5 @@ pub mod target;
 pub mod unmount;
 
 pub use namespace::Host;
-pub use redirect::{Claim, Mode};
+pub use redirect::{Mode, Redirect};
 pub use settings::Settings;

@@ -35,11 +35,11 @@ pub struct Module {
 }
 
 /// Userspace file systems, all of them.
-pub const FUSE: Module = Module::of("fuse");
+pub const FUSE: Module = Module::new("fuse");
 
 impl Module {
     /// The module of a file system of the same name.
-    pub const fn of(name: &'static str) -> Self {
+    pub const fn new(name: &'static str) -> Self {
         Self {
             name,
             file_system: Some(name),
@@ -374,8 +374,8 @@ mod tests {
 
     #[test]
     fn what_every_kernel_has() {
-        assert!(Module::of("tmpfs").is_there());
-        assert!(!Module::of("tmp").is_there());
+        assert!(Module::new("tmpfs").is_there());
+        assert!(!Module::new("tmp").is_there());
         assert!(!Module::driver("no-such-module").is_there());
     }
 
@@ -391,7 +391,7 @@ mod tests {
         };
         let error = || Error::mount("cannot mount").hint("first");
         let (part, driver) = (Module::part("no-part"), Module::driver("no-driver"));
-        let said = explain(error(), &[lack(part), lack(Module::of("none"))]).to_string();
+        let said = explain(error(), &[lack(part), lack(Module::new("none"))]).to_string();
         assert!(
             said.contains("no file system none, and module none for Linux"),
             "{said}"
@@ -407,7 +407,7 @@ mod tests {
             said.ends_with("no no-part\nhint: first; get no-part"),
             "{said}"
         );
-        let said = explain(error(), &[lack(Module::of("tmpfs"))]).to_string();
+        let said = explain(error(), &[lack(Module::new("tmpfs"))]).to_string();
         assert_eq!(said, "cannot mount\nhint: first");
     }
 

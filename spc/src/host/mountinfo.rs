@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::sys::statmount::{self, Known};
+use crate::sys::statmount::{self, MountStat};
 
 /// How often to look for a mount while somebody renames directories on the way to it.
 pub const LOOKS: usize = 20;
@@ -88,7 +88,7 @@ impl Entry {
     }
 
     /// The entry that a table would have of it; none if it is not below the root of whoever asked.
-    fn of(known: Known, unique: u64) -> Option<Self> {
+    fn from_stat(known: MountStat, unique: u64) -> Option<Self> {
         let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
         let group = |number: u64| (number != 0).then_some(number);
         let mut fs_type = text(&known.fs_type);
@@ -241,8 +241,8 @@ pub fn ask(unique: u64) -> Option<std::io::Result<Option<Entry>>> {
     if unique == 0 {
         return None;
     }
-    match statmount::of(unique) {
-        Ok(known) => Some(Ok(Entry::of(known, unique))),
+    match statmount::read(unique) {
+        Ok(known) => Some(Ok(Entry::from_stat(known, unique))),
         Err(error) => match error.raw_os_error() {
             Some(libc::ENOENT) => Some(Ok(None)),
             Some(libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL) => None,
@@ -350,7 +350,7 @@ mod tests {
         for unique in ids {
             let Some(asked) = ask(unique) else {
                 // Linux 6.8 to 6.12 list mounts, and do not tell all of them.
-                statmount::tests::asked(statmount::of(unique));
+                statmount::tests::asked(statmount::read(unique));
                 return;
             };
             let Some(mut entry) = asked.unwrap() else {

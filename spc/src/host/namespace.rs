@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, Result, errno_text};
-use crate::host::runs_in::{Place, place};
+use crate::host::runs_in::{RunsIn, current};
 use crate::host::{Settings, confinement, namespace};
 
 /// How long one look at or change of the host may take.
@@ -250,7 +250,8 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
                         .because(errno_text(e))
                 })?;
                 // Only where no container is between us and the host is ours the host's.
-                if (found.dev(), found.ino()) != (own.dev(), own.ino()) || place() == Place::Host {
+                if (found.dev(), found.ino()) != (own.dev(), own.ino()) || current() == RunsIn::Host
+                {
                     return Ok((path, file));
                 }
                 own_seen = true;

@@ -19,37 +19,37 @@ use crate::host::Host;
 use crate::host::target::Pinned;
 
 /// On the host: a directory of claims for each client root.
-pub const CLAIMS: &str = "/run/spc/targets";
+pub const REDIRECTS: &str = "/run/spc/targets";
 
 /// What the shim does with calls on the stand-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Carry them to the host.
-    Carry,
+    ToHost,
     /// Let them pass: the launcher grafts the finished mount itself.
-    Stay,
+    Local,
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Carry => "carry",
-            Self::Stay => "stay",
+            Self::ToHost => "carry",
+            Self::Local => "stay",
         })
     }
 }
 
 /// One claim, by its paths.
 #[derive(Clone, Debug)]
-pub struct Claim {
-    stand_in: PathBuf,
+pub struct Redirect {
+    placeholder: PathBuf,
 }
 
-impl Claim {
+impl Redirect {
     /// The claim with this id, which need not exist.
-    pub fn named(claims: &Path, id: &str) -> Self {
+    pub fn named(redirects: &Path, id: &str) -> Self {
         Self {
-            stand_in: claims.join(id),
+            placeholder: redirects.join(id),
         }
     }
 
@@ -57,27 +57,27 @@ impl Claim {
     ///
     /// # Errors
     /// The claims directory is missing or cannot be written.
-    pub fn make(claims: &Path, id: &str, mode: Mode, target: &Pinned) -> Result<Self> {
-        let claim = Self::named(claims, id);
+    pub fn make(redirects: &Path, id: &str, mode: Mode, target: &Pinned) -> Result<Self> {
+        let redirect = Self::named(redirects, id);
         let (major, minor) = target.dev;
         let mut text = OsString::from(format!("{mode} {major}:{minor} {} ", target.ino));
         text.push(&target.path);
         fs::DirBuilder::new()
             .mode(0o700)
-            .create(&claim.stand_in)
-            .and_then(|()| symlink(text, claim.file("claim")))
+            .create(&redirect.placeholder)
+            .and_then(|()| symlink(text, redirect.file("claim")))
             .map_err(|e| {
-                claim.clear();
-                Error::system(format!("cannot make a stand-in below {}", claims.display()))
+                redirect.clear();
+                Error::system(format!("cannot make a stand-in below {}", redirects.display()))
                     .because(errno_text(e))
                     .hint("the directory must be writable: with a read-only container, add --tmpfs /spc/targets")
             })?;
-        Ok(claim)
+        Ok(redirect)
     }
 
     /// The directory that the helper is given as its target.
-    pub fn stand_in(&self) -> &Path {
-        &self.stand_in
+    pub fn placeholder(&self) -> &Path {
+        &self.placeholder
     }
 
     /// Where the launcher listens for the shim's reports on this mount.
@@ -112,10 +112,10 @@ impl Claim {
     /// # Errors
     /// The claim is not there, or cannot be written.
     pub fn carry(&self, id: u64, unique: u64) -> std::io::Result<()> {
-        let (claim, new) = (self.file("claim"), self.file("new"));
-        let text = fs::read_link(&claim)?.into_os_string().into_vec();
+        let (redirect, new) = (self.file("claim"), self.file("new"));
+        let text = fs::read_link(&redirect)?.into_os_string().into_vec();
         let rest = text.iter().position(|&b| b == b' ').unwrap_or_default();
-        let mut carried = Mode::Carry.to_string().into_bytes();
+        let mut carried = Mode::ToHost.to_string().into_bytes();
         carried.extend(&text[rest..]);
         // Somebody may have been killed in the middle of this.
         let link = |text: OsString, file: PathBuf| {
@@ -127,7 +127,7 @@ impl Claim {
             })
         };
         link(format!("{id} {unique}").into(), self.file("mount"))?;
-        link(OsString::from_vec(carried), claim)
+        link(OsString::from_vec(carried), redirect)
     }
 
     /// Removes what whoever ran the helper would have removed, had they not been killed. The claim stays. Nobody may be
@@ -154,8 +154,8 @@ impl Claim {
         }
         let files = self.files();
         done = done.and(missing_is_fine(fs::remove_dir_all(&files), files));
-        let stand_in = self.stand_in.clone();
-        done.and(missing_is_fine(fs::remove_dir(&stand_in), stand_in))
+        let placeholder = self.placeholder.clone();
+        done.and(missing_is_fine(fs::remove_dir(&placeholder), placeholder))
     }
 
     /// As [`Claim::remove`]; what is left is only told of.
@@ -166,7 +166,7 @@ impl Claim {
     }
 
     fn file(&self, suffix: &str) -> PathBuf {
-        self.stand_in.with_extension(suffix)
+        self.placeholder.with_extension(suffix)
     }
 }
 
@@ -191,12 +191,12 @@ pub fn of_client(host: &Host, id: &str) -> PathBuf {
     let root = host
         .proc_file("root")
         .unwrap_or_else(|| "/proc/1/root".into());
-    root.join(CLAIMS.trim_start_matches('/')).join(id)
+    root.join(REDIRECTS.trim_start_matches('/')).join(id)
 }
 
 /// Ids of all claims in the directory, whole or half made.
-pub fn ids(claims: &Path) -> Vec<String> {
-    let mut ids: Vec<String> = fs::read_dir(claims)
+pub fn ids(redirects: &Path) -> Vec<String> {
+    let mut ids: Vec<String> = fs::read_dir(redirects)
         .into_iter()
         .flatten()
         .filter_map(|entry| {
@@ -217,19 +217,19 @@ mod tests {
 
     #[test]
     fn a_claim_that_stayed_is_carried_when_the_mount_was_moved() {
-        let claims = std::env::temp_dir().join(format!("spc-claim-{}", std::process::id()));
-        let claim = Claim::named(&claims, "1a");
-        fs::create_dir_all(claim.stand_in()).unwrap();
-        symlink("stay 0:7 1 /mnt/a b", claim.file("claim")).unwrap();
-        assert_eq!(claim.mounted(), None);
-        claim.carry(7, 8).unwrap();
-        assert_eq!(claim.mounted(), Some((7, 8)));
-        let text = fs::read_link(claim.file("claim")).unwrap();
+        let redirects = std::env::temp_dir().join(format!("spc-claim-{}", std::process::id()));
+        let redirect = Redirect::named(&redirects, "1a");
+        fs::create_dir_all(redirect.placeholder()).unwrap();
+        symlink("stay 0:7 1 /mnt/a b", redirect.file("claim")).unwrap();
+        assert_eq!(redirect.mounted(), None);
+        redirect.carry(7, 8).unwrap();
+        assert_eq!(redirect.mounted(), Some((7, 8)));
+        let text = fs::read_link(redirect.file("claim")).unwrap();
         assert_eq!(text, Path::new("carry 0:7 1 /mnt/a b"));
-        assert_eq!(ids(&claims), ["1a"]);
-        claim.remove().unwrap();
-        assert_eq!(fs::read_dir(&claims).unwrap().count(), 0);
-        fs::remove_dir(&claims).unwrap();
+        assert_eq!(ids(&redirects), ["1a"]);
+        redirect.remove().unwrap();
+        assert_eq!(fs::read_dir(&redirects).unwrap().count(), 0);
+        fs::remove_dir(&redirects).unwrap();
     }
 
     #[test]

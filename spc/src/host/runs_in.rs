@@ -10,22 +10,22 @@ pub const NAME_FILE: &str = "/spc/client";
 
 /// Where this process runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum RunsIn {
     /// In a client namespace, whose root has this name.
-    Client(String),
+    ClientRoot(String),
     /// In a container of the image.
     Container,
     /// On the host itself, which has no client programs.
     Host,
 }
 
-static KNOWN: OnceLock<Place> = OnceLock::new();
+static KNOWN: OnceLock<RunsIn> = OnceLock::new();
 
 /// Finds out where this process runs; call it before anything else is done.
 ///
 /// # Errors
 /// It cannot be told: to be taken for somewhere else would be worse.
-pub fn find_place() -> Result<()> {
+pub fn detect() -> Result<()> {
     let found = look().map_err(|e| {
         Error::system("cannot tell whether this is a container of the image: /spc")
             .because(errno_text(e))
@@ -35,22 +35,22 @@ pub fn find_place() -> Result<()> {
 }
 
 /// Where this process runs.
-pub fn place() -> Place {
+pub fn current() -> RunsIn {
     let known = KNOWN.get().cloned();
-    known.unwrap_or_else(|| look().unwrap_or(Place::Container))
+    known.unwrap_or_else(|| look().unwrap_or(RunsIn::Container))
 }
 
 /// The image has a directory that no host has.
-fn look() -> io::Result<Place> {
+fn look() -> io::Result<RunsIn> {
     match fs::read_to_string(NAME_FILE) {
-        Ok(name) => return Ok(Place::Client(name)),
+        Ok(name) => return Ok(RunsIn::ClientRoot(name)),
         Err(error) if is_missing(&error) => {}
         Err(error) => return Err(error),
     }
     match fs::metadata("/spc") {
-        Ok(found) if found.is_dir() => Ok(Place::Container),
+        Ok(found) if found.is_dir() => Ok(RunsIn::Container),
         Err(error) if !is_missing(&error) => Err(error),
-        _ => Ok(Place::Host),
+        _ => Ok(RunsIn::Host),
     }
 }
 

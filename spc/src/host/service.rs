@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 
 use crate::error::{Error, Result, errno_text};
-use crate::host::runs_in::{self, Place};
+use crate::host::runs_in::{self, RunsIn};
 use crate::host::{cgroup, file_lock, rpc};
 use crate::process::marks;
 use crate::process::output::Output;
@@ -195,7 +195,7 @@ fn take_turn() -> Result<File> {
             .hint("the directory must be writable: with a read-only container, add --tmpfs /run")
     };
     let file = file_lock::open(Path::new(DIR), 0o700).map_err(failed)?;
-    file_lock::take(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(failed)?;
+    file_lock::acquire(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(failed)?;
     Ok(file)
 }
 
@@ -237,11 +237,11 @@ fn start(service: &Service) -> Result<()> {
     // The note comes first: what has none is not looked for.
     File::create(note(service)).map_err(system)?;
     // Mounts that outlive the container need it as long as they do.
-    let child = match runs_in::place() {
-        Place::Client(_) => {
+    let child = match runs_in::current() {
+        RunsIn::ClientRoot(_) => {
             cgroup::start(name, &format!("spc: {name}"), &mut command, sys::detach)?
         }
-        Place::Container | Place::Host => {
+        RunsIn::Container | RunsIn::Host => {
             Pid::from_child(&sys::detach(&mut command).spawn().map_err(system)?)
         }
     };

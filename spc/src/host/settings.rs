@@ -65,7 +65,7 @@ impl Settings {
     }
 
     /// The claims directory.
-    pub fn claims(&self) -> PathBuf {
+    pub fn redirects(&self) -> PathBuf {
         path(self.0.claims().unwrap_or(b"/spc/targets"))
     }
 

@@ -73,7 +73,7 @@ pub struct Rules {
     /// Allow `/etc`, `/usr` and their like.
     pub system: bool,
     /// How many of the last parts must not be symbolic links, whoever made them.
-    pub plain_tail: usize,
+    pub no_symlink_tail: usize,
 }
 
 /// A finished walk.
@@ -107,7 +107,7 @@ impl Drop for Made {
 
 /// The absolute path that a target means on the host: `.` and `..` stay for the walk, and what is
 /// below a directory at which the container sees the host's root loses that prefix.
-pub fn on_host(target: &Path, cwd: &Path, hosts: &[PathBuf]) -> PathBuf {
+pub fn host_path(target: &Path, cwd: &Path, hosts: &[PathBuf]) -> PathBuf {
     let absolute = cwd.join(target);
     match hosts
         .iter()
@@ -206,7 +206,7 @@ pub fn walk(target: &Path, rules: Rules) -> Result<Walk> {
                     return Err(fail(errno_text(Errno::LOOP)));
                 }
                 // What is still to be walked ends with the target's own last parts.
-                if pending.len() < rules.plain_tail {
+                if pending.len() < rules.no_symlink_tail {
                     return Err(fail(format!(
                         "{} is a symbolic link, and none is followed there",
                         show(&here)
@@ -367,8 +367,9 @@ mod tests {
 
     #[test]
     fn the_host_prefix_goes_and_relative_paths_start_at_the_cwd() {
-        let map =
-            |target: &str, cwd: &str| on_host(Path::new(target), Path::new(cwd), &["/host".into()]);
+        let map = |target: &str, cwd: &str| {
+            host_path(Path::new(target), Path::new(cwd), &["/host".into()])
+        };
         assert_eq!(map("/mnt/a", "/"), Path::new("/mnt/a"));
         assert_eq!(map("/host/mnt/a", "/"), Path::new("/mnt/a"));
         assert_eq!(map("/host", "/"), Path::new("/"));

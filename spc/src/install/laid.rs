@@ -7,11 +7,11 @@ use serde::Serialize;
 use crate::install::apply::Applied;
 use crate::install::layout::MOUNTER;
 use crate::install::manifest::{Manifest, What};
-use crate::install::place::{How, Place};
+use crate::install::place::{InstallLocation, InstallMethod};
 
 /// What was done.
 pub(crate) struct Laid {
-    pub(crate) place: Place,
+    pub(crate) place: InstallLocation,
     pub(crate) applied: Applied,
     pub(crate) manifest: Manifest,
     pub(crate) driver: Option<PathBuf>,
@@ -34,8 +34,8 @@ impl Laid {
             directory: self.place.shown.clone(),
             kept: self.kept,
             add: match self.place.how {
-                How::Line { line, file } => Some(Add { line, file }),
-                How::Direct | How::Extension => None,
+                InstallMethod::Line { line, file } => Some(Add { line, file }),
+                InstallMethod::Direct | InstallMethod::Extension => None,
             },
             driver: self.driver,
             mounter: MOUNTER.into(),

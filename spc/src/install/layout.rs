@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::install::apply::{Make, Wanted};
 use crate::install::manifest::Manifest;
-use crate::install::place::{How, Place};
+use crate::install::place::{InstallLocation, InstallMethod};
 use crate::install::sysext_paths;
 use crate::install::tree::below;
 
@@ -32,7 +32,7 @@ pub struct Extras<'a> {
 /// The layout of a host whose root is at `root`; `manifest` says what it has of ours.
 pub fn layout(
     root: &Path,
-    place: &Place,
+    place: &InstallLocation,
     names: &BTreeSet<String>,
     extras: &Extras<'_>,
     manifest: &Manifest,
@@ -83,7 +83,7 @@ pub fn layout(
         make: Make::Link(place.program.clone()),
         optional: false,
     });
-    if place.how == How::Extension {
+    if place.how == InstallMethod::Extension {
         layout.wanted.push(sysext_paths::release());
     }
     if let Some(path) = extras.driver {
@@ -121,10 +121,10 @@ mod tests {
     fn an_extension_does_not_hide_the_hosts_own() {
         let tree = Tree::new("layout");
         tree.write("usr/bin/mount.nfs", "native");
-        let place = Place {
+        let place = InstallLocation {
             names: sysext_paths::tree(Path::new("/usr/bin")),
             shown: "/usr/bin".into(),
-            how: How::Extension,
+            how: InstallMethod::Extension,
             command: sysext_paths::tree(Path::new("/usr/bin")),
             program: PROGRAM.into(),
             copy: None,
@@ -150,10 +150,10 @@ mod tests {
     #[test]
     fn a_copy_stands_where_the_command_would_be() {
         let tree = Tree::new("copy");
-        let place = Place {
+        let place = InstallLocation {
             names: "/sbin".into(),
             shown: "/sbin".into(),
-            how: How::Direct,
+            how: InstallMethod::Direct,
             command: "/sbin".into(),
             program: "/sbin/spc".into(),
             copy: Some("/sbin/spc".into()),

@@ -32,7 +32,7 @@ use crate::install::apply::Applied;
 use crate::install::laid::{Installed, Laid, OWN};
 use crate::install::layout::Extras;
 use crate::install::manifest::{Manifest, What};
-use crate::install::place::{How, Look, Place};
+use crate::install::place::{HostProbe, InstallLocation, InstallMethod};
 use crate::install::switch::{LIMIT, lock, switch};
 use crate::install::tree::below;
 use crate::state::Session;
@@ -42,7 +42,7 @@ pub use uninstall::{Uninstalled, uninstall};
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
-pub struct Wish {
+pub struct InstallRequest {
     /// A driver for kubelet, and the plugin directory for it if kubelet need not be asked.
     pub driver: Option<Option<PathBuf>>,
     /// Even if what is installed is newer.
@@ -53,7 +53,7 @@ pub struct Wish {
 ///
 /// # Errors
 /// What is installed is newer, nothing can be written where it has to be, or the names do not work afterwards.
-pub fn install(session: &Session, wish: &Wish) -> Result<Installed> {
+pub fn install(session: &Session, wish: &InstallRequest) -> Result<Installed> {
     let _lock = lock(session)?;
     let host = &session.host;
     let id = root::own()?;
@@ -69,7 +69,7 @@ pub fn install(session: &Session, wish: &Wish) -> Result<Installed> {
         ))
         .hint("to go back to it all the same, add --force; mounts stay as they are"));
     }
-    let in_use = root::lay(host, &session.settings, &id)?;
+    let in_use = root::extract_if_missing(host, &session.settings, &id)?;
     let program = fs::read("/proc/self/exe")
         .map_err(|e| Error::system("cannot read our own program").because(errno_text(e)))?;
     let names = names::all(&programs());
@@ -85,7 +85,7 @@ pub fn install(session: &Session, wish: &Wish) -> Result<Installed> {
         extensions: true,
     };
     let mut laid = on_host(host, job.clone())?;
-    if laid.place.how == How::Extension
+    if laid.place.how == InstallMethod::Extension
         && let Err(error) = extension::merge(host, &mut laid)
     {
         tracing::warn!("systemd-sysext does not bring the names into /usr: {error}");
@@ -106,12 +106,12 @@ pub fn install(session: &Session, wish: &Wish) -> Result<Installed> {
             uninstall::take_away(host, laid.manifest)?;
         }
         drop(in_use);
-        root::tidy(session, &[])?;
+        root::collect_garbage(session, &[])?;
         return Err(error);
     }
     drop(in_use);
     caller::settle();
-    root::tidy(session, &[])?;
+    root::collect_garbage(session, &[])?;
     let changed = was.as_ref() != Some(&id) || !laid.applied.is_nothing();
     Ok(laid.told(before.map(|before| before.version), changed))
 }
@@ -130,7 +130,7 @@ fn programs() -> Vec<String> {
 /// What is done on the host in one go.
 #[derive(Clone)]
 struct Job {
-    wish: Wish,
+    wish: InstallRequest,
     names: std::collections::BTreeSet<String>,
     pages: Vec<PathBuf>,
     program: Vec<u8>,
@@ -140,11 +140,13 @@ struct Job {
 }
 
 fn on_host(host: &Host, job: Job) -> Result<Laid> {
-    host.run_within("installing", LIMIT, move || job.run(Path::new("/"), &Real))?
+    host.run_within("installing", LIMIT, move || {
+        job.run(Path::new("/"), &RealHost)
+    })?
 }
 
 impl Job {
-    fn run(mut self, root: &Path, look: &impl Look) -> Result<Laid> {
+    fn run(mut self, root: &Path, look: &impl HostProbe) -> Result<Laid> {
         let has = place::Has {
             extensions: self.extensions && extension::are_usable(root),
         };
@@ -169,7 +171,7 @@ impl Job {
     }
 
     /// Where the driver goes, if one is asked for or one is there.
-    fn driver(&self, root: &Path, look: &impl Look) -> Result<Option<PathBuf>> {
+    fn driver(&self, root: &Path, look: &impl HostProbe) -> Result<Option<PathBuf>> {
         let plugins = match &self.wish.driver {
             None => {
                 let entries = self.manifest.entries.iter();
@@ -205,9 +207,9 @@ impl Applied {
 }
 
 /// The host itself.
-struct Real;
+struct RealHost;
 
-impl Look for Real {
+impl HostProbe for RealHost {
     fn is_writable(&self, dir: &Path) -> bool {
         access(dir, Access::WRITE_OK).is_ok()
     }
@@ -218,7 +220,7 @@ impl Look for Real {
 }
 
 /// Runs the program on the host as anybody there would.
-fn prove(place: &Place) -> Result<()> {
+fn prove(place: &InstallLocation) -> Result<()> {
     let name = place.program.to_string_lossy();
     let said = tool::run(&name, &["--version"])?.done()?;
     let wanted = format!("spc {OWN}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::client::root;
 use crate::install::apply::{Make, Wanted};
-use crate::install::place::{How, Look, Place};
+use crate::install::place::{HostProbe, InstallLocation, InstallMethod};
 use crate::install::sysext_paths;
 use crate::install::tree::below;
 
@@ -53,13 +53,18 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// Links to them on a host whose root is at `root`.
-pub fn links(root: &Path, place: &Place, pages: &[PathBuf], look: &impl Look) -> Vec<Wanted> {
+pub fn links(
+    root: &Path,
+    place: &InstallLocation,
+    pages: &[PathBuf],
+    look: &impl HostProbe,
+) -> Vec<Wanted> {
     let link = |page: &PathBuf| {
         let (dir, name) = (page.parent()?, page.file_name()?);
         let (_, dirs) = PLACES.iter().find(|(image, _)| Path::new(image) == dir)?;
         let dir = dirs.iter().find(|dir| below(root, dir).is_dir())?;
         let dir = match place.how {
-            How::Extension => sysext_paths::tree(Path::new(dir)),
+            InstallMethod::Extension => sysext_paths::tree(Path::new(dir)),
             _ if look.is_writable(&below(root, dir)) => PathBuf::from(dir),
             _ => return None,
         };
@@ -81,7 +86,7 @@ mod tests {
 
     struct Writable(bool);
 
-    impl Look for Writable {
+    impl HostProbe for Writable {
         fn is_writable(&self, _: &Path) -> bool {
             self.0
         }
@@ -90,8 +95,8 @@ mod tests {
         }
     }
 
-    fn place(how: How) -> Place {
-        Place {
+    fn place(how: InstallMethod) -> InstallLocation {
+        InstallLocation {
             names: "/sbin".into(),
             shown: "/sbin".into(),
             how,
@@ -119,7 +124,12 @@ mod tests {
         assert_eq!(pages.len(), 5, "{pages:?}");
         host.write("usr/share/man/man8/x", "");
         host.write("usr/share/zsh/site-functions/x", "");
-        let made = links(host.path(), &place(How::Direct), &pages, &Writable(true));
+        let made = links(
+            host.path(),
+            &place(InstallMethod::Direct),
+            &pages,
+            &Writable(true),
+        );
         let paths: Vec<_> = made
             .iter()
             .map(|thing| thing.path.to_str().unwrap())
@@ -135,10 +145,18 @@ mod tests {
         );
         let to = "/var/lib/spc/current/usr/share/zsh/vendor-completions/_spc";
         assert_eq!(made[3].make, Make::Link(to.into()));
-        assert!(links(host.path(), &place(How::Direct), &pages, &Writable(false)).is_empty());
+        assert!(
+            links(
+                host.path(),
+                &place(InstallMethod::Direct),
+                &pages,
+                &Writable(false)
+            )
+            .is_empty()
+        );
         let made = links(
             host.path(),
-            &place(How::Extension),
+            &place(InstallMethod::Extension),
             &pages,
             &Writable(false),
         );

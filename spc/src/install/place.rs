@@ -16,7 +16,7 @@ const SBIN: &str = "/sbin";
 const ON_PATH: [&str; 4] = ["/usr/local/sbin", "/usr/local/bin", "/opt/bin", "/opt/sbin"];
 
 /// What can be told of a directory of the host.
-pub trait Look {
+pub trait HostProbe {
     /// Whether something can be made in it.
     fn is_writable(&self, dir: &Path) -> bool;
     /// Whether programs in it can be run.
@@ -25,7 +25,7 @@ pub trait Look {
 
 /// How names are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum How {
+pub enum InstallMethod {
     /// They are in a directory in which they are looked for.
     Direct,
     /// They are in a tree that systemd-sysext merges into `/usr`.
@@ -41,13 +41,13 @@ pub enum How {
 
 /// Where names go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct InstallLocation {
     /// The directory in which they are made.
     pub names: PathBuf,
     /// The directory in which they are to be seen.
     pub shown: PathBuf,
     /// How they get there.
-    pub how: How,
+    pub how: InstallMethod,
     /// The directory of `spc` itself.
     pub command: PathBuf,
     /// What the names lead to.
@@ -67,7 +67,7 @@ pub struct Has {
 ///
 /// # Errors
 /// There is none where the program can be run.
-pub fn find(root: &Path, has: Has, look: &impl Look) -> Result<Place> {
+pub fn find(root: &Path, has: Has, look: &impl HostProbe) -> Result<InstallLocation> {
     let sbin = real(root, SBIN);
     let writable = |dir: &Path| look.is_writable(&below(root, dir));
     let on_path = || {
@@ -77,17 +77,17 @@ pub fn find(root: &Path, has: Has, look: &impl Look) -> Result<Place> {
     // Hosts that have none are asked for it all the same.
     let can_be_made = !below(root, &sbin).exists() && writable(Path::new("/"));
     let (names, how, command) = if writable(&sbin) || can_be_made {
-        (sbin.clone(), How::Direct, Some(sbin.clone()))
+        (sbin.clone(), InstallMethod::Direct, Some(sbin.clone()))
     } else if uses_path(root)
         && let Some(dir) = on_path()
     {
         let line = format!("export PATH=\"{}:$PATH\"", dir.display());
         let file = "/etc/profile";
-        (dir.clone(), How::Line { line, file }, Some(dir))
+        (dir.clone(), InstallMethod::Line { line, file }, Some(dir))
     } else if has.extensions && sbin.starts_with("/usr") {
         (
             crate::install::sysext_paths::tree(&sbin),
-            How::Extension,
+            InstallMethod::Extension,
             Some(sbin.clone()),
         )
     } else {
@@ -99,7 +99,7 @@ pub fn find(root: &Path, has: Has, look: &impl Look) -> Result<Place> {
             sbin = sbin.display()
         );
         let file = "/etc/fstab";
-        (names, How::Line { line, file }, on_path())
+        (names, InstallMethod::Line { line, file }, on_path())
     };
     let runs = look.runs(&below(root, HOME));
     let (program, copy) = if runs {
@@ -107,18 +107,22 @@ pub fn find(root: &Path, has: Has, look: &impl Look) -> Result<Place> {
     } else {
         let seen = command
             .clone()
-            .filter(|dir| how == How::Extension || look.runs(&below(root, dir)));
+            .filter(|dir| how == InstallMethod::Extension || look.runs(&below(root, dir)));
         let seen = seen.ok_or_else(|| no_exec(how.clone()))?;
         // What an extension brings is seen elsewhere than where it is made.
-        let made = if how == How::Extension { &names } else { &seen };
+        let made = if how == InstallMethod::Extension {
+            &names
+        } else {
+            &seen
+        };
         (seen.join("spc"), Some(made.join("spc")))
     };
     let shown = if uses_path(root) { names.clone() } else { sbin };
     let command = match how {
-        How::Extension => names.clone(),
+        InstallMethod::Extension => names.clone(),
         _ => command.unwrap_or_else(|| names.clone()),
     };
-    Ok(Place {
+    Ok(InstallLocation {
         names,
         shown,
         how,
@@ -128,9 +132,9 @@ pub fn find(root: &Path, has: Has, look: &impl Look) -> Result<Place> {
     })
 }
 
-fn no_exec(how: How) -> Error {
+fn no_exec(how: InstallMethod) -> Error {
     let what = match how {
-        How::Line { .. } => "and no other writable directory of the host is without it",
+        InstallMethod::Line { .. } => "and no other writable directory of the host is without it",
         _ => "and so is the place of the names",
     };
     Error::system(format!("nothing on the host may be run from {HOME}"))
@@ -174,7 +178,7 @@ mod tests {
         }
     }
 
-    impl Look for Host<'_> {
+    impl HostProbe for Host<'_> {
         fn is_writable(&self, dir: &Path) -> bool {
             dir.is_dir() && !self.below(dir, self.read_only)
         }
@@ -194,7 +198,12 @@ mod tests {
         tree
     }
 
-    fn place(tree: &Tree, extensions: bool, read_only: &[&str], no_exec: &[&str]) -> Result<Place> {
+    fn place(
+        tree: &Tree,
+        extensions: bool,
+        read_only: &[&str],
+        no_exec: &[&str],
+    ) -> Result<InstallLocation> {
         let host = Host {
             tree,
             read_only,
@@ -208,7 +217,7 @@ mod tests {
         let tree = tree("direct", &["usr/sbin", "usr/bin"], &[("sbin", "usr/sbin")]);
         let found = place(&tree, true, &[], &[]).unwrap();
         assert_eq!(found.names, Path::new("/usr/sbin"));
-        assert_eq!((found.how, found.copy), (How::Direct, None));
+        assert_eq!((found.how, found.copy), (InstallMethod::Direct, None));
         assert_eq!(found.program, Path::new(PROGRAM));
     }
 
@@ -218,9 +227,12 @@ mod tests {
         let found = place(&tree, false, &[], &[]).unwrap();
         assert_eq!(
             (found.names.to_str(), found.how),
-            (Some("/sbin"), How::Direct)
+            (Some("/sbin"), InstallMethod::Direct)
         );
-        assert_ne!(place(&tree, false, &[""], &[]).unwrap().how, How::Direct);
+        assert_ne!(
+            place(&tree, false, &[""], &[]).unwrap().how,
+            InstallMethod::Direct
+        );
     }
 
     #[test]
@@ -233,7 +245,7 @@ mod tests {
         let found = place(&merged, true, &["usr"], &[]).unwrap();
         // A directory `usr/sbin` in the tree would hide the link, and with it all the host's programs.
         assert_eq!(found.names, Path::new("/var/lib/extensions/spc/usr/bin"));
-        assert_eq!(found.how, How::Extension);
+        assert_eq!(found.how, InstallMethod::Extension);
         assert_eq!(found.command, found.names);
         // Nothing can be run from /var: the copy is seen where it is merged.
         let found = place(&merged, true, &["usr"], &["var"]).unwrap();
@@ -251,7 +263,7 @@ mod tests {
         let found = place(&tree, false, &["usr"], &[]).unwrap();
         assert_eq!(found.names, Path::new("/var/lib/spc/sbin"));
         assert_eq!(found.command, Path::new("/opt/bin"));
-        let How::Line { line, file } = found.how else {
+        let InstallMethod::Line { line, file } = found.how else {
             panic!("{found:?}")
         };
         assert!(
@@ -279,11 +291,14 @@ mod tests {
         tree.write("usr/bin/busybox", "");
         let found = place(&tree, false, &["usr/sbin", "usr/bin"], &[]).unwrap();
         assert_eq!(found.names, Path::new("/usr/local/sbin"));
-        let How::Line { line, .. } = found.how else {
+        let InstallMethod::Line { line, .. } = found.how else {
             panic!("{found:?}")
         };
         assert_eq!(line, "export PATH=\"/usr/local/sbin:$PATH\"");
-        assert_eq!(place(&tree, false, &[], &[]).unwrap().how, How::Direct);
+        assert_eq!(
+            place(&tree, false, &[], &[]).unwrap().how,
+            InstallMethod::Direct
+        );
     }
 
     #[test]

@@ -7,16 +7,16 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::client::keeper;
+use crate::client::namespace_holder;
 use crate::client::root::{self, HOME};
 use crate::error::{Class, Error, Result, errno_text, show};
-use crate::host::runs_in::Place;
+use crate::host::runs_in::RunsIn;
 use crate::host::{Host, caller};
 use crate::install::manifest::Manifest;
 use crate::install::switch::{LIMIT, lock, switch};
 use crate::install::{apply, extension};
 use crate::process::marks;
-use crate::recovery::records::settle;
+use crate::recovery::records::reconcile_record;
 use crate::state::Session;
 use crate::state::presence::entries_of;
 
@@ -58,7 +58,7 @@ pub fn uninstall(session: &Session, force: bool) -> Result<Uninstalled> {
     };
     switch(host, None)?;
     caller::settle();
-    root::tidy(session, &[])?;
+    root::collect_garbage(session, &[])?;
     let left = if root::all(host)?.is_empty() {
         drop(turn);
         sweep(session, records.is_empty())?;
@@ -86,7 +86,7 @@ fn settle_gone(session: &Session) -> Result<()> {
             let _lock = session.ledger.lock(target, until, || Ok(()))?;
             // What it is by now counts, not what it was.
             if let Some(record) = session.ledger.get(target)? {
-                settle(session, &record)?;
+                reconcile_record(session, &record)?;
             }
         }
     }
@@ -111,7 +111,7 @@ pub(super) fn take_away(host: &Host, manifest: Manifest) -> Result<Vec<PathBuf>>
 
 /// Removes the directories that are empty now, and the logs. `/run/spc` is the ledger, which a container goes on using.
 fn sweep(session: &Session, unused: bool) -> Result<()> {
-    let run = unused && session.place == Place::Host && !marks::runs("spc");
+    let run = unused && session.runs_in == RunsIn::Host && !marks::runs("spc");
     let swept = session
         .host
         .run("removing what is empty", move || -> std::io::Result<()> {
@@ -119,7 +119,7 @@ fn sweep(session: &Session, unused: bool) -> Result<()> {
             for dir in [root::ROOTS, HOME] {
                 gone(fs::remove_dir(dir))?;
             }
-            gone(fs::remove_dir_all(keeper::LOGS))?;
+            gone(fs::remove_dir_all(namespace_holder::LOGS))?;
             if run {
                 gone(fs::remove_dir_all("/run/spc"))?;
             }

@@ -3,7 +3,8 @@
 
 use crate::error::{Error, Result};
 use crate::kinds::model::{
-    Asked, Helper, How, Maker, PLAIN, TARGET, Telling, mount_helper, passes,
+    Diagnostics, Helper, KindInput, MountMethod, PLAIN, SecretDelivery, TARGET, mount_helper,
+    secret_params,
 };
 use crate::options::Options;
 
@@ -88,22 +89,22 @@ fn place(source: &str) -> Result<Place<'_>> {
 }
 
 /// The kernel's client.
-pub fn kernel(asked: &Asked<'_>) -> Result<Maker> {
+pub fn kernel(asked: &KindInput<'_>) -> Result<MountMethod> {
     place(asked.source)?;
     let mut helper = mount_helper(asked);
     let option = "secretfile";
-    helper.secrets = passes(["secret"], How::File { option });
+    helper.secrets = secret_params(["secret"], SecretDelivery::File { option });
     helper.no_keys = true;
     if let Some(file) = asked.options.value(KEYRING) {
         // Every program of Ceph looks there for it, in front of its configuration.
         helper.env.push(("CEPH_KEYRING", file.to_owned()));
         helper.options = without(&helper.options, |key| key == KEYRING)?;
     }
-    Ok(Maker::Helper(helper))
+    Ok(MountMethod::Helper(helper))
 }
 
 /// `ceph-fuse`.
-pub fn fuse(asked: &Asked<'_>) -> Result<Maker> {
+pub fn fuse(asked: &KindInput<'_>) -> Result<MountMethod> {
     let place = place(asked.source)?;
     let given = |key: &str| asked.options.value(key);
     if asked.secrets.has("secret") && given("secretfile").is_some() {
@@ -169,13 +170,13 @@ pub fn fuse(asked: &Asked<'_>) -> Result<Maker> {
     let options = without(&asked.options.for_file_system(), |key| {
         translated.contains(&key) || KERNEL_TUNING.contains(&key)
     })?;
-    Ok(Maker::Helper(Helper {
+    Ok(MountMethod::Helper(Helper {
         programs: vec!["ceph-fuse".into()],
         args,
         options,
-        secrets: passes(
+        secrets: secret_params(
             ["secret"],
-            How::Argument {
+            SecretDelivery::Argument {
                 before: "--keyfile=",
             },
         ),
@@ -203,7 +204,7 @@ pub const WRONG_KEY: (&str, &str) = (
 );
 
 /// Both clients, which share a library and much of what they print.
-pub const TELLING: Telling = Telling {
+pub const TELLING: Diagnostics = Diagnostics {
     line,
     hints: &[
         WRONG_KEY,
@@ -281,11 +282,11 @@ pub fn line(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::{Chosen, choose};
+    use crate::kinds::{ResolvedKind, resolve};
 
-    fn chosen(fs_type: &str, source: &str, options: &str, has: bool) -> Result<Chosen> {
+    fn kind(fs_type: &str, source: &str, options: &str, has: bool) -> Result<ResolvedKind> {
         let (options, secrets) = Options::and_secrets([options])?;
-        choose(&Asked {
+        resolve(&KindInput {
             fs_type,
             source,
             options: &options,
@@ -295,9 +296,9 @@ mod tests {
         })
     }
 
-    fn argv(chosen: &Chosen) -> (String, String) {
-        match &chosen.maker {
-            Maker::Helper(helper) => (helper.args.join(" "), helper.options.to_string()),
+    fn argv(kind: &ResolvedKind) -> (String, String) {
+        match &kind.method {
+            MountMethod::Helper(helper) => (helper.args.join(" "), helper.options.to_string()),
             other => panic!("{other:?}"),
         }
     }
@@ -326,14 +327,14 @@ mod tests {
 
     #[test]
     fn the_kernel_is_preferred_and_ceph_fuse_can_be_had() {
-        let kernel = chosen("ceph", "a:/", "name=app", true).unwrap();
-        assert_eq!(kernel.shows, ["ceph"]);
+        let kernel = kind("ceph", "a:/", "name=app", true).unwrap();
+        assert_eq!(kernel.expected_types, ["ceph"]);
         assert_eq!(kernel.because, None);
-        let without = chosen("ceph", "a:/", "name=app", false).unwrap();
+        let without = kind("ceph", "a:/", "name=app", false).unwrap();
         assert!(without.is_fuse() && without.because.is_some());
-        assert_eq!(without.shows_source.as_deref(), Some("ceph-fuse"));
+        assert_eq!(without.expected_source.as_deref(), Some("ceph-fuse"));
         for fs_type in ["ceph-fuse", "fuse.ceph", "fuse.ceph-fuse"] {
-            let asked = chosen(fs_type, "a:/", "name=app", true).unwrap();
+            let asked = kind(fs_type, "a:/", "name=app", true).unwrap();
             assert!(asked.is_fuse() && asked.because.is_none(), "{fs_type}");
         }
     }
@@ -342,12 +343,12 @@ mod tests {
     fn ceph_fuse_gets_the_options_in_its_own_words() {
         let options =
             "ro,name=app,secretfile=/s,mds_namespace=fs,rasize=4096,noatime,mount_timeout=5";
-        let (args, rest) = argv(&chosen("ceph-fuse", "a:6790,b:/x", options, true).unwrap());
+        let (args, rest) = argv(&kind("ceph-fuse", "a:6790,b:/x", options, true).unwrap());
         let words = "--mon-host=a:6790,b --id=app --client_fs=fs --keyfile=/s --client_mount_timeout=5 --client_mountpoint=/x";
         assert_eq!(args, format!("{words} {TARGET}"));
         assert_eq!(rest, "ro,noatime");
         let options = "mon_addr=a/b,keyring=/k,ms_mode=prefer-secure,secret=hunter2";
-        let named = chosen("ceph-fuse", "app@1-2.fs=/", options, true).unwrap();
+        let named = kind("ceph-fuse", "app@1-2.fs=/", options, true).unwrap();
         let (args, rest) = argv(&named);
         let words = "--mon-host=a,b --id=app --fsid=1-2 --client_fs=fs --keyring=/k";
         assert!(args.starts_with(words) && rest.is_empty(), "{args} {rest}");
@@ -356,9 +357,9 @@ mod tests {
 
     #[test]
     fn a_keyring_is_for_mount_ceph_a_variable() {
-        let chosen = chosen("ceph", "a:/", "name=app,keyring=/k,rbytes", true).unwrap();
-        let Maker::Helper(helper) = &chosen.maker else {
-            panic!("{chosen:?}")
+        let kind = kind("ceph", "a:/", "name=app,keyring=/k,rbytes", true).unwrap();
+        let MountMethod::Helper(helper) = &kind.method else {
+            panic!("{kind:?}")
         };
         assert_eq!(helper.env, [("CEPH_KEYRING", "/k".to_owned())]);
         assert_eq!(helper.options.to_string(), "name=app,rbytes");
@@ -367,7 +368,7 @@ mod tests {
     #[test]
     fn a_key_is_given_once() {
         for has in [true, false] {
-            let twice = chosen("ceph", "a:/", "secret=hunter2,secretfile=/s", has);
+            let twice = kind("ceph", "a:/", "secret=hunter2,secretfile=/s", has);
             let error = twice.unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }

@@ -2,15 +2,17 @@
 //! no row; those that have one are told how to say why they fail, and how they get a secret.
 
 use crate::error::Result;
-use crate::kinds::model::{Asked, Helper, How, Maker, PLAIN, TARGET, Telling, passes};
+use crate::kinds::model::{
+    Diagnostics, Helper, KindInput, MountMethod, PLAIN, SecretDelivery, TARGET, secret_params,
+};
 
 /// Any of them, run without mount.fuse(8) and its shell.
 #[allow(clippy::unnecessary_wraps)]
-pub fn program(asked: &Asked<'_>) -> Result<Maker> {
-    Ok(Maker::Helper(helper(asked)))
+pub fn program(asked: &KindInput<'_>) -> Result<MountMethod> {
+    Ok(MountMethod::Helper(helper(asked)))
 }
 
-fn helper(asked: &Asked<'_>) -> Helper {
+fn helper(asked: &KindInput<'_>) -> Helper {
     let program = asked.fs_type.strip_prefix("fuse.").unwrap_or(asked.fs_type);
     Helper {
         programs: vec![program.into()],
@@ -22,16 +24,16 @@ fn helper(asked: &Asked<'_>) -> Helper {
 
 /// `sshfs [USER@]HOST:[DIR] TARGET`. Unless it is verbose, it throws away what ssh says about a failure.
 #[allow(clippy::unnecessary_wraps)]
-pub fn sshfs(asked: &Asked<'_>) -> Result<Maker> {
+pub fn sshfs(asked: &KindInput<'_>) -> Result<MountMethod> {
     let mut helper = helper(asked);
     helper.args.push("-v".into());
     let option = Some("password_stdin");
-    helper.secrets = passes(["password"], How::Stdin { option });
-    Ok(Maker::Helper(helper))
+    helper.secrets = secret_params(["password"], SecretDelivery::Stdin { option });
+    Ok(MountMethod::Helper(helper))
 }
 
 /// What ssh says.
-pub const SSHFS: Telling = Telling {
+pub const SSHFS: Diagnostics = Diagnostics {
     hints: &[
         (
             "Permission denied",
@@ -51,7 +53,7 @@ pub const SSHFS: Telling = Telling {
 
 /// `s3fs BUCKET[:/DIR] TARGET`. It asks the server only when it is in the background, and says in its log
 /// alone what came back; in a mount table it would show as `s3fs` whatever the bucket.
-pub fn s3fs(asked: &Asked<'_>) -> Result<Maker> {
+pub fn s3fs(asked: &KindInput<'_>) -> Result<MountMethod> {
     let mut helper = helper(asked);
     if asked.options.value("fsname").is_none() {
         helper.options.push(format!("fsname={}", asked.source))?;
@@ -67,12 +69,12 @@ pub fn s3fs(asked: &Asked<'_>) -> Result<Maker> {
     };
     helper.log = Some(log);
     let option = "passwd_file";
-    helper.secrets = passes(["passwd"], How::File { option });
-    Ok(Maker::Helper(helper))
+    helper.secrets = secret_params(["passwd"], SecretDelivery::File { option });
+    Ok(MountMethod::Helper(helper))
 }
 
 /// What s3fs says of its server.
-pub const S3FS: Telling = Telling {
+pub const S3FS: Diagnostics = Diagnostics {
     gives_up: Some("Failed to check bucket"),
     line: |line| match line.split_once("Z [") {
         // `DATE [LEVEL] FILE:FUNCTION(LINE): TEXT`
@@ -113,7 +115,7 @@ mod tests {
 
     fn s3fs_of(options: &str) -> Helper {
         let (options, secrets) = Options::and_secrets([options]).unwrap();
-        let asked = Asked {
+        let asked = KindInput {
             fs_type: "fuse.s3fs",
             source: "bucket:/dir",
             options: &options,
@@ -122,7 +124,7 @@ mod tests {
             log_name: "mnt-data",
         };
         match s3fs(&asked).unwrap() {
-            Maker::Helper(helper) => helper,
+            MountMethod::Helper(helper) => helper,
             other => panic!("{other:?}"),
         }
     }

@@ -1,11 +1,11 @@
 //! GlusterFS: `mount.glusterfs SERVER[,SERVER…]:/VOLUME[/SUBDIR] TARGET`, mount.glusterfs(8).
 
 use crate::error::{Error, Result};
-use crate::kinds::model::{Asked, Helper, Maker, Telling, mount_helper};
+use crate::kinds::model::{Diagnostics, Helper, KindInput, MountMethod, mount_helper};
 
 /// The helper's arguments. Its daemon is told to log to a file that is named after the target, so
 /// that the reason of a failure is found; a log file of the user's own choice is left alone.
-pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
+pub fn helper(asked: &KindInput<'_>) -> Result<MountMethod> {
     let volume = asked
         .source
         .split_once(":/")
@@ -27,12 +27,12 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
         }
     };
     helper.log = Some(log);
-    Ok(Maker::Helper(helper))
+    Ok(MountMethod::Helper(helper))
 }
 
 /// Its log is for its developers. A failed mount is explained by an error, or by the loss of the
 /// server, which is logged as news.
-pub const TELLING: Telling = Telling {
+pub const TELLING: Diagnostics = Diagnostics {
     gives_up: Some("Server authentication failed"),
     line,
     hints: &[
@@ -87,7 +87,7 @@ mod tests {
 
     fn log_of(source: &str, options: &str) -> Result<Option<String>> {
         let options = Options::parse([options])?;
-        let asked = Asked {
+        let asked = KindInput {
             fs_type: "glusterfs",
             source,
             options: &options,
@@ -96,7 +96,7 @@ mod tests {
             kernel_lacks: &|_| None,
         };
         match helper(&asked)? {
-            Maker::Helper(helper) => Ok(helper.log),
+            MountMethod::Helper(helper) => Ok(helper.log),
             other => panic!("{other:?}"),
         }
     }

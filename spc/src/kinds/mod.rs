@@ -16,9 +16,12 @@ mod table;
 
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
-use crate::kinds::model::{Asked, How, Kind, Maker, Need, Pass, Shared, Shown, Source, Telling};
+use crate::kinds::model::{
+    Diagnostics, Kind, KindInput, MountMethod, Need, SecretDelivery, SecretParam, SharedService,
+    ShownSource, Source,
+};
 use crate::kinds::servers::form::host_of;
-use crate::kinds::servers::{Servers, Several, dedup};
+use crate::kinds::servers::{ServerSet, Servers, dedup};
 use crate::kinds::table::{ROW, TABLE};
 use crate::options::Options;
 
@@ -38,37 +41,37 @@ pub const FILES: [&str; 9] = [
 ];
 
 /// The services of all kinds; one that needs another comes after it.
-pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
+pub fn shared_services() -> impl DoubleEndedIterator<Item = &'static SharedService> {
     nfs::SERVICES.iter().chain(&block::SERVICES)
 }
 
 /// What the table says about a request.
 #[derive(Clone, Debug)]
-pub struct Chosen {
+pub struct ResolvedKind {
     /// Who makes the mount.
-    pub maker: Maker,
+    pub method: MountMethod,
     /// Types of which the new mount must show one; with a `*` at its end, a prefix.
-    pub shows: Vec<String>,
+    pub expected_types: Vec<String>,
     /// What the source must be.
     pub source: Source,
     /// How failures of the helper are told.
-    pub telling: Telling,
+    pub diagnostics: Diagnostics,
     /// The device to be attached first.
     pub device: Option<block::Device>,
     /// Modules of the kernel without which it cannot be.
     pub modules: Vec<Module>,
     /// The source that the mount table shows, if that can be told.
-    pub shows_source: Option<String>,
+    pub expected_source: Option<String>,
     /// Why it is not made as the type says.
     pub because: Option<String>,
 }
 
-impl Chosen {
+impl ResolvedKind {
     /// Whether the mount can only be a FUSE file system.
     pub fn is_fuse(&self) -> bool {
-        !self.shows.is_empty()
+        !self.expected_types.is_empty()
             && self
-                .shows
+                .expected_types
                 .iter()
                 .all(|shown| shown == "fuseblk" || shown == "fuse" || shown.starts_with("fuse."))
     }
@@ -87,7 +90,7 @@ pub fn may_show(shows: &[String], fs_type: &str) -> bool {
 ///
 /// # Errors
 /// The kind's own rules refuse source or options.
-pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
+pub fn resolve(asked: &KindInput<'_>) -> Result<ResolvedKind> {
     let mut kind = row(asked.fs_type)?;
     let mut because = None;
     if let Some(other) = kind.without_modules {
@@ -103,25 +106,25 @@ pub fn choose(asked: &Asked<'_>) -> Result<Chosen> {
         Source::BlockDevice => block::device(asked)?,
         Source::Any => None,
     };
-    let maker = (kind.maker)(asked)?;
+    let maker = (kind.method)(asked)?;
     check_secrets(asked, &maker, device.as_ref())?;
     let mut modules = kind.modules.to_vec();
     modules.extend(device.iter().flat_map(|device| device.modules));
-    Ok(Chosen {
+    Ok(ResolvedKind {
         device,
-        maker,
-        shows: kind
-            .shows
+        method: maker,
+        expected_types: kind
+            .expected_types
             .iter()
             .map(|t| t.replace("{}", asked.fs_type))
             .collect(),
         source: kind.source,
-        telling: kind.telling,
+        diagnostics: kind.diagnostics,
         modules,
-        shows_source: match kind.shows_source {
-            Shown::AsAsked => Some(asked.source.to_owned()),
-            Shown::As(source) => Some(source.to_owned()),
-            Shown::Unknown => None,
+        expected_source: match kind.shows_source {
+            ShownSource::AsAsked => Some(asked.source.to_owned()),
+            ShownSource::As(source) => Some(source.to_owned()),
+            ShownSource::Unknown => None,
         },
         because,
     })
@@ -139,8 +142,12 @@ fn row(fs_type: &str) -> Result<&'static Kind> {
 }
 
 /// Every secret has a use, and one only.
-fn check_secrets(asked: &Asked<'_>, maker: &Maker, device: Option<&block::Device>) -> Result<()> {
-    let takes = maker.takes();
+fn check_secrets(
+    asked: &KindInput<'_>,
+    maker: &MountMethod,
+    device: Option<&block::Device>,
+) -> Result<()> {
+    let takes = maker.secret_params();
     let mut keys: Vec<_> = takes.iter().map(|pass| pass.key).collect();
     keys.extend(device.iter().flat_map(|device| device.secrets));
     if let Some(key) = asked.secrets.keys().find(|key| !keys.contains(key)) {
@@ -154,11 +161,16 @@ fn check_secrets(asked: &Asked<'_>, maker: &Maker, device: Option<&block::Device
         let what = format!("bad option {key}: type {} {has}", asked.fs_type);
         return Err(Error::usage(what).hint(hint));
     }
-    let given: Vec<&Pass> = takes.iter().filter(|p| asked.secrets.has(p.key)).collect();
+    let given: Vec<&SecretParam> = takes.iter().filter(|p| asked.secrets.has(p.key)).collect();
     for (at, pass) in given.iter().enumerate() {
-        let other = match pass.how {
-            How::File { option } if asked.options.value(option).is_some() => Some(option),
-            how => given[..at].iter().find(|p| p.how == how).map(|p| p.key),
+        let other = match pass.delivery {
+            SecretDelivery::File { option } if asked.options.value(option).is_some() => {
+                Some(option)
+            }
+            how => given[..at]
+                .iter()
+                .find(|p| p.delivery == how)
+                .map(|p| p.key),
         };
         if let Some(other) = other {
             return Err(
@@ -200,24 +212,24 @@ pub fn with_programs() -> (Vec<&'static str>, Vec<&'static str>) {
     };
     let rows = || TABLE.iter().filter(has_program);
     let asked = rows().map(|row| row.name.strip_suffix(".*").unwrap_or(row.name));
-    let shown = rows().flat_map(|row| row.shows);
+    let shown = rows().flat_map(|row| row.expected_types);
     let shown = shown.filter(|shown| !shown.contains(['*', '{']));
     (asked.collect(), shown.copied().collect())
 }
 
 /// The servers of a source and of the options, where one of them is to be chosen.
-pub fn several(fs_type: &str, source: &str, options: &Options) -> Option<Several> {
+pub fn server_set(fs_type: &str, source: &str, options: &Options) -> Option<ServerSet> {
     let Servers::Chosen(form, answering) = row(fs_type).ok()?.servers else {
         return None;
     };
     let (mut servers, path) = (form.split)(source)?;
-    for key in answering.more {
+    for key in answering.extra_servers_options {
         let more = options.value(key).unwrap_or_default();
         servers.extend(more.split(':').map(str::to_owned));
     }
     servers.retain(|server| !server.is_empty());
     dedup(&mut servers);
-    (!servers.is_empty()).then_some(Several {
+    (!servers.is_empty()).then_some(ServerSet {
         servers,
         answering,
         path,
@@ -267,9 +279,9 @@ mod tests {
     use super::*;
     use crate::kinds::model::{Helper, TARGET};
 
-    fn chosen(fs_type: &str, source: &str, options: &str) -> Result<Chosen> {
+    fn kind(fs_type: &str, source: &str, options: &str) -> Result<ResolvedKind> {
         let (options, secrets) = Options::and_secrets([options])?;
-        choose(&Asked {
+        resolve(&KindInput {
             fs_type,
             source,
             options: &options,
@@ -279,21 +291,21 @@ mod tests {
         })
     }
 
-    fn helper(chosen: &Chosen) -> &Helper {
-        match &chosen.maker {
-            Maker::Helper(helper) => helper,
+    fn helper(kind: &ResolvedKind) -> &Helper {
+        match &kind.method {
+            MountMethod::Helper(helper) => helper,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn a_fuse_program_needs_no_row_of_its_own() {
-        let chosen = chosen("fuse.bindfs", "/d", "rw,allow_other").unwrap();
-        let helper = helper(&chosen);
+        let kind = kind("fuse.bindfs", "/d", "rw,allow_other").unwrap();
+        let helper = helper(&kind);
         assert_eq!(helper.programs, ["bindfs"]);
         assert_eq!(helper.args, ["/d", TARGET]);
         assert_eq!(helper.options.to_string(), "allow_other");
-        assert!(chosen.is_fuse());
+        assert!(kind.is_fuse());
         for (shown, may) in [
             ("fuse.bindfs", true),
             ("fuse.other", true),
@@ -301,20 +313,20 @@ mod tests {
             ("fusectl", false),
             ("nfs", false),
         ] {
-            assert_eq!(may_show(&chosen.shows, shown), may, "{shown}");
+            assert_eq!(may_show(&kind.expected_types, shown), may, "{shown}");
         }
     }
 
     #[test]
     fn other_types_have_their_helper() {
-        let chosen = chosen("nosuch", "h:/x", "").unwrap();
-        assert_eq!(helper(&chosen).programs, ["mount.nosuch"]);
-        assert!(chosen.shows.contains(&"fuse.nosuch".to_owned()) && !chosen.is_fuse());
+        let kind = kind("nosuch", "h:/x", "").unwrap();
+        assert_eq!(helper(&kind).programs, ["mount.nosuch"]);
+        assert!(kind.expected_types.contains(&"fuse.nosuch".to_owned()) && !kind.is_fuse());
     }
 
     #[test]
     fn a_secret_has_one_use() {
-        let password = chosen("cifs", "//h/s", "password=hunter2").unwrap();
+        let password = kind("cifs", "//h/s", "password=hunter2").unwrap();
         let helper = helper(&password);
         assert_eq!(helper.options.to_string(), "");
         assert_eq!(helper.secrets[0].key, "password");
@@ -334,7 +346,7 @@ mod tests {
             ("cifs", "pass=hunter2,password=hunter2", "given as well"),
         ] {
             let source = if fs_type == "cifs" { "//x/y" } else { "x:/y" };
-            let error = chosen(fs_type, source, options).unwrap_err().to_string();
+            let error = kind(fs_type, source, options).unwrap_err().to_string();
             assert!(
                 error.contains(says) && !error.contains("hunter2"),
                 "{error}"

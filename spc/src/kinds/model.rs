@@ -9,7 +9,7 @@ use crate::options::{Options, Secrets};
 
 /// Who makes the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Maker {
+pub enum MountMethod {
     /// A program of the container: one of these names, with these arguments.
     Helper(Helper),
     /// The kernel itself, in the host's namespace.
@@ -21,9 +21,9 @@ pub enum Maker {
     },
 }
 
-impl Maker {
+impl MountMethod {
     /// The secrets that it has a use for.
-    pub fn takes(&self) -> &[Pass] {
+    pub fn secret_params(&self) -> &[SecretParam] {
         match self {
             Self::Helper(helper) => &helper.secrets,
             Self::Kernel | Self::Bind { .. } => &[],
@@ -48,23 +48,23 @@ pub struct Helper {
     /// keeps for itself is not known to the shim's child, which mounts.
     pub no_keys: bool,
     /// The secrets that it has a use for; those that are there are handed over.
-    pub secrets: Vec<Pass>,
+    pub secrets: Vec<SecretParam>,
     /// It gives up capabilities before it mounts that the shim needs, so that its mount has to be grafted.
     pub drops_capabilities: bool,
 }
 
 /// A secret that a program takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pass {
+pub struct SecretParam {
     /// Its name, as the option is called.
     pub key: &'static str,
     /// The way it is handed over.
-    pub how: How,
+    pub delivery: SecretDelivery,
 }
 
 /// How a program is given a secret, which is in a file in memory, never in an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
+pub enum SecretDelivery {
     /// `-o OPTION=/proc/self/fd/N`.
     File {
         /// The option that names a file with the secret.
@@ -96,13 +96,13 @@ pub(in crate::kinds) struct Kind {
     /// Name as `-t` has it; with a `*` at its end, a prefix.
     pub(in crate::kinds) name: &'static str,
     /// Who makes the mount.
-    pub(in crate::kinds) maker: fn(&Asked<'_>) -> Result<Maker>,
+    pub(in crate::kinds) method: fn(&KindInput<'_>) -> Result<MountMethod>,
     /// Types that the mount table may show for it; `{}` is the type asked for, a `*` at the end anything.
-    pub(in crate::kinds) shows: &'static [&'static str],
+    pub(in crate::kinds) expected_types: &'static [&'static str],
     /// The source must be this on the host.
     pub(in crate::kinds) source: Source,
     /// How its failures are told.
-    pub(in crate::kinds) telling: Telling,
+    pub(in crate::kinds) diagnostics: Diagnostics,
     /// How well a source that has no type fits.
     pub(in crate::kinds) fits: fn(&str) -> Fit,
     /// Modules of the kernel without which it cannot be.
@@ -112,7 +112,7 @@ pub(in crate::kinds) struct Kind {
     /// Other names that people have for it.
     pub(in crate::kinds) also: &'static [&'static str],
     /// The source that the mount table shows.
-    pub(in crate::kinds) shows_source: Shown,
+    pub(in crate::kinds) shows_source: ShownSource,
     /// The type that takes its place where the kernel does not get its modules.
     pub(in crate::kinds) without_modules: Option<&'static str>,
     /// What it does with several servers.
@@ -123,7 +123,7 @@ pub(in crate::kinds) struct Kind {
 
 /// How the failures of a helper are told to a person.
 #[derive(Clone, Copy, Debug)]
-pub struct Telling {
+pub struct Diagnostics {
     /// What a line of its output or log says about a failure, if anything.
     pub line: fn(&str) -> Option<&str>,
     /// What to do, by words that it printed or logged; the first that are found count.
@@ -133,7 +133,7 @@ pub struct Telling {
 }
 
 /// Every line counts, and nothing is known about any.
-pub(crate) const PLAIN: Telling = Telling {
+pub(crate) const PLAIN: Diagnostics = Diagnostics {
     line: |line| Some(line),
     hints: &[],
     gives_up: None,
@@ -141,7 +141,7 @@ pub(crate) const PLAIN: Telling = Telling {
 
 /// The source that a mount table shows for a kind.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Shown {
+pub(crate) enum ShownSource {
     /// The one that was asked for.
     AsAsked,
     /// Always this.
@@ -160,7 +160,7 @@ pub enum Source {
 }
 
 /// What a kind is told of a request.
-pub struct Asked<'a> {
+pub struct KindInput<'a> {
     /// The type.
     pub fs_type: &'a str,
     /// The source.
@@ -177,7 +177,7 @@ pub struct Asked<'a> {
 
 /// A service that mounts share, and what needs it.
 #[derive(Debug)]
-pub struct Shared {
+pub struct SharedService {
     /// The service.
     pub service: Service,
     /// Types, as they are asked for, that may need it while they are being mounted.
@@ -187,18 +187,21 @@ pub struct Shared {
     /// Whether a mount needs it, by its type and the options of its file system in the mount table.
     pub needed_by: fn(&str, &str) -> bool,
     /// What attached devices that need it are reached through begins like that.
-    pub through: Option<&'static str>,
+    pub session_prefix: Option<&'static str>,
     /// A program of Sun RPC, by number and version, that needs it for as long as it is registered.
     pub client: Option<(u32, u32)>,
 }
 
 /// One secret by the names that it may have.
-pub(crate) fn passes<const N: usize>(keys: [&'static str; N], how: How) -> Vec<Pass> {
-    keys.map(|key| Pass { key, how }).to_vec()
+pub(crate) fn secret_params<const N: usize>(
+    keys: [&'static str; N],
+    how: SecretDelivery,
+) -> Vec<SecretParam> {
+    keys.map(|key| SecretParam { key, delivery: how }).to_vec()
 }
 
 /// `mount.TYPE SOURCE TARGET -o OPTIONS`, the contract of mount(8) with its helpers.
-pub(crate) fn mount_helper(asked: &Asked<'_>) -> Helper {
+pub(crate) fn mount_helper(asked: &KindInput<'_>) -> Helper {
     Helper {
         programs: vec![format!("mount.{}", asked.fs_type)],
         args: vec![asked.source.into(), TARGET.into()],

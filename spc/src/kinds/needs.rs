@@ -113,8 +113,11 @@ mod tests {
     #[test]
     fn whoever_is_fuse_needs_it() {
         for row in TABLE {
-            let fuse =
-                row.shows.iter().all(|shown| shown.starts_with("fuse")) && !row.shows.is_empty();
+            let fuse = row
+                .expected_types
+                .iter()
+                .all(|shown| shown.starts_with("fuse"))
+                && !row.expected_types.is_empty();
             let said = row.needs.contains(&Need::Fuse);
             assert!(!fuse || said, "{}", row.name);
             assert!(row.name != "*" || row.needs.is_empty());

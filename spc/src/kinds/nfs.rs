@@ -4,11 +4,13 @@
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
-use crate::kinds::model::{Asked, Maker, Need, PLAIN, Shared, Telling, mount_helper};
+use crate::kinds::model::{
+    Diagnostics, KindInput, MountMethod, Need, PLAIN, SharedService, mount_helper,
+};
 
 /// The kernel asks for the module of a version by itself, and on a minimal host in vain.
 pub const MODULES: [Module; 3] = [
-    Module::of("nfs"),
+    Module::new("nfs"),
     Module::part("nfsv4"),
     Module::part("nfsv3"),
 ];
@@ -29,7 +31,7 @@ pub const NEEDS_OF_3: [Need; 5] = [
 ];
 
 /// `mount.nfs SOURCE TARGET -v -o OPTIONS`: it is verbose, for otherwise it tells nothing when its time is over.
-pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
+pub fn helper(asked: &KindInput<'_>) -> Result<MountMethod> {
     let place = match asked.source.strip_prefix('[') {
         Some(rest) => rest.split_once("]:"),
         None => asked.source.split_once(':'),
@@ -55,11 +57,11 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
     }
     let mut helper = mount_helper(asked);
     helper.args.push("-v".into());
-    Ok(Maker::Helper(helper))
+    Ok(MountMethod::Helper(helper))
 }
 
 /// It says in which attempts it had no luck, and what came back each time.
-pub const TELLING: Telling = Telling {
+pub const TELLING: Diagnostics = Diagnostics {
     line,
     hints: &[
         (
@@ -114,7 +116,7 @@ const HINT: &str = "start the container with --cap-add=NET_BIND_SERVICE --cap-ad
 const LOCKD: (u32, u32) = (100_021, 4);
 
 /// What NFSv3 with locking needs, in the order of their start.
-pub const SERVICES: [Shared; 2] = [
+pub const SERVICES: [SharedService; 2] = [
     shared(RPCBIND, None),
     // Rpcbind stays as long as it does, and cannot be asked while it is itself about to be ended.
     shared(STATD, Some(LOCKD)),
@@ -144,13 +146,13 @@ const STATD: Service = Service {
     hint: HINT,
 };
 
-const fn shared(service: Service, client: Option<(u32, u32)>) -> Shared {
-    Shared {
+const fn shared(service: Service, client: Option<(u32, u32)>) -> SharedService {
+    SharedService {
         service,
         kinds: &["nfs"],
         helpers: &["mount.nfs"],
         needed_by: locks_by_nlm,
-        through: None,
+        session_prefix: None,
         client,
     }
 }
@@ -169,9 +171,9 @@ mod tests {
     use super::*;
     use crate::options::Options;
 
-    fn made(source: &str, options: &str) -> Result<Maker> {
+    fn made(source: &str, options: &str) -> Result<MountMethod> {
         let (options, secrets) = Options::and_secrets([options])?;
-        helper(&Asked {
+        helper(&KindInput {
             fs_type: "nfs",
             source,
             options: &options,

@@ -1,11 +1,13 @@
 //! SMB: `mount.cifs //SERVER/SHARE[/DIR…] TARGET`, mount.cifs(8).
 
 use crate::error::{Error, Result};
-use crate::kinds::model::{Asked, Helper, How, Maker, PLAIN, Telling, mount_helper, passes};
+use crate::kinds::model::{
+    Diagnostics, Helper, KindInput, MountMethod, PLAIN, SecretDelivery, mount_helper, secret_params,
+};
 
 /// The helper's arguments. It gives up all capabilities but a few, and those that it keeps are not enough
 /// for the shim.
-pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
+pub fn helper(asked: &KindInput<'_>) -> Result<MountMethod> {
     let plain = asked.source.replace('\\', "/");
     let mut parts = plain.strip_prefix("//").unwrap_or_default().split('/');
     if !matches!((parts.next(), parts.next()), (Some(server), Some(share)) if !server.is_empty() && !share.is_empty())
@@ -30,8 +32,8 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
         }
     }
     let variable = "PASSWD_FD";
-    Ok(Maker::Helper(Helper {
-        secrets: passes(["password", "pass"], How::FdEnv { variable }),
+    Ok(MountMethod::Helper(Helper {
+        secrets: secret_params(["password", "pass"], SecretDelivery::FdEnv { variable }),
         drops_capabilities: true,
         ..mount_helper(asked)
     }))
@@ -40,7 +42,7 @@ pub fn helper(asked: &Asked<'_>) -> Result<Maker> {
 const UNREACHED: &str = "check that the server is up and speaks SMB 2.1 or newer, and that this host can reach its port 445";
 
 /// Its errors are those of the kernel, which has few words for what a server says.
-pub const TELLING: Telling = Telling {
+pub const TELLING: Diagnostics = Diagnostics {
     line: |line| (!line.starts_with("Refer to the mount.cifs(8)")).then_some(line),
     hints: &[
         (
@@ -96,7 +98,7 @@ mod tests {
 
     fn made(source: &str, options: &str) -> Result<Helper> {
         let (options, secrets) = Options::and_secrets([options])?;
-        let asked = Asked {
+        let asked = KindInput {
             fs_type: "smb3",
             source,
             options: &options,
@@ -105,7 +107,7 @@ mod tests {
             log_name: "mnt-data",
         };
         match helper(&asked)? {
-            Maker::Helper(helper) => Ok(helper),
+            MountMethod::Helper(helper) => Ok(helper),
             other => panic!("{other:?}"),
         }
     }

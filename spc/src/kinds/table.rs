@@ -2,42 +2,44 @@
 
 use crate::error::Result;
 use crate::host::modules::{FUSE, Module};
-use crate::kinds::model::{Asked, Kind, Maker, Need, PLAIN, Shown, Source, mount_helper};
+use crate::kinds::model::{
+    Kind, KindInput, MountMethod, Need, PLAIN, ShownSource, Source, mount_helper,
+};
 use crate::kinds::servers::{self, Servers};
 use crate::kinds::{block, ceph, fuse, gluster, nfs, smb, source};
 
 /// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
 pub(super) const ROW: Kind = Kind {
     name: "",
-    maker: helper_of_type,
-    shows: &["{}"],
+    method: helper_of_type,
+    expected_types: &["{}"],
     source: Source::Any,
-    telling: PLAIN,
+    diagnostics: PLAIN,
     fits: source::none,
     modules: &[],
     needs: &[],
     also: &[],
-    shows_source: Shown::AsAsked,
+    shows_source: ShownSource::AsAsked,
     without_modules: None,
     servers: Servers::None,
     clientless: false,
 };
 
 const CEPH_FUSE: Kind = Kind {
-    maker: ceph::fuse,
-    shows: &["fuse.ceph-fuse"],
-    telling: ceph::TELLING,
+    method: ceph::fuse,
+    expected_types: &["fuse.ceph-fuse"],
+    diagnostics: ceph::TELLING,
     modules: &[FUSE],
     needs: &[Need::program(&["ceph-fuse"], "ceph-fuse"), Need::Fuse],
-    shows_source: Shown::As("ceph-fuse"),
+    shows_source: ShownSource::As("ceph-fuse"),
     servers: Servers::All(servers::COLON),
     ..ROW
 };
 
 /// A FUSE program; `fuse.PROGRAM` shows where the program says nothing else.
 const FUSE_PROGRAM: Kind = Kind {
-    maker: fuse::program,
-    shows: &["fuse", "fuse.*", "fuseblk"],
+    method: fuse::program,
+    expected_types: &["fuse", "fuse.*", "fuseblk"],
     modules: &[FUSE],
     needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
     ..ROW
@@ -45,9 +47,9 @@ const FUSE_PROGRAM: Kind = Kind {
 
 /// A share of an SMB server.
 const SMB: Kind = Kind {
-    maker: smb::helper,
-    telling: smb::TELLING,
-    modules: &[Module::of("cifs")],
+    method: smb::helper,
+    diagnostics: smb::TELLING,
+    modules: &[Module::new("cifs")],
     needs: &[
         Need::program(&["mount.cifs"], "cifs-utils"),
         Need::HostNetwork,
@@ -59,9 +61,9 @@ const SMB: Kind = Kind {
 pub(super) const TABLE: &[Kind] = &[
     Kind {
         name: "glusterfs",
-        maker: gluster::helper,
-        shows: &["fuse.glusterfs"],
-        telling: gluster::TELLING,
+        method: gluster::helper,
+        expected_types: &["fuse.glusterfs"],
+        diagnostics: gluster::TELLING,
         fits: source::glusterfs,
         modules: &[FUSE],
         needs: &[
@@ -74,9 +76,9 @@ pub(super) const TABLE: &[Kind] = &[
     },
     Kind {
         name: "nfs",
-        maker: nfs::helper,
-        shows: &["nfs", "nfs4"],
-        telling: nfs::TELLING,
+        method: nfs::helper,
+        expected_types: &["nfs", "nfs4"],
+        diagnostics: nfs::TELLING,
         fits: source::nfs,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
@@ -85,8 +87,8 @@ pub(super) const TABLE: &[Kind] = &[
     },
     Kind {
         name: "nfs4",
-        maker: nfs::helper,
-        telling: nfs::TELLING,
+        method: nfs::helper,
+        diagnostics: nfs::TELLING,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
         servers: Servers::Chosen(servers::COLON, servers::NFSD),
@@ -94,13 +96,13 @@ pub(super) const TABLE: &[Kind] = &[
     },
     Kind {
         name: "ceph",
-        maker: ceph::kernel,
-        telling: ceph::TELLING,
+        method: ceph::kernel,
+        diagnostics: ceph::TELLING,
         fits: source::ceph,
         // Names of hosts become addresses, and the cluster's id is filled in.
-        shows_source: Shown::Unknown,
+        shows_source: ShownSource::Unknown,
         without_modules: Some("fuse.ceph-fuse"),
-        modules: &[Module::of("ceph")],
+        modules: &[Module::new("ceph")],
         needs: &[
             Need::program(&["mount.ceph"], "ceph-common"),
             Need::HostNetwork,
@@ -133,8 +135,8 @@ pub(super) const TABLE: &[Kind] = &[
     },
     Kind {
         name: "fuse.sshfs",
-        maker: fuse::sshfs,
-        telling: fuse::SSHFS,
+        method: fuse::sshfs,
+        diagnostics: fuse::SSHFS,
         fits: source::sshfs,
         needs: &[
             Need::program(&["sshfs"], "sshfs"),
@@ -147,8 +149,8 @@ pub(super) const TABLE: &[Kind] = &[
     },
     Kind {
         name: "fuse.s3fs",
-        maker: fuse::s3fs,
-        telling: fuse::S3FS,
+        method: fuse::s3fs,
+        diagnostics: fuse::S3FS,
         also: &["s3fs"],
         ..FUSE_PROGRAM
     },
@@ -158,28 +160,28 @@ pub(super) const TABLE: &[Kind] = &[
     },
     Kind {
         name: "tmpfs",
-        maker: kernel,
+        method: kernel,
         clientless: true,
         ..ROW
     },
     Kind {
         name: "overlay",
-        maker: kernel,
-        modules: &[Module::of("overlay")],
+        method: kernel,
+        modules: &[Module::new("overlay")],
         ..ROW
     },
     Kind {
         name: "ext4",
-        maker: kernel,
-        modules: &[Module::of("ext4")],
+        method: kernel,
+        modules: &[Module::new("ext4")],
         source: Source::BlockDevice,
         servers: Servers::All(servers::PORTALS),
         ..ROW
     },
     Kind {
         name: "xfs",
-        maker: kernel,
-        modules: &[Module::of("xfs")],
+        method: kernel,
+        modules: &[Module::new("xfs")],
         source: Source::BlockDevice,
         servers: Servers::All(servers::PORTALS),
         ..ROW
@@ -187,8 +189,8 @@ pub(super) const TABLE: &[Kind] = &[
     // What is on an attached device, whichever of ours it is.
     Kind {
         name: "auto",
-        maker: kernel,
-        shows: &["ext4", "xfs", "ext3", "ext2"],
+        method: kernel,
+        expected_types: &["ext4", "xfs", "ext3", "ext2"],
         fits: block::fits,
         source: Source::BlockDevice,
         servers: Servers::All(servers::PORTALS),
@@ -196,33 +198,33 @@ pub(super) const TABLE: &[Kind] = &[
     },
     Kind {
         name: "bind",
-        maker: bind,
-        shows: &[],
+        method: bind,
+        expected_types: &[],
         clientless: true,
         ..ROW
     },
     // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
     Kind {
         name: "*",
-        shows: &["{}", "fuse.{}", "fuse"],
+        expected_types: &["{}", "fuse.{}", "fuse"],
         ..ROW
     },
 ];
 
 // Every maker has the table's signature.
 #[allow(clippy::unnecessary_wraps)]
-fn kernel(_: &Asked<'_>) -> Result<Maker> {
-    Ok(Maker::Kernel)
+fn kernel(_: &KindInput<'_>) -> Result<MountMethod> {
+    Ok(MountMethod::Kernel)
 }
 
 #[allow(clippy::unnecessary_wraps)]
-fn bind(asked: &Asked<'_>) -> Result<Maker> {
-    Ok(Maker::Bind {
+fn bind(asked: &KindInput<'_>) -> Result<MountMethod> {
+    Ok(MountMethod::Bind {
         recursive: asked.options.has("rbind"),
     })
 }
 
 #[allow(clippy::unnecessary_wraps)]
-fn helper_of_type(asked: &Asked<'_>) -> Result<Maker> {
-    Ok(Maker::Helper(mount_helper(asked)))
+fn helper_of_type(asked: &KindInput<'_>) -> Result<MountMethod> {
+    Ok(MountMethod::Helper(mount_helper(asked)))
 }

@@ -15,8 +15,8 @@ use crate::error::{Error, Reason, Result, errno_text, show};
 use crate::host::Host;
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::mount_id;
-use crate::liveness::waiter_lock::{Lone, key};
-use crate::process::subprocess::{Answer, Errand};
+use crate::liveness::waiter_lock::{WaiterLock, key};
+use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::Session;
 
 /// How long the walk to a place may take.
@@ -32,7 +32,7 @@ const TRIES: usize = 3;
 ///
 /// # Errors
 /// It does not answer within this time, or 5 s.
-pub fn clear(host: &Host, place: &Path, limit: Duration) -> Result<()> {
+pub fn ensure_reachable(host: &Host, place: &Path, limit: Duration) -> Result<()> {
     let limit = limit.min(LIMIT);
     let path = place.to_owned();
     let Some(asked) = host.run("looking at the way", move || asked(&path))? else {
@@ -44,12 +44,12 @@ pub fn clear(host: &Host, place: &Path, limit: Duration) -> Result<()> {
         OsStr::new(&milliseconds),
         place.as_os_str(),
     ];
-    let mut errand = Errand::send(&words, b"")?;
-    match errand.line(Instant::now() + limit, || Ok(()))? {
-        Answer::Line(line) if line == HELD => {}
-        Answer::Late => {}
+    let mut child = Subprocess::spawn_tied(&words, b"")?;
+    match child.line(Instant::now() + limit, || Ok(()))? {
+        Reply::Line(line) if line == HELD => {}
+        Reply::Timeout => {}
         // Whoever walks there tells of anything else that is wrong.
-        Answer::Line(_) | Answer::End => return Ok(()),
+        Reply::Line(_) | Reply::Eof => return Ok(()),
     }
     let through = show(&asked.target);
     Err(
@@ -128,9 +128,9 @@ pub fn reach(session: &Session, place: &Path, limit: Duration) -> Result<()> {
 /// # Errors
 /// It does not come to the end in twice this time, or the host cannot be looked at.
 pub fn is_held(session: &Session, place: &Path, limit: Duration) -> Result<bool> {
-    let lone = Lone::open(&session.host)?;
+    let waiter = WaiterLock::open(&session.host)?;
     let path = place.to_owned();
-    let walk = move || walk(&path, &lone, limit);
+    let walk = move || walk(&path, &waiter, limit);
     // Whoever sent us does not wait longer than that.
     let walked = session
         .host
@@ -139,7 +139,7 @@ pub fn is_held(session: &Session, place: &Path, limit: Duration) -> Result<bool>
 }
 
 /// Whether another has waited on the way for too long.
-fn walk(path: &Path, lone: &Lone, limit: Duration) -> std::io::Result<bool> {
+fn walk(path: &Path, waiter: &WaiterLock, limit: Duration) -> std::io::Result<bool> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mut here = open("/", flags, Mode::empty())?;
     let parts: Vec<PathBuf> = path
@@ -150,7 +150,7 @@ fn walk(path: &Path, lone: &Lone, limit: Duration) -> std::io::Result<bool> {
     for (at, part) in parts.iter().enumerate() {
         let asks = mount_of(&here).is_some_and(|mount| may_hang(&mount));
         let mount = key(mount_id(&here, OsStr::new(""))?);
-        while asks && let Some(since) = lone.take(mount)? {
+        while asks && let Some(since) = waiter.take(mount)? {
             if since >= limit {
                 return Ok(true);
             }
@@ -163,7 +163,7 @@ fn walk(path: &Path, lone: &Lone, limit: Duration) -> std::io::Result<bool> {
         };
         let next = openat(&here, part, flags | last, Mode::empty());
         if asks {
-            lone.leave(mount);
+            waiter.leave(mount);
         }
         match next {
             Ok(next) => here = next,

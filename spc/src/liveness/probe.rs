@@ -13,8 +13,8 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use serde::Serialize;
 
 use crate::error::{Error, Result, errno_text};
-use crate::liveness::waiter_lock::Lone;
-use crate::process::subprocess::{Answer, Errand};
+use crate::liveness::waiter_lock::WaiterLock;
+use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::Session;
 use crate::state::presence::entries_of;
 use crate::state::record::{Record, State};
@@ -73,7 +73,7 @@ impl Health {
 ///
 /// # Errors
 /// The host's mount table cannot be read, or no look can be started.
-pub fn states(session: &Session, records: &[Record]) -> Result<Vec<Health>> {
+pub fn probe_all(session: &Session, records: &[Record]) -> Result<Vec<Health>> {
     let entries = entries_of(session, records)?;
     let mut states = vec![Health::Busy; records.len()];
     let (mut asked, mut targets) = (Vec::new(), Vec::new());
@@ -83,7 +83,7 @@ pub fn states(session: &Session, records: &[Record]) -> Result<Vec<Health>> {
             None => states[at] = Health::Gone,
             Some(entry) => {
                 asked.push(at);
-                targets.push(Looked {
+                targets.push(ProbeTarget {
                     target: entry.target,
                     mount: key(record),
                 });
@@ -105,7 +105,7 @@ fn key(record: &Record) -> u64 {
 }
 
 /// A mount to look at.
-pub struct Looked {
+pub struct ProbeTarget {
     /// A path at which the host has it.
     pub target: PathBuf,
     /// By what [`Lone`] knows it.
@@ -113,24 +113,24 @@ pub struct Looked {
 }
 
 /// A process that looks as soon as it is told where.
-pub struct Ahead(Errand);
+pub struct PrestartedProbe(Subprocess);
 
 /// Has one begin, for a look that may take until `deadline`.
 ///
 /// # Errors
 /// It cannot be started.
-pub fn ahead(deadline: Instant) -> Result<Ahead> {
+pub fn prestart(deadline: Instant) -> Result<PrestartedProbe> {
     let limit = deadline.saturating_duration_since(Instant::now());
-    Errand::send_ahead(&words(limit)).map(Ahead)
+    Subprocess::spawn_waiting(&words(limit)).map(PrestartedProbe)
 }
 
 /// The state of a mount that is known to be there, until `deadline`, or until `go_on` fails, which is asked all the while.
 ///
 /// # Errors
 /// Whatever `go_on` says, or the look cannot be started.
-pub fn at(
-    looked: &Looked,
-    mut ahead: Option<Ahead>,
+pub fn probe(
+    looked: &ProbeTarget,
+    mut ahead: Option<PrestartedProbe>,
     deadline: Instant,
     go_on: impl Fn() -> Result<()>,
 ) -> Result<Health> {
@@ -138,9 +138,9 @@ pub fn at(
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let states = match ahead.take() {
-            Some(Ahead(mut errand)) => {
-                errand.give(&input(one));
-                answers(errand, 1, left, &go_on)?
+            Some(PrestartedProbe(mut child)) => {
+                child.send_input(&input(one));
+                answers(child, 1, left, &go_on)?
             }
             None => look(one, left, &go_on)?,
         };
@@ -156,24 +156,24 @@ pub fn at(
 
 /// Looks at mounts, at each for so long.
 fn look(
-    targets: &[Looked],
+    targets: &[ProbeTarget],
     limit: Duration,
     go_on: impl Fn() -> Result<()>,
 ) -> Result<Vec<Health>> {
     if targets.is_empty() {
         return Ok(Vec::new());
     }
-    let errand = Errand::send_off(&words(limit), &input(targets))?;
-    answers(errand, targets.len(), limit, go_on)
+    let child = Subprocess::spawn_detached(&words(limit), &input(targets))?;
+    answers(child, targets.len(), limit, go_on)
 }
 
 fn words(limit: Duration) -> [String; 2] {
     ["look".into(), limit.as_millis().to_string()]
 }
 
-fn input(targets: &[Looked]) -> Vec<u8> {
+fn input(targets: &[ProbeTarget]) -> Vec<u8> {
     let mut input = Vec::new();
-    for Looked { target, mount } in targets {
+    for ProbeTarget { target, mount } in targets {
         input.extend(mount.to_string().into_bytes());
         input.push(b' ');
         input.extend(target.as_os_str().as_bytes());
@@ -184,7 +184,7 @@ fn input(targets: &[Looked]) -> Vec<u8> {
 
 /// What is said of so many mounts.
 fn answers(
-    mut errand: Errand,
+    mut child: Subprocess,
     count: usize,
     limit: Duration,
     go_on: impl Fn() -> Result<()>,
@@ -195,7 +195,7 @@ fn answers(
     let deadline = Instant::now() + limit.saturating_mul(rounds) + Duration::from_secs(1);
     let mut open = count;
     while open > 0 {
-        let Answer::Line(line) = errand.line(deadline, &go_on)? else {
+        let Reply::Line(line) = child.line(deadline, &go_on)? else {
             break;
         };
         let answer = line.split_once(' ');
@@ -216,14 +216,14 @@ fn answers(
 /// # Errors
 /// The host cannot be entered, or nobody listens.
 pub fn child(session: &Session, limit: Duration) -> Result<()> {
-    let lone = Arc::new(Lone::open(&session.host)?);
+    let waiter = Arc::new(WaiterLock::open(&session.host)?);
     let mut input = Vec::new();
     let read = std::io::stdin().read_to_end(&mut input);
     read.map_err(|e| Error::system("cannot read the targets").because(errno_text(e)))?;
     let (said, answers) = channel();
-    let mut looks = Looks {
+    let mut looks = ProbeRun {
         session,
-        lone,
+        waiter,
         limit,
         said,
         answers,
@@ -236,7 +236,7 @@ pub fn child(session: &Session, limit: Duration) -> Result<()> {
     let done = looks.all(looked);
     // What has not been told of is not known to hang.
     for open in &looks.open {
-        looks.lone.leave(open.mount);
+        looks.waiter.leave(open.mount);
     }
     done
 }
@@ -251,9 +251,9 @@ struct Open {
 }
 
 /// The looks that have not answered.
-struct Looks<'a> {
+struct ProbeRun<'a> {
     session: &'a Session,
-    lone: Arc<Lone>,
+    waiter: Arc<WaiterLock>,
     limit: Duration,
     said: Sender<(usize, Health)>,
     answers: Receiver<(usize, Health)>,
@@ -262,7 +262,7 @@ struct Looks<'a> {
     hung: Vec<Open>,
 }
 
-impl Looks<'_> {
+impl ProbeRun<'_> {
     fn all<'a>(&mut self, looked: impl Iterator<Item = &'a [u8]>) -> Result<()> {
         for (number, line) in looked.enumerate() {
             while self.open.len() >= AT_ONCE {
@@ -289,7 +289,7 @@ impl Looks<'_> {
     /// Looks, unless another does.
     fn begin(&mut self, mut open: Open, target: PathBuf) -> Result<()> {
         let cannot = |what: &str, e| Error::system(what.to_owned()).because(errno_text(e));
-        let held = self.lone.take(open.mount);
+        let held = self.waiter.take(open.mount);
         match held.map_err(|e| cannot("cannot see who waits for a mount", e))? {
             Some(since) if since >= self.limit => return tell(open.number, Health::Hung),
             Some(_) => {
@@ -303,9 +303,9 @@ impl Looks<'_> {
         self.open.push(open);
         loop {
             let (target, said) = (target.clone(), self.said.clone());
-            let lone = Arc::clone(&self.lone);
+            let waiter = Arc::clone(&self.waiter);
             // Threads that the host's thread starts are in its namespace.
-            let start = move || start(number, target, said, lone);
+            let start = move || start(number, target, said, waiter);
             match self.session.host.run("starting a look", start)? {
                 Ok(()) => return Ok(()),
                 // There may be no more of them: one that has answered makes room.
@@ -334,13 +334,13 @@ impl Looks<'_> {
         let of = |open: &Open| open.number == number;
         if let Some(at) = self.hung.iter().position(of) {
             // It has been told of, but others need not go by that any more.
-            self.lone.leave(self.hung.swap_remove(at).mount);
+            self.waiter.leave(self.hung.swap_remove(at).mount);
         }
         if let Some(at) = self.open.iter().position(of) {
             let open = self.open.swap_remove(at);
             match health {
                 Health::Hung => self.hung.push(open),
-                _ => self.lone.leave(open.mount),
+                _ => self.waiter.leave(open.mount),
             }
             tell(number, health)?;
         }
@@ -369,11 +369,11 @@ fn start(
     number: usize,
     target: PathBuf,
     said: Sender<(usize, Health)>,
-    lone: Arc<Lone>,
+    waiter: Arc<WaiterLock>,
 ) -> std::io::Result<()> {
     let look = move || {
         // Whoever comes later goes by it, for as long as this hangs.
-        let _held = lone;
+        let _held = waiter;
         let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
         let seen = statx(CWD, &target, flags, StatxFlags::BASIC_STATS);
         // Only an answer is an answer, whatever the error.

@@ -23,9 +23,9 @@ const STRETCH: u32 = 32;
 const PARTS: i64 = 16;
 
 /// Those who wait for mounts, each of which is known by its id.
-pub struct Lone(Ranges);
+pub struct WaiterLock(Ranges);
 
-impl Lone {
+impl WaiterLock {
     /// Looks who waits.
     ///
     /// # Errors
@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn one_waits_and_the_others_know_since_when() {
         let path = std::env::temp_dir().join(format!("spc-looks-{}", std::process::id()));
-        let lone = || Lone(Ranges::open(&path).unwrap());
-        let (first, second) = (lone(), lone());
+        let waiter = || WaiterLock(Ranges::open(&path).unwrap());
+        let (first, second) = (waiter(), waiter());
         assert_eq!(first.take(1 << 31 | 5).unwrap(), None);
         std::thread::sleep(Duration::from_millis(200));
         let since = second.take(1 << 31 | 5).unwrap().unwrap();

@@ -7,34 +7,34 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode as FileMode, OFlags, openat};
 
-use crate::block::attach::{Attached, Attaching};
-use crate::block::filesystem::{MKFS, Preparing};
+use crate::block::attach::{AttachRequest, Attached};
+use crate::block::filesystem::{FileSystemRequest, MKFS};
 use crate::error::{Class, Error, Reason, Result, errno_text, show};
-use crate::helper::secret_fds::Handover;
+use crate::helper::secret_fds::SecretFds;
 use crate::helper::slot_limit::Limit;
-use crate::helper::slots::{self, Turn};
+use crate::helper::slots::{self, HelperSlot};
 use crate::host::namespace::shares;
-use crate::host::redirect::{Claim, Mode};
-use crate::host::runs_in::Place;
+use crate::host::redirect::{Mode, Redirect};
+use crate::host::runs_in::RunsIn;
 use crate::host::target::{MountId, Pinned};
 use crate::host::{confinement, modules, propagated};
 use crate::kinds::block::AUTO;
-use crate::kinds::model::Maker;
+use crate::kinds::model::MountMethod;
 use crate::kinds::servers::first_of;
-use crate::liveness::probe::{self, Ahead, Health, Looked};
+use crate::liveness::probe::{self, Health, PrestartedProbe, ProbeTarget};
 use crate::liveness::waiter_lock;
 use crate::log;
 use crate::mount::direct::{self, Detached};
-use crate::mount::failover::Share;
-use crate::mount::helper_run::{Run, Said};
+use crate::mount::failover::AttemptBudget;
+use crate::mount::helper_run::{HelperOutput, HelperRun};
 use crate::mount::request::RouteChoice;
 use crate::mount::{Plan, Proof, proof};
 use crate::process::interrupts::Interrupts;
-use crate::recovery::leftovers::{is_mount, leave_stand_in, unseen};
-use crate::recovery::records::undo;
+use crate::recovery::leftovers::{is_mount, unmount_placeholder, unseen};
+use crate::recovery::records::roll_back;
 use crate::recovery::services;
 use crate::state::presence::entry_of;
-use crate::state::record::{Again, OnDevice, Record, State, boot, now};
+use crate::state::record::{OnDevice, Record, RepairInfo, State, boot, now};
 use crate::state::{Route, Session};
 
 /// How long a helper that ended well may take until its mount is there.
@@ -65,30 +65,30 @@ impl<'a> Attempt<'a> {
             id,
             state: State::Mounting,
             target: plan.target.to_string_lossy().into_owned(),
-            written: plan.written.to_string_lossy().into_owned(),
+            requested_target: plan.requested_target.to_string_lossy().into_owned(),
             fs_type: request.fs_type.clone(),
             source: request.source.clone(),
-            shows: plan.chosen.shows.clone(),
-            shows_source: plan.chosen.shows_source.clone(),
+            shows: plan.kind.expected_types.clone(),
+            shows_source: plan.kind.expected_source.clone(),
             options: request.options.to_string(),
             request: plan.fingerprint.clone(),
             route: plan.route,
             mount_id: 0,
             unique_id: 0,
-            on,
+            parent_mount_id: on,
             daemon: Vec::new(),
-            root: match &session.place {
-                Place::Client(root) => Some(root.clone()),
-                Place::Container | Place::Host => None,
+            root: match &session.runs_in {
+                RunsIn::ClientRoot(root) => Some(root.clone()),
+                RunsIn::Container | RunsIn::Host => None,
             },
             since: now(),
             request_id: log::request().unwrap_or_default().to_owned(),
-            device: plan.chosen.device.as_ref().map(|device| OnDevice {
+            device: plan.kind.device.as_ref().map(|device| OnDevice {
                 name: device.name.clone(),
-                through: device.through.clone(),
+                through: device.session_key.clone(),
             }),
             boot: boot().to_owned(),
-            again: None,
+            repair: None,
         };
         Self {
             session,
@@ -100,11 +100,15 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    pub(super) fn run(mut self, share: Share<'_>, interrupts: &Interrupts) -> Result<Record> {
+    pub(super) fn run(
+        mut self,
+        share: AttemptBudget<'_>,
+        interrupts: &Interrupts,
+    ) -> Result<Record> {
         // First of all the intent: whoever finds it after a crash knows what to undo.
         self.session.ledger.put(&self.record)?;
         let (host, settings) = (&self.session.host, &self.session.settings);
-        let lacks = modules::provide(&self.plan.chosen.modules, host, settings);
+        let lacks = modules::provide(&self.plan.kind.modules, host, settings);
         interrupts.check()?;
         let turn = share.turn(|until| self.turn(until, interrupts))?;
         let proof = self.carry_out(share.until(), interrupts).map_err(|error| {
@@ -116,7 +120,7 @@ impl<'a> Attempt<'a> {
         drop(turn);
         interrupts.check()?;
         // Only the container's table may have copies. The kernel makes them after what they are copies of.
-        if self.session.place == Place::Container {
+        if self.session.runs_in == RunsIn::Container {
             propagated::drop_copies(&proof.entry, &proof.on, proof.mount.unique)?;
         }
         self.record.state = State::Mounted;
@@ -127,65 +131,63 @@ impl<'a> Attempt<'a> {
     }
 
     /// Waits until it may run a helper; what the kernel makes alone needs no turn.
-    fn turn(&self, deadline: Instant, interrupts: &Interrupts) -> Result<Turn> {
-        let Plan {
-            request, chosen, ..
-        } = self.plan;
-        let server = match (&chosen.maker, &chosen.device) {
-            (_, Some(device)) => Some(device.through.as_str()),
-            (Maker::Helper(_), None) => first_of(&self.plan.source),
-            _ => return Ok(Turn::default()),
+    fn turn(&self, deadline: Instant, interrupts: &Interrupts) -> Result<HelperSlot> {
+        let Plan { request, kind, .. } = self.plan;
+        let server = match (&kind.method, &kind.device) {
+            (_, Some(device)) => Some(device.session_key.as_str()),
+            (MountMethod::Helper(_), None) => first_of(&self.plan.source),
+            _ => return Ok(HelperSlot::default()),
         };
         let host = &self.session.host;
-        let limit = Limit::of(&request.options, host)?;
-        slots::enter(host, server, limit, deadline, || interrupts.check())
+        let limit = Limit::from_options(&request.options, host)?;
+        slots::acquire(host, server, limit, deadline, || interrupts.check())
     }
 
     /// Runs the helper, or has the kernel make the mount, and proves the result.
     fn carry_out(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Proof> {
-        if self.plan.chosen.is_fuse() {
+        if self.plan.kind.is_fuse() {
             confinement::fuse()?;
         }
-        Ok(match (&self.plan.chosen.maker, &self.plan.program) {
-            (Maker::Helper(helper), Some(program)) => {
+        Ok(match (&self.plan.kind.method, &self.plan.program) {
+            (MountMethod::Helper(helper), Some(program)) => {
                 let mode = if self.plan.route == Route::Graft {
-                    Mode::Stay
+                    Mode::Local
                 } else {
-                    Mode::Carry
+                    Mode::ToHost
                 };
-                let claim = Claim::make(
-                    &self.session.settings.claims(),
+                let redirect = Redirect::make(
+                    &self.session.settings.redirects(),
                     &self.record.id,
                     mode,
                     &self.pinned,
                 )?;
-                self.plan.files.copy()?;
+                self.plan.option_files.copy()?;
                 let secrets = &self.plan.request.secrets;
-                let handover = Handover::prepare(&helper.secrets, secrets)?;
-                let run = Run::of(
+                let secret_fds = SecretFds::prepare(&helper.secrets, secrets)?;
+                let run = HelperRun::new(
                     self.plan,
                     (helper, program),
-                    &claim,
-                    &handover,
+                    &redirect,
+                    &secret_fds,
                     &self.record,
                 );
                 // A FUSE mount is looked at, by a process that begins while the helper is at work.
-                let (is_fuse, mut ahead) = (self.plan.chosen.is_fuse(), None);
+                let (is_fuse, mut ahead) = (self.plan.kind.is_fuse(), None);
                 let said = run
-                    .to_end(deadline, interrupts, || {
-                        ahead = is_fuse.then(|| probe::ahead(deadline).ok()).flatten();
+                    .run(deadline, interrupts, || {
+                        ahead = is_fuse.then(|| probe::prestart(deadline).ok()).flatten();
                     })
                     .map_err(|error| self.hint_at_network(error))?;
                 let proof = self
-                    .land(&claim, &program.path)
-                    .map_err(|error| run.tell(error, &said))?;
+                    .land(&redirect, &program.path)
+                    .map_err(|error| run.annotate(error, &said))?;
                 if proof.entry.is_fuse() {
                     let (mount, said) = (proof.mount, &said);
                     self.answers((&run, said), mount, ahead, deadline, interrupts)?;
                     let origins = secrets.origins();
-                    self.record.again = Some(Again {
+                    self.record.repair = Some(RepairInfo {
                         secrets: origins.map(|(key, from)| format!("{key}={from}")).collect(),
-                        ..Again::default()
+                        ..RepairInfo::default()
                     });
                 }
                 let daemon = run.daemon(&said);
@@ -194,16 +196,16 @@ impl<'a> Attempt<'a> {
             }
             _ => {
                 let attached = self.device(deadline, interrupts)?;
-                let (chosen, request) = (self.plan.chosen.clone(), &self.plan.request);
+                let (kind, request) = (self.plan.kind.clone(), &self.plan.request);
                 let mut options = request.options.for_file_system();
                 let (mut fs_type, mut source) = (request.fs_type.clone(), request.source.clone());
-                if let (Some((disk, found)), Some(device)) = (&attached, &chosen.device) {
+                if let (Some((disk, found)), Some(device)) = (&attached, &kind.device) {
                     options = options.without(device.options);
                     source = disk.disk.node.to_string_lossy().into_owned();
                     fs_type = found.clone();
                     self.record.fs_type.clone_from(found);
                 }
-                let make = move || direct::make(&chosen, &fs_type, &source, &options);
+                let make = move || direct::make(&kind, &fs_type, &source, &options);
                 // A file system may have a journal to replay.
                 let limit = deadline
                     .saturating_duration_since(Instant::now())
@@ -221,11 +223,11 @@ impl<'a> Attempt<'a> {
         deadline: Instant,
         interrupts: &Interrupts,
     ) -> Result<Option<(Attached, String)>> {
-        let Some(device) = &self.plan.chosen.device else {
+        let Some(device) = &self.plan.kind.device else {
             return Ok(None);
         };
         let request = &self.plan.request;
-        let attaching = Attaching {
+        let attaching = AttachRequest {
             session: self.session,
             device,
             record: &self.record,
@@ -236,7 +238,7 @@ impl<'a> Attempt<'a> {
         };
         let attached = attaching.run()?;
         let asked = request.fs_type.as_str();
-        let preparing = Preparing {
+        let preparing = FileSystemRequest {
             host: &self.session.host,
             name: &device.name,
             disk: &attached.disk,
@@ -253,16 +255,16 @@ impl<'a> Attempt<'a> {
 
     /// The helper ended well: where is its mount? On the host, where the shim put it, or on the
     /// stand-in, from where it is grafted.
-    fn land(&mut self, claim: &Claim, program: &Path) -> Result<Proof> {
+    fn land(&mut self, redirect: &Redirect, program: &Path) -> Result<Proof> {
         let until = Instant::now() + SETTLE;
         loop {
             // Without the shim's note it is somebody else's mount, or one that was not finished.
-            if let Some(made) = claim.mounted()
+            if let Some(made) = redirect.mounted()
                 && let Some(proof) = self.look(Some(made))?
             {
                 return Ok(proof);
             }
-            if is_mount(claim.stand_in()) {
+            if is_mount(redirect.placeholder()) {
                 if self.plan.request.route == RouteChoice::Preload {
                     return Err(Error::mount(format!(
                         "{} mounted in the container, past the shim",
@@ -271,9 +273,9 @@ impl<'a> Attempt<'a> {
                     .hint("leave out --route preload, and the mount will be moved to the host"));
                 }
                 self.record.route = Route::Graft;
-                let detached = Detached::clone_of(claim.stand_in())?;
+                let detached = Detached::clone_of(redirect.placeholder())?;
                 let proof = self.attach(detached)?;
-                leave_stand_in(claim.stand_in())?;
+                unmount_placeholder(redirect.placeholder())?;
                 return proof.ok_or_else(|| self.nothing("the helper"));
             }
             if Instant::now() >= until {
@@ -297,9 +299,9 @@ impl<'a> Attempt<'a> {
     /// then. So it has to answer once, and to be there still when it did.
     fn answers(
         &self,
-        (run, said): (&Run<'_>, &Said),
+        (run, said): (&HelperRun<'_>, &HelperOutput),
         mount: MountId,
-        ahead: Option<Ahead>,
+        ahead: Option<PrestartedProbe>,
         deadline: Instant,
         interrupts: &Interrupts,
     ) -> Result<()> {
@@ -309,11 +311,11 @@ impl<'a> Attempt<'a> {
             ..self.record.clone()
         };
         let (target, _held) = self.looked_at()?;
-        let looked = Looked {
+        let looked = ProbeTarget {
             target: target.into(),
             mount: waiter_lock::key(mount),
         };
-        let health = probe::at(&looked, ahead, deadline, || interrupts.check())?;
+        let health = probe::probe(&looked, ahead, deadline, || interrupts.check())?;
         let (cause, reason) = match health {
             Health::Hung => ("what it mounted does not answer", Reason::NoAnswer),
             Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {
@@ -324,7 +326,7 @@ impl<'a> Attempt<'a> {
         let failed = Error::mount(format!("{} failed", run.program.display()))
             .because(cause)
             .reason_is(reason);
-        Err(self.hint_at_network(run.tell(failed, said)))
+        Err(self.hint_at_network(run.annotate(failed, said)))
     }
 
     /// The path by which another process looks at the new mount, and what it leads through.
@@ -344,7 +346,10 @@ impl<'a> Attempt<'a> {
     }
 
     fn look(&self, made: Option<(u64, u64)>) -> Result<Option<Proof>> {
-        let (pinned, shows) = (Arc::clone(&self.pinned), self.plan.chosen.shows.clone());
+        let (pinned, shows) = (
+            Arc::clone(&self.pinned),
+            self.plan.kind.expected_types.clone(),
+        );
         self.session.host.run("proving the mount", move || {
             proof::look(&pinned, &shows, made)
         })?
@@ -353,7 +358,10 @@ impl<'a> Attempt<'a> {
     /// Attaches a finished mount, whose id is in the ledger before it can be seen, and looks for it where it should be.
     fn attach(&mut self, detached: Detached) -> Result<Option<Proof>> {
         self.note(detached.mount);
-        let (pinned, shows) = (Arc::clone(&self.pinned), self.plan.chosen.shows.clone());
+        let (pinned, shows) = (
+            Arc::clone(&self.pinned),
+            self.plan.kind.expected_types.clone(),
+        );
         let attach = move || {
             detached.attach(&pinned)?;
             proof::look(&pinned, &shows, None)
@@ -390,7 +398,7 @@ impl<'a> Attempt<'a> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if !self.finished {
-            if let Err(error) = undo(self.session, &self.record) {
+            if let Err(error) = roll_back(self.session, &self.record) {
                 tracing::error!("what was half made could not be undone: {error}");
             }
             services::release(self.session);

@@ -18,7 +18,7 @@ pub struct Deadline {
 
 impl Deadline {
     /// So long from now; where nobody said, [`DEFAULT_TIMEOUT`] without the wait for turns.
-    pub fn of(timeout: Option<Duration>) -> Self {
+    pub fn new(timeout: Option<Duration>) -> Self {
         Self {
             at: Cell::new(Instant::now() + timeout.unwrap_or(DEFAULT_TIMEOUT)),
             counts_turns: timeout.is_some(),
@@ -63,10 +63,10 @@ mod tests {
     #[test]
     fn a_wait_for_a_turn_counts_where_somebody_set_a_limit() {
         let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
-        let set = Deadline::of(Some(second));
+        let set = Deadline::new(Some(second));
         set.waited(hour);
         assert!(set.left() <= second && set.patience() <= second);
-        let free = Deadline::of(None);
+        let free = Deadline::new(None);
         free.waited(hour);
         assert!(free.left() > hour && free.left() <= hour + DEFAULT_TIMEOUT);
         assert_eq!(free.patience(), PATIENCE);

@@ -16,8 +16,8 @@ use rustix::mount::{
 
 use crate::error::{Error, Result, errno_text, show};
 use crate::host::target::{MountId, Pinned, mount_id};
-use crate::kinds::Chosen;
-use crate::kinds::model::{Maker, Source};
+use crate::kinds::ResolvedKind;
+use crate::kinds::model::{MountMethod, Source};
 use crate::options::Options;
 use crate::sys;
 
@@ -36,7 +36,7 @@ impl AsFd for Detached {
 }
 
 impl Detached {
-    pub(crate) fn of(fd: OwnedFd) -> Result<Self> {
+    pub(crate) fn from_fd(fd: OwnedFd) -> Result<Self> {
         let mount = mount_id(&fd, OsStr::new(""))
             .map_err(|e| Error::system("cannot look at a detached mount").because(errno_text(e)))?;
         Ok(Self { fd, mount })
@@ -52,7 +52,7 @@ impl Detached {
             Error::system(format!("cannot clone the mount at {}", path.display()))
                 .because(errno_text(e))
         })?;
-        Self::of(fd)
+        Self::from_fd(fd)
     }
 
     /// Attaches it to a pinned target; run it on the host's thread.
@@ -73,11 +73,16 @@ impl Detached {
 ///
 /// # Errors
 /// The kernel refuses; its own log lines are in the error.
-pub fn make(chosen: &Chosen, fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
-    match chosen.maker {
-        Maker::Bind { recursive } => bind(source, options, recursive),
+pub fn make(
+    kind: &ResolvedKind,
+    fs_type: &str,
+    source: &str,
+    options: &Options,
+) -> Result<Detached> {
+    match kind.method {
+        MountMethod::Bind { recursive } => bind(source, options, recursive),
         _ => {
-            if chosen.source == Source::BlockDevice {
+            if kind.source == Source::BlockDevice {
                 check_device(fs_type, source)?;
             }
             new(fs_type, source, options)
@@ -132,7 +137,7 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
         };
         sys::mount_setattr(&fd, what).map_err(|e| fail(errno_text(e)))?;
     }
-    Detached::of(fd)
+    Detached::from_fd(fd)
 }
 
 fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
@@ -166,7 +171,7 @@ fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
     }
     fsconfig_create(&fs).map_err(refused)?;
     let fd = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused)?;
-    Detached::of(fd)
+    Detached::from_fd(fd)
 }
 
 /// Splits what belongs to the mount from what belongs to the file system.

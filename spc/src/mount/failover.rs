@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Class, Error, Reason, Result, in_a_line};
 use crate::host::{Host, Settings};
-use crate::kinds::servers::{self, Several};
+use crate::kinds::servers::{self, ServerSet};
 use crate::mount::Plan;
 use crate::mount::deadline::Deadline;
 use crate::process::interrupts::Interrupts;
 use crate::servers::keepalive::Watch;
 use crate::servers::order::Order;
-use crate::servers::probe::{self, Seen};
+use crate::servers::probe::{self, ProbeResult};
 use crate::servers::server::Server;
 use crate::servers::{dead_cache, resolve};
 
@@ -32,28 +32,28 @@ const TURN: Duration = Duration::from_secs(20);
 const LAST_HOPE: Duration = Duration::from_secs(10);
 
 /// Servers of which one is to be chosen.
-pub struct Choice {
+pub struct ServerChoice {
     /// They, in the order in which they are asked.
     pub servers: Vec<Server>,
     /// Where the order comes from.
     pub order: Order,
     /// The port at which they are asked.
     pub port: u16,
-    several: Several,
+    several: ServerSet,
 }
 
-impl Choice {
+impl ServerChoice {
     /// The servers of a plan, if there is a choice between several.
     ///
     /// # Errors
     /// A signal stops us.
-    pub fn of(
+    pub fn new(
         plan: &Plan,
         host: &Host,
         deadline: Instant,
         interrupts: &Interrupts,
     ) -> Result<Option<Self>> {
-        let Some(several) = plan.several.clone() else {
+        let Some(several) = plan.server_set.clone() else {
             return Ok(None);
         };
         let names: Vec<&str> = several
@@ -66,7 +66,7 @@ impl Choice {
         {
             return Ok(None);
         }
-        let order = Order::of(&plan.request.options)?;
+        let order = Order::from_options(&plan.request.options)?;
         let port = several.port(&plan.request.options);
         let addresses = resolve::addresses(&names, deadline, interrupts)?;
         let mut servers: Vec<Server> = Vec::new();
@@ -84,7 +84,7 @@ impl Choice {
                         address: address.filter(|_| one_of),
                         peer,
                         dead: None,
-                        seen: Seen::Unasked,
+                        seen: ProbeResult::Unasked,
                         told: None,
                     });
                 }
@@ -144,16 +144,16 @@ impl Choice {
         let unasked: Vec<usize> = left
             .iter()
             .copied()
-            .filter(|at| self.servers[*at].seen.rank() == Seen::Unasked.rank())
+            .filter(|at| self.servers[*at].seen.rank() == ProbeResult::Unasked.rank())
             .collect();
         let peers: Vec<_> = unasked.iter().map(|at| self.servers[*at].peer).collect();
-        let seen = probe::ask(&peers, self.several.answering.hello, false, go_on)?;
+        let seen = probe::probe(&peers, self.several.answering.probe_request, false, go_on)?;
         let (mut dead, mut alive) = (Vec::new(), Vec::new());
         for (at, seen) in unasked.into_iter().zip(seen) {
             let server = &mut self.servers[at];
             server.seen = seen;
             dead.extend(server.peer.filter(|_| server.seen.is_dead()));
-            let back = server.seen == Seen::Answers && server.dead.take().is_some();
+            let back = server.seen == ProbeResult::Answers && server.dead.take().is_some();
             alive.extend(server.peer.filter(|_| back));
             tracing::debug!(server = %server.shown(), seen = %server.seen.words(self.port), "asked");
         }
@@ -162,16 +162,22 @@ impl Choice {
     }
 
     /// How long the helper may take at a server, when so many others wait for their turn.
-    fn share<'a>(&self, at: usize, others: usize, deadline: &'a Deadline, last: bool) -> Share<'a> {
+    fn budget<'a>(
+        &self,
+        at: usize,
+        others: usize,
+        deadline: &'a Deadline,
+        last: bool,
+    ) -> AttemptBudget<'a> {
         let count = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
         let share = deadline.left() / count;
-        let answers = self.servers[at].seen.rank() <= Seen::Unasked.rank();
+        let answers = self.servers[at].seen.rank() <= ProbeResult::Unasked.rank();
         let most = match answers {
             true if last => share,
             true => share.min(TURN),
             false => share.min(LAST_HOPE),
         };
-        Share {
+        AttemptBudget {
             most,
             last: last && others == 0,
             deadline,
@@ -181,14 +187,14 @@ impl Choice {
 
     /// What looks after a server that answered, while the others wait for their turn.
     fn watch(&self, at: usize, others: &[usize]) -> Option<Watch> {
-        let usable = |at: &&usize| !matches!(self.servers[**at].seen, Seen::Fails(_));
+        let usable = |at: &&usize| !matches!(self.servers[**at].seen, ProbeResult::Fails(_));
         let peers = others.iter().filter(usable);
         let others: Vec<_> = peers.filter_map(|at| self.servers[*at].peer).collect();
         let server = &self.servers[at];
-        (server.seen == Seen::Answers && !others.is_empty()).then_some(Watch {
+        (server.seen == ProbeResult::Answers && !others.is_empty()).then_some(Watch {
             server: server.peer?,
             others,
-            hello: self.several.answering.hello,
+            hello: self.several.answering.probe_request,
         })
     }
 
@@ -213,7 +219,7 @@ impl Choice {
 
 /// What one attempt may take of the time for all of them.
 #[derive(Clone, Copy, Debug)]
-pub struct Share<'a> {
+pub struct AttemptBudget<'a> {
     most: Duration,
     /// It leaves nothing for others.
     last: bool,
@@ -222,7 +228,7 @@ pub struct Share<'a> {
     begun: Option<&'a Sender<()>>,
 }
 
-impl Share<'_> {
+impl AttemptBudget<'_> {
     /// The end of a helper that begins now.
     pub fn until(&self) -> Instant {
         if let Some(begun) = self.begun {
@@ -267,13 +273,13 @@ pub fn mount<T>(
     (host, settings): (&Host, &Settings),
     deadline: &Deadline,
     interrupts: &Interrupts,
-    mut attempt: impl FnMut(&Plan, Share<'_>) -> Result<T>,
+    mut attempt: impl FnMut(&Plan, AttemptBudget<'_>) -> Result<T>,
 ) -> Result<T> {
-    let Some(mut choice) = Choice::of(plan, host, deadline.at(), interrupts)? else {
+    let Some(mut choice) = ServerChoice::new(plan, host, deadline.at(), interrupts)? else {
         let (most, last) = (Duration::MAX, true);
         return attempt(
             plan,
-            Share {
+            AttemptBudget {
                 most,
                 last,
                 deadline,
@@ -290,11 +296,11 @@ pub fn mount<T>(
         let at = left.remove(0);
         choice.lead(at, plan, host, settings)?;
         let only = left.is_empty() && slow.is_empty();
-        let share = choice.share(at, left.len(), deadline, again || only);
+        let share = choice.budget(at, left.len(), deadline, again || only);
         let done = match choice.watch(at, &left) {
             Some(watch) => watch.during(interrupts, |begun| {
                 let begun = Some(begun);
-                attempt(plan, Share { begun, ..share })
+                attempt(plan, AttemptBudget { begun, ..share })
             }),
             None => attempt(plan, share),
         };
@@ -311,12 +317,12 @@ pub fn mount<T>(
             dead_cache::note(host, server.peer.into_iter().collect(), Vec::new());
         }
         if late || error.reason() == Reason::Queue {
-            if server.seen == Seen::Answers && !again {
+            if server.seen == ProbeResult::Answers && !again {
                 slow.push(at);
             }
         } else if choice.several.answering.backups {
             // The helper has tried these itself.
-            left.retain(|at| choice.servers[*at].seen.rank() <= Seen::Silent.rank());
+            left.retain(|at| choice.servers[*at].seen.rank() <= ProbeResult::Silent.rank());
         }
         last = Some(error);
         if left.is_empty() && !again {
@@ -345,8 +351,8 @@ mod tests {
     use crate::kinds;
     use crate::options::Options;
 
-    fn choice(seen: &[Seen]) -> Choice {
-        let several = kinds::several("nfs", "a,b,c:/x", &Options::default()).unwrap();
+    fn choice(seen: &[ProbeResult]) -> ServerChoice {
+        let several = kinds::server_set("nfs", "a,b,c:/x", &Options::default()).unwrap();
         let servers = several.servers.iter().zip(seen).map(|(name, seen)| Server {
             name: name.clone(),
             address: None,
@@ -355,7 +361,7 @@ mod tests {
             seen: seen.clone(),
             told: None,
         });
-        Choice {
+        ServerChoice {
             servers: servers.collect(),
             order: Order::Given,
             port: 2049,
@@ -365,11 +371,15 @@ mod tests {
 
     #[test]
     fn no_server_takes_the_time_of_the_others() {
-        let choice = choice(&[Seen::Answers, Seen::Unasked, Seen::Fails("no".into())]);
+        let choice = choice(&[
+            ProbeResult::Answers,
+            ProbeResult::Unasked,
+            ProbeResult::Fails("no".into()),
+        ]);
         let most = |at, others, seconds, last| {
-            let deadline = Deadline::of(Some(Duration::from_secs(seconds)));
+            let deadline = Deadline::new(Some(Duration::from_secs(seconds)));
             choice
-                .share(at, others, &deadline, last)
+                .budget(at, others, &deadline, last)
                 .most
                 .as_secs_f32()
                 .round()
@@ -384,7 +394,11 @@ mod tests {
     #[test]
     fn the_error_has_a_line_for_each_server() {
         let time = Duration::from_secs(3);
-        let mut choice = choice(&[Seen::Answers, Seen::Asked(time), Seen::Silent]);
+        let mut choice = choice(&[
+            ProbeResult::Answers,
+            ProbeResult::Asked(time),
+            ProbeResult::Silent,
+        ]);
         let error = Error::mount("mount.nfs failed")
             .because("exit status 32")
             .log(vec!["trying".into(), "access denied".into()])

@@ -11,10 +11,10 @@ use rustix::process::Pid;
 
 use crate::error::{Class, Error, Reason, Result, errno_text, show};
 use crate::helper::program::Program;
-use crate::helper::secret_fds::Handover;
+use crate::helper::secret_fds::SecretFds;
 use crate::host::cgroup;
-use crate::host::redirect::Claim;
-use crate::kinds::model::{Helper, Telling};
+use crate::host::redirect::Redirect;
+use crate::kinds::model::{Diagnostics, Helper};
 use crate::mount::Plan;
 use crate::options::Secrets;
 use crate::process::interrupts::Interrupts;
@@ -28,7 +28,7 @@ use crate::{log, sys};
 pub const SHIM: &str = "/usr/lib/spc/libspc_shim.so";
 
 /// A helper, ready to run.
-pub struct Run<'a> {
+pub struct HelperRun<'a> {
     /// Its program.
     pub program: &'a Path,
     /// Its arguments.
@@ -38,33 +38,33 @@ pub struct Run<'a> {
     /// It is told that the kernel keeps no keys.
     no_keys: bool,
     /// The claim whose stand-in it mounts on.
-    claim: &'a Claim,
+    redirect: &'a Redirect,
     /// Mark for its processes.
     id: &'a str,
     /// Its own log file, if it has one.
     log: Option<PathBuf>,
     /// How its failures are told.
-    telling: Telling,
+    diagnostics: Diagnostics,
     /// The target on the host, which it knows by its stand-in.
     target: &'a Path,
     /// What it is given besides arguments.
-    handover: &'a Handover<'a>,
+    secret_fds: &'a SecretFds<'a>,
     /// What must not be repeated of what it says.
     secrets: &'a Secrets,
     /// The cgroup of its own that it and its daemon get, unless they end with the container.
-    scope: Option<Scope>,
+    scope: Option<CgroupScope>,
 }
 
 /// A cgroup on the host.
-struct Scope {
+struct CgroupScope {
     name: String,
     /// What it is for, for people.
     description: String,
 }
 
-impl Scope {
+impl CgroupScope {
     /// The cgroup of its own for what a mount with a client root leaves running.
-    fn of(record: &Record) -> Option<Self> {
+    fn for_record(record: &Record) -> Option<Self> {
         let target = Path::new(&record.target);
         let (fs_type, source) = (&record.fs_type, &record.source);
         record.root.is_some().then(|| Self {
@@ -74,29 +74,29 @@ impl Scope {
     }
 }
 
-impl<'a> Run<'a> {
+impl<'a> HelperRun<'a> {
     /// The helper of a plan, which is to mount on the stand-in of a claim.
-    pub fn of(
+    pub fn new(
         plan: &'a Plan,
         (helper, program): (&'a Helper, &'a Program),
-        claim: &'a Claim,
-        handover: &'a Handover<'a>,
+        redirect: &'a Redirect,
+        secret_fds: &'a SecretFds<'a>,
         record: &Record,
     ) -> Self {
-        let stand_in = claim.stand_in().to_string_lossy();
+        let placeholder = redirect.placeholder().to_string_lossy();
         Self {
             program: &program.path,
-            argv: plan.argv(&stand_in, |key| handover.number(key)),
+            argv: plan.argv(&placeholder, |key| secret_fds.number(key)),
             env: &helper.env,
             no_keys: helper.no_keys,
-            claim,
+            redirect,
             id: &plan.id,
             log: helper.log.as_ref().map(PathBuf::from),
-            telling: plan.chosen.telling,
+            diagnostics: plan.kind.diagnostics,
             target: &plan.target,
-            handover,
+            secret_fds,
             secrets: &plan.request.secrets,
-            scope: Scope::of(record),
+            scope: CgroupScope::for_record(record),
         }
     }
 
@@ -105,12 +105,12 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// It cannot be started, fails, dies by a signal, takes too long, or a signal stops us.
-    pub fn to_end(
+    pub fn run(
         &self,
         deadline: Instant,
         interrupts: &Interrupts,
         meanwhile: impl FnOnce(),
-    ) -> Result<Said> {
+    ) -> Result<HelperOutput> {
         let name = self.program.display().to_string();
         let start_of_log = self
             .log
@@ -119,7 +119,8 @@ impl<'a> Run<'a> {
             .map_or(0, |m| m.len());
         let fail = |cause: String| Error::mount(format!("{name} failed")).because(cause);
         let output = Output::new().map_err(|e| fail(errno_text(e)))?;
-        let reports = UnixDatagram::bind(self.claim.report()).map_err(|e| fail(errno_text(e)))?;
+        let reports =
+            UnixDatagram::bind(self.redirect.report()).map_err(|e| fail(errno_text(e)))?;
         let started = Instant::now();
         let mut command = Command::new(self.program);
         command
@@ -127,18 +128,18 @@ impl<'a> Run<'a> {
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("LD_PRELOAD", SHIM)
             .env(marks::MARK, self.id)
-            .env("SPC_REPORT", self.claim.report())
+            .env("SPC_REPORT", self.redirect.report())
             .stdin(Stdio::null())
             .stdout(output.handle().map_err(|e| fail(errno_text(e)))?)
             .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
         log::hand_on(&mut command);
-        self.handover.apply(&mut command)?;
+        self.secret_fds.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
         if self.no_keys {
             sys::without_call(&mut command, libc::SYS_add_key);
         }
         let child = match &self.scope {
-            Some(Scope { name, description }) => {
+            Some(CgroupScope { name, description }) => {
                 cgroup::start(name, description, &mut command, sys::tie_to_parent)?
             }
             None => {
@@ -146,17 +147,17 @@ impl<'a> Run<'a> {
                 Pid::from_child(&spawned.map_err(|e| fail(errno_text(e)))?)
             }
         };
-        let cgroup = self.scope.as_ref().and_then(|_| cgroup::of(child));
+        let cgroup = self.scope.as_ref().and_then(|_| cgroup::path_of(child));
         meanwhile();
         let ended = wait(child, &name, started, deadline, Some(interrupts));
         output.seal();
         let shim = reports_of(&reports);
         // What the daemon's shim says later goes to the log of `spc serve`.
-        let _ = std::fs::remove_file(self.claim.report());
+        let _ = std::fs::remove_file(self.redirect.report());
         for line in &shim {
             tracing::debug!(shim = %self.secrets.mask(line), "decision");
         }
-        let said = Said {
+        let said = HelperOutput {
             output,
             start_of_log,
             shim,
@@ -177,15 +178,15 @@ impl<'a> Run<'a> {
                 }
             }
         };
-        Err(self.tell(failed, &said))
+        Err(self.annotate(failed, &said))
     }
 
     /// Whether it has logged in this run that it is about to end.
-    pub fn gave_up(&self, said: &Said) -> bool {
-        let (Some(file), Some(words)) = (&self.log, self.telling.gives_up) else {
+    pub fn gave_up(&self, said: &HelperOutput) -> bool {
+        let (Some(file), Some(words)) = (&self.log, self.diagnostics.gives_up) else {
             return false;
         };
-        errors_in(file, said.start_of_log, self.telling.line)
+        errors_in(file, said.start_of_log, self.diagnostics.line)
             .iter()
             .any(|line| line.contains(words))
     }
@@ -194,7 +195,7 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// They cannot be looked for.
-    pub fn daemon(&self, said: &Said) -> std::io::Result<Vec<i32>> {
+    pub fn daemon(&self, said: &HelperOutput) -> std::io::Result<Vec<i32>> {
         match &said.cgroup {
             Some(cgroup) => marks::daemons_in(cgroup, self.id),
             None => marks::daemons(self.id),
@@ -202,19 +203,22 @@ impl<'a> Run<'a> {
     }
 
     /// Adds to an error what the helper said, and what is known about that.
-    pub fn tell(&self, error: Error, said: &Said) -> Error {
-        let mut log = said.output.last_lines(self.telling.line);
+    pub fn annotate(&self, error: Error, said: &HelperOutput) -> Error {
+        let mut log = said.output.last_lines(self.diagnostics.line);
         if let Some(file) = &self.log {
-            log.extend(errors_in(file, said.start_of_log, self.telling.line));
+            log.extend(errors_in(file, said.start_of_log, self.diagnostics.line));
         }
         let mut seen = BTreeSet::new();
         log.retain(|line| seen.insert(line.clone()));
-        let hints = self.telling.hints.iter();
+        let hints = self.diagnostics.hints.iter();
         let known = hints.filter(|(words, _)| log.iter().any(|line| line.contains(words)));
         let known = known.map(|(_, hint)| *hint).next();
-        let (stand_in, target) = (self.claim.stand_in().to_string_lossy(), show(self.target));
+        let (placeholder, target) = (
+            self.redirect.placeholder().to_string_lossy(),
+            show(self.target),
+        );
         for line in &mut log {
-            *line = self.secrets.mask(&line.replace(&*stand_in, &target));
+            *line = self.secrets.mask(&line.replace(&*placeholder, &target));
         }
         log.extend(
             said.shim
@@ -231,7 +235,7 @@ impl<'a> Run<'a> {
 }
 
 /// What a helper said, by whatever means.
-pub struct Said {
+pub struct HelperOutput {
     output: Output,
     start_of_log: u64,
     shim: Vec<String>,

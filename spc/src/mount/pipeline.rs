@@ -7,15 +7,15 @@ use crate::client::{enter, root};
 use crate::error::{Class, Error, Reason, Result, show};
 use crate::host::mountinfo::Entry;
 use crate::host::namespace::shares;
-use crate::host::runs_in::Place;
+use crate::host::runs_in::RunsIn;
 use crate::host::target;
 use crate::liveness::probe::{self, Health};
 use crate::mount::attempt::Attempt;
 use crate::mount::deadline::Deadline;
 use crate::mount::{Plan, Request, failover, proof};
 use crate::process::interrupts::Interrupts;
-use crate::recovery::records::{known, settle};
-use crate::state::events::{Asked, Operation};
+use crate::recovery::records::{known, reconcile_record};
+use crate::state::events::{Operation, OperationTimer};
 use crate::state::record::{Record, State};
 use crate::state::{Route, Session};
 
@@ -34,7 +34,7 @@ pub enum Done {
 /// Anything from a bad request to a missing proof.
 pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let doubt = request.doubt();
-    let asked = Asked::now(Operation::Mount);
+    let asked = OperationTimer::start(Operation::Mount);
     let (target, fs_type) = (request.target.clone(), request.fs_type.clone());
     let done = make(session, request, interrupts).map_err(|error| match doubt {
         Some(doubt) if error.class() == Class::Mount => error.hint_also(&doubt),
@@ -43,18 +43,18 @@ pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Re
     match &done {
         Ok(Done::Already(_)) => {}
         Ok(Done::Mounted(made)) => {
-            asked.tell(&session.host, made.target.as_ref(), &made.fs_type, &done);
+            asked.report(&session.host, made.target.as_ref(), &made.fs_type, &done);
         }
-        Err(_) => asked.tell(&session.host, &target, &fs_type, &done),
+        Err(_) => asked.report(&session.host, &target, &fs_type, &done),
     }
     done
 }
 
 fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
-    let limit = Deadline::of(request.timeout);
+    let limit = Deadline::new(request.timeout);
     let deadline = limit.at();
     let mut plan = Plan::make(request, &session.host, &session.settings)?;
-    if session.place == Place::Container && plan.outlives_the_container() {
+    if session.runs_in == RunsIn::Container && plan.outlives_the_container() {
         if shares(&session.settings, "pid") == Some(false) {
             tracing::warn!(
                 "this mount ends with the container, which has processes of its own; started with --pid=host, it would not"
@@ -71,7 +71,7 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
         .ledger
         .lock(&plan.target, deadline, || interrupts.check())?;
     if let Some(record) = known(session, &plan.target)? {
-        match settle(session, &record)? {
+        match reconcile_record(session, &record)? {
             Some(entry) if record.request == plan.fingerprint => {
                 tracing::debug!(mount = entry.id, "already mounted");
                 return already(session, record);
@@ -125,7 +125,7 @@ fn already(session: &Session, record: Record) -> Result<Done> {
         state: State::Mounted,
         ..record
     };
-    let dead = match probe::states(session, std::slice::from_ref(&record))?[..] {
+    let dead = match probe::probe_all(session, std::slice::from_ref(&record))?[..] {
         [Health::Stale] => "its daemon or server is gone",
         [Health::Hung] => "it does not answer",
         _ => return Ok(Done::Already(record)),

@@ -6,13 +6,13 @@ use crate::block::filesystem::MKFS;
 use crate::error::{Error, Result, errno_text, show};
 use crate::helper::option_files::Files;
 use crate::helper::program::{Linkage, Program, find};
-use crate::host::redirect::Claim;
-use crate::host::runs_in::{self, Place};
-use crate::host::target::{Rules, Walk, on_host, walk};
+use crate::host::redirect::Redirect;
+use crate::host::runs_in::{self, RunsIn};
+use crate::host::target::{Rules, Walk, host_path, walk};
 use crate::host::{Host, Settings, caller, confinement, modules};
-use crate::kinds::model::{Asked, How, Maker, Pass};
-use crate::kinds::servers::Several;
-use crate::kinds::{self, Chosen, several};
+use crate::kinds::model::{KindInput, MountMethod, SecretDelivery, SecretParam};
+use crate::kinds::servers::ServerSet;
+use crate::kinds::{self, ResolvedKind, server_set};
 use crate::liveness::path;
 use crate::mount::request::RouteChoice;
 use crate::mount::{Request, server_file};
@@ -31,13 +31,13 @@ pub struct Plan {
     /// The source, with the server that was chosen for it.
     pub source: String,
     /// The servers of its source, where one is to be chosen.
-    pub several: Option<Several>,
+    pub server_set: Option<ServerSet>,
     /// Files that its options name, where the helper would not find them.
-    pub files: Files,
+    pub option_files: Files,
     /// The options, with what leads to these files.
     options: Options,
     /// What the table of kinds says.
-    pub chosen: Chosen,
+    pub kind: ResolvedKind,
     /// The helper, where the kind has one.
     pub program: Option<Program>,
     /// How the mount gets to the host.
@@ -45,7 +45,7 @@ pub struct Plan {
     /// Canonical path of the target on the host.
     pub target: PathBuf,
     /// Path of the target as it was asked for, on the host.
-    pub written: PathBuf,
+    pub requested_target: PathBuf,
     /// Part of the target that has to be made.
     pub missing: Option<PathBuf>,
     /// What the walk to the target may do when the plan is run.
@@ -78,31 +78,31 @@ impl Plan {
     ) -> Result<Self> {
         let fingerprint = request.fingerprint();
         let request = server_file::named(request, host, settings)?;
-        let several = several(&request.fs_type, &request.source, &request.options);
+        let several = server_set(&request.fs_type, &request.source, &request.options);
         let cwd = caller::cwd()?;
-        let asked_target = on_host(&request.target, &cwd, &settings.hosts());
+        let asked_target = host_path(&request.target, &cwd, &settings.hosts());
         let id = new_id()?;
-        let files = Claim::named(&settings.claims(), &id).files();
-        let (options, files) = match runs_in::place() {
-            Place::Client(_) => Files::take(&request.options, host, settings, files, copies)?,
-            Place::Container | Place::Host => (request.options.clone(), Files::default()),
+        let files = Redirect::named(&settings.redirects(), &id).files();
+        let (options, files) = match runs_in::current() {
+            RunsIn::ClientRoot(_) => Files::take(&request.options, host, settings, files, copies)?,
+            RunsIn::Container | RunsIn::Host => (request.options.clone(), Files::default()),
         };
         let source = match &several {
             // Whichever it will be.
             Some(several) if several.servers.len() > 1 => several.source(&several.servers[..1]),
             _ => request.source.clone(),
         };
-        let chosen = choose(&request, &source, &options, &asked_target, (host, settings))?;
-        if request.options.has(MKFS) && chosen.device.is_none() {
+        let kind = resolve(&request, &source, &options, &asked_target, (host, settings))?;
+        if request.options.has(MKFS) && kind.device.is_none() {
             return Err(Error::usage(format!("bad option {MKFS}"))
                 .because("file systems are made on devices that spc attaches, and on nothing else")
                 .hint("make it on the host, or name the device as iscsi:… or rbd:…"));
         }
-        let (program, route) = match &chosen.maker {
-            Maker::Helper(helper) => {
+        let (program, route) = match &kind.method {
+            MountMethod::Helper(helper) => {
                 let program = find(&helper.programs, &request.fs_type)?;
                 // Without the module, which will be loaded first, the device cannot be opened.
-                if chosen.is_fuse() && modules::FUSE.is_there() {
+                if kind.is_fuse() && modules::FUSE.is_there() {
                     confinement::fuse()?;
                 }
                 let enters = matches!(program.linkage, Linkage::Dynamic(_));
@@ -113,21 +113,21 @@ impl Plan {
                 };
                 (Some(program), route)
             }
-            Maker::Kernel | Maker::Bind { .. } => (None, Route::Direct),
+            MountMethod::Kernel | MountMethod::Bind { .. } => (None, Route::Direct),
         };
         let rules = Rules {
             mkdir: request.mkdir()?,
             system: request.over_system_directory,
-            plain_tail: request.plain_tail,
+            no_symlink_tail: request.no_symlink_tail,
         };
         let look = Rules {
             mkdir: None,
             ..rules
         };
-        path::clear(host, &asked_target, request.limit())?;
-        if let Maker::Bind { .. } = chosen.maker {
-            let source = on_host(Path::new(&request.source), &cwd, &settings.hosts());
-            path::clear(host, &source, request.limit())?;
+        path::ensure_reachable(host, &asked_target, request.limit())?;
+        if let MountMethod::Bind { .. } = kind.method {
+            let source = host_path(Path::new(&request.source), &cwd, &settings.hosts());
+            path::ensure_reachable(host, &source, request.limit())?;
         }
         let found = host.run("looking at the target", {
             let target = asked_target.clone();
@@ -151,14 +151,14 @@ impl Plan {
             request,
             fingerprint,
             source,
-            several,
-            files,
+            server_set: several,
+            option_files: files,
             options,
-            chosen,
+            kind,
             program,
             route,
             target,
-            written: asked_target,
+            requested_target: asked_target,
             missing,
             rules,
             hosts: settings.hosts(),
@@ -171,14 +171,14 @@ impl Plan {
     /// The kind's own rules refuse them.
     pub fn toward(
         &mut self,
-        several: &Several,
+        several: &ServerSet,
         servers: &[String],
         more: &[String],
         host: &Host,
         settings: &Settings,
     ) -> Result<()> {
         let answering = &several.answering;
-        let mut options = self.options.without(answering.more);
+        let mut options = self.options.without(answering.extra_servers_options);
         for option in more {
             options.push(option.clone())?;
         }
@@ -189,10 +189,16 @@ impl Plan {
         }
         self.source = several.source(servers);
         let at = (host, settings);
-        self.chosen = choose(&self.request, &self.source, &options, &self.written, at)?;
+        self.kind = resolve(
+            &self.request,
+            &self.source,
+            &options,
+            &self.requested_target,
+            at,
+        )?;
         if servers.len() > 1 {
             // The one that gave the mount.
-            self.chosen.shows_source = None;
+            self.kind.expected_source = None;
         }
         Ok(())
     }
@@ -203,13 +209,13 @@ impl Plan {
         let source = Path::new(&self.request.source);
         let in_container =
             source.is_absolute() && !self.hosts.iter().any(|host| source.starts_with(host));
-        self.chosen.is_fuse() && !in_container && !self.request.options.has(IN_CONTAINER)
+        self.kind.is_fuse() && !in_container && !self.request.options.has(IN_CONTAINER)
     }
 
     /// The helper's arguments, with this in the target's place, and for each secret that it is given the
     /// number of a descriptor.
     pub fn argv(&self, target: &str, number: impl Fn(&str) -> String) -> Vec<String> {
-        let Maker::Helper(helper) = &self.chosen.maker else {
+        let MountMethod::Helper(helper) = &self.kind.method else {
             return Vec::new();
         };
         let mut argv: Vec<String> = helper
@@ -224,14 +230,14 @@ impl Plan {
             })
             .collect();
         let mut options: Vec<String> = vec![helper.options.to_string()];
-        for Pass { key, how } in &helper.secrets {
+        for SecretParam { key, delivery: how } in &helper.secrets {
             let file = || format!("/proc/self/fd/{}", number(key));
             match how {
                 _ if !self.request.secrets.has(key) => {}
-                How::File { option } => options.push(format!("{option}={}", file())),
-                How::Argument { before } => argv.push(format!("{before}{}", file())),
-                How::Stdin { option } => options.extend(option.map(str::to_owned)),
-                How::FdEnv { .. } => {}
+                SecretDelivery::File { option } => options.push(format!("{option}={}", file())),
+                SecretDelivery::Argument { before } => argv.push(format!("{before}{}", file())),
+                SecretDelivery::Stdin { option } => options.extend(option.map(str::to_owned)),
+                SecretDelivery::FdEnv { .. } => {}
             }
         }
         options.retain(|option| !option.is_empty());
@@ -243,14 +249,14 @@ impl Plan {
     }
 }
 
-fn choose(
+fn resolve(
     request: &Request,
     source: &str,
     options: &Options,
     target: &Path,
     (host, settings): (&Host, &Settings),
-) -> Result<Chosen> {
-    kinds::choose(&Asked {
+) -> Result<ResolvedKind> {
+    kinds::resolve(&KindInput {
         fs_type: &request.fs_type,
         source,
         options,

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::kinds::block::AUTO;
 use crate::kinds::servers::{self, SERVERS};
 use crate::kinds::{self, Inferred};
-use crate::options::repair_scope::Extent;
+use crate::options::repair_scope::RepairScope;
 use crate::options::{Options, Secrets};
 use crate::servers::order::Order;
 
@@ -49,7 +49,7 @@ pub struct Request {
     /// Mount over `/etc`, `/usr` and their like.
     pub over_system_directory: bool,
     /// How many of the target's last parts must not be symbolic links, whoever made them.
-    pub plain_tail: usize,
+    pub no_symlink_tail: usize,
 }
 
 impl Request {
@@ -87,7 +87,7 @@ impl Request {
             self.source = kinds::with(&self.fs_type, &self.source, &more)?;
             self.options = self.options.without(&[SERVERS]);
         }
-        Order::of(&self.options)?;
+        Order::from_options(&self.options)?;
         // A helper would take it for an option.
         if self.source.starts_with('-') {
             return Err(Error::usage(format!("bad source: {}", self.source)));
@@ -115,7 +115,7 @@ impl Request {
             .hint(format!("on the host, run: mount -o {operation} TARGET")));
         }
         self.mkdir()?;
-        Extent::of(&self.options)?;
+        RepairScope::from_options(&self.options)?;
         if self.options.has(MKFS) && self.options.read_only() {
             return Err(
                 Error::usage(format!("bad options: {MKFS} with a read-only mount"))
@@ -187,7 +187,7 @@ mod tests {
             timeout: None,
             route: RouteChoice::Auto,
             over_system_directory: false,
-            plain_tail: 0,
+            no_symlink_tail: 0,
         }
     }
 

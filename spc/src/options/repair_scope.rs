@@ -8,7 +8,7 @@ pub const OPTION: &str = "x-spc.repair";
 
 /// Where a new mount takes the place of a dead one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
+pub enum RepairScope {
     /// Nowhere: it stays dead until somebody unmounts it.
     No,
     /// On the host.
@@ -17,12 +17,12 @@ pub enum Extent {
     Containers,
 }
 
-impl Extent {
+impl RepairScope {
     /// What the options of a mount say.
     ///
     /// # Errors
     /// The option has no such value.
-    pub fn of(options: &Options) -> Result<Self> {
+    pub fn from_options(options: &Options) -> Result<Self> {
         let bad = |what: String| {
             Error::usage(format!("bad option {OPTION}: {what}")).hint("say host, containers or no")
         };
@@ -42,14 +42,14 @@ mod tests {
 
     #[test]
     fn what_is_repaired_is_said_by_an_option() {
-        let extent = |options: &str| Extent::of(&Options::parse([options]).unwrap());
-        assert_eq!(extent("ro").unwrap(), Extent::Host);
-        assert_eq!(extent("x-spc.repair=host").unwrap(), Extent::Host);
+        let extent = |options: &str| RepairScope::from_options(&Options::parse([options]).unwrap());
+        assert_eq!(extent("ro").unwrap(), RepairScope::Host);
+        assert_eq!(extent("x-spc.repair=host").unwrap(), RepairScope::Host);
         assert_eq!(
             extent("ro,x-spc.repair=containers").unwrap(),
-            Extent::Containers
+            RepairScope::Containers
         );
-        assert_eq!(extent("x-spc.repair=no").unwrap(), Extent::No);
+        assert_eq!(extent("x-spc.repair=no").unwrap(), RepairScope::No);
         for bad in ["x-spc.repair", "x-spc.repair=", "x-spc.repair=yes"] {
             assert!(
                 extent(bad).unwrap_err().to_string().contains("say host"),

@@ -24,7 +24,7 @@ const ASK: Duration = Duration::from_millis(20);
 const END: Duration = Duration::from_millis(20);
 
 /// An errand on its way: a command of this program's own. Dropping it ends it, or leaves it behind.
-pub struct Errand {
+pub struct Subprocess {
     child: Child,
     /// It ends with us.
     tied: bool,
@@ -34,21 +34,21 @@ pub struct Errand {
 
 /// What came of waiting for an errand.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Reply {
     /// It said this line.
     Line(String),
     /// It has nothing more to say.
-    End,
+    Eof,
     /// It said nothing in time.
-    Late,
+    Timeout,
 }
 
-impl Errand {
+impl Subprocess {
     /// Sends a command of this program, with this input.
     ///
     /// # Errors
     /// No process can be made.
-    pub fn send<S: AsRef<OsStr>>(words: &[S], input: &[u8]) -> Result<Self> {
+    pub fn spawn_tied<S: AsRef<OsStr>>(words: &[S], input: &[u8]) -> Result<Self> {
         Self::start(words, input_of(input)?, true)
     }
 
@@ -56,7 +56,7 @@ impl Errand {
     ///
     /// # Errors
     /// No process can be made.
-    pub fn send_off<S: AsRef<OsStr>>(words: &[S], input: &[u8]) -> Result<Self> {
+    pub fn spawn_detached<S: AsRef<OsStr>>(words: &[S], input: &[u8]) -> Result<Self> {
         Self::start(words, input_of(input)?, false)
     }
 
@@ -64,12 +64,12 @@ impl Errand {
     ///
     /// # Errors
     /// No process can be made.
-    pub fn send_ahead<S: AsRef<OsStr>>(words: &[S]) -> Result<Self> {
+    pub fn spawn_waiting<S: AsRef<OsStr>>(words: &[S]) -> Result<Self> {
         Self::start(words, Stdio::piped(), false)
     }
 
     /// Gives its input to one that was sent ahead.
-    pub fn give(&mut self, input: &[u8]) {
+    pub fn send_input(&mut self, input: &[u8]) {
         if let Some(mut stdin) = self.child.stdin.take() {
             // One that has died says nothing, either.
             let _ = stdin.write_all(input);
@@ -104,12 +104,12 @@ impl Errand {
     ///
     /// # Errors
     /// Whatever `go_on` says.
-    pub fn line(&mut self, deadline: Instant, go_on: impl Fn() -> Result<()>) -> Result<Answer> {
+    pub fn line(&mut self, deadline: Instant, go_on: impl Fn() -> Result<()>) -> Result<Reply> {
         loop {
             if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
                 let line = self.unread.drain(..=end);
                 let line: Vec<u8> = line.take(end).collect();
-                return Ok(Answer::Line(String::from_utf8_lossy(&line).into_owned()));
+                return Ok(Reply::Line(String::from_utf8_lossy(&line).into_owned()));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = Timespec::try_from(left.min(ASK)).unwrap_or_default();
@@ -120,11 +120,11 @@ impl Errand {
             let mut buffer = [0; 16 * 1024];
             if ready {
                 match self.said.read(&mut buffer) {
-                    Ok(0) | Err(_) => return Ok(Answer::End),
+                    Ok(0) | Err(_) => return Ok(Reply::Eof),
                     Ok(length) => self.unread.extend_from_slice(&buffer[..length]),
                 }
             } else if left.is_zero() {
-                return Ok(Answer::Late);
+                return Ok(Reply::Timeout);
             } else {
                 go_on()?;
             }
@@ -145,7 +145,7 @@ fn input_of(input: &[u8]) -> Result<Stdio> {
     Ok(file.into())
 }
 
-impl Drop for Errand {
+impl Drop for Subprocess {
     fn drop(&mut self) {
         // One that nobody needs has waited for its input.
         drop(self.child.stdin.take());

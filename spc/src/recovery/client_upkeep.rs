@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use crate::block::detach;
 use crate::client::{enter, namespace, root};
 use crate::error::{Class, Error, Result, errno_text};
-use crate::host::runs_in::Place;
+use crate::host::runs_in::RunsIn;
 use crate::host::service;
-use crate::recovery::records::settle;
+use crate::recovery::records::reconcile_record;
 use crate::recovery::services;
 use crate::state::presence::entry_of;
 use crate::state::{Record, Session};
@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Sees to all client namespaces that have something to be seen to. False if something is left to do.
 pub fn all(session: &Session, records: &[Record]) -> bool {
-    if session.place != Place::Container {
+    if session.runs_in != RunsIn::Container {
         return true;
     }
     let ids = root::all(&session.host).unwrap_or_default();
@@ -93,7 +93,7 @@ fn run(session: &Session, id: &str) -> Result<ExitStatus> {
 /// # Errors
 /// The ledger cannot be read.
 pub fn here(session: &Session) -> Result<bool> {
-    let Place::Client(own) = &session.place else {
+    let RunsIn::ClientRoot(own) = &session.runs_in else {
         return Ok(true);
     };
     let (records, _) = session.ledger.all()?;
@@ -109,9 +109,9 @@ pub fn here(session: &Session) -> Result<bool> {
             continue;
         };
         if let Some(record) = session.ledger.get(target)? {
-            settle(session, &record)?;
+            reconcile_record(session, &record)?;
         }
     }
-    done &= detach::tidy(session)?;
-    Ok(services::tend(session) && done)
+    done &= detach::collect_garbage(session)?;
+    Ok(services::reconcile(session) && done)
 }

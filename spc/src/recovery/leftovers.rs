@@ -8,7 +8,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo;
-use crate::host::redirect::Claim;
+use crate::host::redirect::Redirect;
 use crate::host::target::mount_id;
 use crate::state::Record;
 
@@ -45,7 +45,7 @@ pub(crate) fn unnoted(record: &Record) -> std::io::Result<Option<(u64, u64)>> {
         Some(source) => plain(&entry.source) == plain(source),
         None => record.shows.contains(&entry.fs_type),
     };
-    let ours = entry.parent == record.on && entry.target == target && shown;
+    let ours = entry.parent == record.parent_mount_id && entry.target == target && shown;
     Ok((top.is_root && ours).then_some((top.id, top.unique)))
 }
 
@@ -53,8 +53,8 @@ pub(crate) fn unnoted(record: &Record) -> std::io::Result<Option<(u64, u64)>> {
 ///
 /// # Errors
 /// Something of it cannot be removed.
-pub(crate) fn take_away(claim: &Claim) -> Result<()> {
-    claim.remove().map_err(cannot_remove)
+pub(crate) fn remove_redirect(redirect: &Redirect) -> Result<()> {
+    redirect.remove().map_err(cannot_remove)
 }
 
 pub(crate) fn cannot_remove((path, error): (PathBuf, std::io::Error)) -> Error {
@@ -64,19 +64,19 @@ pub(crate) fn cannot_remove((path, error): (PathBuf, std::io::Error)) -> Error {
 }
 
 /// Whether something is mounted on a stand-in.
-pub fn is_mount(stand_in: &Path) -> bool {
-    mount_id(CWD, stand_in.as_os_str()).is_ok_and(|mount| mount.is_root)
+pub fn is_mount(placeholder: &Path) -> bool {
+    mount_id(CWD, placeholder.as_os_str()).is_ok_and(|mount| mount.is_root)
 }
 
 /// Takes the container's mount off a stand-in.
 ///
 /// # Errors
 /// The errno of umount2(2).
-pub fn leave_stand_in(stand_in: &Path) -> Result<()> {
-    unmount(stand_in, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|e| {
+pub fn unmount_placeholder(placeholder: &Path) -> Result<()> {
+    unmount(placeholder, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|e| {
         Error::system(format!(
             "cannot unmount the stand-in {}",
-            stand_in.display()
+            placeholder.display()
         ))
         .because(errno_text(e))
     })

@@ -8,12 +8,12 @@ use rustix::mount::UnmountFlags;
 use crate::block::detach;
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::Entry;
-use crate::host::redirect::Claim;
+use crate::host::redirect::Redirect;
 use crate::host::{cgroup, unmount as host_unmount};
 use crate::liveness::path;
 use crate::process::marks;
 use crate::recovery::leftovers::{
-    cannot_remove, is_mount, leave_stand_in, take_away, unnoted, unseen,
+    cannot_remove, is_mount, remove_redirect, unmount_placeholder, unnoted, unseen,
 };
 use crate::recovery::repairs;
 use crate::state::presence::entry_of;
@@ -45,23 +45,23 @@ pub fn known(session: &Session, target: &Path) -> Result<Option<Record>> {
 ///
 /// # Errors
 /// The rest cannot be cleared away.
-pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
+pub fn reconcile_record(session: &Session, record: &Record) -> Result<Option<Entry>> {
     tracing::debug!(target = %record.target, state = ?record.state, "a record is there");
     if !record.is_of_this_boot() {
         // Its mount and its processes went with the machine's earlier life.
-        forget(session, record, &session.claim(record), Vec::new())?;
+        remove_record(session, record, &session.redirect(record), Vec::new())?;
         return Ok(None);
     }
     if record.state == State::Mounting {
-        undo(session, record)?;
+        roll_back(session, record)?;
         return Ok(None);
     }
     let entry = entry_of(session, record)?;
     match (&entry, record.state) {
         // After `umount -l`, and where containers have it, somebody may still use it.
         (None, _) => {
-            let left = part(record, GRACE, COPIES)?;
-            forget(session, record, &session.claim(record), left)?;
+            let left = stop_unused_daemon(record, GRACE, COPIES)?;
+            remove_record(session, record, &session.redirect(record), left)?;
         }
         // Whoever was to take it away died before that: it is a mount like any other.
         (Some(_), State::Unmounting) => {
@@ -72,7 +72,7 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
         (Some(_), _) => {}
     }
     if entry.is_some() {
-        session.claim(record).tidy().map_err(cannot_remove)?;
+        session.redirect(record).tidy().map_err(cannot_remove)?;
     }
     Ok(entry)
 }
@@ -81,7 +81,11 @@ pub fn settle(session: &Session, record: &Record) -> Result<Option<Entry>> {
 ///
 /// # Errors
 /// Its processes cannot be looked for.
-pub fn part(record: &Record, patience: Duration, copies: Duration) -> Result<Vec<i32>> {
+pub fn stop_unused_daemon(
+    record: &Record,
+    patience: Duration,
+    copies: Duration,
+) -> Result<Vec<i32>> {
     match record.route {
         Route::Direct => Ok(Vec::new()),
         Route::Preload | Route::Graft => {
@@ -94,14 +98,14 @@ pub fn part(record: &Record, patience: Duration, copies: Duration) -> Result<Vec
 ///
 /// # Errors
 /// A mount cannot be detached, or a process does not end.
-pub fn undo(session: &Session, record: &Record) -> Result<()> {
-    let claim = session.claim(record);
+pub fn roll_back(session: &Session, record: &Record) -> Result<()> {
+    let redirect = session.redirect(record);
     // A helper still at work could mount after we looked.
     let left = marks::end(&record.id, Duration::ZERO).map_err(|e| unseen(record, e))?;
-    let mut ids = claim
+    let mut ids = redirect
         .mounted()
         .or((record.mount_id != 0).then_some((record.mount_id, record.unique_id)));
-    path::clear(&session.host, Path::new(&record.target), path::LIMIT)?;
+    path::ensure_reachable(&session.host, Path::new(&record.target), path::LIMIT)?;
     if ids.is_none() && record.route == Route::Preload {
         let seen = record.clone();
         ids = session
@@ -127,16 +131,21 @@ pub fn undo(session: &Session, record: &Record) -> Result<()> {
                 .because("another mount covers it, or its path is changed all the time"));
         }
     }
-    forget(session, record, &claim, left)
+    remove_record(session, record, &redirect, left)
 }
 
 /// The mount is gone: clears away its stand-in, claim and record.
 ///
 /// # Errors
 /// A process is left, or the record cannot be removed.
-pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>) -> Result<()> {
-    if is_mount(claim.stand_in()) {
-        leave_stand_in(claim.stand_in())?;
+pub fn remove_record(
+    session: &Session,
+    record: &Record,
+    redirect: &Redirect,
+    left: Vec<i32>,
+) -> Result<()> {
+    if is_mount(redirect.placeholder()) {
+        unmount_placeholder(redirect.placeholder())?;
     }
     if !left.is_empty() {
         return Err(Error::system(format!(
@@ -145,11 +154,11 @@ pub fn forget(session: &Session, record: &Record, claim: &Claim, left: Vec<i32>)
         ))
         .hint("they wait in the kernel, probably for a dead server; try again when it is back"));
     }
-    take_away(claim)?;
+    remove_redirect(redirect)?;
     if record.root.is_some() {
         cgroup::remove(&cgroup::name_of(Path::new(&record.target)));
     }
-    let left = detach::release(session, record, || {
+    let left = detach::detach_unused(session, record, || {
         session.ledger.remove(Path::new(&record.target))
     })?;
     if left == detach::Left::InUse {

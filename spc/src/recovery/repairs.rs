@@ -10,11 +10,11 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::propagated::drop_copies;
-use crate::host::redirect::Claim;
+use crate::host::redirect::Redirect;
 use crate::host::target::{MountId, mount_id};
 use crate::host::unmount as host_unmount;
 use crate::process::marks;
-use crate::recovery::leftovers::{is_mount, leave_stand_in, take_away, unnoted, unseen};
+use crate::recovery::leftovers::{is_mount, remove_redirect, unmount_placeholder, unnoted, unseen};
 use crate::state::presence::entry_of;
 use crate::state::{Record, Route, Session};
 
@@ -25,9 +25,9 @@ use crate::state::{Record, Route, Session};
 pub fn call_off(session: &Session, target: &Path) -> Result<()> {
     if let Some(record) = session.ledger.get(target)?
         && let Some(making) = record
-            .again
+            .repair
             .as_ref()
-            .and_then(|again| again.making.as_ref())
+            .and_then(|again| again.pending_id.as_ref())
     {
         // Without its helper it fails. What was not marked yet is found the next time.
         marks::end(making, Duration::ZERO).map_err(|e| unseen(&record, e))?;
@@ -36,9 +36,9 @@ pub fn call_off(session: &Session, target: &Path) -> Result<()> {
 }
 
 /// The claim of this id where those of a mount are.
-fn claim_of(session: &Session, record: &Record, id: &str) -> Claim {
+fn redirect_of(session: &Session, record: &Record, id: &str) -> Redirect {
     let id = id.to_owned();
-    session.claim(&Record {
+    session.redirect(&Record {
         id,
         ..record.clone()
     })
@@ -46,9 +46,9 @@ fn claim_of(session: &Session, record: &Record, id: &str) -> Claim {
 
 /// The new mount is in place: it is what the record is about from now on.
 pub(crate) fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record> {
-    let Some(making) = record.again.as_mut().and_then(|again| {
+    let Some(making) = record.repair.as_mut().and_then(|again| {
         again.repairs += 1;
-        again.making.take()
+        again.pending_id.take()
     }) else {
         return Ok(record);
     };
@@ -58,12 +58,12 @@ pub(crate) fn adopt(session: &Session, mut record: Record, made: MountId) -> Res
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of the dead mount do not end");
     }
-    if let Err((path, error)) = claim_of(session, &record, &old).remove() {
+    if let Err((path, error)) = redirect_of(session, &record, &old).remove() {
         tracing::warn!(path = %path.display(), %error, "a claim could not be removed; the next command tries again");
-        record.again.get_or_insert_default().making = Some(old);
+        record.repair.get_or_insert_default().pending_id = Some(old);
     }
     // After a crash the claim may have gone with its container, and the daemon with it.
-    if let Err(error) = session.claim(&record).carry(made.id, made.unique) {
+    if let Err(error) = session.redirect(&record).carry(made.id, made.unique) {
         let error = errno_text(error);
         tracing::warn!(target = %record.target, error, "its daemon will not reach the host");
     }
@@ -90,12 +90,15 @@ pub(crate) fn adopt(session: &Session, mut record: Record, made: MountId) -> Res
 /// # Errors
 /// The ledger cannot be written, or the host not be looked at.
 pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
-    let making = record.again.as_mut().and_then(|again| again.making.clone());
-    let Some(making) = making else {
+    let pending_id = record
+        .repair
+        .as_mut()
+        .and_then(|again| again.pending_id.clone());
+    let Some(pending_id) = pending_id else {
         return Ok(record);
     };
-    let claim = claim_of(session, &record, &making);
-    leave_peer(&claim);
+    let redirect = redirect_of(session, &record, &pending_id);
+    leave_peer(&redirect);
     let dead = entry_of(session, &record)?;
     let seen = record.clone();
     let made = session.host.run("looking at the target", move || {
@@ -121,24 +124,24 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
         };
         return adopt(session, record, made);
     }
-    let left = marks::end(&making, Duration::ZERO).map_err(|e| unseen(&record, e))?;
+    let left = marks::end(&pending_id, Duration::ZERO).map_err(|e| unseen(&record, e))?;
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of a repair do not end");
     }
-    if is_mount(claim.stand_in()) {
-        leave_stand_in(claim.stand_in())?;
+    if is_mount(redirect.placeholder()) {
+        unmount_placeholder(redirect.placeholder())?;
     }
-    take_away(&claim)?;
-    if let Some(again) = &mut record.again {
-        again.making = None;
+    remove_redirect(&redirect)?;
+    if let Some(again) = &mut record.repair {
+        again.pending_id = None;
     }
     session.ledger.put(&record)?;
     Ok(record)
 }
 
 /// Takes a peer out of the container's table again, and out of the group: what is mounted on it stays at the others.
-pub fn leave_peer(claim: &Claim) {
-    let peer = claim.peer();
+pub fn leave_peer(redirect: &Redirect) {
+    let peer = redirect.peer();
     let is_mount = |path: &Path| mount_id(CWD, path.as_os_str()).is_ok_and(|mount| mount.is_root);
     let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
     if is_mount(&peer)

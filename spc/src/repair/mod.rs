@@ -12,28 +12,28 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::client::enter;
 use crate::error::{Error, Result, errno_text, show};
-use crate::helper::secret_fds::Handover;
+use crate::helper::secret_fds::SecretFds;
 use crate::host::confinement;
-use crate::host::redirect::{Claim, Mode};
-use crate::host::runs_in::Place;
+use crate::host::redirect::{Mode, Redirect};
+use crate::host::runs_in::RunsIn;
 use crate::host::target::{self, Rules};
-use crate::kinds::model::Maker;
+use crate::kinds::model::MountMethod;
 use crate::liveness::probe::{self, Health};
 use crate::mount::deadline::Deadline;
 use crate::mount::direct::Detached;
-use crate::mount::helper_run::Run;
+use crate::mount::helper_run::HelperRun;
 use crate::mount::request::RouteChoice;
 use crate::mount::{Plan, Request, failover};
-use crate::options::repair_scope::Extent;
+use crate::options::repair_scope::RepairScope;
 use crate::options::{Options, Secrets};
 use crate::process::interrupts::Interrupts;
 use crate::process::marks;
-use crate::recovery::leftovers::{is_mount, leave_stand_in, unseen};
+use crate::recovery::leftovers::{is_mount, unmount_placeholder, unseen};
 use crate::recovery::records::known;
 use crate::recovery::repairs::{adopt, finish};
-use crate::repair::replace::{Dead, Way};
+use crate::repair::replace::{Dead, ReplaceMethod};
 use crate::state::Session;
-use crate::state::events::{Asked, Operation};
+use crate::state::events::{Operation, OperationTimer};
 use crate::state::presence::entry_of;
 use crate::state::record::{Record, State};
 
@@ -61,7 +61,7 @@ pub enum Outcome {
 /// No new mount could be made; the dead one is there still.
 pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Result<Outcome> {
     let root = session.ledger.get(target)?.and_then(|record| record.root);
-    if let Some(root) = root.filter(|root| session.place != Place::Client(root.clone())) {
+    if let Some(root) = root.filter(|root| session.runs_in != RunsIn::ClientRoot(root.clone())) {
         enter::same_again(&session.host, &session.settings, &root)?;
     }
     let soon = Instant::now() + Duration::from_millis(500);
@@ -71,17 +71,17 @@ pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Resu
     let Some(record) = known(session, target)? else {
         return Ok(Outcome::Nothing);
     };
-    let extent = Extent::of(&Options::parse([record.options.as_str()])?)?;
-    if extent == Extent::No || !is_dead(session, &record)? {
+    let extent = RepairScope::from_options(&Options::parse([record.options.as_str()])?)?;
+    if extent == RepairScope::No || !is_dead(session, &record)? {
         return Ok(Outcome::Nothing);
     }
-    let asked = Asked::now(Operation::Repair);
+    let asked = OperationTimer::start(Operation::Repair);
     let fs_type = record.fs_type.clone();
     let done = renew(session, record, interrupts)
         .map_err(|error| error.hint_also("the mount stays dead; `spc umount -l` takes it away"));
-    asked.tell(&session.host, target, &fs_type, &done);
+    asked.report(&session.host, target, &fs_type, &done);
     let (dead, record) = done?;
-    if extent == Extent::Containers {
+    if extent == RepairScope::Containers {
         binds::replace(session, &dead, &record);
     }
     Ok(Outcome::Repaired)
@@ -90,7 +90,7 @@ pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Resu
 /// Has a new mount take the place of a dead one. Both come back.
 fn renew(session: &Session, record: Record, interrupts: &Interrupts) -> Result<(Dead, Record)> {
     let began = Instant::now();
-    let limit = Deadline::of(Some(LIMIT));
+    let limit = Deadline::new(Some(LIMIT));
     let mut plan = plan(session, &record, limit.at(), interrupts)?;
     let at = (&*session.host, &session.settings);
     let made = failover::mount(&mut plan, at, &limit, interrupts, |plan, share| {
@@ -104,14 +104,14 @@ fn renew(session: &Session, record: Record, interrupts: &Interrupts) -> Result<(
 
 /// Whether the daemon of a mount is gone. One that lives may say the same of its server, and will find it again.
 fn is_dead(session: &Session, record: &Record) -> Result<bool> {
-    if record.state != State::Mounted || record.again.is_none() {
+    if record.state != State::Mounted || record.repair.is_none() {
         return Ok(false);
     }
     let fuse = entry_of(session, record)?.is_some_and(|entry| entry.is_fuse());
     let answers = || marks::answers_fuse(&record.id).map_err(|e| unseen(record, e));
     Ok(fuse
         && !answers()?
-        && probe::states(session, std::slice::from_ref(record))? == [Health::Stale])
+        && probe::probe_all(session, std::slice::from_ref(record))? == [Health::Stale])
 }
 
 /// The same mount again, as it was asked for.
@@ -122,7 +122,7 @@ fn plan(
     interrupts: &Interrupts,
 ) -> Result<Plan> {
     let mut secrets = Secrets::default();
-    for secret in record.again.iter().flat_map(|again| &again.secrets) {
+    for secret in record.repair.iter().flat_map(|again| &again.secrets) {
         let (key, from) = secret.split_once('=').unwrap_or_default();
         if !from.starts_with("file:") {
             return Err(Error::mount(format!("cannot repair {}", record.target))
@@ -151,9 +151,9 @@ fn plan(
         route: RouteChoice::Graft,
         over_system_directory: true,
         // The recorded path has no links, or it leads elsewhere now.
-        plain_tail: usize::MAX,
+        no_symlink_tail: usize::MAX,
     };
-    let copies = session.claim(record).files();
+    let copies = session.redirect(record).files();
     let (host, settings) = (&session.host, &session.settings);
     let mut plan = Plan::again(request.validated()?, host, settings, Some(&copies))?;
     let secrets = &mut plan.request.secrets;
@@ -177,7 +177,7 @@ impl<'a> Attempt<'a> {
             let rules = Rules {
                 mkdir: None,
                 system: true,
-                plain_tail: usize::MAX,
+                no_symlink_tail: usize::MAX,
             };
             let (pinned, _) = target::pin(&path, rules)?;
             let entry = pinned.entry()?;
@@ -188,8 +188,8 @@ impl<'a> Attempt<'a> {
         else {
             return Err(cannot(&record).because("another mount covers it"));
         };
-        record.again.get_or_insert_default().making = Some(plan.id.clone());
-        record.shows_source.clone_from(&plan.chosen.shows_source);
+        record.repair.get_or_insert_default().pending_id = Some(plan.id.clone());
+        record.shows_source.clone_from(&plan.kind.expected_source);
         let attempt = Self {
             session,
             plan,
@@ -205,16 +205,20 @@ impl<'a> Attempt<'a> {
         Ok(attempt)
     }
 
-    fn run(mut self, deadline: Instant, interrupts: &Interrupts) -> Result<(Dead, Record, Way)> {
-        let claim = Claim::make(
-            &self.session.settings.claims(),
+    fn run(
+        mut self,
+        deadline: Instant,
+        interrupts: &Interrupts,
+    ) -> Result<(Dead, Record, ReplaceMethod)> {
+        let redirect = Redirect::make(
+            &self.session.settings.redirects(),
             &self.plan.id,
-            Mode::Stay,
+            Mode::Local,
             &self.dead.pinned,
         )?;
-        let new = self.make(&claim, deadline, interrupts)?;
-        leave_stand_in(claim.stand_in())?;
-        let (made, way) = replace::replace(self.session, &claim, &self.dead.pinned, new)?;
+        let new = self.make(&redirect, deadline, interrupts)?;
+        unmount_placeholder(redirect.placeholder())?;
+        let (made, way) = replace::replace(self.session, &redirect, &self.dead.pinned, new)?;
         let record = adopt(self.session, self.record.clone(), made)?;
         self.finished = true;
         let dead = Dead {
@@ -225,30 +229,36 @@ impl<'a> Attempt<'a> {
     }
 
     /// Runs the helper on the stand-in. What it mounted has answered.
-    fn make(&self, claim: &Claim, deadline: Instant, interrupts: &Interrupts) -> Result<Detached> {
-        let (Maker::Helper(helper), Some(program)) = (&self.plan.chosen.maker, &self.plan.program)
+    fn make(
+        &self,
+        redirect: &Redirect,
+        deadline: Instant,
+        interrupts: &Interrupts,
+    ) -> Result<Detached> {
+        let (MountMethod::Helper(helper), Some(program)) =
+            (&self.plan.kind.method, &self.plan.program)
         else {
             return Err(cannot(&self.record).because("no program mounts it any more"));
         };
         confinement::fuse()?;
-        self.plan.files.copy()?;
-        let handover = Handover::prepare(&helper.secrets, &self.plan.request.secrets)?;
+        self.plan.option_files.copy()?;
+        let secret_fds = SecretFds::prepare(&helper.secrets, &self.plan.request.secrets)?;
         let made_by = (helper, program);
-        let run = Run::of(self.plan, made_by, claim, &handover, &self.record);
-        let said = run.to_end(deadline, interrupts, || ())?;
-        let failed = |why: &str| run.tell(cannot(&self.record).because(why), &said);
+        let run = HelperRun::new(self.plan, made_by, redirect, &secret_fds, &self.record);
+        let said = run.run(deadline, interrupts, || ())?;
+        let failed = |why: &str| run.annotate(cannot(&self.record).because(why), &said);
         let until = Instant::now() + SETTLE;
-        while !is_mount(claim.stand_in()) {
+        while !is_mount(redirect.placeholder()) {
             if Instant::now() >= until {
                 return Err(failed("its helper reported success, but mounted nothing"));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let answer = answers(claim.stand_in(), deadline, || interrupts.check())?;
-        if !answer || run.gave_up(&said) || !is_mount(claim.stand_in()) {
+        let answer = answers(redirect.placeholder(), deadline, || interrupts.check())?;
+        if !answer || run.gave_up(&said) || !is_mount(redirect.placeholder()) {
             return Err(failed("what was mounted anew does not answer"));
         }
-        Detached::clone_of(claim.stand_in())
+        Detached::clone_of(redirect.placeholder())
     }
 }
 

@@ -13,7 +13,7 @@ use rustix::process::{chdir, fchdir};
 
 use crate::error::{Error, Result, errno_text, show};
 use crate::host::mountinfo::{self, Entry};
-use crate::host::redirect::Claim;
+use crate::host::redirect::Redirect;
 use crate::host::target::{MountId, Pinned};
 use crate::mount::direct::Detached;
 use crate::recovery::repairs::leave_peer;
@@ -24,7 +24,7 @@ pub const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
 
 /// How the new mount got to its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum ReplaceMethod {
     /// Put beneath the dead one by the kernel (`MOVE_MOUNT_BENEATH`), which then was detached.
     Beneath,
     /// Mounted on a peer of what the dead one is on: propagation puts it beneath whatever is there already.
@@ -33,7 +33,7 @@ pub enum Way {
     Swap,
 }
 
-impl Way {
+impl ReplaceMethod {
     /// The word for the log.
     pub fn word(self) -> &'static str {
         match self {
@@ -50,10 +50,10 @@ impl Way {
 /// The target is not what it was, or the kernel refuses.
 pub fn replace(
     session: &Session,
-    claim: &Claim,
+    redirect: &Redirect,
     pinned: &Arc<Pinned>,
     new: Detached,
-) -> Result<(MountId, Way)> {
+) -> Result<(MountId, ReplaceMethod)> {
     let new = Arc::new(new);
     let beneath = {
         let (pinned, new) = (Arc::clone(pinned), Arc::clone(&new));
@@ -65,16 +65,16 @@ pub fn replace(
         }
     };
     let way = match session.host.run("replacing the mount", beneath)? {
-        Ok(()) => Way::Beneath,
+        Ok(()) => ReplaceMethod::Beneath,
         // Too old, or the target is on what the kernel calls the root of the namespace.
-        Err(Errno::INVAL) if put_on_peer(session, claim, pinned, &new)? => Way::Peer,
-        Err(Errno::INVAL) => Way::Swap,
+        Err(Errno::INVAL) if put_on_peer(session, redirect, pinned, &new)? => ReplaceMethod::Peer,
+        Err(Errno::INVAL) => ReplaceMethod::Swap,
         Err(error) => return Err(failed(pinned, error)),
     };
     let pinned = Arc::clone(pinned);
     let finish = move || {
         take_top(&pinned)?;
-        if way == Way::Swap {
+        if way == ReplaceMethod::Swap {
             new.move_to(&pinned.parent, &pinned.name)
                 .map_err(|e| failed(&pinned, e))?;
         }
@@ -122,7 +122,7 @@ pub fn detach_at(dir: impl AsFd, name: &OsStr) -> std::result::Result<(), Errno>
 /// Mounts it on a peer of the mount that the dead one is on, where nothing is in its way. False if there can be no peer.
 fn put_on_peer(
     session: &Session,
-    claim: &Claim,
+    redirect: &Redirect,
     pinned: &Arc<Pinned>,
     new: &Detached,
 ) -> Result<bool> {
@@ -145,7 +145,7 @@ fn put_on_peer(
         return Ok(false);
     };
     // In the container's own table, which is private, for a moment.
-    let peer = claim.peer();
+    let peer = redirect.peer();
     fs::DirBuilder::new()
         .mode(0o700)
         .create(&peer)
@@ -153,7 +153,7 @@ fn put_on_peer(
     let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     let done = move_mount(&tree, "", CWD, &peer, from)
         .and_then(|()| new.move_to(CWD, peer.join(&pinned.name).as_os_str()));
-    leave_peer(claim);
+    leave_peer(redirect);
     done.map_err(|e| failed(pinned, e))?;
     Ok(true)
 }

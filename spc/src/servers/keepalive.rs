@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{Class, Error, Result};
 use crate::process::interrupts::Interrupts;
-use crate::servers::probe::{self, Seen};
+use crate::servers::probe::{self, ProbeResult};
 
 /// How long a helper is left alone; most need less. Then its server is looked at as often.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -71,14 +71,14 @@ impl Watch {
     /// Whether it does not answer. That may be the network's fault, or that of all: so others have to do better.
     fn look(&self, go_on: impl Fn() -> Result<()> + Copy) -> Result<bool> {
         let server = Some(self.server);
-        if probe::ask(&[server], self.hello, false, go_on)? == [Seen::Answers] {
+        if probe::probe(&[server], self.hello, false, go_on)? == [ProbeResult::Answers] {
             return Ok(false);
         }
         let others = self.others.iter().copied().map(Some);
         let all: Vec<_> = [server].into_iter().chain(others).collect();
-        let seen = probe::ask(&all, self.hello, true, go_on)?;
+        let seen = probe::probe(&all, self.hello, true, go_on)?;
         tracing::debug!(server = %self.server, ?seen, "it did not answer any more");
-        Ok(seen[0] != Seen::Answers && seen[1..].contains(&Seen::Answers))
+        Ok(seen[0] != ProbeResult::Answers && seen[1..].contains(&ProbeResult::Answers))
     }
 }
 

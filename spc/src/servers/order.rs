@@ -23,7 +23,7 @@ impl Order {
     ///
     /// # Errors
     /// The option is none of these.
-    pub fn of(options: &Options) -> Result<Self> {
+    pub fn from_options(options: &Options) -> Result<Self> {
         match options.value(ORDER) {
             None if options.has(ORDER) => Err(bad("")),
             None | Some("random") => Ok(Self::Random),
@@ -86,7 +86,10 @@ mod tests {
     fn arranged(order: &str) -> Vec<char> {
         let options = Options::parse([format!("{ORDER}={order}").as_str()]).unwrap();
         let mut items = vec!['a', 'b', 'c'];
-        Order::of(&options).unwrap().arrange(&mut items).unwrap();
+        Order::from_options(&options)
+            .unwrap()
+            .arrange(&mut items)
+            .unwrap();
         items
     }
 
@@ -101,7 +104,7 @@ mod tests {
         assert_eq!(random.len(), 6);
         for bad in ["", "x", "-1", "first"] {
             let options = Options::parse([format!("{ORDER}={bad}").as_str()]).unwrap();
-            assert!(Order::of(&options).is_err(), "{bad}");
+            assert!(Order::from_options(&options).is_err(), "{bad}");
         }
     }
 

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::host::Host;
-use crate::kinds::block::model::At;
+use crate::kinds::block::model::Endpoint;
 use crate::process::interrupts::Interrupts;
-use crate::servers::probe::{self, Seen};
+use crate::servers::probe::{self, ProbeResult};
 use crate::servers::{dead_cache, resolve};
 
 /// For each place, what came back if nobody answers there; nothing if somebody does, or nobody knows. Where there are
@@ -16,7 +16,7 @@ use crate::servers::{dead_cache, resolve};
 /// # Errors
 /// A signal stops us.
 pub fn silent(
-    places: &[Option<&At>],
+    places: &[Option<&Endpoint>],
     others: bool,
     host: &Host,
     deadline: Instant,
@@ -36,7 +36,7 @@ pub fn silent(
         .iter()
         .flatten()
         .next()
-        .map_or(&[][..], |at| at.hello);
+        .map_or(&[][..], |at| at.probe_request);
     let known: Vec<SocketAddr> = peers.iter().copied().flatten().collect();
     let mut ages = dead_cache::known(host, &known).into_iter();
     let ages: Vec<_> = peers
@@ -50,11 +50,12 @@ pub fn silent(
         .zip(&ages)
         .map(|(peer, age)| peer.filter(|_| !left_out(age)))
         .collect();
-    let seen = probe::ask(&asked, hello, true, || interrupts.check())?;
-    let dead = |(peer, seen): (&Option<SocketAddr>, &Seen)| peer.filter(|_| seen.is_dead());
+    let seen = probe::probe(&asked, hello, true, || interrupts.check())?;
+    let dead = |(peer, seen): (&Option<SocketAddr>, &ProbeResult)| peer.filter(|_| seen.is_dead());
     let dead = peers.iter().zip(&seen).filter_map(dead).collect();
-    let alive =
-        |(peer, seen): (&Option<SocketAddr>, &Seen)| peer.filter(|_| *seen == Seen::Answers);
+    let alive = |(peer, seen): (&Option<SocketAddr>, &ProbeResult)| {
+        peer.filter(|_| *seen == ProbeResult::Answers)
+    };
     let alive = peers.iter().zip(&seen).filter_map(alive).collect();
     dead_cache::note(host, dead, alive);
     let told = places
@@ -65,7 +66,7 @@ pub fn silent(
             let port = place.as_ref()?.port;
             match (age.filter(|_| left_out(age)), seen) {
                 (Some(age), _) => Some(format!("no answer at port {port} {} s ago", age.as_secs())),
-                (None, Seen::Answers | Seen::Unasked) => None,
+                (None, ProbeResult::Answers | ProbeResult::Unasked) => None,
                 (None, seen) => Some(seen.words(port)),
             }
         });

@@ -29,7 +29,7 @@ const ASK: Duration = Duration::from_millis(50);
 
 /// What was seen of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum ProbeResult {
     /// It was not asked: another one answered before its turn came, or its address is not known.
     Unasked,
     /// It had been asked for this long when another answered, which had not been much faster: it may be as well as that one.
@@ -44,7 +44,7 @@ pub enum Seen {
     Fails(String),
 }
 
-impl Seen {
+impl ProbeResult {
     /// Less is better: who answers, of whom nothing is known, who took a connection, who did not.
     pub fn rank(&self) -> u8 {
         match self {
@@ -80,7 +80,7 @@ impl Seen {
 }
 
 /// A server that is being asked.
-struct Asking {
+struct PendingProbe {
     socket: OwnedFd,
     since: Instant,
     /// How long it took until it had the connection.
@@ -93,14 +93,14 @@ struct Asking {
 ///
 /// # Errors
 /// Whatever `go_on` says, which is asked all the while.
-pub fn ask(
+pub fn probe(
     servers: &[Option<SocketAddr>],
     hello: &[u8],
     all: bool,
     go_on: impl Fn() -> Result<()>,
-) -> Result<Vec<Seen>> {
-    let mut seen = vec![Seen::Unasked; servers.len()];
-    let mut asking: Vec<(usize, Asking)> = Vec::new();
+) -> Result<Vec<ProbeResult>> {
+    let mut seen = vec![ProbeResult::Unasked; servers.len()];
+    let mut asking: Vec<(usize, PendingProbe)> = Vec::new();
     let mut waiting = servers.iter().enumerate();
     let (mut turn, mut end, mut more) = (Instant::now(), Instant::now() + PATIENCE, true);
     // How many are to be asked now, and how many when these are late.
@@ -122,14 +122,14 @@ pub fn ask(
                 match begin(server) {
                     Ok(socket) => asking.push((
                         at,
-                        Asking {
+                        PendingProbe {
                             socket,
                             since: now,
                             connected: None,
                         },
                     )),
                     Err(errno) => {
-                        seen[at] = Seen::Fails(errno_text(errno));
+                        seen[at] = ProbeResult::Fails(errno_text(errno));
                         due += 1;
                     }
                 }
@@ -149,8 +149,8 @@ pub fn ask(
         asking.retain_mut(|(at, asking)| {
             let was_connected = asking.connected.is_some();
             match asking.look(hello) {
-                Some(Seen::Answers) => {
-                    seen[*at] = Seen::Answers;
+                Some(ProbeResult::Answers) => {
+                    seen[*at] = ProbeResult::Answers;
                     came = true;
                     connection = connection.max(3 * asking.connected.unwrap_or_default());
                     word = word.max(3 * asking.since.elapsed());
@@ -178,10 +178,10 @@ pub fn ask(
     for (at, asking) in asking {
         let time = asking.since.elapsed();
         seen[at] = match asking.connected {
-            Some(_) if time < word => Seen::Early(time),
-            Some(_) => Seen::Silent,
-            None if time < connection => Seen::Early(time),
-            None => Seen::Asked(time),
+            Some(_) if time < word => ProbeResult::Early(time),
+            Some(_) => ProbeResult::Silent,
+            None if time < connection => ProbeResult::Early(time),
+            None => ProbeResult::Asked(time),
         };
     }
     Ok(seen)
@@ -200,7 +200,7 @@ fn begin(server: SocketAddr) -> std::result::Result<OwnedFd, Errno> {
     }
 }
 
-fn wait_for(asking: &[(usize, Asking)], wait: Duration) {
+fn wait_for(asking: &[(usize, PendingProbe)], wait: Duration) {
     let mut fds: Vec<_> = asking
         .iter()
         .map(|(_, asking)| {
@@ -219,9 +219,9 @@ fn wait_for(asking: &[(usize, Asking)], wait: Duration) {
     );
 }
 
-impl Asking {
+impl PendingProbe {
     /// What there is to be seen of it by now; none if nothing yet.
-    fn look(&mut self, hello: &[u8]) -> Option<Seen> {
+    fn look(&mut self, hello: &[u8]) -> Option<ProbeResult> {
         if self.connected.is_none() {
             let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
             if poll(&mut fds, Some(&Timespec::default())) != Ok(1) {
@@ -229,7 +229,7 @@ impl Asking {
             }
             match sockopt::socket_error(&self.socket) {
                 Ok(Ok(())) => self.connected = Some(self.since.elapsed()),
-                Ok(Err(errno)) | Err(errno) => return Some(Seen::Fails(errno_text(errno))),
+                Ok(Err(errno)) | Err(errno) => return Some(ProbeResult::Fails(errno_text(errno))),
             }
             if !hello.is_empty() {
                 // One that has gone again shows when its answer is read.
@@ -239,8 +239,8 @@ impl Asking {
         let mut word = [0; 16];
         match recv(&self.socket, &mut word, RecvFlags::empty()) {
             Err(Errno::AGAIN | Errno::INTR) => None,
-            Ok((_, 1..)) => Some(Seen::Answers),
-            Ok(_) | Err(_) => Some(Seen::Silent),
+            Ok((_, 1..)) => Some(ProbeResult::Answers),
+            Ok(_) | Err(_) => Some(ProbeResult::Silent),
         }
     }
 }
@@ -292,10 +292,10 @@ mod tests {
         address
     }
 
-    fn asked(servers: &[SocketAddr]) -> (Vec<Seen>, Duration) {
+    fn asked(servers: &[SocketAddr]) -> (Vec<ProbeResult>, Duration) {
         let servers: Vec<_> = servers.iter().copied().map(Some).collect();
         let began = Instant::now();
-        let seen = ask(&servers, b"who?", false, || Ok(())).unwrap();
+        let seen = probe(&servers, b"who?", false, || Ok(())).unwrap();
         (seen, began.elapsed())
     }
 
@@ -304,27 +304,27 @@ mod tests {
         let refuses = listener().1;
         let (_held, silent) = listener();
         let (seen, took) = asked(&[refuses, silent, speaker(), speaker()]);
-        assert!(matches!(seen[0], Seen::Fails(_)), "{seen:?}");
-        assert_eq!(seen[1], Seen::Silent);
-        assert!(seen[2..].contains(&Seen::Answers), "{seen:?}");
+        assert!(matches!(seen[0], ProbeResult::Fails(_)), "{seen:?}");
+        assert_eq!(seen[1], ProbeResult::Silent);
+        assert!(seen[2..].contains(&ProbeResult::Answers), "{seen:?}");
         assert!(took >= STAGGER && took < PATIENCE, "{took:?}");
         let (seen, _) = asked(&[refuses, refuses, speaker()]);
-        assert_eq!(seen[2], Seen::Answers);
+        assert_eq!(seen[2], ProbeResult::Answers);
     }
 
     #[test]
     fn who_does_not_even_take_the_connection_is_left_sooner() {
         let (_queue, address) = full();
         let (seen, took) = asked(&[address, speaker()]);
-        let Seen::Asked(time) = seen[0] else {
+        let ProbeResult::Asked(time) = seen[0] else {
             panic!("{seen:?}")
         };
-        assert_eq!(seen[1], Seen::Answers);
+        assert_eq!(seen[1], ProbeResult::Answers);
         assert!(
             took >= CONNECT && time >= CONNECT && took < PATIENCE,
             "{took:?}"
         );
-        assert!(seen[0].is_dead() && seen[0].rank() > Seen::Unasked.rank());
+        assert!(seen[0].is_dead() && seen[0].rank() > ProbeResult::Unasked.rank());
     }
 
     #[test]
@@ -333,7 +333,9 @@ mod tests {
         let [one, two, three] = [late[0].1, late[1].1, late[2].1];
         let is_asked = |servers: &[SocketAddr]| -> Vec<bool> {
             let seen = asked(servers).0;
-            seen.iter().map(|seen| *seen != Seen::Unasked).collect()
+            seen.iter()
+                .map(|seen| *seen != ProbeResult::Unasked)
+                .collect()
         };
         let (speaks, yes, no) = (speaker(), true, false);
         assert_eq!(is_asked(&[speaks, one, two]), [yes, no, no]);
@@ -353,59 +355,62 @@ mod tests {
             address
         };
         let (seen, took) = asked(&[silent, refuses, ends]);
-        assert_eq!(seen[0], Seen::Silent);
+        assert_eq!(seen[0], ProbeResult::Silent);
         assert!(seen[1].words(7).contains("refused"), "{seen:?}");
-        assert_eq!(seen[2], Seen::Silent);
+        assert_eq!(seen[2], ProbeResult::Silent);
         assert!(took >= PATIENCE, "{took:?}");
         let mut ranked = seen;
-        ranked.sort_by_key(Seen::rank);
+        ranked.sort_by_key(ProbeResult::rank);
         assert!(ranked[2].is_dead() && !ranked[0].is_dead());
         drop(held);
     }
 
     #[test]
     fn one_whose_address_is_not_known_is_not_asked() {
-        let seen = ask(&[None], &[], false, || Ok(())).unwrap();
-        assert_eq!(seen, [Seen::Unasked]);
+        let seen = probe(&[None], &[], false, || Ok(())).unwrap();
+        assert_eq!(seen, [ProbeResult::Unasked]);
     }
 
     #[test]
     fn all_are_asked_where_all_are_wanted() {
         let asked = |servers: [Option<SocketAddr>; 5]| {
             let began = Instant::now();
-            let seen = ask(&servers, b"who?", true, || Ok(())).unwrap();
-            assert_eq!([&seen[0], &seen[2]], [&Seen::Answers, &Seen::Unasked]);
-            assert!(matches!(seen[1], Seen::Fails(_)), "{seen:?}");
+            let seen = probe(&servers, b"who?", true, || Ok(())).unwrap();
+            assert_eq!(
+                [&seen[0], &seen[2]],
+                [&ProbeResult::Answers, &ProbeResult::Unasked]
+            );
+            assert!(matches!(seen[1], ProbeResult::Fails(_)), "{seen:?}");
             (seen[3..].to_vec(), began.elapsed())
         };
         let (refuses, (_queue, full), (_held, silent)) = (listener().1, full(), listener());
         let five = |a, b| [Some(speaker()), Some(refuses), None, Some(a), Some(b)];
         // Nobody is waited for who is not even reached; but one that is busy is.
         let (seen, took) = asked(five(full, speaker()));
-        assert!(matches!(seen[0], Seen::Asked(_)), "{seen:?}");
-        assert_eq!(seen[1], Seen::Answers);
+        assert!(matches!(seen[0], ProbeResult::Asked(_)), "{seen:?}");
+        assert_eq!(seen[1], ProbeResult::Answers);
         assert!(took < PATIENCE, "{took:?}");
         let (seen, took) = asked(five(late(PATIENCE / 2), full));
-        assert_eq!(seen[0], Seen::Answers);
+        assert_eq!(seen[0], ProbeResult::Answers);
         assert!(took < PATIENCE, "{took:?}");
         let (seen, took) = asked(five(silent, speaker()));
-        assert_eq!(seen, [Seen::Silent, Seen::Answers]);
+        assert_eq!(seen, [ProbeResult::Silent, ProbeResult::Answers]);
         assert!(took >= PATIENCE, "{took:?}");
     }
 
     #[test]
     fn whoever_had_too_little_time_is_not_taken_for_dead() {
         let (seen, _) = asked(&[late(2 * STAGGER), late(2 * STAGGER)]);
-        assert_eq!(seen[0], Seen::Answers);
-        assert!(matches!(seen[1], Seen::Early(_)), "{seen:?}");
-        assert!(!seen[1].is_dead() && seen[1].rank() == Seen::Unasked.rank());
+        assert_eq!(seen[0], ProbeResult::Answers);
+        assert!(matches!(seen[1], ProbeResult::Early(_)), "{seen:?}");
+        assert!(!seen[1].is_dead() && seen[1].rank() == ProbeResult::Unasked.rank());
     }
 
     #[test]
     fn whoever_waits_may_be_told_to_stop() {
         let (_held, silent) = listener();
         let stop = || Err(crate::error::Error::system("stop"));
-        assert!(ask(&[Some(silent)], &[], false, stop).is_err());
+        assert!(probe(&[Some(silent)], &[], false, stop).is_err());
         drop(TcpStream::connect(silent));
     }
 }

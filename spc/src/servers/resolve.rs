@@ -23,7 +23,7 @@ pub fn addresses(
     std::thread::scope(|scope| {
         let asked: Vec<_> = names
             .iter()
-            .map(|name| scope.spawn(move || of(name, deadline, interrupts)))
+            .map(|name| scope.spawn(move || resolve_one(name, deadline, interrupts)))
             .collect();
         let answers = asked.into_iter().map(|thread| thread.join());
         answers
@@ -32,7 +32,7 @@ pub fn addresses(
     })
 }
 
-fn of(name: &str, deadline: Instant, interrupts: &Interrupts) -> Result<Vec<IpAddr>> {
+fn resolve_one(name: &str, deadline: Instant, interrupts: &Interrupts) -> Result<Vec<IpAddr>> {
     if let Ok(address) = name.parse() {
         return Ok(vec![address]);
     }
@@ -40,7 +40,7 @@ fn of(name: &str, deadline: Instant, interrupts: &Interrupts) -> Result<Vec<IpAd
         program: "getent",
         args: &["ahosts".into(), name.into()],
         stdin: None,
-        handover: None,
+        secret_fds: None,
         id: None,
         deadline: within(LIMIT, deadline),
     };

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::servers::probe::Seen;
+use crate::servers::probe::ProbeResult;
 
 /// A server, at one of its addresses.
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub struct Server {
     pub peer: Option<SocketAddr>,
     /// How long ago it did not answer, if that is remembered.
     pub dead: Option<Duration>,
-    pub(crate) seen: Seen,
+    pub(crate) seen: ProbeResult,
     pub(crate) told: Option<String>,
 }
 

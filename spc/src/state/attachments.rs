@@ -15,7 +15,8 @@ const DEVICES: &str = "/run/spc/devices";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// What they are reached through.
-    pub through: String,
+    #[serde(rename = "through")]
+    pub session_key: String,
     /// Ways that somebody else had brought up before: they are used, and never ended.
     pub foreign: Vec<String>,
     /// All sources that were attached; they say how it is undone.
@@ -65,7 +66,7 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::put`].
     pub fn put_attachment(&self, attachment: &Attachment) -> Result<()> {
-        self.write(attachment_file(&attachment.through), attachment)
+        self.write(attachment_file(&attachment.session_key), attachment)
     }
 
     /// Nothing is attached through this any more.

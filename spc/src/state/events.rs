@@ -73,20 +73,20 @@ pub struct Failure {
 }
 
 /// An operation that has begun.
-pub struct Asked {
+pub struct OperationTimer {
     operation: Operation,
     at: Instant,
 }
 
-impl Asked {
+impl OperationTimer {
     /// It begins now.
-    pub fn now(operation: Operation) -> Self {
+    pub fn start(operation: Operation) -> Self {
         let at = Instant::now();
         Self { operation, at }
     }
 
     /// It is done: tells how it went to whoever listens.
-    pub fn tell<T>(&self, host: &Host, target: &Path, fs_type: &str, done: &Result<T>) {
+    pub fn report<T>(&self, host: &Host, target: &Path, fs_type: &str, done: &Result<T>) {
         let failure = done.as_ref().err().map(|error| Failure {
             reason: error.reason(),
             error: error.summary().chars().take(LIMIT / 8).collect(),

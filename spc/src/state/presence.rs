@@ -19,7 +19,7 @@ use crate::sys::statmount;
 
 /// What a record says of its mount, in few bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct MountKey {
     /// Its id, as in mountinfo.
     pub id: u64,
     /// The one that is never used again; 0 where the kernel has none.
@@ -28,9 +28,9 @@ pub struct Mark {
     pub name: u64,
 }
 
-impl Mark {
+impl MountKey {
     /// None if the record is of an earlier life of the machine, whose mounts are all gone.
-    pub fn of(record: &Record) -> Option<Self> {
+    pub fn from_record(record: &Record) -> Option<Self> {
         record.is_of_this_boot().then(|| Self {
             id: record.mount_id,
             unique: record.unique_id,
@@ -99,7 +99,7 @@ fn top(path: &Path) -> std::result::Result<MountId, Errno> {
 /// # Errors
 /// The mount table cannot be read.
 pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
-    let Some(wanted) = Mark::of(record) else {
+    let Some(wanted) = MountKey::from_record(record) else {
         return Ok(None);
     };
     let look = move || match mountinfo::find(wanted.id, wanted.unique)? {
@@ -117,10 +117,10 @@ pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
 /// # Errors
 /// The mount table cannot be read.
 pub fn entries_of(session: &Session, records: &[Record]) -> Result<Vec<Option<Entry>>> {
-    let all: Vec<Option<Mark>> = records.iter().map(Mark::of).collect();
+    let all: Vec<Option<MountKey>> = records.iter().map(MountKey::from_record).collect();
     let look = move || -> std::io::Result<Vec<Option<Entry>>> {
         let mut table: Option<HashMap<u64, Entry>> = None;
-        let confirm = |wanted: Option<Mark>| {
+        let confirm = |wanted: Option<MountKey>| {
             let Some(wanted) = wanted else {
                 return Ok(None);
             };
@@ -149,7 +149,7 @@ pub fn entries_of(session: &Session, records: &[Record]) -> Result<Vec<Option<En
 ///
 /// # Errors
 /// The mount table cannot be read.
-pub fn missing(session: &Session, marks: impl Iterator<Item = Mark>) -> Result<Vec<Mark>> {
+pub fn missing(session: &Session, marks: impl Iterator<Item = MountKey>) -> Result<Vec<MountKey>> {
     let list = || statmount::after(0).unwrap_or_default();
     let listed = session.host.run("listing the mounts", list)?;
     let (mut missing, mut unlisted) = (Vec::new(), Vec::new());
@@ -168,7 +168,7 @@ pub fn missing(session: &Session, marks: impl Iterator<Item = Mark>) -> Result<V
     Ok(missing)
 }
 
-fn missing_in_table(mut marks: Vec<Mark>) -> std::io::Result<Vec<Mark>> {
+fn missing_in_table(mut marks: Vec<MountKey>) -> std::io::Result<Vec<MountKey>> {
     marks.sort_unstable_by_key(|mark| mark.id);
     let first = |id: u64| marks.partition_point(|mark| mark.id < id);
     let with = |id: u64| first(id)..first(id + 1);
@@ -200,7 +200,7 @@ mod tests {
         let table = mountinfo::read().unwrap();
         let there = table.iter().find(|entry| entry.target == Path::new("/"));
         let there = there.unwrap();
-        let mark = |id: u64, path: &Path| Mark {
+        let mark = |id: u64, path: &Path| MountKey {
             id,
             unique: 0,
             name: hash(path),

@@ -30,7 +30,8 @@ pub struct Record {
     /// Canonical path on the host.
     pub target: String,
     /// The path as it was asked for, on the host.
-    pub written: String,
+    #[serde(rename = "written")]
+    pub requested_target: String,
     /// Type that was asked for.
     pub fs_type: String,
     /// Source that was asked for.
@@ -50,7 +51,8 @@ pub struct Record {
     /// Mount id that is never used again; 0 where the kernel has none.
     pub unique_id: u64,
     /// Id of the mount that the target was pinned on.
-    pub on: u64,
+    #[serde(rename = "on")]
+    pub parent_mount_id: u64,
     /// Processes that keep it alive, by their ids in the container.
     pub daemon: Vec<i32>,
     /// The client root whose programs made it, and which it needs; none if that was the container's own.
@@ -69,19 +71,21 @@ pub struct Record {
     pub boot: String,
     /// What it takes to make it once more, should its daemon die; none where there is no daemon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub again: Option<Again>,
+    #[serde(rename = "again")]
+    pub repair: Option<RepairInfo>,
 }
 
 /// What is remembered of a mount so that another can take its place.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Again {
+pub struct RepairInfo {
     /// Where its secrets came from, `KEY=file:PATH` or `KEY=` and what cannot be read twice; never a value.
     pub secrets: Vec<String>,
     /// How often its daemon died and another mount took its place.
     pub repairs: u32,
     /// Name of the claim, and mark of the processes, of the mount that is being made now to take its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub making: Option<String>,
+    #[serde(rename = "making")]
+    pub pending_id: Option<String>,
 }
 
 /// An attached device, as a record names it.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::host::redirect::{self, Claim};
-use crate::host::runs_in::{Place, place};
+use crate::host::redirect::{self, Redirect};
+use crate::host::runs_in::{RunsIn, current};
 use crate::host::{Host, Settings};
 use crate::state::{Ledger, Record};
 
@@ -17,7 +17,7 @@ pub struct Session {
     /// The host's ledger.
     pub ledger: Ledger,
     /// Where this process runs.
-    pub place: Place,
+    pub runs_in: RunsIn,
 }
 
 impl Session {
@@ -30,20 +30,20 @@ impl Session {
         let host = Arc::new(Host::open(&settings)?);
         Ok(Self {
             settings,
-            ledger: Ledger::of(Arc::clone(&host)),
-            place: place(),
+            ledger: Ledger::new(Arc::clone(&host)),
+            runs_in: current(),
             host,
         })
     }
 
     /// The claim of a recorded mount, wherever that was made.
-    pub fn claim(&self, record: &Record) -> Claim {
-        let claims = match &record.root {
-            Some(root) if self.place != Place::Client(root.clone()) => {
+    pub fn redirect(&self, record: &Record) -> Redirect {
+        let redirects = match &record.root {
+            Some(root) if self.runs_in != RunsIn::ClientRoot(root.clone()) => {
                 redirect::of_client(&self.host, root)
             }
-            _ => self.settings.claims(),
+            _ => self.settings.redirects(),
         };
-        Claim::named(&claims, &record.id)
+        Redirect::named(&redirects, &record.id)
     }
 }

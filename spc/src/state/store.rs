@@ -61,7 +61,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// The ledger of this host; nothing is looked at yet.
-    pub fn of(host: Arc<Host>) -> Self {
+    pub fn new(host: Arc<Host>) -> Self {
         Self { host }
     }
 

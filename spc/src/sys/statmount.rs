@@ -61,7 +61,7 @@ impl Wanted {
 
 /// What the kernel says of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known {
+pub struct MountStat {
     /// Its id, as in mountinfo.
     pub id: u64,
     /// The id of the mount that it is on.
@@ -97,7 +97,7 @@ pub struct Known {
 /// # Errors
 /// ENOENT if there is none; ENOSYS, or EPERM from a filter of system calls, where the kernel cannot be asked; EOPNOTSUPP
 /// from one that does not know enough (before Linux 6.13).
-pub fn of(unique: u64) -> io::Result<Known> {
+pub fn read(unique: u64) -> io::Result<MountStat> {
     const NEEDED: u64 = SB_BASIC | MNT_BASIC | MNT_ROOT | FS_TYPE | SB_SOURCE;
     ask(unique, NEEDED, MNT_POINT | MNT_OPTS | FS_SUBTYPE)
 }
@@ -111,7 +111,7 @@ pub fn plain_id(unique: u64) -> io::Result<u64> {
 }
 
 /// Asks for what is needed, and for what else there may be.
-fn ask(unique: u64, needed: u64, wanted: u64) -> io::Result<Known> {
+fn ask(unique: u64, needed: u64, wanted: u64) -> io::Result<MountStat> {
     let wanted = Wanted::new(unique, needed | wanted);
     let mut buffer = vec![0_u8; ROOM];
     loop {
@@ -168,8 +168,8 @@ impl Answer<'_> {
         rest[..end.unwrap_or(rest.len())].to_vec()
     }
 
-    fn known(&self) -> Known {
-        Known {
+    fn known(&self) -> MountStat {
+        MountStat {
             id: self.u32(56).into(),
             parent: self.u32(60).into(),
             parent_unique: self.u64(48),
@@ -245,7 +245,7 @@ pub(crate) mod tests {
     fn a_mount_is_known_by_the_id_that_is_never_used_again() {
         let root = std::fs::File::open("/").unwrap();
         let mount = mount_id(&root, std::ffi::OsStr::new("")).unwrap();
-        let Some(known) = asked(of(mount.unique)) else {
+        let Some(known) = asked(read(mount.unique)) else {
             return;
         };
         assert_eq!(
@@ -254,7 +254,7 @@ pub(crate) mod tests {
         );
         assert_eq!((&*known.target, &*known.root), (&b"/"[..], &b"/"[..]));
         assert!(!known.fs_type.is_empty() && !known.source.is_empty());
-        let none = of(u64::MAX).unwrap_err();
+        let none = read(u64::MAX).unwrap_err();
         assert_eq!(none.raw_os_error(), Some(libc::ENOENT));
     }
 

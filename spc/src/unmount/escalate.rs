@@ -12,9 +12,9 @@ use crate::host::mountinfo::{self, Entry};
 use crate::host::target::MountId;
 use crate::host::unmount as host_unmount;
 use crate::liveness::path::{self, HELD};
-use crate::liveness::probe::{self, Health, Looked};
+use crate::liveness::probe::{self, Health, ProbeTarget};
 use crate::liveness::waiter_lock;
-use crate::process::subprocess::{Answer, Errand};
+use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::presence::entry_of;
 use crate::state::{Record, Session};
 use crate::unmount::holders::{self, Found};
@@ -23,10 +23,10 @@ use crate::unmount::holders::{self, Found};
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a mount may be busy before that is taken for its use by somebody: another command may be looking at it.
-const GLANCE: Duration = Duration::from_millis(200);
+const BUSY_RETRY: Duration = Duration::from_millis(200);
 
 /// How long those who waited for an answer may take to go away once they have been told that none will come.
-const PARTING: Duration = Duration::from_secs(2);
+const FORCE_GRACE: Duration = Duration::from_secs(2);
 
 /// File systems that end without a word to anybody.
 const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
@@ -38,7 +38,7 @@ const LOCAL: [&str; 10] = [
 
 /// One way to take a mount off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Rung {
+pub enum UnmountStep {
     /// If nobody uses it.
     Unmount,
     /// As that, and outstanding requests are given up.
@@ -47,7 +47,7 @@ pub enum Rung {
     Detach,
 }
 
-impl Rung {
+impl UnmountStep {
     fn word(self) -> &'static str {
         match self {
             Self::Unmount => "unmount",
@@ -67,7 +67,7 @@ impl Rung {
 
 /// How a mount has come off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Off {
+pub enum UnmountOutcome {
     /// Nobody used it.
     Free,
     /// Somebody may use it still.
@@ -77,7 +77,7 @@ pub enum Off {
 }
 
 /// What a rung came to.
-enum Came {
+enum StepResult {
     Done,
     /// There is no such mount at the top of its target.
     NotThere,
@@ -89,36 +89,38 @@ enum Came {
 ///
 /// # Errors
 /// It is still there; the error says who holds it.
-pub fn climb(session: &Session, record: &Record, how: How) -> Result<Off> {
-    let mut rungs = vec![Rung::Unmount];
-    rungs.extend(how.force.then_some(Rung::Force));
-    rungs.extend(how.lazy.then_some(Rung::Detach));
-    let mut last = Came::Late;
+pub fn escalate(session: &Session, record: &Record, how: UnmountMode) -> Result<UnmountOutcome> {
+    let mut rungs = vec![UnmountStep::Unmount];
+    rungs.extend(how.force.then_some(UnmountStep::Force));
+    rungs.extend(how.lazy.then_some(UnmountStep::Detach));
+    let mut last = StepResult::Late;
     for rung in rungs {
         tracing::debug!(target = %record.target, rung = rung.word(), "unmounting");
         last = take(record, rung)?;
         match last {
-            Came::Done if rung == Rung::Detach => return Ok(Off::Detached),
-            Came::Done => return Ok(Off::Free),
-            Came::NotThere if entry_of(session, record)?.is_none() => return Ok(Off::Free),
-            Came::NotThere => {
+            StepResult::Done if rung == UnmountStep::Detach => return Ok(UnmountOutcome::Detached),
+            StepResult::Done => return Ok(UnmountOutcome::Free),
+            StepResult::NotThere if entry_of(session, record)?.is_none() => {
+                return Ok(UnmountOutcome::Free);
+            }
+            StepResult::NotThere => {
                 return Err(failed(record)
                     .because("another mount covers it")
                     .hint("on the host, unmount that one first"));
             }
             // It is off, and those who asked for more than that do not wait for the rest.
-            Came::Late if entry_of(session, record)?.is_none() => {
+            StepResult::Late if entry_of(session, record)?.is_none() => {
                 return Ok(match how.force || how.lazy {
-                    true => Off::Detached,
-                    false => Off::AtWork,
+                    true => UnmountOutcome::Detached,
+                    false => UnmountOutcome::AtWork,
                 });
             }
-            Came::Failed(_) | Came::Late => {}
+            StepResult::Failed(_) | StepResult::Late => {}
         }
     }
     Err(match (last, entry_of(session, record)?) {
-        (Came::Failed(Errno::BUSY), Some(entry)) => busy(session, record, &entry, how),
-        (Came::Failed(error), _) => failed(record).because(errno_text(error)),
+        (StepResult::Failed(Errno::BUSY), Some(entry)) => busy(session, record, &entry, how),
+        (StepResult::Failed(error), _) => failed(record).because(errno_text(error)),
         (_, entry) => failed(record)
             .because(format!("it does not answer: waited {} s", LIMIT.as_secs()))
             .reason_is(Reason::NoAnswer)
@@ -137,7 +139,7 @@ fn hung_below(session: &Session, entry: &Entry) -> Option<String> {
     let (parent, unique) = (entry.parent, entry.parent_unique);
     let look = move || mountinfo::find(parent, unique);
     let on = session.host.run("looking at a mount", look).ok()?.ok()??;
-    let looked = Looked {
+    let looked = ProbeTarget {
         target: on.target.clone(),
         mount: waiter_lock::key(MountId {
             id: parent,
@@ -145,7 +147,7 @@ fn hung_below(session: &Session, entry: &Entry) -> Option<String> {
             is_root: true,
         }),
     };
-    let health = probe::at(
+    let health = probe::probe(
         &looked,
         None,
         Instant::now() + Duration::from_secs(1),
@@ -160,7 +162,7 @@ fn failed(record: &Record) -> Error {
 }
 
 /// The error for a mount that is in use: who holds it, and what to do about that.
-fn busy(session: &Session, record: &Record, entry: &Entry, how: How) -> Error {
+fn busy(session: &Session, record: &Record, entry: &Entry, how: UnmountMode) -> Error {
     let found = holders::find(&session.host, entry);
     let hint = match &found {
         Found { below, .. } if !below.is_empty() => {
@@ -186,7 +188,7 @@ fn busy(session: &Session, record: &Record, entry: &Entry, how: How) -> Error {
 ///
 /// # Errors
 /// The host does not answer.
-pub fn take_at_once(session: &Session, record: &Record, entry: &Entry) -> Result<bool> {
+pub fn unmount_if_idle(session: &Session, record: &Record, entry: &Entry) -> Result<bool> {
     if !IN_MEMORY.contains(&&*entry.fs_type) {
         return Ok(false);
     }
@@ -201,23 +203,23 @@ pub fn take_at_once(session: &Session, record: &Record, entry: &Entry) -> Result
 }
 
 /// Has one rung taken by a process of its own.
-fn take(record: &Record, rung: Rung) -> Result<Came> {
+fn take(record: &Record, rung: UnmountStep) -> Result<StepResult> {
     let (id, unique) = (record.mount_id.to_string(), record.unique_id.to_string());
     let words = ["detach", &record.target, &id, &unique, rung.word()];
-    let mut errand = Errand::send(&words, b"")?;
-    let answer = errand.line(Instant::now() + LIMIT, || Ok(()))?;
+    let mut child = Subprocess::spawn_tied(&words, b"")?;
+    let answer = child.line(Instant::now() + LIMIT, || Ok(()))?;
     Ok(match answer {
-        Answer::Line(line) => match line.split_once(' ') {
-            None if line == "done" => Came::Done,
+        Reply::Line(line) => match line.split_once(' ') {
+            None if line == "done" => StepResult::Done,
             // As late as another that has waited there for so long.
-            None if line == HELD => Came::Late,
-            None => Came::NotThere,
-            Some((_, number)) => Came::Failed(Errno::from_raw_os_error(
+            None if line == HELD => StepResult::Late,
+            None => StepResult::NotThere,
+            Some((_, number)) => StepResult::Failed(Errno::from_raw_os_error(
                 number.parse().unwrap_or(libc::EIO),
             )),
         },
-        Answer::Late => Came::Late,
-        Answer::End => {
+        Reply::Timeout => StepResult::Late,
+        Reply::Eof => {
             return Err(failed(record)
                 .because("the process that was to do it ended")
                 .hint("try again; it may have been killed for want of memory"));
@@ -229,7 +231,13 @@ fn take(record: &Record, rung: Rung) -> Result<Came> {
 ///
 /// # Errors
 /// The host cannot be entered.
-pub fn child(session: &Session, target: &Path, id: u64, unique: u64, rung: Rung) -> Result<()> {
+pub fn child(
+    session: &Session,
+    target: &Path,
+    id: u64,
+    unique: u64,
+    rung: UnmountStep,
+) -> Result<()> {
     if path::is_held(session, target, LIMIT)? {
         println!("{HELD}");
         return Ok(());
@@ -237,9 +245,9 @@ pub fn child(session: &Session, target: &Path, id: u64, unique: u64, rung: Rung)
     let target = target.to_owned();
     let until = Instant::now()
         + match rung {
-            Rung::Unmount => GLANCE,
-            Rung::Force => PARTING,
-            Rung::Detach => Duration::ZERO,
+            UnmountStep::Unmount => BUSY_RETRY,
+            UnmountStep::Force => FORCE_GRACE,
+            UnmountStep::Detach => Duration::ZERO,
         };
     let detach = move || loop {
         match host_unmount::detach(&target, id, unique, rung.flags()) {
@@ -260,7 +268,7 @@ pub fn child(session: &Session, target: &Path, id: u64, unique: u64, rung: Rung)
 
 /// umount(8)'s ways.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct How {
+pub struct UnmountMode {
     /// `-l`: detach now, clean up when it is no longer busy.
     pub lazy: bool,
     /// `-f`: give up on outstanding requests.

@@ -9,13 +9,13 @@ use crate::host::target::{self, Rules};
 use crate::host::unmount as host_unmount;
 use crate::state::Session;
 use crate::unmount;
-use crate::unmount::escalate::How;
+use crate::unmount::escalate::UnmountMode;
 
 /// Unmounts what is on a target, whoever mounted it: on a host with our helper there is no other for the type.
 ///
 /// # Errors
 /// It is busy, or nothing is mounted there.
-pub fn take_off(session: &Session, target: &Path, how: How) -> Result<()> {
+pub fn unmount_foreign(session: &Session, target: &Path, how: UnmountMode) -> Result<()> {
     if session.ledger.get(target)?.is_some() {
         return unmount::umount(session, target, how);
     }

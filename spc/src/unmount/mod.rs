@@ -10,15 +10,17 @@ use std::time::{Duration, Instant};
 use crate::client::root;
 use crate::error::{Error, Reason, Result, show};
 use crate::host::caller;
-use crate::host::target::{self, Rules, on_host};
+use crate::host::target::{self, Rules, host_path};
 use crate::liveness::path;
-use crate::recovery::records::{COPIES, PATIENCE, forget, known, part, settle};
+use crate::recovery::records::{
+    COPIES, PATIENCE, known, reconcile_record, remove_record, stop_unused_daemon,
+};
 use crate::recovery::{repairs, services};
 use crate::state::Session;
-use crate::state::events::{Asked, Operation};
+use crate::state::events::{Operation, OperationTimer};
 use crate::state::presence::entry_of;
 use crate::state::record::{Record, State};
-use crate::unmount::escalate::{How, Off, climb, take_at_once};
+use crate::unmount::escalate::{UnmountMode, UnmountOutcome, escalate, unmount_if_idle};
 
 /// How long to wait for another command at work on the same target.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -27,7 +29,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(30);
 const RULES: Rules = Rules {
     mkdir: None,
     system: true,
-    plain_tail: 0,
+    no_symlink_tail: 0,
 };
 
 /// The canonical path of a target that may be mounted, as the user wrote it.
@@ -36,7 +38,7 @@ const RULES: Rules = Rules {
 /// It does not exist, or the walk to it is refused, or does not come to its end.
 pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
     let cwd = caller::cwd()?;
-    let path = on_host(written, &cwd, &session.settings.hosts());
+    let path = host_path(written, &cwd, &session.settings.hosts());
     // What is known needs no walk, which may lead through a file system that does not answer.
     let plain: PathBuf = path.components().collect();
     if session
@@ -46,7 +48,7 @@ pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
     {
         return Ok(plain);
     }
-    path::clear(&session.host, &path, path::LIMIT)?;
+    path::ensure_reachable(&session.host, &path, path::LIMIT)?;
     let (pinned, _) = session
         .host
         .run("looking at the target", move || target::pin(&path, RULES))??;
@@ -57,14 +59,14 @@ pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// It is not ours, is busy, or its processes do not end.
-pub fn umount(session: &Session, target: &Path, how: How) -> Result<()> {
-    let asked = Asked::now(Operation::Umount);
+pub fn umount(session: &Session, target: &Path, how: UnmountMode) -> Result<()> {
+    let asked = OperationTimer::start(Operation::Umount);
     // Afterwards nobody knows it any more.
     let mut record = None;
-    let done = take_off(session, target, how, &mut record);
+    let done = unmount_locked(session, target, how, &mut record);
     let shares = record.as_ref().is_none_or(services::may_need);
     let fs_type = record.map(|record| record.fs_type).unwrap_or_default();
-    asked.tell(&session.host, target, &fs_type, &done);
+    asked.report(&session.host, target, &fs_type, &done);
     done?;
     if shares {
         services::release(session);
@@ -83,12 +85,17 @@ pub fn went_along(session: &Session, target: &Path) -> Result<bool> {
         if entry_of(session, &record)?.is_some() {
             return Ok(false);
         }
-        umount(session, target, How::default())?;
+        umount(session, target, UnmountMode::default())?;
     }
     Ok(true)
 }
 
-fn take_off(session: &Session, target: &Path, how: How, seen: &mut Option<Record>) -> Result<()> {
+fn unmount_locked(
+    session: &Session,
+    target: &Path,
+    how: UnmountMode,
+    seen: &mut Option<Record>,
+) -> Result<()> {
     let _lock = session
         .ledger
         .lock(target, Instant::now() + LOCK_LIMIT, || {
@@ -98,21 +105,21 @@ fn take_off(session: &Session, target: &Path, how: How, seen: &mut Option<Record
         return Err(not_ours(session, target));
     };
     *seen = Some(record.clone());
-    let claim = session.claim(&record);
+    let redirect = session.redirect(&record);
     if record.state == State::Mounting || !record.is_of_this_boot() {
         // Its maker died, or the machine did; what there is of it goes.
-        return settle(session, &record).map(drop);
+        return reconcile_record(session, &record).map(drop);
     }
-    let mut off = Off::Free;
+    let mut off = UnmountOutcome::Free;
     if let Some(entry) = entry_of(session, &record)? {
         // One step needs no note of what is to be finished.
-        if !take_at_once(session, &record, &entry)? {
+        if !unmount_if_idle(session, &record, &entry)? {
             // After a lazy one there is nothing to finish: the daemon stays until the last user is gone.
             if !how.lazy {
                 record.state = State::Unmounting;
                 note(session, &record);
             }
-            off = climb(session, &record, how).inspect_err(|_| {
+            off = escalate(session, &record, how).inspect_err(|_| {
                 record.state = State::Mounted;
                 note(session, &record);
             })?;
@@ -121,21 +128,21 @@ fn take_off(session: &Session, target: &Path, how: How, seen: &mut Option<Record
         tracing::info!(target = %record.target, "it was unmounted on the host already");
     }
     let left = match off {
-        Off::Free => part(&record, PATIENCE, COPIES)?,
+        UnmountOutcome::Free => stop_unused_daemon(&record, PATIENCE, COPIES)?,
         // It lives until its last user is gone, and its daemon with it.
-        Off::Detached => part(&record, PATIENCE, Duration::ZERO)?,
-        Off::AtWork => Vec::new(),
+        UnmountOutcome::Detached => stop_unused_daemon(&record, PATIENCE, Duration::ZERO)?,
+        UnmountOutcome::AtWork => Vec::new(),
     };
-    forget(session, &record, &claim, left)?;
+    remove_record(session, &record, &redirect, left)?;
     match off {
-        Off::AtWork => Err(Error::system(format!(
+        UnmountOutcome::AtWork => Err(Error::system(format!(
             "{} is unmounted, but the kernel has not finished",
             record.target
         ))
         .because("its server does not answer")
         .reason_is(Reason::NoAnswer)
         .hint("what was written last may be lost unless the server comes back")),
-        Off::Free | Off::Detached => Ok(()),
+        UnmountOutcome::Free | UnmountOutcome::Detached => Ok(()),
     }
 }
 

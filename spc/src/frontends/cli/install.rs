@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::frontends::cli::output::{print, print_json};
 use crate::install::laid::Installed;
 use crate::install::uninstall::{Uninstalled, uninstall};
-use crate::install::{Wish, install};
+use crate::install::{InstallRequest, install};
 use crate::state::Session;
 
 /// Arguments of `spc install`.
@@ -43,7 +43,7 @@ impl InstallArgs {
     /// # Errors
     /// It failed, or stdout cannot be written.
     pub fn run(self) -> Result<u8> {
-        let wish = Wish {
+        let wish = InstallRequest {
             driver: self.flexvolume,
             force: self.force,
         };

@@ -24,7 +24,7 @@ const EVERY: Duration = Duration::from_secs(2);
 /// # Errors
 /// The host cannot be asked, or stdout cannot be written.
 pub fn list(session: &Session, json: bool) -> Result<u8> {
-    let list = List::of(session)?;
+    let list = List::new(session)?;
     if json {
         print_json(&list.json())?;
     } else {
@@ -51,7 +51,7 @@ pub fn watch(session: &Session, json: bool) -> Result<()> {
     let drawn = stdout().is_terminal() && !json;
     let (mut before, mut complained) = (None, 0);
     loop {
-        let list = List::of(session)?;
+        let list = List::new(session)?;
         let now = Some(list.without_age());
         if drawn {
             print(&redrawn(&list.table()))?;
@@ -105,10 +105,10 @@ struct List {
 }
 
 impl List {
-    fn of(session: &Session) -> Result<Self> {
+    fn new(session: &Session) -> Result<Self> {
         let (records, bad) = session.ledger.all()?;
         Ok(Self {
-            states: probe::states(session, &records)?,
+            states: probe::probe_all(session, &records)?,
             records,
             bad,
         })
@@ -127,7 +127,7 @@ impl List {
     fn json(&self) -> Value {
         let list = self.rows().map(|(r, state)| {
             json!({
-                "target": r.target, "written": r.written, "source": r.source, "type": r.fs_type, "state": state,
+                "target": r.target, "written": r.requested_target, "source": r.source, "type": r.fs_type, "state": state,
                 "daemon": r.daemon, "age_seconds": r.age(), "route": r.route,
                 "mount_id": r.mount_id, "options": r.options, "request": r.request_id, "root": r.root,
             })
@@ -184,10 +184,10 @@ impl List {
 /// The target, and the name it was asked for by where a link makes that another one.
 fn names(record: &Record) -> String {
     let target = show(record.target.as_ref());
-    if Path::new(&record.written) == Path::new(&record.target) {
+    if Path::new(&record.requested_target) == Path::new(&record.target) {
         target
     } else {
-        format!("{target} (as {})", show(record.written.as_ref()))
+        format!("{target} (as {})", show(record.requested_target.as_ref()))
     }
 }
 

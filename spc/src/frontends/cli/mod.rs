@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use clap::builder::ValueHint;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::client::keeper;
+use crate::client::namespace_holder;
 use crate::daemon::{http, serve};
 use crate::error::{Class, Error, Result};
 use crate::frontends::cli::install::{InstallArgs, UninstallArgs};
@@ -27,7 +27,7 @@ use crate::kinds::needs;
 use crate::kinds::servers::SERVERS;
 use crate::liveness::{path, probe};
 use crate::log::{self, Voice};
-use crate::mount::failover::Choice;
+use crate::mount::failover::ServerChoice;
 use crate::mount::request::RouteChoice;
 use crate::mount::{Plan, Request};
 use crate::options::Options;
@@ -35,7 +35,7 @@ use crate::process::interrupts::Interrupts;
 use crate::recovery::client_upkeep;
 use crate::repair::{self, NOTHING, Outcome};
 use crate::state::Session;
-use crate::unmount::escalate::{self, Rung};
+use crate::unmount::escalate::{self, UnmountStep};
 
 /// Mounts network file systems on a host that ships no client for them.
 ///
@@ -99,7 +99,7 @@ enum Command {
     /// Answer one call of kubelet as a FlexVolume driver does, with JSON
     Flexvolume(flexvolume::Flexvolume),
     #[command(flatten)]
-    Pages(man::Ask),
+    Pages(man::ManRequest),
     /// Look at the targets on standard input, each ended by a NUL, and say what each shows
     #[command(hide = true)]
     Look {
@@ -125,7 +125,7 @@ enum Command {
         unique: u64,
         /// How
         #[arg(value_enum)]
-        rung: Rung,
+        rung: UnmountStep,
     },
     /// Make a mount anew if its daemon died
     #[command(hide = true)]
@@ -244,7 +244,7 @@ impl MountArgs {
             timeout: self.timeout.map(Duration::from_secs),
             route: self.route,
             over_system_directory: self.over_system_directory,
-            plain_tail: 0,
+            no_symlink_tail: 0,
         }
         .validated()
     }
@@ -305,7 +305,7 @@ fn run(command: Command) -> Result<u8> {
             let host = Host::open(&settings)?;
             let deadline = Instant::now() + request.limit();
             let mut plan = Plan::make(request, &host, &settings)?;
-            let choice = Choice::of(&plan, &host, deadline, &interrupts)?;
+            let choice = ServerChoice::new(&plan, &host, deadline, &interrupts)?;
             if let Some(choice) = &choice {
                 choice.lead(0, &mut plan, &host, &settings)?;
             }
@@ -316,8 +316,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Uninstall(args) => args.run(),
         Command::Mounter(mounter) => mounter.run().map(|()| 0),
         Command::Flexvolume(call) => Ok(call.run()),
-        Command::Keep { root } => keeper::keep(&root).map(|()| 0),
-        Command::Keeper { .. } => keeper::keeper().map(|()| 0),
+        Command::Keep { root } => namespace_holder::hold(&root).map(|()| 0),
+        Command::Keeper { .. } => namespace_holder::keeper().map(|()| 0),
         Command::Tend => Ok(if client_upkeep::here(&Session::open()?)? {
             0
         } else {

@@ -12,9 +12,9 @@ use crate::helper::program::Linkage;
 use crate::helper::tool::STDIN;
 use crate::host::{Host, hostname};
 use crate::kinds::block::model::{Device, Step};
-use crate::kinds::model::Maker;
+use crate::kinds::model::MountMethod;
 use crate::mount::Plan;
-use crate::mount::failover::Choice;
+use crate::mount::failover::ServerChoice;
 use crate::mount::pipeline::Done;
 use crate::options::secrets::MASK;
 
@@ -96,7 +96,7 @@ fn device_lines(device: &Device, plan: &Plan, host: &Host) -> Result<Vec<(&'stat
         let (name, from) = hostname::known(host, kind, asked)?;
         lines.push(("known as", format!("{name} ({from})")));
     }
-    for way in &device.ways {
+    for way in &device.paths {
         lines.push(("way", way.name.clone()));
         for step in &way.steps {
             lines.push(match step {
@@ -115,7 +115,7 @@ fn device_lines(device: &Device, plan: &Plan, host: &Host) -> Result<Vec<(&'stat
 }
 
 /// The servers in the order in which they would be asked.
-fn server_lines(choice: &Choice) -> Vec<String> {
+fn server_lines(choice: &ServerChoice) -> Vec<String> {
     let (order, port) = (choice.order.word(), choice.port);
     let mut lines = vec![format!(
         "order      {order}; the first that answers at port {port} is used\n"
@@ -135,7 +135,7 @@ fn server_lines(choice: &Choice) -> Vec<String> {
 ///
 /// # Errors
 /// Stdout cannot be written.
-pub fn plan(plan: &Plan, choice: Option<&Choice>, host: &Host, json: bool) -> Result<()> {
+pub fn plan(plan: &Plan, choice: Option<&ServerChoice>, host: &Host, json: bool) -> Result<()> {
     let program = plan.program.as_ref().map(|p| p.path.display().to_string());
     let linkage = plan.program.as_ref().map(|p| match &p.linkage {
         Linkage::Dynamic(interpreter) => format!("dynamic, {}", interpreter.display()),
@@ -143,10 +143,10 @@ pub fn plan(plan: &Plan, choice: Option<&Choice>, host: &Host, json: bool) -> Re
     });
     let argv = plan.argv("STAND-IN", |_| "N".into());
     let secrets: Vec<_> = plan.request.secrets.origins().collect();
-    let maker = match plan.chosen.maker {
-        Maker::Helper(_) => "helper",
-        Maker::Kernel => "kernel",
-        Maker::Bind { .. } => "bind",
+    let maker = match plan.kind.method {
+        MountMethod::Helper(_) => "helper",
+        MountMethod::Kernel => "kernel",
+        MountMethod::Bind { .. } => "bind",
     };
     let missing = plan.missing.as_deref().map(show);
     if json {
@@ -160,9 +160,9 @@ pub fn plan(plan: &Plan, choice: Option<&Choice>, host: &Host, json: bool) -> Re
                 "dead_for_seconds": server.dead.map(|dead| dead.as_secs()),
             })).collect::<Vec<_>>(),
             "order": choice.map(|choice| choice.order.word()),
-            "device": plan.chosen.device.as_ref().map(|device| &device.name),
-            "route": plan.route, "shows_as": plan.chosen.shows,
-            "because": plan.chosen.because, "namespace": host.namespace(), "timeout_seconds": plan.request.limit().as_secs(),
+            "device": plan.kind.device.as_ref().map(|device| &device.name),
+            "route": plan.route, "shows_as": plan.kind.expected_types,
+            "because": plan.kind.because, "namespace": host.namespace(), "timeout_seconds": plan.request.limit().as_secs(),
         }));
     }
     let by = match (&plan.request.inferred, plan.request.doubt()) {
@@ -179,7 +179,7 @@ pub fn plan(plan: &Plan, choice: Option<&Choice>, host: &Host, json: bool) -> Re
     if let Some(missing) = missing {
         text.push_str(&format!("to be made {missing}\n"));
     }
-    if let Some(because) = &plan.chosen.because {
+    if let Some(because) = &plan.kind.because {
         text.push_str(&format!("because    {because}\n"));
     }
     for line in choice.into_iter().flat_map(server_lines) {
@@ -194,7 +194,7 @@ pub fn plan(plan: &Plan, choice: Option<&Choice>, host: &Host, json: bool) -> Re
             "made by    the {maker}, in the host's namespace\n"
         )),
     }
-    let device = match &plan.chosen.device {
+    let device = match &plan.kind.device {
         Some(device) => Some(device_lines(device, plan, host)?),
         None => None,
     };
@@ -207,7 +207,7 @@ pub fn plan(plan: &Plan, choice: Option<&Choice>, host: &Host, json: bool) -> Re
     text.push_str(&format!(
         "route      {}\nproof      a new mount on the target that shows as {}\nnamespace  {}\nlimit      {} s\n",
         plan.route,
-        if plan.chosen.shows.is_empty() { "any type".into() } else { plan.chosen.shows.join(" or ") },
+        if plan.kind.expected_types.is_empty() { "any type".into() } else { plan.kind.expected_types.join(" or ") },
         host.namespace().display(),
         plan.request.limit().as_secs(),
     ));

@@ -9,7 +9,7 @@ use crate::error::{Class, Error, Result, show};
 use crate::frontends::common::leave_to_client;
 use crate::state::Session;
 use crate::state::store::Corrupt;
-use crate::unmount::escalate::How;
+use crate::unmount::escalate::UnmountMode;
 use crate::unmount::{self, umount};
 
 /// `spc umount`.
@@ -47,7 +47,7 @@ impl UmountArgs {
             _ => None,
         };
         leave_to_client(&session, one)?;
-        let how = How {
+        let how = UnmountMode {
             lazy: self.lazy,
             force: self.force,
         };

@@ -149,7 +149,7 @@ impl MountArgs {
             fs_type: self.fs_type.clone().unwrap_or_default(),
             inferred: None,
             source: source.clone(),
-            plain_tail: paths::depth(&target),
+            no_symlink_tail: paths::depth(&target),
             target,
             options,
             secrets,
@@ -187,7 +187,7 @@ mod tests {
         ];
         let asked = request(&words).unwrap();
         assert_eq!((&*asked.fs_type, &*asked.source), ("nfs", "h:/x"));
-        assert_eq!(asked.plain_tail, 5);
+        assert_eq!(asked.no_symlink_tail, 5);
         assert!(asked.options.read_only());
         // What is sensitive comes among the options.
         let words = [

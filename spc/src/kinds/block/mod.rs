@@ -6,22 +6,22 @@ pub mod model;
 pub mod rbd;
 
 use crate::error::{Error, Result};
-use crate::kinds::model::{Asked, Shared};
+use crate::kinds::model::{KindInput, SharedService};
 use crate::kinds::source::Fit;
 
 pub(crate) use crate::kinds::block::model::Device;
 
 /// Daemons of attached devices.
-pub const SERVICES: [Shared; 1] = [Shared {
+pub const SERVICES: [SharedService; 1] = [SharedService {
     service: iscsi::ISCSID,
     kinds: &[],
     helpers: &["iscsiadm"],
     needed_by: |_, _| false,
-    through: Some("iscsi:"),
+    session_prefix: Some("iscsi:"),
     client: None,
 }];
 
-type Make = fn(&str, &Asked<'_>) -> Result<Device>;
+type Make = fn(&str, &KindInput<'_>) -> Result<Device>;
 
 /// What makes a device of the rest of a source.
 fn device_scheme(source: &str) -> Option<(Make, &str)> {
@@ -36,7 +36,7 @@ fn device_scheme(source: &str) -> Option<(Make, &str)> {
 ///
 /// # Errors
 /// The source begins as one and is not.
-pub fn device(asked: &Asked<'_>) -> Result<Option<Device>> {
+pub fn device(asked: &KindInput<'_>) -> Result<Option<Device>> {
     match device_scheme(asked.source) {
         Some((make, rest)) => make(rest, asked).map(Some),
         None => Ok(None),
@@ -60,7 +60,7 @@ pub fn fits(source: &str) -> Fit {
 /// It is none.
 pub fn again(source: &str) -> Result<Device> {
     let (options, secrets) = Default::default();
-    let asked = Asked {
+    let asked = KindInput {
         fs_type: "",
         source,
         options: &options,

@@ -3,7 +3,7 @@
 use crate::host::hostname::HostName;
 use crate::host::modules::Module;
 use crate::host::service::Service;
-use crate::kinds::model::{Pass, Telling};
+use crate::kinds::model::{Diagnostics, SecretParam};
 
 /// A device that has to be attached: what it is called, how it is reached, how it shows, how it goes.
 #[derive(Clone, Debug)]
@@ -11,7 +11,7 @@ pub struct Device {
     /// Requests with the same name mean the same device of this host.
     pub name: String,
     /// What devices are reached through, such as a session with a target: it stays for as long as one of them is in use.
-    pub through: String,
+    pub session_key: String,
     /// Kernel modules without which it cannot be, the one that shows first.
     pub modules: &'static [Module],
     /// A daemon that its programs need.
@@ -19,11 +19,11 @@ pub struct Device {
     /// The name that servers know this host by.
     pub host_name: Option<HostName>,
     /// The ways to it; it is there when one of them came up.
-    pub ways: Vec<Way>,
+    pub paths: Vec<DevicePath>,
     /// How it shows.
-    pub shows: Shows,
+    pub shows: SysfsLayout,
     /// Ends a way that is up.
-    pub end_way: Command,
+    pub detach_path: Command,
     /// What remains to be done when all ways are ended.
     pub end: Vec<Command>,
     /// Options that are meant for this step, and not for the file system.
@@ -31,31 +31,31 @@ pub struct Device {
     /// The secrets that it has a use for.
     pub secrets: &'static [&'static str],
     /// How failures of its programs are told.
-    pub telling: Telling,
+    pub diagnostics: Diagnostics,
 }
 
 /// One way to a device.
 #[derive(Clone, Debug)]
-pub struct Way {
+pub struct DevicePath {
     /// For people.
     pub name: String,
     /// What the files [`Shows::known_by`] hold for it.
     pub marks: Vec<String>,
     /// Where a server has to answer for it; none if that is not to be seen beforehand.
-    pub at: Option<At>,
+    pub endpoint: Option<Endpoint>,
     /// What brings it up.
     pub steps: Vec<Step>,
 }
 
 /// Where a server is, and what it is told so that it says something.
 #[derive(Clone, Debug)]
-pub struct At {
+pub struct Endpoint {
     /// Its name or address.
     pub host: String,
     /// Its port.
     pub port: u16,
     /// The words.
-    pub hello: &'static [u8],
+    pub probe_request: &'static [u8],
 }
 
 /// A step on a way.
@@ -93,14 +93,14 @@ pub struct Command {
     /// Exit codes that are as good as 0.
     pub fine: &'static [i32],
     /// What its output must tell; the error says why it does not.
-    pub tells: Option<Tells>,
+    pub output_check: Option<OutputCheck>,
     /// The secret that it is given, if that is there.
-    pub secret: Option<Pass>,
+    pub secret: Option<SecretParam>,
 }
 
 /// A look at a program's output for what was asked.
 #[derive(Clone, Debug)]
-pub struct Tells {
+pub struct OutputCheck {
     /// What is looked for.
     pub what: String,
     /// Finds it, or says what is there instead.
@@ -108,11 +108,11 @@ pub struct Tells {
 }
 
 /// Stands for the number of a way among a command's arguments.
-pub const WAY: &str = "\0way";
+pub const PATH_NUMBER: &str = "\0way";
 
 /// How a device shows in sysfs; `*` in a path stands for any name.
 #[derive(Clone, Debug)]
-pub struct Shows {
+pub struct SysfsLayout {
     /// A directory for each way that is up.
     pub ways: &'static str,
     /// Files in it, and what they hold for ways to this device.
@@ -130,13 +130,13 @@ pub struct Shows {
     /// What tells which volume it is.
     pub identity: Identity,
     /// How soon a way is given up that was lost.
-    pub patience: Option<Patience>,
+    pub patience: Option<RecoveryTimeout>,
 }
 
 /// How soon a way is given up that was lost. New ones come with little patience, so that one that is lost while the disk is
 /// looked for does not hold up the others.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct RecoveryTimeout {
     /// A file of the way.
     pub file: &'static str,
     /// What it holds where there are other ways, and at first.

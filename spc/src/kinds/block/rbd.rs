@@ -2,9 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
-use crate::kinds::block::model::{Command, Device, Identity, Shows, Step, WAY, Way};
+use crate::kinds::block::model::{
+    Command, Device, DevicePath, Identity, PATH_NUMBER, Step, SysfsLayout,
+};
 use crate::kinds::ceph;
-use crate::kinds::model::{Asked, How, Pass, Telling};
+use crate::kinds::model::{Diagnostics, KindInput, SecretDelivery, SecretParam};
 
 /// The kernel's client.
 pub const MODULES: [Module; 1] = [Module::driver("rbd")];
@@ -16,7 +18,7 @@ const MOUNT_TIMEOUT: &str = "30";
 const OPTIONS: [&str; 6] = ["id", "mon", "keyring", "keyfile", "cluster", "conf"];
 
 /// The device that `rest`, the source behind `rbd:`, names.
-pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
+pub fn device(rest: &str, asked: &KindInput<'_>) -> Result<Device> {
     let bad = |why: &str| {
         Error::usage(format!("bad source: {}", asked.source))
             .because(why)
@@ -71,30 +73,30 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
     }
     let name = format!("rbd:{rest}");
     Ok(Device {
-        through: name.clone(),
+        session_key: name.clone(),
         name,
         modules: &MODULES,
         service: None,
         host_name: None,
-        ways: vec![Way {
+        paths: vec![DevicePath {
             // Its program looks for a monitor that answers.
-            at: None,
+            endpoint: None,
             name: rest.to_owned(),
             marks: Vec::new(),
             steps: vec![Step::Run(Command {
                 program: "rbd",
                 args,
                 fine: &[],
-                tells: None,
-                secret: Some(Pass {
+                output_check: None,
+                secret: Some(SecretParam {
                     key: "secret",
-                    how: How::Argument {
+                    delivery: SecretDelivery::Argument {
                         before: "--keyfile=",
                     },
                 }),
             })],
         }],
-        shows: Shows {
+        shows: SysfsLayout {
             ways: "bus/rbd/devices/*",
             holds: vec![
                 ("pool", pool.to_owned()),
@@ -110,23 +112,23 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             identity: Identity::Files(&["cluster_fsid", "pool_id", "image_id"]),
             patience: None,
         },
-        end_way: Command {
+        detach_path: Command {
             program: "rbd",
-            args: ["device", "unmap", "-t", "krbd", "-o", "noudev", WAY]
-                .map(|word| word.replace(WAY, &format!("/dev/rbd{WAY}")))
+            args: ["device", "unmap", "-t", "krbd", "-o", "noudev", PATH_NUMBER]
+                .map(|word| word.replace(PATH_NUMBER, &format!("/dev/rbd{PATH_NUMBER}")))
                 .into(),
             fine: &[],
-            tells: None,
+            output_check: None,
             secret: None,
         },
         end: Vec::new(),
         options: &OPTIONS,
         secrets: &["secret"],
-        telling: TELLING,
+        diagnostics: TELLING,
     })
 }
 
-const TELLING: Telling = Telling {
+const TELLING: Diagnostics = Diagnostics {
     line: ceph::line,
     gives_up: None,
     hints: &[
@@ -161,7 +163,7 @@ mod tests {
 
     fn of(rest: &str, options: &str) -> Result<Device> {
         let (options, secrets) = Options::and_secrets([options])?;
-        let asked = Asked {
+        let asked = KindInput {
             fs_type: "xfs",
             source: &format!("rbd:{rest}"),
             options: &options,
@@ -175,7 +177,7 @@ mod tests {
     #[test]
     fn an_image_is_mapped_by_the_kernel_without_udev() {
         let device = of("rbd/disk", "id=me,mon=192.0.2.1;192.0.2.2,ro,noatime").unwrap();
-        let [Step::Run(map)] = &device.ways[0].steps[..] else {
+        let [Step::Run(map)] = &device.paths[0].steps[..] else {
             panic!("{device:?}")
         };
         assert_eq!(
@@ -184,7 +186,7 @@ mod tests {
         );
         assert_eq!(map.secret.unwrap().key, "secret");
         assert_eq!(device.name, "rbd:rbd/disk");
-        assert_eq!(device.end_way.args.last().unwrap(), "/dev/rbd\0way");
+        assert_eq!(device.detach_path.args.last().unwrap(), "/dev/rbd\0way");
     }
 
     #[test]

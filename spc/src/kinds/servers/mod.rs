@@ -1,12 +1,12 @@
 //! Servers in sources: which a source names, what a kind does with several, and how it is seen whether one answers.
 //! Pure text; the looking is done by `mount/servers/`.
 
-mod answering;
 pub(crate) mod form;
 mod list;
+mod server_probe;
 
-pub use answering::Answering;
-pub(super) use answering::{GLUSTERD, NFSD, SMBD, SSHD};
+pub use crate::kinds::servers::server_probe::ServerProbe;
+pub(super) use crate::kinds::servers::server_probe::{GLUSTERD, NFSD, SMBD, SSHD};
 pub(super) use form::{COLON, LOGIN, PORTALS, SLASHES, VOLUME};
 pub use form::{at_host, host_of};
 pub use list::{in_file, list_of};
@@ -23,23 +23,23 @@ pub(super) enum Servers {
     /// One source names them all, and whoever mounts it uses them all, or chooses.
     All(Form),
     /// One is chosen that answers.
-    Chosen(Form, Answering),
+    Chosen(Form, ServerProbe),
     /// Its sources have none.
     None,
 }
 
 /// A source of a kind of which one server is chosen.
 #[derive(Clone, Debug)]
-pub struct Several {
+pub struct ServerSet {
     /// The servers, as they were named; at least one.
     pub servers: Vec<String>,
     /// How it is seen whether they answer.
-    pub answering: Answering,
+    pub answering: ServerProbe,
     pub(super) path: String,
     pub(super) join: fn(&[String], &str) -> String,
 }
 
-impl Several {
+impl ServerSet {
     /// The source with these servers.
     pub fn source(&self, servers: &[String]) -> String {
         (self.join)(servers, &self.path)
@@ -80,7 +80,7 @@ pub(crate) fn dedup(servers: &mut Vec<String>) {
 mod tests {
     use super::*;
     use crate::error::Result;
-    use crate::kinds::{several, with};
+    use crate::kinds::{server_set, with};
 
     #[test]
     fn a_source_names_its_server() {
@@ -155,7 +155,7 @@ mod tests {
     fn servers_are_found_in_sources() {
         let of = |fs_type: &str, source: &str, options: &str| {
             let options = Options::parse([options]).unwrap();
-            let several = several(fs_type, source, &options)?;
+            let several = server_set(fs_type, source, &options)?;
             Some((
                 several.servers.join(" "),
                 several.source(&several.servers),

@@ -30,9 +30,9 @@ pub fn examine(kinds: &[Needs]) -> Vec<Check> {
 
 fn general() -> Vec<Check> {
     let settings = Settings::read();
-    let claims = settings
+    let redirects = settings
         .as_ref()
-        .map(Settings::claims)
+        .map(Settings::redirects)
         .unwrap_or_else(|_| "/spc/targets".into());
     vec![
         check("kernel", kernel()),
@@ -44,7 +44,7 @@ fn general() -> Vec<Check> {
         check("host", settings.as_ref().map_err(copy).and_then(host)),
         check("network", network(settings.as_ref().ok())),
         check("shim", shim()),
-        check("claims", writable(&claims)),
+        check("claims", writable(&redirects)),
         check(
             "fuse",
             confinement::fuse().map(|()| "/dev/fuse opens".into()),
@@ -125,14 +125,16 @@ fn shim() -> Result<String> {
     }
 }
 
-fn writable(claims: &Path) -> Result<String> {
-    let probe = claims.join("doctor");
+fn writable(redirects: &Path) -> Result<String> {
+    let probe = redirects.join("doctor");
     let result = fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe));
     match result {
-        Ok(()) => Ok(format!("{} is writable", claims.display())),
-        Err(error) => Err(Error::system(format!("cannot write {}", claims.display()))
-            .because(errno_text(error))
-            .hint("with a read-only container, add --tmpfs /spc/targets")),
+        Ok(()) => Ok(format!("{} is writable", redirects.display())),
+        Err(error) => Err(
+            Error::system(format!("cannot write {}", redirects.display()))
+                .because(errno_text(error))
+                .hint("with a read-only container, add --tmpfs /spc/targets"),
+        ),
     }
 }
 

@@ -19,7 +19,7 @@ mod text;
 
 /// What is asked about the program itself.
 #[derive(Debug, Subcommand)]
-pub enum Ask {
+pub enum ManRequest {
     /// Print a man page, to be read with `spc man mount | man -l -`
     Man {
         /// A command, or mount.spc, the page about mount.TYPE; without it, the page about spc
@@ -28,7 +28,7 @@ pub enum Ask {
     /// Print the completions for a shell
     Completions {
         /// The shell
-        shell: For,
+        shell: ShellName,
     },
     /// Write all man pages and completions below a directory, where distributions have them
     #[command(hide = true)]
@@ -62,7 +62,7 @@ impl TypedValueParser for Types {
 
 /// A shell that there are completions for.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum For {
+pub enum ShellName {
     /// <DIR>/bash-completion/completions/spc
     Bash,
     /// _spc in a directory of $fpath
@@ -71,7 +71,7 @@ pub enum For {
     Fish,
 }
 
-impl For {
+impl ShellName {
     /// Where a distribution has them, below `/usr/share`.
     fn file(self) -> &'static str {
         match self {
@@ -97,10 +97,10 @@ impl For {
 ///
 /// # Errors
 /// There is no such page, or it cannot be written.
-pub fn answer(ask: &Ask, command: Command) -> Result<()> {
+pub fn answer(ask: &ManRequest, command: Command) -> Result<()> {
     let command = visible(&command);
     match ask {
-        Ask::Man { page } => {
+        ManRequest::Man { page } => {
             let name = page.as_deref().map_or_else(|| "spc".into(), full_name);
             let pages = pages(command)?;
             match pages.iter().find(|page| page.name == name) {
@@ -114,11 +114,11 @@ pub fn answer(ask: &Ask, command: Command) -> Result<()> {
                 }
             }
         }
-        Ask::Completions { shell } => {
+        ManRequest::Completions { shell } => {
             let text = shell.generate(command);
             output::print(&String::from_utf8_lossy(&text))
         }
-        Ask::Pages { share } => write(share, command),
+        ManRequest::Pages { share } => write(share, command),
     }
 }
 
@@ -131,7 +131,7 @@ fn full_name(page: &str) -> String {
 }
 
 fn write(share: &Path, command: Command) -> Result<()> {
-    let shells = For::value_variants().iter();
+    let shells = ShellName::value_variants().iter();
     let mut files: Vec<(String, Vec<u8>)> = shells
         .map(|shell| (shell.file().to_owned(), shell.generate(command.clone())))
         .collect();
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn completions_know_commands_types_and_nothing_hidden() {
-        for shell in For::value_variants() {
+        for shell in ShellName::value_variants() {
             let text = String::from_utf8(shell.generate(visible(&Cli::command()))).unwrap();
             for word in ["umount", "over-system-directory", "glusterfs"] {
                 assert!(text.contains(word), "{shell:?}: no {word}");

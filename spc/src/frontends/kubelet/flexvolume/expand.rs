@@ -14,7 +14,7 @@ use crate::frontends::kubelet::flexvolume::reply::Reply;
 use crate::frontends::kubelet::paths;
 use crate::host::disk::{Disk, tell};
 use crate::host::target::{Pinned, Rules, Walk, walk};
-use crate::process::subprocess::{Answer, Errand};
+use crate::process::subprocess::{self, Subprocess};
 use crate::state::Session;
 use crate::sys::resize;
 
@@ -30,14 +30,14 @@ const XFS: FsWord = 0x5846_5342;
 /// It does not answer.
 pub fn run(dir: &str, wanted: &str) -> Result<Reply> {
     let words = ["flexvolume", "--work", "grow", dir, wanted];
-    let mut errand = Errand::send(&words, b"")?;
+    let mut child = Subprocess::spawn_tied(&words, b"")?;
     let failed = || Error::mount(format!("cannot grow {}", show(Path::new(dir))));
-    match errand.line(Instant::now() + LIMIT, || Ok(()))? {
-        Answer::Line(line) => {
+    match child.line(Instant::now() + LIMIT, || Ok(()))? {
+        subprocess::Reply::Line(line) => {
             Reply::read(&line).ok_or_else(|| failed().because("its process said something else"))
         }
-        Answer::End => Err(failed().because("its process ended")),
-        Answer::Late => Err(failed()
+        subprocess::Reply::Eof => Err(failed().because("its process ended")),
+        subprocess::Reply::Timeout => Err(failed()
             .because(format!("no answer: waited {} s", LIMIT.as_secs()))
             .reason_is(Reason::NoAnswer)
             .hint("look whether its server is there: spc ls")),
@@ -61,7 +61,7 @@ fn on_host(path: &Path, wanted: u64) -> Result<Reply> {
     let rules = Rules {
         mkdir: None,
         system: true,
-        plain_tail: paths::depth(path),
+        no_symlink_tail: paths::depth(path),
     };
     let fail =
         |e: io::Error| Error::mount(format!("cannot grow {}", show(path))).because(errno_text(e));

@@ -125,7 +125,7 @@ const S3FS: [&str; 26] = [
 ///
 /// # Errors
 /// It may reach what is the node's.
-pub fn of(fs_type: &str) -> Result<Policy> {
+pub fn for_type(fs_type: &str) -> Result<Policy> {
     Ok(match fs_type {
         "glusterfs" => Policy {
             options: Allowed::AllBut(&["log-file", "dump-fuse"]),
@@ -326,7 +326,7 @@ mod tests {
             "x",
             "",
         ] {
-            assert!(of(fs_type).is_err(), "{fs_type}");
+            assert!(for_type(fs_type).is_err(), "{fs_type}");
         }
         for (fs_type, bad) in [
             ("ceph", "name=a,secretfile=/etc/shadow"),
@@ -351,7 +351,9 @@ mod tests {
             ("nfs", "port=1 2"),
             ("nfs", "a b"),
         ] {
-            let checked = of(fs_type).unwrap().check_options(fs_type, &options(bad));
+            let checked = for_type(fs_type)
+                .unwrap()
+                .check_options(fs_type, &options(bad));
             assert!(checked.is_err(), "{fs_type} {bad}");
         }
         for (fs_type, good) in [
@@ -370,7 +372,9 @@ mod tests {
             ),
             ("tmpfs", "size=64m,mode=1777,noexec"),
         ] {
-            let checked = of(fs_type).unwrap().check_options(fs_type, &options(good));
+            let checked = for_type(fs_type)
+                .unwrap()
+                .check_options(fs_type, &options(good));
             assert!(checked.is_ok(), "{checked:?}");
         }
         for (fs_type, source, good) in [
@@ -382,7 +386,7 @@ mod tests {
             ("cifs", "//h/My Share", true),
             ("nfs", "[2001:db8::1]:/x", true),
         ] {
-            let checked = of(fs_type).unwrap().check_source(fs_type, source);
+            let checked = for_type(fs_type).unwrap().check_source(fs_type, source);
             assert_eq!(checked.is_ok(), good, "{source}");
         }
     }
@@ -391,7 +395,7 @@ mod tests {
     fn each_kind_is_for_pods_or_needs_the_nodes_word() {
         let mut need = Vec::new();
         for name in crate::kinds::names() {
-            if of(name).is_err() {
+            if for_type(name).is_err() {
                 need.push(name);
             }
         }
@@ -412,7 +416,7 @@ mod tests {
             ("fuse.sshfs", "", "allow_other,gid=7"),
         ] {
             let mut options = options(given);
-            let policy = of(fs_type).unwrap();
+            let policy = for_type(fs_type).unwrap();
             policy.complete(&mut options, Some("7")).unwrap();
             assert_eq!(options.to_string(), complete, "{fs_type}");
             assert!(policy.complete(&mut options, Some("7,x")).is_err());

@@ -52,7 +52,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    const fn of(status: Status) -> Self {
+    const fn with_status(status: Status) -> Self {
         Self {
             status,
             message: None,
@@ -64,7 +64,7 @@ impl Reply {
 
     /// It is done.
     pub fn success() -> Self {
-        Self::of(Status::Success)
+        Self::with_status(Status::Success)
     }
 
     /// What the driver can do. Volumes are on servers, so none is attached and none relabelled. The group of a pod is
@@ -102,7 +102,7 @@ impl Reply {
     pub fn failure(message: impl Into<String>) -> Self {
         Self {
             message: Some(message.into()),
-            ..Self::of(Status::Failure)
+            ..Self::with_status(Status::Failure)
         }
     }
 
@@ -110,7 +110,7 @@ impl Reply {
     pub fn not_supported(message: impl Into<String>) -> Self {
         Self {
             message: Some(message.into()),
-            ..Self::of(Status::NotSupported)
+            ..Self::with_status(Status::NotSupported)
         }
     }
 

@@ -95,7 +95,7 @@ fn limit(given: &Given) -> Result<Duration> {
 /// # Errors
 /// It has no type or no source.
 pub fn name(json: &str) -> Result<String> {
-    let (fs_type, source) = of(&given(json)?)?;
+    let (fs_type, source) = type_and_source(&given(json)?)?;
     let what = format!("{fs_type}-{source}");
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let short: String = what.chars().map(plain).take(80).collect();
@@ -117,7 +117,7 @@ fn own<'a>(given: &'a Given, name: &str) -> Option<&'a str> {
 }
 
 /// The type and the source.
-fn of(given: &Given) -> Result<(String, String)> {
+fn type_and_source(given: &Given) -> Result<(String, String)> {
     let asked = own(given, "fsType");
     let source = source(given, asked)?;
     let fs_type = match asked {
@@ -160,12 +160,12 @@ impl Volume {
                 }
             }
         }
-        let (fs_type, source) = of(&given)?;
+        let (fs_type, source) = type_and_source(&given)?;
         let read_only = options.read_only() || own(&given, "readwrite") == Some("ro");
         let of_node = allowed.options(&fs_type, &source);
         let policy = match of_node {
             Some(_) => OF_NODE,
-            None => policy::of(&fs_type)?,
+            None => policy::for_type(&fs_type)?,
         };
         if of_node.is_none() {
             policy.check_source(&fs_type, &source)?;
@@ -199,7 +199,7 @@ impl Volume {
             fs_type: self.fs_type.clone(),
             inferred: None,
             source: self.source.clone(),
-            plain_tail: paths::depth(&path),
+            no_symlink_tail: paths::depth(&path),
             target: path,
             options: self.options.clone(),
             secrets: self.secrets.clone(),
@@ -275,7 +275,7 @@ mod tests {
         for (key, value) in [("username", "me"), ("gid", "2000"), ("vers", "3.1.1")] {
             assert_eq!(volume.options.value(key), Some(value), "{key}");
         }
-        assert_eq!(volume.request(VOLUME).unwrap().plain_tail, 5);
+        assert_eq!(volume.request(VOLUME).unwrap().no_symlink_tail, 5);
         assert!(volume.request("mnt").is_err());
     }
 

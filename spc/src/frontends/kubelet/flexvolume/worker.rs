@@ -14,8 +14,8 @@ use crate::log;
 use crate::mount::pipeline::mount;
 use crate::process::interrupts::Interrupts;
 use crate::state::Session;
-use crate::unmount::escalate::How;
-use crate::unmount::foreign::take_off;
+use crate::unmount::escalate::UnmountMode;
+use crate::unmount::foreign::unmount_foreign;
 
 /// The most of an object that is read.
 const LONGEST: u64 = 4 * 1024 * 1024;
@@ -66,7 +66,7 @@ fn unmake(dir: &str) -> Result<Reply> {
     let rules = Rules {
         mkdir: None,
         system: true,
-        plain_tail: paths::depth(&path),
+        no_symlink_tail: paths::depth(&path),
     };
     let there = {
         let path = path.clone();
@@ -79,7 +79,7 @@ fn unmake(dir: &str) -> Result<Reply> {
         Walk::Pinned(pinned, _) => (pinned.path, pinned.mount.is_root),
     };
     if mounted || session.ledger.get(&target)?.is_some() {
-        take_off(&session, &target, How::default())?;
+        unmount_foreign(&session, &target, UnmountMode::default())?;
     }
     Ok(Reply::success())
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kinds::block::model::Value;
-use crate::kinds::model::Asked;
+use crate::kinds::model::KindInput;
 
 /// Secrets that are for it.
 pub(super) const SECRETS: [&str; 4] = [
@@ -33,7 +33,7 @@ pub(super) const DISCOVERY: Keys = [
 
 /// Settings for CHAP, if a name was given for it.
 pub(super) fn credentials(
-    asked: &Asked<'_>,
+    asked: &KindInput<'_>,
     prefix: &str,
     keys: &Keys,
 ) -> Result<Vec<(&'static str, Value)>> {

@@ -14,9 +14,10 @@ use crate::host::service::{Ready, Service};
 use crate::kinds::block::iscsi::chap::{DISCOVERY, SECRETS, SESSION, credentials};
 use crate::kinds::block::iscsi::portal::{HELLO, Portal};
 use crate::kinds::block::model::{
-    At, Command, Device, Identity, Patience, Shows, Step, Tells, Value, WAY, Way as BlockWay,
+    Command, Device, DevicePath as BlockWay, Endpoint, Identity, OutputCheck, PATH_NUMBER,
+    RecoveryTimeout, Step, SysfsLayout, Value,
 };
-use crate::kinds::model::{Asked, Telling};
+use crate::kinds::model::{Diagnostics, KindInput};
 
 /// Where Open-iSCSI keeps its records: Debian 13 and later, earlier ones.
 const RECORDS: [&str; 2] = ["/var/lib/iscsi", "/etc/iscsi"];
@@ -41,7 +42,7 @@ const OPTIONS: [&str; 6] = [
 ];
 
 /// The device that `rest`, the source behind `iscsi:`, names.
-pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
+pub fn device(rest: &str, asked: &KindInput<'_>) -> Result<Device> {
     let bad = |why: &str| {
         Error::usage(format!("bad source: {}", asked.source))
             .because(why)
@@ -89,7 +90,7 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
     let end = end.collect();
     Ok(Device {
         name: format!("iscsi:{iqn}/{lun}"),
-        through: format!("iscsi:{iqn}"),
+        session_key: format!("iscsi:{iqn}"),
         modules: &MODULES,
         service: Some(&ISCSID),
         host_name: Some(HostName {
@@ -97,8 +98,8 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             key: "InitiatorName=",
             prefix: "iqn.1993-08.org.debian:01:",
         }),
-        ways,
-        shows: Shows {
+        paths: ways,
+        shows: SysfsLayout {
             ways: "class/iscsi_session/session*",
             holds: vec![("targetname", iqn.to_owned())],
             known_by: &[
@@ -111,21 +112,21 @@ pub fn device(rest: &str, asked: &Asked<'_>) -> Result<Device> {
             disks: "device/target*/*:*:*:*/block/*",
             delete: Some("device/delete"),
             identity: Identity::Scsi,
-            patience: Some(Patience {
+            patience: Some(RecoveryTimeout {
                 file: "recovery_tmo",
                 little: SOON,
                 usual: "120",
             }),
         },
         // By its number: that needs no record, which may have gone with a container.
-        end_way: Command {
-            args: words(&["-m", "session", "-r", WAY, "--logout"]),
+        detach_path: Command {
+            args: words(&["-m", "session", "-r", PATH_NUMBER, "--logout"]),
             ..ADM
         },
         end,
         options: &OPTIONS,
         secrets: &SECRETS,
-        telling: TELLING,
+        diagnostics: TELLING,
     })
 }
 
@@ -149,7 +150,7 @@ const ADM: Command = Command {
     program: "iscsiadm",
     args: Vec::new(),
     fine: &[NO_RECORD],
-    tells: None,
+    output_check: None,
     secret: None,
 };
 
@@ -158,7 +159,7 @@ fn words(words: &[&str]) -> Vec<String> {
 }
 
 /// What logs in at a portal.
-fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
+fn way(portal: &Portal, iqn: &str, asked: &KindInput<'_>) -> Result<BlockWay> {
     let text = portal.text();
     let file = format!("{},{}", portal.address, portal.port);
     let mut steps = Vec::new();
@@ -193,7 +194,7 @@ fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
         });
         // Of what it finds no record is made: those of other targets are not wanted.
         let mut discover = adm(&["--discover", "-o", "nonpersistent"], &[]);
-        discover.tells = Some(Tells {
+        discover.output_check = Some(OutputCheck {
             what: iqn.to_owned(),
             find: offered,
         });
@@ -240,10 +241,10 @@ fn way(portal: &Portal, iqn: &str, asked: &Asked<'_>) -> Result<BlockWay> {
     Ok(BlockWay {
         name: text,
         marks: vec![portal.address.clone(), portal.port.to_string()],
-        at: Some(At {
+        endpoint: Some(Endpoint {
             host: portal.address.clone(),
             port: portal.port,
-            hello: &HELLO,
+            probe_request: &HELLO,
         }),
         steps,
     })
@@ -268,7 +269,7 @@ fn offered(output: &str, iqn: &str) -> std::result::Result<(), String> {
     }
 }
 
-const TELLING: Telling = Telling {
+const TELLING: Diagnostics = Diagnostics {
     // That it is so is known, and the reason is in the line before.
     line: |line| (!line.contains("Could not log into all portals")).then_some(line),
     gives_up: None,
@@ -304,7 +305,7 @@ mod tests {
 
     fn of(source: &str, options: &str) -> Result<Device> {
         let (options, secrets) = Options::and_secrets([options])?;
-        let asked = Asked {
+        let asked = KindInput {
             fs_type: "ext4",
             source,
             options: &options,
@@ -325,13 +326,13 @@ mod tests {
         )
         .unwrap();
         assert_eq!(device.name, format!("iscsi:{IQN}/3"));
-        assert_eq!(device.through, format!("iscsi:{IQN}"));
-        let names: Vec<_> = device.ways.iter().map(|way| way.name.as_str()).collect();
+        assert_eq!(device.session_key, format!("iscsi:{IQN}"));
+        let names: Vec<_> = device.paths.iter().map(|way| way.name.as_str()).collect();
         assert_eq!(
             names,
             ["192.0.2.1:3260", "192.0.2.2:3261", "[2001:db8::1]:3260"]
         );
-        assert_eq!(device.ways[2].marks, ["2001:db8::1", "3260"]);
+        assert_eq!(device.paths[2].marks, ["2001:db8::1", "3260"]);
         assert_eq!(device.end.len(), 6);
         assert!(device.shows.disk.contains("*:*:*:3/"));
         for bad in [
@@ -357,7 +358,7 @@ mod tests {
     /// Everything that any program is told, and every setting.
     fn told(device: &Device) -> (Vec<String>, Vec<(&'static str, Value)>) {
         let (mut arguments, mut settings) = (Vec::new(), Vec::new());
-        for step in device.ways.iter().flat_map(|way| &way.steps) {
+        for step in device.paths.iter().flat_map(|way| &way.steps) {
             match step {
                 Step::Run(command) => arguments.push(command.args.join(" ")),
                 Step::Set { settings: set, .. } => settings.extend(set.clone()),

@@ -5,17 +5,17 @@ type Reach = fn(name: &str, address: &str, port: u16) -> Vec<String>;
 
 /// How it is seen whether a server answers, and how a helper is led to it.
 #[derive(Clone, Copy, Debug)]
-pub struct Answering {
+pub struct ServerProbe {
     /// Its port.
     pub port: u16,
     /// Options that name another port; the first that is there counts.
     pub port_options: &'static [&'static str],
     /// What is said to it, so that it says anything; nothing where it speaks first.
-    pub hello: &'static [u8],
+    pub probe_request: &'static [u8],
     /// The helper takes the others as well, for when the first fails it.
     pub backups: bool,
     /// Options that name more servers, between colons.
-    pub more: &'static [&'static str],
+    pub extra_servers_options: &'static [&'static str],
     /// The key of an option by which the helper tries for long, and its value for one try.
     pub once: Option<(&'static str, &'static str)>,
     /// Options that lead it to one of the addresses of a name; without it, the address takes the name's place.
@@ -23,46 +23,46 @@ pub struct Answering {
 }
 
 /// glusterd, which speaks Sun RPC.
-pub(in crate::kinds) const GLUSTERD: Answering = Answering {
+pub(in crate::kinds) const GLUSTERD: ServerProbe = ServerProbe {
     port: 24007,
     port_options: &["server-port"],
-    hello: &null_call(14_398_633, 2),
+    probe_request: &null_call(14_398_633, 2),
     backups: true,
-    more: &["backup-volfile-servers", "backupvolfile-server"],
+    extra_servers_options: &["backup-volfile-servers", "backupvolfile-server"],
     once: None,
     reach: None,
 };
 
 /// A server of NFS.
-pub(in crate::kinds) const NFSD: Answering = Answering {
+pub(in crate::kinds) const NFSD: ServerProbe = ServerProbe {
     port: 2049,
     port_options: &["port"],
-    hello: &null_call(100_003, 4),
+    probe_request: &null_call(100_003, 4),
     backups: false,
-    more: &[],
+    extra_servers_options: &[],
     once: Some(("retry", "0")),
     reach: None,
 };
 
 /// A server of SMB.
-pub(in crate::kinds) const SMBD: Answering = Answering {
+pub(in crate::kinds) const SMBD: ServerProbe = ServerProbe {
     port: 445,
     port_options: &["port"],
-    hello: &NEGOTIATE,
+    probe_request: &NEGOTIATE,
     backups: false,
-    more: &[],
+    extra_servers_options: &[],
     once: None,
     // Its name may tell it which of several servers it is meant to be.
     reach: Some(|_, address, _| vec![format!("ip={address}")]),
 };
 
 /// sshd, which speaks first.
-pub(in crate::kinds) const SSHD: Answering = Answering {
+pub(in crate::kinds) const SSHD: ServerProbe = ServerProbe {
     port: 22,
     port_options: &["port", "Port"],
-    hello: &[],
+    probe_request: &[],
     backups: false,
-    more: &[],
+    extra_servers_options: &[],
     once: None,
     // The key is known by the name.
     reach: Some(|name, address, port| {

@@ -21,7 +21,7 @@ use rustix::thread::{
 
 use crate::client::root;
 use crate::error::{Error, Result, errno_text};
-use crate::host::redirect::CLAIMS;
+use crate::host::redirect::REDIRECTS;
 use crate::host::{Host, Settings, mountinfo};
 use crate::sys::{self, MountAttributes};
 
@@ -35,7 +35,7 @@ const CONFIGURED: [&str; 2] = ["/etc/ceph", "/root/.ssh"];
 struct Parts {
     tree: OwnedFd,
     host: OwnedFd,
-    claims: OwnedFd,
+    redirects: OwnedFd,
     logs: OwnedFd,
     devices: OwnedFd,
     configured: Vec<(&'static str, OwnedFd)>,
@@ -53,11 +53,11 @@ fn parts(id: &str) -> std::io::Result<Parts> {
         sys::mount_setattr(&mount, what)?;
         Ok(mount)
     };
-    let claims = Path::new(CLAIMS).join(id);
+    let redirects = Path::new(REDIRECTS).join(id);
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(&claims)?;
+        .create(&redirects)?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
@@ -75,7 +75,7 @@ fn parts(id: &str) -> std::io::Result<Parts> {
         // `/var` of some hosts is mounted with noexec.
         tree: clone(&root::path(id), sys::MOUNT_ATTR_NOEXEC)?,
         host: clone(Path::new("/"), 0)?,
-        claims: clone(&claims, 0)?,
+        redirects: clone(&redirects, 0)?,
         logs: clone(Path::new(LOGS), 0)?,
         // Of the host, for disks that are attached later show there as well; nothing that is mounted below it comes along.
         devices: clone(Path::new("/dev"), 0)?,
@@ -87,7 +87,7 @@ fn parts(id: &str) -> std::io::Result<Parts> {
 ///
 /// # Errors
 /// A part of it cannot be made.
-pub fn keep(id: &str) -> Result<()> {
+pub fn hold(id: &str) -> Result<()> {
     let settings = Settings::read()?;
     let host = Host::open(&settings)?;
     let fail = |e: std::io::Error| {
@@ -105,7 +105,7 @@ pub fn keep(id: &str) -> Result<()> {
         move_into_link_name_space(file.as_fd(), None).map_err(|e| fail(e.into()))?;
     }
     empty(&host).map_err(fail)?;
-    build(parts, &settings.claims()).map_err(fail)?;
+    build(parts, &settings.redirects()).map_err(fail)?;
     // Nothing of the container is held any more but this very program.
     let error = Command::new("/usr/bin/spc")
         .args(["keeper", id])
@@ -162,7 +162,7 @@ fn copy() -> std::io::Result<()> {
 ///
 /// docker's seccomp profile has no pivot_root(2). So the client root is put on that root, where nobody sees it: whoever
 /// enters the namespace comes out on top.
-fn build(parts: Parts, claims: &Path) -> std::io::Result<()> {
+fn build(parts: Parts, redirects: &Path) -> std::io::Result<()> {
     attach(&parts.tree, "/")?;
     rustix::process::fchdir(&parts.tree)?;
     rustix::process::chroot(".")?;
@@ -185,8 +185,8 @@ fn build(parts: Parts, claims: &Path) -> std::io::Result<()> {
     // iscsiadm makes a directory of its own there, and nothing above it.
     make_all(&["/run/lock".into()])?;
     mount("tmpfs", "/tmp", "tmpfs", plain, c"mode=1777")?;
-    fs::create_dir_all(claims)?;
-    attach(&parts.claims, claims)?;
+    fs::create_dir_all(redirects)?;
+    attach(&parts.redirects, redirects)?;
     attach(&parts.host, "/host")?;
     for (path, mount) in &parts.configured {
         fs::create_dir_all(path)?;
