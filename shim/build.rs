@@ -1,16 +1,17 @@
-//! Link options that keep the library small and free of what it does not use.
+//! Link options that keep the library small.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=link.ld");
     let script = format!("-Wl,-T,{}/link.ld", env!("CARGO_MANIFEST_DIR"));
     let options = [
-        // The start files register frames and clone tables that nobody here has.
+        // The start files register unwind and transactional memory tables, which this library
+        // lacks.
         "-nostartfiles",
         "-Wl,--strip-all",
         "-Wl,-z,noseparate-code",
         "-Wl,-z,norelro",
-        // There is nothing to bind lazily; to say so takes two entries.
+        // No function is bound lazily, but `-z now` would add two entries to the dynamic section.
         "-Wl,-z,lazy",
         "-Wl,--no-eh-frame-hdr",
         "-Wl,--build-id=none",

@@ -1,39 +1,45 @@
-//! A call of the mount family with its arguments, whichever symbol it came through.
+//! An intercepted call of the mount(2) family with its arguments.
 
 use core::ffi::{c_char, c_int};
 
+use crate::descriptors::{self, FdKind};
 use crate::next::{self, Via};
 use crate::policy::Change;
 use crate::symbol::Symbol;
 use crate::sys::{self, CWD, Result};
-use crate::watch::{self, Known};
 
-/// The caller's arguments as words, not looked at yet: any pointer may be null or bad.
+/// An intercepted call.
 #[derive(Clone, Copy)]
 pub struct Call {
+    /// Symbol of the call. syscall(2) gives the symbol of the system call's own wrapper.
     pub symbol: Symbol,
+    /// Definition that the caller used: the wrapper function or syscall(2).
     pub via: Via,
+    /// Arguments as the caller passed them. Any pointer may be null or invalid.
     pub args: [usize; 5],
 }
 
-/// The path that decides about a call.
-pub struct Place {
+/// Path argument that names the target of a call.
+pub struct PathArg {
+    /// Directory that a relative path starts at.
     pub dir: c_int,
+    /// Path in the caller's memory.
     pub path: *const c_char,
-    /// Whether a symlink at the end is followed.
+    /// Whether a symlink as the last component is followed.
     pub follow: bool,
-    /// Whether an empty path means `dir` itself.
-    pub may_be_empty: bool,
+    /// Whether an empty path names `dir` itself.
+    pub empty_allowed: bool,
 }
 
 impl Call {
-    /// The call as the caller made it.
-    pub fn real(&self) -> Result<usize> {
+    /// Passes the call to the next definition of its symbol, unchanged.
+    pub fn call_next(&self) -> Result<usize> {
         next::call(self.via, self.symbol, self.args)
     }
 
+    /// Returns the path argument that names the target.
     #[inline(never)]
-    pub fn place(&self) -> Place {
+    pub fn path_arg(&self) -> PathArg {
         let [a, b, c, d, e] = self.args;
         let (dir, path, flags, nofollow, empty) = match self.symbol {
             Symbol::Umount2 => (CWD, a, b as u32, libc::UMOUNT_NOFOLLOW as u32, 0),
@@ -49,15 +55,15 @@ impl Call {
             }
             _ => (CWD, b, 0, 0, 0),
         };
-        Place {
+        PathArg {
             dir,
             path: path as *const c_char,
             follow: flags & nofollow == 0,
-            may_be_empty: flags & empty != 0,
+            empty_allowed: flags & empty != 0,
         }
     }
 
-    /// The flags, where they say what the call does.
+    /// Returns the flags argument that selects the operation.
     fn flags(&self) -> u32 {
         let [_, _, c, d, e] = self.args;
         let flags = match self.symbol {
@@ -68,13 +74,14 @@ impl Call {
         flags as u32
     }
 
-    /// What the call does, and what is known of the descriptor that stands for its mount. An error means that
-    /// the kernel will find the same fault in the arguments.
-    pub fn change(&self) -> Result<(Change, Option<Known>)> {
+    /// Returns the effect of the call, and the kind of the descriptor that names its mount.
+    ///
+    /// An error means that the kernel will reject the arguments for the same reason.
+    pub fn change(&self) -> Result<(Change, Option<FdKind>)> {
         let [a, b, _, attributes, _] = self.args;
         let flags = self.flags();
         let by_fd = match self.symbol {
-            Symbol::Mount => return Ok((Change::of_mount_flags(u64::from(flags)), None)),
+            Symbol::Mount => return Ok((Change::from_mount_flags(u64::from(flags)), None)),
             Symbol::OpenTree if flags & sys::OPEN_TREE_CLONE != 0 => {
                 return Ok((Change::Copy, None));
             }
@@ -84,20 +91,20 @@ impl Call {
             _ => return Ok((Change::Unmount, None)),
         };
         let by_fd = flags & by_fd != 0 && sys::is_empty(b as *const c_char)?;
-        let known = if by_fd {
-            watch::mount(a as c_int)
+        let kind = if by_fd {
+            descriptors::kind(a as c_int)
         } else {
             None
         };
-        let change = match known {
+        let change = match kind {
             _ if self.symbol == Symbol::MountSetattr => match sys::copy_word(attributes, 2)? {
                 0 => Change::Remount,
                 _ => Change::Propagation,
             },
-            Some(Known::Named | Known::Other) => Change::New,
-            Some(Known::Copy) => Change::Bind,
-            Some(Known::Host) | None => Change::Move,
+            Some(FdKind::RedirectedType | FdKind::OtherType) => Change::New,
+            Some(FdKind::Copy) => Change::Bind,
+            Some(FdKind::Host) | None => Change::Move,
         };
-        Ok((change, known))
+        Ok((change, kind))
     }
 }

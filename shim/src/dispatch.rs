@@ -1,42 +1,51 @@
-//! The one way of every hooked call: what the arguments say, a child if that is not enough, the real call if the
-//! decision is to pass, errno, report.
+//! Handling of every hooked call: decide, redirect or make the real call, set errno, report.
 
 use core::ffi::{c_char, c_int};
 
-use crate::area::{Area, Stack};
 use crate::call::Call;
 use crate::child;
+use crate::descriptors::{self, FdKind};
 use crate::namespace::child_would_be_init;
 use crate::next::Via;
 use crate::outcome::{Decision, Step};
-use crate::policy::{Change, Reason, names_type};
+use crate::policy::{Change, Reason, is_redirected_type};
 use crate::redirected_call::RedirectedCall;
+use crate::scratch::{Scratch, Stack};
 use crate::symbol::Symbol;
 use crate::sys::{self, Errno, Result};
-use crate::watch::{self, Known};
 use crate::{report, settings};
 
-/// The symbol that a call came through. In the C layout it takes one register.
+/// Symbol and wrapper through which a call arrived. The C layout fits in one register.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Door {
+pub struct EntryPoint {
+    /// Symbol of the call.
     pub symbol: Symbol,
+    /// Definition that the caller used.
     pub via: Via,
 }
 
-/// Makes or carries a call. The result is the real call's, errno is untouched on success.
+/// Redirects the call or makes the real call, and returns its result. Keeps errno on success.
 ///
-/// The arguments stay in the registers where the hooks got them, so that each hook is hardly more than a jump.
+/// The arguments stay in the registers in which the hooks received them, so each hook is little
+/// more than a jump.
 #[inline(never)]
-pub extern "C" fn dispatch(a: usize, b: usize, c: usize, d: usize, e: usize, door: Door) -> isize {
+pub extern "C" fn dispatch(
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    entry: EntryPoint,
+) -> isize {
     let errno = sys::errno();
-    let Door { symbol, via } = door;
+    let EntryPoint { symbol, via } = entry;
     let args = [a, b, c, d, e];
-    let call = Call { symbol, via, args };
-    let result = if sys::has_mark(child::MARK) {
-        call.real()
+    let intercepted = Call { symbol, via, args };
+    let result = if sys::thread_name_begins_with(child::THREAD_NAME) {
+        intercepted.call_next()
     } else {
-        judge_and_call(&call)
+        handle(&intercepted)
     };
     let (errno, result) = match result {
         Ok(result) => (errno, result as isize),
@@ -46,109 +55,116 @@ pub extern "C" fn dispatch(a: usize, b: usize, c: usize, d: usize, e: usize, doo
     result
 }
 
-fn judge_and_call(call: &Call) -> Result<usize> {
+fn handle(intercepted: &Call) -> Result<usize> {
     let settings = settings::get()?;
-    let mut area = Area::new()?;
-    let stack = area.stack();
-    let c = &mut RedirectedCall::new(&settings.config, call, area.work());
-    match call.symbol {
-        Symbol::Fsopen => c.result = open_context(c),
-        Symbol::Fsmount => c.result = make_mount(call),
-        _ => judge_and_report(c, settings.broken, stack),
+    let mut scratch = Scratch::new()?;
+    let stack = scratch.stack();
+    let call = &mut RedirectedCall::new(&settings.config, intercepted, scratch.buffers());
+    match intercepted.symbol {
+        Symbol::Fsopen => call.result = open_context(call),
+        Symbol::Fsmount => call.result = create_mount(intercepted),
+        _ => handle_change(call, settings.unusable, stack),
     }
-    c.result
+    call.result
 }
 
+/// Handles a call that changes a mount table or gives a descriptor of a mount.
 #[inline(never)]
-fn judge_and_report(c: &mut RedirectedCall<'_>, broken: bool, stack: Stack) {
-    judge(c, broken, stack);
-    if c.decision == Decision::Passed {
-        c.result = c.call.real();
-        // A handle changes nothing: only one that is of the host is worth a word.
-        if c.call.symbol != Symbol::OpenTree {
-            report::send(c);
+fn handle_change(call: &mut RedirectedCall<'_>, unusable: bool, stack: Stack) {
+    decide(call, unusable, stack);
+    if call.decision == Decision::Local {
+        call.result = call.intercepted.call_next();
+        // open_tree(2) changes nothing; only a descriptor of a mount on the host is reported.
+        if call.intercepted.symbol != Symbol::OpenTree {
+            report::send(call);
         }
     }
-    remember(c);
+    update_descriptors(call);
 }
 
-/// Decides; if that takes a child, the child makes the call as well. What does not pass is reported.
-fn judge(c: &mut RedirectedCall<'_>, broken: bool, stack: Stack) {
-    let detached = match c.call.change() {
-        Ok((change, known)) => {
-            c.change = change;
-            c.named = known == Some(Known::Named);
-            c.on_host = known == Some(Known::Host);
-            c.call.symbol == Symbol::MountSetattr && known.is_some() && !c.on_host
+/// Decides where the call goes. A call that is not local has been made and reported afterwards.
+fn decide(call: &mut RedirectedCall<'_>, unusable: bool, stack: Stack) {
+    let detached = match call.intercepted.change() {
+        Ok((change, kind)) => {
+            call.change = change;
+            call.redirected_type = kind == Some(FdKind::RedirectedType);
+            call.fd_on_host = kind == Some(FdKind::Host);
+            call.intercepted.symbol == Symbol::MountSetattr && kind.is_some() && !call.fd_on_host
         }
         Err(_) => false,
     };
-    if read_arguments(c).is_err() {
-        c.reason = Reason::Arguments;
+    if read_arguments(call).is_err() {
+        call.reason = Reason::Arguments;
     } else if detached {
-        c.reason = Reason::Detached;
-    } else if broken {
-        c.reason = Reason::Settings;
-        // Taking something away, or looking at it, is never in the wrong place.
-        if !matches!(c.change, Change::Unmount | Change::Handle | Change::Copy) {
-            refuse(c, Step::Settings, settings::BROKEN);
+        call.reason = Reason::Detached;
+    } else if unusable {
+        call.reason = Reason::Settings;
+        // An unmount or a new descriptor puts no mount in the wrong namespace.
+        if !matches!(call.change, Change::Unmount | Change::Handle | Change::Copy) {
+            refuse(call, Step::Settings, settings::UNUSABLE);
         }
     } else {
-        c.named |= c.change == Change::New && names_type(c.config, c.work.kind.as_bytes());
+        call.redirected_type |= call.change == Change::New
+            && is_redirected_type(call.config, call.buffers.fs_type.as_bytes());
         if !child_would_be_init() {
-            child::run(stack, c);
-        } else if c.demand().is_some() {
-            refuse(c, Step::Call, Errno::BUSY);
+            child::run(stack, call);
+        } else if call.reason_for_any_target().is_some() {
+            refuse(call, Step::Call, Errno::BUSY);
         } else {
-            c.reason = Reason::Unresolved;
+            call.reason = Reason::Unresolved;
         }
     }
 }
 
 #[inline(never)]
-fn refuse(c: &mut RedirectedCall<'_>, step: Step, error: Errno) {
-    c.fail(step, error);
-    report::send(c);
+fn refuse(call: &mut RedirectedCall<'_>, step: Step, error: Errno) {
+    call.fail(step, error);
+    report::send(call);
 }
 
-/// Copies what decides. An error means that the kernel will not take the arguments either.
+/// Copies the arguments on which the decision depends. An error means that the kernel will reject
+/// the arguments too.
 #[inline(never)]
-fn read_arguments(c: &mut RedirectedCall<'_>) -> Result<()> {
-    if c.call.symbol == Symbol::Mount {
-        sys::copy_string_or_none(c.call.args[2] as *const c_char, &mut c.work.kind)?;
+fn read_arguments(call: &mut RedirectedCall<'_>) -> Result<()> {
+    if call.intercepted.symbol == Symbol::Mount {
+        sys::copy_string(
+            call.intercepted.args[2] as *const c_char,
+            &mut call.buffers.fs_type,
+        )?;
     }
-    let place = c.call.place();
-    sys::copy_string_or_none(place.path, &mut c.work.path)?;
-    if c.work.path.is_empty() && !place.may_be_empty {
+    let arg = call.intercepted.path_arg();
+    sys::copy_string(arg.path, &mut call.buffers.path)?;
+    if call.buffers.path.is_empty() && !arg.empty_allowed {
         return Err(Errno::NOENT);
     }
     // For the report, until the canonical path is known.
-    c.work.target.copy(&c.work.path);
+    call.buffers.target.copy(&call.buffers.path);
     Ok(())
 }
 
-fn remember(c: &RedirectedCall<'_>) {
-    let Ok(result) = c.result else {
+/// Notes the kind of the descriptor that a successful call returned or attached.
+fn update_descriptors(call: &RedirectedCall<'_>) {
+    let Ok(result) = call.result else {
         return;
     };
-    let [from, _, _, _, flags] = c.call.args;
-    let on_host = (c.decision == Decision::Carried).then_some(Known::Host);
-    match c.change {
-        Change::Copy => watch::set_mount(result, Some(Known::Copy)),
-        Change::Handle => watch::set_mount(result, on_host),
-        _ if c.call.symbol != Symbol::MoveMount => {}
+    let [from, _, _, _, flags] = call.intercepted.args;
+    let on_host = (call.decision == Decision::Redirected).then_some(FdKind::Host);
+    match call.change {
+        Change::Copy => descriptors::set_kind(result, Some(FdKind::Copy)),
+        Change::Handle => descriptors::set_kind(result, on_host),
+        _ if call.intercepted.symbol != Symbol::MoveMount => {}
         _ if flags as u32 & sys::MOVE_MOUNT_F_EMPTY_PATH == 0 => {}
-        _ => watch::set_mount(from, on_host),
+        _ => descriptors::set_kind(from, on_host),
     }
 }
 
-/// `fsopen`, whose type decides where the mount will go.
-fn open_context(c: &mut RedirectedCall<'_>) -> Result<usize> {
-    let name = &mut c.work.kind;
-    // With a bad pointer there will be no mount.
-    let _ = sys::copy_string_or_none(c.call.args[0] as *const c_char, name);
-    let fd = c.call.real()?;
-    match watch::set_context(fd, names_type(c.config, name.as_bytes())) {
+/// Makes a call of fsopen(2), whose type decides where the mount will go.
+fn open_context(call: &mut RedirectedCall<'_>) -> Result<usize> {
+    let fs_type = &mut call.buffers.fs_type;
+    // The kernel rejects an invalid pointer, so an empty type does no harm.
+    let _ = sys::copy_string(call.intercepted.args[0] as *const c_char, fs_type);
+    let fd = call.intercepted.call_next()?;
+    match descriptors::set_context(fd, is_redirected_type(call.config, fs_type.as_bytes())) {
         Ok(()) => Ok(fd),
         Err(error) => {
             sys::close(fd as c_int);
@@ -157,13 +173,13 @@ fn open_context(c: &mut RedirectedCall<'_>) -> Result<usize> {
     }
 }
 
-/// `fsmount`, whose mount has the type of its context.
-fn make_mount(call: &Call) -> Result<usize> {
-    let fd = call.real()?;
-    let known = match watch::context_is_named(call.args[0]) {
-        true => Known::Named,
-        false => Known::Other,
+/// Makes a call of fsmount(2), whose mount has the type of its context.
+fn create_mount(intercepted: &Call) -> Result<usize> {
+    let fd = intercepted.call_next()?;
+    let kind = match descriptors::context_is_redirected(intercepted.args[0]) {
+        true => FdKind::RedirectedType,
+        false => FdKind::OtherType,
     };
-    watch::set_mount(fd, Some(known));
+    descriptors::set_kind(fd, Some(kind));
     Ok(fd)
 }

@@ -1,18 +1,22 @@
-//! What the finished library must be, checked on the file itself: `cargo build --release -p spc-shim`, then
-//! `SPC_SHIM_SO=target/release/libspc_shim.so cargo test -p spc-shim`. Under `CI=true` it is a failure not to check.
+//! Checks of the built library: size, imports and exports.
+//!
+//! Run `cargo build --release -p spc-shim`, then `SPC_SHIM_SO=target/release/libspc_shim.so cargo
+//! test -p spc-shim`. Without the variable the checks are skipped; with `CI=true` they then fail.
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
+/// Largest permitted file size in bytes.
 const SIZE_MAX: u64 = 16 * 1024;
-/// The oldest C library with every architecture supported here.
+/// Oldest glibc that supports every architecture of the shim.
 const GLIBC_MAX: (u32, u32) = (2, 17);
 
 fn library() -> Option<String> {
     let path = std::env::var("SPC_SHIM_SO").ok();
     if path.is_none() {
         let ci = std::env::var("CI").is_ok_and(|value| value == "true");
-        let message = "SPC_SHIM_SO is not set: build with cargo build --release -p spc-shim and name the library";
+        let message = "SPC_SHIM_SO is not set: \
+            run cargo build --release -p spc-shim and set it to the path of the library";
         assert!(!ci, "{message}");
         eprintln!("SKIPPED: {message}");
     }
@@ -29,7 +33,7 @@ fn readelf(path: &str, what: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Name, whether defined, of each dynamic symbol.
+/// Returns the name of each dynamic symbol, and whether the library defines it.
 fn symbols(path: &str) -> Vec<(String, bool)> {
     let table = readelf(path, &["--wide", "--dyn-syms", "--use-dynamic"]);
     table
@@ -47,7 +51,7 @@ fn symbols(path: &str) -> Vec<(String, bool)> {
 }
 
 #[test]
-fn small_and_free_of_what_is_not_there_everywhere() {
+fn the_library_is_small_and_needs_only_an_old_glibc() {
     let Some(path) = library() else {
         return;
     };
@@ -73,7 +77,7 @@ fn small_and_free_of_what_is_not_there_everywhere() {
 }
 
 #[test]
-fn exports_what_the_list_says_and_cannot_panic() {
+fn the_exports_match_the_list_and_nothing_panics() {
     let Some(path) = library() else {
         return;
     };
@@ -94,6 +98,6 @@ fn exports_what_the_list_says_and_cannot_panic() {
         imported.contains("__errno_location"),
         "imports not found: {imported:?}"
     );
-    // The panic handler calls abort: without it there is no way to panic left.
+    // The panic handler calls abort(3). Without that import the library has no code that panics.
     assert!(!imported.contains("abort"), "{imported:?}");
 }

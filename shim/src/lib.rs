@@ -1,18 +1,20 @@
-//! Carries mount(2) calls of a container into the host's mount namespace.
+//! Preload library that redirects mount(2) calls of a container to the host's mount namespace.
 //!
-//! Preloaded into every program of the container. A call that the settings send to the host happens there, or
-//! fails; every other call is made as if this library were not there. `hooks` has the exported symbols,
-//! `dispatch` is where they meet, `policy` decides, `child` makes a call on the host.
+//! The library is loaded into every dynamically linked program of the container. A call that the
+//! settings redirect is made on the host or fails. Every other call behaves as without the library.
+//!
+//! A call enters through `hooks`, which exports the symbols, and continues in `dispatch`. A child
+//! process (`child`) resolves the target and asks `policy` for the destination. The child makes a
+//! redirected call in the host's namespace (`host`).
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(
     test,
     allow(dead_code, reason = "the hooks are not exported into the test program")
 )]
 
-mod area;
 mod call;
 mod child;
-mod claim;
+mod descriptors;
 mod dispatch;
 #[cfg(test)]
 mod gates;
@@ -23,31 +25,32 @@ mod namespace;
 mod next;
 mod outcome;
 mod policy;
+mod redirect;
 mod redirected_call;
 mod report;
+mod scratch;
 mod settings;
 mod symbol;
 mod sys;
 mod text;
 mod walk;
-mod watch;
 
 #[cfg(not(test))]
 ctor::declarative::ctor! {
-    /// Reads the settings before the program can change its environment. Nothing depends on it: a constructor
-    /// of another library may mount earlier.
+    /// Reads the settings before the program can change its environment. The hooks work without
+    /// this: the constructor of another library may mount earlier.
     #[ctor(unsafe)]
-    fn warm() {
-        next::warm();
-        // The C library's own constructor has run: this library needs it, so it comes later.
-        // SAFETY: a constructor runs once.
-        unsafe { settings::keep() };
+    fn initialize() {
+        next::resolve_common();
+        // SAFETY: a constructor runs once. The C library's constructors have run before, because
+        // this library depends on the C library.
+        unsafe { settings::take_snapshot() };
     }
 }
 
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // SAFETY: abort takes no arguments and does not return.
+    // SAFETY: abort(3) takes no arguments and does not return.
     unsafe { libc::abort() }
 }

@@ -1,15 +1,17 @@
-//! The type of a mount.
+//! File system type of a mount.
 
 use spc_shim_config::words::{same, split_once};
 
 use crate::sys::{self, CWD, Result};
-use crate::text::{Name, Text, name, number};
+use crate::text::{Text, ThinCStr, number, thin};
 
-/// The type of the mount that `file` of the current directory is on, whose id is known; empty when there is no such
-/// mount any more. The kernel is asked for this one mount, and the whole table is read only where it does not answer,
-/// or may not know what follows the dot of a FUSE type.
-pub fn kind_of(file: Name<'_>, id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> {
-    if sys::statmount_kind(sys::unique_id(CWD, file), buffer).is_ok() {
+/// Reads the type of the mount with this id, on which `file` in the current directory is. The type
+/// is empty if the mount has disappeared.
+///
+/// statmount(2) is called first. The mount table is read only if that fails or, on older kernels,
+/// gives a FUSE type without its subtype.
+pub fn read_fs_type(file: ThinCStr<'_>, id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> {
+    if sys::statmount_fs_type(sys::unique_id(CWD, file), buffer).is_ok() {
         word.set(string(buffer, FS_TYPE));
         if field(buffer, MASK) & sys::STATMOUNT_FS_SUBTYPE as usize != 0 {
             word.push_byte(b'.');
@@ -22,27 +24,28 @@ pub fn kind_of(file: Name<'_>, id: u64, buffer: &mut [u8], word: &mut Text) -> R
     read_table(id, buffer, word)
 }
 
-// Where struct statmount has them.
+// Offsets in struct statmount.
 const MASK: usize = 8;
 const FS_TYPE: usize = 36;
 const FS_SUBTYPE: usize = 120;
 const STRINGS: usize = 512;
 
 #[inline(never)]
-fn field(answer: &[u8], at: usize) -> usize {
-    let bytes = answer.get(at..).and_then(<[u8]>::first_chunk);
+fn field(reply: &[u8], at: usize) -> usize {
+    let bytes = reply.get(at..).and_then(<[u8]>::first_chunk);
     bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes) as usize)
 }
 
 #[inline(never)]
-fn string(answer: &[u8], at: usize) -> &[u8] {
-    let text = answer.get(STRINGS + field(answer, at)..);
+fn string(reply: &[u8], at: usize) -> &[u8] {
+    let text = reply.get(STRINGS + field(reply, at)..);
     split_once(text.unwrap_or(&[]), 0).0
 }
 
-/// The type of one mount of this process's namespace; empty when there is no such mount.
+/// Reads the type of one mount of this process's namespace from mountinfo. The type is empty if
+/// there is no such mount.
 fn read_table(id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> {
-    let table = sys::open_read(name(c"/proc/self/mountinfo"))?;
+    let table = sys::open_read(thin(c"/proc/self/mountinfo"))?;
     let mut at = Field::Id;
     word.clear();
     loop {
@@ -55,11 +58,11 @@ fn read_table(id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> {
             at = match at {
                 Field::Type => return Ok(()),
                 _ if *byte == b'\n' => Field::Id,
-                Field::Id if number(word.as_bytes()) == Some(id) => Field::Ours,
-                // Only the optional fields end with a dash; none of those before them can be one.
-                Field::Ours if same(word.as_bytes(), b"-") => Field::Type,
-                Field::Ours => Field::Ours,
-                _ => Field::Others,
+                Field::Id if number(word.as_bytes()) == Some(id) => Field::Wanted,
+                // A dash ends the optional fields; no field before them can be a dash.
+                Field::Wanted if same(word.as_bytes(), b"-") => Field::Type,
+                Field::Wanted => Field::Wanted,
+                _ => Field::Other,
             };
             word.clear();
         }
@@ -69,14 +72,16 @@ fn read_table(id: u64, buffer: &mut [u8], word: &mut Text) -> Result<()> {
     }
 }
 
-/// What the next word of the table is.
+/// Field of the mount table that the next word is.
 enum Field {
+    /// Mount id, at the start of a line.
     Id,
-    /// Of the mount that is looked for, before its type.
-    Ours,
+    /// Field of the wanted mount before its type.
+    Wanted,
+    /// Type of the wanted mount.
     Type,
-    /// Of another mount.
-    Others,
+    /// Field of another mount.
+    Other,
 }
 
 #[cfg(test)]
@@ -84,15 +89,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mount_is_found_with_its_type() {
+    fn the_table_gives_the_type_of_every_mount() {
         let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let mut word = Text::new();
         for line in text.lines() {
             let id: u64 = line.split(' ').next().unwrap().parse().unwrap();
-            let kind = line.split(" - ").last().unwrap().split(' ').next().unwrap();
+            let fs_type = line.split(" - ").last().unwrap().split(' ').next().unwrap();
             for size in [7, 4096] {
                 read_table(id, &mut vec![0; size], &mut word).unwrap();
-                assert_eq!(word.as_bytes(), kind.as_bytes(), "{line}");
+                assert_eq!(word.as_bytes(), fs_type.as_bytes(), "{line}");
             }
         }
         assert!(!text.is_empty());
@@ -101,28 +106,28 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_says_what_the_table_says() {
+    fn statmount_and_the_table_give_the_same_type() {
         let (mut buffer, mut word) = (vec![0; 4096], Text::new());
-        for file in [name(c"/"), name(c"/proc"), name(c"/dev")] {
+        for file in [thin(c"/"), thin(c"/proc"), thin(c"/dev")] {
             let id = sys::mount_id(CWD, file).unwrap();
             read_table(id, &mut buffer, &mut word).unwrap();
             let table = word.as_bytes().to_vec();
             assert!(!table.is_empty());
-            kind_of(file, id, &mut buffer, &mut word).unwrap();
+            read_fs_type(file, id, &mut buffer, &mut word).unwrap();
             assert_eq!(word.as_bytes(), table);
         }
     }
 
     #[test]
-    fn an_answer_of_the_kernel_is_read_within_its_bounds() {
-        let mut answer = vec![0; STRINGS];
-        answer[FS_TYPE..][..4].copy_from_slice(&3u32.to_ne_bytes());
-        assert_eq!(string(&answer, FS_TYPE), b"");
-        answer.extend(b"no\0fuse\0gluster");
-        assert_eq!(string(&answer, FS_TYPE), b"fuse");
-        answer[FS_SUBTYPE..][..4].copy_from_slice(&8u32.to_ne_bytes());
-        assert_eq!(string(&answer, FS_SUBTYPE), b"gluster");
-        answer[FS_SUBTYPE..][..4].fill(0xff);
-        assert_eq!(string(&answer, FS_SUBTYPE), b"");
+    fn a_statmount_reply_is_read_within_its_bounds() {
+        let mut reply = vec![0; STRINGS];
+        reply[FS_TYPE..][..4].copy_from_slice(&3u32.to_ne_bytes());
+        assert_eq!(string(&reply, FS_TYPE), b"");
+        reply.extend(b"no\0fuse\0gluster");
+        assert_eq!(string(&reply, FS_TYPE), b"fuse");
+        reply[FS_SUBTYPE..][..4].copy_from_slice(&8u32.to_ne_bytes());
+        assert_eq!(string(&reply, FS_SUBTYPE), b"gluster");
+        reply[FS_SUBTYPE..][..4].fill(0xff);
+        assert_eq!(string(&reply, FS_SUBTYPE), b"");
     }
 }

@@ -1,4 +1,4 @@
-//! The host's mount namespace, and whether it is another one than the caller's.
+//! The host's mount namespace.
 
 use core::ffi::CStr;
 
@@ -6,17 +6,17 @@ use spc_shim_config::Config;
 
 use crate::outcome::Step;
 use crate::sys::{self, CWD, Errno, Fd, Result};
-use crate::text::{Text, name};
+use crate::text::{Text, thin};
 
-/// No namespace but the caller's own was found.
+/// Error if the only mount namespace found is the caller's own.
 const ONLY_OWN: Errno = Errno::NOLINK;
 
-/// Makes the host's root this process's root and current directory: enters the first candidate that is not the
-/// caller's own namespace.
+/// Enters the first candidate that is not the caller's own mount namespace. The host's root
+/// directory becomes root and current directory of this process.
 ///
-/// Two namespaces are told apart by the mount that is their root, because /proc may not know this process. The
-/// own root is found by entering the own namespace, which also leaves a chroot of the caller, where the
-/// candidates need not be.
+/// Two namespaces are distinguished by the ids of their root mounts, because /proc may have no
+/// entry for this process. The own root mount is read after entering the own namespace. This also
+/// leaves a chroot of the caller, in which the candidates may be missing.
 pub fn enter_host(config: &Config, path: &mut Text, step: &mut Step) -> Result<()> {
     *step = Step::Setns;
     let own = enter(sys::pidfd_of_self()?)?;
@@ -24,7 +24,7 @@ pub fn enter_host(config: &Config, path: &mut Text, step: &mut Step) -> Result<(
     for candidate in config.namespaces() {
         *step = Step::Namespace;
         path.set(candidate);
-        match sys::open_read(path.as_name()) {
+        match sys::open_read(path.as_thin()) {
             Ok(namespace) => {
                 *step = Step::Setns;
                 if enter(namespace)? != own {
@@ -41,17 +41,17 @@ pub fn enter_host(config: &Config, path: &mut Text, step: &mut Step) -> Result<(
     Err(error)
 }
 
-/// Enters a mount namespace. Answers with the id of the mount that is its root.
+/// Enters a mount namespace and returns the id of its root mount.
 #[inline(never)]
 fn enter(namespace: Fd) -> Result<u64> {
     sys::enter_mount_namespace(namespace)?;
-    sys::mount_id(CWD, name(c"/"))
+    sys::mount_id(CWD, thin(c"/"))
 }
 
-/// Whether the next child would be the first process of a new PID namespace: it would end with that child, and
-/// the caller could never fork again.
+/// Whether the next child would be PID 1 of a new PID namespace. The namespace would end with that
+/// child, and the caller could never fork again.
 pub fn child_would_be_init() -> bool {
-    let exists = |path: &'static CStr| sys::statx_follow(name(path), 0).is_ok();
-    // Not there as long as nobody is in it.
+    let exists = |path: &'static CStr| sys::statx_follow(thin(path), 0).is_ok();
+    // This file appears when the namespace gets its first process.
     !exists(c"/proc/self/ns/pid_for_children") && exists(c"/proc/self/ns/pid")
 }

@@ -1,6 +1,7 @@
-//! The next definition of each hooked symbol: the C library's, or that of a library preloaded below this one.
+//! Next definition of each hooked symbol: of a library preloaded below this one, or of the C
+//! library.
 //!
-//! Where there is none (older libraries, musl), the system call itself.
+//! A symbol without one (older C libraries, musl) stands for its system call.
 
 use core::ffi::{c_char, c_int, c_long, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -10,33 +11,43 @@ use spc_shim_config::words::nth_word;
 use crate::symbol::{NAMES, NUMBERS, SYSCALL, Symbol};
 use crate::sys::{self, Errno, Result};
 
-/// Which symbol the caller used. The same one is called next: a library below this one may make `mount` of
-/// `syscall`, and would come back here for ever.
+/// Definition that the caller used. The real call uses the same one: a library below this one may
+/// implement mount(2) by syscall(2), which would lead back to this library without end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Via {
-    Own,
+    /// Wrapper function of the system call.
+    Wrapper,
+    /// syscall(2).
     Syscall,
 }
 
+/// Address of a symbol that has not been looked up.
 const UNKNOWN: usize = 0;
+/// Address of a symbol without a next definition.
 const ABSENT: usize = 1;
-static FOUND: [AtomicUsize; NUMBERS.len()] = [const { AtomicUsize::new(UNKNOWN) }; NUMBERS.len()];
+/// Address of the next definition of each symbol in [`NAMES`].
+static ADDRESSES: [AtomicUsize; NUMBERS.len()] =
+    [const { AtomicUsize::new(UNKNOWN) }; NUMBERS.len()];
 
-/// Looks up what every C library has. Not the rest: a failed `dlsym` allocates.
-pub fn warm() {
+/// Looks up the symbols that every C library has. Others wait until they are called, because a
+/// failed dlsym(3) allocates memory.
+pub fn resolve_common() {
     for symbol in 0..=SYSCALL {
-        find(symbol);
+        resolve(symbol);
     }
 }
 
-fn found(at: usize) -> usize {
-    FOUND.get(at).map_or(ABSENT, |slot| slot.load(Relaxed))
+fn cached_address(index: usize) -> usize {
+    ADDRESSES
+        .get(index)
+        .map_or(ABSENT, |slot| slot.load(Relaxed))
 }
 
+/// Returns the address of the next definition, or [`ABSENT`].
 #[inline(never)]
-fn find(at: usize) -> usize {
-    let mut address = found(at);
+fn resolve(index: usize) -> usize {
+    let mut address = cached_address(index);
     if address != UNKNOWN {
         return address;
     }
@@ -44,34 +55,37 @@ fn find(at: usize) -> usize {
     let dlsym = sys::dlsym_address();
     if dlsym != 0 {
         type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
-        // SAFETY: the address of dlsym, which has this type.
+        // SAFETY: the address is that of dlsym(3), which has this type.
         let dlsym = unsafe { core::mem::transmute::<usize, Dlsym>(dlsym) };
-        // SAFETY: a pseudo handle and a string: each word of the list ends with NUL.
-        address = unsafe { dlsym(libc::RTLD_NEXT, nth_word(NAMES, at).as_ptr().cast()) } as usize;
+        // SAFETY: the arguments are a pseudo handle and a string: a NUL ends each name in the list.
+        address =
+            unsafe { dlsym(libc::RTLD_NEXT, nth_word(NAMES, index).as_ptr().cast()) } as usize;
         address = address.max(ABSENT);
     }
-    if let Some(slot) = FOUND.get(at) {
+    if let Some(slot) = ADDRESSES.get(index) {
         slot.store(address, Relaxed);
     }
     address
 }
 
-/// Calls the next definition, or the system call. All arguments are integers and pointers, each in a register
-/// of its own on x86_64 and aarch64, so one type serves all symbols.
+/// Calls the next definition, or makes the system call.
+///
+/// All arguments are integers and pointers. On x86_64 and aarch64 each is passed in a register of
+/// its own, so one function type serves all symbols.
 #[inline(never)]
 pub fn call(via: Via, symbol: Symbol, [a, b, c, d, e]: [usize; 5]) -> Result<usize> {
     type Next = unsafe extern "C" fn(usize, usize, usize, usize, usize) -> c_int;
     let address = match via {
-        Via::Own => find(symbol as usize),
+        Via::Wrapper => resolve(symbol as usize),
         Via::Syscall => ABSENT,
     };
     let result = if address > ABSENT {
-        // SAFETY: the address of this symbol, which can be called like that.
+        // SAFETY: the address is that of this symbol, which can be called with this type.
         let next = unsafe { core::mem::transmute::<usize, Next>(address) };
-        // SAFETY: the arguments are the caller's own, or made to the same rules.
+        // SAFETY: the arguments are the caller's, or satisfy the same rules.
         c_long::from(unsafe { next(a, b, c, d, e) })
     } else {
-        syscall(c_long::from(symbol.number()), a, b, c, d, e, 0)
+        syscall(c_long::from(symbol.syscall_number()), a, b, c, d, e, 0)
     };
     match result {
         ..0 => Err(Errno::new(sys::errno() as usize)),
@@ -79,8 +93,10 @@ pub fn call(via: Via, symbol: Symbol, [a, b, c, d, e]: [usize; 5]) -> Result<usi
     }
 }
 
-/// A system call with the C library's result and errno. Never looks the symbol up: any program may be here at
-/// any time, with the loader's lock held by somebody who waits for it.
+/// Makes a system call with the result and errno of the C library's syscall(2).
+///
+/// Does not look the symbol up. The caller may be in any state: the holder of the loader's lock may
+/// be waiting for the caller.
 #[inline(never)]
 pub fn syscall(
     number: c_long,
@@ -91,15 +107,15 @@ pub fn syscall(
     e: usize,
     f: usize,
 ) -> c_long {
-    let address = found(SYSCALL);
+    let address = cached_address(SYSCALL);
     if address > ABSENT {
         type Syscall = unsafe extern "C" fn(c_long, ...) -> c_long;
-        // SAFETY: the address of syscall, which has this type.
+        // SAFETY: the address is that of syscall(2), which has this type.
         let next = unsafe { core::mem::transmute::<usize, Syscall>(address) };
-        // SAFETY: the caller's own arguments.
+        // SAFETY: the arguments are the caller's.
         return unsafe { next(number, a, b, c, d, e, f) };
     }
-    // SAFETY: the caller's own arguments.
+    // SAFETY: the arguments are the caller's.
     match unsafe { sys::raw6(number, a, b, c, d, e, f) } {
         error @ -4095..0 => {
             sys::set_errno(-error as c_int);

@@ -1,44 +1,49 @@
-//! Where a call goes, how far it comes, and what becomes of it.
+//! Destination, progress and outcome of an intercepted call.
 
-/// What became of a call.
+/// Destination of a call, as far as its target tells.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// The container: the caller makes the real call.
+    Local,
+    /// The host.
+    Host,
+    /// An unmount: the container if the target is a mount point there, otherwise the host if a
+    /// mount of a redirected type is at the same path.
+    LocalThenHost,
+    /// An unmount by a path below the host's root: the host if a mount of a redirected type is
+    /// there, otherwise the container.
+    HostThenLocal,
+}
+
+/// Outcome of a call. Reports name each with the word at its number in `DECISIONS`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Decision {
-    /// The caller has to make the real call itself.
-    Passed,
-    /// Done on the host.
-    Carried,
-    /// Meant for the host, and not done at all.
+    /// Left to the caller, which makes the real call in the container.
+    Local,
+    /// Made on the host.
+    Redirected,
+    /// Meant for the host and not made at all.
     Failed,
 }
 
-/// How far a call came.
+/// Step that a call has reached. Reports name each with the word at its number in `STEPS`, where
+/// word 0 stands for no step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
-    /// Reading the settings. The report's word for no step comes before.
+    /// Read the settings.
     Settings = 1,
-    /// Finding out what the target is.
+    /// Resolve the target.
     Target,
-    /// Finding the host's namespace.
+    /// Find the host's mount namespace.
     Namespace,
-    /// Entering it.
+    /// Enter that namespace with setns(2).
     Setns,
-    /// Holding the target there.
+    /// Pin the target on the host with an `O_PATH` descriptor.
     Pin,
-    /// The real call, or the child that makes it.
+    /// Start the child, or make the real call in it.
     Call,
-    /// Seeing the new mount at the target.
+    /// Find the new mount at the target.
     Proof,
-}
-
-/// Where a call goes, as far as its target tells.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Route {
-    Pass,
-    Carry,
-    /// An unmount of what may be mounted in the caller's view, and if not, on the host.
-    Look,
-    /// An unmount by a path that means the host's.
-    LookFirst,
 }

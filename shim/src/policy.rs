@@ -1,4 +1,4 @@
-//! What happens to a call: pure, so that every rule is tested without root.
+//! Rules that decide where a call goes. Pure functions, so that every rule is tested without root.
 
 use spc_shim_config::words::{same, split_once, strip};
 use spc_shim_config::{Config, Operation};
@@ -6,30 +6,31 @@ use spc_shim_config::{Config, Operation};
 use crate::sys::Inode;
 use crate::text::number;
 
-/// What a call does to a mount table, as the kernel reads it.
+/// Effect of a call on a mount table, by the rules of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A new mount.
     New,
-    /// The same tree at another place as well.
+    /// A tree attached at a second mount point (bind mount).
     Bind,
-    /// A mount moved to another place.
+    /// A mount moved to another mount point.
     Move,
-    /// Flags or options of a mount.
+    /// New flags or options for a mount.
     Remount,
-    /// Propagation of a mount.
+    /// New propagation type for a mount.
     Propagation,
-    /// A mount taken away.
+    /// An unmount.
     Unmount,
-    /// A descriptor of a mount.
+    /// A descriptor of a mount; nothing changes.
     Handle,
-    /// A descriptor of a copy of a mount.
+    /// A descriptor of a detached copy of a mount.
     Copy,
 }
 
 impl Change {
-    /// Order and precedence are those of the kernel's `path_mount`.
-    pub fn of_mount_flags(flags: u64) -> Self {
+    /// Returns the effect of mount(2) with these flags, tested in the order of the kernel's
+    /// `path_mount`.
+    pub fn from_mount_flags(flags: u64) -> Self {
         const MAGIC_MASK: u64 = 0xffff_0000;
         let flags = if flags & MAGIC_MASK == libc::MS_MGC_VAL {
             flags & !MAGIC_MASK
@@ -50,142 +51,172 @@ impl Change {
         }
     }
 
-    /// The operation that the settings must name for this to go to the host whatever the target.
+    /// Returns the operation whose setting redirects this change whatever its target.
     #[inline(never)]
     pub fn operation(self) -> Option<Operation> {
         match self {
             Self::New | Self::Unmount => None,
             Self::Bind | Self::Copy => Some(Operation::Bind),
             Self::Move => Some(Operation::Move),
-            // Reconfiguring a file system begins with a descriptor of it.
+            // Reconfiguring a file system with fspick(2) begins with a descriptor of its mount.
             Self::Remount | Self::Handle => Some(Operation::Remount),
             Self::Propagation => Some(Operation::Propagation),
         }
     }
 
-    /// Whether the topmost mount at the target is another one afterwards.
+    /// Whether the change attaches a mount at the target.
     pub fn attaches(self) -> bool {
         matches!(self, Self::New | Self::Bind | Self::Move)
     }
 }
 
-/// Why a call went where it went.
+/// Reason for the destination of a call. Reports name each with the word at its number in
+/// `REASONS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Reason {
-    /// It never came to a decision.
+    /// No decision was reached.
     None,
-    /// The kernel will not take the arguments either.
+    /// Local: the kernel rejects the arguments.
     Arguments,
-    /// A mount that is attached nowhere.
+    /// Local: the mount is detached.
     Detached,
-    /// Nothing in the settings says that it is for the host.
-    Unnamed,
-    /// The target could not be found, and will not be by the kernel.
+    /// Local: no setting redirects the call.
+    NotSelected,
+    /// Local: the target cannot be resolved, by the kernel either.
     Unresolved,
-    /// An unmount of what is mounted in the caller's own view.
-    Own,
-    /// Unusable settings, and nothing that could go wrong.
+    /// Local: the target of the unmount is a mount point in the container.
+    LocalMount,
+    /// Local: the settings are unusable, and the call mounts nothing.
     Settings,
-    /// The launcher's claim.
-    Claim,
-    /// The type of a new mount, or of the mount to be taken away.
+    /// A redirect of the launcher.
+    Redirect,
+    /// Type of the new mount, or of the mount to unmount.
     Type,
-    /// An exact target.
+    /// A target that the settings list.
     Target,
-    /// An operation that the settings name.
+    /// An operation that the settings list.
     Operation,
-    /// A descriptor of a mount of the host.
+    /// A descriptor of a mount on the host.
     Descriptor,
 }
 
-/// The decision for one call, and why.
+/// Decision for one call by its target.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
-    /// The container's own business.
-    Pass,
-    /// To this path on the host.
-    Carry { reason: Reason, host: &'a [u8] },
-    /// An unmount: whose mount this is shows only there.
-    Look { host: &'a [u8], mapped: bool },
+    /// Made in the container.
+    Local,
+    /// Redirected to the host.
+    ToHost {
+        /// Reason for the decision.
+        reason: Reason,
+        /// Path of the target on the host.
+        host: &'a [u8],
+    },
+    /// An unmount: redirected if a mount of a redirected type is at the target on the host.
+    HostIfMounted {
+        /// Path of the target on the host.
+        host: &'a [u8],
+        /// Whether the target is below a path at which the container sees the host's root.
+        mapped: bool,
+    },
 }
 
-/// Whether a new mount of this type goes to the host.
+/// Whether the settings redirect new mounts of this type.
 #[inline(never)]
-pub fn names_type(config: &Config, kind: &[u8]) -> bool {
+pub fn is_redirected_type(config: &Config, fs_type: &[u8]) -> bool {
     config.types().any(|pattern| match pattern.split_last() {
-        Some((b'*', start)) => strip(kind, start).is_some(),
-        _ => same(kind, pattern),
+        Some((b'*', start)) => strip(fs_type, start).is_some(),
+        _ => same(fs_type, pattern),
     })
 }
 
-/// Why a call goes to the host whatever its target; `named`: the type of a new mount is one for the host.
+/// Returns the reason to redirect a call whatever its target, if there is one. `redirected_type`
+/// tells whether the settings redirect the type of a new mount.
 #[inline(never)]
-pub fn demand(config: &Config, change: Change, named: bool) -> Option<Reason> {
-    if named && change == Change::New {
+pub fn reason_for_any_target(
+    config: &Config,
+    change: Change,
+    redirected_type: bool,
+) -> Option<Reason> {
+    if redirected_type && change == Change::New {
         return Some(Reason::Type);
     }
     let operation = change.operation()?;
-    config.names(operation).then_some(Reason::Operation)
+    config
+        .redirects_operation(operation)
+        .then_some(Reason::Operation)
 }
 
-/// Decides by the canonical target, which the launcher has not claimed, and what [`demand`] said.
+/// Decides by the canonical target, which has no redirect of the launcher. `demanded` is the result
+/// of [`reason_for_any_target`].
 pub fn decide<'a>(
     config: &'a Config,
     change: Change,
-    demand: Option<Reason>,
+    demanded: Option<Reason>,
     target: &'a [u8],
 ) -> Verdict<'a> {
-    let mapped = map_host(config, target);
+    let mapped = to_host_path(config, target);
     let host = mapped.unwrap_or(target);
-    if let Some(host) = config.target(target, host) {
+    if let Some(host) = config.host_target(target, host) {
         let reason = Reason::Target;
-        return Verdict::Carry { reason, host };
+        return Verdict::ToHost { reason, host };
     }
-    if let Some(reason) = demand {
-        return Verdict::Carry { reason, host };
+    if let Some(reason) = demanded {
+        return Verdict::ToHost { reason, host };
     }
     if change == Change::Unmount {
-        return Verdict::Look {
+        return Verdict::HostIfMounted {
             host,
             mapped: mapped.is_some(),
         };
     }
-    Verdict::Pass
+    Verdict::Local
 }
 
-/// The same path on the host, when this one is at or below a place where the host's root is seen.
+/// Returns the path on the host of a path at or below a directory where the container sees the
+/// host's root.
 #[inline(never)]
-pub fn map_host<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
-    config.hosts().find_map(|host| match strip(path, host)? {
-        [] => Some(b"/".as_slice()),
-        rest @ [b'/', ..] => Some(rest),
-        _ => None,
-    })
+pub fn to_host_path<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
+    config
+        .host_roots()
+        .find_map(|host| match strip(path, host)? {
+            [] => Some(b"/".as_slice()),
+            rest @ [b'/', ..] => Some(rest),
+            _ => None,
+        })
 }
 
-/// The claims directory and the ID of a stand-in, whose claim decides before everything else: a directory of lower
-/// hex digits directly below the claims directory.
-pub fn claim_id<'a>(config: &'a Config, path: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let dir = config.claims()?;
+/// Returns the directory of redirects and the id of a placeholder directory, if `path` is one.
+///
+/// A placeholder is directly below the directory of redirects. Its name, the id, consists of
+/// lower-case hexadecimal digits. The redirect of a placeholder precedes every other rule.
+pub fn placeholder_id<'a>(config: &'a Config, path: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let dir = config.redirects()?;
     let id = strip(strip(path, dir)?, b"/")?;
     let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     ((1..=64).contains(&id.len()) && id.iter().all(is_hex)).then_some((dir, id))
 }
 
-/// What the launcher says about a stand-in.
+/// Redirect that the launcher wrote for a placeholder directory.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Claim<'a> {
-    /// The launcher brings the mount to the host itself.
-    Stay,
-    /// The mount belongs on this directory of the host.
-    Carry { inode: Inode, path: &'a [u8] },
+pub enum Redirect<'a> {
+    /// Made in the container. The launcher brings the mount to the host itself.
+    Local,
+    /// Made on the host.
+    ToHost {
+        /// Device and inode number of the target.
+        inode: Inode,
+        /// Path of the target.
+        path: &'a [u8],
+    },
 }
 
-/// Reads `MODE MAJOR:MINOR INO PATH`.
-pub fn parse_claim(text: &[u8]) -> Option<Claim<'_>> {
+/// Parses a redirect, `MODE MAJOR:MINOR INODE PATH`. The mode `carry` redirects calls to the host;
+/// `stay` leaves them local.
+pub fn parse_redirect(text: &[u8]) -> Option<Redirect<'_>> {
     if strip(text, b"stay ").is_some() {
-        return Some(Claim::Stay);
+        return Some(Redirect::Local);
     }
     let mut path = strip(text, b"carry ")?;
     let inode = Inode {
@@ -194,10 +225,10 @@ pub fn parse_claim(text: &[u8]) -> Option<Claim<'_>> {
         number: take_number(&mut path, b' ')?,
     };
     path.starts_with(b"/")
-        .then_some(Claim::Carry { inode, path })
+        .then_some(Redirect::ToHost { inode, path })
 }
 
-/// Takes a number and the byte that ends it off the text.
+/// Removes a number and the byte `end` after it from the start of the text, and returns the number.
 #[inline(never)]
 fn take_number(text: &mut &[u8], end: u8) -> Option<u64> {
     let (word, rest) = split_once(text, end);
@@ -205,13 +236,14 @@ fn take_number(text: &mut &[u8], end: u8) -> Option<u64> {
     number(word)
 }
 
-/// Reads `MNTID UNIQUEID`.
-pub fn parse_claimed_mount(mut text: &[u8]) -> Option<(u64, u64)> {
+/// Parses the ids of a mount, `MOUNT_ID UNIQUE_ID`.
+pub fn parse_mount_ids(mut text: &[u8]) -> Option<(u64, u64)> {
     Some((take_number(&mut text, b' ')?, number(text)?))
 }
 
-/// The descriptor, and the rest with its slash, of a path like `/proc/self/fd/7/rest`. Recognised by its words,
-/// because /proc may belong to another PID namespace, where it leads nowhere.
+/// Splits a path like `/proc/self/fd/7/rest` into the descriptor and the rest with its slash.
+///
+/// The path is not resolved: a /proc of another PID namespace has no entry for the caller.
 pub fn fd_path(path: &[u8], pid: u64) -> Option<(i32, &[u8])> {
     let mut rest = strip(path, b"/dev/");
     if rest.is_none() {
@@ -226,12 +258,13 @@ pub fn fd_path(path: &[u8], pid: u64) -> Option<(i32, &[u8])> {
     Some((number(fd)? as i32, rest))
 }
 
-/// The type of a FUSE mount names only who made it; such a source is a label, not a path.
-pub fn is_fuse(kind: &[u8]) -> bool {
-    kind == b"fuse" || strip(kind, b"fuse.").is_some()
+/// Whether the type is FUSE, whose mount source is a label and not a path.
+pub fn is_fuse(fs_type: &[u8]) -> bool {
+    fs_type == b"fuse" || strip(fs_type, b"fuse.").is_some()
 }
 
-/// Splits before the last name; trailing slashes belong to neither. The first part keeps its slash.
+/// Splits a path before its last component. The first part keeps its slash; slashes at the end are
+/// in neither part.
 #[inline(never)]
 pub fn split_last(path: &[u8]) -> (&[u8], &[u8]) {
     let mut name = path;
@@ -260,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_read_in_the_kernels_order() {
+    fn mount_flags_are_tested_in_the_kernels_order() {
         use libc::*;
         for (flags, change) in [
             (0, Change::New),
@@ -275,28 +308,34 @@ mod tests {
             (MS_MGC_VAL, Change::New),
             (MS_MGC_VAL | MS_BIND, Change::Bind),
         ] {
-            assert_eq!(Change::of_mount_flags(flags), change, "{flags:#x}");
+            assert_eq!(Change::from_mount_flags(flags), change, "{flags:#x}");
         }
     }
 
     #[test]
-    fn types_match_whole_or_by_their_start() {
+    fn types_match_whole_or_by_prefix() {
         let config = config("type fuse fuse.* nfs");
-        for kind in [&b"fuse"[..], b"fuse.glusterfs", b"fuse.", b"nfs"] {
-            assert!(names_type(&config, kind));
+        for fs_type in [&b"fuse"[..], b"fuse.glusterfs", b"fuse.", b"nfs"] {
+            assert!(is_redirected_type(&config, fs_type));
         }
-        for kind in [&b""[..], b"fusectl", b"nfs4", b"tmpfs", b"Fuse"] {
-            assert!(!names_type(&config, kind));
+        for fs_type in [&b""[..], b"fusectl", b"nfs4", b"tmpfs", b"Fuse"] {
+            assert!(!is_redirected_type(&config, fs_type));
         }
     }
 
     #[test]
-    fn only_what_is_named_goes_to_the_host() {
+    fn only_calls_that_the_settings_select_go_to_the_host() {
         let config = config("target /data /srv/x=/mnt/x\noperation bind");
-        let decide =
-            |change, named, target| decide(&config, change, demand(&config, change, named), target);
-        let to = |reason, host| Verdict::Carry { reason, host };
-        assert_eq!(decide(Change::New, false, b"/mnt"), Verdict::Pass);
+        let decide = |change, redirected_type, target| {
+            decide(
+                &config,
+                change,
+                reason_for_any_target(&config, change, redirected_type),
+                target,
+            )
+        };
+        let to = |reason, host| Verdict::ToHost { reason, host };
+        assert_eq!(decide(Change::New, false, b"/mnt"), Verdict::Local);
         assert_eq!(
             decide(Change::New, true, b"/mnt"),
             to(Reason::Type, b"/mnt")
@@ -318,7 +357,7 @@ mod tests {
             decide(Change::New, false, b"/host/data"),
             to(Reason::Target, b"/data")
         );
-        assert_eq!(decide(Change::New, false, b"/data/x"), Verdict::Pass);
+        assert_eq!(decide(Change::New, false, b"/data/x"), Verdict::Local);
         assert_eq!(
             decide(Change::Unmount, false, b"/srv/x"),
             to(Reason::Target, b"/mnt/x")
@@ -332,11 +371,11 @@ mod tests {
             to(Reason::Operation, b"/m")
         );
         for change in [Change::Remount, Change::Move, Change::Propagation] {
-            assert_eq!(decide(change, true, b"/m"), Verdict::Pass);
+            assert_eq!(decide(change, true, b"/m"), Verdict::Local);
         }
         assert_eq!(
             decide(Change::Unmount, false, b"/host/m"),
-            Verdict::Look {
+            Verdict::HostIfMounted {
                 host: b"/m",
                 mapped: true
             }
@@ -344,10 +383,10 @@ mod tests {
     }
 
     #[test]
-    fn stand_ins_are_known_by_their_place() {
+    fn placeholders_are_recognised_by_their_path() {
         let config = config("type fuse");
         assert_eq!(
-            claim_id(&config, b"/spc/targets/ab"),
+            placeholder_id(&config, b"/spc/targets/ab"),
             Some((&b"/spc/targets"[..], &b"ab"[..]))
         );
         for other in [
@@ -356,15 +395,15 @@ mod tests {
             b"/spc/targets/ab/c",
             b"/spc/targetsab",
         ] {
-            assert_eq!(claim_id(&config, other), None);
+            assert_eq!(placeholder_id(&config, other), None);
         }
     }
 
     #[test]
-    fn claims_hold_any_path() {
+    fn redirects_hold_any_path() {
         assert_eq!(
-            parse_claim(b"carry 8:1 77 /mnt/a b\nc"),
-            Some(Claim::Carry {
+            parse_redirect(b"carry 8:1 77 /mnt/a b\nc"),
+            Some(Redirect::ToHost {
                 inode: Inode {
                     major: 8,
                     minor: 1,
@@ -373,7 +412,7 @@ mod tests {
                 path: b"/mnt/a b\nc"
             })
         );
-        assert_eq!(parse_claim(b"stay 0:0 0 /x"), Some(Claim::Stay));
+        assert_eq!(parse_redirect(b"stay 0:0 0 /x"), Some(Redirect::Local));
         for bad in [
             &b""[..],
             b"carry",
@@ -382,14 +421,14 @@ mod tests {
             b"carry 8 77 /x",
             b"go 8:1 77 /x",
         ] {
-            assert_eq!(parse_claim(bad), None);
+            assert_eq!(parse_redirect(bad), None);
         }
-        assert_eq!(parse_claimed_mount(b"12 0"), Some((12, 0)));
-        assert_eq!(parse_claimed_mount(b"12"), None);
+        assert_eq!(parse_mount_ids(b"12 0"), Some((12, 0)));
+        assert_eq!(parse_mount_ids(b"12"), None);
     }
 
     #[test]
-    fn descriptor_paths_need_no_proc() {
+    fn descriptor_paths_are_parsed_without_proc() {
         assert_eq!(fd_path(b"/proc/self/fd/7", 1), Some((7, &b""[..])));
         assert_eq!(fd_path(b"/dev/fd/0//a/b", 1), Some((0, &b"//a/b"[..])));
         assert_eq!(fd_path(b"/proc/42/fd/3", 42), Some((3, &b""[..])));
@@ -405,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_name_is_found() {
+    fn the_last_component_is_split_off() {
         for (path, head, last) in [
             ("/a/b", "/a/", "b"),
             ("/a//b//", "/a//", "b"),

@@ -1,62 +1,74 @@
-//! One call with everything that is found out about it on its way to the host.
+//! One intercepted call on its way to the host, with everything learned about it.
 
 use core::ffi::c_int;
 
 use spc_shim_config::Config;
 
-use crate::area::Work;
 use crate::call::Call;
 use crate::namespace;
-use crate::outcome::{Decision, Route, Step};
+use crate::outcome::{Decision, Destination, Step};
 use crate::policy::{self, Change, Reason};
+use crate::scratch::Buffers;
 use crate::sys::{self, Errno, Inode, Result};
 
-/// One call on its way to the host, and what became of it.
+/// State of one call, shared by the caller and the child that redirects the call.
 pub struct RedirectedCall<'a> {
+    /// Settings of this process.
     pub config: &'a Config,
-    pub call: &'a Call,
-    pub work: &'a mut Work,
+    /// The call with the caller's arguments.
+    pub intercepted: &'a Call,
+    /// Paths and other texts of this call.
+    pub buffers: &'a mut Buffers,
+    /// Process ID of the caller.
     pub pid: c_int,
+    /// Effect of the call on a mount table.
     pub change: Change,
-    /// The type of the new mount is one for the host.
-    pub named: bool,
-    /// The descriptor given instead of a path is a mount of the host.
-    pub on_host: bool,
-    /// The claims directory, opened in the caller's namespace, if the launcher claims the target; or -1.
-    pub claims: c_int,
-    /// The directory that it is claimed for.
+    /// Whether the new mount has a type that the settings redirect.
+    pub redirected_type: bool,
+    /// Whether the call names its mount by a descriptor of a mount on the host.
+    pub fd_on_host: bool,
+    /// Directory of redirect files, opened in the caller's namespace, if the target is a
+    /// placeholder with a redirect; otherwise -1.
+    pub redirects_dir: c_int,
+    /// Host directory that the redirect names.
     pub inode: Inode,
-    pub route: Route,
+    /// Destination, as far as the target tells.
+    pub destination: Destination,
+    /// Outcome.
     pub decision: Decision,
+    /// Reason for the destination.
     pub reason: Reason,
-    /// Kept up to date on the way, so that an error needs to bring nothing but its number.
+    /// Step reached so far. An error needs to carry nothing but its number.
     pub step: Step,
+    /// Result of the call.
     pub result: Result<usize>,
     /// Id of the new mount on the host, or 0.
-    pub mount: u64,
+    pub mount_id: u64,
 }
 
 impl<'a> RedirectedCall<'a> {
-    pub fn new(config: &'a Config, call: &'a Call, work: &'a mut Work) -> Self {
+    /// Creates the state of a call about which nothing is known yet.
+    pub fn new(config: &'a Config, intercepted: &'a Call, buffers: &'a mut Buffers) -> Self {
         Self {
             config,
-            call,
-            work,
+            intercepted,
+            buffers,
             pid: sys::pid(),
             change: Change::Unmount,
-            named: false,
-            on_host: false,
-            claims: -1,
+            redirected_type: false,
+            fd_on_host: false,
+            redirects_dir: -1,
             inode: Inode::default(),
-            route: Route::Pass,
-            decision: Decision::Passed,
+            destination: Destination::Local,
+            decision: Decision::Local,
             reason: Reason::None,
             step: Step::Settings,
             result: Ok(0),
-            mount: 0,
+            mount_id: 0,
         }
     }
 
+    /// Records that the call failed at this step.
     #[inline(never)]
     pub fn fail(&mut self, step: Step, error: Errno) {
         self.decision = Decision::Failed;
@@ -64,14 +76,14 @@ impl<'a> RedirectedCall<'a> {
         self.result = Err(error);
     }
 
-    /// Why the call goes to the host whatever its target.
-    pub fn demand(&self) -> Option<Reason> {
-        policy::demand(self.config, self.change, self.named)
+    /// Returns the reason for which the call goes to the host whatever its target, if there is one.
+    pub fn reason_for_any_target(&self) -> Option<Reason> {
+        policy::reason_for_any_target(self.config, self.change, self.redirected_type)
     }
 
-    /// From here on paths are the host's.
+    /// Enters the host's mount namespace. Paths resolve on the host from here on.
     #[inline(never)]
     pub fn enter_host(&mut self) -> Result<()> {
-        namespace::enter_host(self.config, &mut self.work.path, &mut self.step)
+        namespace::enter_host(self.config, &mut self.buffers.path, &mut self.step)
     }
 }

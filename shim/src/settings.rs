@@ -1,5 +1,5 @@
-//! The settings of this process: read when the library is loaded, understood when first needed, by whoever comes
-//! first. Most programs never need them.
+//! Settings of this process. The file is read when the library is loaded, and parsed at the first
+//! call that needs it: most programs make none.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -8,36 +8,39 @@ use spc_shim_config::words::nth_word;
 use spc_shim_config::{Config, FILE, TEXT_MAX, VARIABLE_COUNT, VARIABLES};
 
 use crate::sys::{self, Errno};
-use crate::text::name;
+use crate::text::thin;
 
-/// Settings that cannot be used: nothing may be mounted, because nobody knows where.
-pub const BROKEN: Errno = Errno::BADMSG;
+/// Error of a mount whose destination is unknown because the settings are unusable.
+pub const UNUSABLE: Errno = Errno::BADMSG;
 
-/// Settings as they were found.
+/// Settings after parsing.
 #[repr(C)]
 pub struct Loaded {
+    /// The settings, complete up to the first error.
     pub config: Config,
-    /// The file or the environment cannot be read or understood.
-    pub broken: bool,
+    /// Whether the file or the environment could not be read or parsed.
+    pub unusable: bool,
     file: File,
 }
 
 static LOADED: AtomicPtr<Loaded> = AtomicPtr::new(core::ptr::null_mut());
 
-/// The settings. No lock, so that a signal handler or a forked child never waits for somebody else's turn: two
-/// threads that come first both read, and one of them wins.
+/// Returns the settings, which the first call parses.
+///
+/// No lock: a signal handler or a forked child must not wait for a lock holder that cannot run. Two
+/// threads may both parse the settings; the result of one is kept.
 pub fn get() -> Result<&'static Loaded, Errno> {
     let mut loaded = LOADED.load(Ordering::Acquire);
     if loaded.is_null() {
         loaded = sys::map(size_of::<Loaded>())?.cast();
-        // SAFETY: new, zeroed and aligned to a page; all zero bytes are a valid `Loaded`.
+        // SAFETY: the mapping is new, zeroed and page-aligned; all zero bytes are a valid `Loaded`.
         let fresh = unsafe { &mut *loaded };
-        fresh.broken = load(fresh).is_none();
+        fresh.unusable = load(fresh).is_none();
         let order = (Ordering::AcqRel, Ordering::Acquire);
         if let Err(winner) =
             LOADED.compare_exchange(core::ptr::null_mut(), loaded, order.0, order.1)
         {
-            // SAFETY: nobody else has seen this mapping.
+            // SAFETY: no other thread has seen this mapping.
             unsafe { sys::unmap(loaded.cast(), size_of::<Loaded>()) };
             loaded = winner;
         }
@@ -46,23 +49,23 @@ pub fn get() -> Result<&'static Loaded, Errno> {
     Ok(unsafe { &*loaded })
 }
 
-/// Nothing when there is a file that cannot be read or understood.
+/// Parses the snapshot, or the file and the environment. Returns `None` if that fails.
 fn load(loaded: &mut Loaded) -> Option<()> {
-    let kept = KEPT.size.load(Ordering::Acquire);
-    let text = if kept > 0 {
+    let snapshot = SNAPSHOT.size.load(Ordering::Acquire);
+    let text = if snapshot > 0 {
         // SAFETY: published once, never written afterwards.
-        unsafe { &*KEPT.text.get() }.get(..kept - 1)?
+        unsafe { &*SNAPSHOT.text.get() }.get(..snapshot - 1)?
     } else {
         let len = read(&mut loaded.file)?;
         loaded.file.get(..len)?
     };
-    // A file that fills all of the buffer may go on.
+    // A file that fills the buffer may be longer.
     if text.len() > TEXT_MAX {
         return None;
     }
-    let (_, fault) = loaded.config.load(text);
-    let mut good = fault.is_none();
-    if kept == 0 {
+    let (_, error) = loaded.config.parse_in_place(text);
+    let mut good = error.is_none();
+    if snapshot == 0 {
         for number in 0..VARIABLE_COUNT {
             if let Some(value) = variable(number) {
                 good &= loaded.config.add_variable(number, value).is_none();
@@ -72,50 +75,54 @@ fn load(loaded: &mut Loaded) -> Option<()> {
     good.then_some(())
 }
 
+/// Buffer with room for the longest file and one byte more.
 type File = [u8; TEXT_MAX + 1];
 
+/// Reads the file, and returns its length: 0 if there is no file.
 #[inline(never)]
 fn read(into: &mut File) -> Option<usize> {
-    match sys::open_read(name(FILE)) {
-        // One read: it is a file, or no settings.
+    match sys::open_read(thin(FILE)) {
+        // One read(2) gives a regular file whole.
         Ok(file) => sys::read(&file, into).ok(),
         Err(Errno::NOENT) => Some(0),
         Err(_) => None,
     }
 }
 
+/// Returns the value of the variable with this index in [`VARIABLES`].
 #[inline(never)]
 fn variable(number: u8) -> Option<&'static [u8]> {
-    // SAFETY: each word of the list is followed by a NUL.
+    // SAFETY: a NUL ends each name in the list.
     unsafe { sys::environment(nth_word(VARIABLES, number.into())) }
 }
 
-/// The file as it was when this library was loaded, of a program whose environment adds nothing to it.
-struct Kept {
-    /// One more than the length; 0 as long as there is no text.
+/// The file as it was when the library was loaded. Empty if the environment has settings too.
+struct Snapshot {
+    /// Length of the text plus one, or 0 while there is no text.
     size: AtomicUsize,
     text: UnsafeCell<File>,
 }
 
-// SAFETY: the text is written by `keep` before it says the size, and read afterwards.
-unsafe impl Sync for Kept {}
+// SAFETY: `take_snapshot` writes the text before it sets the size; readers check the size first.
+unsafe impl Sync for Snapshot {}
 
-static KEPT: Kept = Kept {
+static SNAPSHOT: Snapshot = Snapshot {
     size: AtomicUsize::new(0),
     text: UnsafeCell::new([0; TEXT_MAX + 1]),
 };
 
-/// Before the program can change its root or its environment.
+/// Reads the file before the program can change its root directory. If the environment has
+/// settings, also parses them, before the program can change the environment.
 ///
 /// # Safety
-/// Called once.
-pub unsafe fn keep() {
+/// Must be called at most once.
+pub unsafe fn take_snapshot() {
     if (0..VARIABLE_COUNT).any(|number| variable(number).is_some()) {
         let _ = get();
         return;
     }
-    // SAFETY: nobody else writes, and nobody reads before the size is there.
-    if let Some(len) = read(unsafe { &mut *KEPT.text.get() }) {
-        KEPT.size.store(len + 1, Ordering::Release);
+    // SAFETY: no other code writes the text, and none reads it before the size is set.
+    if let Some(len) = read(unsafe { &mut *SNAPSHOT.text.get() }) {
+        SNAPSHOT.size.store(len + 1, Ordering::Release);
     }
 }

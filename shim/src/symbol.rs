@@ -2,28 +2,36 @@
 
 use crate::sys;
 
-/// The hooked symbols but `syscall`, by their place in [`NAMES`].
+/// Hooked symbols except `syscall`. Each value is an index into [`NAMES`] and [`NUMBERS`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Symbol {
+    /// mount(2).
     Mount,
+    /// umount(2).
     Umount,
+    /// umount2(2).
     Umount2,
+    /// fsopen(2).
     Fsopen = SYSCALL as u8 + 1,
+    /// fsmount(2).
     Fsmount,
+    /// move_mount(2).
     MoveMount,
+    /// open_tree(2).
     OpenTree,
+    /// mount_setattr(2).
     MountSetattr,
 }
 
-/// Names of the symbols, each a string of its own; first those that every C library has, of which `syscall` is the last.
+/// Names of the hooked symbols, each ended by a NUL. Every C library has the ones up to `syscall`.
 pub const NAMES: &[u8] =
     b"mount\0umount\0umount2\0syscall\0fsopen\0fsmount\0move_mount\0open_tree\0mount_setattr\0";
 
-/// The place of `syscall`.
+/// Index of `syscall`.
 pub const SYSCALL: usize = 3;
 
-/// Numbers of their system calls; `syscall` is none.
+/// System call number of each symbol; 0 for `syscall`, which has none of its own.
 pub const NUMBERS: [u16; 9] = [
     libc::SYS_mount as u16,
     libc::SYS_umount2 as u16,
@@ -37,13 +45,14 @@ pub const NUMBERS: [u16; 9] = [
 ];
 
 impl Symbol {
-    /// The number of its system call.
-    pub fn number(self) -> u16 {
+    /// Returns the number of the symbol's system call.
+    pub fn syscall_number(self) -> u16 {
         NUMBERS.get(self as usize).copied().unwrap_or(0)
     }
 
-    /// The symbol whose system call has this number. `umount` is not among them.
-    pub fn of_number(number: i64) -> Option<Self> {
+    /// Returns the symbol whose system call has this number. The number of umount2(2) gives
+    /// [`Symbol::Umount2`], never [`Symbol::Umount`].
+    pub fn from_syscall_number(number: i64) -> Option<Self> {
         const ALL: [Symbol; 7] = [
             Symbol::Mount,
             Symbol::Umount2,
@@ -54,6 +63,6 @@ impl Symbol {
             Symbol::MountSetattr,
         ];
         ALL.into_iter()
-            .find(|symbol| i64::from(symbol.number()) == number)
+            .find(|symbol| i64::from(symbol.syscall_number()) == number)
     }
 }

@@ -1,20 +1,21 @@
-//! Byte strings of a fixed size, always ended by a NUL, for code that cannot allocate.
+//! Byte strings of fixed capacity, always ended by a NUL, for code that cannot allocate.
 
 use core::ffi::CStr;
 
-/// A string that ends with NUL: the place of its first byte. One word, where `&CStr` takes two.
+/// Reference to a string that ends with a NUL. Takes one word; `&CStr` takes two.
 #[derive(Clone, Copy)]
-pub struct Name<'a>(&'a u8);
+pub struct ThinCStr<'a>(&'a u8);
 
-/// The name that a literal is.
-pub const fn name(text: &'static CStr) -> Name<'static> {
+/// Converts a literal.
+pub const fn thin(text: &'static CStr) -> ThinCStr<'static> {
     match text.to_bytes_with_nul().first() {
-        Some(first) => Name(first),
-        None => Name(&0),
+        Some(first) => ThinCStr(first),
+        None => ThinCStr(&0),
     }
 }
 
-impl Name<'_> {
+impl ThinCStr<'_> {
+    /// Whether the string has no bytes before its NUL.
     pub fn is_empty(self) -> bool {
         self.begins_with(0)
     }
@@ -23,17 +24,19 @@ impl Name<'_> {
         *self.0 == byte
     }
 
-    /// For a system call.
-    pub fn word(self) -> usize {
+    /// Returns the address, as argument of a system call.
+    pub fn as_arg(self) -> usize {
         core::ptr::from_ref(self.0) as usize
     }
 }
 
-/// Longer than anything that is put together here: two paths with every byte escaped, or a value of the settings.
+/// Capacity. Sufficient for the longest texts: two paths with every byte escaped, or a value of the
+/// settings.
 const MAX: usize = 40960;
 
-/// A byte string without NUL. What would not fit leaves it empty, which no caller takes for a path. All zero bytes
-/// are a valid empty text, so mapped memory needs no set-up.
+/// Byte string without NUL bytes. A string that would become too long becomes empty, which no
+/// caller takes for a path. All zero bytes are a valid empty text, so new memory needs no
+/// initialisation.
 #[repr(C)]
 pub struct Text {
     len: usize,
@@ -41,6 +44,7 @@ pub struct Text {
 }
 
 impl Text {
+    /// Returns an empty text.
     #[cfg(test)]
     pub const fn new() -> Self {
         Self {
@@ -49,10 +53,12 @@ impl Text {
         }
     }
 
+    /// Removes all bytes.
     pub fn clear(&mut self) {
         self.truncate(0);
     }
 
+    /// Sets the length, at most the capacity.
     #[inline(never)]
     pub fn truncate(&mut self, len: usize) {
         if let Some(end) = self.bytes.get_mut(len) {
@@ -61,6 +67,7 @@ impl Text {
         }
     }
 
+    /// Appends bytes.
     #[inline(never)]
     pub fn push(&mut self, more: &[u8]) {
         for byte in more {
@@ -68,6 +75,7 @@ impl Text {
         }
     }
 
+    /// Appends a byte.
     #[inline(never)]
     pub fn push_byte(&mut self, byte: u8) {
         if let Some([to, end, ..]) = self.bytes.get_mut(self.len..) {
@@ -78,33 +86,38 @@ impl Text {
         }
     }
 
+    /// Replaces the content.
     #[inline(never)]
     pub fn set(&mut self, value: &[u8]) {
         self.clear();
         self.push(value);
     }
 
-    /// Becomes a copy of another text.
+    /// Replaces the content by that of another text.
     #[inline(never)]
     pub fn copy(&mut self, other: &Self) {
         self.clear();
         self.append(other);
     }
 
+    /// Appends another text.
     #[inline(never)]
     pub fn append(&mut self, other: &Self) {
         self.push(other.as_bytes());
     }
 
+    /// Whether the first byte is a slash.
     pub fn begins_with_slash(&self) -> bool {
-        self.as_name().begins_with(b'/')
+        self.as_thin().begins_with(b'/')
     }
 
+    /// Whether the last byte is a slash.
     #[inline(never)]
     pub fn ends_with_slash(&self) -> bool {
         self.as_bytes().last() == Some(&b'/')
     }
 
+    /// Appends a decimal number.
     #[inline(never)]
     pub fn push_number(&mut self, value: u64) {
         if value > 9 {
@@ -113,27 +126,31 @@ impl Text {
         self.push_byte(b'0' + (value % 10) as u8);
     }
 
+    /// Returns the bytes without the NUL.
     #[inline(never)]
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or(&[])
     }
 
-    pub fn as_name(&self) -> Name<'_> {
-        Name(self.bytes.first().unwrap_or(&0))
+    /// Returns a reference that a system call takes.
+    pub fn as_thin(&self) -> ThinCStr<'_> {
+        ThinCStr(self.bytes.first().unwrap_or(&0))
     }
 
+    /// Whether the text has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The whole buffer, for somebody who writes into it and calls [`Text::truncate`] with the new length.
-    pub fn room(&mut self) -> &mut [u8] {
+    /// Clears the text and returns the whole buffer. After writing to the buffer, set the new
+    /// length with [`Text::truncate`].
+    pub fn buffer(&mut self) -> &mut [u8] {
         self.clear();
         &mut self.bytes
     }
 }
 
-/// A decimal number and nothing else.
+/// Parses a text that consists of a decimal number.
 #[inline(never)]
 pub fn number(text: &[u8]) -> Option<u64> {
     let mut value = None;
@@ -161,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_takes_all_or_nothing() {
+    fn a_text_beyond_its_capacity_becomes_empty() {
         let mut text = Text::new();
         text.push(b"abc");
         text.push(b"de");
@@ -172,11 +189,11 @@ mod tests {
         text.set(&[b'x'; MAX - 1]);
         assert_eq!(cstr(&text).to_bytes().len(), MAX - 1);
         text.set(&[b'x'; MAX]);
-        assert!(text.as_bytes().is_empty() && text.as_name().is_empty());
+        assert!(text.as_bytes().is_empty() && text.as_thin().is_empty());
     }
 
     #[test]
-    fn numbers_go_out_as_they_came_in() {
+    fn numbers_are_written_as_they_are_parsed() {
         for value in [0, 7, 10, 4095, u64::MAX] {
             let mut text = Text::new();
             text.push_number(value);
@@ -188,9 +205,9 @@ mod tests {
     }
 
     #[test]
-    fn the_terminator_stays() {
+    fn truncate_keeps_the_terminator() {
         let mut text = Text::new();
-        text.room().fill(b'x');
+        text.buffer().fill(b'x');
         text.truncate(MAX);
         assert_eq!(text.as_bytes(), b"");
         text.truncate(3);

@@ -1,4 +1,4 @@
-//! Canonical paths without /proc. Only for the child: it changes the current directory.
+//! Canonical paths without /proc. For the child only: resolving changes the current directory.
 
 use spc_shim_config::words::is_dots;
 
@@ -6,18 +6,26 @@ use crate::policy::{fd_path, split_last};
 use crate::sys::{self, CWD, Errno, Result};
 use crate::text::Text;
 
+/// Limit of the kernel, `MAXSYMLINKS`.
 const LINKS_MAX: usize = 40;
 
-/// Goes to the directory that holds the last name of `path`, which is then in `name`; empty when the directory
-/// itself is meant. That name is not opened, so neither a missing file nor a dead mount matters. Uses up `path`.
+/// Enters the directory that contains the last component of `path`, and puts that component into
+/// `name`. An empty name stands for the directory itself. Overwrites `path`.
+///
+/// The last component is not opened, so it may be missing or a mount that does not respond.
 #[inline(never)]
-pub fn go(path: &mut Text, name: &mut Text, mut dir: i32, mut follow: bool) -> Result<()> {
+pub fn enter_parent(
+    path: &mut Text,
+    name: &mut Text,
+    mut dir: i32,
+    mut follow: bool,
+) -> Result<()> {
     for _ in 0..LINKS_MAX {
         follow |= path.ends_with_slash();
         let (head, last) = split_last(path.as_bytes());
         name.set(last);
         if is_dots(last) {
-            // Another name of a directory, not that of an entry.
+            // `.` and `..` name a directory, not an entry of one.
             name.clear();
         } else {
             let head = head.len();
@@ -27,13 +35,13 @@ pub fn go(path: &mut Text, name: &mut Text, mut dir: i32, mut follow: bool) -> R
             sys::fchdir(dir)?;
         }
         if !path.is_empty() {
-            sys::chdir(path.as_name())?;
+            sys::chdir(path.as_thin())?;
         }
         dir = CWD;
         if name.is_empty() || !follow {
             return Ok(());
         }
-        match sys::readlink(CWD, name.as_name(), path) {
+        match sys::readlink(CWD, name.as_thin(), path) {
             Ok(()) => {}
             Err(error) if error == Errno::INVAL || error == Errno::NOENT => return Ok(()),
             Err(error) => return Err(error),
@@ -42,8 +50,8 @@ pub fn go(path: &mut Text, name: &mut Text, mut dir: i32, mut follow: bool) -> R
     Err(Errno::LOOP)
 }
 
-/// The canonical form of `path` in the caller's view. What does not exist there may exist on the host and stays
-/// as it is. Uses up `path` and `name`.
+/// Writes the canonical form of `path` in the caller's namespace to `into`. Components that do not
+/// exist there may exist on the host and are kept. Overwrites `path` and `name`.
 #[inline(never)]
 pub fn canonical(
     path: &mut Text,
@@ -59,7 +67,7 @@ pub fn canonical(
         path.copy(name);
         dir = fd;
     }
-    if let Err(error) = go(path, name, dir, follow) {
+    if let Err(error) = enter_parent(path, name, dir, follow) {
         if error != Errno::NOENT && error != Errno::NOTDIR {
             return Err(error);
         }

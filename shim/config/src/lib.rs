@@ -1,10 +1,11 @@
-//! The settings: `shim.conf`, and what `SPC_*` in the environment adds.
+//! Settings of the shim and the launcher: the file `shim.conf` and variables of the environment.
 //!
-//! Shared by the shim and the launcher. Pure: `core` only, no allocation, no I/O.
+//! A pure parser: no allocation, no I/O, `core` only.
 //!
-//! A key that the file names replaces its built-in value, and may repeat; a key that it does not name keeps
-//! the built-in one. What the environment adds comes first, so a namespace given there is tried first. Blanks
-//! end a value; a target with blanks in it cannot be named here.
+//! Each line of the file is a key and its values, separated by blanks. So no value can contain a
+//! blank. A key may repeat, which adds values. A key in the file replaces the built-in values of
+//! that key. Values from the environment precede those of the file: a namespace given there is
+//! tried first.
 
 #![cfg_attr(not(test), no_std)]
 
@@ -12,77 +13,80 @@ pub mod words;
 
 use words::{index, is_dots, next_word, same, split_once};
 
-/// Where the settings are.
+/// Path of the settings file.
 pub const FILE: &core::ffi::CStr = c"/etc/spc/shim.conf";
 
-/// Longest file, and longest set of values, that is accepted.
+/// Length limit in bytes, of the file and of all values together.
 pub const TEXT_MAX: usize = 16 * 1024;
 
-/// What a value is for: the place of its key in [`KEYS`].
+/// Key of a value: its index in [`KEYS`].
 type Key = u8;
 
-/// One text, because a table of texts costs a relocation for each.
+/// Names of the keys. One text, because each string of a table would need a relocation.
 const KEYS: &[u8] = b"namespace host type target operation claims report";
 const NAMESPACE: Key = 0;
 const HOST: Key = 1;
 const TYPE: Key = 2;
 const TARGET: Key = 3;
 const OPERATION: Key = 4;
-const CLAIMS: Key = 5;
+const REDIRECTS: Key = 5;
 const REPORT: Key = 6;
-/// Marks values of the environment.
+/// Flag of values from the environment.
 const FROM_ENV: Key = 0x10;
 
-/// In the order of [`KEYS`], and what the original had for the host. Each is a string of its own.
+/// Names of the variables, in the order of the keys, each ended by a NUL. `=` stands for none. The
+/// last one is an older name of `SPC_HOST`.
 pub const VARIABLES: &[u8] =
     b"SPC_NAMESPACE\0SPC_HOST\0SPC_TYPES\0SPC_TARGETS\0SPC_OPERATIONS\0=\0SPC_REPORT\0sysimage\0";
-/// How many they are.
+/// Number of [`VARIABLES`].
 pub const VARIABLE_COUNT: u8 = SYSIMAGE + 1;
 const SYSIMAGE: Key = 7;
+/// Words for [`Operation`].
 const OPERATIONS: &[u8] = b"remount bind move propagation";
 
+/// Built-in settings.
 const DEFAULTS: &[u8] = b"namespace /host/proc/1/ns/mnt /proc/1/ns/mnt
 host /host
 type fuse fuse.* fuseblk nfs nfs4 ceph cifs smb3 9p
 claims /spc/targets
 report /spc/report.sock";
 
-/// Changes of existing mounts that go to the host only when the settings name them.
+/// Changes of existing mounts, which go to the host only if the settings list them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Other flags or options for a mount.
+    /// New flags or options for a mount.
     Remount,
-    /// The same tree a second time.
+    /// A bind mount.
     Bind,
-    /// A mount to another place.
+    /// A mount moved to another mount point.
     Move,
-    /// Shared, private, slave, unbindable.
+    /// A new propagation type: shared, private, slave, unbindable.
     Propagation,
 }
 
-/// Why settings cannot be used.
+/// Error in the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken {
-    /// Line of the file, from 1; 0 for the environment.
+pub struct ConfigError {
+    /// Line of the file, from 1; 0 for an error in the environment.
     pub line: u32,
-    /// What is wrong with it.
+    /// Description of the error.
     pub reason: &'static str,
 }
 
-/// What is wrong with a word or a line.
+/// Kind of an error.
 #[derive(Clone, Copy)]
-pub enum Fault {
-    /// The first word of a line is none of the keys.
+pub enum ErrorKind {
+    /// The first word of a line is not a key.
     UnknownKey,
-    /// A key alone.
+    /// A key without values.
     NoValue,
-    /// A value that cannot be meant.
+    /// A value that is not valid for its key.
     BadValue,
-    /// More than fits.
+    /// More than [`TEXT_MAX`] bytes.
     TooLong,
 }
 
-impl Fault {
+impl ErrorKind {
     fn reason(self) -> &'static str {
         match self {
             Self::UnknownKey => "unknown key",
@@ -93,111 +97,113 @@ impl Fault {
     }
 }
 
-/// Everything that decides what happens to a call. All zero bytes are a valid value without any setting.
+/// Settings. All zero bytes are a valid value without any setting.
 #[repr(C)]
 pub struct Config {
-    /// Values one after the other, each its key, its bytes and a NUL.
+    /// Values one after the other: for each the key, the bytes and a NUL.
     text: [u8; TEXT_MAX],
     used: usize,
-    /// A bit for each key that has a value.
-    named: u8,
-    /// A bit for each operation that goes to the host.
+    /// Bit per key: a line with the key has been parsed.
+    keys_present: u8,
+    /// Bit per operation: the settings redirect the operation.
     operations: u8,
 }
 
 impl Config {
-    /// No setting at all, not even the built-in ones.
+    /// Returns a value without any setting, not even the built-in ones.
     const fn empty() -> Self {
         Self {
             text: [0; TEXT_MAX],
             used: 0,
-            named: 0,
+            keys_present: 0,
             operations: 0,
         }
     }
 
-    /// The settings of a file with this text.
+    /// Parses the text of a settings file. Keys that the text lacks get their built-in values.
     ///
     /// # Errors
-    /// The first line that is wrong.
-    pub fn parse_file(text: &[u8]) -> Result<Self, Broken> {
+    /// Fails at the first line that is not valid.
+    pub fn parse_file(text: &[u8]) -> Result<Self, ConfigError> {
         let mut config = Self::empty();
-        match config.load(text) {
+        match config.parse_in_place(text) {
             (_, None) => Ok(config),
-            (line, Some(fault)) => Err(Broken {
+            (line, Some(kind)) => Err(ConfigError {
                 line,
-                reason: fault.reason(),
+                reason: kind.reason(),
             }),
         }
     }
 
-    /// Takes one variable of the environment; those that mean nothing here are ignored.
+    /// Adds the values of one variable of the environment. Ignores a variable that is not one of
+    /// [`VARIABLES`].
     ///
     /// # Errors
-    /// A value that is wrong.
-    pub fn add_env(&mut self, name: &[u8], value: &[u8]) -> Result<(), Broken> {
+    /// Fails if a value is not valid.
+    pub fn add_env(&mut self, name: &[u8], value: &[u8]) -> Result<(), ConfigError> {
         let variable = index(VARIABLES, name);
         match variable.and_then(|variable| self.add_variable(variable, value)) {
             None => Ok(()),
-            Some(fault) => Err(Broken {
+            Some(kind) => Err(ConfigError {
                 line: 0,
-                reason: fault.reason(),
+                reason: kind.reason(),
             }),
         }
     }
 
-    /// [`Config::parse_file`] in place, for callers with a small stack; `self` must be without settings. Answers
-    /// with the last line read, and what is wrong with it.
-    pub fn load(&mut self, text: &[u8]) -> (u32, Option<Fault>) {
+    /// Parses a file like [`Config::parse_file`], in place, for callers with a small stack. `self`
+    /// must have no settings. Returns the number of the last line read, and its error.
+    pub fn parse_in_place(&mut self, text: &[u8]) -> (u32, Option<ErrorKind>) {
         let result = self.load_lines(text, 0);
-        // Also after a mistake: then they say at least where to report it.
-        self.load_lines(DEFAULTS, self.named);
+        // Needed after an error too: the built-in settings name the socket for its report.
+        self.load_lines(DEFAULTS, self.keys_present);
         result
     }
 
     #[inline(never)]
-    fn load_lines(&mut self, mut text: &[u8], skip: u8) -> (u32, Option<Fault>) {
+    fn load_lines(&mut self, mut text: &[u8], skip: u8) -> (u32, Option<ErrorKind>) {
         let mut line = 1;
         loop {
             let (words, rest) = split_once(text, b'\n');
-            let fault = self.load_line(words, skip);
+            let error = self.load_line(words, skip);
             match rest {
-                Some(rest) if fault.is_none() => text = rest,
-                _ => return (line, fault),
+                Some(rest) if error.is_none() => text = rest,
+                _ => return (line, error),
             }
             line += 1;
         }
     }
 
-    fn load_line(&mut self, mut line: &[u8], skip: u8) -> Option<Fault> {
+    fn load_line(&mut self, mut line: &[u8], skip: u8) -> Option<ErrorKind> {
         let name = next_word(&mut line);
         if name.is_empty() {
             return None;
         }
         let Some(key) = index(KEYS, name) else {
-            return Some(Fault::UnknownKey);
+            return Some(ErrorKind::UnknownKey);
         };
         if skip & 1 << key != 0 {
             return None;
         }
-        self.named |= 1 << key;
+        self.keys_present |= 1 << key;
         let before = self.used;
         match self.add_list(key, line) {
-            None if self.used == before => Some(Fault::NoValue),
+            None if self.used == before => Some(ErrorKind::NoValue),
             result => result,
         }
     }
 
-    /// [`Config::add_env`] by the variable's place in [`VARIABLES`], and without the words for a fault.
-    pub fn add_variable(&mut self, variable: u8, value: &[u8]) -> Option<Fault> {
+    /// Adds the values of the variable with this index in [`VARIABLES`], like [`Config::add_env`].
+    pub fn add_variable(&mut self, variable: u8, value: &[u8]) -> Option<ErrorKind> {
         match variable {
             HOST | SYSIMAGE => self.add_host(value),
             key => self.add_list(key | FROM_ENV, value),
         }
     }
 
-    /// The host's root as the original named it: its `/proc` is the first place to look for the namespace.
-    fn add_host(&mut self, mut root: &[u8]) -> Option<Fault> {
+    /// Adds a directory at which the container sees the host's root. Adds the namespace file in its
+    /// `/proc` too.
+    fn add_host(&mut self, mut root: &[u8]) -> Option<ErrorKind> {
         while let Some((b'/', shorter)) = root.split_last() {
             root = shorter;
         }
@@ -209,22 +215,22 @@ impl Config {
     }
 
     #[inline(never)]
-    fn add_list(&mut self, key: Key, mut words: &[u8]) -> Option<Fault> {
+    fn add_list(&mut self, key: Key, mut words: &[u8]) -> Option<ErrorKind> {
         loop {
             let word = next_word(&mut words);
             if word.is_empty() {
                 return None;
             }
-            let fault = self.add(key, word, b"");
-            if fault.is_some() {
-                return fault;
+            let error = self.add(key, word, b"");
+            if error.is_some() {
+                return error;
             }
         }
     }
 
-    /// Adds a value; `tail` is put after the word.
+    /// Adds a value, which is `word` followed by `tail`.
     #[inline(never)]
-    fn add(&mut self, key: Key, word: &[u8], tail: &[u8]) -> Option<Fault> {
+    fn add(&mut self, key: Key, word: &[u8], tail: &[u8]) -> Option<ErrorKind> {
         let good = match key & !FROM_ENV {
             TYPE => split_once(word, b'*').1.is_none_or(<[u8]>::is_empty),
             OPERATION => {
@@ -239,16 +245,16 @@ impl Config {
             key => is_normal(word) && (key != HOST || word.len() > 1),
         };
         if !good {
-            return Some(Fault::BadValue);
+            return Some(ErrorKind::BadValue);
         }
         self.store(&[key]);
         self.store(word);
         self.store(tail);
         self.store(&[0]);
-        (self.used == TEXT_MAX).then_some(Fault::TooLong)
+        (self.used == TEXT_MAX).then_some(ErrorKind::TooLong)
     }
 
-    /// What does not fit is noticed at the end of the value.
+    /// Appends bytes to the values, as far as they fit. [`Config::add`] detects an overflow.
     #[inline(never)]
     fn store(&mut self, bytes: &[u8]) {
         for byte in bytes {
@@ -267,46 +273,48 @@ impl Config {
         }
     }
 
-    /// Files that may be the host's mount namespace, in the order to try.
+    /// Returns files that may be the host's mount namespace, in the order to try.
     pub fn namespaces(&self) -> Values<'_> {
         self.values(NAMESPACE)
     }
 
-    /// Where the host's root may be seen: a path at or below one of these is the same path on the host.
-    pub fn hosts(&self) -> Values<'_> {
+    /// Returns directories at which the container may see the host's root. With `/host` among them,
+    /// `/host/x` stands for `/x` on the host.
+    pub fn host_roots(&self) -> Values<'_> {
         self.values(HOST)
     }
 
-    /// Type patterns of new mounts that go to the host; `*` stands only at the end.
+    /// Returns type patterns of new mounts that go to the host. A `*` can only be the last byte.
     pub fn types(&self) -> Values<'_> {
         self.values(TYPE)
     }
 
-    /// Where a target goes that always goes to the host; also by its `mapped` name.
-    pub fn target<'a>(&'a self, path: &[u8], mapped: &[u8]) -> Option<&'a [u8]> {
+    /// Returns the path on the host of a listed target, whose calls always go to the host. Either
+    /// `path` or `mapped`, the path that it stands for on the host, must be listed.
+    pub fn host_target<'a>(&'a self, path: &[u8], mapped: &[u8]) -> Option<&'a [u8]> {
         self.values(TARGET).find_map(|value| {
             let (target, host) = split_once(value, b'=');
             (same(target, path) || same(target, mapped)).then_some(host.unwrap_or(target))
         })
     }
 
-    /// Whether this operation goes to the host.
-    pub fn names(&self, wanted: Operation) -> bool {
+    /// Whether the settings redirect this operation.
+    pub fn redirects_operation(&self, wanted: Operation) -> bool {
         self.operations & 1 << wanted as u8 != 0
     }
 
-    /// The directory where the launcher claims targets.
-    pub fn claims(&self) -> Option<&[u8]> {
-        self.values(CLAIMS).last()
+    /// Returns the directory of placeholders and redirects (key `claims`).
+    pub fn redirects(&self) -> Option<&[u8]> {
+        self.values(REDIRECTS).last()
     }
 
-    /// Sockets to report decisions to, the first that takes one.
-    pub fn reports(&self) -> Values<'_> {
+    /// Returns sockets for reports. A report goes to the first socket that accepts it.
+    pub fn report_sockets(&self) -> Values<'_> {
         self.values(REPORT)
     }
 }
 
-/// The values of one key: first those of the environment, then those of the file.
+/// Iterator over the values of one key: first those of the environment, then those of the file.
 #[derive(Clone)]
 pub struct Values<'a> {
     config: &'a Config,
@@ -337,7 +345,8 @@ impl<'a> Iterator for Values<'a> {
     }
 }
 
-/// Absolute, and without `.`, `..`, doubled or trailing slashes: comparable byte by byte.
+/// Whether a path is absolute and has no `.`, no `..`, and no doubled or trailing slash. Such paths
+/// can be compared byte by byte.
 #[inline(never)]
 fn is_normal(path: &[u8]) -> bool {
     let (before, mut rest) = split_once(path, b'/');

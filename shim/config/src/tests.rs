@@ -14,42 +14,50 @@ fn broken(text: &str) -> (u32, &'static str) {
 }
 
 #[test]
-fn no_file_means_the_built_in_values() {
+fn without_a_file_the_built_in_values_apply() {
     let config = Config::parse_file(b"").unwrap();
     assert_eq!(
         strings(config.namespaces()),
         ["/host/proc/1/ns/mnt", "/proc/1/ns/mnt"]
     );
-    assert_eq!(strings(config.hosts()), ["/host"]);
+    assert_eq!(strings(config.host_roots()), ["/host"]);
     assert_eq!(
         strings(config.types()).join(" "),
         "fuse fuse.* fuseblk nfs nfs4 ceph cifs smb3 9p"
     );
-    assert_eq!(config.target(b"/data", b"/data"), None);
-    assert_eq!(config.claims(), Some(&b"/spc/targets"[..]));
-    assert_eq!(strings(config.reports()), ["/spc/report.sock"]);
-    assert!(!config.names(Operation::Bind));
+    assert_eq!(config.host_target(b"/data", b"/data"), None);
+    assert_eq!(config.redirects(), Some(&b"/spc/targets"[..]));
+    assert_eq!(strings(config.report_sockets()), ["/spc/report.sock"]);
+    assert!(!config.redirects_operation(Operation::Bind));
 }
 
 #[test]
-fn a_named_key_replaces_and_adds_up() {
+fn a_key_replaces_the_built_in_values_and_may_repeat() {
     let config = Config::parse_file(
         b"# all of it\n\n type\tfuse.glusterfs # only this\ntype nfs\noperation move bind\n\
           target /data /srv/x=/mnt/x\n",
     )
     .unwrap();
     assert_eq!(strings(config.types()), ["fuse.glusterfs", "nfs"]);
-    assert_eq!(strings(config.hosts()), ["/host"]);
-    assert_eq!(config.target(b"/data", b"/"), Some(&b"/data"[..]));
-    assert_eq!(config.target(b"/", b"/data"), Some(&b"/data"[..]));
-    assert_eq!(config.target(b"/srv/x", b"/srv/x"), Some(&b"/mnt/x"[..]));
-    assert_eq!(config.target(b"/mnt/x", b"/mnt/x"), None);
-    assert!(config.names(Operation::Move) && config.names(Operation::Bind));
-    assert!(!config.names(Operation::Remount) && !config.names(Operation::Propagation));
+    assert_eq!(strings(config.host_roots()), ["/host"]);
+    assert_eq!(config.host_target(b"/data", b"/"), Some(&b"/data"[..]));
+    assert_eq!(config.host_target(b"/", b"/data"), Some(&b"/data"[..]));
+    assert_eq!(
+        config.host_target(b"/srv/x", b"/srv/x"),
+        Some(&b"/mnt/x"[..])
+    );
+    assert_eq!(config.host_target(b"/mnt/x", b"/mnt/x"), None);
+    assert!(
+        config.redirects_operation(Operation::Move) && config.redirects_operation(Operation::Bind)
+    );
+    assert!(
+        !config.redirects_operation(Operation::Remount)
+            && !config.redirects_operation(Operation::Propagation)
+    );
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_with_its_line() {
+fn an_invalid_line_is_an_error_with_its_number() {
     assert_eq!(broken("host /host\ntpye fuse\n"), (2, "unknown key"));
     assert_eq!(broken("type\n"), (1, "no value"));
     assert_eq!(broken("type # none\n"), (1, "no value"));
@@ -71,7 +79,7 @@ fn what_cannot_be_meant_is_refused_with_its_line() {
 }
 
 #[test]
-fn the_environment_adds_and_comes_first() {
+fn values_of_the_environment_come_first() {
     let mut config = Config::parse_file(b"").unwrap();
     config.add_env(b"SPC_NAMESPACE", b"/a /b").unwrap();
     config.add_env(b"sysimage", b"/image/").unwrap();
@@ -90,20 +98,20 @@ fn the_environment_adds_and_comes_first() {
             "/proc/1/ns/mnt"
         ]
     );
-    assert_eq!(strings(config.hosts()), ["/image", "/host"]);
-    assert_eq!(strings(config.reports()), ["/r", "/spc/report.sock"]);
+    assert_eq!(strings(config.host_roots()), ["/image", "/host"]);
+    assert_eq!(strings(config.report_sockets()), ["/r", "/spc/report.sock"]);
     assert_eq!(strings(config.types().take(2)), ["tmpfs", "ext*"]);
-    assert_eq!(config.target(b"/data", b"/data"), Some(&b"/mnt"[..]));
-    assert!(config.names(Operation::Propagation));
+    assert_eq!(config.host_target(b"/data", b"/data"), Some(&b"/mnt"[..]));
+    assert!(config.redirects_operation(Operation::Propagation));
     let bad = config.add_env(b"SPC_TARGETS", b"relative").unwrap_err();
     assert_eq!((bad.line, bad.reason), (0, "bad value"));
     config.add_env(b"SPC_HOST", b"/").unwrap();
 }
 
 #[test]
-fn mapped_zero_bytes_are_a_config() {
+fn zero_bytes_are_an_empty_config() {
     let empty = Config::empty();
     assert_eq!(empty.namespaces().count() + empty.types().count(), 0);
     assert_eq!(empty.used, 0);
-    assert_eq!(empty.named, 0);
+    assert_eq!(empty.keys_present, 0);
 }

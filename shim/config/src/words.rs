@@ -1,6 +1,7 @@
-//! Words and parts of byte strings, as slices of them.
+//! Words and other parts of byte strings. Every result is a slice of the argument.
 
-/// Takes the first word off; empty at the end of the line, or where a comment begins. A NUL ends a word as well.
+/// Removes the first word from the line and returns it. A blank or a NUL ends a word. The word is
+/// empty at the end of the line and at the start of a comment.
 #[inline(never)]
 pub fn next_word<'a>(line: &mut &'a [u8]) -> &'a [u8] {
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t' | 0);
@@ -15,12 +16,12 @@ pub fn next_word<'a>(line: &mut &'a [u8]) -> &'a [u8] {
         len = line.iter().position(is_blank).unwrap_or(line.len());
     }
     let (word, rest) = line.split_at_checked(len).unwrap_or_default();
-    // Nothing is left after a comment's beginning: its first word is empty again.
+    // The line keeps its comment, so the next word is empty again.
     *line = rest;
     word
 }
 
-/// The word at this place.
+/// Returns the word with this index.
 #[inline(never)]
 pub fn nth_word(mut words: &[u8], at: usize) -> &[u8] {
     for _ in 0..at {
@@ -29,7 +30,7 @@ pub fn nth_word(mut words: &[u8], at: usize) -> &[u8] {
     next_word(&mut words)
 }
 
-/// Where a word stands in a list of words.
+/// Returns the index of a word in a list of words.
 #[inline(never)]
 pub fn index(mut words: &[u8], wanted: &[u8]) -> Option<u8> {
     for at in 0.. {
@@ -44,7 +45,7 @@ pub fn index(mut words: &[u8], wanted: &[u8]) -> Option<u8> {
     None
 }
 
-/// Splits at the first `byte`; the second part is absent when there is none.
+/// Splits at the first `byte`. Without one, the second part is `None`.
 #[inline(never)]
 pub fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|b| *b == byte) {
@@ -53,7 +54,7 @@ pub fn split_once(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// What follows this prefix.
+/// Returns the text after this prefix, or `None` if the text does not begin with the prefix.
 #[inline(never)]
 pub fn strip<'a>(mut text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
     for byte in prefix {
@@ -62,12 +63,12 @@ pub fn strip<'a>(mut text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
     Some(text)
 }
 
-/// Whether two texts are the same. Not `==`, which would be one more import.
+/// Whether two texts are equal. Unlike `==`, needs no import of memcmp(3).
 pub fn same(one: &[u8], other: &[u8]) -> bool {
     strip(one, other).is_some_and(<[u8]>::is_empty)
 }
 
-/// Whether this name leads nowhere, or not down: empty, `.` or `..`.
+/// Whether the name is empty, `.` or `..`: not the name of an entry of a directory.
 pub fn is_dots(name: &[u8]) -> bool {
     strip(b"..", name).is_some()
 }

@@ -2,12 +2,12 @@
 
 use core::num::NonZero;
 
-/// An error number of the kernel. A whole word that is never 0, so that a result with one travels in registers.
+/// Error number of the kernel. A non-zero word, so that a `Result` fits in two registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(NonZero<usize>);
 
 impl Errno {
-    /// 0 is no error number; it becomes 1, so that an error stays one.
+    /// Converts an error number. 0, which is none, becomes 1.
     pub const fn new(number: usize) -> Self {
         match NonZero::new(number) {
             Some(number) => Self(number),
@@ -15,30 +15,49 @@ impl Errno {
         }
     }
 
+    /// Returns the number.
     pub fn number(self) -> usize {
         self.0.get()
     }
 
+    /// EACCES.
     pub const ACCES: Self = Self::new(libc::EACCES as usize);
+    /// EBADF.
     pub const BADF: Self = Self::new(libc::EBADF as usize);
+    /// EBADMSG.
     pub const BADMSG: Self = Self::new(libc::EBADMSG as usize);
+    /// EBUSY.
     pub const BUSY: Self = Self::new(libc::EBUSY as usize);
+    /// EFAULT.
     pub const FAULT: Self = Self::new(libc::EFAULT as usize);
+    /// EINTR.
     pub const INTR: Self = Self::new(libc::EINTR as usize);
+    /// EINVAL.
     pub const INVAL: Self = Self::new(libc::EINVAL as usize);
+    /// EIO.
     pub const IO: Self = Self::new(libc::EIO as usize);
+    /// ELOOP.
     pub const LOOP: Self = Self::new(libc::ELOOP as usize);
+    /// EMFILE.
     pub const MFILE: Self = Self::new(libc::EMFILE as usize);
+    /// ENAMETOOLONG.
     pub const NAMETOOLONG: Self = Self::new(libc::ENAMETOOLONG as usize);
+    /// ENOENT.
     pub const NOENT: Self = Self::new(libc::ENOENT as usize);
+    /// ENOLINK.
     pub const NOLINK: Self = Self::new(libc::ENOLINK as usize);
+    /// ENOSYS.
     pub const NOSYS: Self = Self::new(libc::ENOSYS as usize);
+    /// ENOTDIR.
     pub const NOTDIR: Self = Self::new(libc::ENOTDIR as usize);
+    /// ESTALE.
     pub const STALE: Self = Self::new(libc::ESTALE as usize);
 }
 
+/// Result of a system call.
 pub type Result<T> = core::result::Result<T, Errno>;
 
+/// Converts the return value of a raw system call.
 pub fn check(result: isize) -> Result<usize> {
     if result < 0 {
         Err(Errno::new(result.unsigned_abs()))

@@ -5,101 +5,118 @@ use core::ffi::{c_char, c_int};
 use super::constants::{CWD, PATH_FD, SYS_OPENAT2};
 use super::errno::{Errno, Result, check};
 use super::raw::{Fd, raw1, raw2, raw3, raw4, raw6};
-use crate::text::{Name, Text, name};
+use crate::text::{Text, ThinCStr, thin};
 
-pub fn open_read(path: Name<'_>) -> Result<Fd> {
+/// Opens a file for reading, without waiting for the other end of a FIFO.
+pub fn open_read(path: ThinCStr<'_>) -> Result<Fd> {
     let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
     openat(CWD, path, flags)
 }
 
-/// A descriptor of a directory that only names it.
+/// Opens a directory with `O_PATH`.
 #[inline(never)]
-pub fn open_dir(dir: c_int, path: Name<'_>) -> Result<Fd> {
+pub fn open_dir(dir: c_int, path: ThinCStr<'_>) -> Result<Fd> {
     openat(dir, path, PATH_FD | libc::O_DIRECTORY)
 }
 
 #[inline(never)]
-fn openat(dir: c_int, path: Name<'_>, flags: c_int) -> Result<Fd> {
-    // SAFETY: the path ends with NUL and outlives the call.
-    check(unsafe { raw3(libc::SYS_openat, dir as usize, path.word(), flags as usize) }).map(Fd)
+fn openat(dir: c_int, path: ThinCStr<'_>, flags: c_int) -> Result<Fd> {
+    // SAFETY: the path ends with a NUL and outlives the call.
+    check(unsafe {
+        raw3(
+            libc::SYS_openat,
+            dir as usize,
+            path.as_arg(),
+            flags as usize,
+        )
+    })
+    .map(Fd)
 }
 
-/// Names a file with `openat2`, which refuses what `resolve` says (Linux 5.6).
+/// Opens a file with `O_PATH` by openat2(2) (Linux 5.6), with these limits on resolving the path.
 #[inline(never)]
-pub fn pin(path: Name<'_>, flags: c_int, resolve: u64) -> Result<Fd> {
+pub fn pin(path: ThinCStr<'_>, flags: c_int, resolve: u64) -> Result<Fd> {
     let how = [(PATH_FD | flags) as u64, 0, resolve];
-    let (path, size) = (path.word(), size_of_val(&how));
+    let (path, size) = (path.as_arg(), size_of_val(&how));
     let how = how.as_ptr() as usize;
-    // SAFETY: the path ends with NUL; `how` has the layout of struct open_how and its size is given.
+    // SAFETY: the path ends with a NUL; `how` has the layout of struct open_how and its size is
+    // given.
     check(unsafe { raw4(SYS_OPENAT2, CWD as usize, path, how, size) }).map(Fd)
 }
 
+/// Changes the current directory to this descriptor.
 #[inline(never)]
 pub fn fchdir(dir: c_int) -> Result<()> {
-    // SAFETY: takes no memory.
+    // SAFETY: the call takes no pointers.
     check(unsafe { raw1(libc::SYS_fchdir, dir as usize) }).map(drop)
 }
 
+/// Changes the current directory.
 #[inline(never)]
-pub fn chdir(path: Name<'_>) -> Result<()> {
-    // SAFETY: the path ends with NUL.
-    check(unsafe { raw1(libc::SYS_chdir, path.word()) }).map(drop)
+pub fn chdir(path: ThinCStr<'_>) -> Result<()> {
+    // SAFETY: the path ends with a NUL.
+    check(unsafe { raw1(libc::SYS_chdir, path.as_arg()) }).map(drop)
 }
 
-/// Makes the current directory the root.
+/// Makes the current directory the root directory.
 pub fn chroot_here() -> Result<()> {
-    // SAFETY: the path ends with NUL.
-    check(unsafe { raw1(libc::SYS_chroot, name(c".").word()) }).map(drop)
+    // SAFETY: the path ends with a NUL.
+    check(unsafe { raw1(libc::SYS_chroot, thin(c".").as_arg()) }).map(drop)
 }
 
-/// The current directory's path.
+/// Reads the path of the current directory. Fails with ENOENT if it is outside the root directory.
 #[inline(never)]
 pub fn getcwd(into: &mut Text) -> Result<()> {
-    let room = into.room();
-    // SAFETY: the kernel writes at most as many bytes as it is given.
-    let len = check(unsafe { raw2(libc::SYS_getcwd, room.as_mut_ptr() as usize, room.len()) })?;
-    // Outside the root the kernel answers "(unreachable)/..."; the C library calls that ENOENT.
-    if room.first() != Some(&b'/') {
+    let buffer = into.buffer();
+    // SAFETY: the kernel writes no more bytes than the buffer has.
+    let len = check(unsafe { raw2(libc::SYS_getcwd, buffer.as_mut_ptr() as usize, buffer.len()) })?;
+    // Outside the root directory, the kernel returns "(unreachable)/..." and the C library fails
+    // with ENOENT.
+    if buffer.first() != Some(&b'/') {
         return Err(Errno::NOENT);
     }
     into.truncate(len.saturating_sub(1));
     Ok(())
 }
 
+/// Reads the content of a symlink.
 #[inline(never)]
-pub fn readlink(dir: c_int, path: Name<'_>, into: &mut Text) -> Result<()> {
-    let room = into.room();
-    let (to, len) = (room.as_mut_ptr() as usize, room.len());
-    // SAFETY: the path ends with NUL; the kernel writes at most as many bytes as it is given.
-    let len = check(unsafe { raw4(libc::SYS_readlinkat, dir as usize, path.word(), to, len) })?;
+pub fn readlink(dir: c_int, path: ThinCStr<'_>, into: &mut Text) -> Result<()> {
+    let buffer = into.buffer();
+    let (to, len) = (buffer.as_mut_ptr() as usize, buffer.len());
+    // SAFETY: the path ends with a NUL; the kernel writes no more bytes than the buffer has.
+    let len = check(unsafe { raw4(libc::SYS_readlinkat, dir as usize, path.as_arg(), to, len) })?;
     into.truncate(len);
     Ok(())
 }
 
-pub fn symlink(content: Name<'_>, dir: c_int, path: Name<'_>) -> Result<()> {
-    // SAFETY: both strings end with NUL.
+/// Makes a symlink.
+pub fn symlink(content: ThinCStr<'_>, dir: c_int, path: ThinCStr<'_>) -> Result<()> {
+    // SAFETY: both strings end with a NUL.
     check(unsafe {
         raw3(
             libc::SYS_symlinkat,
-            content.word(),
+            content.as_arg(),
             dir as usize,
-            path.word(),
+            path.as_arg(),
         )
     })
     .map(drop)
 }
 
-pub fn unlink(dir: c_int, path: Name<'_>) {
-    // SAFETY: the path ends with NUL.
-    let _ = check(unsafe { raw3(libc::SYS_unlinkat, dir as usize, path.word(), 0) });
+/// Removes a file. An error is ignored.
+pub fn unlink(dir: c_int, path: ThinCStr<'_>) {
+    // SAFETY: the path ends with a NUL.
+    let _ = check(unsafe { raw3(libc::SYS_unlinkat, dir as usize, path.as_arg(), 0) });
 }
 
+/// Reads once from a descriptor, and returns the number of bytes.
 pub fn read(fd: &Fd, into: &mut [u8]) -> Result<usize> {
-    // SAFETY: the kernel writes at most as many bytes as it is given.
+    // SAFETY: the kernel writes no more bytes than the buffer has.
     check(unsafe { raw3(libc::SYS_read, fd.0, into.as_mut_ptr() as usize, into.len()) })
 }
 
-/// Sends one datagram to a unix socket, if that is possible at once.
+/// Sends one datagram to a unix socket. Fails if that would block.
 pub fn send(socket: &[u8], message: &[u8]) -> Result<()> {
     // SAFETY: all zero bytes are a valid struct sockaddr_un.
     let mut address: libc::sockaddr_un = unsafe { core::mem::zeroed() };
@@ -112,7 +129,7 @@ pub fn send(socket: &[u8], message: &[u8]) -> Result<()> {
     }
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: takes no memory.
+    // SAFETY: the call takes no pointers.
     let fd = check(unsafe { raw3(libc::SYS_socket, libc::AF_UNIX as usize, kind as usize, 0) })?;
     let fd = Fd(fd);
     let to = &raw const address as usize;

@@ -1,6 +1,7 @@
-//! Raw system calls, and the little of the C library that has to be shared with the caller.
+//! System calls, and the state of the C library that is shared with the caller.
 //!
-//! Raw, because the functions of the C library are what this library replaces, and may be replaced by others.
+//! System calls are made directly. The functions of the C library are replaced by this library, and
+//! perhaps by others.
 
 mod caller;
 mod constants;

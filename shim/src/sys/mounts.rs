@@ -1,4 +1,4 @@
-//! Mounts, and which one a file is on.
+//! Mounts, and the mount that a file is on.
 
 use core::ffi::c_int;
 use core::mem::MaybeUninit;
@@ -8,29 +8,39 @@ use super::constants::{
 };
 use super::errno::{Errno, Result, check};
 use super::raw::{Fd, raw2, raw3, raw4, raw5};
-use crate::text::{Name, name};
+use crate::text::{ThinCStr, thin};
 
-/// What `statx` says about a file, without asking a file system that may be busy or gone.
+/// Result of statx(2) without a request to the file system, which may not respond.
 #[derive(Clone, Copy)]
 pub struct Stat {
+    /// Fields that the kernel filled in, `STATX_*`.
     pub mask: u32,
+    /// Whether the file is the root of a mount.
     pub is_mount_root: bool,
+    /// Id of the mount that the file is on; the unique id if the mask asked for that one.
     pub mount_id: u64,
+    /// Device and inode number.
     pub inode: Inode,
 }
 
 /// Device and inode number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Inode {
+    /// Major number of the device.
     pub major: u32,
+    /// Minor number of the device.
     pub minor: u32,
+    /// Inode number.
     pub number: u64,
 }
 
-/// With mask 0 the kernel answers alone: the mount id, and whether this is a mount's root. Even a FUSE file
-/// system that refuses this user, or whose daemon is the caller, is not asked.
+/// Calls statx(2) without following a symlink.
+///
+/// With mask 0, the kernel returns the mount id and whether the file is a mount root, and makes no
+/// request to the file system. So the call succeeds on a FUSE file system that refuses this user,
+/// or whose daemon is the caller.
 #[inline(never)]
-pub fn statx(dir: c_int, path: Name<'_>, mask: u32) -> Result<Stat> {
+pub fn statx(dir: c_int, path: ThinCStr<'_>, mask: u32) -> Result<Stat> {
     let flags = libc::AT_EMPTY_PATH
         | libc::AT_SYMLINK_NOFOLLOW
         | libc::AT_NO_AUTOMOUNT
@@ -38,9 +48,10 @@ pub fn statx(dir: c_int, path: Name<'_>, mask: u32) -> Result<Stat> {
     statx_flags(dir, path, mask, flags)
 }
 
-/// The id of the mount that a file is on. ENOSYS before Linux 5.8, where nothing could be proved.
+/// Returns the id of the mount that a file is on. Fails with ENOSYS before Linux 5.8, on which a
+/// mount cannot be proved.
 #[inline(never)]
-pub fn mount_id(dir: c_int, path: Name<'_>) -> Result<u64> {
+pub fn mount_id(dir: c_int, path: ThinCStr<'_>) -> Result<u64> {
     let stat = statx(dir, path, 0)?;
     if stat.mask & libc::STATX_MNT_ID != 0 {
         Ok(stat.mount_id)
@@ -49,19 +60,19 @@ pub fn mount_id(dir: c_int, path: Name<'_>) -> Result<u64> {
     }
 }
 
-/// The unique id of the mount that a file is on; 0 where the kernel has none (before Linux 6.8), or the file
-/// system does not let this user look.
+/// Returns the unique id of the mount that a file is on. Returns 0 if the kernel has no such ids
+/// (before Linux 6.8), or the file system refuses this user.
 #[inline(never)]
-pub fn unique_id(dir: c_int, path: Name<'_>) -> u64 {
+pub fn unique_id(dir: c_int, path: ThinCStr<'_>) -> u64 {
     match statx(dir, path, libc::STATX_MNT_ID_UNIQUE) {
         Ok(stat) if stat.mask & libc::STATX_MNT_ID_UNIQUE != 0 => stat.mount_id,
         _ => 0,
     }
 }
 
-/// [`statx`], following a symlink.
+/// Calls statx(2) and follows a symlink.
 #[inline(never)]
-pub fn statx_follow(path: Name<'_>, mask: u32) -> Result<Stat> {
+pub fn statx_follow(path: ThinCStr<'_>, mask: u32) -> Result<Stat> {
     statx_flags(
         CWD,
         path,
@@ -71,21 +82,21 @@ pub fn statx_follow(path: Name<'_>, mask: u32) -> Result<Stat> {
 }
 
 #[inline(never)]
-fn statx_flags(dir: c_int, path: Name<'_>, mask: u32, flags: c_int) -> Result<Stat> {
+fn statx_flags(dir: c_int, path: ThinCStr<'_>, mask: u32, flags: c_int) -> Result<Stat> {
     let mut stat = MaybeUninit::<libc::statx>::uninit();
     let (flags, mask, into) = (flags as usize, mask as usize, stat.as_mut_ptr() as usize);
-    // SAFETY: the path ends with NUL; the kernel fills in one struct statx.
+    // SAFETY: the path ends with a NUL; the kernel fills in one struct statx.
     check(unsafe {
         raw5(
             libc::SYS_statx,
             dir as usize,
-            path.word(),
+            path.as_arg(),
             flags,
             mask,
             into,
         )
     })?;
-    // SAFETY: filled in, without an error.
+    // SAFETY: the kernel filled in the structure, because the call succeeded.
     let stat = unsafe { stat.assume_init() };
     Ok(Stat {
         mask: stat.stx_mask,
@@ -99,29 +110,30 @@ fn statx_flags(dir: c_int, path: Name<'_>, mask: u32, flags: c_int) -> Result<St
     })
 }
 
-/// Asks statmount(2) for the type of a mount, by its unique id (Linux 6.8). The answer is a struct statmount.
-pub fn statmount_kind(unique: u64, into: &mut [u8]) -> Result<usize> {
+/// Reads the type of the mount with this unique id by statmount(2) (Linux 6.8). The result is a
+/// struct statmount.
+pub fn statmount_fs_type(unique: u64, into: &mut [u8]) -> Result<usize> {
     let request = [24, unique, STATMOUNT_FS_TYPE | STATMOUNT_FS_SUBTYPE];
     let (request, to) = (request.as_ptr() as usize, into.as_mut_ptr() as usize);
-    // SAFETY: the request has the layout of struct mnt_id_req and says its size; the kernel writes at most as many
-    // bytes as it is given.
+    // SAFETY: the request has the layout of struct mnt_id_req and contains its size; the kernel
+    // writes at most `into.len()` bytes.
     check(unsafe { raw4(SYS_STATMOUNT, request, to, into.len(), 0) })
 }
 
-/// Also with a pidfd (Linux 5.8).
+/// Enters a mount namespace by its file or, since Linux 5.8, by a pidfd.
 #[inline(never)]
 pub fn enter_mount_namespace(namespace: Fd) -> Result<()> {
-    // SAFETY: takes no memory.
+    // SAFETY: the call takes no pointers.
     check(unsafe { raw2(libc::SYS_setns, namespace.0, libc::CLONE_NEWNS as usize) }).map(drop)
 }
 
-/// Reconfigures the file system behind a descriptor without changing any setting of it or of its mount. What is opened
-/// for it stays open.
+/// Reconfigures the file system behind a descriptor without changing a setting of the file system
+/// or the mount. The descriptor of the context stays open.
 pub fn reconfigure(fd: c_int) -> Result<usize> {
     const FSPICK_EMPTY_PATH: usize = 8;
     const FSCONFIG_CMD_RECONFIGURE: usize = 7;
-    let empty = name(c"").word();
-    // SAFETY: the path is a string, and the other arguments are numbers.
+    let empty = thin(c"").as_arg();
+    // SAFETY: the path ends with a NUL, and the other arguments are numbers.
     unsafe {
         let context = check(raw3(SYS_FSPICK, fd as usize, empty, FSPICK_EMPTY_PATH))?;
         check(raw5(

@@ -1,4 +1,4 @@
-//! This process, and the child that makes a crossing.
+//! This process, and the child that redirects a call.
 
 use core::arch::asm;
 use core::ffi::{c_int, c_void};
@@ -7,31 +7,32 @@ use super::constants::SYS_PIDFD_OPEN;
 use super::errno::{Errno, Result, check};
 use super::raw::{Fd, raw0, raw2, raw4};
 
-/// A handle of this process that needs no /proc (Linux 5.3).
+/// Opens a pidfd of this process, which needs no /proc (Linux 5.3).
 pub fn pidfd_of_self() -> Result<Fd> {
-    // SAFETY: takes no memory.
+    // SAFETY: the call takes no pointers.
     check(unsafe { raw2(SYS_PIDFD_OPEN, pid() as usize, 0) }).map(Fd)
 }
 
+/// Returns the process ID.
 pub fn pid() -> c_int {
-    // SAFETY: takes no memory.
+    // SAFETY: the call takes no pointers.
     unsafe { raw0(libc::SYS_getpid) as c_int }
 }
 
-/// Names this thread, as ps(1) shows it.
-pub fn set_mark(mark: [u64; 2]) {
+/// Sets the name of this thread, which ps(1) shows.
+pub fn set_thread_name(name: [u64; 2]) {
     // SAFETY: the kernel reads a string of at most 16 bytes.
     let _ = unsafe {
         raw2(
             libc::SYS_prctl,
             libc::PR_SET_NAME as usize,
-            mark.as_ptr() as usize,
+            name.as_ptr() as usize,
         )
     };
 }
 
-/// Whether this thread's name begins like that.
-pub fn has_mark(mark: u64) -> bool {
+/// Whether the name of this thread begins with these bytes.
+pub fn thread_name_begins_with(start: u64) -> bool {
     let mut found = [0u64; 2];
     // SAFETY: the kernel writes 16 bytes.
     let _ = unsafe {
@@ -41,12 +42,12 @@ pub fn has_mark(mark: u64) -> bool {
             found.as_mut_ptr() as usize,
         )
     };
-    found.first() == Some(&mark)
+    found.first() == Some(&start)
 }
 
-/// The kernel kills this process when the thread that made it ends.
+/// Asks the kernel to kill this process when the thread that created it ends.
 pub fn die_with_parent() -> Result<()> {
-    // SAFETY: takes no memory.
+    // SAFETY: the call takes no pointers.
     check(unsafe {
         raw2(
             libc::SYS_prctl,
@@ -57,23 +58,25 @@ pub fn die_with_parent() -> Result<()> {
     .map(drop)
 }
 
+/// Waits for a child to end.
 pub fn wait(pid: c_int) {
-    // SAFETY: asks for no status, so nothing is written.
+    // SAFETY: no status is requested, so the kernel writes nothing.
     while check(unsafe { raw4(libc::SYS_wait4, pid as usize, 0, libc::__WALL as usize, 0) })
         == Err(Errno::INTR)
     {}
 }
 
-/// All signals blocked in this thread until dropped.
+/// Guard that blocks all signals in this thread until dropped.
 pub struct SignalsBlocked(u64);
 
 impl SignalsBlocked {
+    /// Blocks all signals.
     pub fn new() -> Self {
         let all = u64::MAX;
         let mut old = 0u64;
         let how = libc::SIG_SETMASK as usize;
         let (all, into) = (&raw const all as usize, &raw mut old as usize);
-        // SAFETY: the kernel's signal set is eight bytes on these architectures.
+        // SAFETY: a signal set of the kernel has eight bytes on these architectures.
         let _ = check(unsafe { raw4(libc::SYS_rt_sigprocmask, how, all, into, 8) });
         Self(old)
     }
@@ -81,7 +84,7 @@ impl SignalsBlocked {
 
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
-        // SAFETY: as above.
+        // SAFETY: a signal set of the kernel has eight bytes on these architectures.
         let _ = check(unsafe {
             raw4(
                 libc::SYS_rt_sigprocmask,
@@ -94,11 +97,15 @@ impl Drop for SignalsBlocked {
     }
 }
 
-/// Starts `child` as a process that shares this one's memory and has everything else of its own, on the stack
-/// that ends at `stack_top`, a multiple of 16. Goes on when the child has done with the memory; it is to be waited for.
+/// Starts `child` in a process that shares the memory of this one, and also the descriptor table if
+/// `share_files` is set. The stack ends at `stack_top`, a multiple of 16.
+///
+/// Returns the child's process ID when the child has exited. The caller must then wait for the
+/// child.
 ///
 /// # Safety
-/// All signals are blocked; the stack is big enough and of nobody else; `argument` is what `child` expects.
+/// All signals must be blocked. The stack must be large enough and unused. `child` must accept
+/// `argument`.
 pub unsafe fn spawn(
     child: extern "C" fn(*mut c_void) -> c_int,
     stack_top: *mut u8,
@@ -109,25 +116,30 @@ pub unsafe fn spawn(
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | files;
     let pid: isize;
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: only the child has the new stack, and it never comes back from there. The rest is the caller's promise.
+    // SAFETY: only the child uses the new stack, and the child never returns from this code. The
+    // rest is the caller's contract.
     unsafe {
         asm!("syscall", "test rax, rax", "jne 2f",
-            "xor ebp, ebp", "mov rdi, r9", "call r8", "mov edi, eax", "mov eax, {exit}", "syscall",
+            "xor ebp, ebp", "mov rdi, r9", "call r8",
+            "mov edi, eax", "mov eax, {exit}", "syscall",
             "2:",
             exit = const libc::SYS_exit,
             inlateout("rax") libc::SYS_clone as isize => pid,
-            in("rdi") flags as usize, in("rsi") stack_top, in("rdx") 0, in("r10") 0, in("r8") child, in("r9") argument,
+            in("rdi") flags as usize, in("rsi") stack_top, in("rdx") 0, in("r10") 0,
+            in("r8") child, in("r9") argument,
             lateout("rcx") _, lateout("r11") _);
     }
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above.
+    // SAFETY: only the child uses the new stack, and the child never returns from this code. The
+    // rest is the caller's contract.
     unsafe {
         asm!("svc 0", "cbnz x0, 2f",
             "mov x29, 0", "mov x0, x6", "blr x5", "mov x8, {exit}", "svc 0",
             "2:",
             exit = const libc::SYS_exit,
             in("x8") libc::SYS_clone, inlateout("x0") flags as isize => pid,
-            in("x1") stack_top, in("x2") 0, in("x3") 0, in("x4") 0, in("x5") child, in("x6") argument);
+            in("x1") stack_top, in("x2") 0, in("x3") 0, in("x4") 0,
+            in("x5") child, in("x6") argument);
     }
     check(pid).map(|pid| pid as c_int)
 }

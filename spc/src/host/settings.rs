@@ -1,25 +1,27 @@
-//! The settings file that launcher and shim share, read by the same code.
+//! Settings file that the launcher and the shim share.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use spc_shim_config::{Broken, Config};
+use spc_shim_config::{Config, ConfigError};
 
 use crate::error::{Error, Result, errno_text};
 
-/// The settings file, in the container and in each client root.
+/// Path of the settings file, in the container and in each client root file system.
 pub const FILE: &str = "/etc/spc/shim.conf";
 
-/// The settings, of which the launcher needs where things are.
+/// Settings, of which the launcher uses the paths.
 pub struct Settings(Box<Config>);
 
 impl Settings {
-    /// Reads the file, or takes the built-in settings where there is none, and adds the environment.
+    /// Reads the settings file and adds the values of the environment. Without a file, the built-in
+    /// settings apply.
     ///
     /// # Errors
-    /// The file cannot be read or understood: then the shim refuses mounts, too.
+    /// Fails if the file cannot be read, or if it or the environment is not valid. The shim then
+    /// refuses mounts too.
     pub fn read() -> Result<Self> {
         let file = Path::new(FILE);
         let text = match std::fs::read(file) {
@@ -35,7 +37,7 @@ impl Settings {
                 );
             }
         };
-        let broken = |e: Broken| {
+        let broken = |e: ConfigError| {
             let place = if e.line == 0 {
                 "environment (SPC_*, sysimage)".into()
             } else {
@@ -54,24 +56,24 @@ impl Settings {
         Ok(Self(config))
     }
 
-    /// Files that may be the host's mount namespace, in the order to try.
+    /// Returns files that may be the host's mount namespace, in the order to try.
     pub fn namespaces(&self) -> Vec<PathBuf> {
         self.0.namespaces().map(path).collect()
     }
 
-    /// Directories of the container at which the host's root may be seen.
+    /// Returns directories at which the container may see the host's root.
     pub fn hosts(&self) -> Vec<PathBuf> {
-        self.0.hosts().map(path).collect()
+        self.0.host_roots().map(path).collect()
     }
 
-    /// The claims directory.
+    /// Returns the directory of placeholders and redirects.
     pub fn redirects(&self) -> PathBuf {
-        path(self.0.claims().unwrap_or(b"/spc/targets"))
+        path(self.0.redirects().unwrap_or(b"/spc/targets"))
     }
 
-    /// The socket on which the shim's reports are awaited.
+    /// Returns the socket on which the launcher receives the shim's reports.
     pub fn report(&self) -> Option<PathBuf> {
-        self.0.reports().next().map(path)
+        self.0.report_sockets().next().map(path)
     }
 }
 

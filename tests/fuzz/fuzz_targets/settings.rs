@@ -7,11 +7,11 @@ use spc_shim_config::Config;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(mut config) = Config::parse_file(data) {
-        for text in [config.claims()]
+        for text in [config.redirects()]
             .into_iter()
             .flatten()
             .chain(config.namespaces())
-            .chain(config.hosts())
+            .chain(config.host_roots())
         {
             assert!(text.len() <= data.len().max(64), "more than there was");
         }
