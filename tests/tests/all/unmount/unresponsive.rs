@@ -68,8 +68,9 @@ const PROBES: &str =
 fn commands_return_while_a_fuse_mount_does_not_respond() {
     with_lab(|lab| {
         let spc = Spc::privileged(lab)?;
+        let server = sshd(lab, "horse")?;
         let before = entries(&spc.host)?;
-        let sshfs = hang(&spc, &sshd(lab, "horse")?)?;
+        let sshfs = hang(&spc, &server)?;
         one_process_waits(&spc).context("a thousand probes")?;
         // A probe that finds a waiting process returns sooner than the first one.
         for _ in 0..2 {
