@@ -68,7 +68,7 @@ fn helper(scene: &Scene<'_>, arguments: &[&str]) -> Result<Case<'static>> {
     scene
         .spc
         .put("/usr/local/sbin/mount.ramfs", &fs::read(helper)?)?;
-    let (title, claims) = if arguments.is_empty() {
+    let (title, redirects) = if arguments.is_empty() {
         ("a helper", 3)
     } else {
         ("a static helper", 2)
@@ -77,7 +77,7 @@ fn helper(scene: &Scene<'_>, arguments: &[&str]) -> Result<Case<'static>> {
         title,
         &["-t", "ramfs", "made"],
         "/mnt/made",
-        claims,
+        redirects,
         0,
     ))
 }
@@ -119,7 +119,7 @@ fn installed_host(tried: Tried<'_>) {
 /// Runs the trials with a disk of the host, in a privileged container.
 fn disk(tried: Tried<'_>) {
     with_lab(|lab| {
-        let scene = Scene::of(Spc::privileged(lab)?, false)?;
+        let scene = Scene::with(Spc::privileged(lab)?, false)?;
         let device = attach(&scene.spc.host, 8, &["mkfs.ext4", "-q", "-F"])?.device;
         scene.spc.host.sh("mkdir /mnt/disk")?.ok()?;
         let words = ["-t", "ext4", &device];

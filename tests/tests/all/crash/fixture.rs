@@ -14,7 +14,7 @@ pub struct Case<'a> {
     pub mount: Vec<&'a str>,
     pub target: &'a str,
     /// Number of files of its redirect, and of processes that keep it alive.
-    pub claims: usize,
+    pub redirects: usize,
     pub daemons: usize,
 }
 
@@ -23,7 +23,7 @@ impl<'a> Case<'a> {
         title: &'a str,
         words: &[&'a str],
         target: &'a str,
-        claims: usize,
+        redirects: usize,
         daemons: usize,
     ) -> Self {
         let mount = [&["spc", "mount"], words, &[target]].concat();
@@ -31,7 +31,7 @@ impl<'a> Case<'a> {
             title,
             mount,
             target,
-            claims,
+            redirects,
             daemons,
         }
     }
@@ -48,10 +48,10 @@ pub struct Scene<'lab> {
 
 impl<'lab> Scene<'lab> {
     pub fn new(lab: &'lab Lab, serving: bool) -> Result<Self> {
-        Self::of(Spc::minimal(lab)?, serving)
+        Self::with(Spc::minimal(lab)?, serving)
     }
 
-    pub fn of(spc: Spc<'lab>, serving: bool) -> Result<Self> {
+    pub fn with(spc: Spc<'lab>, serving: bool) -> Result<Self> {
         let first = spc.first()?;
         if !serving {
             let serve = Pid::from_raw(first).context("no process")?;
@@ -105,8 +105,8 @@ impl<'lab> Scene<'lab> {
         );
         let id = record["id"].as_str().unwrap_or_default();
         ensure!(census.strays.is_empty(), "{census:?}");
-        let claims: Vec<_> = census
-            .claims
+        let redirects: Vec<_> = census
+            .redirects
             .iter()
             .map(|(id, files)| (id.as_str(), files.len()))
             .collect();
@@ -122,7 +122,10 @@ impl<'lab> Scene<'lab> {
                 vec![(id, number)]
             }
         };
-        ensure!(claims == expected(case.claims), "claims: {census:?}");
+        ensure!(
+            redirects == expected(case.redirects),
+            "redirects: {census:?}"
+        );
         ensure!(marked == expected(case.daemons), "processes: {census:?}");
         Ok(())
     }

@@ -54,7 +54,7 @@ impl Scene<'_> {
         self.run(&["spc", "umount", case.target])?.ok()?;
         self.is_clean()?;
         // Two steps in the records, one in redirects or mounts, and the end.
-        ensure!(steps.len() > 10, "only {} steps were seen", steps.len());
+        ensure!(steps.len() > 10, "only {} steps were traced", steps.len());
         eprintln!(
             "{}: its mount killed at {} steps: {}",
             case.title,
@@ -107,7 +107,7 @@ impl Scene<'_> {
                 let output = self.run(&umount)?;
                 let gone = output.status == Status::Code(32)
                     && output.error_text().contains(": not mounted");
-                // As with umount(8), a target with no trace left is not mounted. `spc serve` may
+                // A target with no trace left is "not mounted", as with umount(8). `spc serve` may
                 // have finished the job.
                 ensure!(
                     if mounted || (recorded && !self.serving) {
@@ -123,7 +123,7 @@ impl Scene<'_> {
             steps = stepped.steps;
         }
         self.is_clean()?;
-        ensure!(steps.len() > 5, "only {} steps were seen", steps.len());
+        ensure!(steps.len() > 5, "only {} steps were traced", steps.len());
         eprintln!(
             "{}: its unmount killed at {} steps: {}",
             case.title,
@@ -218,7 +218,7 @@ fn spc_serve_cleans_up_after_killed_commands() {
                 scene.run(&["spc", "umount", preload.target])?.ok()?;
             }
             scene.poke()?;
-            until("spc serve clears away what a dead command left", || {
+            until("spc serve removes what a killed command left", || {
                 Ok(scene.is_clean().is_ok())
             })
             .with_context(|| format!("step {at}: {:?}", stepped.steps.last()))?;
@@ -317,7 +317,7 @@ fn a_target_is_usable_after_its_daemon_or_container_died() {
         scene.run(&case.mount)?.ok()?;
         scene.kill_daemons()?;
         let ls = scene.spc.host.run(&["ls", case.target])?;
-        ensure!(!ls.success(), "the daemon lives: {ls}");
+        ensure!(!ls.success(), "the daemon still serves the mount: {ls}");
         let again = scene.run(&case.mount)?.code(32)?;
         let said = again.error_text();
         ensure!(said.contains("dead") && said.contains("hint:"), "{said}");

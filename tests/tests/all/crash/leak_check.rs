@@ -1,4 +1,4 @@
-//! What a mount may leak besides itself, its record, redirect and daemon: files, cgroups, processes
+//! Leaks of a mount besides itself, its record, redirect and daemon: files, cgroups, processes
 //! of spc that do not end, and open descriptors.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,7 @@ pub struct Remains {
 
 impl Remains {
     /// Records the present state.
-    pub fn of(scene: &Scene<'_>) -> Self {
+    pub fn new(scene: &Scene<'_>) -> Self {
         let host = &scene.spc.host;
         let mut remains = Self {
             cgroups: host.cgroups().into_iter().collect(),
@@ -74,7 +74,7 @@ impl Remains {
     pub fn are_left(&self, scene: &Scene<'_>) -> Result<()> {
         let mut now = Self::default();
         let same = until("nothing else is left", || {
-            now = Self::of(scene);
+            now = Self::new(scene);
             Ok(now == *self)
         });
         same.with_context(|| {
@@ -93,7 +93,7 @@ impl Remains {
 /// Waits until the daemons of the one mount have exactly these files open.
 pub fn daemons_have(scene: &Scene<'_>, expected: &[Vec<String>]) -> Result<()> {
     let mut now = Vec::new();
-    until("daemons have open what they need", || {
+    until("the daemons have the expected files open", || {
         now = daemons(scene)?;
         Ok(now == expected)
     })

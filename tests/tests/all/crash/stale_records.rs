@@ -28,7 +28,7 @@ fn records_of_an_earlier_boot_touch_no_mount() {
         let stays = || -> Result<()> {
             ensure!(
                 spc.on("/mnt/data")?.len() == 1,
-                "somebody else's mount was touched"
+                "a mount of this boot was unmounted"
             );
             Ok(())
         };
@@ -57,7 +57,7 @@ fn records_of_an_earlier_boot_touch_no_mount() {
         host.sh(half)?.ok()?;
         host.sh(&format!("kill -CONT {}", spc.pid()?))?.ok()?;
         stir(spc)?;
-        until("the record is forgotten", || Ok(spc.is_clean().is_ok()))?;
+        until("the record is removed", || Ok(spc.is_clean().is_ok()))?;
         stays()
     });
 }
@@ -85,7 +85,9 @@ fn a_damaged_record_without_a_mount_is_removed() {
             ensure!(host.sh(&format!("ls /run/spc/mounts/{file}"))?.success());
             host.sh("umount /mnt/data")?.ok()?;
             if served {
-                until("it is removed", || Ok(spc.is_clean().is_ok()))?;
+                until("the damaged record is removed", || {
+                    Ok(spc.is_clean().is_ok())
+                })?;
             }
             spc.exec(&MOUNT)?.ok()?;
             ensure!(spc.record("/mnt/data")?["state"] == "ok");

@@ -64,10 +64,10 @@ impl Steady {
     /// same.
     pub fn goes_on<H: AnyHost>(&self, spc: &Container<H>) -> Result<()> {
         let before = self.rounds(&spc.host)?;
-        until("the program goes on", || {
+        until("the program makes progress", || {
             Ok(self.rounds(&spc.host)? > before + 2)
         })
-        .with_context(|| format!("{}: stands at round {before}", self.target))?;
+        .with_context(|| format!("{}: no progress since round {before}", self.target))?;
         self.is_unharmed(spc)
     }
 

@@ -78,7 +78,7 @@ impl<'a> Trial<'a> {
         };
         // Files that are created once exist from then on.
         trial.mount_and_unmount()?;
-        trial.clean = Remains::of(scene);
+        trial.clean = Remains::new(scene);
         trial.prepare()?;
         let traced = trial.trace(&[])?;
         traced.output.ok()?;
@@ -108,7 +108,7 @@ impl<'a> Trial<'a> {
 
     /// Whether to trace children too: a helper is a separate process, which gets faults as well.
     fn family(&self) -> bool {
-        self.what != What::Unmount && self.case.claims > 0
+        self.what != What::Unmount && self.case.redirects > 0
     }
 
     fn trace(&self, faults: &[Fault]) -> Result<Stepped> {
@@ -225,7 +225,7 @@ impl<'a> Trial<'a> {
             What::Repair => {
                 let again = self.scene.run(&self.command)?;
                 let nothing = again.status == Status::Code(NOTHING);
-                ensure!(again.success() || nothing, "given again: {again}");
+                ensure!(again.success() || nothing, "run again: {again}");
                 self.is_made()
             }
         }
@@ -271,20 +271,24 @@ impl<'a> Trial<'a> {
             scene.run(&self.command)?.code(NOTHING)?;
             census = scene.spc.census(scene.first)?;
         }
-        let files = census.claims.values().next().map_or(&[][..], Vec::as_slice);
+        let files = census
+            .redirects
+            .values()
+            .next()
+            .map_or(&[][..], Vec::as_slice);
         // Where the shim could not redirect the call, the mount was grafted, and the redirect has
         // no note. A socket that could not be removed goes with the redirect.
         let parts = ["", "claim", "mount", "report"];
         let known =
             |file: &&String| parts.contains(&file.split_once('.').map_or("", |(_, part)| part));
-        let claims = files.iter().filter(known).count();
+        let redirects = files.iter().filter(known).count();
         ensure!(
-            (claims == 0) == (self.case.claims == 0),
-            "claims: {census:?}"
+            (redirects == 0) == (self.case.redirects == 0),
+            "redirects: {census:?}"
         );
         scene.is_mounted(&Case {
             mount: Vec::new(),
-            claims,
+            redirects,
             ..*self.case
         })?;
         daemons_have(scene, &self.open)?;
@@ -303,9 +307,9 @@ impl<'a> Trial<'a> {
         if again.is_err() {
             self.scene.run(&["spc", "umount", "-l", self.case.target])?;
             self.is_clean()
-                .with_context(|| format!("nothing puts it right, and the next try: {again:?}"))?;
+                .with_context(|| format!("no command repairs this; the next attempt: {again:?}"))?;
         }
-        again.context("the next try")
+        again.context("the next attempt")
     }
 
     /// Checks that a failed command printed one error.
@@ -315,7 +319,7 @@ impl<'a> Trial<'a> {
         let line = |start: &str| error.lines().any(|line| line.starts_with(start));
         ensure!(
             line(&format!("{name}: ")) && line("hint: ") && !error.contains("panicked"),
-            "no error with a hint is said"
+            "no error with a hint, or a panic"
         );
         Ok(())
     }
@@ -324,12 +328,12 @@ impl<'a> Trial<'a> {
         let (tally, took) = (self.tally, self.started.elapsed());
         let title = format!("{}, {:?}, {faults} at once", self.case.title, self.what);
         eprintln!(
-            "{title}: {} of {} happened in {took:.0?}: {} done all the same, {} refused, {} died; left to the next command: {:?}",
+            "{title}: {} of {} faults took place in {took:.0?}: {} succeeded, {} refused, {} died; left for the next command: {:?}",
             tally.happened, tally.tried, tally.done, tally.refused, tally.died, tally.left
         );
         ensure!(
             tally.happened > 0 && tally.happened * 4 >= tally.tried * 3,
-            "{title}: {} of {} happened",
+            "{title}: {} of {} faults took place",
             tally.happened,
             tally.tried
         );
@@ -353,7 +357,7 @@ impl Tally {
 
 /// Checks that the next command will find the leftovers: there is a record, or at most a begun one.
 fn is_known(census: &Census, on: &[Mount]) -> Result<()> {
-    let only_begun = census.claims.is_empty() && census.marked.is_empty() && on.is_empty();
+    let only_begun = census.redirects.is_empty() && census.marked.is_empty() && on.is_empty();
     ensure!(
         only_begun || !census.records.is_empty(),
         "orphaned: {on:?} {census:?}"

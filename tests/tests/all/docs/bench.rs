@@ -19,13 +19,13 @@ fn measured(lab: &Lab) -> Result<()> {
             .iter()
             .filter(|line| line.row == row)
             .collect();
-        ensure!(!lines.is_empty(), "nothing of row {row}");
+        ensure!(!lines.is_empty(), "row {row} has no line");
         for line in lines {
             let numbers = line.ours.median().is_none_or(|median| median >= 0.0);
             ensure!(numbers, "{line:?}");
             ensure!(
                 line.aim.is_none() || line.met().is_some(),
-                "it cannot be told whether it meets its aim: {line:?}"
+                "no verdict on the aim: {line:?}"
             );
         }
     }
@@ -53,7 +53,10 @@ fn shown(figures: &Figures, directory: &std::path::Path) -> Result<()> {
         let cells = format!("| {} | {} |", line.row, line.what);
         ensure!(page.contains(&cells), "not in the table: {cells}\n{page}");
     }
-    ensure!(page.contains("A quick run"), "it does not say so: {page}");
+    ensure!(
+        page.contains("A quick run"),
+        "the page does not say that it was a quick run: {page}"
+    );
     ensure!(!read.curves.is_empty(), "no curves");
     for curve in &read.curves {
         let chart = fs::read_to_string(directory.join(format!("{}.svg", curve.name)))?;

@@ -93,7 +93,10 @@ fn completions(lab: &Lab) -> Result<()> {
         let checked = host.run(&[shell, "-n", &installed])?.ok()?;
         ensure!(checked.error_text().is_empty(), "{checked}");
         let printed = spc.exec(&["spc", "completions", shell])?.ok()?.stdout;
-        ensure!(printed == host.read(&installed)?, "{shell}: another text");
+        ensure!(
+            printed == host.read(&installed)?,
+            "{shell}: other completions than spc prints"
+        );
     }
     // Completions that the shell offers.
     let bash = |words: &[&str]| {

@@ -1,4 +1,4 @@
-//! What the documents, the demo and the man pages show.
+//! The demo, the man pages and the benchmarks.
 
 mod bench;
 mod demo;

@@ -177,7 +177,7 @@ fn a_read_only_usr_gets_a_system_extension() {
 
         // The programs are there after a reboot.
         vm.reboot()?;
-        until("the names are there", || {
+        until("the names are on the host", || {
             Ok(vm.run(&["test", "-L", "/sbin/mount.glusterfs"])?.success())
         })?;
         vm.run(&["systemctl", "is-active", "systemd-sysext.service"])?

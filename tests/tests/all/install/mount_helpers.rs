@@ -60,7 +60,9 @@ fn by_a_part_of_the_type(spc: &Spc<'_>, source: &str) -> Result<()> {
     let host = &spc.host;
     let busy = host.spawn(&["sh", "-c", "cd /mnt/data && sleep 50"])?;
     let inside = "ls -l /proc/[0-9]*/cwd 2>/dev/null | grep -q /mnt/data";
-    until("a process is in it", || Ok(host.sh(inside)?.success()))?;
+    until("a process is in the mount", || {
+        Ok(host.sh(inside)?.success())
+    })?;
     let failed = helper(spc, "umount.fuse", &[TARGET, "-t", "fuse.glusterfs"])?.code(32)?;
     ensure!(
         failed

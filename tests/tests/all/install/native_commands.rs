@@ -189,7 +189,7 @@ fn an_upgrade_keeps_every_mount() {
             "{records}"
         );
         host.run(&["umount", "/mnt/g"])?.ok()?;
-        until("the old client root is gone", || {
+        until("the old client root file system is gone", || {
             Ok(roots()? == [root.clone()])
         })?;
         host.run(&["umount", "/mnt/new"])?.ok()?;

@@ -128,7 +128,7 @@ impl<'a, H: AnyHost> User<'a, H> {
     }
 
     /// Mounts by every way to name the key, the monitors and the directory.
-    fn ways(&self) -> Result<()> {
+    fn every_syntax(&self) -> Result<()> {
         let (address, fsid) = (self.ceph.address(), self.ceph.fsid());
         let ring = format!("name=app,keyring={KEYRING}");
         let all = format!("{}:/app", self.ceph.monitors());
@@ -161,9 +161,9 @@ impl<'a, H: AnyHost> User<'a, H> {
                 let remount =
                     "LIBMOUNT_FSTAB=/dev/null LIBMOUNT_FORCE_MOUNT2=always mount -i -o remount";
                 let all = format!("for dir in /spc/targets/*/; do {remount} $dir; done");
-                let keeper =
+                let holder =
                     host.sh("sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/' /run/spc/clients/*-*")?;
-                let there = format!("--mount=/proc/{}/ns/mnt", keeper.ok()?.text().trim());
+                let there = format!("--mount=/proc/{}/ns/mnt", holder.ok()?.text().trim());
                 host.run(&["nsenter", &there, "/bin/sh", "-c", &all])?
                     .ok()?;
             }
@@ -295,7 +295,7 @@ fn ceph_fuse_takes_over_where_the_kernel_has_no_ceph() {
             plan.contains("because    no module ceph") && plan.contains("/usr/bin/ceph-fuse"),
             "{plan}"
         );
-        user.ways()
+        user.every_syntax()
     });
 }
 
@@ -359,7 +359,7 @@ fn the_kernel_mounts_cephfs() {
         let explain = ["spc", "explain", "-t", "ceph", "192.0.2.1:/", "/mnt"];
         let plan = spc.exec(&explain)?.ok()?.text();
         ensure!(plan.contains("/mount.ceph"), "{plan}");
-        user.ways()?;
+        user.every_syntax()?;
         user.secrets()?;
         user.half_made()?;
         user.read_only()?;
@@ -412,7 +412,7 @@ fn the_kernels_ceph_says_why_it_refuses() {
 #[test]
 fn mounts_survive_the_loss_of_a_monitor() {
     with_lab(|lab| {
-        // This cluster is not shared: other tests need the first monitor.
+        // A cluster of its own: other tests need the first monitor of the shared one.
         let ceph = lab.ceph()?;
         let (fuse, kernel) = (Spc::minimal(lab)?, VmSpc::privileged(lab)?);
         lose_monitor(

@@ -165,7 +165,10 @@ fn bucket<H: AnyHost>(spc: &Container<H>, store: &ObjectStore<'_>) -> Result<()>
             .sh("head -c 30000000 /dev/urandom | tee /mnt/s3/big")?
             .ok()?;
         ensure!(big.stdout.len() == 30_000_000);
-        ensure!(store.object("big")? == big.stdout, "other bytes");
+        ensure!(
+            store.object("big")? == big.stdout,
+            "the bucket has other bytes"
+        );
         Ok(())
     })?;
     let read_only = ["-o", "ro", "-t", "fuse.s3fs", "-o", &options, "--secret"];

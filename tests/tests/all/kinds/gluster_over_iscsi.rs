@@ -202,7 +202,9 @@ impl<'a> Client<'a> {
     fn uses_again(&self, stopped: &Node<'_>) -> Result<()> {
         stopped.start()?;
         serve(stopped)?;
-        until("spc is logged in again", || Ok(sessions(stopped)? == 1))?;
+        until("the client has a session with the server again", || {
+            Ok(sessions(stopped)? == 1)
+        })?;
         // A mount event wakes `spc serve`, which otherwise checks once per minute.
         self.spc
             .host

@@ -68,15 +68,15 @@ impl Client {
     fn is_clean(&self, lio: &Lio<'_>) -> Result<()> {
         ensure!(self.attached()? == (0, 0), "{:?}", self.attached()?);
         let left = self.spc.host.sh("ls -A /run/spc/devices")?.text();
-        ensure!(left.is_empty(), "attachments are left: {left}");
+        ensure!(left.is_empty(), "left attachments: {left}");
         let records = "find /var/lib/iscsi /etc/iscsi -type f | grep -E 'nodes|send_targets'";
         let left = self.spc.sh(records)?.text();
-        ensure!(left.is_empty(), "records are left: {left}");
+        ensure!(left.is_empty(), "left records: {left}");
         // The first process of the machine reaps once per second.
         let daemons =
             "for p in $(pidof iscsid); do grep -q '^State:.Z' /proc/$p/status || echo $p; done";
         let left = self.spc.host.sh(daemons)?.text();
-        ensure!(left.is_empty(), "iscsid is left: {left}");
+        ensure!(left.is_empty(), "iscsid still runs: {left}");
         let sessions = lio.sessions(&self.iqn)?;
         ensure!(sessions.is_empty(), "the server has sessions: {sessions:?}");
         self.spc.is_clean()
@@ -135,7 +135,9 @@ fn luns_of_one_target_share_a_session_and_the_last_user_ends_it() {
         // kubelet unmounts like this.
         host.sh("umount /mnt/two")?.ok()?;
         until("the session has ended", || Ok(client.attached()? == (0, 0)))?;
-        until("everything is gone", || Ok(client.is_clean(lio).is_ok()))?;
+        until("the session and the disk are gone", || {
+            Ok(client.is_clean(lio).is_ok())
+        })?;
         client.is_clean(lio)?;
         ensure!(lio.holds("first-1", "words of the last user")?);
         // The same again, but `spc umount` removes the last user.
@@ -160,13 +162,19 @@ fn a_disk_is_detached_after_its_last_user() {
         ensure!(busy.error_text().contains("busy"), "{busy}");
         ensure!(client.attached()? == (1, 1));
         spc.exec(&["spc", "umount", "-l", "/mnt/data"])?.ok()?;
-        ensure!(client.attached()? == (1, 1), "somebody reads from it");
+        ensure!(
+            client.attached()? == (1, 1),
+            "unmounted although a process reads from it"
+        );
         host.sh("cat /proc/$(pidof sleep)/fd/0")?.ok()?;
         // The disk can be mounted again meanwhile: same file system, same session.
         client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
         ensure!(client.attached()? == (1, 1));
         spc.umount("/mnt/data")?;
-        ensure!(client.attached()? == (1, 1), "somebody reads from it");
+        ensure!(
+            client.attached()? == (1, 1),
+            "unmounted although a process reads from it"
+        );
         host.sh("kill $(pidof sleep)")?.ok()?;
         until("the disk is detached", || Ok(client.is_clean(lio).is_ok()))?;
         client.is_clean(lio)?;
@@ -182,11 +190,14 @@ fn a_disk_is_detached_after_its_last_user() {
         spc.sh("iscsid")?.ok()?;
         adm("-o new")?.ok()?;
         adm("--login")?.ok()?;
-        until("it is attached", || Ok(client.attached()? == (1, 1)))?;
+        until("the disk is attached", || Ok(client.attached()? == (1, 1)))?;
         client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
         ensure!(client.attached()? == (1, 1));
         spc.umount("/mnt/data")?;
-        ensure!(client.attached()? == (1, 1), "it was not ours");
+        ensure!(
+            client.attached()? == (1, 1),
+            "the administrator's session was closed"
+        );
         ensure!(lio.sessions(&client.iqn)?.len() == 1);
         let left = spc.host.sh("ls -A /run/spc/devices")?.text();
         ensure!(left.is_empty(), "{left}");
@@ -209,7 +220,7 @@ fn the_next_command_rolls_back_a_killed_mount() {
             "runc exec spc spc mount -t ext4 {source} /mnt/data >/tmp/out 2>&1 & echo"
         ))?
         .ok()?;
-        until("it checks the disk", || {
+        until("fsck is running", || {
             Ok(client.attached()? == (1, 1) && !host.sh("pidof sleep")?.text().is_empty())
         })?;
         // `spc serve` must not be the one that cleans up.
@@ -219,10 +230,13 @@ fn the_next_command_rolls_back_a_killed_mount() {
             "for p in $(pidof spc); do grep -qz ^mount /proc/$p/cmdline && kill -9 $p; done; true",
         )?
         .ok()?;
-        until("its tool has ended", || {
+        until("fsck has ended", || {
             Ok(host.sh("pidof sleep")?.text().is_empty())
         })?;
-        ensure!(client.attached()? == (1, 1), "nobody has cleared it away");
+        ensure!(
+            client.attached()? == (1, 1),
+            "the killed mount left nothing to clear"
+        );
         spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
         host.sh(&format!("kill -CONT {serve}"))?.ok()?;

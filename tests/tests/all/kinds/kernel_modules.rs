@@ -93,7 +93,10 @@ fn not_to_be_had(spc: &VmSpc<'_>, release: &str) -> Result<()> {
     spc.refused(&CIFS, 32, &[&missing, &hint])?;
     spc.host.run(&["umount", "/lib/modules"])?.ok()?;
     for file_system in ["cifs", "xfs", "nfs", "fuse"] {
-        ensure!(!has(spc, file_system)?, "{file_system} is there");
+        ensure!(
+            !has(spc, file_system)?,
+            "the kernel already has {file_system}"
+        );
     }
     Ok(())
 }
@@ -134,7 +137,10 @@ fn loaded_from_the_host(spc: &VmSpc<'_>) -> Result<()> {
         ensure!(!said.contains("cannot be loaded"), "{said}");
     }
     for file_system in ["cifs", "xfs", "nfs", "fuse"] {
-        ensure!(has(spc, file_system)?, "{file_system} is not there");
+        ensure!(
+            has(spc, file_system)?,
+            "the kernel still lacks {file_system}"
+        );
     }
     // The kernel requests the module of an NFS version itself, and fails on such a host.
     for part in ["nfsv3", "nfsv4"] {

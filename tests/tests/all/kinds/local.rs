@@ -40,7 +40,7 @@ fn the_kernel_mounts_without_a_helper() {
                         .ok()?
                         .text()
                         .contains("file"),
-                    "a bind of one mount only"
+                    "a bind without -R contains the mount below its source"
                 );
                 Ok(())
             },

@@ -142,7 +142,10 @@ fn nfs_mounts_read_only_and_below_an_export() {
         spc.host.run(&["mkdir", "-p", "/mnt/nfs"])?.ok()?;
         spc.mount(&["-t", "nfs", &all, "/mnt/nfs"])?;
         ensure!(spc.host.read("/mnt/nfs/data/file")? == b"served\n");
-        ensure!(spc.on("/mnt/nfs/data")?.len() == 1, "an automatic mount");
+        ensure!(
+            spc.on("/mnt/nfs/data")?.len() == 1,
+            "the nested export is not mounted"
+        );
         spc.umount("/mnt/nfs")?;
         ensure!(spc.on("/mnt/nfs/data")?.is_empty() && spc.on("/mnt/nfs")?.is_empty());
         spc.is_clean()
@@ -204,7 +207,10 @@ fn nfs_3_locks_on_the_server_and_has_services_while_mounted() {
                     && lock.contains(&format!(":{inode} "))
             }))
         };
-        ensure!(!locked()?, "nobody locked it yet");
+        ensure!(
+            !locked()?,
+            "the server has a lock before the client took one"
+        );
         spc.sh("(exec 9<>/proc/1/root/mnt/a/file && flock 9 && exec sleep 600) >/dev/null 2>&1 & echo $! >/tmp/holder")?
             .ok()?;
         until("the lock is on the server", locked)?;

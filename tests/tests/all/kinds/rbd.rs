@@ -54,13 +54,13 @@ impl Client<'_> {
 
     /// Checks that no client watches these images, and that the host has nothing of them.
     fn is_clean(&self, images: &[&str]) -> Result<()> {
-        ensure!(self.mapped()? == 0, "{} are mapped", self.mapped()?);
+        ensure!(self.mapped()? == 0, "{} images are mapped", self.mapped()?);
         for image in images {
             let watchers = self.ceph.watchers(image)?;
             ensure!(watchers.is_empty(), "{image}: {watchers:?}");
         }
         let left = self.spc.host.sh("ls -A /run/spc/devices")?.text();
-        ensure!(left.is_empty(), "attachments are left: {left}");
+        ensure!(left.is_empty(), "left attachments: {left}");
         self.spc.is_clean()
     }
 
@@ -151,8 +151,8 @@ fn an_image_is_mapped_once_and_unmapped_by_its_last_user() {
         ensure!(client.found("shared", b"written to an image")?);
         // The host unmounts by itself, as kubelet does.
         host.run(&["umount", "/mnt/three"])?.ok()?;
-        until("it is unmapped", || Ok(client.mapped()? == 0))?;
-        until("its record is gone", || {
+        until("the image is unmapped", || Ok(client.mapped()? == 0))?;
+        until("its record is removed", || {
             Ok(client.is_clean(&["shared", "second"]).is_ok())
         })
     });

@@ -123,7 +123,7 @@ fn an_smb_password_reaches_only_the_server() {
         spc.host.write("/etc/keys/smb", line.as_bytes())?;
         let source = format!("//{}/data", samba.address());
         let mount = format!("exec spc mount -v -t cifs {source} {TARGET}");
-        for (way, input) in [
+        for (option, input) in [
             ("-o username=alice --secret password=stdin", &*line),
             ("-o username=alice --secret password=file:/run/password", ""),
             // A file of the host, although the host's tree is not bound.
@@ -137,16 +137,16 @@ fn an_smb_password_reaches_only_the_server() {
                 "",
             ),
         ] {
-            let script = match way.contains("env:") {
-                true => format!("P=$(cat /run/password) {mount} {way}"),
-                false => format!("{mount} {way}"),
+            let script = match option.contains("env:") {
+                true => format!("P=$(cat /run/password) {mount} {option}"),
+                false => format!("{mount} {option}"),
             };
             let output = spc
                 .exec_with(&["sh", "-c", &script], input.as_bytes())?
                 .ok()?;
             ensure!(
                 samba.sessions()?.len() == 1,
-                "{way}: {:?}",
+                "{option}: {:?}",
                 samba.sessions()?
             );
             let told = format!("{output}{:?}", spc.record(TARGET)?);
@@ -155,7 +155,7 @@ fn an_smb_password_reaches_only_the_server() {
             ensure!(left.text().contains(TARGET), "{left}");
             ensure!(
                 !told.contains("s3cret") && !left.text().contains("s3cret"),
-                "{way}: {told}\n{left}"
+                "{option}: {told}\n{left}"
             );
             spc.umount(TARGET)?;
         }

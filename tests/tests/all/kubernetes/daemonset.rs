@@ -67,10 +67,10 @@ fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
     for (name, value) in fields(&security.unwrap_or_else(|| json!({})))? {
         match (name.as_str(), value) {
             ("capabilities", value) => {
-                for (way, list) in value.as_object().context("no object")? {
+                for (action, list) in value.as_object().context("no object")? {
                     for capability in list.as_array().context("no list")? {
                         let name = capability.as_str().context("no name")?;
-                        add(&format!("cap-{way}"), name);
+                        add(&format!("cap-{action}"), name);
                     }
                 }
             }
@@ -215,7 +215,9 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
 
     // kubelet may unmount by itself, which `spc serve` has to notice.
     host.run(&["umount", &target])?.ok()?;
-    until("it is forgotten", || Ok(node.ls()?.ok()?.text() == "[]"))?;
+    until("the record is removed", || {
+        Ok(node.ls()?.ok()?.text() == "[]")
+    })?;
     until("only the new version is there", || {
         let roots = host.sh("ls -d /var/lib/spc/roots/*/")?.text();
         Ok(roots.lines().count() == 1)
@@ -281,7 +283,7 @@ fn every_part_of_the_daemonset_is_needed() {
         }
         for (part, pod) in less {
             let error = works(lab, cluster, &pod).err();
-            let error = error.with_context(|| format!("it works without {part}"))?;
+            let error = error.with_context(|| format!("works without {part}"))?;
             // An init container names the missing part, and kubelet shows its message.
             let error = format!("{error:?}");
             ensure!(error.contains(&format!("--{part}")), "{error}");

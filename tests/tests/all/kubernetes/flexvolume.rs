@@ -94,7 +94,10 @@ fn pods_use_glusterfs_from_several_servers() {
             &[("source", &format!("{}:/nosuch", node.address()))],
         );
         let failed = kubelet.set_up(&Pod::new("3-1", volume));
-        let reason = failed.err().context("it was mounted")?.to_string();
+        let reason = failed
+            .err()
+            .context("the driver mounted the volume")?
+            .to_string();
         ensure!(
             reason.contains("failed to fetch volume file") && reason.contains("hint: "),
             "{reason}"

@@ -29,7 +29,10 @@ fn pods_use_of_the_node_only_what_it_allows() {
             host.write(format!("{directory}/file"), b"by a pod")
         })?;
         let refused = |pod: &Pod, says: &str| -> Result<()> {
-            let failed = kubelet.set_up(pod).err().context("it was mounted")?;
+            let failed = kubelet
+                .set_up(pod)
+                .err()
+                .context("the driver mounted the volume")?;
             ensure!(failed.to_string().contains(says), "{failed}");
             ensure!(spc.on(pod.directory())?.is_empty());
             spc.is_clean()

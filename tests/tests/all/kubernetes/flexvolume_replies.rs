@@ -86,7 +86,7 @@ fn the_driver_replies_when_its_work_is_killed() {
             let answered = std::thread::scope(|scope| {
                 let call = scope.spawn(|| answer(host, &script));
                 let mut seen = None;
-                until("the helper is at work", || {
+                until("the helper is running", || {
                     let find = |word: &str| {
                         host.processes().into_iter().find(|pid| {
                             let cmdline =
@@ -110,7 +110,7 @@ fn the_driver_replies_when_its_work_is_killed() {
                         "{text}"
                     );
                 }
-                let pid = seen.and_then(Pid::from_raw).context("nobody")?;
+                let pid = seen.and_then(Pid::from_raw).context("no such process")?;
                 kill_process(pid, signal)?;
                 call.join().map_err(|_| anyhow::anyhow!("a panic"))?
             })?;

@@ -62,7 +62,7 @@ fn the_mounter_mounts_what_kubelets_glusterfs_asks_for() {
         ensure!(copy == b"written");
         // kubelet runs only umount(8) when the pod ends.
         host.run(&["umount", &target])?.ok()?;
-        until("the mount is forgotten", || Ok(spc.is_clean().is_ok()))?;
+        until("the record is removed", || Ok(spc.is_clean().is_ok()))?;
 
         // The error is in the output, and in the file where kubelet looks for it.
         let words = [
@@ -118,7 +118,7 @@ fn no_link_below_kubelets_directory_is_followed() {
         mounter(host, &["-t", "glusterfs", &source, &target])?.ok()?;
         ensure!(spc.on(target.replace(ROOT, "/srv/kubelet"))?.len() == 1);
         host.run(&["umount", &target])?.ok()?;
-        until("the mount is forgotten", || Ok(spc.is_clean().is_ok()))
+        until("the record is removed", || Ok(spc.is_clean().is_ok()))
     });
 }
 
@@ -138,7 +138,7 @@ fn the_mounter_starts_statd_for_nfs_3() {
                 ensure_running(spc, &BOTH)?;
             }
             spc.host.run(&["umount", &target])?.ok()?;
-            until("the mount is forgotten", || Ok(spc.is_clean().is_ok()))?;
+            until("the record is removed", || Ok(spc.is_clean().is_ok()))?;
         }
         until_running(spc, &[])
     });
@@ -185,6 +185,6 @@ fn a_mounters_daemon_is_outside_of_kubelets_scope() {
             "{failed}"
         );
         host.run(&["umount", &target])?.ok()?;
-        until("the mount is forgotten", || Ok(spc.is_clean().is_ok()))
+        until("the record is removed", || Ok(spc.is_clean().is_ok()))
     });
 }

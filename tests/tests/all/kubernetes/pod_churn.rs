@@ -62,7 +62,7 @@ impl Node<'_> {
             match work() {
                 Ok(()) => return Ok(()),
                 Err(error) => {
-                    eprintln!("{what} is tried again: {error:#}");
+                    eprintln!("{what} is retried: {error:#}");
                     self.counts.retries.fetch_add(1, Ordering::Relaxed);
                     thread::sleep(Duration::from_millis(500));
                 }

@@ -37,7 +37,7 @@ fn no_parser_falls_over() {
     with_lab(|_| {
         let fuzz = built()?;
         let found = fuzz.run(CANARY, Duration::from_secs(120));
-        let found = found.err().context("the bug that is there was not found")?;
+        let found = found.err().context("the bug of the canary was not found")?;
         ensure!(
             found.to_string().contains("the bug of the canary"),
             "{found}"

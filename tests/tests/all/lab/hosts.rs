@@ -104,7 +104,9 @@ fn a_command_in_the_background_is_watched_and_signalled() -> Result<()> {
     };
     let host = lab.host(HostOptions::default())?;
     let mut process = host.spawn(&["sh", "-c", "echo begun; exec sleep 1000"])?;
-    wait_until("it says so", || Ok(process.so_far()?.0 == b"begun\n"))?;
+    wait_until("the process has printed its line", || {
+        Ok(process.so_far()?.0 == b"begun\n")
+    })?;
     ensure!(is_alive(process.pid()?));
     process.signal(Signal::TERM)?;
     let output = process.wait()?;
@@ -112,7 +114,7 @@ fn a_command_in_the_background_is_watched_and_signalled() -> Result<()> {
     let process = host.spawn(&["sleep", "1000"])?;
     let pid = process.pid()?;
     drop(process);
-    wait_until("dropping it has killed it", || Ok(!is_alive(pid)))
+    wait_until("the dropped process is dead", || Ok(!is_alive(pid)))
 }
 
 #[test]
@@ -155,7 +157,7 @@ fn hosts_reach_each_other_and_nothing_else() -> Result<()> {
     one.sh(&format!("ping -c 1 -W 2 {}", two.address()))?.ok()?;
     ensure!(
         one.sh("ip route")?.text().lines().count() == 1,
-        "only the lab's own network has a route"
+        "a route leads out of the lab's network"
     );
     Ok(())
 }
@@ -249,7 +251,7 @@ fn a_volume_is_on_three_servers_and_survives_the_loss_of_one() -> Result<()> {
     let Some(lab) = lab::shared() else {
         return Ok(());
     };
-    // This cluster is not shared: other tests need all servers.
+    // A cluster of its own: other tests need all servers of the shared one.
     let cluster = lab.gluster()?;
     cluster.create_volume("own")?;
     let [first, second, third] = cluster.nodes() else {
@@ -303,10 +305,10 @@ fn nothing_is_left_when_a_test_is_killed() -> Result<()> {
     let family = descendants(shell.0.id());
     ensure!(
         family.len() >= 6,
-        "supervisor, init, init, sleep, enter, sleep: {family:?}"
+        "not supervisor, init, init, sleep, enter, sleep: {family:?}"
     );
     let cgroups: BTreeSet<PathBuf> = family.iter().filter_map(|pid| lab_cgroup(*pid)).collect();
-    ensure!(cgroups.len() == 1, "one lab: {cgroups:?}");
+    ensure!(cgroups.len() == 1, "not one lab: {cgroups:?}");
 
     drop(shell);
     wait_until("every process has ended", || {
@@ -331,7 +333,7 @@ fn a_killed_supervisor_takes_the_lab_along_and_the_next_one_sweeps() -> Result<(
     let (family, cgroup) = (lab.processes(), lab.cgroup().to_owned());
     ensure!(
         family.len() == 2,
-        "the inits of the lab and of the host: {family:?}"
+        "not the inits of the lab and of the host: {family:?}"
     );
     let supervisor = Pid::from_raw(i32::try_from(lab.supervisor())?).context("no supervisor")?;
     kill_process(supervisor, Signal::KILL)?;
@@ -340,7 +342,10 @@ fn a_killed_supervisor_takes_the_lab_along_and_the_next_one_sweeps() -> Result<(
     })?;
     drop(host);
     drop(lab);
-    ensure!(cgroup.exists(), "nobody was there to remove it");
+    ensure!(
+        cgroup.exists(),
+        "the supervisor's cgroup was removed without a supervisor"
+    );
     drop(Lab::start()?);
     ensure!(!cgroup.exists(), "not swept: {}", cgroup.display());
     Ok(())
@@ -406,7 +411,10 @@ fn is_alive(pid: impl std::fmt::Display) -> bool {
 fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(30);
     while !condition()? {
-        ensure!(Instant::now() < end, "not within half a minute: {what}");
+        ensure!(
+            Instant::now() < end,
+            "timed out after 30 s, waiting until {what}"
+        );
         sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -28,7 +28,10 @@ fn commands_have_output_exit_codes_and_limits() {
         let limit = Duration::from_secs(1);
         let slow = vm.command(&["sleep", "100"]).limit(limit).run()?;
         ensure!(slow.status == Status::TimedOut(limit), "{slow}");
-        ensure!(vm.sh("pidof sleep")?.text().is_empty(), "it was killed");
+        ensure!(
+            vm.sh("pidof sleep")?.text().is_empty(),
+            "the command was killed"
+        );
         // A daemon that keeps the output open does not delay the report.
         vm.sh("sleep 50 & echo started")?.ok()?;
         vm.write("/some/where/file", b"written")?;
@@ -154,7 +157,9 @@ fn glusterfs_mounts_under_systemd() {
         ensure!(spc.on("/mnt/data")?.len() == 1 && spc.mounts()? == before);
         is_on_the_bricks(&spc, cluster)?;
         spc.host.run(&["umount", "/mnt/data"])?.ok()?;
-        until("spc serve has noticed", || Ok(spc.is_clean().is_ok()))
+        until("spc serve has noticed the unmount", || {
+            Ok(spc.is_clean().is_ok())
+        })
     });
 }
 

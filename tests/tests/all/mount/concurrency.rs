@@ -50,13 +50,13 @@ impl<'lab> Scene<'lab> {
 
     /// Checks for exactly this many mounts, records, redirects and daemons.
     fn has(&self, mounts: usize, daemons: usize) -> Result<()> {
-        until("as many more entries as mounts", || {
+        until("each mount has one more entry", || {
             Ok(entries(&self.spc.host)? == self.entries + mounts)
         })?;
         let census = self.spc.census(self.first)?;
         let count = (
             census.records.len(),
-            census.claims.len(),
+            census.redirects.len(),
             census.marked.len(),
         );
         ensure!(count == (mounts, daemons, daemons), "{census:?}");
@@ -216,7 +216,7 @@ fn a_mount_that_races_its_unmount_is_whole_or_gone() {
                 let there = scene.spc.on("/mnt/data")?.len();
                 scene
                     .has(there, there * daemons)
-                    .with_context(|| format!("the unmount came to: {output}"))?;
+                    .with_context(|| format!("the unmount: {output}"))?;
             }
             eprintln!("{mounted} mounts against {unmounted} unmounts, {nothing} found nothing");
             if !scene.spc.on("/mnt/data")?.is_empty() {

@@ -75,7 +75,7 @@ fn a_thousand_mounts_at_once() {
             std::thread::sleep(Duration::from_millis(500));
         }
         let output = all_well(storm, COUNT)?;
-        until("a thousand mounts more", || {
+        until("all mount tables have a thousand more entries", || {
             Ok(entries(&spc.host)? == before + COUNT)
         })?;
         let (kilobytes, commands) = most;
@@ -90,7 +90,9 @@ fn a_thousand_mounts_at_once() {
         let first = spc.first()?;
         let census = spc.census(first)?;
         ensure!(
-            census.records.len() == COUNT && census.strays.is_empty() && census.claims.is_empty(),
+            census.records.len() == COUNT
+                && census.strays.is_empty()
+                && census.redirects.is_empty(),
             "{census:?}"
         );
         let storm = at_once(spc, COUNT, "spc umount /mnt/all/{}")?;
@@ -120,7 +122,7 @@ fn a_thousand_daemons_at_once() {
             .sh("grep -c ' /mnt/all/' /proc/self/mountinfo")?
             .ok()?
             .text();
-        ensure!(count == COUNT.to_string(), "{count} on the host");
+        ensure!(count == COUNT.to_string(), "{count} mounts on the host");
         spc.host
             .sh(&format!(
                 "for n in $(seq {COUNT}); do cmp /srv/data/file /mnt/all/$n/file || exit 1; done"
@@ -158,7 +160,9 @@ fn running_helpers_stay_within_the_limit() {
         let (mut at_work, mut most, mut most_of_one) = (BTreeSet::new(), 0, 0);
         let log = spc.sh("cat /run/slow")?.ok()?.text();
         for line in log.lines() {
-            let (event, source) = line.split_once(' ').context("not a note")?;
+            let (event, source) = line
+                .split_once(' ')
+                .context("not a line of the slow helper")?;
             match event {
                 "+" => at_work.insert(source.to_owned()),
                 _ => at_work.remove(source),
@@ -190,7 +194,7 @@ fn a_server_that_does_not_respond_delays_no_other_server() {
             .ok()?;
         let dead = "spc mount -t dead --timeout 12 dead:/{} /mnt/dead/{}";
         let storm = at_once(spc, 3, dead)?;
-        until("three are at work", || {
+        until("three helpers are running", || {
             Ok(spc
                 .sh("pgrep -c -f '^/bin/sh.*mount.dead|^sleep 1000'")?
                 .text()
@@ -246,7 +250,7 @@ fn a_killed_command_frees_its_helper_slot() {
             "a:/",
             "/mnt/dead/1",
         ])?;
-        until("it is at work", || {
+        until("the helper is running", || {
             Ok(spc.sh("pgrep -f mount.dead")?.success())
         })?;
         // A command without the limit does not wait.

@@ -20,7 +20,7 @@ const SERVICES: [&str; 5] = [
 ];
 
 /// Script that mount.nfs runs when no rpc.statd is running.
-const DOOR: &str = "/usr/sbin/start-statd";
+const START_STATD: &str = "/usr/sbin/start-statd";
 
 /// Starts a process that looks like a running mount.nfs.
 fn hold(spc: &Spc<'_>) -> Result<()> {
@@ -45,7 +45,7 @@ fn running(spc: &Container<impl AnyHost>) -> Result<Vec<String>> {
     Ok(names.lines().map(str::to_owned).collect())
 }
 
-/// One process of each service.
+/// Both services, each with one process.
 pub const BOTH: [&str; 2] = ["rpc.statd", "rpcbind"];
 
 /// Checks that exactly these services run now.
@@ -81,7 +81,7 @@ fn services_are_started_once_and_end_when_nothing_needs_them() {
             hold(&spc)?;
             // mount.nfs runs the script with an empty environment.
             spc.sh(&format!(
-                "for i in 1 2 3 4; do env -i {DOOR} & pids=\"$pids $!\"; done; for pid in $pids; do wait $pid || exit; done"
+                "for i in 1 2 3 4; do env -i {START_STATD} & pids=\"$pids $!\"; done; for pid in $pids; do wait $pid || exit; done"
             ))?
             .ok()?;
             ensure_running(&spc, &BOTH)?;
@@ -116,7 +116,7 @@ fn running_services_are_used_and_left_alone() {
         spc.sh("rpcbind")?.ok()?;
         hold(spc)?;
         let own = spc.exec(&["pidof", "rpcbind"])?.ok()?.text();
-        spc.exec(&[DOOR])?.ok()?;
+        spc.exec(&[START_STATD])?.ok()?;
         ensure_running(spc, &BOTH)?;
         let_go(spc)?;
         until_running(spc, &["rpcbind"])?;
@@ -124,7 +124,7 @@ fn running_services_are_used_and_left_alone() {
         let registered = spc.exec(&["rpcinfo", "-p"])?.ok()?.text();
         ensure!(
             !registered.contains("100024"),
-            "it leaves nothing behind: {registered}"
+            "left registrations: {registered}"
         );
         Ok(())
     });
@@ -134,16 +134,16 @@ fn running_services_are_used_and_left_alone() {
 fn a_broken_service_is_restarted() {
     with_container(|spc| {
         hold(spc)?;
-        spc.exec(&[DOOR])?.ok()?;
+        spc.exec(&[START_STATD])?.ok()?;
         let statd = spc.exec(&["pidof", "rpc.statd"])?.ok()?.text();
         // A new rpcbind does not know the running statd.
         spc.sh("kill -9 $(pidof rpcbind)")?.ok()?;
-        spc.exec(&[DOOR])?.ok()?;
+        spc.exec(&[START_STATD])?.ok()?;
         ensure_running(spc, &BOTH)?;
         ensure!(spc.exec(&["pidof", "rpc.statd"])?.ok()?.text() != statd);
         // A stopped statd, as a command leaves it when it is killed during its check.
         spc.sh("kill -STOP $(pidof rpc.statd)")?.ok()?;
-        spc.exec(&[DOOR])?.ok()?;
+        spc.exec(&[START_STATD])?.ok()?;
         ensure_running(spc, &BOTH)?;
         // No command asks for the services, but a mount may be about to need them.
         spc.sh("kill -9 $(pidof rpcbind rpc.statd)")?.ok()?;
@@ -155,7 +155,7 @@ fn a_broken_service_is_restarted() {
 #[test]
 fn services_that_the_container_may_not_run_are_an_error_with_a_hint() {
     with_minimal_container(|spc| {
-        let output = spc.exec(&[DOOR])?.code(2)?;
+        let output = spc.exec(&[START_STATD])?.code(2)?;
         let error = output.error_text();
         for says in ["cannot start rpcbind", "hint: ", "NET_BIND_SERVICE"] {
             ensure!(error.contains(says), "{output}");

@@ -37,14 +37,20 @@ fn each_part_is_needed(spc: &Spc<'_>, cluster: &Cluster<'_>) -> Result<()> {
         let error = output.error_text();
         let hint = error.lines().find(|line| line.starts_with("hint: "));
         let hint = hint.with_context(|| format!("no hint: {output}"))?;
-        ensure!(hint.contains(part), "not a word of {part}: {output}");
+        ensure!(
+            hint.contains(part),
+            "the error does not name {part}: {output}"
+        );
 
         let output = spc.exec(&["spc", "doctor"])?;
         let named = output
             .text()
             .lines()
             .any(|line| line.trim_start().starts_with("hint: ") && line.contains(part));
-        ensure!(!output.success() && named, "not a word of {part}: {output}");
+        ensure!(
+            !output.success() && named,
+            "the error does not name {part}: {output}"
+        );
 
         ensure!(spc.on(TARGET)?.is_empty(), "mounted without {part}");
         spc.is_clean().with_context(|| format!("without {part}"))?;

@@ -164,7 +164,7 @@ fn a_full_disk_refuses_mounts_and_allows_unmounts() {
             !host
                 .sh("dd if=/dev/zero of=/run/spc/more bs=1k count=8")?
                 .success(),
-            "it was not full"
+            "the disk was not full"
         );
         host.sh(EMPTY)?.ok()?;
 

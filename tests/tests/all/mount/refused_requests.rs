@@ -125,7 +125,7 @@ fn a_helper_that_misbehaves_leaves_nothing() {
         ensure!(output.elapsed < Duration::from_secs(10), "{output}");
         ensure!(
             !spc.sh("pgrep sleep || pidof sleep")?.success(),
-            "a sleeper is left"
+            "a child of the helper is left"
         );
         Ok(())
     });
@@ -242,7 +242,7 @@ fn bad_targets_are_refused_and_good_ones_are_not() {
         spc.refused_mount(&making, 32, &["bad"])?;
         ensure!(
             !spc.host.sh("test -e /mnt/new")?.success(),
-            "/mnt/new is left"
+            "/mnt/new is left behind"
         );
         // A successful mount keeps them, as mount(8) does.
         let options = [

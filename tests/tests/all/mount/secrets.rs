@@ -51,7 +51,10 @@ fn nobody_shows_it(spc: &Spc<'_>, helper: &str) -> Result<()> {
             seen.push(arguments);
         }
     }
-    ensure!(seen.len() >= 2, "no spc and no {helper} at work: {seen:?}");
+    ensure!(
+        seen.len() >= 2,
+        "neither spc nor {helper} is running: {seen:?}"
+    );
     Ok(())
 }
 
@@ -120,7 +123,7 @@ fn every_way(lab: &Lab) -> Result<()> {
     let line = format!("{SECRET}\n");
     spc.put("/run/secret", line.as_bytes())?;
     spc.host.write("/etc/keys/ceph", line.as_bytes())?;
-    // As options: quoted, because of the comma. The shell reads the file, so that only spc has the
+    // In options, quoted because of the comma. The shell reads the file, so that only spc has the
     // secret in its arguments.
     kept(
         &spc,
@@ -169,7 +172,7 @@ exec spc mount -v -t fuse.s3fs "-oname=me,passwd=\"$secret\"" mon:/ /mnt/data"#,
         "secret     passwd=*** (from an option)",
         "secret     password=*** (from stdin)",
     ] {
-        ensure!(text.contains(says), "it does not say {says}: {explained}");
+        ensure!(text.contains(says), "no {says} in the plan: {explained}");
     }
     Ok(())
 }

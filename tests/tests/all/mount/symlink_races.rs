@@ -43,7 +43,7 @@ fn contest(spc: &Spc<'_>, mount: &[&str], target: &str, place: &str, other: &str
         }
         ensure!(
             round < 200,
-            "nothing to see: {mounted} mounted, {refused} refused"
+            "no race took place: {mounted} mounted, {refused} refused"
         );
         if round >= 11 && mounted > 0 && refused > 0 {
             break;

@@ -80,7 +80,7 @@ impl Targets<'_> {
         let text = self.spc.exec(&["spc", "ls"])?.ok()?.text();
         ensure!(text.lines().count() == 2, "more than a line: {text}");
         let other = text.contains(&format!("{place} (as {written})"));
-        ensure!(other == (place != written), "which names: {text}");
+        ensure!(other == (place != written), "other names: {text}");
         Ok(())
     }
 
@@ -186,7 +186,7 @@ fn any_spelling_of_a_target_works_on_a_private_root() {
         let targets = Targets { spc, cluster };
         any_name(&targets, Maker::Graft)?;
         any_spelling(&targets)?;
-        // As on an ostree host.
+        // Links of an ostree host.
         let link = "mv /mnt /var/mnt && ln -s var/mnt /mnt && ln -s /mnt/data /srv/link";
         targets.spc.host.sh(link)?.ok()?;
         let place = "/var/mnt/data";

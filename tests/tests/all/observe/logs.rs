@@ -38,13 +38,13 @@ fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
     }
     ensure!(
         lines.contains("decision=carried"),
-        "the shim's decision is among them: {lines}"
+        "the log has a decision of the shim: {lines}"
     );
     let record = spc.record("/mnt/a")?;
     ensure!(record["request"] == "pod-7.x", "{record}");
     let daemon = record["daemon"][0].to_string();
     ensure!(variable(&spc, &daemon, "SPC_REQUEST")? == "pod-7.x");
-    until("spc serve tells of the mount", || {
+    until("spc serve logs the mount", || {
         let lines = served(&spc, "pod-7.x")?;
         Ok(lines
             .iter()
@@ -52,7 +52,7 @@ fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
     })?;
     // Later events of the mount have the same id.
     spc.host.run(&["umount", "/mnt/a"])?.ok()?;
-    until("spc serve tells of its end", || {
+    until("spc serve logs the end of the mount", || {
         let lines = served(&spc, "pod-7.x")?;
         Ok(lines
             .iter()
@@ -92,7 +92,7 @@ fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
     ensure!(!failed.success(), "{failed}");
     let fails = fails.replace(",password=hunter2", "");
     spc.sh(&format!("SPC_REQUEST=pod-9 {fails}"))?.code(32)?;
-    until("spc serve tells of the failure", || {
+    until("spc serve logs the failure", || {
         Ok(!served(&spc, "pod-9")?.is_empty())
     })?;
     let lines = served(&spc, "pod-9")?;
@@ -136,7 +136,7 @@ fn decisions(lab: &Lab) -> Result<()> {
             .iter()
             .any(|line| line.contains("shim: decision=carried call=umount")))
     })?;
-    until("it is gone", || Ok(spc.is_clean().is_ok()))
+    until("the mount is gone", || Ok(spc.is_clean().is_ok()))
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn priorities(lab: &Lab) -> Result<()> {
     run("good", "-o x-spc.container /srv /mnt/a")?.ok()?;
     run("bad", "-o x-spc.container,no_such_option /srv /mnt/b")?.code(1)?;
     for (unit, last) in [("good", "mounted: /srv"), ("bad", "hint: ")] {
-        until("the journal has it all", || {
+        until("the journal has all entries", || {
             let entries = journal(&spc, unit)?;
             Ok(entries.iter().any(|(_, text)| text.contains(last)))
         })?;

@@ -21,12 +21,12 @@ fn each_change_is_one_json_document() {
             documents.collect()
         };
         let nothing = Value::Array(Vec::new());
-        until("that nothing is mounted is told", || {
+        until("an empty list is printed", || {
             Ok(told()? == [nothing.clone()])
         })?;
         spc.exec(&MOUNT)?.ok()?;
         // The first report may come while the command is still running.
-        until("the mount is told of", || {
+        until("the mount is printed", || {
             let all = told()?;
             let last = &all[all.len() - 1][0];
             Ok(last["target"] == "/mnt/data" && last["state"] == "ok")
@@ -36,7 +36,7 @@ fn each_change_is_one_json_document() {
         std::thread::sleep(std::time::Duration::from_secs(5));
         ensure!(told()? == before, "{:?} after {before:?}", told()?);
         spc.host.run(&["umount", "/mnt/data"])?.ok()?;
-        until("the unmount is told of", || {
+        until("the unmount is printed", || {
             Ok(told()?.last() == Some(&nothing))
         })?;
         // The command ends when its reader has gone.

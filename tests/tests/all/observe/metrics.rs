@@ -69,7 +69,7 @@ fn is_read_by_prometheus(lab: &Lab, text: &str) -> Result<()> {
 
 fn counted(lab: &Lab) -> Result<()> {
     let spc = serving(lab, &MINIMAL, &["--metrics", ADDRESS])?;
-    until("it is well", || {
+    until("/healthz is ok", || {
         Ok(spc
             .host
             .sh(&format!("wget -qO - http://{ADDRESS}/healthz"))?
@@ -115,7 +115,7 @@ fn counted(lab: &Lab) -> Result<()> {
     let keep = spc
         .host
         .spawn(&["sh", "-c", "cd /mnt/b; echo there >&2; sleep 5"])?;
-    until("somebody is there", || {
+    until("the holder has started", || {
         Ok(spc
             .host
             .sh("for p in /proc/[0-9]*/cwd; do readlink $p; done | grep -x /mnt/b")?
@@ -164,7 +164,7 @@ fn counted(lab: &Lab) -> Result<()> {
     // A dead mount shows to every reader; reading changes nothing.
     let daemon = spc.record("/mnt/b")?["daemon"][0].to_string();
     spc.exec(&["kill", "-STOP", &daemon])?.ok()?;
-    until("a mount hangs", || {
+    until("a mount is reported as hung", || {
         let text = get(&spc.host, "/metrics")?;
         let state = |state: &str| {
             value(
@@ -180,7 +180,7 @@ fn counted(lab: &Lab) -> Result<()> {
     // Nor do counters of later events.
     let daemon = spc.record("/mnt/a")?["daemon"][0].to_string();
     spc.exec(&["kill", "-KILL", &daemon])?.ok()?;
-    until("it is repaired", || {
+    until("the mount is repaired", || {
         let text = get(&spc.host, "/metrics")?;
         Ok(value(&text, r#"spc_repairs_total{kind="fuse"}"#) == Some(1.0))
     })?;
@@ -217,7 +217,7 @@ fn places(lab: &Lab) -> Result<()> {
     let address = format!("unix:{socket}");
     for _ in 0..2 {
         again(&spc, &MINIMAL, &["--metrics", &address])?;
-        until("the socket answers", || {
+        until("the socket replies", || {
             let question = "GET /healthz HTTP/1.1\r\n\r\n";
             Ok(ask(&spc.host, socket, question)
                 .is_ok_and(|answer| answer.ends_with("\r\n\r\nok\n")))
@@ -243,13 +243,13 @@ fn places(lab: &Lab) -> Result<()> {
     let mut silent = UnixStream::connect(format!("/proc/{}/root{socket}", spc.host.pid()))?;
     ask(&spc.host, socket, "GET /healthz HTTP/1.1\r\n\r\n")?;
     silent.set_read_timeout(Some(std::time::Duration::from_secs(20)))?;
-    ensure!(silent.read(&mut [0])? == 0, "it was told something");
+    ensure!(silent.read(&mut [0])? == 0, "the silent client got a reply");
 
     // A file that is not a socket is not replaced; `spc serve` does the rest of its work.
     spc.host.write("/run/file", b"precious")?;
     again(&spc, &MINIMAL, &["--metrics", "unix:/run/file"])?;
     let said = "cannot listen on /run/file on the host: ";
-    until("it is said", || {
+    until("the log has the reason", || {
         let log = spc.host.run(&["docker", "logs", "spc"])?.error_text();
         Ok(log.contains(said) && log.contains("serving"))
     })?;
@@ -261,7 +261,7 @@ fn places(lab: &Lab) -> Result<()> {
         .filter(|word| *word != "--pid=host")
         .collect();
     again(&spc, &apart, &["--metrics", ADDRESS])?;
-    until("it answers", || {
+    until("spc serve replies", || {
         let look = format!("wget -qSO - http://{ADDRESS}/healthz 2>&1");
         Ok(spc
             .host

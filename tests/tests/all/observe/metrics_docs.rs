@@ -53,7 +53,7 @@ fn block(begins: &str) -> Result<&'static str> {
     let block = found
         .next()
         .with_context(|| format!("no {begins} on the page"))?;
-    ensure!(found.next().is_none(), "there are two");
+    ensure!(found.next().is_none(), "more than one such block");
     Ok(block)
 }
 

@@ -1,4 +1,4 @@
-//! What spc reports: doctor, log, metrics, terminal.
+//! Reports of spc: doctor, log, metrics, terminal.
 
 pub mod doctor;
 mod logs;

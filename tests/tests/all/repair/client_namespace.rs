@@ -21,13 +21,13 @@ fn unique(path: &str) -> Result<u64> {
 }
 
 /// PID of the namespace holder, as the machine numbers it.
-fn keeper(host: &Host<'_>) -> Result<i32> {
+fn namespace_holder(host: &Host<'_>) -> Result<i32> {
     let mut processes = host.processes().into_iter();
     let is_keeper = |pid: &i32| {
         let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split('\0').nth(1) == Some("keeper")
     };
-    processes.find(is_keeper).context("no keeper")
+    processes.find(is_keeper).context("no namespace holder")
 }
 
 #[test]
@@ -44,12 +44,15 @@ fn a_client_namespace_does_not_begin_with_the_hosts_mounts() {
         // Other tests may mount on the machine at the same time, but not in each attempt.
         for _ in 0..3 {
             spc.mount(&["-t", "glusterfs", &source, "/mnt/data"])?;
-            let keeper = keeper(host)?;
+            let holder = namespace_holder(host)?;
             // The root was cloned before the namespace existed, and /proc was mounted when the
             // namespace was empty.
-            let root = unique(&format!("/proc/{keeper}/root"))?;
-            let proc = unique(&format!("/proc/{keeper}/root/proc"))?;
-            least = least.min(proc.checked_sub(root).context("the order is another")?);
+            let root = unique(&format!("/proc/{holder}/root"))?;
+            let proc = unique(&format!("/proc/{holder}/root/proc"))?;
+            least = least.min(
+                proc.checked_sub(root)
+                    .context("the kernel does not fill the table as expected")?,
+            );
             spc.umount("/mnt/data")?;
             // The next mount creates a new namespace.
             host.sh(r#"kill -9 $(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' /run/spc/clients/*)"#)?

@@ -81,21 +81,21 @@ impl<H: AnyHost> Scene<H> {
     fn is_on_its_own(&self, daemon: &str) -> Result<()> {
         let container = self.spc.pid()?;
         for namespace in ["pid", "net"] {
-            let own = self.look(daemon, &format!("readlink ns/{namespace}"))?;
-            let first = self.look("1", &format!("readlink ns/{namespace}"))?;
-            ensure!(own == first, "not the host's: {own}");
+            let own = self.in_proc(daemon, &format!("readlink ns/{namespace}"))?;
+            let first = self.in_proc("1", &format!("readlink ns/{namespace}"))?;
+            ensure!(own == first, "not in the host's namespaces: {own}");
         }
         for fd in 0..3 {
-            let stream = self.look(daemon, &format!("readlink fd/{fd} || echo closed"))?;
+            let stream = self.in_proc(daemon, &format!("readlink fd/{fd} || echo closed"))?;
             let closed = ["closed", "/dev/null", "/memfd:"];
             // A process that closes its descriptors may reuse the numbers for others that it opened
             // itself.
             let holders = format!("grep -cF '{stream}'");
-            let all = self.look(
+            let all = self.in_proc(
                 daemon,
                 &format!("ls -l ../[0-9]*/fd 2>/dev/null | {holders}"),
             );
-            let own = self.look(daemon, &format!("ls -l fd | {holders}"));
+            let own = self.in_proc(daemon, &format!("ls -l fd | {holders}"));
             let is_closed = closed.iter().any(|start| stream.starts_with(start));
             ensure!(is_closed || all? == own?, "stream {fd} is {stream}");
         }
@@ -105,24 +105,27 @@ impl<H: AnyHost> Scene<H> {
             "cgroups: {own}, and of the container {theirs}"
         );
         let look = "readlink ns/mnt";
-        let (own, theirs) = (self.look(daemon, look)?, self.look(&container, look)?);
+        let (own, theirs) = (self.in_proc(daemon, look)?, self.in_proc(&container, look)?);
         ensure!(own != theirs, "in the container's mount namespace");
-        let table = self.look(daemon, "cat mountinfo maps")?;
+        let table = self.in_proc(daemon, "cat mountinfo maps")?;
         for files in ENGINES {
-            ensure!(!table.contains(files), "it leans on {files}:\n{table}");
+            ensure!(
+                !table.contains(files),
+                "the daemon uses {files} of the container:\n{table}"
+            );
         }
         Ok(())
     }
 
     /// Output of a script that runs in a process's directory below `/proc`.
-    fn look(&self, pid: &str, script: &str) -> Result<String> {
+    fn in_proc(&self, pid: &str, script: &str) -> Result<String> {
         let script = format!("cd /proc/{pid} && {script}");
         Ok(self.spc.host.sh(&script)?.ok()?.text())
     }
 
     /// Cgroup of a process.
     fn cgroup(&self, pid: &str) -> Result<String> {
-        self.look(pid, "sed -n 's/^0:://p' cgroup")
+        self.in_proc(pid, "sed -n 's/^0:://p' cgroup")
     }
 
     /// Kills every process in the container's cgroup.
@@ -140,7 +143,7 @@ impl<H: AnyHost> Scene<H> {
             let target = steady.target.clone();
             steady.end(&self.spc)?;
             self.spc.umount(&target)?;
-            ensure!(self.spc.on(&target)?.is_empty(), "still there: {target}");
+            ensure!(self.spc.on(&target)?.is_empty(), "still mounted: {target}");
         }
         Ok(self.spc)
     }
@@ -308,7 +311,9 @@ fn mounts_outlive_their_container() {
         let spc = scene.end()?;
         let scene = Scene::new(spc);
         let new: BTreeSet<_> = both.difference(&old).cloned().collect();
-        until("the old root is gone", || Ok(scene.roots()? == new))?;
+        until("the old client root file system is gone", || {
+            Ok(scene.roots()? == new)
+        })?;
         scene.spc.is_clean()
     });
 }

@@ -68,7 +68,7 @@ pub fn kill<H: AnyHost>(spc: &Container<H>) -> Result<()> {
 /// Waits until another mount is there and responds. Returns how long that took.
 pub fn is_repaired<H: AnyHost>(spc: &Container<H>, dead: u64) -> Result<Duration> {
     let killed = Instant::now();
-    let repaired = until("another mount is in place", || {
+    let repaired = until("a new mount is on the target", || {
         let (mount, record) = match only(spc) {
             Ok(found) => found,
             Err(_) => return Ok(false),
@@ -116,7 +116,7 @@ fn seen<H: AnyHost>(
 }
 
 /// Kills the daemon, and checks that the mount alone is new afterwards.
-fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, way: &str) -> Result<()> {
+fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, method: &str) -> Result<()> {
     let before = spc.traces()?;
     bindfs(spc, source, "allow_other")?;
     let tables = spc.host.tables()?;
@@ -129,12 +129,12 @@ fn a_kill_is_repaired<H: AnyHost>(spc: &Container<H>, source: &str, way: &str) -
         }
         Ok(())
     })?;
-    eprintln!("{source}, {way}: another mount was in place after {times:.1?}");
+    eprintln!("{source}, {method}: another mount was in place after {times:.1?}");
     let log = log(spc);
     let after = log.rsplit("serving").next().unwrap_or_default();
-    let ways = after.matches(&format!("way=\"{way}\"")).count();
-    ensure!(ways >= 2, "{log}");
-    if way == "swap" {
+    let methods = after.matches(&format!("way=\"{method}\"")).count();
+    ensure!(methods >= 2, "{log}");
+    if method == "swap" {
         ensure!(
             words.last().is_some_and(|word| word == "through"),
             "{words:?}"
@@ -310,7 +310,7 @@ fn a_glusterfs_volume_comes_back_and_its_daemon_can_still_unmount_it() {
         spc.sh(&format!("kill -TERM {}", record["daemon"][0]))?
             .ok()?;
         until("the mount is gone", || Ok(spc.on(TARGET)?.is_empty()))?;
-        until("it is forgotten", || Ok(spc.is_clean().is_ok()))
+        until("the record is removed", || Ok(spc.is_clean().is_ok()))
     });
 }
 
@@ -367,7 +367,7 @@ fn failed_repairs_back_off_and_say_why() {
         server.sh("kill $(cat /run/sshd.pid)")?.ok()?;
         kill(&spc)?;
         let tried = || Ok(log(&spc).contains("tries=2"));
-        until("two tries have failed", tried).with_context(|| log(&spc))?;
+        until("two repairs have failed", tried).with_context(|| log(&spc))?;
         let said = log(&spc);
         for what in [
             "Connection refused",

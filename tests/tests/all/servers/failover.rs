@@ -76,7 +76,7 @@ impl<'a> Scene<'a> {
         let (name, text) = (format!("{target}/{own}"), format!("{mounted}"));
         self.spc.host.write(&name, text.as_bytes())?;
         let brick = self.cluster.nodes()[0].brick("vol").join(own);
-        until("the brick has it", || {
+        until("the brick has the file", || {
             let held = self.cluster.nodes()[0].host().read(&brick);
             Ok(held.is_ok_and(|held| held == text.as_bytes()))
         })?;
@@ -231,7 +231,7 @@ fn a_repair_tries_the_next_server() {
             kill(&scene.spc)?;
             let took = is_repaired(&scene.spc, dead)?;
             eprintln!("{conduct:?}: repaired after {took:.2?}");
-            ensure!(servers[0].asked()? > asked, "{conduct:?}: not asked");
+            ensure!(servers[0].asked()? > asked, "{conduct:?}: not probed");
             let given = scene.given()?;
             ensure!(given.first() == Some(&places[1].to_string()), "{given:?}");
             // The fourth repair in a row starts some seconds later.
@@ -257,7 +257,7 @@ fn servers_that_failed_recently_are_tried_last() {
         let mounted = scene.mount(given, &places, "/mnt/data")?;
         scene.used(mounted, "/mnt/data")?;
         let asked = first.asked()?;
-        ensure!(asked > 0, "the first was not asked");
+        ensure!(asked > 0, "the first server was not probed");
         let order = scene.explained(given, &source(&places))?;
         ensure!(
             order
@@ -269,7 +269,7 @@ fn servers_that_failed_recently_are_tried_last() {
         );
         let mounted = scene.mount(given, &places, "/mnt/data")?;
         scene.used(mounted, "/mnt/data")?;
-        ensure!(first.asked()? == asked, "it was asked again");
+        ensure!(first.asked()? == asked, "the dead server was probed again");
 
         // Now the other server is dead, and the memory is wrong.
         first.turn(Conduct::Serves(behind))?;

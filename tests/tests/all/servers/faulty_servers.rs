@@ -23,7 +23,7 @@ fn a_faulty_server_behaves_as_configured() {
             lab.host(HostOptions::default())?,
             lab.host(HostOptions::default())?,
         );
-        // This server sends ten bytes to each client that writes.
+        // `Says` sends ten bytes to each client that writes.
         let says = "read line; echo 123456789";
         let _service = real.spawn(&["busybox", "nc", "-ll", "-p", "7", "-e", "sh", "-c", says])?;
         real.sh("until busybox netstat -lnt | busybox grep -q ':7 '; do sleep 0.1; done")?
@@ -53,7 +53,7 @@ fn a_faulty_server_behaves_as_configured() {
             };
             ensure!(
                 expected.contains(&asked),
-                "{conduct:?}: asked {asked} times"
+                "{conduct:?}: {asked} connections"
             );
             let other = ask(&client, &beside.address().to_string(), 7)?;
             ensure!(other == "123456789 0", "{conduct:?}: {other}");

@@ -157,7 +157,7 @@ fn a_mount_whose_server_dies_moves_to_another() {
         scene.servers[0].sh(listener)?;
         scene.spc.host.sh("kill -9 $(busybox pidof sshfs)")?.ok()?;
         let at_two = format!("root@{two}:/srv/data");
-        until("the other server has it", || {
+        until("the mount is from the other server", || {
             Ok(scene.source().is_ok_and(|source| source == at_two))
         })?;
         // The new mount is the one that was requested.

@@ -72,7 +72,7 @@ impl<'a> Nsenter<'a> {
             on.len() == 1 && on[0].fstype == "fuse.glusterfs" && on[0].source == *self.source,
             "mounts on {target}: {on:?}"
         );
-        until("its copies in the container are gone", || {
+        until("the container has no copy of the mount", || {
             Ok(entries(&self.spc.host)? == self.before + 1)
         })
     }
@@ -164,7 +164,10 @@ fn corners(nsenter: &Nsenter<'_>) -> Result<()> {
 
     let missing = nsenter.source.replace("/vol", "/no-such-volume");
     let output = nsenter.run(&["mount", "-t", "glusterfs", &missing, below])?;
-    ensure!(!output.success(), "mounted what there is not: {output}");
+    ensure!(
+        !output.success(),
+        "mounted on a directory that only the container has: {output}"
+    );
     nsenter.is_gone()?;
 
     // A type that the settings do not name stays in the container.
@@ -174,7 +177,10 @@ fn corners(nsenter: &Nsenter<'_>) -> Result<()> {
     let table = nsenter.spc.mounts()?;
     let own = |line: &&String| line.contains(" /mnt ") && line.contains(" - ramfs own ");
     ensure!(table.iter().filter(own).count() == 1, "{table:#?}");
-    ensure!(nsenter.spc.on("/mnt")?.is_empty(), "on the host as well");
+    ensure!(
+        nsenter.spc.on("/mnt")?.is_empty(),
+        "mounted on the host as well"
+    );
     nsenter.run(&["umount", "/mnt"])?.ok()?;
     nsenter.is_gone()
 }

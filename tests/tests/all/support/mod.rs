@@ -249,10 +249,10 @@ impl<H: AnyHost> Container<H> {
             .sh("ls -A /run/spc/mounts 2>/dev/null | grep -v '^lock$'")?;
         let look = "cat /proc/self/mountinfo; ls -A /spc/targets; grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ";
         let container = self.sh(look)?.text();
-        let claims = self.host.sh(CLIENT_CLAIMS)?.text();
+        let redirects = self.host.sh(CLIENT_REDIRECTS)?.text();
         Ok((
             self.host.mountinfo()?,
-            format!("{}\n{container}{claims}", records.text()),
+            format!("{}\n{container}{redirects}", records.text()),
         ))
     }
 
@@ -274,7 +274,7 @@ impl<H: AnyHost> Container<H> {
             on.len() == 1 && on[0].fstype == fstype && on[0].source == *source,
             "{on:?}"
         );
-        let grown = until("one more entry in all tables together", || {
+        let grown = until("all mount tables together have one more entry", || {
             Ok(self.grown(&tables)? == 1)
         });
         grown.with_context(|| format!("{tables:?} became {:?}", self.host.tables()))?;
@@ -315,7 +315,7 @@ impl<H: AnyHost> Container<H> {
             "{output}"
         );
         for what in says {
-            ensure!(error.contains(what), "it does not say {what:?}: {output}");
+            ensure!(error.contains(what), "no {what:?} in the error: {output}");
         }
         let after = self.traces()?;
         ensure!(
@@ -337,23 +337,26 @@ impl<H: AnyHost> Container<H> {
             .host
             .sh("ls -A /run/spc/mounts 2>/dev/null | grep -v '^lock$'")?
             .text();
-        ensure!(records.is_empty(), "records are left: {records}");
-        let claims = self
+        ensure!(records.is_empty(), "left records: {records}");
+        let redirects = self
             .sh("ls -A /spc/targets | grep -v '^report.sock$'")?
             .text();
-        ensure!(claims.is_empty(), "claims are left: {claims}");
-        let claims = self.host.sh(CLIENT_CLAIMS)?.text();
-        ensure!(claims.is_empty(), "claims of clients are left: {claims}");
+        ensure!(redirects.is_empty(), "left redirects: {redirects}");
+        let redirects = self.host.sh(CLIENT_REDIRECTS)?.text();
+        ensure!(
+            redirects.is_empty(),
+            "left redirects of client root file systems: {redirects}"
+        );
         let marked = self
             .sh("grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ")?
             .text();
-        ensure!(marked.is_empty(), "processes are left: {marked}");
+        ensure!(marked.is_empty(), "left processes: {marked}");
         Ok(())
     }
 }
 
 /// Lists the redirects of mounts whose programs run in a client root file system.
-const CLIENT_CLAIMS: &str = "cd /run/spc/targets 2>/dev/null && find . -mindepth 2";
+const CLIENT_REDIRECTS: &str = "cd /run/spc/targets 2>/dev/null && find . -mindepth 2";
 
 /// Number of entries in the mount tables of all processes of a host, containers included.
 pub fn entries(host: &impl AnyHost) -> Result<usize> {
@@ -372,7 +375,7 @@ fn tables(host: &impl AnyHost) -> Result<BTreeMap<PathBuf, usize>> {
         let inode = name.trim_start_matches("mnt:[").trim_end_matches(']');
         if notes.contains(&format!("\"namespace\":{inode}}}")) {
             let own = entries.checked_sub(CLIENT_ENTRIES);
-            *entries = own.context("a client namespace lacks something")?;
+            *entries = own.context("a client namespace has fewer mounts than it starts with")?;
         }
     }
     Ok(tables)
@@ -417,7 +420,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> 
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
-    None.with_context(|| format!("did not come to be: {what}"))
+    None.with_context(|| format!("timed out after 20 s, waiting until {what}"))
 }
 
 /// Records, redirects and processes of a host and its container, read from outside: no process is
@@ -429,7 +432,7 @@ pub struct Census {
     /// Other files beside the records, except the lock.
     pub strays: Vec<String>,
     /// Files of the redirects, by mount id.
-    pub claims: BTreeMap<String, Vec<String>>,
+    pub redirects: BTreeMap<String, Vec<String>>,
     /// Helpers and daemons, by mount id.
     pub marked: BTreeMap<String, Vec<i32>>,
 }
@@ -478,7 +481,7 @@ impl Spc<'_> {
         for place in places {
             for name in names(&place)? {
                 let id = name.split('.').next().unwrap_or_default().to_owned();
-                census.claims.entry(id).or_default().push(name);
+                census.redirects.entry(id).or_default().push(name);
             }
         }
         for process in self.host.processes() {
@@ -500,7 +503,7 @@ impl Census {
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
             && self.strays.is_empty()
-            && self.claims.is_empty()
+            && self.redirects.is_empty()
             && self.marked.is_empty()
     }
 }

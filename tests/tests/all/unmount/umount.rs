@@ -35,7 +35,7 @@ fn refused(spc: &Container<impl AnyHost>, words: &[&str], limit: u64, says: &[&s
     let output = spc.exec(words)?.code(32)?;
     let error = output.error_text();
     for what in says {
-        ensure!(error.contains(what), "it does not say {what:?}: {output}");
+        ensure!(error.contains(what), "no {what:?} in the output: {output}");
     }
     ensure!(output.elapsed < Duration::from_secs(limit), "{output}");
     eprintln!("{} ({:.1?})\n{error}\n", words.join(" "), output.elapsed);
@@ -113,7 +113,7 @@ fn a_busy_mount_says_who_holds_it() {
         refused(spc, &umount, 10, &says)?;
         ensure!(spc.record("/mnt/data")?["state"] == "ok");
 
-        // One holder after another ends, and the error names the rest.
+        // The holders end in turn, and the error names the remaining ones.
         host.sh("umount /mnt/data/below && docker rm -f other")?
             .ok()?;
         drop((works, runs, rooted, maps));
@@ -121,7 +121,10 @@ fn a_busy_mount_says_who_holds_it() {
         refused(spc, &umount, 10, &says)?;
         refused(spc, &["spc", "umount", "-f", "/mnt/data"], 10, &says)?;
         within(spc, &["spc", "umount", "-f", "-l", "/mnt/data"], 5)?;
-        ensure!(spc.on("/mnt/data")?.is_empty(), "it is detached");
+        ensure!(
+            spc.on("/mnt/data")?.is_empty(),
+            "-l left the mount on its target"
+        );
         ensure!(opens.process.pid().is_ok());
         spc.is_clean()?;
 
@@ -203,7 +206,9 @@ fn a_mount_that_does_not_respond_can_be_unmounted() {
         ensure!(spc.on("/mnt/data")?.is_empty() && spc.on("/mnt/data/sub")?.is_empty());
         let ended = waits.process.wait()?.code(1)?;
         ensure!(ended.elapsed < Duration::from_secs(60), "{ended}");
-        until("nothing is left of it", || Ok(spc.is_clean().is_ok()))
+        until("nothing is left of the mount", || {
+            Ok(spc.is_clean().is_ok())
+        })
     });
 }
 
@@ -284,7 +289,7 @@ fn a_daemon_ends_with_the_last_use_of_its_mount() {
         within(spc, &["spc", "umount", "/mnt/data"], 10)?;
         ensure!(
             spc.on("/mnt/data")?.is_empty() && reads()?,
-            "the container has lost its volume"
+            "the other container lost its volume"
         );
         host.sh("docker rm -f other")?.ok()?;
         until("its daemon has ended", || {
@@ -322,7 +327,9 @@ fn a_thousand_mounts_are_probed_at_once() {
         let all = ["docker", "exec", "spc", "spc", "umount", "--all"];
         let gone = spc.host.command(&all)?.limit(limit).run()?.ok()?;
         eprintln!("unmounted in {:.1?}", gone.elapsed);
-        until("nothing is left of them", || Ok(spc.is_clean().is_ok()))
+        until("nothing is left of the mounts", || {
+            Ok(spc.is_clean().is_ok())
+        })
     });
 }
 
@@ -359,7 +366,7 @@ fn a_lost_nfs_server_blocks_no_unmount() {
         ensure!(spc.on("/mnt/nfs")?.is_empty());
         let told = host.sh("cat /run/waits")?.text();
         // cat may not know the kernel's errno by name.
-        ensure!(!told.is_empty(), "who waited heard nothing");
+        ensure!(!told.is_empty(), "the waiting process got no error");
         back()?;
 
         // The last write has not reached the server. The mount goes, and the command reports it.

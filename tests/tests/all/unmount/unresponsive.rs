@@ -39,7 +39,7 @@ fn says<H: AnyHost>(
     let output = spc.exec(words)?.code(code)?;
     let text = format!("{}\n{}", output.text(), output.error_text());
     for what in what {
-        ensure!(text.contains(what), "it does not say {what:?}: {output}");
+        ensure!(text.contains(what), "no {what:?} in the output: {output}");
     }
     ensure!(output.elapsed < Duration::from_secs(limit), "{output}");
     eprintln!("{} ({:.1?})\n{text}\n", words.join(" "), output.elapsed);
@@ -68,8 +68,9 @@ const PROBES: &str =
 fn commands_return_while_a_fuse_mount_does_not_respond() {
     with_lab(|lab| {
         let spc = Spc::privileged(lab)?;
+        let server = sshd(lab, "horse")?;
         let before = entries(&spc.host)?;
-        let sshfs = hang(&spc, &sshd(lab, "horse")?)?;
+        let sshfs = hang(&spc, &server)?;
         one_process_waits(&spc).context("a thousand probes")?;
         // A probe that finds a waiting process returns sooner than the first one.
         for _ in 0..2 {
@@ -134,18 +135,18 @@ fn one_process_waits(spc: &Spc<'_>) -> Result<()> {
 
 /// Checks that commands on paths below the hung mount fail soon, and name the mount.
 fn paths_below_are_refused(spc: &Spc<'_>) -> Result<()> {
-    let way = [
+    let error = [
         "the way to /mnt/hung/new does not answer: nothing from /mnt/hung (fuse.sshfs) in 5 s",
         "hint: ",
     ];
     let request = [&TMPFS[..], &["/mnt/hung/new"]].concat();
     for command in ["mount", "explain"] {
         let words = [&["spc", command], &request[..]].concat();
-        says(spc, &words, (32, 12), &way)?;
+        says(spc, &words, (32, 12), &error)?;
     }
     let bind = ["spc", "mount", "-B", "/mnt/hung/new", "/mnt/other"];
-    says(spc, &bind, (32, 12), &way)?;
-    says(spc, &["spc", "umount", "/mnt/hung/new"], (32, 12), &way)?;
+    says(spc, &bind, (32, 12), &error)?;
+    says(spc, &["spc", "umount", "/mnt/hung/new"], (32, 12), &error)?;
     let below = [
         "does not answer",
         "hint: it is on /mnt/hung, which does not answer",
@@ -248,14 +249,14 @@ fn commands_return_while_an_nfs_server_is_gone() {
             "waiting processes: {left}"
         );
         for _ in 0..2 {
-            let way = [
+            let error = [
                 "the way to /mnt/nfs/new does not answer",
                 "/mnt/nfs (nfs4)",
                 "hint: ",
             ];
             let mount = [&["spc", "mount"], &TMPFS[..], &["/mnt/nfs/new"]].concat();
-            says(&spc, &mount, (32, 15), &way)?;
-            says(&spc, &["spc", "umount", "/mnt/nfs/new"], (32, 15), &way)?;
+            says(&spc, &mount, (32, 15), &error)?;
+            says(&spc, &["spc", "umount", "/mnt/nfs/new"], (32, 15), &error)?;
         }
         // spc still watches the other mounts.
         host.sh("umount /mnt/other")?.ok()?;
