@@ -2,8 +2,9 @@
 
 use core::ffi::c_int;
 
+use spc_shim_config::words::split_once;
+
 use crate::area::Work;
-use crate::config::split_once;
 use crate::policy::parse_claimed_mount;
 use crate::sys::{self, CWD, Errno, Result};
 use crate::text::Text;

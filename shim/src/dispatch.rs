@@ -4,11 +4,14 @@
 use core::ffi::{c_char, c_int};
 
 use crate::area::{Area, Stack};
-use crate::call::{Call, Symbol};
-use crate::cross::{self, Crossing, Decision, Step};
+use crate::call::Call;
+use crate::child;
 use crate::namespace::child_would_be_init;
 use crate::next::Via;
+use crate::outcome::{Decision, Step};
 use crate::policy::{Change, Reason, names_type};
+use crate::redirected_call::RedirectedCall;
+use crate::symbol::Symbol;
 use crate::sys::{self, Errno, Result};
 use crate::watch::{self, Known};
 use crate::{report, settings};
@@ -30,7 +33,7 @@ pub extern "C" fn dispatch(a: usize, b: usize, c: usize, d: usize, e: usize, doo
     let Door { symbol, via } = door;
     let args = [a, b, c, d, e];
     let call = Call { symbol, via, args };
-    let result = if sys::has_mark(cross::MARK) {
+    let result = if sys::has_mark(child::MARK) {
         call.real()
     } else {
         judge_and_call(&call)
@@ -47,7 +50,7 @@ fn judge_and_call(call: &Call) -> Result<usize> {
     let settings = settings::get()?;
     let mut area = Area::new()?;
     let stack = area.stack();
-    let c = &mut Crossing::new(&settings.config, call, area.work());
+    let c = &mut RedirectedCall::new(&settings.config, call, area.work());
     match call.symbol {
         Symbol::Fsopen => c.result = open_context(c),
         Symbol::Fsmount => c.result = make_mount(call),
@@ -57,7 +60,7 @@ fn judge_and_call(call: &Call) -> Result<usize> {
 }
 
 #[inline(never)]
-fn judge_and_report(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
+fn judge_and_report(c: &mut RedirectedCall<'_>, broken: bool, stack: Stack) {
     judge(c, broken, stack);
     if c.decision == Decision::Passed {
         c.result = c.call.real();
@@ -70,7 +73,7 @@ fn judge_and_report(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
 }
 
 /// Decides; if that takes a child, the child makes the call as well. What does not pass is reported.
-fn judge(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
+fn judge(c: &mut RedirectedCall<'_>, broken: bool, stack: Stack) {
     let detached = match c.call.change() {
         Ok((change, known)) => {
             c.change = change;
@@ -93,7 +96,7 @@ fn judge(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
     } else {
         c.named |= c.change == Change::New && names_type(c.config, c.work.kind.as_bytes());
         if !child_would_be_init() {
-            cross::run(stack, c);
+            child::run(stack, c);
         } else if c.demand().is_some() {
             refuse(c, Step::Call, Errno::BUSY);
         } else {
@@ -103,14 +106,14 @@ fn judge(c: &mut Crossing<'_>, broken: bool, stack: Stack) {
 }
 
 #[inline(never)]
-fn refuse(c: &mut Crossing<'_>, step: Step, error: Errno) {
+fn refuse(c: &mut RedirectedCall<'_>, step: Step, error: Errno) {
     c.fail(step, error);
     report::send(c);
 }
 
 /// Copies what decides. An error means that the kernel will not take the arguments either.
 #[inline(never)]
-fn read_arguments(c: &mut Crossing<'_>) -> Result<()> {
+fn read_arguments(c: &mut RedirectedCall<'_>) -> Result<()> {
     if c.call.symbol == Symbol::Mount {
         sys::copy_string_or_none(c.call.args[2] as *const c_char, &mut c.work.kind)?;
     }
@@ -124,7 +127,7 @@ fn read_arguments(c: &mut Crossing<'_>) -> Result<()> {
     Ok(())
 }
 
-fn remember(c: &Crossing<'_>) {
+fn remember(c: &RedirectedCall<'_>) {
     let Ok(result) = c.result else {
         return;
     };
@@ -140,7 +143,7 @@ fn remember(c: &Crossing<'_>) {
 }
 
 /// `fsopen`, whose type decides where the mount will go.
-fn open_context(c: &mut Crossing<'_>) -> Result<usize> {
+fn open_context(c: &mut RedirectedCall<'_>) -> Result<usize> {
     let name = &mut c.work.kind;
     // With a bad pointer there will be no mount.
     let _ = sys::copy_string_or_none(c.call.args[0] as *const c_char, name);

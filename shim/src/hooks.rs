@@ -2,9 +2,9 @@
 
 use core::ffi::{c_int, c_long};
 
-use crate::call::Symbol;
 use crate::dispatch::{Door, dispatch};
 use crate::next::{self, Via};
+use crate::symbol::Symbol;
 
 /// Arguments are words: integers and pointers arrive in a register each, and only `int` needs its sign.
 macro_rules! hooks {

@@ -3,12 +3,13 @@
 use core::ffi::c_int;
 
 use crate::area::Work;
-use crate::call::Symbol;
 use crate::claim;
-use crate::cross::{Crossing, Route, Step};
 use crate::mounts::kind_of;
 use crate::next::{self, Via};
+use crate::outcome::{Route, Step};
 use crate::policy::{Change, Reason, names_type, split_last};
+use crate::redirected_call::RedirectedCall;
+use crate::symbol::Symbol;
 use crate::sys::{self, CWD, Errno, Result, mount_id, unique_id};
 use crate::text::{Name, name};
 use crate::walk;
@@ -23,7 +24,7 @@ const TOP: Name<'static> = name(c"/..");
 const NO_LINKS: u64 = sys::RESOLVE_NO_SYMLINKS | sys::RESOLVE_NO_MAGICLINKS;
 
 /// Makes the call on the host.
-pub fn make(c: &mut Crossing<'_>) -> Result<usize> {
+pub fn make(c: &mut RedirectedCall<'_>) -> Result<usize> {
     c.step = Step::Pin;
     if c.change == Change::Unmount {
         go_to_unmount(c)?;
@@ -54,7 +55,7 @@ pub fn make(c: &mut Crossing<'_>) -> Result<usize> {
 }
 
 /// Holds the target, so that what happens to its path meanwhile does not matter.
-fn pin_target(c: &mut Crossing<'_>) -> Result<c_int> {
+fn pin_target(c: &mut RedirectedCall<'_>) -> Result<c_int> {
     if c.work.host.as_bytes() == b"/" {
         c.work.host.set(b"/..");
     }
@@ -77,7 +78,7 @@ fn pin_target(c: &mut Crossing<'_>) -> Result<c_int> {
 
 /// mount(2) on `.`, which is the pinned directory; move_mount(2) on the pin. A file has no such name for
 /// mount(2): it is called by its own, in its directory, and the proof shows whether that was still the same.
-fn change_mounts(c: &mut Crossing<'_>, pin: c_int) -> Result<usize> {
+fn change_mounts(c: &mut RedirectedCall<'_>, pin: c_int) -> Result<usize> {
     let before = mount_id(pin, EMPTY)?;
     let mut args = c.call.args;
     match sys::fchdir(pin) {
@@ -119,7 +120,7 @@ fn change_mounts(c: &mut Crossing<'_>, pin: c_int) -> Result<usize> {
 
 /// The id of the new mount: it is on top of the pinned directory, and the target's path leads to it. Otherwise
 /// it is taken away again. Asks the kernel only, never the file system.
-fn prove(c: &mut Crossing<'_>, before: u64, is_file: bool) -> Result<u64> {
+fn prove(c: &mut RedirectedCall<'_>, before: u64, is_file: bool) -> Result<u64> {
     let by_path = sys::statx_follow(c.work.host.as_name(), 0).map_or(0, |stat| stat.mount_id);
     let top = if is_file {
         mount_id(CWD, c.work.name.as_name())?
@@ -154,7 +155,7 @@ fn go_to_host_path(work: &mut Work) -> Result<()> {
     walk::go(&mut work.path, &mut work.name, CWD, true)
 }
 
-fn go_to_unmount(c: &mut Crossing<'_>) -> Result<()> {
+fn go_to_unmount(c: &mut RedirectedCall<'_>) -> Result<()> {
     if c.claims < 0 {
         return go_to_host_path(c.work);
     }
@@ -170,7 +171,7 @@ fn go_to_unmount(c: &mut Crossing<'_>) -> Result<()> {
 
 /// Unmounts by name in the target's directory, without following a link and without looking at what may be dead.
 #[inline(never)]
-pub fn unmount_here(c: &mut Crossing<'_>) -> Result<usize> {
+pub fn unmount_here(c: &mut RedirectedCall<'_>) -> Result<usize> {
     c.step = Step::Call;
     let name = if c.work.name.is_empty() {
         TOP
@@ -191,7 +192,7 @@ fn unmount(via: Via, name: Name<'_>, flags: c_int) -> Result<usize> {
 /// Whether an unmount that nothing sends to the host by itself belongs there: a mount of a type for the host is
 /// there, and none in the caller's view, unless the path means the host's. Goes to its directory. Whatever
 /// stands in the way: the real call has the right error for what is not mounted.
-pub fn find_ours(c: &mut Crossing<'_>) -> Result<bool> {
+pub fn find_ours(c: &mut RedirectedCall<'_>) -> Result<bool> {
     let own = sys::statx(CWD, c.work.target.as_name(), 0);
     if c.route == Route::Look && own.is_ok_and(|stat| stat.is_mount_root) {
         c.reason = Reason::Own;

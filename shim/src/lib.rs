@@ -2,7 +2,7 @@
 //!
 //! Preloaded into every program of the container. A call that the settings send to the host happens there, or
 //! fails; every other call is made as if this library were not there. `hooks` has the exported symbols,
-//! `dispatch` is where they meet, `policy` decides, `cross` is the way to the host.
+//! `dispatch` is where they meet, `policy` decides, `child` makes a call on the host.
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(
     test,
@@ -11,13 +11,8 @@
 
 mod area;
 mod call;
+mod child;
 mod claim;
-#[allow(
-    dead_code,
-    reason = "the launcher compiles the same file and uses another part"
-)]
-mod config;
-mod cross;
 mod dispatch;
 #[cfg(test)]
 mod gates;
@@ -26,9 +21,12 @@ mod host;
 mod mounts;
 mod namespace;
 mod next;
+mod outcome;
 mod policy;
+mod redirected_call;
 mod report;
 mod settings;
+mod symbol;
 mod sys;
 mod text;
 mod walk;

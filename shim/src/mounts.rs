@@ -1,6 +1,7 @@
 //! The type of a mount.
 
-use crate::config::{same, split_once};
+use spc_shim_config::words::{same, split_once};
+
 use crate::sys::{self, CWD, Result};
 use crate::text::{Name, Text, name, number};
 

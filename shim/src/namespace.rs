@@ -2,8 +2,9 @@
 
 use core::ffi::CStr;
 
-use crate::config::Config;
-use crate::cross::Step;
+use spc_shim_config::Config;
+
+use crate::outcome::Step;
 use crate::sys::{self, CWD, Errno, Fd, Result};
 use crate::text::{Text, name};
 

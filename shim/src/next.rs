@@ -5,8 +5,9 @@
 use core::ffi::{c_char, c_int, c_long, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::call::{NAMES, NUMBERS, SYSCALL, Symbol};
-use crate::config::nth_word;
+use spc_shim_config::words::nth_word;
+
+use crate::symbol::{NAMES, NUMBERS, SYSCALL, Symbol};
 use crate::sys::{self, Errno, Result};
 
 /// Which symbol the caller used. The same one is called next: a library below this one may make `mount` of

@@ -1,6 +1,8 @@
 //! What happens to a call: pure, so that every rule is tested without root.
 
-use crate::config::{Config, Operation, same, split_once, strip};
+use spc_shim_config::words::{same, split_once, strip};
+use spc_shim_config::{Config, Operation};
+
 use crate::sys::Inode;
 use crate::text::number;
 

@@ -1,9 +1,11 @@
 //! One line for each decision, to whoever listens.
 
+use spc_shim_config::words::{next_word, nth_word};
+
 use crate::area::Work;
-use crate::call::NAMES;
-use crate::config::{next_word, nth_word};
-use crate::cross::{Crossing, Decision};
+use crate::outcome::Decision;
+use crate::redirected_call::RedirectedCall;
+use crate::symbol::NAMES;
 use crate::sys;
 use crate::text::Text;
 
@@ -15,7 +17,7 @@ const REASONS: &[u8] = b"- arguments detached unnamed unresolved own settings cl
 operation descriptor";
 
 /// Sends the report, if somebody takes it at once. Nothing depends on it.
-pub fn send(c: &mut Crossing<'_>) {
+pub fn send(c: &mut RedirectedCall<'_>) {
     write(c);
     let line = c.work.line.as_bytes();
     let _ = c
@@ -24,7 +26,7 @@ pub fn send(c: &mut Crossing<'_>) {
         .any(|socket| sys::send(socket, line).is_ok());
 }
 
-fn write(c: &mut Crossing<'_>) {
+fn write(c: &mut RedirectedCall<'_>) {
     let step = match c.decision {
         Decision::Failed => c.step as usize,
         _ => 0,
@@ -87,7 +89,7 @@ fn text(line: &mut Text, names: &mut &[u8], value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cross::Step;
+    use crate::outcome::Step;
     use crate::policy::Reason;
 
     #[test]
@@ -110,7 +112,7 @@ mod tests {
             nth_word(REASONS, Reason::Descriptor as usize),
             b"descriptor"
         );
-        let last = crate::call::Symbol::MountSetattr as usize;
+        let last = crate::symbol::Symbol::MountSetattr as usize;
         assert_eq!(nth_word(NAMES, last), b"mount_setattr");
     }
 }

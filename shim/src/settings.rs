@@ -4,7 +4,9 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use crate::config::{Config, FILE, TEXT_MAX, VARIABLE_COUNT, VARIABLES, nth_word};
+use spc_shim_config::words::nth_word;
+use spc_shim_config::{Config, FILE, TEXT_MAX, VARIABLE_COUNT, VARIABLES};
+
 use crate::sys::{self, Errno};
 use crate::text::name;
 

@@ -1,6 +1,7 @@
 //! Canonical paths without /proc. Only for the child: it changes the current directory.
 
-use crate::config::is_dots;
+use spc_shim_config::words::is_dots;
+
 use crate::policy::{fd_path, split_last};
 use crate::sys::{self, CWD, Errno, Result};
 use crate::text::Text;

@@ -1,6 +1,8 @@
 //! The one error type: what was tried, on what, what came back, and what to do about it.
 
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -298,6 +300,33 @@ pub fn errno_text(errno: impl Into<std::io::Error>) -> String {
         Some(end) => text[..end].to_owned(),
         None => text,
     }
+}
+
+/// What was tried and what came back, with the last that the helper said.
+pub fn in_a_line(error: &Error) -> String {
+    let mut lines = error.all_lines();
+    // These are for who looks closer.
+    lines.retain(|line| !line.trim_start().starts_with("shim: "));
+    match &lines[..] {
+        [first, .., last] => format!("{first}: {}", last.trim()),
+        _ => error.summary(),
+    }
+}
+
+/// A path for people: control characters and the backslash as octal escapes, as mountinfo has them.
+pub fn show(path: &Path) -> String {
+    let mut out = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() || c == '\\' {
+                out.extend(c.to_string().bytes().map(|b| format!("\\{b:03o}")));
+            } else {
+                out.push(c);
+            }
+        }
+        out.extend(chunk.invalid().iter().map(|b| format!("\\{b:03o}")));
+    }
+    out
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 //! it, and looks after it until it is unmounted.
 #![deny(unsafe_code)]
 
+pub mod block;
 pub mod client;
-pub mod doors;
+pub mod daemon;
 pub mod error;
-pub mod events;
-pub mod health;
+pub mod frontends;
+pub mod helper;
 pub mod host;
 pub mod install;
 pub mod kinds;
@@ -14,5 +15,10 @@ pub mod liveness;
 pub mod log;
 pub mod mount;
 pub mod options;
+pub mod process;
+pub mod recovery;
+pub mod repair;
+pub mod servers;
 pub mod state;
 pub mod sys;
+pub mod unmount;

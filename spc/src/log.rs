@@ -4,12 +4,13 @@ use std::fmt::{self, Write as _};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::error::Error;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
+
+use crate::error::Error;
 
 /// The variable that takes a request's id from the front door to the helper and its daemon.
 pub const VARIABLE: &str = "SPC_REQUEST";

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    spc::doors::main()
+    spc::frontends::main()
 }

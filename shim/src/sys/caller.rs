@@ -3,7 +3,8 @@
 use core::arch::asm;
 use core::ffi::{c_char, c_int};
 
-use super::{Errno, Result, check, raw4};
+use super::errno::{Errno, Result, check};
+use super::raw::raw4;
 use crate::text::Text;
 
 /// Copies the caller's string; a null pointer is an empty one. A bad pointer is an error here and not a crash, as

@@ -2,7 +2,9 @@
 
 use core::ffi::{c_char, c_int};
 
-use super::{CWD, Errno, Fd, PATH_FD, Result, SYS_OPENAT2, check, raw1, raw2, raw3, raw4, raw6};
+use super::constants::{CWD, PATH_FD, SYS_OPENAT2};
+use super::errno::{Errno, Result, check};
+use super::raw::{Fd, raw1, raw2, raw3, raw4, raw6};
 use crate::text::{Name, Text, name};
 
 pub fn open_read(path: Name<'_>) -> Result<Fd> {

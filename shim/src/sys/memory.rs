@@ -1,6 +1,7 @@
 //! Memory of our own.
 
-use super::{Result, check, raw2, raw3, raw6};
+use super::errno::{Result, check};
+use super::raw::{raw2, raw3, raw6};
 
 /// Maps `len` zero bytes.
 #[inline(never)]

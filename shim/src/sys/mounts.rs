@@ -3,7 +3,11 @@
 use core::ffi::c_int;
 use core::mem::MaybeUninit;
 
-use super::*;
+use super::constants::{
+    CWD, STATMOUNT_FS_SUBTYPE, STATMOUNT_FS_TYPE, SYS_FSCONFIG, SYS_FSPICK, SYS_STATMOUNT,
+};
+use super::errno::{Errno, Result, check};
+use super::raw::{Fd, raw2, raw3, raw4, raw5};
 use crate::text::{Name, name};
 
 /// What `statx` says about a file, without asking a file system that may be busy or gone.

@@ -3,7 +3,9 @@
 use core::arch::asm;
 use core::ffi::{c_int, c_void};
 
-use super::{Errno, Fd, Result, SYS_PIDFD_OPEN, check, raw0, raw2, raw4};
+use super::constants::SYS_PIDFD_OPEN;
+use super::errno::{Errno, Result, check};
+use super::raw::{Fd, raw0, raw2, raw4};
 
 /// A handle of this process that needs no /proc (Linux 5.3).
 pub fn pidfd_of_self() -> Result<Fd> {

@@ -14,14 +14,13 @@ use std::process::Command;
 
 use rustix::fs::{Mode, OFlags, open};
 
-use super::{namespace, root};
+use crate::client::{namespace, root};
 use crate::error::{Error, Result, errno_text};
 use crate::host::caller::{self, ASKER, CWD_OF_ASKER, IN_USE};
-use crate::host::place::{Place, place};
+use crate::host::runs_in::{Place, place};
 use crate::host::settings::FILE as SETTINGS;
 use crate::host::{Host, Settings};
-use crate::log;
-use crate::sys;
+use crate::{log, sys};
 
 /// A command of a client root, and what has to live until it has been started.
 pub struct Entering {

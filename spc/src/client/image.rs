@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::host::container::PROGRAM_DIRS;
+use crate::host::confinement::PROGRAM_DIRS;
 
 /// In the container: what [`name`] found.
 const KNOWN: &str = "/spc/root-id";

@@ -19,9 +19,9 @@ use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
 
-use super::root;
+use crate::client::root;
 use crate::error::{Error, Result, errno_text};
-use crate::host::claim::CLAIMS;
+use crate::host::redirect::CLAIMS;
 use crate::host::{Host, Settings, mountinfo};
 use crate::sys::{self, MountAttributes};
 

@@ -17,9 +17,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, errno_text};
-use crate::host::claim::CLAIMS;
-use crate::host::output::Output;
-use crate::host::{Host, Settings, container, process, scope, turn};
+use crate::host::namespace::shares;
+use crate::host::redirect::CLAIMS;
+use crate::host::{Host, Settings, cgroup, file_lock};
+use crate::process::marks;
+use crate::process::output::Output;
 use crate::sys;
 
 /// On the host: a file for each keeper.
@@ -87,7 +89,7 @@ fn namespace_of(process: &str) -> Option<u64> {
 /// # Errors
 /// The namespace cannot be made.
 pub fn ensure(host: &Host, settings: &Settings, id: &str) -> Result<Keeper> {
-    if container::shares(settings, "pid") == Some(false) {
+    if shares(settings, "pid") == Some(false) {
         return Err(Error::system("the container has processes of its own, which end with it")
             .hint("start it with --pid=host, or accept that the mount ends with the container: -o x-spc.container"));
     }
@@ -108,10 +110,10 @@ fn take_turn(host: &Host) -> Result<File> {
             .because(errno_text(e))
             .hint("make room below /run on the host")
     };
-    let open = || turn::open(Path::new(CLIENTS), 0o700);
+    let open = || file_lock::open(Path::new(CLIENTS), 0o700);
     let opened = host.run("locking the client namespaces", open)?;
     let file = opened.map_err(fail)?;
-    turn::take(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(fail)?;
+    file_lock::take(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(fail)?;
     Ok(file)
 }
 
@@ -170,7 +172,7 @@ fn start(host: &Host, id: &str, child: &mut Child) -> Result<Keeper> {
     if answer.recv_timeout(START) != Ok(true) {
         return Err(fail().because("it gave no sign in time"));
     }
-    scope::adopt(
+    cgroup::adopt(
         &format!("clients-{id}"),
         "spc: keeps the namespace of the client programs",
         number,
@@ -204,17 +206,17 @@ fn start(host: &Host, id: &str, child: &mut Child) -> Result<Keeper> {
 pub fn end(host: &Host, id: &str) -> Result<bool> {
     let _turn = take_turn(host)?;
     if let Some(keeper) = find(host, id)? {
-        let others = process::in_namespace(keeper.namespace, keeper.pid);
+        let others = marks::in_namespace(keeper.namespace, keeper.pid);
         if others {
             return Ok(false);
         }
         // It may have ended by itself.
         let _ = pidfd_send_signal(&keeper.pidfd, Signal::KILL);
-        if !process::ended(&keeper.pidfd, Duration::from_secs(2)) {
+        if !marks::ended(&keeper.pidfd, Duration::from_secs(2)) {
             return Ok(false);
         }
     }
-    scope::remove(&format!("clients-{id}"));
+    cgroup::remove(&format!("clients-{id}"));
     let (file, claims) = (note(id), Path::new(CLAIMS).join(id));
     host.run("forgetting the client namespace", move || {
         // What is not there is not missed, and claims that are left keep their directory.

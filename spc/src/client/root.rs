@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open};
 
-use super::{image, namespace};
+use crate::client::{image, namespace};
 use crate::error::{Error, Result, errno_text};
-use crate::host::place::{NAME_FILE, Place, place};
+use crate::host::runs_in::{NAME_FILE, Place, place};
 use crate::host::target::mount_id;
-use crate::host::{Host, Settings, caller, turn};
+use crate::host::{Host, Settings, caller, file_lock};
 use crate::state::{Record, Session};
 
 /// On the host: everything that is kept beyond a reboot.
@@ -126,9 +126,9 @@ fn lock(host: &Host, how: FlockOperation) -> Result<InUse> {
             .because(errno_text(e))
             .hint("client programs are kept there; to have them run in the container, and the mount end with it, add -o x-spc.container")
     };
-    let open = || turn::open(Path::new(ROOTS), 0o755);
+    let open = || file_lock::open(Path::new(ROOTS), 0o755);
     let file = host.run("opening the client roots", open)?.map_err(fail)?;
-    turn::take(&file, how, LIMIT).map_err(fail)?;
+    file_lock::take(&file, how, LIMIT).map_err(fail)?;
     Ok(InUse { file })
 }
 

@@ -5,8 +5,8 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::Host;
 use crate::error::{Error, Result, errno_text};
+use crate::host::Host;
 
 /// What tells a machine from others, the best first. A name is made from it, but does not tell it.
 const MACHINE: [&str; 2] = ["/etc/machine-id", "/sys/class/dmi/id/product_uuid"];

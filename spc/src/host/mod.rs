@@ -1,26 +1,24 @@
 //! Everything that looks at or changes the host.
 
 pub mod caller;
-pub mod claim;
-pub mod container;
-pub mod copies;
+pub mod cgroup;
+pub mod confinement;
 pub mod disk;
-pub mod errand;
+pub mod file_lock;
 pub mod hostname;
 pub mod modules;
 pub mod mountinfo;
 pub mod namespace;
-pub mod output;
-pub mod place;
-pub mod process;
+pub mod propagated;
 pub mod ranges;
+pub mod redirect;
 pub mod rpc;
-pub mod scope;
+pub mod runs_in;
 pub mod service;
 pub mod settings;
 pub mod target;
-pub mod turn;
+pub mod unmount;
 
-pub use claim::{Claim, Mode};
 pub use namespace::Host;
+pub use redirect::{Claim, Mode};
 pub use settings::Settings;

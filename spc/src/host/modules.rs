@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::CapabilitySet;
 
-use super::{Host, Settings, container, process};
 use crate::error::{Error, errno_text};
+use crate::host::{Host, Settings, confinement};
+use crate::process::marks;
 use crate::sys;
 
 /// Where modules are, below a root.
@@ -295,7 +296,7 @@ fn loader(name: &str, host: &Host, settings: &Settings) -> Result<(PathBuf, Path
         let hint = format!("{}; {more}", by_hand(name));
         return Err(why("capability CAP_SYS_MODULE is missing", hint));
     }
-    let Some(program) = container::program(&["modprobe"]) else {
+    let Some(program) = confinement::program(&["modprobe"]) else {
         let hint = format!("{}; or install kmod in the image", by_hand(name));
         return Err(why("this container has no program modprobe", hint));
     };
@@ -334,7 +335,7 @@ fn run(command: &mut Command) -> Result<(), String> {
     let started = Instant::now();
     let mut child = sys::tie_to_parent(command).spawn().map_err(errno_text)?;
     let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(errno_text)?;
-    if !process::ended(&pidfd, LIMIT) {
+    if !marks::ended(&pidfd, LIMIT) {
         // A process inside the kernel may not end even so; then it is left behind.
         let _ = child.kill();
         return Err(format!(

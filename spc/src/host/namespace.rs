@@ -15,9 +15,9 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::thread::CapabilitySet;
 
-use super::place::{Place, place};
-use super::{Settings, container};
 use crate::error::{Error, Result, errno_text};
+use crate::host::runs_in::{Place, place};
+use crate::host::{Settings, confinement, namespace};
 
 /// How long one look at or change of the host may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -265,7 +265,7 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
             }
         }
     }
-    let hint = match container::confinement().filter(|_| denied) {
+    let hint = match confinement::confinement().filter(|_| denied) {
         Some(hint) => hint,
         None if own_seen => "spc runs inside the container, and needs the host's processes there: start the container with --pid=host".into(),
         None => "the host's /proc is needed: start the container with --pid=host and --cap-add=SYS_PTRACE".into(),
@@ -273,6 +273,14 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
     Err(Error::system("the host's mount namespace was not found")
         .log(tried)
         .hint(hint))
+}
+
+/// Whether the container is in the host's namespace of this kind, as `net` or `pid`; none where that cannot be told.
+pub fn shares(settings: &Settings, kind: &str) -> Option<bool> {
+    let (host, _) = namespace::find(settings).ok()?;
+    let host = std::fs::metadata(host.with_file_name(kind)).ok()?;
+    let own = std::fs::metadata(format!("/proc/self/ns/{kind}")).ok()?;
+    Some((own.dev(), own.ino()) == (host.dev(), host.ino()))
 }
 
 #[cfg(test)]

@@ -19,10 +19,11 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 
-use super::output::Output;
-use super::place::{self, Place};
-use super::{process, rpc, scope, turn};
 use crate::error::{Error, Result, errno_text};
+use crate::host::runs_in::{self, Place};
+use crate::host::{cgroup, file_lock, rpc};
+use crate::process::marks;
+use crate::process::output::Output;
 use crate::sys;
 
 /// In the container: an empty file for each service that was started here, and the lock.
@@ -193,8 +194,8 @@ fn take_turn() -> Result<File> {
             .because(errno_text(e))
             .hint("the directory must be writable: with a read-only container, add --tmpfs /run")
     };
-    let file = turn::open(Path::new(DIR), 0o700).map_err(failed)?;
-    turn::take(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(failed)?;
+    let file = file_lock::open(Path::new(DIR), 0o700).map_err(failed)?;
+    file_lock::take(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(failed)?;
     Ok(file)
 }
 
@@ -209,7 +210,7 @@ fn mark(service: &Service) -> Result<String> {
 
 /// The processes of a service that was started here.
 fn ours(service: &Service) -> Result<Vec<OwnedFd>> {
-    process::hold_marked(&format!("{MARK}={}", mark(service)?)).map_err(|e| {
+    marks::hold_marked(&format!("{MARK}={}", mark(service)?)).map_err(|e| {
         Error::system(format!("cannot look for {}", service.name)).because(errno_text(e))
     })
 }
@@ -236,8 +237,10 @@ fn start(service: &Service) -> Result<()> {
     // The note comes first: what has none is not looked for.
     File::create(note(service)).map_err(system)?;
     // Mounts that outlive the container need it as long as they do.
-    let child = match place::place() {
-        Place::Client(_) => scope::start(name, &format!("spc: {name}"), &mut command, sys::detach)?,
+    let child = match runs_in::place() {
+        Place::Client(_) => {
+            cgroup::start(name, &format!("spc: {name}"), &mut command, sys::detach)?
+        }
         Place::Container | Place::Host => {
             Pid::from_child(&sys::detach(&mut command).spawn().map_err(system)?)
         }
@@ -293,7 +296,7 @@ fn stop(service: &Service, held: &[OwnedFd]) -> Result<()> {
         // It may have been stopped.
         send(held, Signal::CONT)?;
         let until = Instant::now() + END;
-        if process::all_ended(held, until) {
+        if marks::all_ended(held, until) {
             return Ok(());
         }
     }

@@ -1,16 +1,11 @@
 //! The settings file that launcher and shim share, read by the same code.
 
-// The shim's own parser: pure, so it can be compiled into both.
-#[path = "../../../shim/src/config/mod.rs"]
-#[allow(dead_code, missing_docs, clippy::all)]
-mod config;
-
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use config::{Broken, Config};
+use spc_shim_config::{Broken, Config};
 
 use crate::error::{Error, Result, errno_text};
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
@@ -12,8 +12,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::mountinfo;
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result, errno_text, show};
+use crate::host::mountinfo;
 
 /// Directories that hide the system when something is mounted over them.
 const SYSTEM: [&str; 7] = ["/proc", "/sys", "/dev", "/etc", "/usr", "/run", "/var"];
@@ -360,25 +360,10 @@ fn path_of(levels: &[Level]) -> PathBuf {
     path
 }
 
-/// A path for people: control characters and the backslash as octal escapes, as mountinfo has them.
-pub fn show(path: &Path) -> String {
-    let mut out = String::new();
-    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c.is_control() || c == '\\' {
-                out.extend(c.to_string().bytes().map(|b| format!("\\{b:03o}")));
-            } else {
-                out.push(c);
-            }
-        }
-        out.extend(chunk.invalid().iter().map(|b| format!("\\{b:03o}")));
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::ffi::OsStrExt;
 
     #[test]
     fn the_host_prefix_goes_and_relative_paths_start_at_the_cwd() {

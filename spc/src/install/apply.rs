@@ -8,9 +8,9 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::below;
-use super::manifest::{Entry, Manifest, What, hash_of};
 use crate::error::{Error, Result, errno_text};
+use crate::install::manifest::{Entry, Manifest, What, hash_of};
+use crate::install::tree::below;
 
 /// A thing that is to be on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,35 +1,14 @@
 //! Names on a host whose `/usr` cannot be written: a tree that systemd-sysext(8) merges into it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::apply::{Make, Wanted};
-use super::{Laid, below, tool};
 use crate::error::{Error, Result};
 use crate::host::Host;
-
-/// Where systemd-sysext looks for trees; its name is that of the extension.
-const TREE: &str = "/var/lib/extensions/spc";
-
-/// The program.
-const SYSEXT: &str = "systemd-sysext";
-
-/// The service that merges at boot.
-const SERVICE: &str = "systemd-sysext.service";
-
-/// Where a directory of the host is in the tree.
-pub fn tree(dir: &Path) -> PathBuf {
-    Path::new(TREE).join(dir.strip_prefix("/").unwrap_or(dir))
-}
-
-/// What makes a tree an extension: it fits every release, for it has nothing but links, or a static program.
-pub fn release() -> Wanted {
-    Wanted {
-        path: Path::new(TREE).join("usr/lib/extension-release.d/extension-release.spc"),
-        make: Make::Text("ID=_any\n".into()),
-        optional: false,
-    }
-}
+use crate::install::laid::Laid;
+use crate::install::sysext_paths::{SERVICE, SYSEXT, TREE};
+use crate::install::tool;
+use crate::install::tree::below;
 
 /// Whether a host, whose root is at `root`, has systemd-sysext and nothing that merging would hide: what is mounted
 /// below `/usr` is not seen any more once `/usr` has another mount on it.

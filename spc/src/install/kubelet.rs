@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::below;
+use crate::install::tree::below;
 
 /// Where it looks if nobody tells it otherwise.
 pub const DEFAULT: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";

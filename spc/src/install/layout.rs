@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::apply::{Make, Wanted};
-use super::manifest::Manifest;
-use super::place::{How, Place};
-use super::{below, extension};
+use crate::install::apply::{Make, Wanted};
+use crate::install::manifest::Manifest;
+use crate::install::place::{How, Place};
+use crate::install::sysext_paths;
+use crate::install::tree::below;
 
 /// What kubelet's flag for a mounter can name.
 pub const MOUNTER: &str = "/var/lib/spc/mounter";
@@ -83,7 +84,7 @@ pub fn layout(
         optional: false,
     });
     if place.how == How::Extension {
-        layout.wanted.push(extension::release());
+        layout.wanted.push(sysext_paths::release());
     }
     if let Some(path) = extras.driver {
         layout.wanted.push(Wanted {
@@ -121,10 +122,10 @@ mod tests {
         let tree = Tree::new("layout");
         tree.write("usr/bin/mount.nfs", "native");
         let place = Place {
-            names: extension::tree(Path::new("/usr/bin")),
+            names: sysext_paths::tree(Path::new("/usr/bin")),
             shown: "/usr/bin".into(),
             how: How::Extension,
-            command: extension::tree(Path::new("/usr/bin")),
+            command: sysext_paths::tree(Path::new("/usr/bin")),
             program: PROGRAM.into(),
             copy: None,
         };

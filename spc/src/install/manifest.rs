@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::below;
 use crate::error::{Error, Result, errno_text};
+use crate::install::tree::below;
 
 /// Everything of ours is there that is not a name somewhere else.
 pub use crate::client::root::HOME as DIR;

@@ -6,41 +6,39 @@
 mod apply;
 mod extension;
 mod kubelet;
+pub mod laid;
 mod layout;
 mod manifest;
 mod names;
 mod pages;
 mod place;
+pub mod switch;
+pub mod sysext_paths;
 mod tool;
-mod uninstall;
+pub mod tree;
+pub(crate) mod uninstall;
 mod version;
 
 use std::cmp::Ordering;
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
-use serde::Serialize;
 
 use crate::client::root;
 use crate::error::{Error, Result, errno_text};
-use crate::host::{Host, caller, container};
+use crate::host::{Host, caller, confinement};
+use crate::install::apply::Applied;
+use crate::install::laid::{Installed, Laid, OWN};
+use crate::install::layout::Extras;
+use crate::install::manifest::{Manifest, What};
+use crate::install::place::{How, Look, Place};
+use crate::install::switch::{LIMIT, lock, switch};
+use crate::install::tree::below;
 use crate::state::Session;
-use apply::Applied;
-use layout::Extras;
-use manifest::{Manifest, What};
-use place::{How, Look, Place};
 
 pub use layout::MOUNTER;
 pub use uninstall::{Uninstalled, uninstall};
-
-/// How long one step on the host may take; a slow disk gets 5 MB for each copy of the program.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// The version of this program.
-const OWN: &str = env!("CARGO_PKG_VERSION");
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
@@ -49,40 +47,6 @@ pub struct Wish {
     pub driver: Option<Option<PathBuf>>,
     /// Even if what is installed is newer.
     pub force: bool,
-}
-
-/// What is installed then.
-#[derive(Debug, Serialize)]
-pub struct Installed {
-    /// The version.
-    pub version: String,
-    /// The version that was installed before.
-    pub before: Option<String>,
-    /// The client root that the names lead to.
-    pub root: String,
-    /// Where the names are found, or will be.
-    pub directory: PathBuf,
-    /// The names there.
-    pub names: Vec<String>,
-    /// Names that the host has itself; they stay what they are.
-    pub kept: Vec<PathBuf>,
-    /// What somebody has to add before mount(8) finds the names.
-    pub add: Option<Add>,
-    /// The driver for kubelet.
-    pub driver: Option<PathBuf>,
-    /// What kubelet's flag for a mounter can name.
-    pub mounter: PathBuf,
-    /// Whether anything was changed.
-    pub changed: bool,
-}
-
-/// A line that somebody has to add to a file.
-#[derive(Debug, Serialize)]
-pub struct Add {
-    /// The line.
-    pub line: String,
-    /// The file.
-    pub file: &'static str,
 }
 
 /// Installs our own image on the host, or brings the host to it.
@@ -152,15 +116,9 @@ pub fn install(session: &Session, wish: &Wish) -> Result<Installed> {
     Ok(laid.told(before.map(|before| before.version), changed))
 }
 
-/// Commands that install and uninstall take turns.
-fn lock(session: &Session) -> Result<crate::state::ledger::Lock> {
-    let until = Instant::now() + LIMIT;
-    session.ledger.lock_named("install", until, || Ok(()))
-}
-
 /// The names of all programs of the image.
 fn programs() -> Vec<String> {
-    let dirs = container::PROGRAM_DIRS
+    let dirs = confinement::PROGRAM_DIRS
         .iter()
         .filter_map(|dir| fs::read_dir(dir).ok());
     let entries = dirs.flatten().flatten();
@@ -179,15 +137,6 @@ struct Job {
     manifest: Manifest,
     /// Whether systemd-sysext may be used.
     extensions: bool,
-}
-
-/// What was done.
-struct Laid {
-    place: Place,
-    applied: Applied,
-    manifest: Manifest,
-    driver: Option<PathBuf>,
-    kept: Vec<PathBuf>,
 }
 
 fn on_host(host: &Host, job: Job) -> Result<Laid> {
@@ -249,32 +198,6 @@ impl Job {
     }
 }
 
-impl Laid {
-    fn told(self, before: Option<String>, changed: bool) -> Installed {
-        let names = self.manifest.entries.iter().filter_map(|entry| {
-            let inside = [&self.place.names, &self.place.command]
-                .contains(&&entry.path.parent()?.to_owned());
-            let name = entry.path.file_name()?.to_string_lossy().into_owned();
-            (inside && entry.what != What::Directory).then_some(name)
-        });
-        Installed {
-            names: names.collect(),
-            version: OWN.into(),
-            before,
-            root: self.manifest.root.clone(),
-            directory: self.place.shown.clone(),
-            kept: self.kept,
-            add: match self.place.how {
-                How::Line { line, file } => Some(Add { line, file }),
-                How::Direct | How::Extension => None,
-            },
-            driver: self.driver,
-            mounter: MOUNTER.into(),
-            changed,
-        }
-    }
-}
-
 impl Applied {
     fn is_nothing(&self) -> bool {
         self.made.is_empty() && self.removed.is_empty()
@@ -294,30 +217,6 @@ impl Look for Real {
     }
 }
 
-/// Makes a client root the current one, or none. Gives back the one that was.
-fn switch(host: &Host, id: Option<&str>) -> Result<Option<String>> {
-    let (current, to) = (Path::new(root::CURRENT), id.map(root::path));
-    let switched = host.run(
-        "switching to the client root",
-        move || -> std::io::Result<Option<String>> {
-            let was = root::installed(current);
-            match to {
-                Some(to) => {
-                    let new = current.with_extension("new");
-                    apply::unlink(&new)?;
-                    symlink(&to, &new)?;
-                    fs::rename(&new, current)?;
-                }
-                None => apply::unlink(current)?,
-            }
-            Ok(was)
-        },
-    )?;
-    switched.map_err(|e| {
-        Error::system(format!("cannot make {} on the host", root::CURRENT)).because(errno_text(e))
-    })
-}
-
 /// Runs the program on the host as anybody there would.
 fn prove(place: &Place) -> Result<()> {
     let name = place.program.to_string_lossy();
@@ -327,12 +226,6 @@ fn prove(place: &Place) -> Result<()> {
         return Ok(());
     }
     Err(Error::system(format!("{name} on the host is not {wanted}")).because(said))
-}
-
-/// A path of the host whose root is at `root`.
-fn below(root: &Path, path: impl AsRef<Path>) -> PathBuf {
-    let path = path.as_ref();
-    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::apply::{Make, Wanted};
-use super::place::{How, Look, Place};
-use super::{below, extension};
 use crate::client::root;
+use crate::install::apply::{Make, Wanted};
+use crate::install::place::{How, Look, Place};
+use crate::install::sysext_paths;
+use crate::install::tree::below;
 
 /// Where they are in the image, and where hosts look for them.
 const PLACES: [(&str, &[&str]); 4] = [
@@ -58,7 +59,7 @@ pub fn links(root: &Path, place: &Place, pages: &[PathBuf], look: &impl Look) ->
         let (_, dirs) = PLACES.iter().find(|(image, _)| Path::new(image) == dir)?;
         let dir = dirs.iter().find(|dir| below(root, dir).is_dir())?;
         let dir = match place.how {
-            How::Extension => extension::tree(Path::new(dir)),
+            How::Extension => sysext_paths::tree(Path::new(dir)),
             _ if look.is_writable(&below(root, dir)) => PathBuf::from(dir),
             _ => return None,
         };
@@ -76,6 +77,7 @@ mod tests {
     use super::super::place::PROGRAM;
     use super::super::tests::Tree;
     use super::*;
+    use crate::install::extension;
 
     struct Writable(bool);
 

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::below;
-use super::manifest::DIR;
+use crate::client::root::HOME;
 use crate::error::{Error, Result};
+use crate::install::tree::below;
 
 /// The program in the client root that is current, on the host.
 pub const PROGRAM: &str = "/var/lib/spc/current/usr/bin/spc";
@@ -86,22 +86,22 @@ pub fn find(root: &Path, has: Has, look: &impl Look) -> Result<Place> {
         (dir.clone(), How::Line { line, file }, Some(dir))
     } else if has.extensions && sbin.starts_with("/usr") {
         (
-            super::extension::tree(&sbin),
+            crate::install::sysext_paths::tree(&sbin),
             How::Extension,
             Some(sbin.clone()),
         )
     } else {
-        let names = Path::new(DIR).join("sbin");
+        let names = Path::new(HOME).join("sbin");
         // What is earlier in the list is seen where both have a name; ours are only those that the host has not.
         let line = format!(
-            "overlay {sbin} overlay ro,lowerdir={}:{sbin},x-systemd.requires-mounts-for={DIR} 0 0",
+            "overlay {sbin} overlay ro,lowerdir={}:{sbin},x-systemd.requires-mounts-for={HOME} 0 0",
             names.display(),
             sbin = sbin.display()
         );
         let file = "/etc/fstab";
         (names, How::Line { line, file }, on_path())
     };
-    let runs = look.runs(&below(root, DIR));
+    let runs = look.runs(&below(root, HOME));
     let (program, copy) = if runs {
         (PathBuf::from(PROGRAM), None)
     } else {
@@ -133,7 +133,7 @@ fn no_exec(how: How) -> Error {
         How::Line { .. } => "and no other writable directory of the host is without it",
         _ => "and so is the place of the names",
     };
-    Error::system(format!("nothing on the host may be run from {DIR}"))
+    Error::system(format!("nothing on the host may be run from {HOME}"))
         .because(format!("it is mounted noexec, {what}"))
         .hint("on the host: mount -o remount,exec /var, and take noexec out of /etc/fstab")
 }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 
 use crate::error::{Error, Result, errno_text};
-use crate::host::output::Output;
-use crate::host::scope;
-use crate::mount::run::wait;
+use crate::host::cgroup;
+use crate::process::output::Output;
+use crate::process::wait::wait;
 use crate::sys;
 
 /// How long it may take.
@@ -46,7 +46,7 @@ pub fn run(program: &str, args: &[&str]) -> Result<Done> {
         Error::system(format!("cannot run {name} on the host")).because(errno_text(e))
     };
     let output = Output::new().map_err(fail)?;
-    let mut command = scope::on_host(program).map_err(fail)?;
+    let mut command = cgroup::on_host(program).map_err(fail)?;
     command
         .args(args)
         .stdout(output.handle().map_err(fail)?)

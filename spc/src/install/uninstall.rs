@@ -7,14 +7,16 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::manifest::{DIR, Manifest};
-use super::{LIMIT, apply, extension, lock, switch};
-use crate::client::{keeper, root};
-use crate::error::{Class, Error, Result, errno_text};
-use crate::host::place::Place;
-use crate::host::target::show;
-use crate::host::{Host, caller, process};
-use crate::mount::recover::settle;
+use crate::client::keeper;
+use crate::client::root::{self, HOME};
+use crate::error::{Class, Error, Result, errno_text, show};
+use crate::host::runs_in::Place;
+use crate::host::{Host, caller};
+use crate::install::manifest::Manifest;
+use crate::install::switch::{LIMIT, lock, switch};
+use crate::install::{apply, extension};
+use crate::process::marks;
+use crate::recovery::records::settle;
 use crate::state::Session;
 use crate::state::presence::entries_of;
 
@@ -109,12 +111,12 @@ pub(super) fn take_away(host: &Host, manifest: Manifest) -> Result<Vec<PathBuf>>
 
 /// Removes the directories that are empty now, and the logs. `/run/spc` is the ledger, which a container goes on using.
 fn sweep(session: &Session, unused: bool) -> Result<()> {
-    let run = unused && session.place == Place::Host && !process::runs("spc");
+    let run = unused && session.place == Place::Host && !marks::runs("spc");
     let swept = session
         .host
         .run("removing what is empty", move || -> std::io::Result<()> {
             apply::unlink(&Path::new(root::ROOTS).join("lock"))?;
-            for dir in [root::ROOTS, DIR] {
+            for dir in [root::ROOTS, HOME] {
                 gone(fs::remove_dir(dir))?;
             }
             gone(fs::remove_dir_all(keeper::LOGS))?;
@@ -124,7 +126,7 @@ fn sweep(session: &Session, unused: bool) -> Result<()> {
             Ok(())
         })?;
     swept.map_err(|e| {
-        Error::system(format!("cannot remove all of {DIR} on the host")).because(errno_text(e))
+        Error::system(format!("cannot remove all of {HOME} on the host")).because(errno_text(e))
     })
 }
 

@@ -1,8 +1,10 @@
 //! CephFS, by the kernel's client (mount.ceph(8)) or by `ceph-fuse`(8). Both understand the sources and
 //! options of mount.ceph(8): for `ceph-fuse` they are translated.
 
-use super::{Asked, Helper, How, Maker, PLAIN, TARGET, Telling, mount_helper, passes};
 use crate::error::{Error, Result};
+use crate::kinds::model::{
+    Asked, Helper, How, Maker, PLAIN, TARGET, Telling, mount_helper, passes,
+};
 use crate::options::Options;
 
 /// The option that names a keyring; mount.ceph(8) knows only the usual places and a configuration.

@@ -1,8 +1,8 @@
 //! FUSE programs: `PROGRAM SOURCE TARGET -o OPTIONS`. Any that daemonizes when its mount is there needs
 //! no row; those that have one are told how to say why they fail, and how they get a secret.
 
-use super::{Asked, Helper, How, Maker, PLAIN, TARGET, Telling, passes};
 use crate::error::Result;
+use crate::kinds::model::{Asked, Helper, How, Maker, PLAIN, TARGET, Telling, passes};
 
 /// Any of them, run without mount.fuse(8) and its shell.
 #[allow(clippy::unnecessary_wraps)]

@@ -1,7 +1,7 @@
 //! GlusterFS: `mount.glusterfs SERVER[,SERVER…]:/VOLUME[/SUBDIR] TARGET`, mount.glusterfs(8).
 
-use super::{Asked, Helper, Maker, Telling, mount_helper};
 use crate::error::{Error, Result};
+use crate::kinds::model::{Asked, Helper, Maker, Telling, mount_helper};
 
 /// The helper's arguments. Its daemon is told to log to a file that is named after the target, so
 /// that the reason of a failure is found; a log file of the user's own choice is left alone.
@@ -82,7 +82,8 @@ fn line(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{Options, Secrets};
+    use crate::options::Options;
+    use crate::options::Secrets;
 
     fn log_of(source: &str, options: &str) -> Result<Option<String>> {
         let options = Options::parse([options])?;

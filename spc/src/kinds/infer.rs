@@ -1,9 +1,9 @@
 //! The type of a file system, by the way its source is written.
 
-use super::names;
-use super::source::Fit;
-use super::table::TABLE;
 use crate::error::{Error, Result};
+use crate::kinds::names;
+use crate::kinds::source::Fit;
+use crate::kinds::table::TABLE;
 
 /// The type of a source for which none was said.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ mod ceph;
 mod fuse;
 mod gluster;
 mod infer;
+pub mod model;
 pub mod needs;
 pub mod nfs;
 pub mod servers;
@@ -15,94 +16,13 @@ mod table;
 
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
-use crate::host::service::Service;
-use crate::options::{Options, Secrets};
-use needs::Need;
-use servers::Servers;
-use source::Fit;
-use table::{ROW, TABLE};
+use crate::kinds::model::{Asked, How, Kind, Maker, Need, Pass, Shared, Shown, Source, Telling};
+use crate::kinds::servers::form::host_of;
+use crate::kinds::servers::{Servers, Several, dedup};
+use crate::kinds::table::{ROW, TABLE};
+use crate::options::Options;
 
 pub use infer::{Inferred, infer};
-
-/// Who makes the mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Maker {
-    /// A program of the container: one of these names, with these arguments.
-    Helper(Helper),
-    /// The kernel itself, in the host's namespace.
-    Kernel,
-    /// The kernel, as a bind of a directory of the host.
-    Bind {
-        /// With all mounts below it.
-        recursive: bool,
-    },
-}
-
-impl Maker {
-    /// The secrets that it has a use for.
-    pub fn takes(&self) -> &[Pass] {
-        match self {
-            Self::Helper(helper) => &helper.secrets,
-            Self::Kernel | Self::Bind { .. } => &[],
-        }
-    }
-}
-
-/// How to run a helper.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Helper {
-    /// Program names, the preferred first.
-    pub programs: Vec<String>,
-    /// Arguments before the options; [`TARGET`] stands for the target.
-    pub args: Vec<String>,
-    /// Options for `-o`.
-    pub options: Options,
-    /// Where it logs, inside the container, if it does not log to stderr.
-    pub log: Option<String>,
-    /// Variables of its environment.
-    pub env: Vec<(&'static str, String)>,
-    /// It is told that the kernel keeps no keys (add_key(2)), so that it names the key in its mount(2). A key that it
-    /// keeps for itself is not known to the shim's child, which mounts.
-    pub no_keys: bool,
-    /// The secrets that it has a use for; those that are there are handed over.
-    pub secrets: Vec<Pass>,
-    /// It gives up capabilities before it mounts that the shim needs, so that its mount has to be grafted.
-    pub drops_capabilities: bool,
-}
-
-/// A secret that a program takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pass {
-    /// Its name, as the option is called.
-    pub key: &'static str,
-    /// The way it is handed over.
-    pub how: How,
-}
-
-/// How a program is given a secret, which is in a file in memory, never in an argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
-    /// `-o OPTION=/proc/self/fd/N`.
-    File {
-        /// The option that names a file with the secret.
-        option: &'static str,
-    },
-    /// An argument of its own, `BEFORE/proc/self/fd/N`.
-    Argument {
-        /// What stands before the file's name, such as `--keyfile=`.
-        before: &'static str,
-    },
-    /// The number of the descriptor in the environment.
-    FdEnv {
-        /// The variable.
-        variable: &'static str,
-    },
-    /// On its standard input.
-    Stdin {
-        /// The option that makes it read that.
-        option: Option<&'static str>,
-    },
-}
 
 /// Options of the programs of all kinds that name a file for them to read.
 pub const FILES: [&str; 9] = [
@@ -116,111 +36,6 @@ pub const FILES: [&str; 9] = [
     "passwd_file",
     "secretfile",
 ];
-
-/// Stands for the target among a helper's arguments.
-pub const TARGET: &str = "\0target";
-
-/// A row of the table.
-#[derive(Clone, Copy)]
-struct Kind {
-    /// Name as `-t` has it; with a `*` at its end, a prefix.
-    name: &'static str,
-    /// Who makes the mount.
-    maker: fn(&Asked<'_>) -> Result<Maker>,
-    /// Types that the mount table may show for it; `{}` is the type asked for, a `*` at the end anything.
-    shows: &'static [&'static str],
-    /// The source must be this on the host.
-    source: Source,
-    /// How its failures are told.
-    telling: Telling,
-    /// How well a source that has no type fits.
-    fits: fn(&str) -> Fit,
-    /// Modules of the kernel without which it cannot be.
-    modules: &'static [Module],
-    /// Whatever else it needs of container and host.
-    needs: &'static [Need],
-    /// Other names that people have for it.
-    also: &'static [&'static str],
-    /// The source that the mount table shows.
-    shows_source: Shown,
-    /// The type that takes its place where the kernel does not get its modules.
-    without_modules: Option<&'static str>,
-    /// What it does with several servers.
-    servers: Servers,
-    /// The kernel alone makes it: no program of ours and no module has to be there.
-    clientless: bool,
-}
-
-/// How the failures of a helper are told to a person.
-#[derive(Clone, Copy, Debug)]
-pub struct Telling {
-    /// What a line of its output or log says about a failure, if anything.
-    pub line: fn(&str) -> Option<&str>,
-    /// What to do, by words that it printed or logged; the first that are found count.
-    pub hints: &'static [(&'static str, &'static str)],
-    /// Words in its own log by which it gives up after it has mounted.
-    pub gives_up: Option<&'static str>,
-}
-
-/// Every line counts, and nothing is known about any.
-const PLAIN: Telling = Telling {
-    line: |line| Some(line),
-    hints: &[],
-    gives_up: None,
-};
-
-/// The source that a mount table shows for a kind.
-#[derive(Clone, Copy, Debug)]
-enum Shown {
-    /// The one that was asked for.
-    AsAsked,
-    /// Always this.
-    As(&'static str),
-    /// What the helper makes of it.
-    Unknown,
-}
-
-/// What a source must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// Whatever the helper or the kernel makes of it.
-    Any,
-    /// A block device of the host.
-    BlockDevice,
-}
-
-/// What a kind is told of a request.
-pub struct Asked<'a> {
-    /// The type.
-    pub fs_type: &'a str,
-    /// The source.
-    pub source: &'a str,
-    /// All options.
-    pub options: &'a Options,
-    /// Which secrets are there; a kind does not look at their values.
-    pub secrets: &'a Secrets,
-    /// A name for log files: the target with dashes for slashes.
-    pub log_name: &'a str,
-    /// Why the kernel does not get a module, if it does not.
-    pub kernel_lacks: &'a dyn Fn(Module) -> Option<String>,
-}
-
-/// A service that mounts share, and what needs it.
-#[derive(Debug)]
-pub struct Shared {
-    /// The service.
-    pub service: Service,
-    /// Types, as they are asked for, that may need it while they are being mounted.
-    pub kinds: &'static [&'static str],
-    /// Helpers that may need it while they run.
-    pub helpers: &'static [&'static str],
-    /// Whether a mount needs it, by its type and the options of its file system in the mount table.
-    pub needed_by: fn(&str, &str) -> bool,
-    /// What attached devices that need it are reached through begins like that.
-    pub through: Option<&'static str>,
-    /// A program of Sun RPC, by number and version, that needs it for as long as it is registered.
-    pub client: Option<(u32, u32)>,
-}
 
 /// The services of all kinds; one that needs another comes after it.
 pub fn shared() -> impl DoubleEndedIterator<Item = &'static Shared> {
@@ -376,21 +191,6 @@ pub fn label(fs_type: &str) -> &'static str {
     }
 }
 
-/// One secret by the names that it may have.
-fn passes<const N: usize>(keys: [&'static str; N], how: How) -> Vec<Pass> {
-    keys.map(|key| Pass { key, how }).to_vec()
-}
-
-/// `mount.TYPE SOURCE TARGET -o OPTIONS`, the contract of mount(8) with its helpers.
-fn mount_helper(asked: &Asked<'_>) -> Helper {
-    Helper {
-        programs: vec![format!("mount.{}", asked.fs_type)],
-        args: vec![asked.source.into(), TARGET.into()],
-        options: asked.options.for_file_system(),
-        ..Helper::default()
-    }
-}
-
 /// The types that a program of the image makes: as they are asked for, a family by its prefix alone, and as the mount
 /// table shows them.
 pub fn with_programs() -> (Vec<&'static str>, Vec<&'static str>) {
@@ -405,9 +205,67 @@ pub fn with_programs() -> (Vec<&'static str>, Vec<&'static str>) {
     (asked.collect(), shown.copied().collect())
 }
 
+/// The servers of a source and of the options, where one of them is to be chosen.
+pub fn several(fs_type: &str, source: &str, options: &Options) -> Option<Several> {
+    let Servers::Chosen(form, answering) = row(fs_type).ok()?.servers else {
+        return None;
+    };
+    let (mut servers, path) = (form.split)(source)?;
+    for key in answering.more {
+        let more = options.value(key).unwrap_or_default();
+        servers.extend(more.split(':').map(str::to_owned));
+    }
+    servers.retain(|server| !server.is_empty());
+    dedup(&mut servers);
+    (!servers.is_empty()).then_some(Several {
+        servers,
+        answering,
+        path,
+        join: form.join,
+    })
+}
+
+/// A source with these servers beside its own. It may be the path alone.
+///
+/// # Errors
+/// The kind's sources have no servers, one is bad, or there is no path.
+pub fn with(fs_type: &str, source: &str, more: &[String]) -> Result<String> {
+    let form = match row(fs_type)?.servers {
+        Servers::All(form) | Servers::Chosen(form, _) => form,
+        Servers::None => {
+            return Err(
+                Error::usage(format!("sources of type {fs_type} have no servers"))
+                    .hint("name the whole source"),
+            );
+        }
+    };
+    let (mut servers, path) =
+        (form.split)(source).unwrap_or_else(|| (Vec::new(), source.to_owned()));
+    servers.extend(more.iter().cloned());
+    servers.retain(|server| !server.is_empty());
+    dedup(&mut servers);
+    if servers.is_empty() || path.is_empty() {
+        return Err(Error::usage("no servers, or no path on them"));
+    }
+    let source = (form.join)(&servers, &path);
+    // Sources of some types have no room for a port, and would be read as something else.
+    let hosts = |servers: &[String]| -> Vec<String> {
+        let hosts = servers.iter().map(|server| host_of(server).to_owned());
+        hosts.collect()
+    };
+    match (form.split)(&source) {
+        Some((again, _)) if hosts(&again) == hosts(&servers) => Ok(source),
+        _ => Err(
+            Error::usage(format!("bad servers for {fs_type}: {}", servers.join(",")))
+                .hint("name each as it stands in a source of this type; a port may be an option"),
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::model::{Helper, TARGET};
 
     fn chosen(fs_type: &str, source: &str, options: &str) -> Result<Chosen> {
         let (options, secrets) = Options::and_secrets([options])?;

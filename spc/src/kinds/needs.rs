@@ -1,37 +1,9 @@
 //! What each kind needs of container and host, for `spc doctor --kind`. Data only: `health/kinds.rs` looks.
 
-use super::{Kind, ROW, TABLE, nfs};
 use crate::error::{Error, Result};
 use crate::host::modules::{FUSE, Module};
-
-/// A thing that a kind needs besides modules of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
-    /// One of these programs; `{}` is what stands for the `*` in the name of the row.
-    Program {
-        /// Their names.
-        names: &'static [&'static str],
-        /// The package that has them.
-        package: &'static str,
-    },
-    /// `/dev/fuse`.
-    Fuse,
-    /// Capabilities besides those that every mount needs, by their names without `CAP_`.
-    Capabilities(&'static [&'static str]),
-    /// The network of the host, without which the mount ends with the container.
-    HostNetwork,
-    /// A writable `/sys`, through which devices are made.
-    WritableSys,
-    /// `/dev` of the host, where they show.
-    HostDevices,
-}
-
-impl Need {
-    /// A program of a package.
-    pub const fn program(names: &'static [&'static str], package: &'static str) -> Self {
-        Self::Program { names, package }
-    }
-}
+use crate::kinds::model::{Kind, Need};
+use crate::kinds::{ROW, TABLE, nfs};
 
 /// Everything that one kind needs.
 #[derive(Debug)]

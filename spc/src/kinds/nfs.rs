@@ -1,11 +1,10 @@
 //! NFS: `mount.nfs SERVER:/PATH TARGET`, nfs(5). Version 4 needs nothing beside it; version 3 with locking needs
 //! rpcbind and rpc.statd in the network that the mount uses, which mount.nfs has started by its door `start-statd`.
 
-use super::needs::Need;
-use super::{Asked, Maker, PLAIN, Shared, Telling, mount_helper};
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
+use crate::kinds::model::{Asked, Maker, Need, PLAIN, Shared, Telling, mount_helper};
 
 /// The kernel asks for the module of a version by itself, and on a minimal host in vain.
 pub const MODULES: [Module; 3] = [

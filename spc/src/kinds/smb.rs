@@ -1,7 +1,7 @@
 //! SMB: `mount.cifs //SERVER/SHARE[/DIR…] TARGET`, mount.cifs(8).
 
-use super::{Asked, Helper, How, Maker, PLAIN, Telling, mount_helper, passes};
 use crate::error::{Error, Result};
+use crate::kinds::model::{Asked, Helper, How, Maker, PLAIN, Telling, mount_helper, passes};
 
 /// The helper's arguments. It gives up all capabilities but a few, and those that it keeps are not enough
 /// for the shim.

@@ -1,11 +1,10 @@
 //! The rows of the table. A FUSE program that deserves one has `..FUSE_PROGRAM`.
 
-use super::needs::Need;
-use super::servers::{self, Servers};
-use super::{Asked, Kind, Maker, PLAIN, Shown, Source, mount_helper};
-use super::{block, ceph, fuse, gluster, nfs, smb, source};
 use crate::error::Result;
 use crate::host::modules::{FUSE, Module};
+use crate::kinds::model::{Asked, Kind, Maker, Need, PLAIN, Shown, Source, mount_helper};
+use crate::kinds::servers::{self, Servers};
+use crate::kinds::{block, ceph, fuse, gluster, nfs, smb, source};
 
 /// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
 pub(super) const ROW: Kind = Kind {

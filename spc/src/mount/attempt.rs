@@ -7,32 +7,35 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode as FileMode, OFlags, openat};
 
-use super::device::prepare::{MKFS, Preparing};
-use super::device::{Attached, Attaching};
-use super::direct::{self, Detached};
-use super::handover::Handover;
-use super::proof;
-use super::queue::{self, Limit, Turn};
-use super::recover::{is_mount, leave_stand_in, undo, unseen};
-use super::request::RouteChoice;
-use super::run::{Interrupts, Run, Said};
-use super::servers::Share;
-use super::{Plan, Proof, services};
-use crate::error::{Class, Error, Reason, Result, errno_text};
-use crate::host::claim::{Claim, Mode};
-use crate::host::place::Place;
-use crate::host::target::{MountId, Pinned, show};
-use crate::host::{container, copies, modules};
-use crate::kinds::Maker;
+use crate::block::attach::{Attached, Attaching};
+use crate::block::filesystem::{MKFS, Preparing};
+use crate::error::{Class, Error, Reason, Result, errno_text, show};
+use crate::helper::secret_fds::Handover;
+use crate::helper::slot_limit::Limit;
+use crate::helper::slots::{self, Turn};
+use crate::host::namespace::shares;
+use crate::host::redirect::{Claim, Mode};
+use crate::host::runs_in::Place;
+use crate::host::target::{MountId, Pinned};
+use crate::host::{confinement, modules, propagated};
 use crate::kinds::block::AUTO;
+use crate::kinds::model::Maker;
 use crate::kinds::servers::first_of;
-use crate::liveness::lone;
-use crate::liveness::look::{self, Ahead, Health, Looked};
+use crate::liveness::probe::{self, Ahead, Health, Looked};
+use crate::liveness::waiter_lock;
 use crate::log;
-use crate::state::Route;
-use crate::state::Session;
-use crate::state::ledger::{Again, OnDevice, Record, State, boot, now};
+use crate::mount::direct::{self, Detached};
+use crate::mount::failover::Share;
+use crate::mount::helper_run::{Run, Said};
+use crate::mount::request::RouteChoice;
+use crate::mount::{Plan, Proof, proof};
+use crate::process::interrupts::Interrupts;
+use crate::recovery::leftovers::{is_mount, leave_stand_in, unseen};
+use crate::recovery::records::undo;
+use crate::recovery::services;
 use crate::state::presence::entry_of;
+use crate::state::record::{Again, OnDevice, Record, State, boot, now};
+use crate::state::{Route, Session};
 
 /// How long a helper that ended well may take until its mount is there.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -114,7 +117,7 @@ impl<'a> Attempt<'a> {
         interrupts.check()?;
         // Only the container's table may have copies. The kernel makes them after what they are copies of.
         if self.session.place == Place::Container {
-            copies::drop_copies(&proof.entry, &proof.on, proof.mount.unique)?;
+            propagated::drop_copies(&proof.entry, &proof.on, proof.mount.unique)?;
         }
         self.record.state = State::Mounted;
         self.note(proof.mount);
@@ -135,13 +138,13 @@ impl<'a> Attempt<'a> {
         };
         let host = &self.session.host;
         let limit = Limit::of(&request.options, host)?;
-        queue::enter(host, server, limit, deadline, || interrupts.check())
+        slots::enter(host, server, limit, deadline, || interrupts.check())
     }
 
     /// Runs the helper, or has the kernel make the mount, and proves the result.
     fn carry_out(&mut self, deadline: Instant, interrupts: &Interrupts) -> Result<Proof> {
         if self.plan.chosen.is_fuse() {
-            container::fuse()?;
+            confinement::fuse()?;
         }
         Ok(match (&self.plan.chosen.maker, &self.plan.program) {
             (Maker::Helper(helper), Some(program)) => {
@@ -170,7 +173,7 @@ impl<'a> Attempt<'a> {
                 let (is_fuse, mut ahead) = (self.plan.chosen.is_fuse(), None);
                 let said = run
                     .to_end(deadline, interrupts, || {
-                        ahead = is_fuse.then(|| look::ahead(deadline).ok()).flatten();
+                        ahead = is_fuse.then(|| probe::ahead(deadline).ok()).flatten();
                     })
                     .map_err(|error| self.hint_at_network(error))?;
                 let proof = self
@@ -308,9 +311,9 @@ impl<'a> Attempt<'a> {
         let (target, _held) = self.looked_at()?;
         let looked = Looked {
             target: target.into(),
-            mount: lone::key(mount),
+            mount: waiter_lock::key(mount),
         };
-        let health = look::at(&looked, ahead, deadline, || interrupts.check())?;
+        let health = probe::at(&looked, ahead, deadline, || interrupts.check())?;
         let (cause, reason) = match health {
             Health::Hung => ("what it mounted does not answer", Reason::NoAnswer),
             Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {
@@ -364,7 +367,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn hint_at_network(&self, error: Error) -> Error {
-        let own = container::shares(&self.session.settings, "net") == Some(false);
+        let own = shares(&self.session.settings, "net") == Some(false);
         let network = "the container has a network of its own, which may not reach the server: start it with --net=host";
         if own && error.class() == Class::Mount {
             return error.hint_also(network);

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use super::request::DEFAULT_TIMEOUT;
+use crate::mount::request::DEFAULT_TIMEOUT;
 
 /// How long to wait for a turn when nobody set a limit. Every helper has one, so the queue moves.
 const PATIENCE: Duration = Duration::from_secs(3600);

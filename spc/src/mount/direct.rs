@@ -3,24 +3,21 @@
 //! All of it uses detached mounts: made and configured where nobody sees them, then attached to
 //! the pinned target in one step (fsopen(2), open_tree(2), move_mount(2); Linux 5.2).
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
-use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
-    open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use crate::error::{Error, Result, errno_text};
-use crate::host::mountinfo;
-use crate::host::target::{MountId, Pinned, mount_id, show};
-use crate::kinds::{Chosen, Maker, Source};
+use crate::error::{Error, Result, errno_text, show};
+use crate::host::target::{MountId, Pinned, mount_id};
+use crate::kinds::Chosen;
+use crate::kinds::model::{Maker, Source};
 use crate::options::Options;
 use crate::sys;
 
@@ -39,7 +36,7 @@ impl AsFd for Detached {
 }
 
 impl Detached {
-    pub(super) fn of(fd: OwnedFd) -> Result<Self> {
+    pub(crate) fn of(fd: OwnedFd) -> Result<Self> {
         let mount = mount_id(&fd, OsStr::new(""))
             .map_err(|e| Error::system("cannot look at a detached mount").because(errno_text(e)))?;
         Ok(Self { fd, mount })
@@ -173,7 +170,7 @@ fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
 }
 
 /// Splits what belongs to the mount from what belongs to the file system.
-pub(super) fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Option<&str>)>) {
+pub(crate) fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Option<&str>)>) {
     let mut flags = MountAttrFlags::empty();
     let mut rest = Vec::new();
     for (key, value) in options.iter() {
@@ -216,64 +213,4 @@ fn kernel_log(fs: &OwnedFd) -> Vec<String> {
         }
     }
     lines
-}
-
-/// Takes the mount with these ids away from the host, wherever it is; run it on the host's thread.
-/// True if it was there.
-///
-/// # Errors
-/// The errno of umount2(2).
-pub fn detach(
-    target: &Path,
-    id: u64,
-    unique: u64,
-    flags: UnmountFlags,
-) -> std::result::Result<bool, Errno> {
-    let at = |path: &Path| named(path, id, unique, ResolveFlags::empty());
-    let mut found = at(target);
-    for _ in 0..mountinfo::LOOKS {
-        if found.is_some() {
-            break;
-        }
-        let Some(entry) = mountinfo::find(id, unique).map_err(|_| Errno::IO)? else {
-            break;
-        };
-        found = at(&entry.target);
-        // Somebody may be renaming directories on the way.
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    match found {
-        Some((parent, name)) => take(&parent, &name, flags).map(|()| true),
-        None => Ok(false),
-    }
-}
-
-/// As [`detach`], if the way to the target is in the kernel's cache: no file system is asked for it.
-///
-/// # Errors
-/// The errno of umount2(2).
-pub fn detach_at_once(target: &Path, id: u64, unique: u64) -> std::result::Result<bool, Errno> {
-    match named(target, id, unique, ResolveFlags::CACHED) {
-        Some((parent, name)) => take(&parent, &name, UnmountFlags::empty()).map(|()| true),
-        None => Ok(false),
-    }
-}
-
-/// The directory that a mount with these ids is in, and its name there, if it is at this path. By name, for a look at the
-/// mount itself might wait for a dead server.
-fn named(path: &Path, id: u64, unique: u64, how: ResolveFlags) -> Option<(OwnedFd, OsString)> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let parent = openat2(CWD, path.parent()?, flags, Mode::empty(), how).ok()?;
-    let name = path.file_name()?.to_owned();
-    mount_id(&parent, &name)
-        .is_ok_and(|top| top.is_root && top.is(id, unique))
-        .then_some((parent, name))
-}
-
-fn take(parent: &OwnedFd, name: &OsStr, flags: UnmountFlags) -> std::result::Result<(), Errno> {
-    rustix::process::fchdir(parent)?;
-    let result = unmount(name, flags | UnmountFlags::NOFOLLOW);
-    // The thread must not keep the directory busy.
-    rustix::process::chdir("/")?;
-    result
 }

@@ -1,42 +1,23 @@
 //! Everything decided before anything is changed.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::Request;
-use super::device::prepare::MKFS;
-use super::files::Files;
-use super::request::RouteChoice;
-use super::servers::file;
-use crate::error::{Error, Reason, Result, errno_text};
-use crate::host::container::PROGRAM_DIRS;
-use crate::host::place::{self, Place};
-use crate::host::target::{Rules, Walk, on_host, show, walk};
-use crate::host::{Claim, Host, Settings, caller, container, modules};
-use crate::kinds::servers::{Several, several};
-use crate::kinds::{self, Asked, Chosen, How, Maker, Pass};
-use crate::liveness::way;
+use crate::block::filesystem::MKFS;
+use crate::error::{Error, Result, errno_text, show};
+use crate::helper::option_files::Files;
+use crate::helper::program::{Linkage, Program, find};
+use crate::host::redirect::Claim;
+use crate::host::runs_in::{self, Place};
+use crate::host::target::{Rules, Walk, on_host, walk};
+use crate::host::{Host, Settings, caller, confinement, modules};
+use crate::kinds::model::{Asked, How, Maker, Pass};
+use crate::kinds::servers::Several;
+use crate::kinds::{self, Chosen, several};
+use crate::liveness::path;
+use crate::mount::request::RouteChoice;
+use crate::mount::{Request, server_file};
 use crate::options::Options;
 use crate::state::Route;
-
-/// How a program is linked, which decides whether the shim can enter it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Linkage {
-    /// Started by this ELF interpreter, which loads the shim.
-    Dynamic(PathBuf),
-    /// Nothing can be preloaded.
-    Static,
-}
-
-/// A program that was found.
-#[derive(Clone, Debug)]
-pub struct Program {
-    /// Its file.
-    pub path: PathBuf,
-    /// Its linkage, or that of the interpreter its `#!` line leads to.
-    pub linkage: Linkage,
-}
 
 /// A mount, decided.
 #[derive(Debug)]
@@ -96,13 +77,13 @@ impl Plan {
         copies: Option<&Path>,
     ) -> Result<Self> {
         let fingerprint = request.fingerprint();
-        let request = file::named(request, host, settings)?;
+        let request = server_file::named(request, host, settings)?;
         let several = several(&request.fs_type, &request.source, &request.options);
         let cwd = caller::cwd()?;
         let asked_target = on_host(&request.target, &cwd, &settings.hosts());
         let id = new_id()?;
         let files = Claim::named(&settings.claims(), &id).files();
-        let (options, files) = match place::place() {
+        let (options, files) = match runs_in::place() {
             Place::Client(_) => Files::take(&request.options, host, settings, files, copies)?,
             Place::Container | Place::Host => (request.options.clone(), Files::default()),
         };
@@ -122,7 +103,7 @@ impl Plan {
                 let program = find(&helper.programs, &request.fs_type)?;
                 // Without the module, which will be loaded first, the device cannot be opened.
                 if chosen.is_fuse() && modules::FUSE.is_there() {
-                    container::fuse()?;
+                    confinement::fuse()?;
                 }
                 let enters = matches!(program.linkage, Linkage::Dynamic(_));
                 let route = match request.route {
@@ -143,10 +124,10 @@ impl Plan {
             mkdir: None,
             ..rules
         };
-        way::clear(host, &asked_target, request.limit())?;
+        path::clear(host, &asked_target, request.limit())?;
         if let Maker::Bind { .. } = chosen.maker {
             let source = on_host(Path::new(&request.source), &cwd, &settings.hosts());
-            way::clear(host, &source, request.limit())?;
+            path::clear(host, &source, request.limit())?;
         }
         let found = host.run("looking at the target", {
             let target = asked_target.clone();
@@ -235,7 +216,7 @@ impl Plan {
             .args
             .iter()
             .map(|arg| {
-                if arg == kinds::TARGET {
+                if arg == kinds::model::TARGET {
                     target.to_owned()
                 } else {
                     arg.clone()
@@ -308,104 +289,9 @@ fn log_name(target: &Path) -> String {
         .collect()
 }
 
-fn find(names: &[String], fs_type: &str) -> Result<Program> {
-    match container::program(names) {
-        Some(path) => Ok(Program {
-            linkage: linkage(&path, 4)?,
-            path,
-        }),
-        None => {
-            let names = names.join(", ");
-            let known: Vec<_> = kinds::names().collect();
-            Err(Error::mount(format!("cannot mount type {fs_type}: this container has no program {names}"))
-                .reason_is(Reason::System)
-                .hint(format!("install it in the image, or check the type; known without a helper of their own name: {}", known.join(", "))))
-        }
-    }
-}
-
-/// Reads a program's header; a `#!` line leads on to its interpreter (execve(2)).
-fn linkage(path: &Path, depth: u8) -> Result<Linkage> {
-    let fail = |cause: String| {
-        Error::mount(format!("cannot run {}", path.display()))
-            .because(cause)
-            .hint("install the helper anew in the image")
-    };
-    let mut file = BufReader::new(File::open(path).map_err(|e| fail(errno_text(e)))?);
-    let head = file.fill_buf().map_err(|e| fail(errno_text(e)))?;
-    if head.starts_with(b"#!") {
-        if depth == 0 {
-            return Err(fail("too many interpreters".into()));
-        }
-        let mut line = Vec::new();
-        file.take(256)
-            .read_until(b'\n', &mut line)
-            .map_err(|e| fail(errno_text(e)))?;
-        let line = String::from_utf8_lossy(&line[2..]).into_owned();
-        let mut words = line.split_whitespace();
-        let interpreter = words.next().unwrap_or_default();
-        // env(1) finds the real one by name.
-        let named = if interpreter.ends_with("/env") {
-            words.next()
-        } else {
-            None
-        };
-        let next = match named {
-            Some(name) => PROGRAM_DIRS
-                .iter()
-                .map(|dir| Path::new(dir).join(name))
-                .find(|p| p.is_file()),
-            None => Some(PathBuf::from(interpreter)),
-        };
-        return match next.filter(|p| p.is_file()) {
-            Some(next) => linkage(&next, depth - 1),
-            None => Err(fail(format!("its interpreter is missing: {interpreter}"))),
-        };
-    }
-    let file = file.into_inner();
-    let mut elf = elf::ElfStream::<elf::endian::AnyEndian, _>::open_stream(file)
-        .map_err(|_| fail("neither an ELF program nor a script".into()))?;
-    let interp = elf
-        .segments()
-        .iter()
-        .find(|s| s.p_type == elf::abi::PT_INTERP)
-        .copied();
-    let Some(interp) = interp else {
-        return Ok(Linkage::Static);
-    };
-    let data = elf.segment_data(&interp).map_err(|e| fail(e.to_string()))?;
-    let text: Vec<u8> = data.iter().copied().take_while(|b| *b != 0).collect();
-    Ok(Linkage::Dynamic(PathBuf::from(
-        String::from_utf8_lossy(&text).into_owned(),
-    )))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_shell_is_dynamic_and_a_script_is_its_interpreter() {
-        assert!(matches!(
-            linkage(Path::new("/bin/sh"), 4).unwrap(),
-            Linkage::Dynamic(_)
-        ));
-        let dir = std::env::temp_dir().join(format!("spc-plan-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let script = dir.join("helper");
-        std::fs::write(&script, "#! /usr/bin/env sh\n").unwrap();
-        assert!(matches!(linkage(&script, 4).unwrap(), Linkage::Dynamic(_)));
-        std::fs::write(&script, "#!/no/such\n").unwrap();
-        assert!(
-            linkage(&script, 4)
-                .unwrap_err()
-                .to_string()
-                .contains("/no/such")
-        );
-        std::fs::write(&script, "plain text").unwrap();
-        assert!(linkage(&script, 4).is_err());
-        std::fs::remove_dir_all(&dir).unwrap();
-    }
 
     #[test]
     fn log_names_are_plain_and_short() {

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result, errno_text, show};
 use crate::host::mountinfo::{self, Entry};
-use crate::host::target::{MountId, Pinned, show};
+use crate::host::target::{MountId, Pinned};
 use crate::kinds;
 
 /// A mount that was seen on the host, where it was asked for, with a type it should have.

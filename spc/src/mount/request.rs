@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::device::prepare::MKFS;
-use super::servers::order::Order;
+use crate::block::filesystem::MKFS;
 use crate::error::{Error, Result};
 use crate::kinds::block::AUTO;
 use crate::kinds::servers::{self, SERVERS};
 use crate::kinds::{self, Inferred};
-use crate::options::extent::Extent;
+use crate::options::repair_scope::Extent;
 use crate::options::{Options, Secrets};
+use crate::servers::order::Order;
 
 /// How long a mount may take when nobody says.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -84,7 +84,7 @@ impl Request {
             && !list.starts_with('@')
         {
             let more = servers::list_of(list)?;
-            self.source = servers::with(&self.fs_type, &self.source, &more)?;
+            self.source = kinds::with(&self.fs_type, &self.source, &more)?;
             self.options = self.options.without(&[SERVERS]);
         }
         Order::of(&self.options)?;

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::secrets::{Secrets, is_secret};
 use crate::error::{Error, Result};
+use crate::options::secrets::{Secrets, is_secret};
 
 /// Options that only mean something to fstab and its readers (fstab(5), mount(8)).
 const FSTAB_ONLY: [&str; 12] = [

@@ -1,7 +1,7 @@
 //! What stands behind `-o` and `--secret`: options, the secrets among them, and those options that are spc's own.
 
-pub mod extent;
 mod list;
+pub mod repair_scope;
 pub mod secrets;
 
 pub use list::Options;

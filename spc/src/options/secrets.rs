@@ -10,8 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result, errno_text};
-use crate::host::caller;
-use crate::host::{Host, Settings};
+use crate::host::{Host, Settings, caller};
 
 /// What stands for a value wherever one would be seen.
 pub const MASK: &str = "***";

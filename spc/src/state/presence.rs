@@ -10,11 +10,11 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
-use super::Session;
-use super::ledger::{Record, hash};
 use crate::error::{Error, Result, errno_text};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, mount_id};
+use crate::state::store::hash;
+use crate::state::{Record, Session};
 use crate::sys::statmount;
 
 /// What a record says of its mount, in few bytes.

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::ledger::{Ledger, Record};
 use crate::error::Result;
-use crate::host::claim::{self, Claim};
-use crate::host::place::{Place, place};
+use crate::host::redirect::{self, Claim};
+use crate::host::runs_in::{Place, place};
 use crate::host::{Host, Settings};
+use crate::state::{Ledger, Record};
 
 /// What every command works with.
 pub struct Session {
@@ -40,7 +40,7 @@ impl Session {
     pub fn claim(&self, record: &Record) -> Claim {
         let claims = match &record.root {
             Some(root) if self.place != Place::Client(root.clone()) => {
-                claim::of_client(&self.host, root)
+                redirect::of_client(&self.host, root)
             }
             _ => self.settings.claims(),
         };

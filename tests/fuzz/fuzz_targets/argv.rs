@@ -7,10 +7,10 @@ use std::os::unix::ffi::OsStringExt;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use libfuzzer_sys::fuzz_target;
-use spc::doors::argv::Arguments;
-use spc::doors::cli::Cli;
-use spc::doors::helper::{MountHelper, UmountHelper};
-use spc::doors::mounter::Mounter;
+use spc::frontends::secret_args::Arguments;
+use spc::frontends::cli::Cli;
+use spc::frontends::mount_helper::{MountHelper, UmountHelper};
+use spc::frontends::kubelet::mounter::Mounter;
 use spc::options::secrets::is_secret;
 
 fuzz_target!(|data: &[u8]| {

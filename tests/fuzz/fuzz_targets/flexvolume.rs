@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spc::doors::flexvolume::node::Allowed;
-use spc::doors::flexvolume::volume::{self, Volume};
+use spc::frontends::kubelet::flexvolume::allowlist::Allowed;
+use spc::frontends::kubelet::flexvolume::volume::{self, Volume};
 
 const TARGET: &str = "/var/lib/kubelet/pods/1-2/volumes/x~spc/data";
 

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use spc::state::Record;
-use spc::state::ledger::Attachment;
+use spc::state::attachments::Attachment;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(record) = serde_json::from_slice::<Record>(data) {

@@ -2,15 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spc::doors::flexvolume::node::Allowed;
-
-// The very parser that is in both.
-#[path = "../../../shim/src/config/mod.rs"]
-#[allow(dead_code)]
-mod config;
+use spc::frontends::kubelet::flexvolume::allowlist::Allowed;
+use spc_shim_config::Config;
 
 fuzz_target!(|data: &[u8]| {
-    if let Ok(mut config) = config::Config::parse_file(data) {
+    if let Ok(mut config) = Config::parse_file(data) {
         for text in [config.claims()]
             .into_iter()
             .flatten()

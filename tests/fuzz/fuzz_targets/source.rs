@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spc::kinds::{self, Asked, Maker};
+use spc::kinds::model::{Asked, Maker};
 use spc::options::Options;
 
 fuzz_target!(|text: &str| {

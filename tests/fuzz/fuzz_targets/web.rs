@@ -4,8 +4,8 @@
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use spc::health::metrics::Metrics;
-use spc::health::web::answer_to;
+use spc::daemon::metrics::Metrics;
+use spc::daemon::http::answer_to;
 
 fuzz_target!(|question: &[u8]| {
     static METRICS: OnceLock<Metrics> = OnceLock::new();

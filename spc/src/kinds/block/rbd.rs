@@ -1,9 +1,10 @@
 //! RBD: `rbd:POOL/[NAMESPACE/]IMAGE`, mapped by the kernel's client through rbd(8).
 
-use super::{Command, Device, Identity, Shows, Step, WAY, Way};
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
-use crate::kinds::{Asked, How, Pass, Telling, ceph};
+use crate::kinds::block::model::{Command, Device, Identity, Shows, Step, WAY, Way};
+use crate::kinds::ceph;
+use crate::kinds::model::{Asked, How, Pass, Telling};
 
 /// The kernel's client.
 pub const MODULES: [Module; 1] = [Module::driver("rbd")];

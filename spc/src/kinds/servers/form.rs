@@ -6,8 +6,8 @@ type Parts = (Vec<String>, String);
 /// How servers and a path make a source.
 #[derive(Clone, Copy)]
 pub(in crate::kinds) struct Form {
-    pub(super) split: fn(&str) -> Option<Parts>,
-    pub(super) join: fn(&[String], &str) -> String,
+    pub(in crate::kinds) split: fn(&str) -> Option<Parts>,
+    pub(in crate::kinds) join: fn(&[String], &str) -> String,
 }
 
 /// `A,B:/PATH`.

@@ -2,7 +2,7 @@
 //! Pure text; the looking is done by `mount/servers/`.
 
 mod answering;
-mod form;
+pub(crate) mod form;
 mod list;
 
 pub use answering::Answering;
@@ -11,10 +11,8 @@ pub(super) use form::{COLON, LOGIN, PORTALS, SLASHES, VOLUME};
 pub use form::{at_host, host_of};
 pub use list::{in_file, list_of};
 
-use super::row;
-use crate::error::{Error, Result};
+use crate::kinds::servers::form::{Form, bare};
 use crate::options::Options;
-use form::{Form, bare};
 
 /// An option of any kind that has servers: more of them, or `@FILE` with them.
 pub const SERVERS: &str = "x-spc.servers";
@@ -37,8 +35,8 @@ pub struct Several {
     pub servers: Vec<String>,
     /// How it is seen whether they answer.
     pub answering: Answering,
-    path: String,
-    join: fn(&[String], &str) -> String,
+    pub(super) path: String,
+    pub(super) join: fn(&[String], &str) -> String,
 }
 
 impl Several {
@@ -58,63 +56,6 @@ impl Several {
     }
 }
 
-/// The servers of a source and of the options, where one of them is to be chosen.
-pub fn several(fs_type: &str, source: &str, options: &Options) -> Option<Several> {
-    let Servers::Chosen(form, answering) = row(fs_type).ok()?.servers else {
-        return None;
-    };
-    let (mut servers, path) = (form.split)(source)?;
-    for key in answering.more {
-        let more = options.value(key).unwrap_or_default();
-        servers.extend(more.split(':').map(str::to_owned));
-    }
-    servers.retain(|server| !server.is_empty());
-    dedup(&mut servers);
-    (!servers.is_empty()).then_some(Several {
-        servers,
-        answering,
-        path,
-        join: form.join,
-    })
-}
-
-/// A source with these servers beside its own. It may be the path alone.
-///
-/// # Errors
-/// The kind's sources have no servers, one is bad, or there is no path.
-pub fn with(fs_type: &str, source: &str, more: &[String]) -> Result<String> {
-    let form = match row(fs_type)?.servers {
-        Servers::All(form) | Servers::Chosen(form, _) => form,
-        Servers::None => {
-            return Err(
-                Error::usage(format!("sources of type {fs_type} have no servers"))
-                    .hint("name the whole source"),
-            );
-        }
-    };
-    let (mut servers, path) =
-        (form.split)(source).unwrap_or_else(|| (Vec::new(), source.to_owned()));
-    servers.extend(more.iter().cloned());
-    servers.retain(|server| !server.is_empty());
-    dedup(&mut servers);
-    if servers.is_empty() || path.is_empty() {
-        return Err(Error::usage("no servers, or no path on them"));
-    }
-    let source = (form.join)(&servers, &path);
-    // Sources of some types have no room for a port, and would be read as something else.
-    let hosts = |servers: &[String]| -> Vec<String> {
-        let hosts = servers.iter().map(|server| host_of(server).to_owned());
-        hosts.collect()
-    };
-    match (form.split)(&source) {
-        Some((again, _)) if hosts(&again) == hosts(&servers) => Ok(source),
-        _ => Err(
-            Error::usage(format!("bad servers for {fs_type}: {}", servers.join(",")))
-                .hint("name each as it stands in a source of this type; a port may be an option"),
-        ),
-    }
-}
-
 /// The name by which a source has its server, the first of several; none if it is a path or has no name.
 pub fn first_of(source: &str) -> Option<&str> {
     let source = match source.strip_prefix("//") {
@@ -130,7 +71,7 @@ pub fn first_of(source: &str) -> Option<&str> {
     (!name.is_empty()).then_some(name)
 }
 
-fn dedup(servers: &mut Vec<String>) {
+pub(crate) fn dedup(servers: &mut Vec<String>) {
     let mut seen = std::collections::BTreeSet::new();
     servers.retain(|server| seen.insert(bare(server).to_owned()));
 }
@@ -138,6 +79,8 @@ fn dedup(servers: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Result;
+    use crate::kinds::{several, with};
 
     #[test]
     fn a_source_names_its_server() {

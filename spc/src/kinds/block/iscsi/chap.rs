@@ -1,8 +1,8 @@
 //! CHAP: names are options, passwords are secrets; both become settings of records.
 
-use super::super::Value;
 use crate::error::{Error, Result};
-use crate::kinds::Asked;
+use crate::kinds::block::model::Value;
+use crate::kinds::model::Asked;
 
 /// Secrets that are for it.
 pub(super) const SECRETS: [&str; 4] = [

@@ -7,16 +7,16 @@
 mod chap;
 mod portal;
 
-use super::{
-    At, Command, Device, HostName, Identity, Patience, Shows, Step, Tells, Value, WAY,
-    Way as BlockWay,
-};
 use crate::error::{Error, Result};
+use crate::host::hostname::HostName;
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
-use crate::kinds::{Asked, Telling};
-use chap::{DISCOVERY, SECRETS, SESSION, credentials};
-use portal::{HELLO, Portal};
+use crate::kinds::block::iscsi::chap::{DISCOVERY, SECRETS, SESSION, credentials};
+use crate::kinds::block::iscsi::portal::{HELLO, Portal};
+use crate::kinds::block::model::{
+    At, Command, Device, Identity, Patience, Shows, Step, Tells, Value, WAY, Way as BlockWay,
+};
+use crate::kinds::model::{Asked, Telling};
 
 /// Where Open-iSCSI keeps its records: Debian 13 and later, earlier ones.
 const RECORDS: [&str; 2] = ["/var/lib/iscsi", "/etc/iscsi"];

@@ -1,0 +1,109 @@
+use super::*;
+
+fn strings<'a>(values: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
+    values
+        .map(|value| String::from_utf8_lossy(value).into_owned())
+        .collect()
+}
+
+fn broken(text: &str) -> (u32, &'static str) {
+    let Err(broken) = Config::parse_file(text.as_bytes()) else {
+        panic!("accepted: {text}");
+    };
+    (broken.line, broken.reason)
+}
+
+#[test]
+fn no_file_means_the_built_in_values() {
+    let config = Config::parse_file(b"").unwrap();
+    assert_eq!(
+        strings(config.namespaces()),
+        ["/host/proc/1/ns/mnt", "/proc/1/ns/mnt"]
+    );
+    assert_eq!(strings(config.hosts()), ["/host"]);
+    assert_eq!(
+        strings(config.types()).join(" "),
+        "fuse fuse.* fuseblk nfs nfs4 ceph cifs smb3 9p"
+    );
+    assert_eq!(config.target(b"/data", b"/data"), None);
+    assert_eq!(config.claims(), Some(&b"/spc/targets"[..]));
+    assert_eq!(strings(config.reports()), ["/spc/report.sock"]);
+    assert!(!config.names(Operation::Bind));
+}
+
+#[test]
+fn a_named_key_replaces_and_adds_up() {
+    let config = Config::parse_file(
+        b"# all of it\n\n type\tfuse.glusterfs # only this\ntype nfs\noperation move bind\n\
+          target /data /srv/x=/mnt/x\n",
+    )
+    .unwrap();
+    assert_eq!(strings(config.types()), ["fuse.glusterfs", "nfs"]);
+    assert_eq!(strings(config.hosts()), ["/host"]);
+    assert_eq!(config.target(b"/data", b"/"), Some(&b"/data"[..]));
+    assert_eq!(config.target(b"/", b"/data"), Some(&b"/data"[..]));
+    assert_eq!(config.target(b"/srv/x", b"/srv/x"), Some(&b"/mnt/x"[..]));
+    assert_eq!(config.target(b"/mnt/x", b"/mnt/x"), None);
+    assert!(config.names(Operation::Move) && config.names(Operation::Bind));
+    assert!(!config.names(Operation::Remount) && !config.names(Operation::Propagation));
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused_with_its_line() {
+    assert_eq!(broken("host /host\ntpye fuse\n"), (2, "unknown key"));
+    assert_eq!(broken("type\n"), (1, "no value"));
+    assert_eq!(broken("type # none\n"), (1, "no value"));
+    assert_eq!(broken("type f*se"), (1, "bad value"));
+    assert_eq!(broken("operation umount"), (1, "bad value"));
+    assert_eq!(broken("host relative"), (1, "bad value"));
+    assert_eq!(broken("host /"), (1, "bad value"));
+    assert_eq!(broken("target /a/../b"), (1, "bad value"));
+    assert_eq!(broken("target /a="), (1, "bad value"));
+    assert_eq!(broken("target /a/"), (1, "bad value"));
+    assert_eq!(
+        broken(&format!("target /{}", "x".repeat(TEXT_MAX))),
+        (1, "too long")
+    );
+    assert_eq!(
+        broken(&"type fuse\n".repeat(TEXT_MAX / 6 + 1)),
+        (TEXT_MAX as u32 / 6 + 1, "too long")
+    );
+}
+
+#[test]
+fn the_environment_adds_and_comes_first() {
+    let mut config = Config::parse_file(b"").unwrap();
+    config.add_env(b"SPC_NAMESPACE", b"/a /b").unwrap();
+    config.add_env(b"sysimage", b"/image/").unwrap();
+    config.add_env(b"SPC_TYPES", b"tmpfs ext*").unwrap();
+    config.add_env(b"SPC_TARGETS", b"/data=/mnt").unwrap();
+    config.add_env(b"SPC_OPERATIONS", b" propagation ").unwrap();
+    config.add_env(b"SPC_REPORT", b"/r").unwrap();
+    config.add_env(b"PATH", b"\\").unwrap();
+    assert_eq!(
+        strings(config.namespaces()),
+        [
+            "/a",
+            "/b",
+            "/image/proc/1/ns/mnt",
+            "/host/proc/1/ns/mnt",
+            "/proc/1/ns/mnt"
+        ]
+    );
+    assert_eq!(strings(config.hosts()), ["/image", "/host"]);
+    assert_eq!(strings(config.reports()), ["/r", "/spc/report.sock"]);
+    assert_eq!(strings(config.types().take(2)), ["tmpfs", "ext*"]);
+    assert_eq!(config.target(b"/data", b"/data"), Some(&b"/mnt"[..]));
+    assert!(config.names(Operation::Propagation));
+    let bad = config.add_env(b"SPC_TARGETS", b"relative").unwrap_err();
+    assert_eq!((bad.line, bad.reason), (0, "bad value"));
+    config.add_env(b"SPC_HOST", b"/").unwrap();
+}
+
+#[test]
+fn mapped_zero_bytes_are_a_config() {
+    let empty = Config::empty();
+    assert_eq!(empty.namespaces().count() + empty.types().count(), 0);
+    assert_eq!(empty.used, 0);
+    assert_eq!(empty.named, 0);
+}

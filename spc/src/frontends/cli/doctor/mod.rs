@@ -1,0 +1,146 @@
+//! `spc doctor`: is this container able to do its job?
+
+pub mod check;
+pub mod requirements;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::error::{Error, Result, errno_text};
+use crate::frontends::cli::doctor::check::{Check, check, copy};
+use crate::host::namespace::{self, shares};
+use crate::host::{Host, Settings, confinement};
+use crate::kinds::needs::Needs;
+use crate::mount::helper_run::SHIM;
+
+/// The oldest kernel with every call that is used (mount_setattr(2)).
+const KERNEL: (u32, u32) = (5, 12);
+
+/// Looks at everything, and with kinds at what these need; one failure does not stop the rest.
+pub fn examine(kinds: &[Needs]) -> Vec<Check> {
+    let mut checks = general();
+    if !kinds.is_empty() {
+        // Not every kind needs it, and those that do say so.
+        checks.retain(|check| check.name != "fuse");
+        checks.extend(kinds.iter().flat_map(requirements::examine));
+    }
+    checks
+}
+
+fn general() -> Vec<Check> {
+    let settings = Settings::read();
+    let claims = settings
+        .as_ref()
+        .map(Settings::claims)
+        .unwrap_or_else(|_| "/spc/targets".into());
+    vec![
+        check("kernel", kernel()),
+        check("capabilities", capabilities()),
+        check(
+            "settings",
+            settings.as_ref().map(|_| "readable".into()).map_err(copy),
+        ),
+        check("host", settings.as_ref().map_err(copy).and_then(host)),
+        check("network", network(settings.as_ref().ok())),
+        check("shim", shim()),
+        check("claims", writable(&claims)),
+        check(
+            "fuse",
+            confinement::fuse().map(|()| "/dev/fuse opens".into()),
+        ),
+        check("mtab", mtab()),
+    ]
+}
+
+fn kernel() -> Result<String> {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= KERNEL {
+        Ok(release)
+    } else {
+        Err(Error::system(format!("Linux {release}")).hint(format!(
+            "Linux {}.{} or newer is needed",
+            KERNEL.0, KERNEL.1
+        )))
+    }
+}
+
+fn capabilities() -> Result<String> {
+    let missing = namespace::missing_capabilities()?;
+    if missing.is_empty() {
+        return Ok("all there".into());
+    }
+    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+    let options: Vec<_> = names
+        .iter()
+        .map(|name| format!("--cap-add={name}"))
+        .collect();
+    Err(
+        Error::system(format!("missing: {}", names.join(", "))).hint(format!(
+            "start the container with --privileged, or {}",
+            options.join(" ")
+        )),
+    )
+}
+
+fn host(settings: &Settings) -> Result<String> {
+    let host = Host::open(settings)?;
+    Ok(format!("entered through {}", host.namespace().display()))
+}
+
+fn network(settings: Option<&Settings>) -> Result<String> {
+    match settings.and_then(|settings| shares(settings, "net")) {
+        Some(true) => Ok("the host's".into()),
+        Some(false) => Err(Error::system("the container has a network of its own")
+            .hint("start it with --net=host; mounts of the kernel's network file systems would end with the container")),
+        None => Err(Error::system("cannot tell whether the network is the host's").hint("start the container with --net=host --pid=host")),
+    }
+}
+
+fn shim() -> Result<String> {
+    let preload = fs::read_to_string("/etc/ld.so.preload").unwrap_or_default();
+    if !Path::new(SHIM).is_file() {
+        return Err(Error::system(format!("{SHIM} is missing"))
+            .hint("use the image, or install the shim there"));
+    }
+    if !preload.split_ascii_whitespace().any(|line| line == SHIM) {
+        return Err(
+            Error::system(format!("/etc/ld.so.preload does not name {SHIM}"))
+                .hint(format!("echo {SHIM} >>/etc/ld.so.preload in the container")),
+        );
+    }
+    // Not into this very program, which is static.
+    let read = Command::new("cat").arg("/proc/self/maps").output();
+    let maps = read.map(|output| output.stdout).unwrap_or_default();
+    if String::from_utf8_lossy(&maps).contains("libspc_shim.so") {
+        Ok("loaded into every program".into())
+    } else {
+        Err(Error::system("the shim is not loaded into programs")
+            .hint("`ldd /usr/bin/cat` in the container tells why"))
+    }
+}
+
+fn writable(claims: &Path) -> Result<String> {
+    let probe = claims.join("doctor");
+    let result = fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe));
+    match result {
+        Ok(()) => Ok(format!("{} is writable", claims.display())),
+        Err(error) => Err(Error::system(format!("cannot write {}", claims.display()))
+            .because(errno_text(error))
+            .hint("with a read-only container, add --tmpfs /spc/targets")),
+    }
+}
+
+fn mtab() -> Result<String> {
+    if fs::symlink_metadata("/etc/mtab").is_ok_and(|m| m.file_type().is_symlink()) {
+        Ok("a symbolic link".into())
+    } else {
+        Err(Error::system("/etc/mtab is not a symbolic link")
+            .hint("ln -sf ../proc/self/mounts /etc/mtab in the container; helpers would write it"))
+    }
+}

@@ -1,0 +1,112 @@
+//! `spc doctor --kind`: what container and host lack for one kind of file system.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::thread::CapabilitySet;
+
+use crate::error::{Error, Result, errno_text};
+use crate::frontends::cli::doctor::check::{Check, check};
+use crate::host::namespace::shares;
+use crate::host::{Host, Settings, confinement, modules};
+use crate::kinds::model::Need;
+use crate::kinds::needs::Needs;
+
+/// Looks at all that a kind needs; one failure does not stop the rest.
+pub fn examine(needs: &Needs) -> Vec<Check> {
+    let settings = Settings::read().ok();
+    let host = settings.as_ref().and_then(|s| Host::open(s).ok());
+    let host = settings.as_ref().zip(host.as_ref());
+    let mut checks: Vec<Check> = Vec::new();
+    let mut add = |what: &str, result| {
+        checks.push(check(&format!("{} {what}", needs.kind), result));
+    };
+    for part in needs.parts {
+        match *part {
+            Need::Program { names, package } => {
+                add("program", program(names, &needs.word, package));
+            }
+            Need::Fuse => add(
+                "device",
+                confinement::fuse().map(|()| "/dev/fuse opens".into()),
+            ),
+            Need::Capabilities(names) => add("capabilities", capabilities(names)),
+            Need::HostNetwork => add("network", network(host.map(|(settings, _)| settings))),
+            Need::WritableSys => add("/sys", writable_sys()),
+            Need::HostDevices => add("/dev", devices(host.map(|(_, host)| host))),
+        }
+    }
+    for module in needs.modules {
+        let found = match host {
+            Some((settings, host)) => modules::look(*module, host, settings),
+            None => Err(unseen()),
+        };
+        add("module", found);
+    }
+    checks
+}
+
+fn unseen() -> Error {
+    Error::system("the host cannot be looked at").hint("see the check of the host")
+}
+
+fn program(names: &[&str], word: &str, package: &str) -> Result<String> {
+    let names: Vec<String> = names.iter().map(|name| name.replace("{}", word)).collect();
+    let package = package.replace("{}", word);
+    match confinement::program(&names) {
+        Some(path) => Ok(path.display().to_string()),
+        None => Err(
+            Error::system(format!("this container has no {}", names.join(" and no "))).hint(
+                format!("install it in the image: apt-get install {package}"),
+            ),
+        ),
+    }
+}
+
+fn capabilities(names: &[&str]) -> Result<String> {
+    let sets = rustix::thread::capabilities(None)
+        .map_err(|e| Error::system("cannot read the capabilities").because(errno_text(e)))?;
+    let has =
+        |name: &str| CapabilitySet::from_name(name).is_some_and(|bit| sets.effective.contains(bit));
+    let missing: Vec<&str> = names.iter().copied().filter(|name| !has(name)).collect();
+    if missing.is_empty() {
+        return Ok(names.join(", "));
+    }
+    let options: Vec<_> = missing
+        .iter()
+        .map(|name| format!("--cap-add={name}"))
+        .collect();
+    Err(Error::system(format!("missing: {}", missing.join(", ")))
+        .hint(format!("start the container with {}", options.join(" "))))
+}
+
+fn network(settings: Option<&Settings>) -> Result<String> {
+    match settings.and_then(|settings| shares(settings, "net")) {
+        Some(true) => Ok("the host's".into()),
+        _ => Err(
+            Error::system("the container's network is not known to be the host's")
+                .hint("start it with --net=host: a mount that the kernel serves ends with the network that it was made in"),
+        ),
+    }
+}
+
+fn writable_sys() -> Result<String> {
+    let there = rustix::fs::access("/sys/bus", rustix::fs::Access::WRITE_OK);
+    there.map(|()| "writable".into()).map_err(|e| {
+        Error::system("cannot write to /sys")
+            .because(errno_text(e))
+            .hint("start the container with --privileged, or with -v /sys:/sys")
+    })
+}
+
+fn devices(host: Option<&Host>) -> Result<String> {
+    let number = || fs::metadata("/dev").map(|dev| dev.dev());
+    let hosts = host.ok_or_else(unseen)?.run("looking at /dev", number)?;
+    match (hosts, number()) {
+        (Ok(hosts), Ok(own)) if hosts == own => Ok("the host's".into()),
+        _ => Err(Error::system(
+            "the container has a /dev of its own, where new devices do not show",
+        )
+        .hint("start it with -v /dev:/dev")),
+    }
+}

@@ -1,0 +1,202 @@
+//! `spc ls`: what is mounted, once or as long as somebody watches.
+
+use std::fs::File;
+use std::io::{IsTerminal, stdout};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{WaitOptions, wait};
+use serde_json::{Value, json};
+
+use crate::error::{Class, Error, Result, errno_text, show};
+use crate::frontends::cli::output::{print, print_json};
+use crate::liveness::probe::{self, Health};
+use crate::log;
+use crate::state::store::Corrupt;
+use crate::state::{Record, Session};
+
+/// How often a watcher looks, if nothing tells of a change before.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// Lists the mounts; the exit code tells of records that cannot be read.
+///
+/// # Errors
+/// The host cannot be asked, or stdout cannot be written.
+pub fn list(session: &Session, json: bool) -> Result<u8> {
+    let list = List::of(session)?;
+    if json {
+        print_json(&list.json())?;
+    } else {
+        print(&list.table())?;
+    }
+    list.complain();
+    Ok(if list.bad.is_empty() {
+        0
+    } else {
+        Class::System.exit_code()
+    })
+}
+
+/// Lists the mounts again and again: a terminal shows how they are, anything else is told of each change, and with `json`
+/// on one line each. Ends when nobody listens.
+///
+/// # Errors
+/// The host cannot be asked, or stdout cannot be written.
+pub fn watch(session: &Session, json: bool) -> Result<()> {
+    let table = session.host.mount_table();
+    let mounts = File::open(&table).map_err(|e| {
+        Error::system(format!("cannot watch {}", table.display())).because(errno_text(e))
+    })?;
+    let drawn = stdout().is_terminal() && !json;
+    let (mut before, mut complained) = (None, 0);
+    loop {
+        let list = List::of(session)?;
+        let now = Some(list.without_age());
+        if drawn {
+            print(&redrawn(&list.table()))?;
+        } else if now != before {
+            let text = match json {
+                true => list.json().to_string(),
+                false => list.table(),
+            };
+            print(&format!("{text}\n"))?;
+        }
+        before = now;
+        if list.bad.len() != complained {
+            list.complain();
+            complained = list.bad.len();
+        }
+        // Looks that hung may have come to their end.
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+        if !listened_to(&mounts)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for the next look. False if nobody listens any more.
+fn listened_to(mounts: &File) -> Result<bool> {
+    let stdout = stdout();
+    // A pipe without a reader is in error, which is told unasked; the table has changed when there is POLLPRI.
+    let mut fds = [
+        PollFd::new(&stdout, PollFlags::empty()),
+        PollFd::new(mounts, PollFlags::PRI),
+    ];
+    let timeout = Timespec::try_from(EVERY).unwrap_or_default();
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(Error::system("cannot wait").because(errno_text(error))),
+    }
+    Ok(!fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP))
+}
+
+/// A text in the place of what a terminal shows.
+fn redrawn(text: &str) -> String {
+    let lines = text.replace('\n', "\x1b[K\n");
+    format!("\x1b[H{lines}\x1b[J")
+}
+
+/// What there is to tell.
+struct List {
+    records: Vec<Record>,
+    states: Vec<Health>,
+    bad: Vec<Corrupt>,
+}
+
+impl List {
+    fn of(session: &Session) -> Result<Self> {
+        let (records, bad) = session.ledger.all()?;
+        Ok(Self {
+            states: probe::states(session, &records)?,
+            records,
+            bad,
+        })
+    }
+
+    fn complain(&self) {
+        for corrupt in &self.bad {
+            log::error(&format!("spc: {}", corrupt.error()));
+        }
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (&Record, Health)> {
+        self.records.iter().zip(self.states.iter().copied())
+    }
+
+    fn json(&self) -> Value {
+        let list = self.rows().map(|(r, state)| {
+            json!({
+                "target": r.target, "written": r.written, "source": r.source, "type": r.fs_type, "state": state,
+                "daemon": r.daemon, "age_seconds": r.age(), "route": r.route,
+                "mount_id": r.mount_id, "options": r.options, "request": r.request_id, "root": r.root,
+            })
+        });
+        list.collect()
+    }
+
+    /// What makes a difference to a watcher.
+    fn without_age(&self) -> Value {
+        let mut list = self.json();
+        for row in list.as_array_mut().into_iter().flatten() {
+            row["age_seconds"].take();
+        }
+        list
+    }
+
+    fn table(&self) -> String {
+        let header = ["TARGET", "SOURCE", "TYPE", "STATE", "DAEMON", "AGE"];
+        let mut rows = vec![header.map(str::to_owned)];
+        for (record, state) in self.rows() {
+            let daemon: Vec<String> = record.daemon.iter().map(ToString::to_string).collect();
+            rows.push([
+                names(record),
+                record.source.clone(),
+                record.fs_type.clone(),
+                state.word().to_owned(),
+                if daemon.is_empty() {
+                    "-".into()
+                } else {
+                    daemon.join(",")
+                },
+                age(record.age()),
+            ]);
+        }
+        let width = |column: usize| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.max().unwrap_or(0)
+        };
+        let widths = [0, 1, 2, 3, 4, 5].map(width);
+        let mut text = String::new();
+        for row in &rows {
+            let cells: Vec<String> = row
+                .iter()
+                .zip(widths)
+                .map(|(cell, width)| format!("{cell:width$}"))
+                .collect();
+            text.push_str(cells.join("  ").trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// The target, and the name it was asked for by where a link makes that another one.
+fn names(record: &Record) -> String {
+    let target = show(record.target.as_ref());
+    if Path::new(&record.written) == Path::new(&record.target) {
+        target
+    } else {
+        format!("{target} (as {})", show(record.written.as_ref()))
+    }
+}
+
+/// `42s`, `3m`, `5h`, `12d`.
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds}s"),
+        120..=7199 => format!("{}m", seconds / 60),
+        7200..=172_799 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    }
+}

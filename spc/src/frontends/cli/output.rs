@@ -1,0 +1,215 @@
+//! What commands print on stdout, for people and as JSON.
+
+use std::io::{ErrorKind, Write};
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::block::blank;
+use crate::error::{Error, Result, errno_text, show};
+use crate::frontends::cli::doctor::check::Check;
+use crate::helper::program::Linkage;
+use crate::helper::tool::STDIN;
+use crate::host::{Host, hostname};
+use crate::kinds::block::model::{Device, Step};
+use crate::kinds::model::Maker;
+use crate::mount::Plan;
+use crate::mount::failover::Choice;
+use crate::mount::pipeline::Done;
+use crate::options::secrets::MASK;
+
+/// Prints to stdout; a reader that has gone away is no error.
+pub(super) fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::system("cannot write to stdout").because(errno_text(error)))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::system("cannot write JSON").because(e))?;
+    print(&format!("{text}\n"))
+}
+
+/// `spc first-data`.
+///
+/// # Errors
+/// The device cannot be read, or stdout not written.
+pub fn first_data() -> Result<()> {
+    let fail = |e| Error::system("cannot read the device").because(errno_text(e));
+    let device = std::fs::File::open(STDIN).map_err(fail)?;
+    match blank::first_data(&device).map_err(fail)? {
+        Some(at) => print(&format!("{at}\n")),
+        None => Ok(()),
+    }
+}
+
+/// `spc mount -v`.
+///
+/// # Errors
+/// Stdout cannot be written.
+pub fn mounted(done: &Done) -> Result<()> {
+    let (record, how) = match done {
+        Done::Mounted(record) => (record, "mounted"),
+        Done::Already(record) => (record, "already mounted"),
+    };
+    let target = show(record.target.as_ref());
+    print(&format!(
+        "{target}: {how}: {} ({}, {}, mount id {})\n",
+        record.source, record.fs_type, record.route, record.mount_id
+    ))
+}
+
+/// `spc doctor`.
+///
+/// # Errors
+/// Stdout cannot be written.
+pub fn checks(checks: &[Check], json: bool) -> Result<()> {
+    if json {
+        return print_json(&checks);
+    }
+    let mut text = String::new();
+    let names = checks.iter().map(|check| check.name.chars().count());
+    let width = names.max().unwrap_or(0).max(13);
+    for check in checks {
+        let mark = if check.ok { "ok  " } else { "FAIL" };
+        text.push_str(&format!("{mark} {:width$} {}\n", check.name, check.found));
+        if let Some(hint) = &check.hint {
+            text.push_str(&format!("     hint: {hint}\n"));
+        }
+    }
+    print(&text)
+}
+
+/// What is done to attach a device, for people; values of settings may be secrets, and are not shown.
+fn device_lines(device: &Device, plan: &Plan, host: &Host) -> Result<Vec<(&'static str, String)>> {
+    let mut lines = vec![("device", device.name.clone())];
+    if let Some(kind) = &device.host_name {
+        let asked = plan.request.options.value("initiator");
+        let (name, from) = hostname::known(host, kind, asked)?;
+        lines.push(("known as", format!("{name} ({from})")));
+    }
+    for way in &device.ways {
+        lines.push(("way", way.name.clone()));
+        for step in &way.steps {
+            lines.push(match step {
+                Step::Run(command) => (
+                    "  run",
+                    format!("{} {}", command.program, command.args.join(" ")),
+                ),
+                Step::Set { settings, .. } => {
+                    let keys: Vec<_> = settings.iter().map(|(key, _)| *key).collect();
+                    ("  set", keys.join(" "))
+                }
+            });
+        }
+    }
+    Ok(lines)
+}
+
+/// The servers in the order in which they would be asked.
+fn server_lines(choice: &Choice) -> Vec<String> {
+    let (order, port) = (choice.order.word(), choice.port);
+    let mut lines = vec![format!(
+        "order      {order}; the first that answers at port {port} is used\n"
+    )];
+    for server in &choice.servers {
+        let note = match server.dead {
+            Some(dead) => format!(", which did not answer {} s ago", dead.as_secs()),
+            None if server.peer.is_none() => ", whose address is not known".into(),
+            None => String::new(),
+        };
+        lines.push(format!("server     {}{note}\n", server.shown()));
+    }
+    lines
+}
+
+/// `spc explain`.
+///
+/// # Errors
+/// Stdout cannot be written.
+pub fn plan(plan: &Plan, choice: Option<&Choice>, host: &Host, json: bool) -> Result<()> {
+    let program = plan.program.as_ref().map(|p| p.path.display().to_string());
+    let linkage = plan.program.as_ref().map(|p| match &p.linkage {
+        Linkage::Dynamic(interpreter) => format!("dynamic, {}", interpreter.display()),
+        Linkage::Static => "static".into(),
+    });
+    let argv = plan.argv("STAND-IN", |_| "N".into());
+    let secrets: Vec<_> = plan.request.secrets.origins().collect();
+    let maker = match plan.chosen.maker {
+        Maker::Helper(_) => "helper",
+        Maker::Kernel => "kernel",
+        Maker::Bind { .. } => "bind",
+    };
+    let missing = plan.missing.as_deref().map(show);
+    if json {
+        return print_json(&json!({
+            "type": plan.request.fs_type, "source": plan.request.source, "target": show(&plan.target),
+            "to_be_made": missing, "made_by": maker, "program": program, "linkage": linkage, "argv": argv,
+            "options": plan.request.options.to_string(),
+            "secrets": secrets.iter().map(|(key, from)| json!({"key": key, "value": MASK, "from": from})).collect::<Vec<_>>(),
+            "servers": choice.iter().flat_map(|choice| &choice.servers).map(|server| json!({
+                "name": server.name, "address": server.address, "asked_at": server.peer,
+                "dead_for_seconds": server.dead.map(|dead| dead.as_secs()),
+            })).collect::<Vec<_>>(),
+            "order": choice.map(|choice| choice.order.word()),
+            "device": plan.chosen.device.as_ref().map(|device| &device.name),
+            "route": plan.route, "shows_as": plan.chosen.shows,
+            "because": plan.chosen.because, "namespace": host.namespace(), "timeout_seconds": plan.request.limit().as_secs(),
+        }));
+    }
+    let by = match (&plan.request.inferred, plan.request.doubt()) {
+        (_, Some(doubt)) => format!(" ({doubt})"),
+        (Some(_), None) => " (by the form of the source)".into(),
+        (None, None) => String::new(),
+    };
+    let mut text = format!(
+        "type       {}{by}\nsource     {}\ntarget     {} on the host\n",
+        plan.request.fs_type,
+        plan.request.source,
+        show(&plan.target)
+    );
+    if let Some(missing) = missing {
+        text.push_str(&format!("to be made {missing}\n"));
+    }
+    if let Some(because) = &plan.chosen.because {
+        text.push_str(&format!("because    {because}\n"));
+    }
+    for line in choice.into_iter().flat_map(server_lines) {
+        text.push_str(&line);
+    }
+    match (&program, &linkage) {
+        (Some(program), Some(linkage)) => text.push_str(&format!(
+            "helper     {program} ({linkage})\nargv       {}\n",
+            argv.join(" ")
+        )),
+        _ => text.push_str(&format!(
+            "made by    the {maker}, in the host's namespace\n"
+        )),
+    }
+    let device = match &plan.chosen.device {
+        Some(device) => Some(device_lines(device, plan, host)?),
+        None => None,
+    };
+    for (what, line) in device.iter().flatten() {
+        text.push_str(&format!("{what:10} {line}\n"));
+    }
+    for (key, from) in &secrets {
+        text.push_str(&format!("secret     {key}={MASK} (from {from})\n"));
+    }
+    text.push_str(&format!(
+        "route      {}\nproof      a new mount on the target that shows as {}\nnamespace  {}\nlimit      {} s\n",
+        plan.route,
+        if plan.chosen.shows.is_empty() { "any type".into() } else { plan.chosen.shows.join(" or ") },
+        host.namespace().display(),
+        plan.request.limit().as_secs(),
+    ));
+    print(&text)
+}

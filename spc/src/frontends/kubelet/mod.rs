@@ -1,0 +1,5 @@
+//! Frontends that kubelet runs: its mounter and the FlexVolume driver.
+
+pub mod flexvolume;
+pub mod mounter;
+pub mod paths;

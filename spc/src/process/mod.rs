@@ -1,0 +1,7 @@
+//! Subprocesses: how they are started, waited for, killed, marked and found again.
+
+pub mod interrupts;
+pub mod marks;
+pub mod output;
+pub mod subprocess;
+pub mod wait;

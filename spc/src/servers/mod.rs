@@ -1,0 +1,9 @@
+//! Servers of a source: resolving, probing, ordering and watching them.
+
+pub mod dead_cache;
+pub mod keepalive;
+pub mod order;
+pub mod portals;
+pub mod probe;
+pub mod resolve;
+pub mod server;

@@ -1,0 +1,147 @@
+//! The right to work on a target: one byte of one file for each, which the kernel takes back when its holder dies.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::error::{Error, Reason, Result, errno_text, show};
+use crate::state::store::{Corrupt, DIR, Ledger, file_of, hash, load};
+
+/// Exclusive right to a target, until dropped.
+pub struct Lock {
+    _file: File,
+}
+
+impl Ledger {
+    /// Takes the lock of a target, waiting until `deadline` for another command to finish, or until
+    /// `go_on` fails, which is asked all the while.
+    ///
+    /// # Errors
+    /// The lock file cannot be made, another command held the lock all the time, or `go_on` failed.
+    pub fn lock(
+        &self,
+        target: &Path,
+        deadline: Instant,
+        go_on: impl Fn() -> Result<()>,
+    ) -> Result<Lock> {
+        let file = file_of(target);
+        let about = file.clone();
+        let look = move || -> std::io::Result<Option<Corrupt>> {
+            // What a dead command began to write and did not finish.
+            match fs::remove_file(about.with_extension("new")) {
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+                _ => Ok(load(&about).err()),
+            }
+        };
+        let Some((lock, bad)) = self.lock_and(hash(target), deadline, go_on, look)? else {
+            return Err(
+                Error::mount(format!("another spc is at work on {}", show(target)))
+                    .reason_is(Reason::Locked)
+                    .hint("wait until it has ended, then try again"),
+            );
+        };
+        let bad = bad.map_err(|e| {
+            let new = file.with_extension("new");
+            Error::system(format!("cannot remove {} on the host", new.display()))
+                .because(errno_text(e))
+        })?;
+        if let Some(bad) = bad {
+            self.drop_void(bad)?;
+        }
+        Ok(lock)
+    }
+
+    /// Takes the lock of something that is no target, such as a device.
+    ///
+    /// # Errors
+    /// As [`Ledger::lock`].
+    pub fn lock_named(
+        &self,
+        name: &str,
+        deadline: Instant,
+        go_on: impl Fn() -> Result<()>,
+    ) -> Result<Lock> {
+        // No target begins like that.
+        let hash = hash(Path::new(&format!("device {name}")));
+        self.lock_at(hash, deadline, go_on)?.ok_or_else(|| {
+            Error::mount(format!("another spc is at work on {name}"))
+                .reason_is(Reason::Locked)
+                .hint("wait until it has ended, then try again")
+        })
+    }
+
+    /// Takes the lock of the target with this hash; None if another command held it all the time.
+    pub(super) fn lock_at(
+        &self,
+        hash: u64,
+        deadline: Instant,
+        go_on: impl Fn() -> Result<()>,
+    ) -> Result<Option<Lock>> {
+        let locked = self.lock_and(hash, deadline, go_on, || ())?;
+        Ok(locked.map(|(lock, ())| lock))
+    }
+
+    /// As [`Ledger::lock_at`], with what is then done on the host's thread.
+    fn lock_and<T: Send + 'static>(
+        &self,
+        hash: u64,
+        deadline: Instant,
+        go_on: impl Fn() -> Result<()>,
+        then: impl Fn() -> T + Clone + Send + 'static,
+    ) -> Result<Option<(Lock, T)>> {
+        let first = then.clone();
+        let opened = self.host.run("locking the ledger", move || {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(DIR)?;
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(format!("{DIR}/lock"))?;
+            let done = try_lock(&file, hash)?.then(first);
+            Ok((file, done))
+        })?;
+        let fail = |e: std::io::Error| {
+            Error::system(format!("cannot lock {DIR}/lock on the host")).because(errno_text(e))
+        };
+        let (file, mut done) = opened.map_err(fail)?;
+        loop {
+            if let Some(done) = done {
+                return Ok(Some((Lock { _file: file }, done)));
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            go_on()?;
+            std::thread::sleep(Duration::from_millis(10));
+            done = match try_lock(&file, hash).map_err(fail)? {
+                true => Some(self.host.run("reading the ledger", then.clone())?),
+                false => None,
+            };
+        }
+    }
+}
+
+/// Takes the lock of a target if nobody has it.
+fn try_lock(file: &File, hash: u64) -> std::io::Result<bool> {
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        // Offsets are not negative.
+        l_start: (hash >> 1).cast_signed(),
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
+        Ok(_) => Ok(true),
+        Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}

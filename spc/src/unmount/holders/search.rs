@@ -1,0 +1,365 @@
+//! The search for who uses a mount, in procfs and sysfs.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+
+use rustix::fs::{Mode, OFlags, open};
+
+use crate::error::show;
+use crate::host::mountinfo::{self, Entry};
+use crate::unmount::holders::sign::{Sign, Use};
+
+/// System calls that begin with a path, and those that have it after a directory's descriptor.
+#[cfg(target_arch = "x86_64")]
+const BY_PATH: &[i64] = &[
+    libc::SYS_access,
+    libc::SYS_chdir,
+    libc::SYS_execve,
+    libc::SYS_lstat,
+    libc::SYS_mkdir,
+    libc::SYS_open,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_rmdir,
+    libc::SYS_stat,
+    libc::SYS_statfs,
+    libc::SYS_unlink,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const BY_PATH: &[i64] = &[libc::SYS_chdir, libc::SYS_execve, libc::SYS_statfs];
+const BY_DIRECTORY: &[i64] = &[
+    libc::SYS_execveat,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_mkdirat,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_readlinkat,
+    libc::SYS_renameat2,
+    libc::SYS_statx,
+    libc::SYS_unlinkat,
+];
+
+/// A search, on the host's thread.
+pub(super) struct Search<'a> {
+    pub(super) mount: &'a Entry,
+    pub(super) said: &'a Sender<Sign>,
+}
+
+impl Search<'_> {
+    /// Says all that there is to say.
+    pub(super) fn run(&self) {
+        let own = fs::read_link("/proc/self").ok();
+        let own = own.and_then(|own| own.to_str()?.parse().ok());
+        let all = numbers("/proc".as_ref()).filter(|pid| Some(*pid) != own);
+        let processes: Vec<i32> = all.collect();
+        let ids = self.ids(&processes);
+        for pid in &processes {
+            self.links(*pid, &ids);
+            self.open(*pid, &ids);
+        }
+        self.loops();
+        for pid in &processes {
+            self.waits(*pid);
+            self.mapped(*pid, &ids);
+        }
+        self.say(Sign::End);
+    }
+
+    fn say(&self, sign: Sign) {
+        // Whoever asked may have given up.
+        let _ = self.said.send(sign);
+    }
+
+    fn uses(&self, pid: i32, does: Use, with: PathBuf) {
+        self.say(Sign::Process {
+            pid,
+            name: name(pid),
+            does,
+            with,
+        });
+    }
+
+    /// The ids of the mount and of its copies in all mount namespaces. What is mounted on them is told of.
+    fn ids(&self, processes: &[i32]) -> HashSet<u64> {
+        let mut ids = HashSet::from([self.mount.id]);
+        let own = mountinfo::read().unwrap_or_default();
+        let on = own.iter().find(|entry| entry.id == self.mount.parent);
+        let mut below: Vec<&Entry> = own
+            .iter()
+            .filter(|entry| entry.parent == self.mount.id)
+            .collect();
+        let mut seen = HashSet::new();
+        let mut others = Vec::new();
+        for pid in processes {
+            let namespace = fs::read_link(format!("/proc/{pid}/ns/mnt"));
+            if namespace.is_ok_and(|namespace| seen.insert(namespace)) {
+                let table = mountinfo::read_file(format!("/proc/{pid}/mountinfo"));
+                others.push(table.unwrap_or_default());
+            }
+        }
+        for table in &others {
+            let by_id: HashMap<u64, &Entry> = table.iter().map(|entry| (entry.id, entry)).collect();
+            let copies = table.iter().filter(|copy| {
+                let under = by_id.get(&copy.parent);
+                on.zip(under)
+                    .is_some_and(|(on, under)| is_copy(copy, under, self.mount, on))
+            });
+            ids.extend(copies.map(|copy| copy.id));
+        }
+        if below.is_empty() {
+            // Each copy of what is mounted below is one more entry; those of the host say it all.
+            let all = others.iter().flatten();
+            below.extend(all.filter(|entry| ids.contains(&entry.parent)));
+        }
+        for entry in below {
+            self.say(Sign::Below(entry.target.clone(), entry.fs_type.clone()));
+        }
+        ids
+    }
+
+    /// Working directory and root, which each thread may have of its own, and the program.
+    fn links(&self, pid: i32, ids: &HashSet<u64>) {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let threads = numbers(&process.join("task")).map(|thread| {
+            let thread = process.join(format!("task/{thread}"));
+            [
+                (Use::WorksIn, thread.join("cwd")),
+                (Use::HasAsRoot, thread.join("root")),
+            ]
+        });
+        let program = (Use::Runs, process.join("exe"));
+        for (does, link) in threads.flatten().chain([program]) {
+            if mount_of(&link).is_some_and(|id| ids.contains(&id)) {
+                self.uses(pid, does, fs::read_link(link).unwrap_or_default());
+            }
+        }
+    }
+
+    fn open(&self, pid: i32, ids: &HashSet<u64>) {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        for number in numbers(&process.join("fdinfo")) {
+            let on = on_mount(&process.join(format!("fdinfo/{number}")));
+            if on.is_some_and(|id| ids.contains(&id)) {
+                let path = fs::read_link(process.join(format!("fd/{number}")));
+                self.uses(pid, Use::HasOpen, path.unwrap_or_default());
+            }
+        }
+    }
+
+    /// Whoever is on the way to a file has nothing open yet: it is told by the system call that it waits in.
+    fn waits(&self, pid: i32) {
+        for thread in numbers(format!("/proc/{pid}/task").as_ref()) {
+            let call = fs::read_to_string(format!("/proc/{pid}/task/{thread}/syscall"));
+            let path = path_at(&call.unwrap_or_default()).and_then(|at| text(pid, at));
+            if let Some(path) = path.filter(|path| path.starts_with(&self.mount.target)) {
+                self.uses(pid, Use::WaitsFor, path);
+            }
+        }
+    }
+
+    /// Files that are mapped, whether they are open or not.
+    fn mapped(&self, pid: i32, ids: &HashSet<u64>) {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let mut seen = HashSet::new();
+        for (range, path) in maps
+            .lines()
+            .filter_map(|line| map(line, &self.mount.device))
+        {
+            let file = PathBuf::from(format!("/proc/{pid}/map_files/{range}"));
+            if seen.insert(path) && mount_of(&file).is_some_and(|id| ids.contains(&id)) {
+                self.uses(pid, Use::HasMapped, PathBuf::from(path));
+            }
+        }
+    }
+
+    /// Block devices that are made of a file of the mount.
+    fn loops(&self) {
+        for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+            let file = fs::read_to_string(entry.path().join("loop/backing_file"));
+            let file = PathBuf::from(file.unwrap_or_default().trim_end());
+            if file.starts_with(&self.mount.target) {
+                let device = entry.file_name().to_string_lossy().into_owned();
+                self.say(Sign::Loop(device, file));
+            }
+        }
+    }
+}
+
+/// Whether a mount is where another shows because of what it is on: then both are unmounted together, or not at all.
+fn is_copy(copy: &Entry, under: &Entry, mount: &Entry, on: &Entry) -> bool {
+    let place = |mount: &Entry, on: &Entry| {
+        let below = mount.target.strip_prefix(&on.target).ok()?;
+        Some(on.root.join(below))
+    };
+    on.peers.is_some()
+        && (under.peers == on.peers || under.master == on.peers)
+        && copy.device == mount.device
+        && copy.root == mount.root
+        && place(copy, under) == place(mount, on)
+}
+
+/// The numbers that are names in a directory of procfs.
+fn numbers(directory: &Path) -> impl Iterator<Item = i32> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// The id of the mount that is at the end of a link of procfs. The link is only gone through, and what it leads to is not
+/// asked.
+fn mount_of(link: &Path) -> Option<u64> {
+    let fd = open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    on_mount(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd()).as_ref())
+}
+
+/// The id of the mount that an open file is on (proc_pid_fdinfo(5)).
+fn on_mount(fdinfo: &Path) -> Option<u64> {
+    let text = fs::read_to_string(fdinfo).ok()?;
+    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
+    id.trim().parse().ok()
+}
+
+/// Where a system call has its path, as `/proc/PID/syscall` shows it: the number, then the arguments in hex.
+fn path_at(call: &str) -> Option<u64> {
+    let mut words = call.split_ascii_whitespace();
+    let number = words.next()?.parse().ok()?;
+    let word = match number {
+        _ if BY_PATH.contains(&number) => words.next()?,
+        _ if BY_DIRECTORY.contains(&number) => words.nth(1)?,
+        _ => return None,
+    };
+    u64::from_str_radix(word.strip_prefix("0x")?, 16).ok()
+}
+
+/// The absolute path at an address of a process.
+fn text(pid: i32, at: u64) -> Option<PathBuf> {
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let mut bytes = vec![0; 4096];
+    let length = memory.read_at(&mut bytes, at).ok()?;
+    let end = bytes[..length].iter().position(|byte| *byte == 0)?;
+    bytes.truncate(end);
+    let path = PathBuf::from(OsString::from_vec(bytes));
+    path.is_absolute().then_some(path)
+}
+
+/// Address range and file of a line of `/proc/PID/maps`, if the file is on this device.
+fn map<'a>(line: &'a str, device: &str) -> Option<(&'a str, &'a str)> {
+    let mut fields = line.splitn(6, ' ');
+    let range = fields.next()?;
+    let on = fields.nth(2)?;
+    let path = fields.nth(1)?.trim_start();
+    let (major, minor) = on.split_once(':')?;
+    let number = |hex| u32::from_str_radix(hex, 16).ok();
+    let same = format!("{}:{}", number(major)?, number(minor)?) == device;
+    (same && path.starts_with('/')).then_some((range, path))
+}
+
+/// The name of a process, and the container that it is in.
+fn name(pid: i32) -> String {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let command = show(Path::new(read("comm").trim_end()));
+    match container(&read("cgroup")) {
+        Some(id) => format!("{command}, in container {id}"),
+        None => command,
+    }
+}
+
+/// The short form of a container's id, by its cgroup: engines name that after the id, of 64 hex digits.
+fn container(cgroup: &str) -> Option<&str> {
+    let words = cgroup.split(|c: char| !c.is_ascii_alphanumeric());
+    let mut ids =
+        words.filter(|word| word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit()));
+    ids.next().map(|id| &id[..12])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    fn entry(line: &str) -> Entry {
+        Entry::parse(line.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_copy_is_in_the_same_place_of_what_follows() {
+        let on = entry("2 1 0:1 / / rw shared:1 - tmpfs root rw");
+        let mount = entry("5 2 0:2 / /mnt/a rw shared:7 - fuse.glusterfs n:/v rw");
+        let host = entry("10 1 0:1 / /host rw master:1 - tmpfs root rw");
+        let copy = entry("11 10 0:2 / /host/mnt/a rw master:7 - fuse.glusterfs n:/v rw");
+        assert!(is_copy(&copy, &host, &mount, &on));
+        let bind = entry("12 10 0:2 / /host/mnt/b rw master:7 - fuse.glusterfs n:/v rw");
+        assert!(!is_copy(&bind, &host, &mount, &on));
+        let private = entry("2 1 0:1 / / rw - tmpfs root rw");
+        assert!(!is_copy(&copy, &host, &mount, &private));
+    }
+
+    #[test]
+    fn a_map_is_of_a_file_on_the_device() {
+        let line = "7f00-7f01 r-xp 00001000 00:2a 77                         /mnt/a b/lib.so";
+        assert_eq!(map(line, "0:42"), Some(("7f00-7f01", "/mnt/a b/lib.so")));
+        assert_eq!(map(line, "0:43"), None);
+        assert_eq!(map("7f00-7f01 rw-p 00000000 00:00 0 ", "0:0"), None);
+        assert_eq!(
+            map("7f00-7f01 rw-p 00000000 00:00 0      [heap]", "0:0"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_container_is_told_by_its_cgroup() {
+        let id = "0123456789ab".to_owned() + &"c".repeat(52);
+        for path in [
+            format!("12:pids:/docker/{id}\n0::/\n"),
+            format!("0::/system.slice/docker-{id}.scope\n"),
+            format!("0::/kubepods/burstable/pod7/crio-{id}.scope/x\n"),
+        ] {
+            assert_eq!(container(&path), Some("0123456789ab"), "{path}");
+        }
+        assert_eq!(container("0::/user.slice/session-1.scope\n"), None);
+    }
+
+    #[test]
+    fn this_process_is_found_by_its_directory() {
+        let here = std::env::current_dir().unwrap();
+        let id = mount_of(&here).unwrap();
+        let (said, signs) = channel();
+        let mut mount = entry("1 0 0:1 / / rw - tmpfs none rw");
+        mount.id = id;
+        let search = Search {
+            mount: &mount,
+            said: &said,
+        };
+        let own = i32::try_from(std::process::id()).unwrap();
+        search.links(own, &HashSet::from([id]));
+        let found = signs.try_iter().any(|sign| {
+            matches!(sign, Sign::Process { pid, does: Use::WorksIn, with, .. } if pid == own && with == here)
+        });
+        assert!(found);
+    }
+
+    #[test]
+    fn a_path_is_read_where_the_system_call_has_it() {
+        let path = c"/mnt/data/file";
+        let at = path.as_ptr() as u64;
+        let own = i32::try_from(std::process::id()).unwrap();
+        let openat = format!("{} 0xffffff9c {at:#x} 0x0 0x0", libc::SYS_openat);
+        let chdir = format!("{} {at:#x} 0x0", libc::SYS_chdir);
+        for call in [openat, chdir] {
+            let found = path_at(&call).and_then(|at| text(own, at));
+            assert_eq!(found, Some("/mnt/data/file".into()), "{call}");
+        }
+        let read = format!("{} 0x0 {at:#x} 0x1000", libc::SYS_read);
+        assert_eq!(path_at(&read), None);
+        assert_eq!(path_at("running"), None);
+        assert_eq!(text(own, 0), None);
+    }
+}

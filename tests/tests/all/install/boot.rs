@@ -1,0 +1,191 @@
+//! Hosts that run systemd: units and fstab at boot, and a `/usr` that cannot be written.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Base, Root, Vm, VmOptions};
+use serde_json::Value;
+
+use crate::install::lifecycle::same;
+use crate::support::{VmSpc, until, with_gluster};
+
+const SYSTEMD: VmOptions = VmOptions {
+    root: Root::Systemd,
+    image: Some(Base::Trixie),
+    memory: 1536,
+    keeps: true,
+};
+
+/// Runs `spc install` in the container, and removes the container.
+fn install(spc: &VmSpc<'_>) -> Result<Value> {
+    let words = ["runc", "exec", "spc", "spc", "install", "--json"];
+    let limit = Duration::from_secs(180);
+    let done = spc.host.command(&words).limit(limit).run()?.ok()?;
+    spc.remove()?;
+    Ok(serde_json::from_slice(&done.stdout)?)
+}
+
+/// Listing of the host's own file systems, with the targets of links.
+fn listing(vm: &Vm<'_>) -> Result<String> {
+    let find = "find /etc /opt /usr /var -xdev \\( -path /var/log -o -path /var/tmp -o -path /var/lib/systemd -o -path /etc/.updated -o -path /var/.updated \\) -prune -o -printf '%p %y %m %l\\n' | sort";
+    Ok(vm.sh(find)?.ok()?.text())
+}
+
+/// Types of the mounts on a target of the host.
+fn mounted(vm: &Vm<'_>, target: &str) -> Result<Vec<String>> {
+    let mounts = vm.mountinfo()?.into_iter();
+    let on = mounts.filter(|mount| mount.target.as_os_str() == target);
+    Ok(on.map(|mount| mount.fstype).collect())
+}
+
+#[test]
+fn fstab_and_units_mount_at_boot() {
+    with_gluster(|lab, cluster| {
+        let server = lab::knfsd().context("no lab")?;
+        let spc = VmSpc::boot(lab, SYSTEMD)?;
+        let vm = &spc.host;
+        let before = listing(vm)?;
+        let done = install(&spc)?;
+        ensure!(
+            done["directory"] == "/usr/sbin" && done["add"].is_null(),
+            "{done}"
+        );
+        let volume = format!("{}:/vol", cluster.nodes()[0].host().address());
+        let export = format!("{}:/data", server.vm().address());
+
+        // By hand, with two kinds: one leaves a daemon, one needs the kernel.
+        vm.sh("mkdir -p /mnt/g /mnt/n")?.ok()?;
+        for (fs_type, source, target, shown) in [
+            ("glusterfs", &volume, "/mnt/g", "fuse.glusterfs"),
+            ("nfs", &export, "/mnt/n", "nfs4"),
+        ] {
+            vm.run(&["mount", "-t", fs_type, source, target])?.ok()?;
+            ensure!(
+                mounted(vm, target)? == [shown],
+                "{:?}",
+                mounted(vm, target)?
+            );
+            vm.run(&["touch", &format!("{target}/by-hand")])?.ok()?;
+            vm.run(&["umount", target])?.ok()?;
+            ensure!(mounted(vm, target)?.is_empty());
+        }
+        let wrong = export.replace("/data", "/nosuch");
+        let failed = vm
+            .run(&["mount", "-t", "nfs", &wrong, "/mnt/n"])?
+            .code(32)?;
+        ensure!(failed.error_text().starts_with("mount.nfs: "), "{failed}");
+
+        // At boot: a line of fstab, a unit, and an automount.
+        let without = vm.read("/etc/fstab")?;
+        let fstab = format!("{export} /mnt/n nfs defaults,_netdev 0 0\n");
+        vm.write("/etc/fstab", fstab.as_bytes())?;
+        let unit = |source: &str, target: &str, fs_type: &str| {
+            format!(
+                "[Unit]\nAfter=network-online.target\n[Mount]\nWhat={source}\nWhere={target}\nType={fs_type}\nOptions=_netdev\n\
+                 [Install]\nWantedBy=remote-fs.target\n"
+            )
+        };
+        vm.write(
+            "/etc/systemd/system/mnt-g.mount",
+            unit(&volume, "/mnt/g", "glusterfs").as_bytes(),
+        )?;
+        vm.write(
+            "/etc/systemd/system/mnt-a.mount",
+            unit(&volume, "/mnt/a", "glusterfs").as_bytes(),
+        )?;
+        let automount = "[Automount]\nWhere=/mnt/a\n[Install]\nWantedBy=remote-fs.target\n";
+        vm.write("/etc/systemd/system/mnt-a.automount", automount.as_bytes())?;
+        vm.run(&["systemctl", "enable", "mnt-g.mount", "mnt-a.automount"])?
+            .ok()?;
+        vm.reboot()?;
+        until("systemd has started", || {
+            let state = vm.run(&["systemctl", "is-system-running"])?.text();
+            ensure!(
+                state != "degraded",
+                "{}\n{}",
+                vm.sh("systemctl --failed")?,
+                vm.sh("journalctl -b | tail -50")?
+            );
+            Ok(state == "running")
+        })?;
+        ensure!(mounted(vm, "/mnt/g")? == ["fuse.glusterfs"] && mounted(vm, "/mnt/n")? == ["nfs4"]);
+        ensure!(
+            mounted(vm, "/mnt/a")? == ["autofs"],
+            "{:?}",
+            mounted(vm, "/mnt/a")?
+        );
+        vm.run(&["ls", "/mnt/a/by-hand"])?.ok()?;
+        ensure!(mounted(vm, "/mnt/a")? == ["autofs", "fuse.glusterfs"]);
+        // The daemon is outside of the unit, in a scope with a readable description.
+        let scope = vm
+            .run(&["systemctl", "show", "-P", "Description", "spc-mnt-g.scope"])?
+            .text();
+        ensure!(
+            scope.contains("glusterfs") && scope.contains("/mnt/g"),
+            "{scope}"
+        );
+        vm.run(&["systemctl", "daemon-reexec"])?.ok()?;
+        vm.run(&["ls", "/mnt/g/by-hand"])?.ok()?;
+
+        // The unit unmounts and mounts.
+        vm.run(&["systemctl", "stop", "mnt-g.mount"])?.ok()?;
+        ensure!(mounted(vm, "/mnt/g")?.is_empty());
+        until("its daemon has ended", || {
+            Ok(!vm
+                .run(&["systemctl", "is-active", "spc-mnt-g.scope"])?
+                .success())
+        })?;
+        vm.run(&["systemctl", "start", "mnt-g.mount"])?.ok()?;
+        ensure!(mounted(vm, "/mnt/g")? == ["fuse.glusterfs"]);
+
+        // Nothing is left.
+        vm.sh("systemctl disable --now mnt-a.automount mnt-g.mount && systemctl stop mnt-a.mount; umount /mnt/n")?
+            .ok()?;
+        vm.write("/etc/fstab", &without)?;
+        vm.sh("rm /etc/systemd/system/mnt-* && systemctl daemon-reload")?
+            .ok()?;
+        vm.run(&["spc", "uninstall"])?.ok()?;
+        vm.sh("rmdir /mnt/*")?.ok()?;
+        same(&before, &listing(vm)?)
+    });
+}
+
+#[test]
+fn a_read_only_usr_gets_a_system_extension() {
+    with_gluster(|lab, cluster| {
+        let spc = VmSpc::boot(lab, SYSTEMD)?;
+        let vm = &spc.host;
+        let volume = format!("{}:/vol", cluster.nodes()[0].host().address());
+        // The machine's modules are mounted below /usr, where an extension would hide any mount.
+        vm.sh("modprobe fuse; modprobe overlay; umount /usr/lib/modules; mount --bind /usr /usr && mount -o remount,bind,ro /usr")?
+            .ok()?;
+        let before = listing(vm)?;
+        let done = install(&spc)?;
+        ensure!(
+            done["directory"] == "/usr/sbin" && done["add"].is_null(),
+            "{done}"
+        );
+        vm.sh("touch /usr/sbin/x")?.code(1)?;
+        vm.run(&["mkdir", "-p", "/mnt/g"])?.ok()?;
+        vm.run(&["mount", "-t", "glusterfs", &volume, "/mnt/g"])?
+            .ok()?;
+        ensure!(mounted(vm, "/mnt/g")? == ["fuse.glusterfs"]);
+        vm.run(&["umount", "/mnt/g"])?.ok()?;
+        vm.run(&["systemctl", "is-enabled", "systemd-sysext.service"])?
+            .ok()?;
+        vm.run(&["rmdir", "/mnt/g"])?.ok()?;
+
+        // The programs are there after a reboot.
+        vm.reboot()?;
+        until("the names are there", || {
+            Ok(vm.run(&["test", "-L", "/sbin/mount.glusterfs"])?.success())
+        })?;
+        vm.run(&["systemctl", "is-active", "systemd-sysext.service"])?
+            .ok()?;
+        vm.run(&["spc", "uninstall"])?.ok()?;
+        vm.run(&["systemctl", "is-enabled", "systemd-sysext.service"])?
+            .code(1)?;
+        vm.run(&["test", "-e", "/sbin/mount.glusterfs"])?.code(1)?;
+        same(&before, &listing(vm)?)
+    });
+}

@@ -1,0 +1,291 @@
+//! The manifests for Kubernetes on a node. docker starts their pods, with the meaning of each
+//! field, and the test plays kubelet. Every part of the manifests is needed.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::kubernetes::objects;
+use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Output};
+use serde_json::{Value, json};
+
+use crate::kubernetes::kubelet::{Kubelet, Pod, Volume};
+use crate::kubernetes::manifests::{directory, manifests, volume};
+use crate::repair::container_restart::NEXT;
+use crate::support::{until, with_gluster, with_lab};
+
+/// Fields without a meaning on a single node, or without an option of docker.
+const WITHOUT_MEANING: [&str; 11] = [
+    "automountServiceAccountToken",
+    "containers",
+    "image",
+    "initContainers",
+    "name",
+    "nodeSelector",
+    "priorityClassName",
+    "resources",
+    "terminationGracePeriodSeconds",
+    "terminationMessagePolicy",
+    "tolerations",
+];
+
+/// Pod template of a DaemonSet.
+fn pod(manifest: &str) -> Result<Value> {
+    let objects = objects(&directory().join(manifest))?;
+    let set = objects.iter().find(|object| object["kind"] == "DaemonSet");
+    let pod = set.and_then(|set| set.pointer("/spec/template/spec"));
+    Ok(pod.context("no DaemonSet")?.clone())
+}
+
+/// Options of `docker run` for a container of a pod.
+fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    let mut add = |word: &str, value: &str| words.push(format!("--{word}={value}"));
+    let fields = |value: &Value| -> Result<Vec<(String, Value)>> {
+        let fields = value.as_object().context("no object")?.clone();
+        let known = |name: &str| WITHOUT_MEANING.contains(&name);
+        Ok(fields
+            .into_iter()
+            .filter(|(name, _)| !known(name))
+            .collect())
+    };
+    let mut network = "none";
+    for (name, value) in fields(pod)? {
+        match (name.as_str(), value) {
+            ("hostPID", Value::Bool(true)) => add("pid", "host"),
+            ("hostNetwork", Value::Bool(true)) => network = "host",
+            (name, value) => bail!("what does {name}: {value} mean?"),
+        }
+    }
+    add("network", network);
+    for (name, value) in fields(container)? {
+        match name.as_str() {
+            "command" | "securityContext" => {}
+            name => bail!("what does {name}: {value} mean?"),
+        }
+    }
+    let security = container.get("securityContext").cloned();
+    for (name, value) in fields(&security.unwrap_or_else(|| json!({})))? {
+        match (name.as_str(), value) {
+            ("capabilities", value) => {
+                for (way, list) in value.as_object().context("no object")? {
+                    for capability in list.as_array().context("no list")? {
+                        let name = capability.as_str().context("no name")?;
+                        add(&format!("cap-{way}"), name);
+                    }
+                }
+            }
+            ("privileged", Value::Bool(true)) => add("privileged", "true"),
+            ("readOnlyRootFilesystem", Value::Bool(true)) => add("read-only", "true"),
+            ("runAsUser", value) => add("user", &value.to_string()),
+            // docker's own seccomp profile is the runtime's default.
+            ("seccompProfile", value) => ensure!(value["type"] == "RuntimeDefault", "{value}"),
+            ("appArmorProfile", value) => {
+                ensure!(value["type"] == "Unconfined", "{value}");
+                add("security-opt", "apparmor=unconfined");
+            }
+            ("seLinuxOptions", value) => {
+                let label = value["type"].as_str().context("no type")?;
+                add("security-opt", &format!("label=type:{label}"));
+            }
+            (name, value) => bail!("what does {name}: {value} mean?"),
+        }
+    }
+    Ok(words)
+}
+
+/// A node of a cluster.
+struct Node<'a> {
+    host: Host<'a>,
+}
+
+impl<'a> Node<'a> {
+    fn boot(lab: &'a Lab) -> Result<Self> {
+        let host = lab.host(HostOptions::default())?;
+        host.start(Engine::Docker, Some(&lab::image(Base::Trixie)?))?;
+        Ok(Self { host })
+    }
+
+    /// Starts the pod: each init container to its end, then the container that stays.
+    fn start(&self, pod: &Value, image: &str) -> Result<()> {
+        let containers = |name: &str| pod[name].as_array().context("no containers");
+        for container in containers("initContainers")? {
+            self.container(pod, container, &["--rm"], image)?;
+        }
+        for container in containers("containers")? {
+            let name = container["name"].as_str().context("no name")?;
+            self.container(pod, container, &["-d", "--name", name], image)?;
+        }
+        Ok(())
+    }
+
+    fn container(&self, pod: &Value, container: &Value, more: &[&str], image: &str) -> Result<()> {
+        let options = options(pod, container)?;
+        let options = options.iter().map(String::as_str);
+        let command = container["command"].as_array().context("no command")?;
+        let command = command.iter().filter_map(Value::as_str);
+        let run = ["docker", "run"].iter().chain(more).copied();
+        let words: Vec<&str> = run.chain(options).chain([image]).chain(command).collect();
+        self.host.run(&words)?.ok().map(drop)
+    }
+
+    /// Stops the container that stays, so that another pod can replace it.
+    fn stop(&self) -> Result<()> {
+        self.host
+            .run(&["docker", "rm", "-f", "serve"])?
+            .ok()
+            .map(drop)
+    }
+
+    fn ls(&self) -> Result<Output> {
+        self.host
+            .run(&["docker", "exec", "serve", "spc", "ls", "--json"])
+    }
+}
+
+/// Pods of a manifest that have a volume of the driver.
+fn examples(manifest: &Path) -> Result<Vec<Pod>> {
+    let objects = objects(manifest)?;
+    let strings = |value: Option<&Value>| -> Vec<(String, String)> {
+        let fields = value.and_then(Value::as_object).into_iter().flatten();
+        let text =
+            |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+        fields.filter_map(text).collect()
+    };
+    let secret = objects.iter().find(|object| object["kind"] == "Secret");
+    let secret = strings(secret.map(|secret| &secret["stringData"]));
+    let pod = |object: &Value| {
+        let volume = volume(object)?;
+        let group = object.pointer("/spec/securityContext/fsGroup");
+        let volume = Volume {
+            fs_type: volume["fsType"].as_str()?.to_owned(),
+            options: strings(volume.get("options")),
+            secret: secret.clone(),
+            read_only: volume["readOnly"] == true,
+        };
+        let fs_group = group.and_then(|group| u32::try_from(group.as_u64()?).ok());
+        Some(Pod {
+            fs_group,
+            ..Pod::new("7c5d", volume)
+        })
+    };
+    Ok(objects.iter().filter_map(pod).collect())
+}
+
+/// Lets a pod of the cluster use a volume, through an upgrade, and checks that nothing is left of
+/// it.
+fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
+    let node = Node::boot(lab)?;
+    let host = &node.host;
+    node.start(daemonset, Base::Trixie.image())?;
+    let kubelet = Kubelet::start(host)?;
+    let mut pods = examples(&directory().join("pods/glusterfs.yaml"))?;
+    let pod = pods.first_mut().context("no pod")?;
+    let servers = cluster.nodes().iter().map(|node| node.host().address());
+    let servers: Vec<String> = servers.map(|address| address.to_string()).collect();
+    for (key, value) in &mut pod.volume.options {
+        if key == "servers" {
+            *value = servers.join(",");
+        }
+    }
+    kubelet.set_up(pod)?;
+    let target = pod.directory();
+    let on = || -> Result<Vec<lab::Mount>> {
+        let all = host.mountinfo()?.into_iter();
+        Ok(all
+            .filter(|mount| mount.target.to_str() == Some(&target))
+            .collect())
+    };
+    let mounted = on()?;
+    ensure!(
+        mounted.len() == 1 && mounted[0].fstype == "fuse.glusterfs",
+        "{mounted:?}"
+    );
+    let file = format!("{target}/{}", host.name());
+    host.write(&file, b"by a pod")?;
+    let list = node.ls()?.ok()?;
+    ensure!(list.text().contains(&target), "{list}");
+
+    host.sh(NEXT)?.ok()?;
+    node.stop()?;
+    node.start(daemonset, "localhost/spc:next")?;
+    ensure!(on()? == mounted, "{:?}", on()?);
+    ensure!(host.read(&file)? == b"by a pod");
+    let version = "/var/lib/spc/current/usr/share/spc/version";
+    host.run(&["test", "-e", version])?.ok()?;
+
+    // kubelet may unmount by itself, which `spc serve` has to notice.
+    host.run(&["umount", &target])?.ok()?;
+    until("it is forgotten", || Ok(node.ls()?.ok()?.text() == "[]"))?;
+    until("only the new version is there", || {
+        let roots = host.sh("ls -d /var/lib/spc/roots/*/")?.text();
+        Ok(roots.lines().count() == 1)
+    })?;
+    kubelet.set_up(pod)?;
+    kubelet.tear_down(pod)?;
+    ensure!(on()?.is_empty(), "{:?}", on()?);
+
+    // The uninstall manifest removes everything.
+    node.stop()?;
+    node.start(&self::pod("uninstall.yaml")?, "localhost/spc:next")?;
+    let left = host.sh("find / -xdev -path /var/lib/kubelet -prune -o -name '*spc*' -print")?;
+    ensure!(left.text().is_empty(), "left:\n{left}");
+    Ok(())
+}
+
+/// Checks that the driver accepts the volume of each example, and that the allow list permits it.
+#[test]
+fn the_driver_accepts_each_example() {
+    with_lab(|lab| {
+        let node = Node::boot(lab)?;
+        node.start(&pod("spc.yaml")?, Base::Trixie.image())?;
+        let kubelet = Kubelet::start(&node.host)?;
+        let mut count = 0;
+        for manifest in manifests()? {
+            for pod in examples(&manifest)? {
+                let reply = kubelet.call(&["getvolumename", &kubelet.options(&pod)]);
+                let name = reply.with_context(|| manifest.display().to_string())?;
+                ensure!(name["volumeName"].is_string(), "{name}");
+                count += 1;
+            }
+        }
+        ensure!(count > 8, "only {count}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_daemonset_serves_pods_through_an_upgrade() {
+    with_gluster(|lab, cluster| works(lab, cluster, &pod("spc.yaml")?));
+}
+
+/// Removes each part in turn, and checks that something fails.
+#[test]
+fn every_part_of_the_daemonset_is_needed() {
+    with_gluster(|lab, cluster| {
+        let whole = pod("spc.yaml")?;
+        let mut less = Vec::new();
+        let mut without = whole.clone();
+        without.as_object_mut().context("no pod")?.remove("hostPID");
+        less.push(("pid=host".to_owned(), without));
+        let pointer = "/securityContext/capabilities/add";
+        let add = whole["containers"][0].pointer(pointer).context("no list")?;
+        for capability in add.as_array().context("no list")? {
+            let mut without = whole.clone();
+            for list in ["initContainers", "containers"] {
+                let list = without[list][0].pointer_mut(pointer);
+                let list = list.and_then(Value::as_array_mut).context("no list")?;
+                list.retain(|other| other != capability);
+            }
+            let capability = capability.as_str().context("no name")?;
+            less.push((format!("cap-add={capability}"), without));
+        }
+        for (part, pod) in less {
+            let error = works(lab, cluster, &pod).err();
+            let error = error.with_context(|| format!("it works without {part}"))?;
+            // An init container names the missing part, and kubelet shows its message.
+            let error = format!("{error:?}");
+            ensure!(error.contains(&format!("--{part}")), "{error}");
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,13 @@
+//! `spc mount`: targets, options, refusals, and many commands at once.
+
+mod concurrency;
+mod load;
+pub mod nfs3_services;
+mod privilege;
+mod refused_hosts;
+mod refused_requests;
+mod routes;
+mod scale;
+mod secrets;
+mod symlink_races;
+mod targets;

@@ -1,0 +1,4 @@
+//! `spc umount`: escalation, holders, and mounts that do not respond.
+
+mod umount;
+mod unresponsive;
