@@ -241,7 +241,7 @@ pub fn server_set(fs_type: &str, source: &str, options: &Options) -> Option<Serv
 ///
 /// # Errors
 /// The kind's sources have no servers, one is bad, or there is no path.
-pub fn with(fs_type: &str, source: &str, more: &[String]) -> Result<String> {
+pub fn with_servers(fs_type: &str, source: &str, more: &[String]) -> Result<String> {
     let form = match row(fs_type)?.servers {
         Servers::All(form) | Servers::Chosen(form, _) => form,
         Servers::None => {

@@ -84,7 +84,7 @@ impl Request {
             && !list.starts_with('@')
         {
             let more = servers::list_of(list)?;
-            self.source = kinds::with(&self.fs_type, &self.source, &more)?;
+            self.source = kinds::with_servers(&self.fs_type, &self.source, &more)?;
             self.options = self.options.without(&[SERVERS]);
         }
         Order::from_options(&self.options)?;

@@ -41,7 +41,7 @@ pub fn named(mut request: Request, host: &Host, settings: &Settings) -> Result<R
         return Err(fail(format!("it is bigger than {} KiB", BIGGEST / 1024)));
     }
     let more = servers::in_file(&text).map_err(|error| fail(error.summary()))?;
-    request.source = kinds::with(&request.fs_type, &request.source, &more)?;
+    request.source = kinds::with_servers(&request.fs_type, &request.source, &more)?;
     request.options = request.options.without(&[SERVERS]);
     Ok(request)
 }

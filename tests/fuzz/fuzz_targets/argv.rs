@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     let all: Vec<OsString> = words
         .map(|word| OsString::from_vec(word.to_vec()))
         .collect();
-    let (arguments, shown) = Arguments::of(all.clone());
+    let (arguments, shown) = Arguments::from_args(all.clone());
     assert_eq!(shown.len(), all.len());
     for (shown, word) in shown.iter().zip(&all) {
         assert!(shown.len() <= word.len(), "it would not fit in its place");

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spc::kinds::{names, servers};
+use spc::kinds::{self, names, servers};
 use spc::options::Options;
 
 fuzz_target!(|text: &str| {
@@ -10,9 +10,9 @@ fuzz_target!(|text: &str| {
     let _ = servers::first_of(text);
     let (list, path) = text.split_once('\n').unwrap_or((text, "path"));
     for fs_type in names() {
-        if let Some(several) = servers::several(fs_type, path, &Options::default()) {
-            several.source(&several.servers);
-            several.port(&Options::default());
+        if let Some(server_set) = kinds::server_set(fs_type, path, &Options::default()) {
+            server_set.source(&server_set.servers);
+            server_set.port(&Options::default());
         }
     }
     let Ok(list) = servers::list_of(list) else {
@@ -26,20 +26,20 @@ fuzz_target!(|text: &str| {
     // A path that is written as a source brings servers of its own.
     let path = format!("/{}", path.trim_start_matches(['/', '\\']));
     for fs_type in names() {
-        let Ok(source) = servers::with(fs_type, &path, &list) else {
+        let Ok(source) = kinds::with_servers(fs_type, &path, &list) else {
             continue;
         };
-        let Some(several) = servers::several(fs_type, &source, &Options::default()) else {
+        let Some(server_set) = kinds::server_set(fs_type, &source, &Options::default()) else {
             continue;
         };
-        for server in &several.servers {
+        for server in &server_set.servers {
             let host = servers::host_of(server);
             let named = |named: &String| servers::host_of(named) == host;
             assert!(list.iter().any(named), "{fs_type} {source}: {server}");
         }
         // A user may be the user at all of them; after that it stays as it is.
-        let source = several.source(&several.servers);
-        let again = servers::several(fs_type, &source, &Options::default());
+        let source = server_set.source(&server_set.servers);
+        let again = kinds::server_set(fs_type, &source, &Options::default());
         let again = again.map(|again| again.source(&again.servers));
         assert_eq!(again.as_ref(), Some(&source), "{fs_type}");
     }

@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spc::kinds::model::{Asked, Maker};
+use spc::kinds;
+use spc::kinds::model::{KindInput, MountMethod, TARGET};
 use spc::options::Options;
 
 fuzz_target!(|text: &str| {
@@ -16,7 +17,7 @@ fuzz_target!(|text: &str| {
     if source.is_empty() || source.starts_with('-') {
         return;
     }
-    let asked = Asked {
+    let asked = KindInput {
         fs_type,
         source,
         options: &options,
@@ -24,12 +25,12 @@ fuzz_target!(|text: &str| {
         log_name: "mnt-data",
         kernel_lacks: &|_| None,
     };
-    let Ok(chosen) = kinds::choose(&asked) else {
+    let Ok(chosen) = kinds::resolve(&asked) else {
         return;
     };
-    if let Maker::Helper(helper) = &chosen.maker {
+    if let MountMethod::Helper(helper) = &chosen.method {
         assert!(!helper.programs.is_empty());
-        assert!(helper.args.iter().any(|arg| arg == kinds::TARGET) || helper.args.is_empty());
+        assert!(helper.args.iter().any(|arg| arg == TARGET) || helper.args.is_empty());
         for key in secrets.keys() {
             assert_eq!(helper.options.value(key), None, "{key}");
         }

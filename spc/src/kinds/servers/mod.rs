@@ -80,7 +80,7 @@ pub(crate) fn dedup(servers: &mut Vec<String>) {
 mod tests {
     use super::*;
     use crate::error::Result;
-    use crate::kinds::{server_set, with};
+    use crate::kinds::{server_set, with_servers};
 
     #[test]
     fn a_source_names_its_server() {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     fn made(fs_type: &str, servers: &str, path: &str) -> Result<String> {
-        with(fs_type, path, &list_of(servers)?)
+        with_servers(fs_type, path, &list_of(servers)?)
     }
 
     #[test]

@@ -221,7 +221,7 @@ fn source(given: &Given, fs_type: Option<&str>) -> Result<String> {
                 return Err(Error::usage("no fsType is given")
                     .hint("a volume with servers and a path needs one"));
             };
-            kinds::with(fs_type, path, &servers::list_of(list)?)
+            kinds::with_servers(fs_type, path, &servers::list_of(list)?)
         }
         _ => Err(Error::usage("no source is given")
             .hint("give either source, as of `spc mount`, or servers and path")),
