@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use crate::times;
 
 /// How many things of a kind stay that nobody is using: other checkouts may want them.
 const KEPT: usize = 2;
@@ -67,9 +69,12 @@ pub fn cached(kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> R
     if hold(&path)? {
         return Ok(path);
     }
+    let started = Instant::now();
     let lock = File::create(cache.join(format!("{kind}.lock")))?;
     lock.lock().context("cannot lock the cache")?;
     if hold(&path)? {
+        let waited = format!("wait for cache {kind}");
+        times::note(waited, started.elapsed(), Duration::ZERO);
         return Ok(path);
     }
     let started = Instant::now();
@@ -81,6 +86,7 @@ pub fn cached(kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> R
     ensure!(hold(&path)?, "removed by somebody: {}", path.display());
     let (time, size) = (started.elapsed(), size(&path)? / 1_000_000);
     eprintln!("lab: made {} in {time:.1?}: {size} MB", path.display());
+    times::note(format!("cache {kind}"), time, Duration::ZERO);
     forget_old(&cache, kind)?;
     Ok(path)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::mountinfo;
+use crate::{mountinfo, times};
 
 const PREFIX: &str = "spc-lab-";
 
@@ -84,8 +84,20 @@ impl Cgroup {
             .collect()
     }
 
-    /// Says what it took to start something whose processes are here and below. Memory that they share counts more than
-    /// once.
+    /// Returns the CPU time of all processes that are or were here and below.
+    pub fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(self.0.join("cpu.stat")).unwrap_or_default();
+        let usage = stat
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec "));
+        Duration::from_micros(
+            usage
+                .and_then(|usage| usage.parse().ok())
+                .unwrap_or_default(),
+        )
+    }
+
+    /// Prints what it took to start something whose processes are here and below. Shared memory counts more than once.
     pub fn say_cost(&self, what: &str, started: Instant) {
         let resident = |pid: i32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -93,8 +105,9 @@ impl Cgroup {
             line.split_whitespace().nth(1)?.parse::<u64>().ok()
         };
         let kilobytes: u64 = self.processes().into_iter().filter_map(resident).sum();
-        let (time, memory) = (started.elapsed(), kilobytes * 1024 / 1_000_000);
-        eprintln!("lab: {what} in {time:.1?}, {memory} MB of memory");
+        let (time, cpu, memory) = (started.elapsed(), self.cpu(), kilobytes * 1024 / 1_000_000);
+        eprintln!("lab: {what} in {time:.1?}, {cpu:.1?} of CPU, {memory} MB of memory");
+        times::note(what, time, cpu);
     }
 
     /// Kills everything here and below, at once.

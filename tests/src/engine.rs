@@ -6,11 +6,11 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cache::{Key, cached};
 use crate::host::{Host, HostOptions};
-use crate::machine;
+use crate::{machine, times};
 
 /// A program that runs containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,9 @@ impl Host<'_> {
             copy(&self.store(engine, archive)?, &self.outside(engine))?;
         }
         if engine == Engine::Docker {
+            let started = Instant::now();
             self.sh(DOCKERD)?.ok().context("dockerd does not start")?;
+            times::note("dockerd", started.elapsed(), Duration::ZERO);
         }
         Ok(())
     }

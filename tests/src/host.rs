@@ -17,7 +17,7 @@ use crate::mountinfo::{self, Mount};
 use crate::outer::Lab;
 use crate::output::Output;
 use crate::roots::{self, Root};
-use crate::{cache, loops, net};
+use crate::{cache, loops, net, times};
 
 pub use crate::boot::Propagation;
 
@@ -44,6 +44,7 @@ pub struct Host<'lab> {
 impl<'lab> Host<'lab> {
     pub(crate) fn boot(lab: &'lab Lab, options: HostOptions) -> Result<Self> {
         let lower = roots::path(options.root)?;
+        let started = Instant::now();
         let number = lab.take_number()?;
         let cgroup = lab.cgroup.child(&net::name(number))?;
         let booted = Self::boot_in(lab, options, number, &lower, cgroup.clone());
@@ -51,7 +52,10 @@ impl<'lab> Host<'lab> {
             cgroup.remove()?;
             lab.give_back_number(number);
         }
-        booted.context("cannot boot a host")
+        let host = booted.context("cannot boot a host")?;
+        let name = format!("host ({:?})", options.root);
+        times::note(name, started.elapsed(), host.cgroup.cpu());
+        Ok(host)
     }
 
     fn boot_in(
@@ -209,6 +213,7 @@ impl Host<'_> {
     fn end(&self) -> Result<()> {
         let loops = loops::of_processes(&self.processes())?;
         let _ = pidfd_send_signal(&self.init, Signal::KILL);
+        times::add_cpu(self.cgroup.cpu());
         self.cgroup.remove()?;
         loops::detach(&loops)
     }

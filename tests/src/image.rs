@@ -60,19 +60,27 @@ pub fn image(base: Base) -> Result<PathBuf> {
     for source in SOURCES {
         add(&mut key, &checkout.join(source))?;
     }
-    // What the environment tells cargo to build otherwise than it is shipped makes another image.
-    let mut profile: Vec<_> = std::env::vars()
+    // Cargo reads settings of profiles from the environment, too.
+    let mut settings: Vec<_> = std::env::vars()
         .filter(|(name, _)| name.starts_with("CARGO_PROFILE_"))
         .collect();
-    profile.sort();
-    profile
+    settings.sort();
+    settings
         .iter()
         .for_each(|(name, value)| key.add(format!("{name}={value}").as_bytes()));
+    let profile = profile();
+    key.add(profile.as_bytes());
     let script = checkout.join("scripts/build-image");
     cached(&format!("image-{}", base.suite()), key, |path| {
-        let words = ["--base", base.suite(), "--output"].map(OsStr::new);
+        let words = ["--base", base.suite(), "--profile", &profile, "--output"];
+        let words = words.map(OsStr::new);
         machine::run(script, &[words.as_slice(), &[path.as_os_str()]].concat())
     })
+}
+
+/// Name of the cargo profile that the image's launcher is built with: `SPC_IMAGE_PROFILE`, or what is shipped.
+pub(crate) fn profile() -> String {
+    std::env::var("SPC_IMAGE_PROFILE").unwrap_or_else(|_| "release".to_owned())
 }
 
 /// Adds names, modes and contents of a tree.

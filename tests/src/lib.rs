@@ -50,6 +50,7 @@ mod s3;
 mod samba;
 mod step;
 mod supervisor;
+mod times;
 mod vm;
 
 pub mod cli;

@@ -16,7 +16,7 @@ use crate::host::{Host, HostOptions};
 use crate::machine::{binary, expect_line};
 use crate::mountinfo::{self, Mount};
 use crate::supervisor::Address;
-use crate::{net, packages};
+use crate::{net, packages, times};
 
 /// A lab: a place for hosts that ends with the process that started it.
 #[derive(Debug)]
@@ -138,7 +138,10 @@ pub fn shared() -> Option<&'static Lab> {
         keep_failures();
         Lab::start().unwrap_or_else(|error| panic!("{error:?}"))
     };
-    packages::require().then(|| LAB.get_or_init(start))
+    packages::require().then(|| {
+        times::begin_test();
+        LAB.get_or_init(start)
+    })
 }
 
 /// Keeps what each panic says in the file that `SPC_TEST_FAILURES` names: what two tests print at once is long and mixed.

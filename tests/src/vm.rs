@@ -21,10 +21,10 @@ use crate::exec::{LIMIT, PATH};
 use crate::guest::{self, End, Order, PORT, Report};
 use crate::image::Base;
 use crate::mountinfo::{self, Mount};
-use crate::net;
 use crate::outer::Lab;
 use crate::output::{Output, Status};
 use crate::roots::Root;
+use crate::{net, times};
 
 /// What kind of machine is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -91,10 +91,8 @@ impl<'lab> Vm<'lab> {
         up.and_then(Output::ok)
             .with_context(|| format!("it does not come up, its console says:\n{}", vm.console()))?;
         let what = format!(
-            "{} ({:?}, of {} MiB)",
-            vm.name(),
-            options.root,
-            options.memory
+            "virtual machine ({:?}, {} MiB)",
+            options.root, options.memory
         );
         vm.say_cost(&what, started);
         Ok(vm)
@@ -397,6 +395,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Drop for Vm<'_> {
     fn drop(&mut self) {
         let _ = lock(&self.port).flush();
+        times::add_cpu(self.cgroup.cpu());
         if let Err(error) = self.cgroup.remove() {
             eprintln!("lab: {} does not end: {error:#}", self.name());
         }

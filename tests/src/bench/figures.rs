@@ -285,7 +285,8 @@ impl Machine {
             &[&git[..], &["describe", "--always", "--dirty"]].concat(),
         )
         .unwrap_or_else(|_| "unknown".into());
-        let profile = std::env::vars().filter(|(name, _)| name.starts_with("CARGO_PROFILE_"));
+        let profile = std::env::vars()
+            .filter(|(name, _)| name.starts_with("CARGO_PROFILE_") || name == "SPC_IMAGE_PROFILE");
         Ok(Self {
             processor: value(&processors, "model name", ':').context("no processor")?,
             cores: std::thread::available_parallelism()?.get(),
