@@ -93,9 +93,55 @@ pub struct Error {
     class: Class,
     reason: Option<Reason>,
     what: String,
-    cause: Option<String>,
+    cause: Option<Cause>,
     log: Vec<String>,
     hint: Option<String>,
+}
+
+/// Reason for an error: a text, or the error of a system call with its errno.
+#[derive(Debug)]
+pub struct Cause {
+    text: String,
+    errno: Option<i32>,
+}
+
+impl From<String> for Cause {
+    fn from(text: String) -> Self {
+        Self { text, errno: None }
+    }
+}
+
+impl From<&str> for Cause {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl From<std::io::Error> for Cause {
+    fn from(error: std::io::Error) -> Self {
+        Self {
+            errno: error.raw_os_error(),
+            text: errno_text(error),
+        }
+    }
+}
+
+impl From<rustix::io::Errno> for Cause {
+    fn from(errno: rustix::io::Errno) -> Self {
+        std::io::Error::from(errno).into()
+    }
+}
+
+impl From<nix::errno::Errno> for Cause {
+    fn from(errno: nix::errno::Errno) -> Self {
+        std::io::Error::from(errno).into()
+    }
+}
+
+impl From<serde_json::Error> for Cause {
+    fn from(error: serde_json::Error) -> Self {
+        error.to_string().into()
+    }
 }
 
 /// What to do about an errno, wherever it comes from.
@@ -170,10 +216,10 @@ impl Error {
         Self::new(Class::Mount, what)
     }
 
-    /// What came back.
+    /// Sets the cause. An errno also selects the hint, unless the error has one of its own.
     #[must_use]
-    pub fn because(mut self, cause: impl fmt::Display) -> Self {
-        self.cause = Some(cause.to_string());
+    pub fn because(mut self, cause: impl Into<Cause>) -> Self {
+        self.cause = Some(cause.into());
         self
     }
 
@@ -243,11 +289,8 @@ impl Error {
         if !matches!(self.class, Class::System | Class::Mount) {
             return None;
         }
-        let is = |errno: i32| {
-            let text = errno_text(std::io::Error::from_raw_os_error(errno));
-            self.cause.as_ref() == Some(&text)
-        };
-        let known = USUAL_HINTS.iter().find(|(errno, _)| is(*errno));
+        let errno = self.cause.as_ref().and_then(|cause| cause.errno);
+        let known = USUAL_HINTS.iter().find(|(known, _)| errno == Some(*known));
         Some(known.map_or(
             "`spc doctor` checks the container; the host's kernel log may say more: dmesg",
             |(_, hint)| hint,
@@ -263,7 +306,7 @@ impl Error {
     /// The first line: what was tried and what came back.
     pub fn summary(&self) -> String {
         match &self.cause {
-            Some(cause) => format!("{}: {cause}", self.what),
+            Some(cause) => format!("{}: {}", self.what, cause.text),
             None => self.what.clone(),
         }
     }
@@ -336,7 +379,7 @@ mod tests {
     #[test]
     fn an_errno_that_nobody_knows_more_about_has_a_hint() {
         let error = Error::system("cannot lock it")
-            .because(errno_text(std::io::Error::from_raw_os_error(libc::ENOSPC)));
+            .because(std::io::Error::from_raw_os_error(libc::ENOSPC));
         let text = error.to_string();
         assert!(
             text.ends_with("\nhint: make room on the file system that it is on"),

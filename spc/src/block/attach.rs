@@ -59,10 +59,9 @@ impl AttachRequest<'_> {
     /// in the ledger, to be undone by [`release`].
     pub fn run(&self) -> Result<Attached> {
         let ledger = &self.session.ledger;
-        let go_on = || self.interrupts.check();
-        let own = ledger.lock_named(&self.device.name, self.deadline, go_on)?;
-        let _through =
-            ledger.lock_named(&session_key(&self.device.session_key), self.deadline, go_on)?;
+        let cancel = self.interrupts.until(self.deadline);
+        let own = ledger.lock_named(&self.device.name, cancel)?;
+        let _through = ledger.lock_named(&session_key(&self.device.session_key), cancel)?;
         let up = look(self.session, &self.device.shows)?;
         let mut attachment = match ledger.attachment(&self.device.session_key)? {
             Some(attachment) => attachment,
@@ -270,7 +269,7 @@ impl AttachRequest<'_> {
             let error = Error::mount(format!("cannot find {}", self.device.name));
             return Err(match failed.or(told) {
                 Some(cause) => error
-                    .because(errno_text(cause))
+                    .because(cause)
                     .hint("the host needs devtmpfs on /dev, and the container --privileged"),
                 None => error
                     .because("its server was reached, but shows no such disk to this host")

@@ -31,7 +31,8 @@ impl AttachRequest<'_> {
         let mut failed = self.try_all(&answer, name.as_deref())?;
         came |= failed.len() < answer.len();
         if came {
-            let without = |(way, cause): &Silent<'_>| Error::mount(what(way)).because(cause);
+            let without =
+                |(way, cause): &Silent<'_>| Error::mount(what(way)).because(cause.as_str());
             failed.extend(silent.iter().map(|silent| (silent.0, without(silent))));
         } else {
             // They may be reached all the same.

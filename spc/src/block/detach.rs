@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use crate::block::attach::{APPEAR, STEP};
 use crate::block::multipath;
 use crate::block::paths::{ActivePath, active_paths, look, ready, session_key};
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::helper::tool::Tool;
 use crate::host::disk::{self, Disk};
 use crate::kinds::block;
 use crate::kinds::block::model::{Command, Device, PATH_NUMBER};
+use crate::process::cancel::CancelToken;
 use crate::state::attachments::Attachment;
 use crate::state::{Record, Session};
 
@@ -44,7 +45,9 @@ pub fn detach_unused(
     };
     let deadline = Instant::now() + TURN;
     let name = session_key(&device.through);
-    let _lock = session.ledger.lock_named(&name, deadline, || Ok(()))?;
+    let _lock = session
+        .ledger
+        .lock_named(&name, CancelToken::at(deadline))?;
     let left = release_locked(session, &device.through, Some(&device.name), &record.id)?;
     forget()?;
     Ok(left)
@@ -59,7 +62,10 @@ pub fn collect_garbage(session: &Session) -> Result<bool> {
     for known in session.ledger.attachments()? {
         // Whoever is at work on it will see to it.
         let lock = session_key(&known.session_key);
-        let Ok(_lock) = session.ledger.lock_named(&lock, Instant::now(), || Ok(())) else {
+        let Ok(_lock) = session
+            .ledger
+            .lock_named(&lock, CancelToken::at(Instant::now()))
+        else {
             done = false;
             continue;
         };
@@ -220,7 +226,7 @@ fn somebody_uses(session: &Session, device: &Device, ways: &[&ActivePath]) -> Re
     };
     session.host.run("looking at disks", look)?.map_err(|e| {
         Error::mount(format!("cannot detach {}", device.session_key))
-            .because(errno_text(e))
+            .because(e)
             .hint("look at the host's kernel log: dmesg")
     })
 }
@@ -251,7 +257,7 @@ fn finish(command: &Command, device: &Device, what: &str) -> Result<()> {
 fn take_disks(session: &Session, device: &Device, foreign: &[String]) -> Result<bool> {
     let failed = |e: io::Error| {
         Error::mount(format!("cannot detach {}", device.name))
-            .because(errno_text(e))
+            .because(e)
             .hint("look at the host's kernel log: dmesg")
     };
     let limit = Duration::from_secs(60);

@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Cause, Error, Result};
 use crate::helper::tool::{Done, STDIN, Tool, within};
 use crate::host::Host;
 use crate::host::disk::Disk;
@@ -58,7 +58,7 @@ impl FileSystemRequest<'_> {
             disk.in_use()
         };
         let used = self.host.run("looking at a disk", look)?;
-        let used = used.map_err(|e| self.fail("look at", errno_text(e)))?;
+        let used = used.map_err(|e| self.fail("look at", e.into()))?;
         let found = match self.content()? {
             Content::FileSystem(found) => found,
             other => {
@@ -92,16 +92,14 @@ impl FileSystemRequest<'_> {
         Ok(fs_type)
     }
 
-    fn fail(&self, what: &str, cause: String) -> Error {
+    fn fail(&self, what: &str, cause: Cause) -> Error {
         Error::mount(format!("cannot {what} {}", self.name))
             .because(cause)
             .hint("look whether its server answers, and at the host's kernel log: dmesg")
     }
 
     fn handle(&self) -> Result<OwnedFd> {
-        self.disk
-            .handle()
-            .map_err(|e| self.fail("open", errno_text(e)))
+        self.disk.handle().map_err(|e| self.fail("open", e.into()))
     }
 
     fn tool(&self, program: &str, args: &[&str], deadline: Instant) -> Result<Done> {
@@ -124,7 +122,7 @@ impl FileSystemRequest<'_> {
         let args = ["--probe", "--output", "export", STDIN];
         let done = self.tool("blkid", &args, within(LOOK, self.deadline))?;
         block::content(done.code, &done.text).map_err(|cause| {
-            self.fail("look at", format!("blkid: {cause}"))
+            self.fail("look at", format!("blkid: {cause}").into())
                 .log(done.lines())
         })
     }
@@ -144,13 +142,13 @@ impl FileSystemRequest<'_> {
     }
 
     fn make(&self, fs: FileSystem, found: &Content, used: bool) -> Result<()> {
-        let refuse = |cause: String| {
+        let refuse = |cause: Cause| {
             Error::mount(format!("no {} is made on {}", fs.name, self.name))
                 .because(cause)
                 .hint("if nothing on it is needed, erase it on a host that has the tools: wipefs -a and blkdiscard -z, or write zeros")
         };
         if let Content::Other(what) = found {
-            return Err(refuse(format!("it holds {what}")));
+            return Err(refuse(format!("it holds {what}").into()));
         }
         if used {
             return Err(refuse("something on the host uses it".into()));
@@ -159,12 +157,15 @@ impl FileSystemRequest<'_> {
         let done = self.tool("wipefs", &args, within(LOOK, self.deadline))?;
         if done.code != 0 {
             return Err(self
-                .fail("look at", format!("wipefs: exit status {}", done.code))
+                .fail(
+                    "look at",
+                    format!("wipefs: exit status {}", done.code).into(),
+                )
                 .log(done.lines()));
         }
         let signatures = block::signatures(&done.text);
         if !signatures.is_empty() {
-            return Err(refuse(format!("it holds {}", signatures.join(", "))));
+            return Err(refuse(format!("it holds {}", signatures.join(", ")).into()));
         }
         // In a process of its own, which can be left behind if the server does not answer.
         let done = self.tool(
@@ -175,11 +176,11 @@ impl FileSystemRequest<'_> {
         match (done.code, done.text.trim()) {
             (0, "") => {}
             (0, at) => {
-                return Err(refuse(format!(
-                    "it is not blank: no known signature, but data at byte {at}"
-                )));
+                return Err(refuse(
+                    format!("it is not blank: no known signature, but data at byte {at}").into(),
+                ));
             }
-            _ => return Err(self.fail("read", done.lines().join("; "))),
+            _ => return Err(self.fail("read", done.lines().join("; ").into())),
         }
         let (program, args) = fs.make;
         let done = self.tool(program, &[args, &[STDIN][..]].concat(), self.deadline)?;
@@ -187,7 +188,7 @@ impl FileSystemRequest<'_> {
             return Err(self
                 .fail(
                     &format!("make {} on", fs.name),
-                    format!("{program}: exit status {}", done.code),
+                    format!("{program}: exit status {}", done.code).into(),
                 )
                 .log(done.lines()));
         }
@@ -204,7 +205,7 @@ impl FileSystemRequest<'_> {
         }
         if done.code & 4 == 0 {
             let what = format!("{program}: exit status {}", done.code);
-            return Err(self.fail("check", what).log(done.lines()));
+            return Err(self.fail("check", what.into()).log(done.lines()));
         }
         let by_hand = "it needs a person: repair it on a host where it is attached and not mounted; a read-only mount (-r) does without the check";
         Err(Error::mount(format!("{} is damaged", self.name))

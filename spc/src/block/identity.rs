@@ -8,7 +8,7 @@ use std::{fs, io};
 use crate::block::attach::AttachRequest;
 use crate::block::multipath;
 use crate::block::paths::{ActivePath, active_paths};
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::disk::{self, Disk};
 use crate::kinds::block;
 use crate::kinds::block::model::Identity;
@@ -114,7 +114,7 @@ impl AttachRequest<'_> {
                 "cannot ask {} which volume it is",
                 self.device.name
             ))
-            .because(errno_text(e))
+            .because(e)
             .hint("look whether its server answers, and at the host's kernel log: dmesg")
         };
         match self.device.shows.identity {
@@ -191,7 +191,7 @@ impl AttachRequest<'_> {
         };
         let failed = |e: io::Error| {
             Error::mount(format!("cannot use {}", self.device.name))
-                .because(errno_text(e))
+                .because(e)
                 .hint("look on the host what uses its disks: lsblk")
         };
         let host = &self.session.host;

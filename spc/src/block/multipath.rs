@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::helper::tool::Tool;
 use crate::host::Host;
 use crate::host::disk::{self, Disk};
@@ -73,9 +73,9 @@ pub fn join(host: &Host, name: &str, disks: &[Disk]) -> Result<()> {
             _ => Err(io::Error::other("they have different sizes")),
         }
     };
-    let (sectors, numbers) = host.run("looking at disks", look)?.map_err(|e| {
-        Error::mount(format!("cannot join the ways to {name}")).because(errno_text(e))
-    })?;
+    let (sectors, numbers) = host
+        .run("looking at disks", look)?
+        .map_err(|e| Error::mount(format!("cannot join the ways to {name}")).because(e))?;
     let plain: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })

@@ -15,11 +15,11 @@ use std::process::Command;
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::client::{namespace, root};
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
+use crate::host::Host;
 use crate::host::caller::{self, CALLER_CWD, CALLER_ROOT, IN_USE};
 use crate::host::runs_in::{RunsIn, current};
 use crate::host::settings::FILE as SETTINGS;
-use crate::host::{Host, Settings};
 use crate::{log, sys};
 
 /// A command of a client root, and what has to live until it has been started.
@@ -34,9 +34,9 @@ pub struct Entering {
 ///
 /// # Errors
 /// They cannot be made.
-pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) -> Result<Entering> {
-    let in_use = root::extract_if_missing(host, settings, id)?;
-    let keeper = namespace::ensure(host, settings, id)?;
+pub fn command(host: &Host, id: &str, argv: &[OsString]) -> Result<Entering> {
+    let in_use = root::extract_if_missing(host, id)?;
+    let keeper = namespace::ensure(host, id)?;
     refresh(host, id)?;
     if current() == RunsIn::Container {
         hand_on_settings(host, id)?;
@@ -46,7 +46,7 @@ pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) ->
         Some(root) => rustix::io::dup(root),
         None => open("/", flags, Mode::empty()),
     };
-    let own = own.map_err(|e| Error::system("cannot open our own root").because(errno_text(e)))?;
+    let own = own.map_err(|e| Error::system("cannot open our own root").because(e))?;
     let mut command = Command::new("/usr/bin/spc");
     if let Some((name, rest)) = argv.split_first() {
         command.arg0(name).args(rest);
@@ -78,11 +78,11 @@ pub fn command(host: &Host, settings: &Settings, id: &str, argv: &[OsString]) ->
 ///
 /// # Errors
 /// As [`command`], or the program cannot be run.
-pub fn same_again(host: &Host, settings: &Settings, id: &str) -> Result<Infallible> {
+pub fn same_again(host: &Host, id: &str) -> Result<Infallible> {
     let argv = caller::arguments();
-    let mut entering = command(host, settings, id, argv)?;
+    let mut entering = command(host, id, argv)?;
     let error = entering.command.exec();
-    Err(Error::system(format!("cannot run spc of the client root {id}")).because(errno_text(error)))
+    Err(Error::system(format!("cannot run spc of the client root {id}")).because(error))
 }
 
 /// The settings of this container hold for its mounts.
@@ -97,9 +97,8 @@ fn hand_on_settings(host: &Host, id: &str) -> Result<()> {
             _ => Ok(()),
         },
     };
-    host.run("copying the settings", write)?.map_err(|e| {
-        Error::system(format!("cannot copy {SETTINGS} to the client root")).because(errno_text(e))
-    })
+    host.run("copying the settings", write)?
+        .map_err(|e| Error::system(format!("cannot copy {SETTINGS} to the client root")).because(e))
 }
 
 /// Replaces a file if it is another, in one step. Of many that do so at once, one does it.
@@ -131,8 +130,7 @@ fn refresh(host: &Host, id: &str) -> Result<()> {
         Ok(())
     };
     host.run("copying the host's names", copy)?.map_err(|e| {
-        Error::system("cannot copy the host's /etc/hosts and /etc/resolv.conf")
-            .because(errno_text(e))
+        Error::system("cannot copy the host's /etc/hosts and /etc/resolv.conf").because(e)
     })
 }
 

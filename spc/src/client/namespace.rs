@@ -16,10 +16,10 @@ use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Cause, Error, Result};
 use crate::host::namespace::shares;
 use crate::host::redirect::REDIRECTS;
-use crate::host::{Host, Settings, cgroup, file_lock};
+use crate::host::{Host, cgroup, file_lock};
 use crate::process::marks;
 use crate::process::output::Output;
 use crate::sys;
@@ -88,8 +88,8 @@ fn namespace_of(process: &str) -> Option<u64> {
 ///
 /// # Errors
 /// The namespace cannot be made.
-pub fn ensure(host: &Host, settings: &Settings, id: &str) -> Result<NamespaceHolder> {
-    if shares(settings, "pid") == Some(false) {
+pub fn ensure(host: &Host, id: &str) -> Result<NamespaceHolder> {
+    if shares(host.settings(), "pid") == Some(false) {
         return Err(Error::system("the container has processes of its own, which end with it")
             .hint("start it with --pid=host, or accept that the mount ends with the container: -o x-spc.container"));
     }
@@ -107,7 +107,7 @@ pub fn ensure(host: &Host, settings: &Settings, id: &str) -> Result<NamespaceHol
 fn take_turn(host: &Host) -> Result<File> {
     let fail = |e: std::io::Error| {
         Error::system(format!("cannot lock {CLIENTS}/lock on the host"))
-            .because(errno_text(e))
+            .because(e)
             .hint("make room below /run on the host")
     };
     let open = || file_lock::open(Path::new(CLIENTS), 0o700);
@@ -118,10 +118,10 @@ fn take_turn(host: &Host) -> Result<File> {
 }
 
 fn make(host: &Host, id: &str) -> Result<NamespaceHolder> {
-    let fail = |cause: String| {
+    let fail = |cause: Cause| {
         Error::system(format!("cannot make the namespace of the client root {id}")).because(cause)
     };
-    let system = |e: std::io::Error| fail(errno_text(e));
+    let system = |e: std::io::Error| fail(e.into());
     let output = Output::new().map_err(system)?;
     let mut command = Command::new("/proc/self/exe");
     command
@@ -137,7 +137,7 @@ fn make(host: &Host, id: &str) -> Result<NamespaceHolder> {
         // Whatever it has said is the better reason.
         let said = output.text();
         match said.lines().find(|line| line.starts_with("spc: ")) {
-            Some(line) => fail(line.trim_start_matches("spc: ").to_owned()),
+            Some(line) => fail(line.trim_start_matches("spc: ").to_owned().into()),
             None => error,
         }
     });
@@ -158,7 +158,7 @@ fn make(host: &Host, id: &str) -> Result<NamespaceHolder> {
 /// Waits for a keeper's namespace, puts the keeper where the container's end does not reach it, and notes it.
 fn start(host: &Host, id: &str, child: &mut Child) -> Result<NamespaceHolder> {
     let fail = || Error::system(format!("cannot make the namespace of the client root {id}"));
-    let system = |e: std::io::Error| fail().because(errno_text(e));
+    let system = |e: std::io::Error| fail().because(e);
     let pid = Pid::from_child(child);
     let number = pid.as_raw_nonzero().get();
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| system(e.into()))?;

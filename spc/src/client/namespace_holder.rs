@@ -20,7 +20,7 @@ use rustix::thread::{
 };
 
 use crate::client::root;
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::redirect::REDIRECTS;
 use crate::host::{Host, Settings, mountinfo};
 use crate::sys::{self, MountAttributes};
@@ -88,11 +88,9 @@ fn parts(id: &str) -> std::io::Result<Parts> {
 /// # Errors
 /// A part of it cannot be made.
 pub fn hold(id: &str) -> Result<()> {
-    let settings = Settings::read()?;
-    let host = Host::open(&settings)?;
+    let host = Host::open(Settings::read()?)?;
     let fail = |e: std::io::Error| {
-        Error::system(format!("cannot make the namespace of the client root {id}"))
-            .because(errno_text(e))
+        Error::system(format!("cannot make the namespace of the client root {id}")).because(e)
     };
     let id_there = id.to_owned();
     let parts = host
@@ -105,7 +103,7 @@ pub fn hold(id: &str) -> Result<()> {
         move_into_link_name_space(file.as_fd(), None).map_err(|e| fail(e.into()))?;
     }
     empty(&host).map_err(fail)?;
-    build(parts, &settings.redirects()).map_err(fail)?;
+    build(parts, &host.settings().redirects()).map_err(fail)?;
     // Nothing of the container is held any more but this very program.
     let error = Command::new("/usr/bin/spc")
         .args(["keeper", id])
@@ -234,7 +232,7 @@ fn make_all(directories: &[PathBuf]) -> std::io::Result<()> {
 /// # Errors
 /// It was not noted.
 pub fn keeper() -> Result<()> {
-    let fail = |e: std::io::Error| Error::system("cannot keep a namespace").because(errno_text(e));
+    let fail = |e: std::io::Error| Error::system("cannot keep a namespace").because(e);
     println!("ready");
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).map_err(fail)?;

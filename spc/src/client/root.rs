@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open};
 
 use crate::client::{image, namespace};
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Cause, Error, Result};
 use crate::host::runs_in::{NAME_FILE, RunsIn, current};
 use crate::host::target::mount_id;
 use crate::host::{Host, Settings, caller, file_lock};
@@ -72,9 +72,8 @@ pub fn path(id: &str) -> PathBuf {
 pub fn own() -> Result<String> {
     match current() {
         RunsIn::ClientRoot(id) => Ok(id),
-        RunsIn::Container => image::name().map_err(|e| {
-            Error::system("cannot tell the version of the image: /usr").because(errno_text(e))
-        }),
+        RunsIn::Container => image::name()
+            .map_err(|e| Error::system("cannot tell the version of the image: /usr").because(e)),
         RunsIn::Host => installed(Path::new(CURRENT)).ok_or_else(|| {
             Error::system("spc is not installed on this host")
                 .because(format!("{CURRENT} is missing"))
@@ -93,7 +92,7 @@ pub fn installed(link: &Path) -> Option<String> {
 ///
 /// # Errors
 /// It is not there and not ours, or the host has no room for it.
-pub fn extract_if_missing(host: &Host, settings: &Settings, id: &str) -> Result<InUse> {
+pub fn extract_if_missing(host: &Host, id: &str) -> Result<InUse> {
     let held = lock(host, FlockOperation::NonBlockingLockShared)?;
     let named = path(id).join(NAME_FILE.trim_start_matches('/'));
     let is_there = move || named.exists();
@@ -111,11 +110,10 @@ pub fn extract_if_missing(host: &Host, settings: &Settings, id: &str) -> Result<
     drop(held);
     let held = lock(host, FlockOperation::NonBlockingLockExclusive)?;
     if !host.run("looking for the client root", is_there)? {
-        copy(host, settings, id)?;
+        copy(host, id)?;
     }
-    flock(&held.file, FlockOperation::LockShared).map_err(|e| {
-        Error::system(format!("cannot lock {ROOTS}/lock on the host")).because(errno_text(e))
-    })?;
+    flock(&held.file, FlockOperation::LockShared)
+        .map_err(|e| Error::system(format!("cannot lock {ROOTS}/lock on the host")).because(e))?;
     Ok(held)
 }
 
@@ -123,7 +121,7 @@ pub fn extract_if_missing(host: &Host, settings: &Settings, id: &str) -> Result<
 fn lock(host: &Host, how: FlockOperation) -> Result<InUse> {
     let fail = |e: std::io::Error| {
         Error::system(format!("cannot open {ROOTS}/lock on the host"))
-            .because(errno_text(e))
+            .because(e)
             .hint("client programs are kept there; to have them run in the container, and the mount end with it, add -o x-spc.container")
     };
     let open = || file_lock::open(Path::new(ROOTS), 0o755);
@@ -133,11 +131,11 @@ fn lock(host: &Host, how: FlockOperation) -> Result<InUse> {
 }
 
 /// Copies our own root to the host, whole or not at all.
-fn copy(host: &Host, settings: &Settings, id: &str) -> Result<()> {
+fn copy(host: &Host, id: &str) -> Result<()> {
     let started = Instant::now();
     let whole = path(id);
     let new = Path::new(ROOTS).join(format!(".{id}.new"));
-    let fail = |cause: String| {
+    let fail = |cause: Cause| {
         Error::system(format!("cannot copy the client programs to the host: {}", whole.display()))
             .because(cause)
             .hint("it takes 180 MB; to have them run in the container, and the mount end with it, add -o x-spc.container")
@@ -154,18 +152,18 @@ fn copy(host: &Host, settings: &Settings, id: &str) -> Result<()> {
             )?)
         };
         host.run("copying the client programs", make)?
-            .map_err(|e| fail(errno_text(e)))?
+            .map_err(|e| fail(e.into()))?
     };
     tracing::info!(root = %whole.display(), "copying the client programs to the host, once for each version");
-    let copied = fill(&directory, settings, id);
-    let result = copied.map_err(|e| fail(errno_text(e))).and_then(|()| {
+    let copied = fill(&directory, host.settings(), id);
+    let result = copied.map_err(|e| fail(e.into())).and_then(|()| {
         let (new, whole) = (new.clone(), whole.clone());
         let name = move || -> std::io::Result<()> {
             rustix::fs::syncfs(&directory)?;
             fs::rename(&new, &whole)
         };
         host.run_within("copying the client programs", LIMIT, name)?
-            .map_err(|e| fail(errno_text(e)))
+            .map_err(|e| fail(e.into()))
     });
     if result.is_err() {
         // What is left of it is removed before the next try as well.
@@ -261,9 +259,7 @@ pub fn all(host: &Host) -> Result<Vec<String>> {
             Ok(ids)
         },
     )?;
-    read.map_err(|e| {
-        Error::system(format!("cannot read {ROOTS} on the host")).because(errno_text(e))
-    })
+    read.map_err(|e| Error::system(format!("cannot read {ROOTS} on the host")).because(e))
 }
 
 /// Removes the client roots that nothing needs: not installed, not one of these, named by no record, and with no
@@ -304,8 +300,7 @@ pub fn collect_garbage(session: &Session, keep: &[String]) -> Result<bool> {
         };
         host.run_within("removing a client root", LIMIT, remove)?
             .map_err(|e| {
-                Error::system(format!("cannot remove the client root {id} on the host"))
-                    .because(errno_text(e))
+                Error::system(format!("cannot remove the client root {id} on the host")).because(e)
             })?;
         tracing::info!(root = %id, "removed; nothing uses it any more");
         removed = true;
@@ -318,7 +313,7 @@ fn try_alone(host: &Host) -> Result<File> {
     let opened = host.run("opening the client roots", || {
         OpenOptions::new().write(true).open(format!("{ROOTS}/lock"))
     })?;
-    let busy = |e: std::io::Error| Error::system("client roots are in use").because(errno_text(e));
+    let busy = |e: std::io::Error| Error::system("client roots are in use").because(e);
     let file = opened.map_err(busy)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| busy(e.into()))?;
     Ok(file)

@@ -54,7 +54,7 @@ pub fn listen(metrics: Arc<Metrics>) -> Result<()> {
     thread
         .spawn(listen)
         .map(drop)
-        .map_err(|e| Error::system("cannot start a thread").because(errno_text(e)))
+        .map_err(|e| Error::system("cannot start a thread").because(e))
 }
 
 /// Tries until it succeeds; says once why it does not, and what that means.
@@ -82,7 +82,7 @@ fn is_there(host: &Host) -> bool {
 
 /// Binds the socket, in place of one that is left of an earlier start; in a new directory, if one may be made.
 fn bind(make: bool) -> Result<(Host, UnixDatagram)> {
-    let host = Host::open(&Settings::read()?)?;
+    let host = Host::open(Settings::read()?)?;
     let bind = move || {
         if make {
             let mut directory = fs::DirBuilder::new();
@@ -99,9 +99,8 @@ fn bind(make: bool) -> Result<(Host, UnixDatagram)> {
         Ok(socket)
     };
     let bound = host.run("listening to commands", bind)?;
-    let socket = bound.map_err(|e| {
-        Error::system(format!("cannot listen on {SOCKET} on the host")).because(errno_text(e))
-    })?;
+    let socket = bound
+        .map_err(|e| Error::system(format!("cannot listen on {SOCKET} on the host")).because(e))?;
     Ok((host, socket))
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::daemon::event_listener::persist;
 use crate::daemon::metrics::{FORM, Metrics};
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::{Host, Settings};
 
 /// How long a client may take to say what it wants, and to take the answer.
@@ -81,16 +81,16 @@ pub fn serve(address: Address, metrics: Arc<Metrics>) -> Result<()> {
     thread
         .spawn(serve)
         .map(drop)
-        .map_err(|e| Error::system("cannot start a thread").because(errno_text(e)))
+        .map_err(|e| Error::system("cannot start a thread").because(e))
 }
 
 fn cannot_listen(place: &str, error: std::io::Error) -> Error {
-    Error::system(format!("cannot listen on {place}")).because(errno_text(error))
+    Error::system(format!("cannot listen on {place}")).because(error)
 }
 
 /// Binds a socket on the host, in place of one that is left of an earlier start; anything else stays.
 fn bind(path: &Path) -> Result<UnixListener> {
-    let host = Host::open(&Settings::read()?)?;
+    let host = Host::open(Settings::read()?)?;
     let place = path.to_owned();
     let bind = move || {
         match fs::symlink_metadata(&place) {

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::kinds::label;
 use crate::liveness::probe::Health;
 use crate::state::events::{Operation, Report};
@@ -145,7 +145,7 @@ impl Metrics {
             registry.register(Box::new(metrics.failures.clone()))?;
             Ok(metrics)
         };
-        make().map_err(|e| Error::system("cannot make the metrics").because(e))
+        make().map_err(|e| Error::system("cannot make the metrics").because(e.to_string()))
     }
 
     /// A command has done something.
@@ -202,7 +202,7 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new()
             .encode(&self.registry.gather(), &mut text)
-            .map_err(|e| Error::system("cannot write the metrics").because(e))?;
+            .map_err(|e| Error::system("cannot write the metrics").because(e.to_string()))?;
         Ok(text)
     }
 
@@ -225,7 +225,7 @@ impl Metrics {
 /// exit code may be reaped by somebody else, and is not needed.
 fn list() -> Result<Counts> {
     let fail = || Error::system("cannot look at the mounts");
-    let system = |e: std::io::Error| fail().because(errno_text(e));
+    let system = |e: std::io::Error| fail().because(e);
     let mut child = Command::new("/proc/self/exe")
         .args(["ls", "--json"])
         .stdin(Stdio::null())

@@ -74,8 +74,7 @@ impl Repairs {
     /// The kernel refuses the means.
     pub fn begin() -> Result<Self> {
         let events = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| {
-            Error::system("cannot watch the daemons of mounts")
-                .because(errno_text(std::io::Error::from(e)))
+            Error::system("cannot watch the daemons of mounts").because(std::io::Error::from(e))
         })?;
         Ok(Self {
             events,
@@ -308,7 +307,7 @@ fn start(target: &str, request: &str) -> Result<i32> {
         .env(log::VARIABLE, request)
         .stdin(Stdio::null())
         .spawn()
-        .map_err(|e| Error::system("cannot start a repair").because(errno_text(e)))?;
+        .map_err(|e| Error::system("cannot start a repair").because(e))?;
     // It is reaped with all the others.
     Ok(child.id().cast_signed())
 }

@@ -23,6 +23,7 @@ use crate::daemon::{copies, event_listener, http};
 use crate::error::{Error, Result, errno_text};
 use crate::host::Settings;
 use crate::host::redirect::{self, Redirect};
+use crate::process::cancel::CancelToken;
 use crate::recovery::records::{known, reconcile_record};
 use crate::recovery::{client_upkeep, services};
 use crate::state::Session;
@@ -57,8 +58,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Signals cannot be watched, or no thread can be started.
 pub fn serve(shown: Option<http::Address>) -> Result<()> {
     sys::keep_no_buffers();
-    let system =
-        |what: &str, e: std::io::Error| Error::system(what.to_owned()).because(errno_text(e));
+    let system = |what: &str, e: std::io::Error| Error::system(what.to_owned()).because(e);
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
         set.add(signal);
@@ -301,9 +301,8 @@ impl Watch {
 fn begin() -> Result<Watching> {
     let session = Session::open()?;
     let path = session.host.mount_table();
-    let mounts = File::open(&path).map_err(|e| {
-        Error::system(format!("cannot watch {}", path.display())).because(errno_text(e))
-    })?;
+    let mounts = File::open(&path)
+        .map_err(|e| Error::system(format!("cannot watch {}", path.display())).because(e))?;
     let own = root::own().into_iter().collect();
     Ok(Watching {
         repairs: Repairs::begin()?,
@@ -367,7 +366,7 @@ fn reconcile_open(session: &Session, open: &[Record]) -> Result<Seen> {
     for record in open {
         // Whoever is at work on it will see to it.
         let target = Path::new(&record.target);
-        let Ok(_lock) = session.ledger.lock(target, Instant::now(), || Ok(())) else {
+        let Ok(_lock) = session.ledger.lock(target, CancelToken::at(Instant::now())) else {
             seen.busy = true;
             continue;
         };
@@ -393,7 +392,7 @@ fn reconcile_open(session: &Session, open: &[Record]) -> Result<Seen> {
 
 /// Removes claims of an earlier life of this container that no record knows.
 fn remove_orphans(session: &Session) {
-    let redirects = session.settings.redirects();
+    let redirects = session.host.settings().redirects();
     // In this order: a record is there before its claim, so a mount that begins now is left alone.
     let mut ids: BTreeSet<String> = redirect::ids(&redirects).into_iter().collect();
     let looked = session.ledger.has(|record| {

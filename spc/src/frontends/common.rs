@@ -89,7 +89,7 @@ pub(crate) fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
     let interrupts = Interrupts::hold()?;
     let session = Session::open()?;
     if fake {
-        crate::mount::plan::Plan::make(request, &session.host, &session.settings)?;
+        crate::mount::plan::Plan::make(request, &session.host)?;
         return Ok(());
     }
     let done = mount(&session, request, &interrupts)?;
@@ -120,5 +120,5 @@ pub(crate) fn leave_to_client(session: &Session, target: Option<&Path>) -> Resul
 pub(crate) fn hand_over() -> Result<Infallible> {
     let settings = Settings::read()?;
     let id = root::own()?;
-    enter::same_again(&Host::open(&settings)?, &settings, &id)
+    enter::same_again(&Host::open(settings)?, &id)
 }

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::error::{Error, Result, errno_text, show};
+use crate::error::{Error, Result, show};
 use crate::frontends::common::{finish, leave_to_client, make, parse, start_log};
 use crate::frontends::secret_args::Arguments;
 use crate::host::{Settings, namespace};
@@ -200,7 +200,7 @@ fn check_namespace(asked: Option<&Path>) -> Result<()> {
     let file = |path: &Path| {
         std::fs::metadata(path)
             .map(|file| (file.dev(), file.ino()))
-            .map_err(|e| Error::usage(format!("bad -N {}", show(path))).because(errno_text(e)))
+            .map_err(|e| Error::usage(format!("bad -N {}", show(path))).because(e))
     };
     let named = match asked.to_str().and_then(|text| text.parse::<u32>().ok()) {
         Some(process) => PathBuf::from(format!("/proc/{process}/ns/mnt")),

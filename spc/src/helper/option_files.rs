@@ -6,8 +6,8 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result, errno_text};
-use crate::host::{Host, Settings, caller};
+use crate::error::{Error, Result};
+use crate::host::{Host, caller};
 use crate::kinds::FILES;
 use crate::options::Options;
 
@@ -31,7 +31,6 @@ impl Files {
     pub fn take(
         options: &Options,
         host: &Host,
-        settings: &Settings,
         directory: PathBuf,
         copies: Option<&Path>,
     ) -> Result<(Options, Self)> {
@@ -40,7 +39,7 @@ impl Files {
             let Some(path) = options.value(key).map(PathBuf::from) else {
                 continue;
             };
-            let opened = open(&path, host, settings)?;
+            let opened = open(&path, host)?;
             let earlier = || File::open(copies?.join(key)).ok();
             let Some(file) = opened.ok().filter(is_plain).or_else(earlier) else {
                 continue;
@@ -64,9 +63,8 @@ impl Files {
         if self.open.is_empty() {
             return Ok(());
         }
-        let fail = |e: std::io::Error| {
-            Error::system("cannot copy a file that an option names").because(errno_text(e))
-        };
+        let fail =
+            |e: std::io::Error| Error::system("cannot copy a file that an option names").because(e);
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&self.directory)
@@ -98,8 +96,8 @@ impl Files {
 ///
 /// # Errors
 /// The host does not answer.
-pub fn open(path: &Path, host: &Host, settings: &Settings) -> Result<std::io::Result<File>> {
-    let hosts = settings.hosts();
+pub fn open(path: &Path, host: &Host) -> Result<std::io::Result<File>> {
+    let hosts = host.settings().hosts();
     let inside = hosts.iter().find_map(|host| path.strip_prefix(host).ok());
     let Some(inside) = inside else {
         return Ok(caller::open_named(path));

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Reason, Result, errno_text};
+use crate::error::{Cause, Error, Reason, Result};
 use crate::host::confinement::{self, PROGRAM_DIRS};
 use crate::kinds;
 
@@ -44,13 +44,13 @@ pub(crate) fn find(names: &[String], fs_type: &str) -> Result<Program> {
 
 /// Reads a program's header; a `#!` line leads on to its interpreter (execve(2)).
 fn linkage(path: &Path, depth: u8) -> Result<Linkage> {
-    let fail = |cause: String| {
+    let fail = |cause: Cause| {
         Error::mount(format!("cannot run {}", path.display()))
             .because(cause)
             .hint("install the helper anew in the image")
     };
-    let mut file = BufReader::new(File::open(path).map_err(|e| fail(errno_text(e)))?);
-    let head = file.fill_buf().map_err(|e| fail(errno_text(e)))?;
+    let mut file = BufReader::new(File::open(path).map_err(|e| fail(e.into()))?);
+    let head = file.fill_buf().map_err(|e| fail(e.into()))?;
     if head.starts_with(b"#!") {
         if depth == 0 {
             return Err(fail("too many interpreters".into()));
@@ -58,7 +58,7 @@ fn linkage(path: &Path, depth: u8) -> Result<Linkage> {
         let mut line = Vec::new();
         file.take(256)
             .read_until(b'\n', &mut line)
-            .map_err(|e| fail(errno_text(e)))?;
+            .map_err(|e| fail(e.into()))?;
         let line = String::from_utf8_lossy(&line[2..]).into_owned();
         let mut words = line.split_whitespace();
         let interpreter = words.next().unwrap_or_default();
@@ -77,7 +77,9 @@ fn linkage(path: &Path, depth: u8) -> Result<Linkage> {
         };
         return match next.filter(|p| p.is_file()) {
             Some(next) => linkage(&next, depth - 1),
-            None => Err(fail(format!("its interpreter is missing: {interpreter}"))),
+            None => Err(fail(
+                format!("its interpreter is missing: {interpreter}").into(),
+            )),
         };
     }
     let file = file.into_inner();
@@ -91,7 +93,9 @@ fn linkage(path: &Path, depth: u8) -> Result<Linkage> {
     let Some(interp) = interp else {
         return Ok(Linkage::Static);
     };
-    let data = elf.segment_data(&interp).map_err(|e| fail(e.to_string()))?;
+    let data = elf
+        .segment_data(&interp)
+        .map_err(|e| fail(e.to_string().into()))?;
     let text: Vec<u8> = data.iter().copied().take_while(|b| *b != 0).collect();
     Ok(Linkage::Dynamic(PathBuf::from(
         String::from_utf8_lossy(&text).into_owned(),

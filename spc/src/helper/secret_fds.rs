@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::kinds::model::{SecretDelivery, SecretParam};
 use crate::options::secrets::{Secret, Secrets};
 use crate::sys;
@@ -42,8 +42,7 @@ impl<'a> SecretFds<'a> {
                     | SecretDelivery::Stdin { .. } => "\n",
                 };
                 let file = in_memory(secret, end).map_err(|e| {
-                    Error::system(format!("cannot hand over the secret {}", pass.key))
-                        .because(errno_text(e))
+                    Error::system(format!("cannot hand over the secret {}", pass.key)).because(e)
                 })?;
                 given.push((pass, file));
             }
@@ -76,7 +75,7 @@ impl<'a> SecretFds<'a> {
                 SecretDelivery::Stdin { .. } => {
                     let file = file.try_clone().map_err(|e| {
                         Error::system(format!("cannot hand over the secret {}", pass.key))
-                            .because(errno_text(e))
+                            .because(e)
                     })?;
                     command.stdin(Stdio::from(file));
                     // Its stdin is all it needs.

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::{fs, thread};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::options::Options;
 
@@ -57,7 +57,7 @@ impl Limit {
                 Ok(Self::from((processors * PER_PROCESSOR).clamp(LEAST, MOST)))
             }
             Err(error) => Err(Error::system(format!("cannot read {SETTING} on the host"))
-                .because(errno_text(error))
+                .because(error)
                 .hint("remove it, and the machine decides")),
         }
     }

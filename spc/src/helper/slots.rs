@@ -13,10 +13,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Reason, Result, errno_text};
+use crate::error::{Error, Reason, Result};
 use crate::helper::slot_limit::{OPTION, SETTING};
 use crate::host::Host;
 use crate::host::ranges::Ranges;
+use crate::process::cancel::CancelToken;
 use crate::state::store::hash;
 
 pub use crate::helper::slot_limit::Limit;
@@ -61,13 +62,12 @@ impl HelperSlot {
 /// Waits for a place to run a helper for a mount of this server, which may have no name.
 ///
 /// # Errors
-/// There was none in time, `go_on` failed, or the queue's file cannot be made.
+/// There was none in time, the wait was cancelled, or the queue's file cannot be made.
 pub fn acquire(
     host: &Host,
     server: Option<&str>,
     limit: Limit,
-    deadline: Instant,
-    go_on: impl Fn() -> Result<()>,
+    cancel: CancelToken<'_>,
 ) -> Result<HelperSlot> {
     let begun = Instant::now();
     let Some(all) = limit.all() else {
@@ -78,18 +78,18 @@ pub fn acquire(
     let mut queue = Queue {
         ranges: Arc::new(ranges),
         begun,
-        deadline,
+        cancel,
         shown: false,
     };
     let entered = match (server, limit.of_server()) {
         (Some(server), Some(limit)) => {
             // The first stretch is everybody's.
             let stretch = i64::from(u32::try_from(hash(Path::new(server)) >> 34).unwrap_or(0)) + 1;
-            queue.take(stretch << STRETCH, limit, Some(server), &go_on)
+            queue.take(stretch << STRETCH, limit, Some(server))
         }
         _ => Ok(()),
     };
-    let entered = entered.and_then(|()| queue.take(0, all, None, &go_on));
+    let entered = entered.and_then(|()| queue.take(0, all, None));
     if entered.is_err() {
         // A thread may hold the file still.
         queue.ranges.leave(0, i64::MAX).map_err(system)?;
@@ -107,34 +107,28 @@ pub fn acquire(
 
 fn system(error: std::io::Error) -> Error {
     Error::system(format!("cannot use {FILE} on the host"))
-        .because(errno_text(error))
+        .because(error)
         .hint("make room below /run on the host")
 }
 
 /// The queue, as one who may have to wait in it has it.
-struct Queue {
+struct Queue<'a> {
     ranges: Arc<Ranges>,
     begun: Instant,
-    deadline: Instant,
+    cancel: CancelToken<'a>,
     shown: bool,
 }
 
-impl Queue {
+impl Queue<'_> {
     /// Takes a place of this stretch, when its time has come.
-    fn take(
-        &mut self,
-        stretch: i64,
-        limit: usize,
-        server: Option<&str>,
-        go_on: &impl Fn() -> Result<()>,
-    ) -> Result<()> {
+    fn take(&mut self, stretch: i64, limit: usize, server: Option<&str>) -> Result<()> {
         let tickets = stretch + TICKETS;
         if self.held(tickets, TICKETS)?.is_none() && self.place(stretch, limit)? {
             return Ok(());
         }
         let ticket = self.ticket(tickets)?;
         loop {
-            let left = self.deadline.saturating_duration_since(Instant::now());
+            let left = self.cancel.remaining();
             if left.is_zero() {
                 return Err(self.late(limit, server));
             }
@@ -145,14 +139,16 @@ impl Queue {
                 }
                 None => {
                     thread::sleep(FREE.min(left));
-                    go_on()?;
+                    self.cancel.check()?;
                 }
                 Some(other) => {
                     let gone = self.gone(other)?;
                     loop {
-                        let left = self.deadline.saturating_duration_since(Instant::now());
+                        let left = self.cancel.remaining();
                         match gone.recv_timeout(ASK.min(left)) {
-                            Err(RecvTimeoutError::Timeout) if !left.is_zero() => go_on()?,
+                            Err(RecvTimeoutError::Timeout) if !left.is_zero() => {
+                                self.cancel.check()?
+                            }
                             _ => break,
                         }
                         self.show(limit, server);
@@ -250,7 +246,7 @@ impl Queue {
         }
         self.shown = true;
         let of = server.map_or_else(String::new, |server| format!(" for {server}"));
-        let left = self.deadline.saturating_duration_since(self.begun);
+        let left = self.cancel.deadline().saturating_duration_since(self.begun);
         eprint!(
             "\r\x1b[Kspc: waiting until fewer than {limit} helpers are at work{of}: {} s of at most {} s",
             waited.as_secs(),
@@ -259,7 +255,7 @@ impl Queue {
     }
 }
 
-impl Drop for Queue {
+impl Drop for Queue<'_> {
     fn drop(&mut self) {
         if self.shown {
             eprint!("\r\x1b[K");
@@ -274,11 +270,11 @@ mod tests {
     use super::*;
 
     /// One who has opened the queue anew, as every command does.
-    fn comer(path: &Path, time: Duration) -> Queue {
+    fn comer<'a>(path: &Path, time: Duration) -> Queue<'a> {
         Queue {
             ranges: Arc::new(Ranges::open(path).unwrap()),
             begun: Instant::now(),
-            deadline: Instant::now() + time,
+            cancel: CancelToken::at(Instant::now() + time),
             shown: false,
         }
     }
@@ -295,14 +291,14 @@ mod tests {
     fn they_go_in_the_order_of_coming() {
         let path = file("order");
         let mut first = comer(&path, LONG_TIME);
-        first.take(0, 1, None, &|| Ok(())).unwrap();
+        first.take(0, 1, None).unwrap();
         let (went, order) = channel();
         let mut waiting = Vec::new();
         for number in 0..20 {
             let (path, went) = (path.clone(), went.clone());
             waiting.push(thread::spawn(move || {
                 let mut comer = comer(&path, LONG_TIME);
-                comer.take(0, 1, None, &|| Ok(())).unwrap();
+                comer.take(0, 1, None).unwrap();
                 went.send(number).unwrap();
             }));
             // Until it is in the queue.
@@ -324,10 +320,10 @@ mod tests {
     fn whoever_is_gone_is_not_waited_for() {
         let path = file("gone");
         let mut first = comer(&path, LONG_TIME);
-        first.take(0, 1, None, &|| Ok(())).unwrap();
+        first.take(0, 1, None).unwrap();
         // It waits, and gives up; another took a ticket, and died.
         let mut late = comer(&path, Duration::from_millis(30));
-        let error = late.take(0, 1, None, &|| Ok(())).unwrap_err();
+        let error = late.take(0, 1, None).unwrap_err();
         drop(late);
         assert_eq!(error.reason(), Reason::Queue);
         assert!(error.to_string().contains("1 were at work"), "{error}");
@@ -335,7 +331,7 @@ mod tests {
         dead.ticket(TICKETS).unwrap();
         drop((dead, first));
         let mut next = comer(&path, LONG_TIME);
-        next.take(0, 1, None, &|| Ok(())).unwrap();
+        next.take(0, 1, None).unwrap();
         fs::remove_file(path).unwrap();
     }
 
@@ -346,16 +342,16 @@ mod tests {
         let held: Vec<_> = (0..3)
             .map(|_| {
                 let mut comer = comer(&path, now);
-                comer.take(0, 3, None, &|| Ok(())).unwrap();
+                comer.take(0, 3, None).unwrap();
                 comer
             })
             .collect();
-        assert!(comer(&path, now).take(0, 3, None, &|| Ok(())).is_err());
+        assert!(comer(&path, now).take(0, 3, None).is_err());
         // Another server's stretch is another queue.
         let mut other = comer(&path, now);
-        other.take(7 << STRETCH, 1, Some("b"), &|| Ok(())).unwrap();
+        other.take(7 << STRETCH, 1, Some("b")).unwrap();
         drop(held);
-        comer(&path, now).take(0, 3, None, &|| Ok(())).unwrap();
+        comer(&path, now).take(0, 3, None).unwrap();
         fs::remove_file(path).unwrap();
     }
 
@@ -363,9 +359,11 @@ mod tests {
     fn a_signal_ends_the_wait() {
         let path = file("signal");
         let mut first = comer(&path, LONG_TIME);
-        first.take(0, 1, None, &|| Ok(())).unwrap();
+        first.take(0, 1, None).unwrap();
         let stop = || Err(Error::new(crate::error::Class::Interrupted, "stopped"));
-        let error = comer(&path, LONG_TIME).take(0, 1, None, &stop).unwrap_err();
+        let mut stopped = comer(&path, LONG_TIME);
+        stopped.cancel = CancelToken::new(Instant::now() + LONG_TIME, &stop);
+        let error = stopped.take(0, 1, None).unwrap_err();
         assert_eq!(error.reason(), Reason::Interrupted);
         fs::remove_file(path).unwrap();
     }

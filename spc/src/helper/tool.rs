@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Cause, Error, Result};
 use crate::helper::secret_fds::SecretFds;
 use crate::host::confinement;
 use crate::process::interrupts::Interrupts;
@@ -64,7 +64,7 @@ impl Tool<'_> {
     /// # Errors
     /// It is not there, cannot be started, dies by a signal, takes too long, or a signal stops us.
     pub fn run(self, interrupts: Option<&Interrupts>) -> Result<Done> {
-        let fail = |cause: String| Error::mount(format!("{} failed", self.program)).because(cause);
+        let fail = |cause: Cause| Error::mount(format!("{} failed", self.program)).because(cause);
         let found = match self.program {
             OURSELVES => Some(OURSELVES.into()),
             name => confinement::program(&[name]),
@@ -75,14 +75,14 @@ impl Tool<'_> {
                     .hint("install it in the image"),
             );
         };
-        let output = Output::new().map_err(|e| fail(errno_text(e)))?;
+        let output = Output::new().map_err(|e| fail(e.into()))?;
         let mut command = Command::new(&path);
         command
             .args(self.args)
             .env("LC_ALL", "C")
             .stdin(self.stdin.map_or_else(Stdio::null, Stdio::from))
-            .stdout(output.handle().map_err(|e| fail(errno_text(e)))?)
-            .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
+            .stdout(output.handle().map_err(|e| fail(e.into()))?)
+            .stderr(output.handle().map_err(|e| fail(e.into()))?);
         log::hand_on(&mut command);
         if let Some(id) = self.id {
             command.env(marks::MARK, id);
@@ -94,7 +94,7 @@ impl Tool<'_> {
         let started = Instant::now();
         let child = sys::tie_to_parent(&mut command)
             .spawn()
-            .map_err(|e| fail(errno_text(e)))?;
+            .map_err(|e| fail(e.into()))?;
         let ended = wait(
             Pid::from_child(&child),
             self.program,
@@ -111,7 +111,7 @@ impl Tool<'_> {
         tracing::debug!(tool = %self.program, ?ended, "ended");
         match ended {
             Ended::Code(code) => Ok(Done { code, text }),
-            Ended::Signal(signal) => Err(fail(format!("killed by signal {signal}"))),
+            Ended::Signal(signal) => Err(fail(format!("killed by signal {signal}").into())),
         }
     }
 }

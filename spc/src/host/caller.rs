@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::sys;
 
 /// Number of a descriptor of the asker's root.
@@ -46,9 +46,9 @@ pub fn take_over() -> Result<()> {
             None => Ok(None),
             // The variable has come further than the descriptor.
             Some(Err(error)) if error.raw_os_error() == Some(libc::EBADF) => Ok(None),
-            Some(taken) => taken.map(Some).map_err(|e| {
-                Error::system("cannot take over what was handed on").because(errno_text(e))
-            }),
+            Some(taken) => taken
+                .map(Some)
+                .map_err(|e| Error::system("cannot take over what was handed on").because(e)),
         }
     };
     let (root, in_use) = (take(CALLER_ROOT)?, take(IN_USE)?);
@@ -81,7 +81,7 @@ pub fn cwd() -> Result<PathBuf> {
     match caller() {
         Some(asker) => Ok(asker.cwd.clone()),
         None => std::env::current_dir()
-            .map_err(|e| Error::system("cannot tell the working directory").because(errno_text(e))),
+            .map_err(|e| Error::system("cannot tell the working directory").because(e)),
     }
 }
 

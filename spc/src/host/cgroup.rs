@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Cause, Error, Result};
 use crate::process::output::Output;
 use crate::sys;
 use crate::sys::cgroup::{TOLD, begin_in};
@@ -114,12 +114,12 @@ pub fn adopt(name: &str, description: &str, pid: i32) -> Result<()> {
 }
 
 fn run(command: std::io::Result<Command>, words: &[&str], name: &str) -> Result<()> {
-    let fail = |cause: String| {
+    let fail = |cause: Cause| {
         Error::system(format!("cannot make the cgroup spc-{name} on the host"))
             .because(cause)
             .hint("daemons of mounts are put there, to outlive the container; to have them end with it, add -o x-spc.container")
     };
-    let system = |e: std::io::Error| fail(errno_text(e));
+    let system = |e: std::io::Error| fail(e.into());
     let output = Output::new().map_err(system)?;
     let mut command = command.map_err(system)?;
     command.args(words).stderr(output.handle().map_err(system)?);
@@ -131,12 +131,12 @@ fn run(command: std::io::Result<Command>, words: &[&str], name: &str) -> Result<
             Some(status) => {
                 let said = output.text();
                 let last = said.lines().next_back().map(str::to_owned);
-                return Err(fail(last.unwrap_or_else(|| status.to_string())));
+                return Err(fail(last.unwrap_or_else(|| status.to_string()).into()));
             }
             None if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
             None => {
                 let _ = child.kill();
-                return Err(fail(format!("no answer in {} s", LIMIT.as_secs())));
+                return Err(fail(format!("no answer in {} s", LIMIT.as_secs()).into()));
             }
         }
     }
@@ -153,7 +153,7 @@ pub fn start(
     command: &mut Command,
     last: fn(&mut Command) -> &mut Command,
 ) -> Result<Pid> {
-    let fail = |e: std::io::Error| Error::mount("cannot start a program").because(errno_text(e));
+    let fail = |e: std::io::Error| Error::mount("cannot start a program").because(e);
     // A scope is for systemd to make.
     let systemds = is_systemds().map_err(cannot_tell)?;
     let cgroup = if systemds { None } else { open(name) };
@@ -265,7 +265,7 @@ fn hierarchy(root: &Path) -> std::io::Result<Option<PathBuf>> {
 }
 
 fn cannot_tell(error: std::io::Error) -> Error {
-    Error::system("cannot tell whose the host's cgroups are").because(errno_text(error))
+    Error::system("cannot tell whose the host's cgroups are").because(error)
 }
 
 /// The directory of the cgroup that a process is in.
@@ -284,9 +284,7 @@ fn own(text: &str) -> Option<&str> {
 /// # Errors
 /// There is no hierarchy of version 2, or it refuses.
 pub fn move_here(pid: i32, name: Option<&str>) -> Result<()> {
-    let fail = |e: std::io::Error| {
-        Error::system(format!("cannot move process {pid}")).because(errno_text(e))
-    };
+    let fail = |e: std::io::Error| Error::system(format!("cannot move process {pid}")).because(e);
     let base = hierarchy(Path::new("/"))
         .map_err(fail)?
         .ok_or_else(|| Error::system("no cgroup2 is mounted on /sys/fs/cgroup"))?;

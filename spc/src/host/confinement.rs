@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 
 /// Where mount helpers and FUSE programs are looked for, in this order.
 pub const PROGRAM_DIRS: [&str; 6] = [
@@ -33,7 +33,7 @@ pub fn program<S: AsRef<Path>>(names: &[S]) -> Option<PathBuf> {
 pub fn fuse() -> Result<()> {
     let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
     opened.map(drop).map_err(|e| {
-        Error::system("cannot open /dev/fuse").because(errno_text(e)).hint(
+        Error::system("cannot open /dev/fuse").because(e).hint(
             "start the container with --device=/dev/fuse, or --privileged; on the host, try: modprobe fuse",
         )
     })

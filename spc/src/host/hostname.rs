@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::Host;
 
 /// What tells a machine from others, the best first. A name is made from it, but does not tell it.
@@ -47,7 +47,7 @@ pub fn known(host: &Host, kind: &HostName, asked: Option<&str>) -> Result<(Strin
             |name| Ok((name, "of the host")),
         )
     })?;
-    of_host.map_err(|e| Error::system("cannot make a name for this host").because(errno_text(e)))
+    of_host.map_err(|e| Error::system("cannot make a name for this host").because(e))
 }
 
 /// Like [`known`]; and the programs of the container find it in their file.
@@ -67,7 +67,7 @@ pub fn place(host: &Host, kind: &HostName, asked: Option<&str>) -> Result<String
         };
         write().map_err(|e| {
             Error::system(format!("cannot write {}", kind.file))
-                .because(errno_text(e))
+                .because(e)
                 .hint("with a read-only container, add --tmpfs for its directory")
         })?;
     }

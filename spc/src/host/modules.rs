@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, errno_text};
-use crate::host::{Host, Settings, confinement};
+use crate::host::{Host, confinement};
 use crate::process::marks;
 use crate::sys;
 
@@ -97,7 +97,7 @@ pub struct Lack {
 }
 
 /// Loads those modules that the kernel does not show.
-pub fn provide(modules: &[Module], host: &Host, settings: &Settings) -> Vec<Lack> {
+pub fn provide(modules: &[Module], host: &Host) -> Vec<Lack> {
     let lacking = modules.iter().filter(|module| !module.is_there());
     let lacking: Vec<Module> = lacking.copied().collect();
     if lacking.is_empty() {
@@ -108,7 +108,7 @@ pub fn provide(modules: &[Module], host: &Host, settings: &Settings) -> Vec<Lack
         .into_iter()
         .filter(|module| !lists(&files.built_in, module.name))
         .filter_map(|module| {
-            let why = load(module.name, host, settings).err()?;
+            let why = load(module.name, host).err()?;
             tracing::debug!(module = module.name, cause = %why.cause, "not loaded");
             // Whether that is a failure is seen when the kernel is asked for what needs it.
             let left_to_kernel = module.on_demand && files.load_themselves(module.name);
@@ -153,7 +153,7 @@ pub fn explain(error: Error, lacks: &[Lack]) -> Error {
 ///
 /// # Errors
 /// It will not; the error says why.
-pub fn look(module: Module, host: &Host, settings: &Settings) -> crate::error::Result<String> {
+pub fn look(module: Module, host: &Host) -> crate::error::Result<String> {
     let name = module.name;
     if module.is_there() {
         return Ok(format!("{name} is loaded"));
@@ -186,7 +186,7 @@ pub fn look(module: Module, host: &Host, settings: &Settings) -> crate::error::R
     if module.on_demand && files.load_themselves(name) {
         return Ok(format!("{name} is loaded by the host when it is needed"));
     }
-    let (program, root) = loader(name, host, settings).map_err(fail)?;
+    let (program, root) = loader(name, host).map_err(fail)?;
     Ok(format!(
         "{name} is loaded when it is needed, by {} from {}{DIR}",
         program.display(),
@@ -269,7 +269,7 @@ fn install(name: &str) -> String {
 }
 
 /// The program that loads a module, and the host's root as it sees it.
-fn loader(name: &str, host: &Host, settings: &Settings) -> Result<(PathBuf, PathBuf), Why> {
+fn loader(name: &str, host: &Host) -> Result<(PathBuf, PathBuf), Why> {
     let why = |cause: &str, hint: String| Why {
         cause: cause.into(),
         hint,
@@ -281,7 +281,7 @@ fn loader(name: &str, host: &Host, settings: &Settings) -> Result<(PathBuf, Path
     let seen: Vec<PathBuf> = host
         .proc_file("root")
         .into_iter()
-        .chain(settings.hosts())
+        .chain(host.settings().hosts())
         .collect();
     let root = seen.iter().find(|root| root.join(&dir[1..]).is_dir());
     let Some(root) = root else {
@@ -303,8 +303,8 @@ fn loader(name: &str, host: &Host, settings: &Settings) -> Result<(PathBuf, Path
     Ok((program, root.clone()))
 }
 
-fn load(name: &str, host: &Host, settings: &Settings) -> Result<(), Why> {
-    let (program, root) = loader(name, host, settings)?;
+fn load(name: &str, host: &Host) -> Result<(), Why> {
+    let (program, root) = loader(name, host)?;
     let mut command = Command::new(&program);
     command.arg("-d").arg(&root);
     // What the host's administrator forbids stays forbidden, modprobe.d(5).

@@ -48,6 +48,7 @@ const SPARE: usize = 8;
 
 /// The host's mount namespace, entered.
 pub struct Host {
+    settings: Settings,
     worker: Mutex<Worker>,
     namespace: PathBuf,
     file: File,
@@ -65,7 +66,7 @@ impl Host {
     ///
     /// # Errors
     /// A capability is missing, no namespace file can be opened, or all of them are our own.
-    pub fn open(settings: &Settings) -> Result<Self> {
+    pub fn open(settings: Settings) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::usage("only root can mount on the host")
                 .hint("run spc as root of the container: docker exec without --user"));
@@ -77,9 +78,10 @@ impl Host {
                     "start the container with --privileged or --cap-add={name}"
                 )));
         }
-        let (namespace, file) = find(settings)?;
+        let (namespace, file) = find(&settings)?;
         match start(&file) {
             Ok(jobs) => Ok(Self {
+                settings,
                 worker: Mutex::new(Worker { jobs, lost: 0 }),
                 namespace,
                 file,
@@ -92,6 +94,11 @@ impl Host {
             .hint("the container must run as root of the host's user namespace, with SYS_ADMIN and SYS_CHROOT, and without a seccomp filter on setns")),
             Err(None) => Err(too_slow("entering the host's mount namespace", LIMIT)),
         }
+    }
+
+    /// Returns the settings by which the host was found.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Runs a job with the host's root as its root; its result comes back here.
@@ -222,7 +229,7 @@ fn work(inbox: &Receiver<Job>) {
 /// The kernel does not tell.
 pub fn missing_capabilities() -> Result<Vec<(&'static str, &'static str)>> {
     let sets = rustix::thread::capabilities(None)
-        .map_err(|e| Error::system("cannot read the capabilities").because(errno_text(e)))?;
+        .map_err(|e| Error::system("cannot read the capabilities").because(e))?;
     Ok(NEEDED
         .iter()
         .filter(|(bit, ..)| !sets.effective.contains(*bit))
@@ -237,7 +244,7 @@ pub fn missing_capabilities() -> Result<Vec<(&'static str, &'static str)>> {
 pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
     let own = std::fs::metadata("/proc/self/ns/mnt").map_err(|e| {
         Error::system("cannot look at our own mount namespace: /proc/self/ns/mnt")
-            .because(errno_text(e))
+            .because(e)
             .hint("a procfs of this PID namespace must be on /proc")
     })?;
     let mut tried = Vec::new();
@@ -246,8 +253,7 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
         match File::open(&path) {
             Ok(file) => {
                 let found = file.metadata().map_err(|e| {
-                    Error::system(format!("cannot look at {}", path.display()))
-                        .because(errno_text(e))
+                    Error::system(format!("cannot look at {}", path.display())).because(e)
                 })?;
                 // Only where no container is between us and the host is ours the host's.
                 if (found.dev(), found.ino()) != (own.dev(), own.ino()) || current() == RunsIn::Host
@@ -298,6 +304,7 @@ mod tests {
         let file = File::open(&namespace).unwrap();
         let jobs = start(&file).unwrap();
         let host = Host {
+            settings: Settings::read().unwrap(),
             worker: Mutex::new(Worker { jobs, lost: 0 }),
             namespace,
             file,

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::error::{Error, Result, errno_text, show};
+use crate::error::{Error, Result, show};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::mount_id;
 
@@ -26,9 +26,8 @@ pub fn drop_copies(made: &Entry, on: &Entry, younger_than: u64) -> Result<()> {
     if made.peers.is_none() || on.peers.is_none() {
         return Ok(());
     }
-    let fail = |e: std::io::Error| {
-        Error::system("cannot read the container's mount table").because(errno_text(e))
-    };
+    let fail =
+        |e: std::io::Error| Error::system("cannot read the container's mount table").because(e);
     let table = mountinfo::younger(younger_than).map_err(fail)?;
     let mut parents = Vec::new();
     for copy in table.iter().filter(|copy| follows(copy, made)) {
@@ -50,9 +49,8 @@ pub fn drop_all_copies(all: &[(Entry, Entry)]) -> Result<()> {
     let Some(first) = all.find(shared) else {
         return Ok(());
     };
-    let table = mountinfo::read().map_err(|e| {
-        Error::system("cannot read the container's mount table").because(errno_text(e))
-    })?;
+    let table = mountinfo::read()
+        .map_err(|e| Error::system("cannot read the container's mount table").because(e))?;
     for (made, on) in std::iter::once(first).chain(all.filter(shared)) {
         for copy in copies_of(made, on, &table, &table) {
             drop_copy(copy)?;
@@ -94,8 +92,7 @@ fn place(mount: &Entry, on: &Entry) -> Option<PathBuf> {
 fn drop_copy(copy: &Entry) -> Result<()> {
     let fail = |error: Errno| {
         let target = show(&copy.target);
-        Error::system(format!("cannot drop the copy of the mount at {target}"))
-            .because(errno_text(error))
+        Error::system(format!("cannot drop the copy of the mount at {target}")).because(error)
     };
     let Some(pinned) = top(copy).map_err(fail)? else {
         return Ok(());

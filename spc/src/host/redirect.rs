@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::target::Pinned;
 
@@ -69,7 +69,7 @@ impl Redirect {
             .map_err(|e| {
                 redirect.clear();
                 Error::system(format!("cannot make a stand-in below {}", redirects.display()))
-                    .because(errno_text(e))
+                    .because(e)
                     .hint("the directory must be writable: with a read-only container, add --tmpfs /spc/targets")
             })?;
         Ok(redirect)

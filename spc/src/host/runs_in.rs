@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::{fs, io};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 
 /// In a client root: the file that holds its name.
 pub const NAME_FILE: &str = "/spc/client";
@@ -27,8 +27,7 @@ static KNOWN: OnceLock<RunsIn> = OnceLock::new();
 /// It cannot be told: to be taken for somewhere else would be worse.
 pub fn detect() -> Result<()> {
     let found = look().map_err(|e| {
-        Error::system("cannot tell whether this is a container of the image: /spc")
-            .because(errno_text(e))
+        Error::system("cannot tell whether this is a container of the image: /spc").because(e)
     })?;
     KNOWN.get_or_init(|| found);
     Ok(())

@@ -19,7 +19,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Cause, Error, Result, errno_text};
 use crate::host::runs_in::{self, RunsIn};
 use crate::host::{cgroup, file_lock, rpc};
 use crate::process::marks;
@@ -191,7 +191,7 @@ pub fn any_started(root: &Path) -> bool {
 fn take_turn() -> Result<File> {
     let failed = |e: std::io::Error| {
         Error::system(format!("cannot lock {DIR}/lock"))
-            .because(errno_text(e))
+            .because(e)
             .hint("the directory must be writable: with a read-only container, add --tmpfs /run")
     };
     let file = file_lock::open(Path::new(DIR), 0o700).map_err(failed)?;
@@ -202,27 +202,25 @@ fn take_turn() -> Result<File> {
 /// The mark of a service of this container.
 fn mark(service: &Service) -> Result<String> {
     let own = fs::metadata("/proc/self/ns/mnt").map_err(|e| {
-        Error::system("cannot look at our own mount namespace: /proc/self/ns/mnt")
-            .because(errno_text(e))
+        Error::system("cannot look at our own mount namespace: /proc/self/ns/mnt").because(e)
     })?;
     Ok(format!("{}@{}", service.name, own.ino()))
 }
 
 /// The processes of a service that was started here.
 fn ours(service: &Service) -> Result<Vec<OwnedFd>> {
-    marks::hold_marked(&format!("{MARK}={}", mark(service)?)).map_err(|e| {
-        Error::system(format!("cannot look for {}", service.name)).because(errno_text(e))
-    })
+    marks::hold_marked(&format!("{MARK}={}", mark(service)?))
+        .map_err(|e| Error::system(format!("cannot look for {}", service.name)).because(e))
 }
 
 fn start(service: &Service) -> Result<()> {
     let name = service.name;
-    let fail = |cause: String| {
+    let fail = |cause: Cause| {
         Error::system(format!("cannot start {name}"))
             .because(cause)
             .hint(service.hint)
     };
-    let system = |e: std::io::Error| fail(errno_text(e));
+    let system = |e: std::io::Error| fail(e.into());
     let output = Output::new().map_err(system)?;
     let mut command = Command::new(service.program);
     command
@@ -256,7 +254,7 @@ fn start(service: &Service) -> Result<()> {
     // Nobody else reaps it if this process lives on.
     let _ = waitpid(Some(child), WaitOptions::NOHANG);
     forget(service);
-    Err(fail(cause).log(log))
+    Err(fail(cause.into()).log(log))
 }
 
 fn wait_for(service: &Service, child: Pid) -> std::result::Result<(), String> {
@@ -281,7 +279,7 @@ fn send(held: &[OwnedFd], signal: Signal) -> Result<()> {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => {
                 return Err(Error::system("cannot send a signal to a service")
-                    .because(errno_text(error))
+                    .because(error)
                     .hint("it runs as another user: start the container with --cap-add=KILL"));
             }
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use spc_shim_config::{Config, ConfigError};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 
 /// Path of the settings file, in the container and in each client root file system.
 pub const FILE: &str = "/etc/spc/shim.conf";
@@ -30,7 +30,7 @@ impl Settings {
             Err(error) => {
                 return Err(
                     Error::system(format!("cannot read the settings {}", file.display()))
-                        .because(errno_text(error))
+                        .because(error)
                         .hint(
                             "make it readable for root, or remove it to use the built-in settings",
                         ),

@@ -322,10 +322,10 @@ impl Pinned {
     /// The table cannot be read.
     pub fn entry(&self) -> Result<Option<mountinfo::Entry>> {
         let top = self.top().map_err(|e| {
-            Error::system(format!("cannot look at {}", show(&self.path))).because(errno_text(e))
+            Error::system(format!("cannot look at {}", show(&self.path))).because(e)
         })?;
         mountinfo::find(top.id, top.unique)
-            .map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))
+            .map_err(|e| Error::system("cannot read the host's mount table").because(e))
     }
 }
 

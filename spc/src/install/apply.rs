@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::install::manifest::{Entry, Manifest, What, hash_of};
 use crate::install::tree::below;
 
@@ -156,8 +156,7 @@ fn make(root: &Path, thing: &Wanted) -> Result<()> {
     made.map_err(|e: std::io::Error| {
         // The first error counts.
         let _ = unlink(&new);
-        Error::system(format!("cannot make {} on the host", thing.path.display()))
-            .because(errno_text(e))
+        Error::system(format!("cannot make {} on the host", thing.path.display())).because(e)
     })
 }
 
@@ -194,7 +193,7 @@ pub fn remove(root: &Path, entries: &[Entry]) -> Result<Vec<PathBuf>> {
                 "cannot remove {} on the host",
                 entry.path.display()
             ))
-            .because(errno_text(e))
+            .because(e)
         };
         if entry.what != What::Directory {
             unlink(&beside(&path)).map_err(fail)?;

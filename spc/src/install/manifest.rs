@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Cause, Error, Result};
 use crate::install::tree::below;
 
 /// Everything of ours is there that is not a name somewhere else.
@@ -80,7 +80,7 @@ impl Manifest {
     /// It is there and cannot be read.
     pub fn read(root: &Path) -> Result<Option<Self>> {
         let file = below(root, DIR).join(FILE);
-        let fail = |cause: String| {
+        let fail = |cause: Cause| {
             Error::system(format!("cannot read {DIR}/{FILE} on the host"))
                 .because(cause)
                 .hint("move it away and run `spc install` again: names of ours are known as such without it")
@@ -88,9 +88,9 @@ impl Manifest {
         match fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
-                .map_err(|e| fail(e.to_string())),
+                .map_err(|e| fail(e.to_string().into())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(fail(errno_text(error))),
+            Err(error) => Err(fail(error.into())),
         }
     }
 
@@ -101,7 +101,7 @@ impl Manifest {
     pub fn write(&self, root: &Path) -> Result<()> {
         let dir = below(root, DIR);
         let fail = |e: std::io::Error| {
-            Error::system(format!("cannot write {DIR}/{FILE} on the host")).because(errno_text(e))
+            Error::system(format!("cannot write {DIR}/{FILE} on the host")).because(e)
         };
         let text = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::system("cannot write JSON").because(e))?;
@@ -126,8 +126,7 @@ impl Manifest {
         for name in [FILE.to_owned(), format!("{FILE}.new")] {
             match fs::remove_file(below(root, DIR).join(&name)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(Error::system(format!("cannot remove {DIR}/{name}"))
-                        .because(errno_text(error)));
+                    return Err(Error::system(format!("cannot remove {DIR}/{name}")).because(error));
                 }
                 _ => {}
             }

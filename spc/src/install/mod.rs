@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
 
 use crate::client::root;
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::{Host, caller, confinement};
 use crate::install::apply::Applied;
 use crate::install::laid::{Installed, Laid, OWN};
@@ -69,9 +69,9 @@ pub fn install(session: &Session, wish: &InstallRequest) -> Result<Installed> {
         ))
         .hint("to go back to it all the same, add --force; mounts stay as they are"));
     }
-    let in_use = root::extract_if_missing(host, &session.settings, &id)?;
+    let in_use = root::extract_if_missing(host, &id)?;
     let program = fs::read("/proc/self/exe")
-        .map_err(|e| Error::system("cannot read our own program").because(errno_text(e)))?;
+        .map_err(|e| Error::system("cannot read our own program").because(e))?;
     let names = names::all(&programs());
     let mut manifest = before.clone().unwrap_or_default();
     manifest.version = OWN.into();

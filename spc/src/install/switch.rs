@@ -6,8 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::client::root;
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::process::cancel::CancelToken;
 use crate::state::Session;
 
 /// How long one step on the host may take; a slow disk gets 5 MB for each copy of the program.
@@ -16,7 +17,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// Commands that install and uninstall take turns.
 pub(crate) fn lock(session: &Session) -> Result<crate::state::lock::Lock> {
     let until = Instant::now() + LIMIT;
-    session.ledger.lock_named("install", until, || Ok(()))
+    session.ledger.lock_named("install", CancelToken::at(until))
 }
 
 /// Makes a client root the current one, or none. Gives back the one that was.
@@ -38,7 +39,6 @@ pub(crate) fn switch(host: &Host, id: Option<&str>) -> Result<Option<String>> {
             Ok(was)
         },
     )?;
-    switched.map_err(|e| {
-        Error::system(format!("cannot make {} on the host", root::CURRENT)).because(errno_text(e))
-    })
+    switched
+        .map_err(|e| Error::system(format!("cannot make {} on the host", root::CURRENT)).because(e))
 }

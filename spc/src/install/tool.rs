@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::cgroup;
 use crate::process::output::Output;
 use crate::process::wait::wait;
@@ -42,9 +42,8 @@ impl Done {
 /// The host has no such program, or it takes too long.
 pub fn run(program: &str, args: &[&str]) -> Result<Done> {
     let name = [&[program], args].concat().join(" ");
-    let fail = |e: std::io::Error| {
-        Error::system(format!("cannot run {name} on the host")).because(errno_text(e))
-    };
+    let fail =
+        |e: std::io::Error| Error::system(format!("cannot run {name} on the host")).because(e);
     let output = Output::new().map_err(fail)?;
     let mut command = cgroup::on_host(program).map_err(fail)?;
     command

@@ -9,12 +9,13 @@ use serde::Serialize;
 
 use crate::client::namespace_holder;
 use crate::client::root::{self, HOME};
-use crate::error::{Class, Error, Result, errno_text, show};
+use crate::error::{Class, Error, Result, show};
 use crate::host::runs_in::RunsIn;
 use crate::host::{Host, caller};
 use crate::install::manifest::Manifest;
 use crate::install::switch::{LIMIT, lock, switch};
 use crate::install::{apply, extension};
+use crate::process::cancel::CancelToken;
 use crate::process::marks;
 use crate::recovery::records::reconcile_record;
 use crate::state::Session;
@@ -83,7 +84,7 @@ fn settle_gone(session: &Session) -> Result<()> {
     for (record, entry) in records.iter().zip(entries) {
         if entry.is_none() {
             let (target, until) = (Path::new(&record.target), Instant::now() + LIMIT);
-            let _lock = session.ledger.lock(target, until, || Ok(()))?;
+            let _lock = session.ledger.lock(target, CancelToken::at(until))?;
             // What it is by now counts, not what it was.
             if let Some(record) = session.ledger.get(target)? {
                 reconcile_record(session, &record)?;
@@ -125,9 +126,7 @@ fn sweep(session: &Session, unused: bool) -> Result<()> {
             }
             Ok(())
         })?;
-    swept.map_err(|e| {
-        Error::system(format!("cannot remove all of {HOME} on the host")).because(errno_text(e))
-    })
+    swept.map_err(|e| Error::system(format!("cannot remove all of {HOME} on the host")).because(e))
 }
 
 /// What is not there is gone, and a directory that somebody mounted something on is theirs.

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat, openat2};
 use rustix::io::Errno;
 
-use crate::error::{Error, Reason, Result, errno_text, show};
+use crate::error::{Error, Reason, Result, show};
 use crate::host::Host;
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::mount_id;
 use crate::liveness::waiter_lock::{WaiterLock, key};
+use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::Session;
 
@@ -45,7 +46,7 @@ pub fn ensure_reachable(host: &Host, place: &Path, limit: Duration) -> Result<()
         place.as_os_str(),
     ];
     let mut child = Subprocess::spawn_tied(&words, b"")?;
-    match child.line(Instant::now() + limit, || Ok(()))? {
+    match child.line(CancelToken::at(Instant::now() + limit))? {
         Reply::Line(line) if line == HELD => {}
         Reply::Timeout => {}
         // Whoever walks there tells of anything else that is wrong.
@@ -135,7 +136,7 @@ pub fn is_held(session: &Session, place: &Path, limit: Duration) -> Result<bool>
     let walked = session
         .host
         .run_within("looking at the way", 2 * limit, walk)?;
-    walked.map_err(|e| Error::system("cannot walk").because(errno_text(e)))
+    walked.map_err(|e| Error::system("cannot walk").because(e))
 }
 
 /// Whether another has waited on the way for too long.

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use serde::Serialize;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::liveness::waiter_lock::WaiterLock;
+use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::Session;
 use crate::state::presence::entries_of;
@@ -90,7 +91,7 @@ pub fn probe_all(session: &Session, records: &[Record]) -> Result<Vec<Health>> {
             }
         }
     }
-    let looks = look(&targets, LIMIT, || Ok(()))?;
+    let looks = look(&targets, LIMIT, CancelToken::at(Instant::now() + LIMIT))?;
     for (at, health) in asked.into_iter().zip(looks) {
         states[at] = health;
     }
@@ -124,29 +125,28 @@ pub fn prestart(deadline: Instant) -> Result<PrestartedProbe> {
     Subprocess::spawn_waiting(&words(limit)).map(PrestartedProbe)
 }
 
-/// The state of a mount that is known to be there, until `deadline`, or until `go_on` fails, which is asked all the while.
+/// The state of a mount that is known to be there, until `cancel` ends the wait.
 ///
 /// # Errors
-/// Whatever `go_on` says, or the look cannot be started.
+/// The wait is cancelled, or the look cannot be started.
 pub fn probe(
     looked: &ProbeTarget,
     mut ahead: Option<PrestartedProbe>,
-    deadline: Instant,
-    go_on: impl Fn() -> Result<()>,
+    cancel: CancelToken<'_>,
 ) -> Result<Health> {
     let one = std::slice::from_ref(looked);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = cancel.remaining();
         let states = match ahead.take() {
             Some(PrestartedProbe(mut child)) => {
                 child.send_input(&input(one));
-                answers(child, 1, left, &go_on)?
+                answers(child, 1, left, cancel)?
             }
-            None => look(one, left, &go_on)?,
+            None => look(one, left, cancel)?,
         };
         match states.first() {
             // It may be the look that failed, at once: then not as fast as that can be.
-            Some(Health::Hung) if Instant::now() < deadline => {
+            Some(Health::Hung) if !cancel.is_expired() => {
                 std::thread::sleep(Duration::from_millis(100));
             }
             health => return Ok(health.copied().unwrap_or(Health::Hung)),
@@ -155,16 +155,12 @@ pub fn probe(
 }
 
 /// Looks at mounts, at each for so long.
-fn look(
-    targets: &[ProbeTarget],
-    limit: Duration,
-    go_on: impl Fn() -> Result<()>,
-) -> Result<Vec<Health>> {
+fn look(targets: &[ProbeTarget], limit: Duration, cancel: CancelToken<'_>) -> Result<Vec<Health>> {
     if targets.is_empty() {
         return Ok(Vec::new());
     }
     let child = Subprocess::spawn_detached(&words(limit), &input(targets))?;
-    answers(child, targets.len(), limit, go_on)
+    answers(child, targets.len(), limit, cancel)
 }
 
 fn words(limit: Duration) -> [String; 2] {
@@ -187,7 +183,7 @@ fn answers(
     mut child: Subprocess,
     count: usize,
     limit: Duration,
-    go_on: impl Fn() -> Result<()>,
+    cancel: CancelToken<'_>,
 ) -> Result<Vec<Health>> {
     let mut states = vec![Health::Hung; count];
     // It keeps the limit itself; this one is for one that does not even do that.
@@ -195,7 +191,7 @@ fn answers(
     let deadline = Instant::now() + limit.saturating_mul(rounds) + Duration::from_secs(1);
     let mut open = count;
     while open > 0 {
-        let Reply::Line(line) = child.line(deadline, &go_on)? else {
+        let Reply::Line(line) = child.line(cancel.with_deadline(deadline))? else {
             break;
         };
         let answer = line.split_once(' ');
@@ -219,7 +215,7 @@ pub fn child(session: &Session, limit: Duration) -> Result<()> {
     let waiter = Arc::new(WaiterLock::open(&session.host)?);
     let mut input = Vec::new();
     let read = std::io::stdin().read_to_end(&mut input);
-    read.map_err(|e| Error::system("cannot read the targets").because(errno_text(e)))?;
+    read.map_err(|e| Error::system("cannot read the targets").because(e))?;
     let (said, answers) = channel();
     let mut looks = ProbeRun {
         session,
@@ -288,7 +284,7 @@ impl ProbeRun<'_> {
 
     /// Looks, unless another does.
     fn begin(&mut self, mut open: Open, target: PathBuf) -> Result<()> {
-        let cannot = |what: &str, e| Error::system(what.to_owned()).because(errno_text(e));
+        let cannot = |what: &str, e| Error::system(what.to_owned()).because(e);
         let held = self.waiter.take(open.mount);
         match held.map_err(|e| cannot("cannot see who waits for a mount", e))? {
             Some(since) if since >= self.limit => return tell(open.number, Health::Hung),
@@ -362,7 +358,7 @@ impl ProbeRun<'_> {
 fn tell(number: usize, health: Health) -> Result<()> {
     let line = format!("{number} {}\n", health.word());
     let told = std::io::stdout().write_all(line.as_bytes());
-    told.map_err(|e| Error::system("cannot write to stdout").because(errno_text(e)))
+    told.map_err(|e| Error::system("cannot write to stdout").because(e))
 }
 
 fn start(

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::error::{self, Error, errno_text};
+use crate::error::{self, Error};
 use crate::host::Host;
 use crate::host::ranges::Ranges;
 use crate::host::target::MountId;
@@ -34,7 +34,7 @@ impl WaiterLock {
         let opened = host.run("looking who waits", || Ranges::open(Path::new(FILE)))?;
         opened.map(Self).map_err(|e| {
             Error::system(format!("cannot use {FILE} on the host"))
-                .because(errno_text(e))
+                .because(e)
                 .hint("make room below /run on the host")
         })
     }

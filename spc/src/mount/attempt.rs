@@ -9,7 +9,7 @@ use rustix::fs::{Mode as FileMode, OFlags, openat};
 
 use crate::block::attach::{AttachRequest, Attached};
 use crate::block::filesystem::{FileSystemRequest, MKFS};
-use crate::error::{Class, Error, Reason, Result, errno_text, show};
+use crate::error::{Class, Error, Reason, Result, show};
 use crate::helper::secret_fds::SecretFds;
 use crate::helper::slot_limit::Limit;
 use crate::helper::slots::{self, HelperSlot};
@@ -107,8 +107,8 @@ impl<'a> Attempt<'a> {
     ) -> Result<Record> {
         // First of all the intent: whoever finds it after a crash knows what to undo.
         self.session.ledger.put(&self.record)?;
-        let (host, settings) = (&self.session.host, &self.session.settings);
-        let lacks = modules::provide(&self.plan.kind.modules, host, settings);
+        let host = &self.session.host;
+        let lacks = modules::provide(&self.plan.kind.modules, host);
         interrupts.check()?;
         let turn = share.turn(|until| self.turn(until, interrupts))?;
         let proof = self.carry_out(share.until(), interrupts).map_err(|error| {
@@ -140,7 +140,7 @@ impl<'a> Attempt<'a> {
         };
         let host = &self.session.host;
         let limit = Limit::from_options(&request.options, host)?;
-        slots::acquire(host, server, limit, deadline, || interrupts.check())
+        slots::acquire(host, server, limit, interrupts.until(deadline))
     }
 
     /// Runs the helper, or has the kernel make the mount, and proves the result.
@@ -156,7 +156,7 @@ impl<'a> Attempt<'a> {
                     Mode::ToHost
                 };
                 let redirect = Redirect::make(
-                    &self.session.settings.redirects(),
+                    &self.session.host.settings().redirects(),
                     &self.record.id,
                     mode,
                     &self.pinned,
@@ -315,7 +315,7 @@ impl<'a> Attempt<'a> {
             target: target.into(),
             mount: waiter_lock::key(mount),
         };
-        let health = probe::probe(&looked, ahead, deadline, || interrupts.check())?;
+        let health = probe::probe(&looked, ahead, interrupts.until(deadline))?;
         let (cause, reason) = match health {
             Health::Hung => ("what it mounted does not answer", Reason::NoAnswer),
             Health::Ok if !run.gave_up(said) && entry_of(self.session, &made)?.is_some() => {
@@ -339,8 +339,7 @@ impl<'a> Attempt<'a> {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             openat(&pinned.parent, &pinned.name, flags, FileMode::empty())
         })?;
-        let opened =
-            opened.map_err(|e| Error::mount("cannot open the new mount").because(errno_text(e)))?;
+        let opened = opened.map_err(|e| Error::mount("cannot open the new mount").because(e))?;
         let path = format!("/proc/{}/fd/{}/.", std::process::id(), opened.as_raw_fd());
         Ok((path, Some(opened)))
     }
@@ -375,7 +374,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn hint_at_network(&self, error: Error) -> Error {
-        let own = shares(&self.session.settings, "net") == Some(false);
+        let own = shares(self.session.host.settings(), "net") == Some(false);
         let network = "the container has a network of its own, which may not reach the server: start it with --net=host";
         if own && error.class() == Class::Mount {
             return error.hint_also(network);

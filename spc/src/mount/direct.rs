@@ -38,7 +38,7 @@ impl AsFd for Detached {
 impl Detached {
     pub(crate) fn from_fd(fd: OwnedFd) -> Result<Self> {
         let mount = mount_id(&fd, OsStr::new(""))
-            .map_err(|e| Error::system("cannot look at a detached mount").because(errno_text(e)))?;
+            .map_err(|e| Error::system("cannot look at a detached mount").because(e))?;
         Ok(Self { fd, mount })
     }
 
@@ -49,8 +49,7 @@ impl Detached {
     pub fn clone_of(path: &std::path::Path) -> Result<Self> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let fd = open_tree(CWD, path, flags).map_err(|e| {
-            Error::system(format!("cannot clone the mount at {}", path.display()))
-                .because(errno_text(e))
+            Error::system(format!("cannot clone the mount at {}", path.display())).because(e)
         })?;
         Self::from_fd(fd)
     }
@@ -63,8 +62,7 @@ impl Detached {
         let flags =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&self.fd, "", &target.dir, "", flags).map_err(|e| {
-            Error::mount(format!("cannot attach the mount to {}", show(&target.path)))
-                .because(errno_text(e))
+            Error::mount(format!("cannot attach the mount to {}", show(&target.path))).because(e)
         })
     }
 }
@@ -94,7 +92,7 @@ fn check_device(fs_type: &str, source: &str) -> Result<()> {
     let fail = || Error::mount(format!("bad source for {fs_type}: {source}"));
     let meta = std::fs::metadata(source).map_err(|e| {
         fail()
-            .because(errno_text(e))
+            .because(e)
             .hint("name a block device of the host, such as /dev/sdb1")
     })?;
     if meta.file_type().is_block_device() {
@@ -144,11 +142,11 @@ fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
     let fail = || Error::mount(format!("cannot mount {source} as {fs_type}"));
     let fs = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| match e {
         Errno::NODEV => fail().because(format!("the host's kernel has no file system {fs_type}")),
-        e => fail().because(errno_text(e)),
+        e => fail().because(e),
     })?;
     let refused = |e: Errno| {
         fail()
-            .because(errno_text(e))
+            .because(e)
             .log(kernel_log(&fs))
             .hint("check source and options; the host's kernel log may say more: dmesg")
     };

@@ -14,10 +14,11 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use crate::error::{Class, Error, Reason, Result, in_a_line};
-use crate::host::{Host, Settings};
+use crate::host::Host;
 use crate::kinds::servers::{self, ServerSet};
 use crate::mount::Plan;
 use crate::mount::deadline::Deadline;
+use crate::process::cancel::CancelToken;
 use crate::process::interrupts::Interrupts;
 use crate::servers::keepalive::Watch;
 use crate::servers::order::Order;
@@ -116,7 +117,7 @@ impl ServerChoice {
     ///
     /// # Errors
     /// The kind's own rules refuse it.
-    pub fn lead(&self, at: usize, plan: &mut Plan, host: &Host, settings: &Settings) -> Result<()> {
+    pub fn lead(&self, at: usize, plan: &mut Plan, host: &Host) -> Result<()> {
         let reach = self.several.answering.reach;
         let text = |server: &Server| match (server.address, reach) {
             (Some(address), None) => servers::at_host(&server.name, &address.to_string()),
@@ -136,18 +137,18 @@ impl ServerChoice {
             let name = servers::host_of(&self.servers[at].name);
             more = reach(name, &address.to_string(), self.port);
         }
-        plan.toward(&self.several, &names, &more, host, settings)
+        plan.toward(&self.several, &names, &more, host)
     }
 
     /// Asks those who were not, until one answers.
-    fn look(&mut self, left: &[usize], host: &Host, go_on: impl Fn() -> Result<()>) -> Result<()> {
+    fn look(&mut self, left: &[usize], host: &Host, cancel: CancelToken<'_>) -> Result<()> {
         let unasked: Vec<usize> = left
             .iter()
             .copied()
             .filter(|at| self.servers[*at].seen.rank() == ProbeResult::Unasked.rank())
             .collect();
         let peers: Vec<_> = unasked.iter().map(|at| self.servers[*at].peer).collect();
-        let seen = probe::probe(&peers, self.several.answering.probe_request, false, go_on)?;
+        let seen = probe::probe(&peers, self.several.answering.probe_request, false, cancel)?;
         let (mut dead, mut alive) = (Vec::new(), Vec::new());
         for (at, seen) in unasked.into_iter().zip(seen) {
             let server = &mut self.servers[at];
@@ -270,7 +271,7 @@ impl AttemptBudget<'_> {
 /// That of the attempt if there is one server, or it is no server's fault; otherwise what came of each server.
 pub fn mount<T>(
     plan: &mut Plan,
-    (host, settings): (&Host, &Settings),
+    host: &Host,
     deadline: &Deadline,
     interrupts: &Interrupts,
     mut attempt: impl FnMut(&Plan, AttemptBudget<'_>) -> Result<T>,
@@ -291,10 +292,10 @@ pub fn mount<T>(
     // Who answered, and then did nothing in the time that was its share.
     let (mut slow, mut again, mut last) = (Vec::new(), false, None);
     while !left.is_empty() && !deadline.left().is_zero() {
-        choice.look(&left, host, || interrupts.check())?;
+        choice.look(&left, host, interrupts.until(deadline.at()))?;
         left.sort_by_key(|at| choice.servers[*at].seen.rank());
         let at = left.remove(0);
-        choice.lead(at, plan, host, settings)?;
+        choice.lead(at, plan, host)?;
         let only = left.is_empty() && slow.is_empty();
         let share = choice.budget(at, left.len(), deadline, again || only);
         let done = match choice.watch(at, &left) {

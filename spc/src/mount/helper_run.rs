@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use rustix::process::Pid;
 
-use crate::error::{Class, Error, Reason, Result, errno_text, show};
+use crate::error::{Cause, Class, Error, Reason, Result, show};
 use crate::helper::program::Program;
 use crate::helper::secret_fds::SecretFds;
 use crate::host::cgroup;
@@ -117,10 +117,9 @@ impl<'a> HelperRun<'a> {
             .as_ref()
             .and_then(|log| log.metadata().ok())
             .map_or(0, |m| m.len());
-        let fail = |cause: String| Error::mount(format!("{name} failed")).because(cause);
-        let output = Output::new().map_err(|e| fail(errno_text(e)))?;
-        let reports =
-            UnixDatagram::bind(self.redirect.report()).map_err(|e| fail(errno_text(e)))?;
+        let fail = |cause: Cause| Error::mount(format!("{name} failed")).because(cause);
+        let output = Output::new().map_err(|e| fail(e.into()))?;
+        let reports = UnixDatagram::bind(self.redirect.report()).map_err(|e| fail(e.into()))?;
         let started = Instant::now();
         let mut command = Command::new(self.program);
         command
@@ -130,8 +129,8 @@ impl<'a> HelperRun<'a> {
             .env(marks::MARK, self.id)
             .env("SPC_REPORT", self.redirect.report())
             .stdin(Stdio::null())
-            .stdout(output.handle().map_err(|e| fail(errno_text(e)))?)
-            .stderr(output.handle().map_err(|e| fail(errno_text(e)))?);
+            .stdout(output.handle().map_err(|e| fail(e.into()))?)
+            .stderr(output.handle().map_err(|e| fail(e.into()))?);
         log::hand_on(&mut command);
         self.secret_fds.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
@@ -144,7 +143,7 @@ impl<'a> HelperRun<'a> {
             }
             None => {
                 let spawned = sys::tie_to_parent(&mut command).spawn();
-                Pid::from_child(&spawned.map_err(|e| fail(errno_text(e)))?)
+                Pid::from_child(&spawned.map_err(|e| fail(e.into()))?)
             }
         };
         let cgroup = self.scope.as_ref().and_then(|_| cgroup::path_of(child));
@@ -165,13 +164,15 @@ impl<'a> HelperRun<'a> {
         };
         let failed = match ended.map(describe) {
             Ok(Ended::Code(0)) => return Ok(said),
-            Ok(Ended::Code(code)) => fail(format!("exit status {code}")).reason_is(Reason::Helper),
+            Ok(Ended::Code(code)) => {
+                fail(format!("exit status {code}").into()).reason_is(Reason::Helper)
+            }
             Ok(Ended::Signal(signal)) => {
-                fail(format!("killed by signal {signal}")).reason_is(Reason::Helper)
+                fail(format!("killed by signal {signal}").into()).reason_is(Reason::Helper)
             }
             Err(error) if error.class() == Class::Interrupted => return Err(error),
             Err(error) => {
-                let failed = fail(error.summary()).reason_is(error.reason());
+                let failed = fail(error.summary().into()).reason_is(error.reason());
                 match error.hint_text() {
                     Some(hint) => failed.hint(hint),
                     None => failed,

@@ -53,23 +53,21 @@ pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Re
 fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
     let limit = Deadline::new(request.timeout);
     let deadline = limit.at();
-    let mut plan = Plan::make(request, &session.host, &session.settings)?;
+    let mut plan = Plan::make(request, &session.host)?;
     if session.runs_in == RunsIn::Container && plan.outlives_the_container() {
-        if shares(&session.settings, "pid") == Some(false) {
+        if shares(session.host.settings(), "pid") == Some(false) {
             tracing::warn!(
                 "this mount ends with the container, which has processes of its own; started with --pid=host, it would not"
             );
         } else {
-            enter::same_again(&session.host, &session.settings, &root::own()?)?;
+            enter::same_again(&session.host, &root::own()?)?;
         }
     }
     let secrets = &mut plan.request.secrets;
-    secrets.read(&session.host, &session.settings, deadline, || {
-        interrupts.check()
-    })?;
+    secrets.read(&session.host, interrupts.until(deadline))?;
     let _lock = session
         .ledger
-        .lock(&plan.target, deadline, || interrupts.check())?;
+        .lock(&plan.target, interrupts.until(deadline))?;
     if let Some(record) = known(session, &plan.target)? {
         match reconcile_record(session, &record)? {
             Some(entry) if record.request == plan.fingerprint => {
@@ -111,8 +109,8 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
             }
         }
     }
-    let at = (&*session.host, &session.settings);
-    let record = failover::mount(&mut plan, at, &limit, interrupts, |plan, share| {
+    let host = &*session.host;
+    let record = failover::mount(&mut plan, host, &limit, interrupts, |plan, share| {
         Attempt::new(session, plan, Arc::clone(&pinned), waited_for).run(share, interrupts)
     })?;
     made.keep();

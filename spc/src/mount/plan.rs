@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::block::filesystem::MKFS;
-use crate::error::{Error, Result, errno_text, show};
+use crate::error::{Error, Result, show};
 use crate::helper::option_files::Files;
 use crate::helper::program::{Linkage, Program, find};
 use crate::host::redirect::Redirect;
 use crate::host::runs_in::{self, RunsIn};
 use crate::host::target::{Rules, Walk, host_path, walk};
-use crate::host::{Host, Settings, caller, confinement, modules};
+use crate::host::{Host, caller, confinement, modules};
 use crate::kinds::model::{KindInput, MountMethod, SecretDelivery, SecretParam};
 use crate::kinds::servers::ServerSet;
 use crate::kinds::{self, ResolvedKind, server_set};
@@ -62,29 +62,24 @@ impl Plan {
     ///
     /// # Errors
     /// The type is unknown, its helper is missing, or the target cannot be one.
-    pub fn make(request: Request, host: &Host, settings: &Settings) -> Result<Self> {
-        Self::again(request, host, settings, None)
+    pub fn make(request: Request, host: &Host) -> Result<Self> {
+        Self::again(request, host, None)
     }
 
     /// As [`Plan::make`], for a mount that was made before, with the files that were copied for it then.
     ///
     /// # Errors
     /// As [`Plan::make`].
-    pub fn again(
-        request: Request,
-        host: &Host,
-        settings: &Settings,
-        copies: Option<&Path>,
-    ) -> Result<Self> {
+    pub fn again(request: Request, host: &Host, copies: Option<&Path>) -> Result<Self> {
         let fingerprint = request.fingerprint();
-        let request = server_file::named(request, host, settings)?;
+        let request = server_file::named(request, host)?;
         let several = server_set(&request.fs_type, &request.source, &request.options);
         let cwd = caller::cwd()?;
-        let asked_target = host_path(&request.target, &cwd, &settings.hosts());
+        let asked_target = host_path(&request.target, &cwd, &host.settings().hosts());
         let id = new_id()?;
-        let files = Redirect::named(&settings.redirects(), &id).files();
+        let files = Redirect::named(&host.settings().redirects(), &id).files();
         let (options, files) = match runs_in::current() {
-            RunsIn::ClientRoot(_) => Files::take(&request.options, host, settings, files, copies)?,
+            RunsIn::ClientRoot(_) => Files::take(&request.options, host, files, copies)?,
             RunsIn::Container | RunsIn::Host => (request.options.clone(), Files::default()),
         };
         let source = match &several {
@@ -92,7 +87,7 @@ impl Plan {
             Some(several) if several.servers.len() > 1 => several.source(&several.servers[..1]),
             _ => request.source.clone(),
         };
-        let kind = resolve(&request, &source, &options, &asked_target, (host, settings))?;
+        let kind = resolve(&request, &source, &options, &asked_target, host)?;
         if request.options.has(MKFS) && kind.device.is_none() {
             return Err(Error::usage(format!("bad option {MKFS}"))
                 .because("file systems are made on devices that spc attaches, and on nothing else")
@@ -126,7 +121,7 @@ impl Plan {
         };
         path::ensure_reachable(host, &asked_target, request.limit())?;
         if let MountMethod::Bind { .. } = kind.method {
-            let source = host_path(Path::new(&request.source), &cwd, &settings.hosts());
+            let source = host_path(Path::new(&request.source), &cwd, &host.settings().hosts());
             path::ensure_reachable(host, &source, request.limit())?;
         }
         let found = host.run("looking at the target", {
@@ -161,7 +156,7 @@ impl Plan {
             requested_target: asked_target,
             missing,
             rules,
-            hosts: settings.hosts(),
+            hosts: host.settings().hosts(),
         })
     }
 
@@ -175,7 +170,6 @@ impl Plan {
         servers: &[String],
         more: &[String],
         host: &Host,
-        settings: &Settings,
     ) -> Result<()> {
         let answering = &several.answering;
         let mut options = self.options.without(answering.extra_servers_options);
@@ -188,13 +182,12 @@ impl Plan {
             options.push(format!("{key}={once}"))?;
         }
         self.source = several.source(servers);
-        let at = (host, settings);
         self.kind = resolve(
             &self.request,
             &self.source,
             &options,
             &self.requested_target,
-            at,
+            host,
         )?;
         if servers.len() > 1 {
             // The one that gave the mount.
@@ -254,7 +247,7 @@ fn resolve(
     source: &str,
     options: &Options,
     target: &Path,
-    (host, settings): (&Host, &Settings),
+    host: &Host,
 ) -> Result<ResolvedKind> {
     kinds::resolve(&KindInput {
         fs_type: &request.fs_type,
@@ -262,11 +255,7 @@ fn resolve(
         options,
         secrets: &request.secrets,
         log_name: &log_name(target),
-        kernel_lacks: &|module| {
-            modules::look(module, host, settings)
-                .err()
-                .map(|e| e.summary())
-        },
+        kernel_lacks: &|module| modules::look(module, host).err().map(|e| e.summary()),
     })
 }
 
@@ -274,7 +263,7 @@ fn resolve(
 fn new_id() -> Result<String> {
     let mut bytes = [0_u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| Error::system("cannot get random bytes").because(errno_text(e)))?;
+        .map_err(|e| Error::system("cannot get random bytes").because(e))?;
     Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }
 

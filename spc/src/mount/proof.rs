@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::error::{Error, Result, errno_text, show};
+use crate::error::{Cause, Error, Result, show};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, Pinned};
 use crate::kinds;
@@ -24,14 +24,14 @@ pub struct Proof {
 /// # Errors
 /// Something else is mounted there, or a mount was made but not where it was asked for.
 pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Result<Option<Proof>> {
-    let fail = |what: &str, cause: String| {
+    let fail = |what: &str, cause: Cause| {
         Error::system(format!(
             "cannot prove the mount on {}: {what}",
             show(&pinned.path)
         ))
         .because(cause)
     };
-    let top = pinned.top().map_err(|e| fail("statx", errno_text(e)))?;
+    let top = pinned.top().map_err(|e| fail("statx", e.into()))?;
     if !top.is_root || top.is(pinned.mount.id, pinned.mount.unique) {
         return match made {
             Some((id, unique)) if exists(id, unique)? => Err(moved(&pinned.path)),
@@ -46,8 +46,8 @@ pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Resu
     }
     let find = |id: u64, unique: u64| {
         mountinfo::find(id, unique)
-            .map_err(|e| fail("mountinfo", errno_text(e)))?
-            .ok_or_else(|| fail("mountinfo", format!("no entry with mount id {id}")))
+            .map_err(|e| fail("mountinfo", e.into()))?
+            .ok_or_else(|| fail("mountinfo", format!("no entry with mount id {id}").into()))
     };
     let entry = find(top.id, top.unique)?;
     if entry.parent != pinned.mount.id || entry.target != pinned.path {
@@ -73,7 +73,7 @@ pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Resu
 
 fn exists(id: u64, unique: u64) -> Result<bool> {
     let entry = mountinfo::find(id, unique)
-        .map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))?;
+        .map_err(|e| Error::system("cannot read the host's mount table").because(e))?;
     Ok(entry.is_some())
 }
 

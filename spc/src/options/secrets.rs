@@ -7,10 +7,11 @@ use std::io::{BufRead, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{Error, Result, errno_text};
-use crate::host::{Host, Settings, caller};
+use crate::host::{Host, caller};
+use crate::process::cancel::CancelToken;
 
 /// What stands for a value wherever one would be seen.
 pub const MASK: &str = "***";
@@ -206,18 +207,12 @@ impl Secrets {
         Ok(())
     }
 
-    /// Reads those that are not here yet, until `deadline`, or until `go_on` fails, which is asked all
+    /// Reads those that are not here yet, until `cancel` ends the wait; it is checked all
     /// the while.
     ///
     /// # Errors
     /// One cannot be read in time, or cannot be a secret.
-    pub fn read(
-        &mut self,
-        host: &Arc<Host>,
-        settings: &Settings,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<()> {
+    pub fn read(&mut self, host: &Arc<Host>, cancel: CancelToken<'_>) -> Result<()> {
         for entry in self.0.iter_mut().filter(|entry| entry.value.is_none()) {
             let (key, origin) = (entry.key.clone(), entry.origin.clone());
             let fail = |cause: &str| {
@@ -234,7 +229,8 @@ impl Secrets {
             };
             let (done, answer) = channel();
             let read = {
-                let (origin, host, hosts) = (origin.clone(), Arc::clone(host), settings.hosts());
+                let (origin, host, hosts) =
+                    (origin.clone(), Arc::clone(host), host.settings().hosts());
                 // A thread, because a file may be a pipe or on a dead server.
                 move || drop(done.send(read_one(&origin, &host, &hosts)))
             };
@@ -244,7 +240,7 @@ impl Secrets {
             let text = loop {
                 match answer.recv_timeout(Duration::from_millis(50)) {
                     Ok(result) => break result.map_err(|cause| fail(&cause))?,
-                    Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => go_on()?,
+                    Err(RecvTimeoutError::Timeout) if !cancel.is_expired() => cancel.check()?,
                     Err(_) => return Err(fail("nothing came in time")),
                 }
             };

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::error::{Class, Error, Reason, Result, errno_text};
+use crate::error::{Class, Error, Reason, Result};
 
 /// Termination signals, held back and looked at where it is safe to stop.
 pub struct Interrupts {
@@ -34,7 +34,7 @@ impl Interrupts {
                 came: AtomicBool::new(false),
                 lost: AtomicBool::new(false),
             })
-            .map_err(|e| Error::system("cannot watch for signals").because(errno_text(e)))
+            .map_err(|e| Error::system("cannot watch for signals").because(e))
     }
 
     /// Fails if a signal has come, or while the server is lost.

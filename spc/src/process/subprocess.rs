@@ -7,13 +7,14 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
+use crate::process::cancel::CancelToken;
 use crate::process::marks;
 use crate::sys;
 
@@ -100,18 +101,18 @@ impl Subprocess {
         })
     }
 
-    /// The next line that it says, waiting until `deadline`, or until `go_on` fails, which is asked all the while.
+    /// Returns the next line of its output, waiting until `cancel` ends the wait.
     ///
     /// # Errors
-    /// Whatever `go_on` says.
-    pub fn line(&mut self, deadline: Instant, go_on: impl Fn() -> Result<()>) -> Result<Reply> {
+    /// The wait is cancelled.
+    pub fn line(&mut self, cancel: CancelToken<'_>) -> Result<Reply> {
         loop {
             if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
                 let line = self.unread.drain(..=end);
                 let line: Vec<u8> = line.take(end).collect();
                 return Ok(Reply::Line(String::from_utf8_lossy(&line).into_owned()));
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = cancel.remaining();
             let timeout = Timespec::try_from(left.min(ASK)).unwrap_or_default();
             let ready = {
                 let mut fds = [PollFd::new(&self.said, PollFlags::IN)];
@@ -126,14 +127,14 @@ impl Subprocess {
             } else if left.is_zero() {
                 return Ok(Reply::Timeout);
             } else {
-                go_on()?;
+                cancel.check()?;
             }
         }
     }
 }
 
 fn fail(error: std::io::Error) -> Error {
-    Error::system("cannot start a look at the host").because(errno_text(error))
+    Error::system("cannot start a look at the host").because(error)
 }
 
 /// A file in memory with this in it, read from its beginning.

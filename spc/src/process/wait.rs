@@ -10,7 +10,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, waitpid,
 };
 
-use crate::error::{Error, Reason, Result, errno_text};
+use crate::error::{Error, Reason, Result};
 use crate::process::interrupts::{Interrupts, stopped_elsewhere};
 use crate::process::marks;
 
@@ -41,8 +41,7 @@ pub fn wait(
     deadline: Instant,
     interrupts: Option<&Interrupts>,
 ) -> Result<ExitStatus> {
-    let system =
-        |e: std::io::Error| Error::system(format!("cannot wait for {name}")).because(errno_text(e));
+    let system = |e: std::io::Error| Error::system(format!("cannot wait for {name}")).because(e);
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| system(e.into()))?;
     let mut progress = Progress::default();
     let stopped = loop {

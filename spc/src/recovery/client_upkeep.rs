@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::block::detach;
 use crate::client::{enter, namespace, root};
-use crate::error::{Class, Error, Result, errno_text};
+use crate::error::{Class, Error, Result};
 use crate::host::runs_in::RunsIn;
 use crate::host::service;
+use crate::process::cancel::CancelToken;
 use crate::recovery::records::reconcile_record;
 use crate::recovery::services;
 use crate::state::presence::entry_of;
@@ -33,7 +34,8 @@ pub fn all(session: &Session, records: &[Record]) -> bool {
         match ended.code() {
             Some(0) => Ok(true),
             Some(code) if code == i32::from(Class::Some.exit_code()) => Ok(false),
-            _ => Err(Error::system(format!("cannot tend the client root {id}")).because(ended)),
+            _ => Err(Error::system(format!("cannot tend the client root {id}"))
+                .because(ended.to_string())),
         }
     });
     let tended: Vec<bool> = tended
@@ -67,9 +69,9 @@ fn needs_it(session: &Session, records: &[Record], id: &str) -> Result<bool> {
 
 /// `spc tend` in a client namespace.
 fn run(session: &Session, id: &str) -> Result<ExitStatus> {
-    let fail = |e| Error::system("cannot run spc of a client root").because(errno_text(e));
+    let fail = |e| Error::system("cannot run spc of a client root").because(e);
     let argv = ["spc", "tend"].map(OsString::from);
-    let mut entering = enter::command(&session.host, &session.settings, id, &argv)?;
+    let mut entering = enter::command(&session.host, id, &argv)?;
     let command = &mut entering.command;
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let mut child = command.spawn().map_err(fail)?;
@@ -104,7 +106,7 @@ pub fn here(session: &Session) -> Result<bool> {
         }
         // Whoever is at work on it will see to it.
         let target = Path::new(&record.target);
-        let Ok(_lock) = session.ledger.lock(target, Instant::now(), || Ok(())) else {
+        let Ok(_lock) = session.ledger.lock(target, CancelToken::at(Instant::now())) else {
             done = false;
             continue;
         };

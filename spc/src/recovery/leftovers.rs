@@ -6,7 +6,7 @@ use rustix::fs::{CWD, Mode as Permissions, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::host::redirect::Redirect;
 use crate::host::target::mount_id;
@@ -14,8 +14,7 @@ use crate::state::Record;
 
 /// The error for processes that could not be looked for.
 pub fn unseen(record: &Record, error: std::io::Error) -> Error {
-    Error::system(format!("cannot look for processes of {}", record.target))
-        .because(errno_text(error))
+    Error::system(format!("cannot look for processes of {}", record.target)).because(error)
 }
 
 /// The mount of a helper that was killed when the shim had carried its call, but had not yet noted the
@@ -59,7 +58,7 @@ pub(crate) fn remove_redirect(redirect: &Redirect) -> Result<()> {
 
 pub(crate) fn cannot_remove((path, error): (PathBuf, std::io::Error)) -> Error {
     Error::system(format!("cannot remove {}", path.display()))
-        .because(errno_text(error))
+        .because(error)
         .hint("`spc umount` tries again")
 }
 
@@ -78,6 +77,6 @@ pub fn unmount_placeholder(placeholder: &Path) -> Result<()> {
             "cannot unmount the stand-in {}",
             placeholder.display()
         ))
-        .because(errno_text(e))
+        .because(e)
     })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::mount::UnmountFlags;
 
 use crate::block::detach;
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::mountinfo::Entry;
 use crate::host::redirect::Redirect;
 use crate::host::{cgroup, unmount as host_unmount};
@@ -111,16 +111,15 @@ pub fn roll_back(session: &Session, record: &Record) -> Result<()> {
         ids = session
             .host
             .run("looking at the target", move || unnoted(&seen))?
-            .map_err(|e| {
-                Error::system(format!("cannot look at {}", record.target)).because(errno_text(e))
-            })?;
+            .map_err(|e| Error::system(format!("cannot look at {}", record.target)).because(e))?;
     }
     if let Some((id, unique)) = ids {
         let target = PathBuf::from(&record.target);
         let detach = move || host_unmount::detach(&target, id, unique, UnmountFlags::DETACH);
-        session.host.run("unmounting", detach)?.map_err(|e| {
-            Error::mount(format!("cannot unmount {}", record.target)).because(errno_text(e))
-        })?;
+        session
+            .host
+            .run("unmounting", detach)?
+            .map_err(|e| Error::mount(format!("cannot unmount {}", record.target)).because(e))?;
         let mounted = Record {
             mount_id: id,
             unique_id: unique,

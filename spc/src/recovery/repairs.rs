@@ -114,7 +114,7 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
         unnoted(&seen)
     })?;
     let made = made.map_err(|e: std::io::Error| {
-        Error::system(format!("cannot look at {}", record.target)).because(errno_text(e))
+        Error::system(format!("cannot look at {}", record.target)).because(e)
     })?;
     if let Some((id, unique)) = made {
         let made = MountId {

@@ -1,6 +1,6 @@
 //! The services that mounts share: ended with the last mount that needs them, started again if they died.
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::{rpc, service};
 use crate::kinds;
@@ -107,5 +107,5 @@ fn is_mounted(session: &Session, shared: &SharedService) -> Result<bool> {
         mountinfo::search(|_| true, needs).map(|()| found)
     };
     let searched = session.host.run("looking at the mounts", search)?;
-    searched.map_err(|e| Error::system("cannot read the host's mount table").because(errno_text(e)))
+    searched.map_err(|e| Error::system("cannot read the host's mount table").because(e))
 }

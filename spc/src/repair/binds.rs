@@ -16,7 +16,7 @@ use rustix::mount::{
     MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree,
 };
 
-use crate::error::{Error, Result, errno_text, show};
+use crate::error::{Cause, Error, Result, show};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::namespace;
 use crate::host::target::mount_id;
@@ -57,7 +57,7 @@ pub fn replace(session: &Session, dead: &Dead, record: &Record) {
 /// The namespaces with a mount of this device, by a process that is in each.
 fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Vec<Entry>)>> {
     let proc = session.host.proc_file("..").unwrap_or("/proc/1/..".into());
-    let fail = |e| Error::system("cannot look for containers").because(errno_text(e));
+    let fail = |e| Error::system("cannot look for containers").because(e);
     let mut seen = vec![fs::read_link("/proc/self/ns/mnt").map_err(fail)?];
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(&proc).map_err(fail)?.flatten() {
@@ -93,13 +93,13 @@ fn replace_one(
     entry: &Entry,
 ) -> Result<()> {
     let fail =
-        |why: String| Error::mount(format!("cannot replace {}", show(&entry.target))).because(why);
+        |why: Cause| Error::mount(format!("cannot replace {}", show(&entry.target))).because(why);
     let below = entry.root.strip_prefix(&dead.entry.root);
     let below = below.map_err(|_| fail("it shows what the mount of the host does not".into()))?;
     let (target, below) = (PathBuf::from(&record.target), below.to_owned());
     let clone = move || clone_of(&target, &below);
     let new = session.host.run("cloning the new mount", clone)?;
-    let new = new.map_err(|e| fail(errno_text(e)))?;
+    let new = new.map_err(|e| fail(e.into()))?;
     let options = Options::parse([entry.attributes.as_str()])?;
     // As the container had them; those for times are the daemon's business.
     let kept = MountAttrFlags::MOUNT_ATTR_RDONLY
@@ -118,18 +118,20 @@ fn replace_one(
         },
         recursive: false,
     };
-    sys::mount_setattr(&new, what).map_err(|e| fail(errno_text(e)))?;
-    let namespace = namespace.try_clone().map_err(|e| fail(errno_text(e)))?;
+    sys::mount_setattr(&new, what).map_err(|e| fail(e.into()))?;
+    let namespace = namespace.try_clone().map_err(|e| fail(e.into()))?;
     let (entry, (done, answer)) = (entry.clone(), channel());
     let work = move || {
-        let worked = namespace::enter(&namespace).and_then(|()| put(&new, &entry));
+        let worked = namespace::enter(&namespace)
+            .map_err(Cause::from)
+            .and_then(|()| put(&new, &entry));
         // Nobody listens any more if it took too long.
         let _ = done.send(worked);
     };
     // It belongs to the container from now on, and ends.
     std::thread::Builder::new()
         .spawn(work)
-        .map_err(|e| fail(errno_text(e)))?;
+        .map_err(|e| fail(e.into()))?;
     match answer.recv_timeout(LIMIT) {
         Ok(worked) => worked.map_err(fail),
         Err(_) => Err(fail("it took too long".into())),
@@ -153,23 +155,23 @@ fn clone_of(mount: &Path, below: &Path) -> std::result::Result<OwnedFd, Errno> {
 }
 
 /// Puts a clone in the place of a dead mount of the calling thread's namespace.
-fn put(new: &OwnedFd, dead: &Entry) -> std::result::Result<(), String> {
+fn put(new: &OwnedFd, dead: &Entry) -> std::result::Result<(), Cause> {
     let (Some(parent), Some(name)) = (dead.target.parent(), dead.target.file_name()) else {
         return Err("it is the container's root".into());
     };
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let links = ResolveFlags::NO_SYMLINKS;
-    let parent = openat2(CWD, parent, flags, Mode::empty(), links).map_err(errno_text)?;
+    let parent = openat2(CWD, parent, flags, Mode::empty(), links).map_err(Cause::from)?;
     if !mount_id(&parent, name).is_ok_and(|top| top.id == dead.id) {
         return Err("another mount covers it".into());
     }
     let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     match move_mount(new, "", &parent, name, from | BENEATH) {
-        Ok(()) => detach_at(&parent, name).map_err(errno_text),
+        Ok(()) => detach_at(&parent, name).map_err(Cause::from),
         // The shortest swap.
         Err(Errno::INVAL) => detach_at(&parent, name)
             .and_then(|()| move_mount(new, "", &parent, name, from))
-            .map_err(errno_text),
-        Err(error) => Err(errno_text(error)),
+            .map_err(Cause::from),
+        Err(error) => Err(error.into()),
     }
 }

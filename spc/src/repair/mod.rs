@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::client::enter;
-use crate::error::{Error, Result, errno_text, show};
+use crate::error::{Error, Result, show};
 use crate::helper::secret_fds::SecretFds;
 use crate::host::confinement;
 use crate::host::redirect::{Mode, Redirect};
@@ -26,6 +26,7 @@ use crate::mount::request::RouteChoice;
 use crate::mount::{Plan, Request, failover};
 use crate::options::repair_scope::RepairScope;
 use crate::options::{Options, Secrets};
+use crate::process::cancel::CancelToken;
 use crate::process::interrupts::Interrupts;
 use crate::process::marks;
 use crate::recovery::leftovers::{is_mount, unmount_placeholder, unseen};
@@ -62,10 +63,10 @@ pub enum Outcome {
 pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Result<Outcome> {
     let root = session.ledger.get(target)?.and_then(|record| record.root);
     if let Some(root) = root.filter(|root| session.runs_in != RunsIn::ClientRoot(root.clone())) {
-        enter::same_again(&session.host, &session.settings, &root)?;
+        enter::same_again(&session.host, &root)?;
     }
     let soon = Instant::now() + Duration::from_millis(500);
-    let Ok(_lock) = session.ledger.lock(target, soon, || interrupts.check()) else {
+    let Ok(_lock) = session.ledger.lock(target, interrupts.until(soon)) else {
         return Ok(Outcome::Nothing);
     };
     let Some(record) = known(session, target)? else {
@@ -92,8 +93,8 @@ fn renew(session: &Session, record: Record, interrupts: &Interrupts) -> Result<(
     let began = Instant::now();
     let limit = Deadline::new(Some(LIMIT));
     let mut plan = plan(session, &record, limit.at(), interrupts)?;
-    let at = (&*session.host, &session.settings);
-    let made = failover::mount(&mut plan, at, &limit, interrupts, |plan, share| {
+    let host = &*session.host;
+    let made = failover::mount(&mut plan, host, &limit, interrupts, |plan, share| {
         Attempt::new(session, plan, record.clone())?.run(share.until(), interrupts)
     });
     let (dead, record, way) = made?;
@@ -136,7 +137,7 @@ fn plan(
         secrets.name(secret)?;
     }
     // Paths of the host may begin like the directory at which the container sees the host.
-    let target = match session.settings.hosts().first() {
+    let target = match session.host.settings().hosts().first() {
         Some(host) => host.join(record.target.trim_start_matches('/')),
         None => PathBuf::from(&record.target),
     };
@@ -154,10 +155,10 @@ fn plan(
         no_symlink_tail: usize::MAX,
     };
     let copies = session.redirect(record).files();
-    let (host, settings) = (&session.host, &session.settings);
-    let mut plan = Plan::again(request.validated()?, host, settings, Some(&copies))?;
+    let host = &session.host;
+    let mut plan = Plan::again(request.validated()?, host, Some(&copies))?;
     let secrets = &mut plan.request.secrets;
-    secrets.read(host, settings, deadline, || interrupts.check())?;
+    secrets.read(host, interrupts.until(deadline))?;
     Ok(plan)
 }
 
@@ -211,7 +212,7 @@ impl<'a> Attempt<'a> {
         interrupts: &Interrupts,
     ) -> Result<(Dead, Record, ReplaceMethod)> {
         let redirect = Redirect::make(
-            &self.session.settings.redirects(),
+            &self.session.host.settings().redirects(),
             &self.plan.id,
             Mode::Local,
             &self.dead.pinned,
@@ -254,7 +255,7 @@ impl<'a> Attempt<'a> {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let answer = answers(redirect.placeholder(), deadline, || interrupts.check())?;
+        let answer = answers(redirect.placeholder(), interrupts.until(deadline))?;
         if !answer || run.gave_up(&said) || !is_mount(redirect.placeholder()) {
             return Err(failed("what was mounted anew does not answer"));
         }
@@ -277,7 +278,7 @@ fn cannot(record: &Record) -> Error {
 }
 
 /// Whether a mount in our own namespace says a first word. A thread asks, which is left behind if it hangs.
-fn answers(mount: &Path, deadline: Instant, go_on: impl Fn() -> Result<()>) -> Result<bool> {
+fn answers(mount: &Path, cancel: CancelToken<'_>) -> Result<bool> {
     let (done, answer) = channel();
     let mount = mount.to_owned();
     let ask = move || {
@@ -288,11 +289,11 @@ fn answers(mount: &Path, deadline: Instant, go_on: impl Fn() -> Result<()>) -> R
     };
     std::thread::Builder::new()
         .spawn(ask)
-        .map_err(|e| Error::system("cannot start a thread").because(errno_text(e)))?;
+        .map_err(|e| Error::system("cannot start a thread").because(e))?;
     loop {
         match answer.recv_timeout(Duration::from_millis(20)) {
             Ok(answer) => return Ok(answer),
-            Err(_) if Instant::now() < deadline => go_on()?,
+            Err(_) if !cancel.is_expired() => cancel.check()?,
             Err(_) => return Ok(false),
         }
     }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::process::{chdir, fchdir};
 
-use crate::error::{Error, Result, errno_text, show};
+use crate::error::{Error, Result, show};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::redirect::Redirect;
 use crate::host::target::{MountId, Pinned};
@@ -88,7 +88,7 @@ fn failed(pinned: &Pinned, error: Errno) -> Error {
         "cannot replace the mount on {}",
         show(&pinned.path)
     ))
-    .because(errno_text(error))
+    .because(error)
 }
 
 fn put_beneath(new: &Detached, pinned: &Pinned) -> std::result::Result<(), Errno> {

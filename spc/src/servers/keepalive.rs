@@ -4,14 +4,18 @@
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Class, Error, Result};
+use crate::process::cancel::CancelToken;
 use crate::process::interrupts::Interrupts;
 use crate::servers::probe::{self, ProbeResult};
 
 /// How long a helper is left alone; most need less. Then its server is looked at as often.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Limit for a probe, beyond those that it keeps itself.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A server that is used, and those that could be used instead.
 pub struct Watch {
@@ -51,7 +55,7 @@ impl Watch {
 
     /// Waits until the server is lost, or the attempt has come to its end: then nobody gives signs any more.
     fn is_lost(&self, signs: &Receiver<()>) -> bool {
-        let go_on = || match signs.try_recv() {
+        let ended = || match signs.try_recv() {
             Err(TryRecvError::Disconnected) => Err(Error::new(Class::Interrupted, "it has ended")),
             _ => Ok(()),
         };
@@ -59,7 +63,7 @@ impl Watch {
             return false;
         }
         while signs.recv_timeout(PAUSE) != Err(RecvTimeoutError::Disconnected) {
-            match self.look(go_on) {
+            match self.look(&ended) {
                 Ok(true) => return true,
                 Ok(false) => {}
                 Err(_) => return false,
@@ -69,14 +73,16 @@ impl Watch {
     }
 
     /// Whether it does not answer. That may be the network's fault, or that of all: so others have to do better.
-    fn look(&self, go_on: impl Fn() -> Result<()> + Copy) -> Result<bool> {
+    fn look(&self, ended: &dyn Fn() -> Result<()>) -> Result<bool> {
         let server = Some(self.server);
-        if probe::probe(&[server], self.hello, false, go_on)? == [ProbeResult::Answers] {
+        // A probe keeps limits of its own, which are shorter.
+        let cancel = CancelToken::new(Instant::now() + LIMIT, ended);
+        if probe::probe(&[server], self.hello, false, cancel)? == [ProbeResult::Answers] {
             return Ok(false);
         }
         let others = self.others.iter().copied().map(Some);
         let all: Vec<_> = [server].into_iter().chain(others).collect();
-        let seen = probe::probe(&all, self.hello, true, go_on)?;
+        let seen = probe::probe(&all, self.hello, true, cancel)?;
         tracing::debug!(server = %self.server, ?seen, "it did not answer any more");
         Ok(seen[0] != ProbeResult::Answers && seen[1..].contains(&ProbeResult::Answers))
     }
@@ -88,7 +94,6 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Instant;
 
     use super::*;
     use crate::error::Reason;

@@ -1,6 +1,6 @@
 //! In which order servers are asked.
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::options::Options;
 
 /// The option that says it: `random`, `given`, or a number, which makes the same choice each time.
@@ -43,7 +43,7 @@ impl Order {
             Self::Random => {
                 let mut bytes = [0; 8];
                 rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-                    .map_err(|e| Error::system("cannot get random bytes").because(errno_text(e)))?;
+                    .map_err(|e| Error::system("cannot get random bytes").because(e))?;
                 u64::from_ne_bytes(bytes)
             }
         };

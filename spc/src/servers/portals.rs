@@ -50,7 +50,7 @@ pub fn silent(
         .zip(&ages)
         .map(|(peer, age)| peer.filter(|_| !left_out(age)))
         .collect();
-    let seen = probe::probe(&asked, hello, true, || interrupts.check())?;
+    let seen = probe::probe(&asked, hello, true, interrupts.until(deadline))?;
     let dead = |(peer, seen): (&Option<SocketAddr>, &ProbeResult)| peer.filter(|_| seen.is_dead());
     let dead = peers.iter().zip(&seen).filter_map(dead).collect();
     let alive = |(peer, seen): (&Option<SocketAddr>, &ProbeResult)| {

@@ -13,6 +13,7 @@ use rustix::net::{
 };
 
 use crate::error::{Result, errno_text};
+use crate::process::cancel::CancelToken;
 
 /// How long one that took the connection may keep its word to itself before more are asked as well.
 pub const STAGGER: Duration = Duration::from_millis(100);
@@ -92,12 +93,12 @@ struct PendingProbe {
 /// answer is to say anything, having been told this.
 ///
 /// # Errors
-/// Whatever `go_on` says, which is asked all the while.
+/// The wait is cancelled.
 pub fn probe(
     servers: &[Option<SocketAddr>],
     hello: &[u8],
     all: bool,
-    go_on: impl Fn() -> Result<()>,
+    cancel: CancelToken<'_>,
 ) -> Result<Vec<ProbeResult>> {
     let mut seen = vec![ProbeResult::Unasked; servers.len()];
     let mut asking: Vec<(usize, PendingProbe)> = Vec::new();
@@ -138,10 +139,10 @@ pub fn probe(
         }
         let enough = reached.is_some_and(|until| now >= until)
             && asking.iter().all(|(_, asking)| asking.connected.is_none());
-        if asking.is_empty() || now >= end || enough {
+        if asking.is_empty() || now >= end || cancel.is_expired() || enough {
             break;
         }
-        go_on()?;
+        cancel.check()?;
         let until = if more { turn.min(end) } else { end };
         let wait = until.saturating_duration_since(now).min(ASK);
         wait_for(&asking, wait);
@@ -295,8 +296,12 @@ mod tests {
     fn asked(servers: &[SocketAddr]) -> (Vec<ProbeResult>, Duration) {
         let servers: Vec<_> = servers.iter().copied().map(Some).collect();
         let began = Instant::now();
-        let seen = probe(&servers, b"who?", false, || Ok(())).unwrap();
+        let seen = probe(&servers, b"who?", false, until_then()).unwrap();
         (seen, began.elapsed())
+    }
+
+    fn until_then() -> CancelToken<'static> {
+        CancelToken::at(Instant::now() + 2 * PATIENCE)
     }
 
     #[test]
@@ -367,7 +372,7 @@ mod tests {
 
     #[test]
     fn one_whose_address_is_not_known_is_not_asked() {
-        let seen = probe(&[None], &[], false, || Ok(())).unwrap();
+        let seen = probe(&[None], &[], false, until_then()).unwrap();
         assert_eq!(seen, [ProbeResult::Unasked]);
     }
 
@@ -375,7 +380,7 @@ mod tests {
     fn all_are_asked_where_all_are_wanted() {
         let asked = |servers: [Option<SocketAddr>; 5]| {
             let began = Instant::now();
-            let seen = probe(&servers, b"who?", true, || Ok(())).unwrap();
+            let seen = probe(&servers, b"who?", true, until_then()).unwrap();
             assert_eq!(
                 [&seen[0], &seen[2]],
                 [&ProbeResult::Answers, &ProbeResult::Unasked]
@@ -410,7 +415,15 @@ mod tests {
     fn whoever_waits_may_be_told_to_stop() {
         let (_held, silent) = listener();
         let stop = || Err(crate::error::Error::system("stop"));
-        assert!(probe(&[Some(silent)], &[], false, stop).is_err());
+        assert!(
+            probe(
+                &[Some(silent)],
+                &[],
+                false,
+                CancelToken::new(Instant::now() + PATIENCE, &stop)
+            )
+            .is_err()
+        );
         drop(TcpStream::connect(silent));
     }
 }

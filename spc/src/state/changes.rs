@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::state::store::{DIR, Ledger, name_of};
 
 /// What happens to the files.
@@ -136,7 +136,7 @@ impl Changes {
 }
 
 fn unwatched(error: std::io::Error) -> Error {
-    Error::system(format!("cannot watch {DIR} on the host")).because(errno_text(error))
+    Error::system(format!("cannot watch {DIR} on the host")).because(error)
 }
 
 #[cfg(test)]

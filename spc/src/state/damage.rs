@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::mountinfo;
+use crate::process::cancel::CancelToken;
 use crate::state::store::{Corrupt, Ledger, file_named, file_of, load};
 
 impl Ledger {
@@ -15,12 +16,12 @@ impl Ledger {
     pub fn sweep(&self, begun: &[u64], bad: &[u64]) -> Result<()> {
         for name in begun {
             // Whoever holds the lock is writing it.
-            if let Some(_lock) = self.lock_at(*name, Instant::now(), || Ok(()))? {
+            if let Some(_lock) = self.lock_at(*name, CancelToken::at(Instant::now()))? {
                 self.unlink(file_named(*name).with_extension("new"))?;
             }
         }
         for name in bad {
-            if let Some(_lock) = self.lock_at(*name, Instant::now(), || Ok(()))? {
+            if let Some(_lock) = self.lock_at(*name, CancelToken::at(Instant::now()))? {
                 let file = file_named(*name);
                 let read = self.host.run("reading the ledger", move || load(&file))?;
                 if let Err(bad) = read {
@@ -41,9 +42,8 @@ impl Ledger {
         let shown = file.display().to_string();
         let about = file.clone();
         let table = self.host.run("looking at the mounts", mountinfo::read)?;
-        let table = table.map_err(|e| {
-            Error::system("cannot read the host's mount table").because(errno_text(e))
-        })?;
+        let table =
+            table.map_err(|e| Error::system("cannot read the host's mount table").because(e))?;
         if table.iter().any(|entry| file_of(&entry.target) == about) {
             return Ok(());
         }

@@ -4,11 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-use crate::error::{Error, Reason, Result, errno_text, show};
+use crate::error::{Error, Reason, Result, show};
+use crate::process::cancel::CancelToken;
 use crate::state::store::{Corrupt, DIR, Ledger, file_of, hash, load};
 
 /// Exclusive right to a target, until dropped.
@@ -17,17 +18,11 @@ pub struct Lock {
 }
 
 impl Ledger {
-    /// Takes the lock of a target, waiting until `deadline` for another command to finish, or until
-    /// `go_on` fails, which is asked all the while.
+    /// Takes the lock of a target, waiting for another command to finish until `cancel` ends the wait.
     ///
     /// # Errors
-    /// The lock file cannot be made, another command held the lock all the time, or `go_on` failed.
-    pub fn lock(
-        &self,
-        target: &Path,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Lock> {
+    /// The lock file cannot be made, another command held the lock all the time, or the wait was cancelled.
+    pub fn lock(&self, target: &Path, cancel: CancelToken<'_>) -> Result<Lock> {
         let file = file_of(target);
         let about = file.clone();
         let look = move || -> std::io::Result<Option<Corrupt>> {
@@ -37,7 +32,7 @@ impl Ledger {
                 _ => Ok(load(&about).err()),
             }
         };
-        let Some((lock, bad)) = self.lock_and(hash(target), deadline, go_on, look)? else {
+        let Some((lock, bad)) = self.lock_and(hash(target), cancel, look)? else {
             return Err(
                 Error::mount(format!("another spc is at work on {}", show(target)))
                     .reason_is(Reason::Locked)
@@ -46,8 +41,7 @@ impl Ledger {
         };
         let bad = bad.map_err(|e| {
             let new = file.with_extension("new");
-            Error::system(format!("cannot remove {} on the host", new.display()))
-                .because(errno_text(e))
+            Error::system(format!("cannot remove {} on the host", new.display())).because(e)
         })?;
         if let Some(bad) = bad {
             self.drop_void(bad)?;
@@ -59,15 +53,10 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Ledger::lock`].
-    pub fn lock_named(
-        &self,
-        name: &str,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Lock> {
+    pub fn lock_named(&self, name: &str, cancel: CancelToken<'_>) -> Result<Lock> {
         // No target begins like that.
         let hash = hash(Path::new(&format!("device {name}")));
-        self.lock_at(hash, deadline, go_on)?.ok_or_else(|| {
+        self.lock_at(hash, cancel)?.ok_or_else(|| {
             Error::mount(format!("another spc is at work on {name}"))
                 .reason_is(Reason::Locked)
                 .hint("wait until it has ended, then try again")
@@ -75,13 +64,8 @@ impl Ledger {
     }
 
     /// Takes the lock of the target with this hash; None if another command held it all the time.
-    pub(super) fn lock_at(
-        &self,
-        hash: u64,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Option<Lock>> {
-        let locked = self.lock_and(hash, deadline, go_on, || ())?;
+    pub(super) fn lock_at(&self, hash: u64, cancel: CancelToken<'_>) -> Result<Option<Lock>> {
+        let locked = self.lock_and(hash, cancel, || ())?;
         Ok(locked.map(|(lock, ())| lock))
     }
 
@@ -89,8 +73,7 @@ impl Ledger {
     fn lock_and<T: Send + 'static>(
         &self,
         hash: u64,
-        deadline: Instant,
-        go_on: impl Fn() -> Result<()>,
+        cancel: CancelToken<'_>,
         then: impl Fn() -> T + Clone + Send + 'static,
     ) -> Result<Option<(Lock, T)>> {
         let first = then.clone();
@@ -109,17 +92,17 @@ impl Ledger {
             Ok((file, done))
         })?;
         let fail = |e: std::io::Error| {
-            Error::system(format!("cannot lock {DIR}/lock on the host")).because(errno_text(e))
+            Error::system(format!("cannot lock {DIR}/lock on the host")).because(e)
         };
         let (file, mut done) = opened.map_err(fail)?;
         loop {
             if let Some(done) = done {
                 return Ok(Some((Lock { _file: file }, done)));
             }
-            if Instant::now() >= deadline {
+            if cancel.is_expired() {
                 return Ok(None);
             }
-            go_on()?;
+            cancel.check()?;
             std::thread::sleep(Duration::from_millis(10));
             done = match try_lock(&file, hash).map_err(fail)? {
                 true => Some(self.host.run("reading the ledger", then.clone())?),

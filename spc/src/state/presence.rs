@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, mount_id};
 use crate::state::store::hash;
@@ -188,7 +188,7 @@ fn missing_in_table(mut marks: Vec<MountKey>) -> std::io::Result<Vec<MountKey>> 
 }
 
 fn unreadable(error: std::io::Error) -> Error {
-    Error::system("cannot read the host's mount table").because(errno_text(error))
+    Error::system("cannot read the host's mount table").because(error)
 }
 
 #[cfg(test)]

@@ -10,8 +10,6 @@ use crate::state::{Ledger, Record};
 
 /// What every command works with.
 pub struct Session {
-    /// Settings of shim and launcher.
-    pub settings: Settings,
     /// The host's namespace, entered.
     pub host: Arc<Host>,
     /// The host's ledger.
@@ -26,10 +24,8 @@ impl Session {
     /// # Errors
     /// Settings are broken, or the host cannot be entered.
     pub fn open() -> Result<Self> {
-        let settings = Settings::read()?;
-        let host = Arc::new(Host::open(&settings)?);
+        let host = Arc::new(Host::open(Settings::read()?)?);
         Ok(Self {
-            settings,
             ledger: Ledger::new(Arc::clone(&host)),
             runs_in: current(),
             host,
@@ -42,7 +38,7 @@ impl Session {
             Some(root) if self.runs_in != RunsIn::ClientRoot(root.clone()) => {
                 redirect::of_client(&self.host, root)
             }
-            _ => self.settings.redirects(),
+            _ => self.host.settings().redirects(),
         };
         Redirect::named(&redirects, &record.id)
     }

@@ -45,7 +45,7 @@ impl Corrupt {
     pub fn error(&self) -> Error {
         let file = self.file.display();
         Error::system(format!("the record {file} on the host cannot be read"))
-            .because(&self.cause)
+            .because(self.cause.as_str())
             .hint(match self.shortage {
                 true => "try again when there is more of it",
                 false => "unmount its target on the host, then remove the file",
@@ -150,9 +150,7 @@ impl Ledger {
                 })
                 .collect()
         })?;
-        read.map_err(|e| {
-            Error::system(format!("cannot read {dir} on the host")).because(errno_text(e))
-        })
+        read.map_err(|e| Error::system(format!("cannot read {dir} on the host")).because(e))
     }
 
     /// Writes a record, whole or not at all.
@@ -215,7 +213,7 @@ impl Ledger {
         })?;
         written.map_err(|e| {
             Error::system(format!("cannot write the record {shown} on the host"))
-                .because(errno_text(e))
+                .because(e)
                 .hint("make room below /run on the host")
         })
     }
@@ -240,7 +238,7 @@ impl Ledger {
         })?;
         removed.map_err(|(file, error)| {
             let shown = file.display();
-            Error::system(format!("cannot remove {shown} on the host")).because(errno_text(error))
+            Error::system(format!("cannot remove {shown} on the host")).because(error)
         })
     }
 }

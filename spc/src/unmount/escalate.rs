@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use crate::error::{Error, Reason, Result, errno_text, show};
+use crate::error::{Error, Reason, Result, show};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::MountId;
 use crate::host::unmount as host_unmount;
 use crate::liveness::path::{self, HELD};
 use crate::liveness::probe::{self, Health, ProbeTarget};
 use crate::liveness::waiter_lock;
+use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::presence::entry_of;
 use crate::state::{Record, Session};
@@ -120,7 +121,7 @@ pub fn escalate(session: &Session, record: &Record, how: UnmountMode) -> Result<
     }
     Err(match (last, entry_of(session, record)?) {
         (StepResult::Failed(Errno::BUSY), Some(entry)) => busy(session, record, &entry, how),
-        (StepResult::Failed(error), _) => failed(record).because(errno_text(error)),
+        (StepResult::Failed(error), _) => failed(record).because(error),
         (_, entry) => failed(record)
             .because(format!("it does not answer: waited {} s", LIMIT.as_secs()))
             .reason_is(Reason::NoAnswer)
@@ -150,8 +151,7 @@ fn hung_below(session: &Session, entry: &Entry) -> Option<String> {
     let health = probe::probe(
         &looked,
         None,
-        Instant::now() + Duration::from_secs(1),
-        || Ok(()),
+        CancelToken::at(Instant::now() + Duration::from_secs(1)),
     )
     .ok()?;
     (health == Health::Hung).then(|| show(&on.target))
@@ -177,7 +177,7 @@ fn busy(session: &Session, record: &Record, entry: &Entry, how: UnmountMode) -> 
         _ => "end what uses it, or detach it with -l",
     };
     failed(record)
-        .because(errno_text(Errno::BUSY))
+        .because(Errno::BUSY)
         .reason_is(Reason::Busy)
         .log(found.lines())
         .hint(hint)
@@ -207,7 +207,7 @@ fn take(record: &Record, rung: UnmountStep) -> Result<StepResult> {
     let (id, unique) = (record.mount_id.to_string(), record.unique_id.to_string());
     let words = ["detach", &record.target, &id, &unique, rung.word()];
     let mut child = Subprocess::spawn_tied(&words, b"")?;
-    let answer = child.line(Instant::now() + LIMIT, || Ok(()))?;
+    let answer = child.line(CancelToken::at(Instant::now() + LIMIT))?;
     Ok(match answer {
         Reply::Line(line) => match line.split_once(' ') {
             None if line == "done" => StepResult::Done,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rustix::mount::UnmountFlags;
 
-use crate::error::{Error, Result, errno_text, show};
+use crate::error::{Error, Result, show};
 use crate::host::target::{self, Rules};
 use crate::host::unmount as host_unmount;
 use crate::state::Session;
@@ -41,7 +41,7 @@ pub fn unmount_foreign(session: &Session, target: &Path, how: UnmountMode) -> Re
     match done {
         Some(Ok(true)) => Ok(()),
         Some(Err(error)) => Err(fail()
-            .because(errno_text(error))
+            .because(error)
             .hint("end what uses it, or detach it with -l")),
         Some(Ok(false)) | None => {
             Err(Error::mount(format!("{}: not mounted", show(target)))

@@ -12,6 +12,7 @@ use crate::error::{Error, Reason, Result, show};
 use crate::host::caller;
 use crate::host::target::{self, Rules, host_path};
 use crate::liveness::path;
+use crate::process::cancel::CancelToken;
 use crate::recovery::records::{
     COPIES, PATIENCE, known, reconcile_record, remove_record, stop_unused_daemon,
 };
@@ -38,7 +39,7 @@ const RULES: Rules = Rules {
 /// It does not exist, or the walk to it is refused, or does not come to its end.
 pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
     let cwd = caller::cwd()?;
-    let path = host_path(written, &cwd, &session.settings.hosts());
+    let path = host_path(written, &cwd, &session.host.settings().hosts());
     // What is known needs no walk, which may lead through a file system that does not answer.
     let plain: PathBuf = path.components().collect();
     if session
@@ -96,11 +97,9 @@ fn unmount_locked(
     how: UnmountMode,
     seen: &mut Option<Record>,
 ) -> Result<()> {
-    let _lock = session
-        .ledger
-        .lock(target, Instant::now() + LOCK_LIMIT, || {
-            repairs::call_off(session, target)
-        })?;
+    let call_off = || repairs::call_off(session, target);
+    let cancel = CancelToken::new(Instant::now() + LOCK_LIMIT, &call_off);
+    let _lock = session.ledger.lock(target, cancel)?;
     let Some(mut record) = known(session, target)? else {
         return Err(not_ours(session, target));
     };

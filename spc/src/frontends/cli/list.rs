@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, wait};
 use serde_json::{Value, json};
 
-use crate::error::{Class, Error, Result, errno_text, show};
+use crate::error::{Class, Error, Result, show};
 use crate::frontends::cli::output::{print, print_json};
 use crate::liveness::probe::{self, Health};
 use crate::log;
@@ -45,9 +45,8 @@ pub fn list(session: &Session, json: bool) -> Result<u8> {
 /// The host cannot be asked, or stdout cannot be written.
 pub fn watch(session: &Session, json: bool) -> Result<()> {
     let table = session.host.mount_table();
-    let mounts = File::open(&table).map_err(|e| {
-        Error::system(format!("cannot watch {}", table.display())).because(errno_text(e))
-    })?;
+    let mounts = File::open(&table)
+        .map_err(|e| Error::system(format!("cannot watch {}", table.display())).because(e))?;
     let drawn = stdout().is_terminal() && !json;
     let (mut before, mut complained) = (None, 0);
     loop {
@@ -86,7 +85,7 @@ fn listened_to(mounts: &File) -> Result<bool> {
     let timeout = Timespec::try_from(EVERY).unwrap_or_default();
     match poll(&mut fds, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(error) => return Err(Error::system("cannot wait").because(errno_text(error))),
+        Err(error) => return Err(Error::system("cannot wait").because(error)),
     }
     Ok(!fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP))
 }

@@ -302,12 +302,12 @@ fn run(command: Command) -> Result<u8> {
             let request = mount.request()?;
             let interrupts = Interrupts::hold()?;
             let settings = Settings::read()?;
-            let host = Host::open(&settings)?;
+            let host = Host::open(settings)?;
             let deadline = Instant::now() + request.limit();
-            let mut plan = Plan::make(request, &host, &settings)?;
+            let mut plan = Plan::make(request, &host)?;
             let choice = ServerChoice::new(&plan, &host, deadline, &interrupts)?;
             if let Some(choice) = &choice {
-                choice.lead(0, &mut plan, &host, &settings)?;
+                choice.lead(0, &mut plan, &host)?;
             }
             output::plan(&plan, choice.as_ref(), &host, json)?;
             Ok(0)

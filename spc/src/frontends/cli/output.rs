@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::block::blank;
-use crate::error::{Error, Result, errno_text, show};
+use crate::error::{Error, Result, show};
 use crate::frontends::cli::doctor::check::Check;
 use crate::helper::program::Linkage;
 use crate::helper::tool::STDIN;
@@ -26,7 +26,7 @@ pub(super) fn print(text: &str) -> Result<()> {
         .and_then(|()| stdout.flush())
     {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::system("cannot write to stdout").because(errno_text(error)))
+            Err(Error::system("cannot write to stdout").because(error))
         }
         _ => Ok(()),
     }
@@ -43,7 +43,7 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
 /// # Errors
 /// The device cannot be read, or stdout not written.
 pub fn first_data() -> Result<()> {
-    let fail = |e| Error::system("cannot read the device").because(errno_text(e));
+    let fail = |e| Error::system("cannot read the device").because(e);
     let device = std::fs::File::open(STDIN).map_err(fail)?;
     match blank::first_data(&device).map_err(fail)? {
         Some(at) => print(&format!("{at}\n")),

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::error::{Error, Result, errno_text, show};
+use crate::error::{Error, Result, show};
 use crate::frontends::common::{finish, make, parse, start_log};
 use crate::frontends::kubelet::paths;
 use crate::frontends::secret_args::Arguments;
@@ -109,7 +109,7 @@ impl Mounter {
 
 /// Appends an error to the file of the host in which kubelet looks for what GlusterFS says about it.
 fn note(log: PathBuf, error: &Error) -> Result<()> {
-    let host = Host::open(&Settings::read()?)?;
+    let host = Host::open(Settings::read()?)?;
     let text = error.all_lines().join("\n") + "\n";
     let fail = Error::system(format!("cannot write {} on the host", show(&log)));
     let written = host.run("writing a log", move || {
@@ -121,7 +121,7 @@ fn note(log: PathBuf, error: &Error) -> Result<()> {
             .open(log)?;
         file.write_all(text.as_bytes())
     })?;
-    written.map_err(|e| fail.because(errno_text(e)))
+    written.map_err(|e| fail.because(e))
 }
 
 impl MountArgs {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::frontends::cli::doctor::check::{Check, check, copy};
 use crate::host::namespace::{self, shares};
 use crate::host::{Host, Settings, confinement};
@@ -41,7 +41,7 @@ fn general() -> Vec<Check> {
             "settings",
             settings.as_ref().map(|_| "readable".into()).map_err(copy),
         ),
-        check("host", settings.as_ref().map_err(copy).and_then(host)),
+        check("host", host()),
         check("network", network(settings.as_ref().ok())),
         check("shim", shim()),
         check("claims", writable(&redirects)),
@@ -88,8 +88,8 @@ fn capabilities() -> Result<String> {
     )
 }
 
-fn host(settings: &Settings) -> Result<String> {
-    let host = Host::open(settings)?;
+fn host() -> Result<String> {
+    let host = Host::open(Settings::read()?)?;
     Ok(format!("entered through {}", host.namespace().display()))
 }
 
@@ -132,7 +132,7 @@ fn writable(redirects: &Path) -> Result<String> {
         Ok(()) => Ok(format!("{} is writable", redirects.display())),
         Err(error) => Err(
             Error::system(format!("cannot write {}", redirects.display()))
-                .because(errno_text(error))
+                .because(error)
                 .hint("with a read-only container, add --tmpfs /spc/targets"),
         ),
     }

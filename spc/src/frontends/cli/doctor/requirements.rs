@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::thread::CapabilitySet;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::frontends::cli::doctor::check::{Check, check};
 use crate::host::namespace::shares;
 use crate::host::{Host, Settings, confinement, modules};
@@ -14,9 +14,7 @@ use crate::kinds::needs::Needs;
 
 /// Looks at all that a kind needs; one failure does not stop the rest.
 pub fn examine(needs: &Needs) -> Vec<Check> {
-    let settings = Settings::read().ok();
-    let host = settings.as_ref().and_then(|s| Host::open(s).ok());
-    let host = settings.as_ref().zip(host.as_ref());
+    let host = Settings::read().and_then(Host::open).ok();
     let mut checks: Vec<Check> = Vec::new();
     let mut add = |what: &str, result| {
         checks.push(check(&format!("{} {what}", needs.kind), result));
@@ -31,14 +29,14 @@ pub fn examine(needs: &Needs) -> Vec<Check> {
                 confinement::fuse().map(|()| "/dev/fuse opens".into()),
             ),
             Need::Capabilities(names) => add("capabilities", capabilities(names)),
-            Need::HostNetwork => add("network", network(host.map(|(settings, _)| settings))),
+            Need::HostNetwork => add("network", network(host.as_ref().map(Host::settings))),
             Need::WritableSys => add("/sys", writable_sys()),
-            Need::HostDevices => add("/dev", devices(host.map(|(_, host)| host))),
+            Need::HostDevices => add("/dev", devices(host.as_ref())),
         }
     }
     for module in needs.modules {
-        let found = match host {
-            Some((settings, host)) => modules::look(*module, host, settings),
+        let found = match &host {
+            Some(host) => modules::look(*module, host),
             None => Err(unseen()),
         };
         add("module", found);
@@ -65,7 +63,7 @@ fn program(names: &[&str], word: &str, package: &str) -> Result<String> {
 
 fn capabilities(names: &[&str]) -> Result<String> {
     let sets = rustix::thread::capabilities(None)
-        .map_err(|e| Error::system("cannot read the capabilities").because(errno_text(e)))?;
+        .map_err(|e| Error::system("cannot read the capabilities").because(e))?;
     let has =
         |name: &str| CapabilitySet::from_name(name).is_some_and(|bit| sets.effective.contains(bit));
     let missing: Vec<&str> = names.iter().copied().filter(|name| !has(name)).collect();
@@ -94,7 +92,7 @@ fn writable_sys() -> Result<String> {
     let there = rustix::fs::access("/sys/bus", rustix::fs::Access::WRITE_OK);
     there.map(|()| "writable".into()).map_err(|e| {
         Error::system("cannot write to /sys")
-            .because(errno_text(e))
+            .because(e)
             .hint("start the container with --privileged, or with -v /sys:/sys")
     })
 }

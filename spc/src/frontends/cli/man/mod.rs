@@ -8,7 +8,7 @@ use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, Command, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::frontends::cli::man::page::{HELPER_PAGE, Page, SECTION, page};
 use crate::frontends::cli::output;
 use crate::kinds;
@@ -145,9 +145,7 @@ fn write(share: &Path, command: Command) -> Result<()> {
         path.parent()
             .map_or(Ok(()), fs::create_dir_all)
             .and_then(|()| fs::write(&path, text))
-            .map_err(|e| {
-                Error::system(format!("cannot write {}", path.display())).because(errno_text(e))
-            })?;
+            .map_err(|e| Error::system(format!("cannot write {}", path.display())).because(e))?;
     }
     Ok(())
 }

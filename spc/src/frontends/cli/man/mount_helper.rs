@@ -4,7 +4,7 @@ use clap::CommandFactory;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::frontends::cli::man::page::{
     HELPER_PAGE, MANUAL, NONE, Page, SECTION, add, see_also, source,
 };
@@ -24,7 +24,7 @@ pub fn page() -> Result<Page> {
     roff.control("SH", ["SYNOPSIS"]);
     let mut text = roff.render().into_bytes();
     let helpers = [MountHelper::command(), UmountHelper::command()];
-    let fail = |e: std::io::Error| Error::system("cannot make a man page").because(errno_text(e));
+    let fail = |e: std::io::Error| Error::system("cannot make a man page").because(e);
     for helper in helpers.clone() {
         let mut part = Vec::new();
         Man::new(helper)

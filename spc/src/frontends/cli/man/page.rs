@@ -4,7 +4,7 @@ use clap::Command;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::frontends::cli::man::text::{Part, Section, sections};
 
 /// The manual's section: programs of administrators.
@@ -39,7 +39,7 @@ pub(crate) fn page(command: Command, name: &str, also: &[String]) -> Result<Page
         }
         Ok(())
     };
-    render().map_err(|e| Error::system(format!("cannot make {name}")).because(errno_text(e)))?;
+    render().map_err(|e| Error::system(format!("cannot make {name}")).because(e))?;
     let mut roff = Roff::new();
     for section in own {
         add(&mut roff, section);

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::host::{Host, mountinfo};
 use crate::options::Options;
 
@@ -47,9 +47,9 @@ impl Allowed {
             file.take(LONGEST).read_to_string(&mut text)?;
             Ok(Some(text))
         };
-        let text = host.run("reading what pods may have", read)?.map_err(|e| {
-            Error::system(format!("cannot read {FILE} of the node")).because(errno_text(e))
-        })?;
+        let text = host
+            .run("reading what pods may have", read)?
+            .map_err(|e| Error::system(format!("cannot read {FILE} of the node")).because(e))?;
         Self::parse(&text.unwrap_or_default())
     }
 

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FsWord, Mode, OFlags, StatVfs, fstat, fstatfs, fstatvfs, openat};
 
-use crate::error::{Error, Reason, Result, errno_text, show};
+use crate::error::{Error, Reason, Result, show};
 use crate::frontends::kubelet::flexvolume::reply::Reply;
 use crate::frontends::kubelet::paths;
 use crate::host::disk::{Disk, tell};
 use crate::host::target::{Pinned, Rules, Walk, walk};
+use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{self, Subprocess};
 use crate::state::Session;
 use crate::sys::resize;
@@ -32,7 +33,7 @@ pub fn run(dir: &str, wanted: &str) -> Result<Reply> {
     let words = ["flexvolume", "--work", "grow", dir, wanted];
     let mut child = Subprocess::spawn_tied(&words, b"")?;
     let failed = || Error::mount(format!("cannot grow {}", show(Path::new(dir))));
-    match child.line(Instant::now() + LIMIT, || Ok(()))? {
+    match child.line(CancelToken::at(Instant::now() + LIMIT))? {
         subprocess::Reply::Line(line) => {
             Reply::read(&line).ok_or_else(|| failed().because("its process said something else"))
         }
@@ -63,8 +64,7 @@ fn on_host(path: &Path, wanted: u64) -> Result<Reply> {
         system: true,
         no_symlink_tail: paths::depth(path),
     };
-    let fail =
-        |e: io::Error| Error::mount(format!("cannot grow {}", show(path))).because(errno_text(e));
+    let fail = |e: io::Error| Error::mount(format!("cannot grow {}", show(path))).because(e);
     let Walk::Pinned(Pinned { dir, mount, .. }, _) = walk(path, rules)? else {
         return Err(fail(io::ErrorKind::NotFound.into()));
     };

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::frontends::kubelet::flexvolume::call::Call;
 use crate::frontends::kubelet::flexvolume::reply::Reply;
 use crate::frontends::kubelet::flexvolume::volume;
@@ -45,9 +45,7 @@ pub fn run(call: &Call<'_>) -> Result<Reply> {
         Call::ExpandFs { size, .. } => Some(size.to_string()),
         _ => None,
     };
-    let fail = |e: std::io::Error| {
-        Error::system("cannot start the work of this call").because(errno_text(e))
-    };
+    let fail = |e: std::io::Error| Error::system("cannot start the work of this call").because(e);
     let interrupts = Interrupts::hold()?;
     let (said, answer) = (Output::new().map_err(fail)?, Output::new().map_err(fail)?);
     let mut command = Command::new(WORKER);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::frontends::kubelet::flexvolume::allowlist::Allowed;
 use crate::frontends::kubelet::flexvolume::policy::{self, OF_NODE};
 use crate::frontends::kubelet::paths;
@@ -51,20 +51,22 @@ type Given = BTreeMap<String, String>;
 
 /// Reads the object.
 fn given(json: &str) -> Result<Given> {
-    let fail = |cause: String| {
+    let fail = |cause: Cause| {
         Error::usage("bad options of the volume")
             .because(cause)
             .hint("kubelet gives them as one JSON object of strings")
     };
     let value: serde_json::Value = serde_json::from_str(json)
         // Its own text may repeat a part of a secret.
-        .map_err(|e| fail(format!("not JSON, at column {}", e.column())))?;
+        .map_err(|e| fail(format!("not JSON, at column {}", e.column()).into()))?;
     let serde_json::Value::Object(object) = value else {
         return Err(fail("not an object".into()));
     };
     let text = |(key, value): (String, serde_json::Value)| match value {
         serde_json::Value::String(text) => Ok((key, text)),
-        _ => Err(fail(format!("{} is not a string", key.escape_default()))),
+        _ => Err(fail(
+            format!("{} is not a string", key.escape_default()).into(),
+        )),
     };
     object.into_iter().map(text).collect()
 }

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 
-use crate::error::{Error, Result, errno_text};
+use crate::error::{Error, Result};
 use crate::frontends::kubelet::flexvolume::allowlist::Allowed;
 use crate::frontends::kubelet::flexvolume::expand;
 use crate::frontends::kubelet::flexvolume::reply::Reply;
@@ -44,8 +44,8 @@ fn object() -> std::io::Result<String> {
 
 /// Mounts the volume.
 fn make(dir: &str) -> Result<Reply> {
-    let json = object()
-        .map_err(|e| Error::system("cannot read the volume's options").because(errno_text(e)))?;
+    let json =
+        object().map_err(|e| Error::system("cannot read the volume's options").because(e))?;
     let interrupts = Interrupts::hold()?;
     let session = Session::open()?;
     let volume = Volume::read(&json, &Allowed::read(&session.host)?)?;
