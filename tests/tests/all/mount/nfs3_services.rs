@@ -145,7 +145,7 @@ fn a_broken_service_is_restarted() {
         spc.sh("kill -STOP $(pidof rpc.statd)")?.ok()?;
         spc.exec(&[START_STATD])?.ok()?;
         ensure_running(spc, &BOTH)?;
-        // No command asks for the services, but a mount may be about to need them.
+        // No command needs the services now, but a mount may be about to.
         spc.sh("kill -9 $(pidof rpcbind rpc.statd)")?.ok()?;
         stir(spc)?;
         until_running(spc, &BOTH)

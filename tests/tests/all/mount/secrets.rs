@@ -32,7 +32,7 @@ exit 32
 "#;
 
 /// Checks that no process of the host shows the secret in its command line or environment. `spc`
-/// alone may have it in its environment, when told to read it there.
+/// alone may have it in its environment, when an option names that variable.
 fn nobody_shows_it(spc: &Spc<'_>, helper: &str) -> Result<()> {
     let mut seen = Vec::new();
     for process in spc.host.processes() {

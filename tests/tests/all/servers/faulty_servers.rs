@@ -1,4 +1,4 @@
-//! The lab's faulty servers: each behaves exactly as told.
+//! The lab's faulty servers: each behaves exactly as configured.
 
 use std::net::SocketAddrV4;
 

@@ -156,7 +156,7 @@ fn paths_below_are_refused(spc: &Spc<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Checks that the request of the hung mount, made again, is told that the mount is dead.
+/// Checks that the same request again fails soon, and says that the mount is dead.
 fn the_mount_is_called_dead(spc: &Spc<'_>, sshfs: &[String]) -> Result<()> {
     let words: Vec<&str> = sshfs.iter().map(String::as_str).collect();
     let told = spc.exec_with(&words, b"horse")?.code(32)?;
