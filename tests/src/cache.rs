@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -110,11 +111,11 @@ fn hold(path: &Path) -> Result<bool> {
     Ok(is_there)
 }
 
-/// The bytes in a file or in all files of a tree.
+/// Bytes on disk of a file or of all files of a tree.
 fn size(path: &Path) -> Result<u64> {
     let data = fs::symlink_metadata(path)?;
     if !data.is_dir() {
-        return Ok(data.len());
+        return Ok(data.blocks() * 512);
     }
     fs::read_dir(path)?.map(|entry| size(&entry?.path())).sum()
 }

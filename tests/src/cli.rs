@@ -76,6 +76,9 @@ enum Task {
     /// Runs commands in a virtual machine
     #[command(hide = true)]
     Guest,
+    /// Seeds the random numbers of a virtual machine
+    #[command(hide = true)]
+    Reseed,
     /// Lays a cable for a virtual machine
     #[command(hide = true)]
     Tap {
@@ -120,6 +123,7 @@ pub fn main() -> Result<ExitCode> {
         Task::HostUp { boot } => boot::up(&boot)?,
         Task::HostInit { boot } => boot::init(&boot)?,
         Task::Guest => guest::guest()?,
+        Task::Reseed => guest::reseed()?,
         Task::Tap { cable } => net::plug(&cable)?,
         Task::Enter(arguments) => return enter::enter(&arguments),
         Task::Work(arguments) => bench::work(&arguments)?,

@@ -42,6 +42,9 @@ const MODULE_DIRECTORIES: [&str; 13] = [
     "net",
 ];
 
+/// Bytes of the disk with the container's image, most of them a hole in the file.
+const IMAGE_DISK: u64 = 1 << 30;
+
 /// The files of a kernel.
 pub struct Kernel {
     /// What QEMU starts.
@@ -59,6 +62,7 @@ impl Kernel {
         let tree = cached("kernel", Key::new(&recipe), kernel)?;
         let own = machine::binary()?;
         let mut key = Key::new(include_str!("first.sh"));
+        key.add(include_str!("image.sh").as_bytes());
         key.add(format!("{} {FIRST_MODULES:?}", tree.display()).as_bytes());
         key.add(&fs::read(&own)?);
         let first = cached("first", key, |path| first(path, &tree, &own))?;
@@ -80,12 +84,24 @@ pub fn disk(root: Root) -> Result<PathBuf> {
 /// A disk with the files of the container's image.
 pub fn image_disk(base: Base) -> Result<PathBuf> {
     let archive = image::image(base)?;
-    let key = Key::new(&archive.to_string_lossy());
+    let mut key = Key::new(&archive.to_string_lossy());
+    key.add(&IMAGE_DISK.to_le_bytes());
     cached(&format!("disk-image-{base:?}"), key, |path| {
         let tree = path.with_extension("tree");
         unpack(&archive, &tree)?;
         squash(&tree, path)?;
+        // A machine that was saved cannot be told of another size.
+        let disk = fs::File::options().write(true).open(path)?;
+        anyhow::ensure!(disk.metadata()?.len() <= IMAGE_DISK, "the image is too big");
+        disk.set_len(IMAGE_DISK)?;
         crate::cache::remove(&tree)
+    })
+}
+
+/// Returns an empty disk for machines without the container's image.
+pub fn no_image() -> Result<PathBuf> {
+    cached("disk-none", Key::new("empty"), |path| {
+        Ok(fs::File::create(path)?.set_len(IMAGE_DISK)?)
     })
 }
 
@@ -183,6 +199,7 @@ fn first(path: &Path, kernel: &Path, own: &Path) -> Result<()> {
     }
     fs::write(tree.join("modules/order"), order)?;
     fs::write(tree.join("init"), include_str!("first.sh"))?;
+    fs::write(tree.join("bin/image"), include_str!("image.sh"))?;
     let lab = tree.join("bin/lab");
     let words = [
         "-S".as_ref(),

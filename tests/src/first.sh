@@ -8,10 +8,9 @@ $bb mount -t proc proc /proc
 $bb mount -t sysfs sysfs /sys
 $bb mount -t devtmpfs dev /dev
 for module in $($bb cat /modules/order); do $bb insmod "/modules/$module" || fail "cannot load $module"; done
-option() { $bb sed "s/.*lab.$1=\([^ ]*\).*/\1/" /proc/cmdline; }
-name=$(option name) address=$(option address)
+option() { $bb sed "s/.*lab.$1=\([^ ]*\).*/\1/" "${root-}/proc/cmdline"; }
 
-# Disks, in this order: the tree, the modules, the container's image if there is one.
+# Disks, in this order: the tree, the modules, the container's image or nothing.
 if $bb grep -q lab.keeps=yes /proc/cmdline; then
     $bb mkdir -p /lib/modules
     $bb mount -t squashfs -o ro /dev/vdb /lib/modules || fail "no modules"
@@ -36,15 +35,8 @@ $bb mkdir -p $root/run/lab
 $bb cp /bin/busybox $root/run/lab/busybox
 $bb ln -s busybox $root/run/lab/init
 $bb cp /bin/lab $root/run/lab/lab
-if [ -b /dev/vdc ] && [ "$($bb cat /sys/block/vdc/serial)" != kept ]; then
-    # A file system in memory is the one that overlays of containers can lie on.
-    $bb mkdir -p $root/run/container
-    $bb mount -t tmpfs layers $root/run/container
-    $bb mkdir $root/run/container/lower $root/run/container/upper $root/run/container/work $root/run/container/rootfs
-    $bb mount -t squashfs -o ro /dev/vdc $root/run/container/lower
-    layers=lowerdir=$root/run/container/lower,upperdir=$root/run/container/upper,workdir=$root/run/container/work
-    $bb mount -t overlay -o $layers overlay $root/run/container/rootfs || fail "no image"
-fi
+$bb cp /bin/image $root/run/lab/image
+if $bb grep -q lab.image=yes /proc/cmdline; then $bb sh /bin/image $root || fail "no image"; fi
 
 # What a host's kmod or udev makes beforehand, so that opening it loads the module.
 $bb mknod /dev/fuse c 10 229 2>/dev/null
@@ -56,12 +48,16 @@ $bb mount -t tmpfs -o mode=1777 shm /dev/shm
 $bb mount -t cgroup2 cgroup /sys/fs/cgroup
 for place in dev proc sys; do $bb mount --move /$place $root/$place; done
 
-$bb hostname "$name"
-echo "$name" >$root/etc/hostname
-printf '127.0.0.1 localhost\n%s %s\n' "$address" "$name" >$root/etc/hosts
 $bb ip link set lo up
-$bb ip address add "$address/24" dev eth0
-$bb ip link set eth0 up
+# A machine that will be saved gets the rest when it is woken.
+if $bb grep -q lab.name= $root/proc/cmdline; then
+    name=$(option name) address=$(option address)
+    $bb hostname "$name"
+    echo "$name" >$root/etc/hostname
+    printf '127.0.0.1 localhost\n%s %s\n' "$address" "$name" >$root/etc/hosts
+    $bb ip address add "$address/24" dev eth0
+    $bb ip link set eth0 up
+fi
 
 if [ -d $root/lib/systemd/system ] && [ -x $root/sbin/init ]; then
     init=/sbin/init

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::fs::File;
@@ -110,6 +111,33 @@ pub fn guest() -> Result<()> {
             }
         });
     }
+}
+
+/// The argument of the RNDADDENTROPY ioctl (linux/random.h).
+#[repr(C)]
+struct Entropy {
+    bits: i32,
+    bytes: i32,
+    seed: [u8; 32],
+}
+
+/// `lab reseed`: seeds the kernel's random numbers from standard input. Machines that start from one saved state would all
+/// have the same ones.
+pub fn reseed() -> Result<()> {
+    let mut seed = [0; 32];
+    std::io::stdin().read_exact(&mut seed)?;
+    let entropy = Entropy {
+        bits: 256,
+        bytes: 32,
+        seed,
+    };
+    type Add = Setter<{ opcode::write::<[i32; 2]>(b'R', 3) }, Entropy>;
+    type Reseed = NoArg<{ opcode::none(b'R', 7) }>;
+    let device = File::options().write(true).open("/dev/urandom")?;
+    // SAFETY: RNDADDENTROPY reads two integers and as many bytes as the second one says, which is all of `Entropy`.
+    unsafe { ioctl(&device, Add::new(entropy)) }.context("cannot add random bytes")?;
+    // SAFETY: RNDRESEEDCRNG has no argument.
+    unsafe { ioctl(&device, Reseed::new()) }.context("cannot seed random numbers")
 }
 
 /// The device of the port.

@@ -48,6 +48,7 @@ mod roots;
 mod runtime;
 mod s3;
 mod samba;
+mod saved;
 mod step;
 mod supervisor;
 mod times;

@@ -17,6 +17,11 @@ pub fn address(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, 10 + host)
 }
 
+/// Returns the MAC address of a virtual machine.
+pub fn mac(host: u8) -> String {
+    format!("52:54:00:00:02:{host:02x}")
+}
+
 /// Makes the bridge, in the lab's network namespace.
 pub fn create_bridge() -> Result<()> {
     ip(&["link", "set", "lo", "up"])?;

@@ -96,6 +96,28 @@ fn a_machine_that_keeps_its_files_can_be_rebooted() {
 }
 
 #[test]
+fn machines_from_one_saved_state_differ() {
+    with_lab(|lab| {
+        let machines = [lab.vm(VmOptions::default())?, lab.vm(VmOptions::default())?];
+        let facts = "cat /etc/hostname /sys/class/net/eth0/address; head -c 16 /dev/urandom | hexdump; date +%s";
+        let mut before = Vec::new();
+        for vm in &machines {
+            let text = vm.sh(facts)?.ok()?.text();
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            let seconds: u64 = lines.pop().unwrap_or_default().parse()?;
+            let now = std::time::UNIX_EPOCH.elapsed()?.as_secs();
+            ensure!(now.abs_diff(seconds) < 5, "{seconds} instead of {now}");
+            ensure!(lines[0] == vm.name(), "{lines:?}");
+            for line in &lines[..3] {
+                ensure!(!before.contains(line), "{line} twice");
+            }
+            before.extend(lines);
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn nothing_of_a_machine_is_left() {
     with_lab(|_| {
         let lab = Lab::start()?;
