@@ -1,4 +1,6 @@
-//! The one error type: what was tried, on what, what came back, and what to do about it.
+//! Error of the crate: message, cause, log lines and a hint.
+//!
+//! The message says which action failed on which object. The hint says how to fix it.
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -6,23 +8,23 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// What went wrong, in the classes that mount(8) has exit codes for.
+/// Class of an error, which selects the exit code of mount(8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The request is wrong, or the caller may not make it.
+    /// Request that is not valid or not permitted.
     Usage,
-    /// This container or host cannot do it: privilege, namespace, disk.
+    /// Failure of the container or the host: missing privilege, namespace, disk space.
     System,
-    /// Stopped by a signal.
+    /// Interruption by a signal.
     Interrupted,
-    /// The mount or unmount itself failed.
+    /// Failure of the mount or unmount itself.
     Mount,
-    /// Some of several targets failed.
+    /// Failure of some of several targets.
     Some,
 }
 
 impl Class {
-    /// The exit code, as mount(8) "EXIT STATUS" gives it.
+    /// Returns the exit code, as in "EXIT STATUS" of mount(8).
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => 1,
@@ -34,40 +36,40 @@ impl Class {
     }
 }
 
-/// Why something failed, for those who count: few words, and always the same.
+/// Reason of a failure as one of a fixed set of words, for metrics and events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// The request is wrong, or the caller may not make it.
+    /// Request that is not valid or not permitted.
     Usage,
-    /// This container or host cannot do it.
+    /// Failure of the container or the host.
     System,
-    /// A signal stopped it.
+    /// Interruption by a signal.
     Interrupted,
-    /// The limit was over.
+    /// Timeout of the operation.
     Timeout,
-    /// The limit was over before the helper's turn came.
+    /// Timeout while waiting for a helper slot.
     Queue,
-    /// The helper said no.
+    /// Failure of the mount helper.
     Helper,
-    /// What was mounted did not answer.
+    /// New mount that does not respond.
     NoAnswer,
-    /// Success was reported, but nothing is mounted.
+    /// Mount helper that reported success without a mount on the host.
     NoProof,
-    /// Something else is mounted there.
+    /// Target on which another file system is mounted.
     Occupied,
-    /// What is mounted there is dead.
+    /// Target on which a dead mount is.
     Dead,
-    /// Somebody uses it.
+    /// Mount that processes use.
     Busy,
-    /// Another command is at work on it.
+    /// Target or record that another spc command has locked.
     Locked,
-    /// Anything else.
+    /// Failure for any other reason.
     Failed,
 }
 
 impl Reason {
-    /// The word for it.
+    /// Returns the word for this reason, as in metrics and events.
     pub fn word(self) -> &'static str {
         match self {
             Self::Usage => "usage",
@@ -87,18 +89,18 @@ impl Reason {
     }
 }
 
-/// An error with its context; printed as `what: cause`, then log lines, then `hint: …`.
+/// Error with its context, printed as `message: cause`, then log lines, then `hint: …`.
 #[derive(Debug)]
 pub struct Error {
     class: Class,
     reason: Option<Reason>,
-    what: String,
+    message: String,
     cause: Option<Cause>,
     log: Vec<String>,
     hint: Option<String>,
 }
 
-/// Reason for an error: a text, or the error of a system call with its errno.
+/// Cause of an error: a text, or the error of a system call with its errno.
 #[derive(Debug)]
 pub struct Cause {
     text: String,
@@ -144,16 +146,16 @@ impl From<serde_json::Error> for Cause {
     }
 }
 
-/// What to do about an errno, wherever it comes from.
+/// Hints by errno, for errors without a hint of their own.
 const USUAL_HINTS: [(i32, &str); 10] = [
-    (libc::ENOSPC, "make room on the file system that it is on"),
+    (libc::ENOSPC, "free space on that file system"),
     (
         libc::EROFS,
-        "the file system that it is on must be writable; dmesg says whether the kernel has made it read-only",
+        "make that file system writable; dmesg shows whether the kernel made it read-only",
     ),
     (
         libc::EMFILE,
-        "it has too many files open: raise the limit (ulimit -n), then try again",
+        "this process has too many files open: raise the limit (ulimit -n), then try again",
     ),
     (
         libc::ENFILE,
@@ -161,11 +163,11 @@ const USUAL_HINTS: [(i32, &str); 10] = [
     ),
     (
         libc::ENOMEM,
-        "the container or the machine has no memory left for it; try again when it has",
+        "the container or the machine is out of memory: free memory, then try again",
     ),
     (
         libc::EAGAIN,
-        "there are too many processes, or there is no memory left; try again when there is",
+        "the limit of processes is reached or memory is exhausted: stop some processes, then try again",
     ),
     (
         libc::EPERM,
@@ -179,58 +181,55 @@ const USUAL_HINTS: [(i32, &str); 10] = [
         libc::ENOSYS,
         "the host's kernel is too old, or a filter hides the system call: see `spc doctor`",
     ),
-    (
-        libc::EBUSY,
-        "somebody else uses it at this moment; try again",
-    ),
+    (libc::EBUSY, "another process is using it; try again"),
 ];
 
-/// Result with this crate's error.
+/// Result with the error of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An error of a class; `what` says what was tried, and on what.
-    pub fn new(class: Class, what: impl Into<String>) -> Self {
+    /// Creates an error of a class. `message` names the action that failed and its object.
+    pub fn new(class: Class, message: impl Into<String>) -> Self {
         Self {
             class,
             reason: None,
-            what: what.into(),
+            message: message.into(),
             cause: None,
             log: Vec::new(),
             hint: None,
         }
     }
 
-    /// Short for a [`Class::Usage`] error.
-    pub fn usage(what: impl Into<String>) -> Self {
-        Self::new(Class::Usage, what)
+    /// Creates a [`Class::Usage`] error.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Class::Usage, message)
     }
 
-    /// Short for a [`Class::System`] error.
-    pub fn system(what: impl Into<String>) -> Self {
-        Self::new(Class::System, what)
+    /// Creates a [`Class::System`] error.
+    pub fn system(message: impl Into<String>) -> Self {
+        Self::new(Class::System, message)
     }
 
-    /// Short for a [`Class::Mount`] error.
-    pub fn mount(what: impl Into<String>) -> Self {
-        Self::new(Class::Mount, what)
+    /// Creates a [`Class::Mount`] error.
+    pub fn mount(message: impl Into<String>) -> Self {
+        Self::new(Class::Mount, message)
     }
 
-    /// Sets the cause. An errno also selects the hint, unless the error has one of its own.
+    /// Sets the cause. Its errno also selects the hint, unless the error has a hint of its own.
     #[must_use]
     pub fn because(mut self, cause: impl Into<Cause>) -> Self {
         self.cause = Some(cause.into());
         self
     }
 
-    /// What to do about it.
+    /// Sets the hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// What to do about it, unless the error says so already.
+    /// Sets the hint, unless the error has one.
     #[must_use]
     pub fn hint_if_none(self, hint: &str) -> Self {
         if self.hint.is_some() {
@@ -240,7 +239,7 @@ impl Error {
         }
     }
 
-    /// What else to do about it.
+    /// Adds a hint after the present one.
     #[must_use]
     pub fn hint_also(mut self, hint: &str) -> Self {
         self.hint = Some(match self.hint {
@@ -250,26 +249,26 @@ impl Error {
         self
     }
 
-    /// Lines that a helper or the kernel wrote about it.
+    /// Adds lines that a helper or the kernel wrote.
     #[must_use]
     pub fn log(mut self, lines: Vec<String>) -> Self {
         self.log.extend(lines);
         self
     }
 
-    /// The class, and with it the exit code.
+    /// Returns the class, which selects the exit code.
     pub fn class(&self) -> Class {
         self.class
     }
 
-    /// Why, where that can be said more exactly than by the class.
+    /// Sets the reason, if it is more exact than the class.
     #[must_use]
     pub fn reason_is(mut self, reason: Reason) -> Self {
         self.reason = Some(reason);
         self
     }
 
-    /// Why, in a word.
+    /// Returns the reason: the one that was set, or else the class.
     pub fn reason(&self) -> Reason {
         self.reason.unwrap_or(match self.class {
             Class::Usage => Reason::Usage,
@@ -279,12 +278,13 @@ impl Error {
         })
     }
 
-    /// The hint, if there is one.
+    /// Returns the hint that was set.
     pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 
-    /// What to do about a failed system call that nobody knows more about.
+    /// Returns the hint for the errno of the cause, or a general one. Only errors of classes System
+    /// and Mount have it.
     fn usual_hint(&self) -> Option<&'static str> {
         if !matches!(self.class, Class::System | Class::Mount) {
             return None;
@@ -297,17 +297,17 @@ impl Error {
         ))
     }
 
-    /// The first line and those of the log, without the hint.
+    /// Returns the summary and the log lines, without the hint.
     pub fn all_lines(&self) -> Vec<String> {
         let log = self.log.iter().map(|line| format!("  {line}"));
         std::iter::once(self.summary()).chain(log).collect()
     }
 
-    /// The first line: what was tried and what came back.
+    /// Returns the first line: `message: cause`.
     pub fn summary(&self) -> String {
         match &self.cause {
-            Some(cause) => format!("{}: {}", self.what, cause.text),
-            None => self.what.clone(),
+            Some(cause) => format!("{}: {}", self.message, cause.text),
+            None => self.message.clone(),
         }
     }
 }
@@ -327,15 +327,16 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Whether it says nothing about what was looked at, but that this process or machine has too little of something.
+/// Returns whether an error is a lack of descriptors or memory. Such an error says nothing about
+/// the object of the call.
 pub fn is_shortage(error: &std::io::Error) -> bool {
-    let short = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
     error
         .raw_os_error()
-        .is_some_and(|error| short.contains(&error))
+        .is_some_and(|errno| shortages.contains(&errno))
 }
 
-/// The text of an errno without Rust's `(os error N)`, as strerror(3) has it.
+/// Returns the text of an errno as strerror(3) has it, without Rust's `(os error N)`.
 pub fn errno_text(errno: impl Into<std::io::Error>) -> String {
     let error: std::io::Error = errno.into();
     let text = error.to_string();
@@ -345,10 +346,10 @@ pub fn errno_text(errno: impl Into<std::io::Error>) -> String {
     }
 }
 
-/// What was tried and what came back, with the last that the helper said.
-pub fn in_a_line(error: &Error) -> String {
+/// Returns the summary and the last log line in one line.
+pub fn one_line(error: &Error) -> String {
     let mut lines = error.all_lines();
-    // These are for who looks closer.
+    // Lines of the shim explain details that do not belong into a summary.
     lines.retain(|line| !line.trim_start().starts_with("shim: "));
     match &lines[..] {
         [first, .., last] => format!("{first}: {}", last.trim()),
@@ -356,7 +357,8 @@ pub fn in_a_line(error: &Error) -> String {
     }
 }
 
-/// A path for people: control characters and the backslash as octal escapes, as mountinfo has them.
+/// Formats a path for people: control characters and the backslash become octal escapes, as in
+/// proc_pid_mountinfo(5).
 pub fn show(path: &Path) -> String {
     let mut out = String::new();
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
@@ -377,12 +379,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_errno_that_nobody_knows_more_about_has_a_hint() {
+    fn errno_selects_a_hint_unless_one_is_set() {
         let error = Error::system("cannot lock it")
             .because(std::io::Error::from_raw_os_error(libc::ENOSPC));
         let text = error.to_string();
         assert!(
-            text.ends_with("\nhint: make room on the file system that it is on"),
+            text.ends_with("\nhint: free space on that file system"),
             "{text}"
         );
         let better = error.hint("remove it").to_string();

@@ -1,5 +1,8 @@
-//! The launcher: plans a mount, runs its helper, proves the result from the host's side, records
-//! it, and looks after it until it is unmounted.
+//! The launcher, as a library behind the `spc` executable.
+//!
+//! spc plans a mount, runs its helper, verifies the result in the host's mount namespace, records
+//! the mount, and maintains it until it is unmounted. ARCHITECTURE.md describes the rooms below and
+//! which of them may import which.
 #![deny(unsafe_code)]
 
 pub mod block;

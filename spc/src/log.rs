@@ -1,4 +1,5 @@
-//! The log, on standard error, and the id by which all lines about one request are found.
+//! Log on standard error. Each line carries the id of its request, so that all lines about one
+//! request can be found.
 
 use std::fmt::{self, Write as _};
 use std::process::Command;
@@ -12,115 +13,118 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::error::Error;
 
-/// The variable that takes a request's id from the front door to the helper and its daemon.
+/// Environment variable that passes the request id from the frontend to the helper and its daemon.
 pub const VARIABLE: &str = "SPC_REQUEST";
 
-/// Who reads standard error.
+/// Format of a log line, by the reader of standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reader {
-    /// Whoever runs the command, at once: no time.
-    Caller,
-    /// Whoever looks later at what a service said: one line for each event, with the time.
-    Later,
-    /// The journal, which has times and priorities of its own (sd-daemon(3)).
+enum Format {
+    /// Lines for the caller of a command: no time, several lines per event.
+    Terminal,
+    /// Lines of a log file: the time and one line per event.
+    LogFile,
+    /// Lines for the journal, which adds the time: a priority and one line per event
+    /// (sd-daemon(3)).
     Journal,
 }
 
-/// What this process works for.
+/// Request id of this process. Empty if the process works for no single request.
 static REQUEST: OnceLock<Option<String>> = OnceLock::new();
 
-/// Who logs.
+/// Kind of the process that logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Voice {
-    /// A command, which works for the request that its environment names, or for a new one.
+pub enum LogMode {
+    /// Command for one request: the one that the environment names, or a new one.
     Command,
-    /// As well, but what it says goes to the log of the service that started it.
-    OfService,
-    /// A service, which works for nobody in particular.
+    /// Command for one request, whose output goes to the log of the service that started it.
+    ServiceChild,
+    /// Service, which works for no single request.
     Service,
 }
 
-/// Begins to log.
-pub fn begin(level: Level, voice: Voice) {
-    let request = match voice {
-        Voice::Service => REQUEST.get_or_init(|| None).clone(),
-        Voice::Command | Voice::OfService => Some(take_id().to_owned()),
+/// Starts the log.
+pub fn init(level: Level, mode: LogMode) {
+    let request = match mode {
+        LogMode::Service => REQUEST.get_or_init(|| None).clone(),
+        LogMode::Command | LogMode::ServiceChild => Some(init_request().to_owned()),
     };
-    let reader = match (is_journal(), voice) {
-        (true, _) => Reader::Journal,
-        (false, Voice::Service | Voice::OfService) => Reader::Later,
-        (false, Voice::Command) => Reader::Caller,
+    let format = match (is_journal(), mode) {
+        (true, _) => Format::Journal,
+        (false, LogMode::Service | LogMode::ServiceChild) => Format::LogFile,
+        (false, LogMode::Command) => Format::Terminal,
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        .event_format(Lines { reader, request })
+        .event_format(EventWriter { format, request })
         .init();
 }
 
-/// The request that this process works for is the one that its environment names, or a new one.
-pub fn take_id() -> &'static str {
-    let id = REQUEST.get_or_init(|| Some(named().unwrap_or_else(new_id)));
+/// Sets the request id of this process to the one in the environment, or to a new one, and returns
+/// it.
+pub fn init_request() -> &'static str {
+    let id = REQUEST.get_or_init(|| Some(id_from_env().unwrap_or_else(new_id)));
     id.as_deref().unwrap_or_default()
 }
 
-/// An error that is read far from the log, with the id that leads there.
-pub fn with_id(error: Error) -> Error {
+/// Adds the request id to an error that is shown in another place than the log.
+pub fn with_request(error: Error) -> Error {
     match request() {
         Some(id) => error.log(vec![format!("request={id}")]),
         None => error,
     }
 }
 
-/// The id of the request that this process works for.
+/// Returns the request id of this process.
 pub fn request() -> Option<&'static str> {
     REQUEST.get()?.as_deref()
 }
 
-/// Hands the request's id on to a program.
-pub fn hand_on(command: &mut Command) {
+/// Passes the request id to a program in its environment.
+pub fn pass_request(command: &mut Command) {
     match REQUEST.get() {
         Some(Some(id)) => command.env(VARIABLE, id),
         Some(None) => command.env_remove(VARIABLE),
-        // Nothing has begun here; it goes by unchanged.
+        // No id was set here, so the program inherits the variable unchanged.
         None => command,
     };
 }
 
-/// Says an error, as the journal wants it or as everybody else does.
+/// Prints an error on standard error. For the journal each line begins with its priority.
 pub fn error(text: &str) {
     let mut lines = String::new();
     for line in text.lines() {
         let prefix = if is_journal() { "<3>" } else { "" };
-        // Writing to a string does not fail.
+        // A write to a string does not fail.
         let _ = writeln!(lines, "{prefix}{line}");
     }
     eprint!("{lines}");
 }
 
-/// The id of the request that a process was started for.
+/// Returns the request id in the environment of a process.
 pub fn request_of(process: i32) -> Option<String> {
     let environ = std::fs::read(format!("/proc/{process}/environ")).ok()?;
     let name = format!("{VARIABLE}=");
     let mut variables = environ.split(|byte| *byte == 0);
     let value = variables.find_map(|variable| variable.strip_prefix(name.as_bytes()))?;
-    usable(str::from_utf8(value).ok()?)
+    valid_id(str::from_utf8(value).ok()?)
 }
 
-/// The request that the environment names.
-fn named() -> Option<String> {
-    usable(&std::env::var(VARIABLE).ok()?)
+/// Returns the request id in the environment of this process.
+fn id_from_env() -> Option<String> {
+    valid_id(&std::env::var(VARIABLE).ok()?)
 }
 
-/// An id as it may stand in a log.
-fn usable(id: &str) -> Option<String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let good = (1..=64).contains(&id.len()) && id.chars().all(plain);
-    good.then(|| id.to_owned())
+/// Returns the id if it is safe in a log line: 1 to 64 letters, digits, dots, underscores or
+/// hyphens.
+fn valid_id(id: &str) -> Option<String> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let valid = (1..=64).contains(&id.len()) && id.chars().all(is_allowed);
+    valid.then(|| id.to_owned())
 }
 
-/// 32 random bits in hex; of the clock, where the kernel gives none.
+/// Returns 32 random bits in hex, or bits of the clock if getrandom(2) fails.
 fn new_id() -> String {
     let mut bytes = [0_u8; 4];
     if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).is_err() {
@@ -130,7 +134,8 @@ fn new_id() -> String {
     format!("{:08x}", u32::from_ne_bytes(bytes))
 }
 
-/// Whether standard error is the stream that systemd connected to its journal (systemd.exec(5), `$JOURNAL_STREAM`).
+/// Returns whether standard error is the stream that systemd connected to its journal
+/// (`$JOURNAL_STREAM`, systemd.exec(5)).
 fn is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
         return false;
@@ -139,14 +144,14 @@ fn is_journal() -> bool {
         .is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// Writes an event.
-struct Lines {
-    reader: Reader,
+/// Writer of events.
+struct EventWriter {
+    format: Format,
     request: Option<String>,
 }
 
-impl Lines {
-    /// Text in one line: an error's causes and its hint stand behind each other.
+impl EventWriter {
+    /// Writes an event. In a log file or the journal, `; ` joins the lines of an error to one.
     fn write(
         &self,
         out: &mut impl fmt::Write,
@@ -154,19 +159,19 @@ impl Lines {
         time: &str,
         text: &str,
     ) -> fmt::Result {
-        let text = match self.reader {
-            Reader::Caller => text.trim_end().to_owned(),
-            Reader::Later | Reader::Journal => {
+        let text = match self.format {
+            Format::Terminal => text.trim_end().to_owned(),
+            Format::LogFile | Format::Journal => {
                 let lines: Vec<&str> = text.lines().map(str::trim).collect();
                 lines.join("; ")
             }
         };
-        match self.reader {
-            Reader::Caller => write!(out, "{level:>5} ")?,
-            Reader::Later => write!(out, "{time} {level:>5} ")?,
-            Reader::Journal => write!(out, "<{}>", priority(level))?,
+        match self.format {
+            Format::Terminal => write!(out, "{level:>5} ")?,
+            Format::LogFile => write!(out, "{time} {level:>5} ")?,
+            Format::Journal => write!(out, "<{}>", priority(level))?,
         }
-        // Before the lines that may follow the first.
+        // The request id ends the first line, also if more lines follow.
         let (first, rest) = match text.split_once('\n') {
             Some((first, rest)) => (first, Some(rest)),
             None => (&*text, None),
@@ -182,7 +187,7 @@ impl Lines {
     }
 }
 
-/// The syslog priority of a level, as sd-daemon(3) has it.
+/// Returns the syslog priority of a level (sd-daemon(3)).
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,
@@ -192,7 +197,7 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-impl<S, N> FormatEvent<S, N> for Lines
+impl<S, N> FormatEvent<S, N> for EventWriter
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -205,7 +210,7 @@ where
     ) -> fmt::Result {
         let (mut text, mut time) = (String::new(), String::new());
         context.format_fields(Writer::new(&mut text), event)?;
-        if self.reader == Reader::Later {
+        if self.format == Format::LogFile {
             SystemTime.format_time(&mut Writer::new(&mut time))?;
         }
         self.write(&mut out, *event.metadata().level(), time.trim_end(), &text)
@@ -217,54 +222,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_as_its_reader_wants_it() {
-        let shown = |reader, request: Option<&str>, text: &str| {
+    fn event_has_the_format_of_its_reader() {
+        let written = |format, request: Option<&str>, text: &str| {
             let mut out = String::new();
             let request = request.map(str::to_owned);
-            let lines = Lines { reader, request };
-            lines.write(&mut out, Level::WARN, "TIME", text).unwrap();
+            let writer = EventWriter { format, request };
+            writer.write(&mut out, Level::WARN, "TIME", text).unwrap();
             out
         };
         let text = "it failed: no\n  said so\nhint: try";
         assert_eq!(
-            shown(Reader::Caller, Some("a1"), text),
+            written(Format::Terminal, Some("a1"), text),
             " WARN it failed: no request=a1\n  said so\nhint: try\n"
         );
         assert_eq!(
-            shown(Reader::Later, None, text),
+            written(Format::LogFile, None, text),
             "TIME  WARN it failed: no; said so; hint: try\n"
         );
         assert_eq!(
-            shown(Reader::Journal, Some("a1"), text),
+            written(Format::Journal, Some("a1"), text),
             "<4>it failed: no; said so; hint: try request=a1\n"
         );
     }
 
     #[test]
-    fn an_id_is_a_word() {
-        assert_eq!(usable("pod-1_a.b").as_deref(), Some("pod-1_a.b"));
+    fn request_id_has_safe_characters_only() {
+        assert_eq!(valid_id("pod-1_a.b").as_deref(), Some("pod-1_a.b"));
         let long = "x".repeat(65);
         for bad in ["", "a b", "a\n", "ü", "a=b", &long] {
-            assert_eq!(usable(bad), None, "{bad:?}");
+            assert_eq!(valid_id(bad), None, "{bad:?}");
         }
         assert_ne!(new_id(), new_id());
-        assert_eq!(usable(&new_id()).map(|id| id.len()), Some(8));
+        assert_eq!(valid_id(&new_id()).map(|id| id.len()), Some(8));
     }
 
     #[test]
-    fn the_request_of_a_process_is_in_its_environment() {
+    fn request_id_of_a_process_is_read_from_its_environment() {
         let start = |id: &str| {
             let mut command = Command::new("sleep");
             command.arg("60").env(VARIABLE, id).spawn().unwrap()
         };
-        for (given, found) in [("r-1", Some("r-1")), ("two words", None)] {
+        for (given, expected) in [("r-1", Some("r-1")), ("two words", None)] {
             let mut child = start(given);
             let pid = i32::try_from(child.id()).unwrap();
-            // It may still be in the middle of its execve(2).
-            let mut seen = None;
+            // The child may still be in its execve(2).
+            let mut found = None;
             for _ in 0..200 {
-                seen = request_of(pid);
-                if seen.as_deref() == found
+                found = request_of(pid);
+                if found.as_deref() == expected
                     && std::fs::read(format!("/proc/{pid}/cmdline"))
                         .unwrap()
                         .starts_with(b"sleep")
@@ -275,7 +280,7 @@ mod tests {
             }
             child.kill().unwrap();
             child.wait().unwrap();
-            assert_eq!(seen.as_deref(), found);
+            assert_eq!(found.as_deref(), expected);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The launcher.
+//! Entry point of the `spc` executable.
 
 use std::process::ExitCode;
 

@@ -1,16 +1,18 @@
-//! Attaches block devices before their file system is mounted; [`release`] detaches them.
+//! Attaches block devices before their file system is mounted. [`detach`](super::detach) detaches
+//! them.
 //!
-//! What there is to do comes from the kind, as data. Devices that are reached through the same thing (a session with a
-//! target) share one [`Attachment`] in the ledger, which is written before anything is attached and changed only
-//! under its lock. A device is in use for as long as a record of a mount names it, or the kernel holds it.
+//! The kind describes the steps as data ([`Device`]). Devices that share a session with a target
+//! share one [`Attachment`] in the ledger. spc writes the attachment before it attaches anything,
+//! and changes it only under its lock. A device is in use as long as a record names it or the
+//! kernel holds it.
 
 use std::time::{Duration, Instant};
 
 use crate::block::node_record::set;
-use crate::block::paths::{ActivePath, active_paths, look, session_key};
+use crate::block::paths::{ActivePath, active_paths, find_active, session_lock_name};
 use crate::error::{Class, Error, Result, errno_text};
 use crate::helper::secret_fds::SecretFds;
-use crate::helper::tool::{Tool, within};
+use crate::helper::tool::{Tool, earlier_deadline};
 use crate::host::disk::{self, Disk};
 use crate::kinds::block::model::{Command, Device, DevicePath, Step, Value};
 use crate::kinds::model::{SecretDelivery, SecretParam};
@@ -20,54 +22,55 @@ use crate::state::attachments::{Attachment, Volume};
 use crate::state::lock::Lock;
 use crate::state::{Record, Session};
 
-/// How long one step on a way may take; a dead portal is given up by its own limits before that.
-pub(super) const STEP: u64 = 60;
+/// Time limit in seconds of one step on a path. The programs give up a dead portal before that.
+pub(super) const STEP_SECONDS: u64 = 60;
 
-/// How long the kernel may take to show a disk that it was told to look for, and to take away one.
-pub(super) const APPEAR: Duration = Duration::from_secs(10);
+/// Time limit for the kernel to add a disk after a scan, or to remove one.
+pub(super) const DISK_CHANGE_LIMIT: Duration = Duration::from_secs(10);
 
-/// What attaching needs to know.
+/// Request to attach a device.
 pub struct AttachRequest<'a> {
-    /// Settings, host, ledger.
+    /// Context of the command.
     pub session: &'a Session,
-    /// The device.
+    /// Device to attach.
     pub device: &'a Device,
-    /// The mount's record, which is in the ledger.
+    /// Record of the mount, already in the ledger.
     pub record: &'a Record,
-    /// The name that was asked for in place of the host's own.
+    /// Requested name of the host towards servers, in place of its own.
     pub host_name: Option<&'a str>,
-    /// Secrets.
+    /// Secrets of the mount.
     pub secrets: &'a Secrets,
-    /// When it has to be done.
+    /// Deadline of the attachment.
     pub deadline: Instant,
-    /// Signals.
+    /// Signals that end the wait.
     pub interrupts: &'a Interrupts,
 }
 
-/// A device that is there. Nobody else prepares or mounts it until this is dropped.
+/// Attached device, locked against other commands until this is dropped.
 pub struct Attached {
-    /// The disk.
+    /// Disk in use.
     pub disk: Disk,
     _lock: Lock,
 }
 
 impl AttachRequest<'_> {
-    /// Attaches it, or finds it attached, and makes sure that it is the volume that it was.
+    /// Attaches the device unless it is attached, and verifies that it is the recorded volume.
     ///
     /// # Errors
-    /// No way to it came up, it does not show, or it is another volume than before. What was done until then stays
-    /// in the ledger, to be undone by [`release`].
+    /// Fails if no path came up, no disk appeared, or the volume is another one. The attachment
+    /// stays in the ledger, so that detaching undoes the finished steps.
     pub fn run(&self) -> Result<Attached> {
         let ledger = &self.session.ledger;
         let cancel = self.interrupts.until(self.deadline);
-        let own = ledger.lock_named(&self.device.name, cancel)?;
-        let _through = ledger.lock_named(&session_key(&self.device.session_key), cancel)?;
-        let up = look(self.session, &self.device.shows)?;
+        let device_lock = ledger.lock_named(&self.device.name, cancel)?;
+        let _session_lock =
+            ledger.lock_named(&session_lock_name(&self.device.session_key), cancel)?;
+        let active = find_active(self.session, &self.device.sysfs)?;
         let mut attachment = match ledger.attachment(&self.device.session_key)? {
             Some(attachment) => attachment,
             None => Attachment {
                 session_key: self.device.session_key.clone(),
-                foreign: up.iter().map(|way| way.name.clone()).collect(),
+                foreign: active.iter().map(|path| path.name.clone()).collect(),
                 ..Attachment::default()
             },
         };
@@ -75,9 +78,9 @@ impl AttachRequest<'_> {
             attachment.sources.push(self.record.source.clone());
         }
         ledger.put_attachment(&attachment)?;
-        self.bring_up(&up)?;
+        self.bring_up(&active)?;
         let disks = self.find()?;
-        self.be_patient(up)?;
+        self.set_recovery_timeout(active)?;
         let (volume, disks) = self.identify(&attachment, disks)?;
         let disk = self.choose(&attachment, disks)?;
         attachment.devices.insert(
@@ -88,14 +91,18 @@ impl AttachRequest<'_> {
             },
         );
         ledger.put_attachment(&attachment)?;
-        Ok(Attached { disk, _lock: own })
+        Ok(Attached {
+            disk,
+            _lock: device_lock,
+        })
     }
 
-    pub(super) fn steps(&self, way: &DevicePath, host_name: Option<&str>) -> Result<()> {
-        let context = || format!("cannot attach {} at {}", self.device.name, way.name);
-        for step in &way.steps {
+    /// Runs the steps that bring up one path.
+    pub(super) fn run_steps(&self, path: &DevicePath, host_name: Option<&str>) -> Result<()> {
+        let context = || format!("cannot attach {} at {}", self.device.name, path.name);
+        for step in &path.steps {
             match step {
-                Step::Run(command) => self.command(command, &context())?,
+                Step::Run(command) => self.run_command(command, &context())?,
                 Step::Set { files, settings } => {
                     let mut lines = Vec::new();
                     for (key, value) in settings {
@@ -108,7 +115,7 @@ impl AttachRequest<'_> {
                     }
                     set(files, &lines).map_err(|e| {
                         Error::system(context())
-                            .because(format!("its record cannot be written: {}", errno_text(e)))
+                            .because(format!("cannot write its node record: {}", errno_text(e)))
                     })?;
                 }
             }
@@ -116,34 +123,36 @@ impl AttachRequest<'_> {
         Ok(())
     }
 
+    /// Returns a secret for a setting, without characters that would break its line.
     fn secret(&self, key: &str) -> Result<Vec<u8>> {
         let secret = self.secrets.get(key).ok_or_else(|| {
-            Error::usage(format!("{key} is missing"))
+            Error::usage(format!("secret {key} is missing"))
                 .hint(format!("give it by --secret {key}=file:PATH"))
         })?;
         let secret = secret.expose().as_bytes().to_vec();
-        let bad = secret.iter().any(u8::is_ascii_control)
+        let is_invalid = secret.iter().any(u8::is_ascii_control)
             || secret.trim_ascii().len() != secret.len()
             || secret.is_empty();
-        if bad {
-            return Err(Error::usage(format!("bad {key}")).because(
+        if is_invalid {
+            return Err(Error::usage(format!("invalid secret {key}")).because(
                 "it is empty, or begins or ends with a space, or holds a control character",
             ));
         }
         Ok(secret)
     }
 
-    fn command(&self, command: &Command, what: &str) -> Result<()> {
+    /// Runs a program of a step and checks its exit code and output.
+    fn run_command(&self, command: &Command, context: &str) -> Result<()> {
         let mut args = command.args.clone();
-        let passes: Vec<SecretParam> = command.secret.into_iter().collect();
-        let secret_fds = SecretFds::prepare(&passes, self.secrets)?;
-        for pass in &passes {
-            if let SecretDelivery::Argument { before } = pass.delivery
-                && self.secrets.has(pass.key)
+        let secret_params: Vec<SecretParam> = command.secret.into_iter().collect();
+        let secret_fds = SecretFds::prepare(&secret_params, self.secrets)?;
+        for param in &secret_params {
+            if let SecretDelivery::Argument { before } = param.delivery
+                && self.secrets.has(param.key)
             {
                 args.push(format!(
                     "{before}/proc/self/fd/{}",
-                    secret_fds.number(pass.key)
+                    secret_fds.number(param.key)
                 ));
             }
         }
@@ -153,61 +162,62 @@ impl AttachRequest<'_> {
             stdin: None,
             secret_fds: Some(&secret_fds),
             id: Some(&self.record.id),
-            deadline: within(STEP, self.deadline),
+            deadline: earlier_deadline(STEP_SECONDS, self.deadline),
         };
-        let done = tool.run(Some(self.interrupts)).map_err(|error| {
+        let output = tool.run(Some(self.interrupts)).map_err(|error| {
             if error.class() == Class::Interrupted {
                 return error;
             }
             let hint = error.hint_text().map(str::to_owned);
-            let outer = Error::new(error.class(), what).because(error.summary());
+            let outer = Error::new(error.class(), context).because(error.summary());
             match hint {
                 Some(hint) => outer.hint(hint),
                 None => outer,
             }
         })?;
-        let told = match &command.output_check {
-            _ if done.code != 0 && !command.fine.contains(&done.code) => {
-                Err(format!("{}: exit status {}", command.program, done.code))
+        let checked = match &command.output_check {
+            _ if output.code != 0 && !command.accepted_codes.contains(&output.code) => {
+                Err(format!("{}: exit status {}", command.program, output.code))
             }
-            Some(tells) => (tells.find)(&done.text, &tells.what),
+            Some(check) => (check.verify)(&output.text, &check.wanted),
             None => Ok(()),
         };
-        told.map_err(|cause| {
+        checked.map_err(|cause| {
             let hints = self.device.diagnostics.hints.iter();
-            let known = hints
-                .filter(|(words, _)| done.text.contains(words) || cause.contains(words))
+            let hint = hints
+                .filter(|(words, _)| output.text.contains(words) || cause.contains(words))
                 .map(|(_, hint)| *hint)
                 .next();
-            let lines: Vec<String> = done
+            let lines: Vec<String> = output
                 .lines()
                 .iter()
                 .filter_map(|line| (self.device.diagnostics.line)(line))
                 .map(|line| self.secrets.mask(line))
                 .collect();
-            Error::mount(what).because(cause).log(lines).hint(
-                known.unwrap_or(
-                    "look whether its server answers, and at the host's kernel log: dmesg",
-                ),
-            )
+            Error::mount(context)
+                .because(cause)
+                .log(lines)
+                .hint(hint.unwrap_or("check its server; see the host's kernel log: dmesg"))
         })
     }
 
-    /// Has new ways wait for their server as is usual.
-    fn be_patient(&self, before: Vec<ActivePath>) -> Result<()> {
-        let shows = self.device.shows.clone();
-        let Some(patience) = shows.patience else {
+    /// Sets the normal recovery timeout on the new paths.
+    fn set_recovery_timeout(&self, before: Vec<ActivePath>) -> Result<()> {
+        let sysfs = self.device.sysfs.clone();
+        let Some(timeout) = sysfs.recovery_timeout else {
             return Ok(());
         };
-        let tell = move || {
-            let new = active_paths(&shows).into_iter();
-            let mut new = new.filter(|way| before.iter().all(|old| old.name != way.name));
-            new.try_for_each(|way| disk::tell(&way.dir.join(patience.file), patience.usual))
+        let set = move || {
+            let new = active_paths(&sysfs).into_iter();
+            let mut new = new.filter(|path| before.iter().all(|old| old.name != path.name));
+            new.try_for_each(|path| {
+                disk::write_attribute(&path.dir.join(timeout.file), timeout.normal)
+            })
         };
-        let told = self.session.host.run("telling the kernel", tell)?;
-        if let Err(error) = told {
+        let written = self.session.host.run("setting a recovery timeout", set)?;
+        if let Err(error) = written {
             tracing::warn!(
-                "{} stops soon after a way is lost: {}",
+                "I/O on {} fails soon after a path is lost: {}",
                 self.device.name,
                 errno_text(error)
             );
@@ -215,65 +225,68 @@ impl AttachRequest<'_> {
         Ok(())
     }
 
-    /// Has the kernel look for the disk, and waits until it shows on every way, or on one and no more come.
+    /// Scans for the disk, and waits until it appears on every active path. After the time limit,
+    /// one path is enough.
     fn find(&self) -> Result<Vec<(ActivePath, Disk)>> {
-        let until = (Instant::now() + APPEAR).min(self.deadline);
-        let shows = self.device.shows.clone();
+        let deadline = (Instant::now() + DISK_CHANGE_LIMIT).min(self.deadline);
+        let sysfs = self.device.sysfs.clone();
         let scan = move || {
             let mut failed = None;
-            for up in active_paths(&shows) {
-                if let Some((file, text)) = &shows.scan
-                    && up.disk(&shows).is_none()
+            for path in active_paths(&sysfs) {
+                if let Some((file, text)) = &sysfs.scan
+                    && path.disk(&sysfs).is_none()
                 {
-                    let files = disk::glob(&up.dir, file);
-                    let told = files.iter().try_for_each(|file| disk::tell(file, text));
-                    failed = told.err().or(failed);
+                    let files = disk::glob(&path.dir, file);
+                    let written = files
+                        .iter()
+                        .try_for_each(|file| disk::write_attribute(file, text));
+                    failed = written.err().or(failed);
                 }
             }
             failed
         };
-        let told = self.session.host.run("looking for a disk", scan)?;
+        let scan_error = self.session.host.run("scanning for a disk", scan)?;
         loop {
             self.interrupts.check()?;
-            let shows = self.device.shows.clone();
+            let sysfs = self.device.sysfs.clone();
             let open = move || {
-                let up = active_paths(&shows);
-                let all = up.len();
+                let active = active_paths(&sysfs);
+                let all = active.len();
                 let mut failed = None;
                 let mut disks = Vec::new();
-                for way in up {
-                    match way.disk(&shows).map(|name| Disk::open(&name)) {
-                        Some(Ok(disk)) => disks.push((way, disk)),
+                for path in active {
+                    match path.disk(&sysfs).map(|name| Disk::open(&name)) {
+                        Some(Ok(disk)) => disks.push((path, disk)),
                         Some(Err(error)) => failed = Some(error),
                         None => {}
                     }
                 }
                 (disks, all, failed)
             };
-            let (disks, all, failed) = self.session.host.run("looking for a disk", open)?;
+            let (disks, all, failed) = self.session.host.run("opening a disk", open)?;
             if all > 0 && disks.len() == all {
                 return Ok(disks);
             }
-            if Instant::now() < until {
+            if Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
             }
             if !disks.is_empty() {
                 tracing::warn!(
-                    "{} shows on {} of {all} ways",
+                    "{} has a disk on {} of {all} paths only",
                     self.device.name,
                     disks.len()
                 );
                 return Ok(disks);
             }
             let error = Error::mount(format!("cannot find {}", self.device.name));
-            return Err(match failed.or(told) {
+            return Err(match failed.or(scan_error) {
                 Some(cause) => error
                     .because(cause)
                     .hint("the host needs devtmpfs on /dev, and the container --privileged"),
                 None => error
-                    .because("its server was reached, but shows no such disk to this host")
-                    .hint("check the number, and whether the server grants it to this host's name: `spc explain` shows that"),
+                    .because("the server offers no such disk to this host")
+                    .hint("check the number, and whether the server grants it to this host's name (`spc explain` prints the name)"),
             });
         }
     }

@@ -1,8 +1,9 @@
-//! Is a device really blank? Only then may a file system be made on it.
+//! Checks whether a device is blank. spc makes a file system on blank devices only.
 //!
-//! Signatures alone do not tell: a device whose first blocks were overwritten has none, and holds data. So the device
-//! itself is read: its beginning, its end, places all over it, and those at which ext4 keeps copies of what is at its
-//! beginning. Blank is what is zero in all of them; a small device is read whole.
+//! A missing signature is not enough: a device whose first blocks were overwritten has none and
+//! still holds data. spc therefore reads samples of the device: its beginning, its end, spread
+//! samples, and the positions of ext4's backup superblocks. A device is blank if all samples are
+//! zero. A small device is read whole.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -10,53 +11,56 @@ use std::os::unix::fs::FileExt;
 
 const MIB: u64 = 1024 * 1024;
 
-/// How much of the beginning and of the end is read.
+/// Bytes that are read at the beginning and at the end.
 const ENDS: u64 = 8 * MIB;
 
-/// Up to this size everything is read.
+/// Size in bytes up to which a device is read whole.
 const WHOLE: u64 = 64 * MIB;
 
-/// How many places between are read, and how much of each.
-const PLACES: u64 = 1024;
-const PLACE: u64 = 4096;
+/// Number of samples between the ends.
+const SAMPLES: u64 = 1024;
 
-/// How many readers are at work: a disk on the network answers many as fast as one.
+/// Bytes per sample.
+const SAMPLE: u64 = 4096;
+
+/// Number of concurrent readers, because a network disk serves many requests as fast as one.
 const READERS: usize = 16;
 
-/// Looks for anything that is not zero; gives back where the first such byte is.
+/// Returns the offset of the first byte that is not zero; none if the device is blank.
 ///
 /// # Errors
-/// The device cannot be read, or has no size: then nothing is known, and it is not blank.
+/// Fails if the device cannot be read or its size is 0. The caller must not treat it as blank.
 pub fn first_data(device: &File) -> io::Result<Option<u64>> {
-    // The size of a device is where its end is.
+    // stat(2) reports 0 as the size of a block device.
     let size = (&*device).seek(SeekFrom::End(0))?;
     if size == 0 {
         return Err(io::Error::other("its size is 0"));
     }
-    let places = if size <= WHOLE {
+    let samples = if size <= WHOLE {
         let parts = (0..size).step_by(MIB as usize);
         parts.map(|at| (at, (at + MIB).min(size))).collect()
     } else {
-        places(size)
+        sample_ranges(size)
     };
     let found = std::thread::scope(|scope| {
-        let share = places.len().div_ceil(READERS);
-        let readers: Vec<_> = places
-            .chunks(share)
-            .map(|places| scope.spawn(move || look(device, places)))
+        let chunk = samples.len().div_ceil(READERS);
+        let readers: Vec<_> = samples
+            .chunks(chunk)
+            .map(|samples| scope.spawn(move || read_samples(device, samples)))
             .collect();
-        let ended = readers.into_iter().map(|reader| {
-            let died = |_| Err(io::Error::other("a reader died"));
-            reader.join().unwrap_or_else(died)
+        let results = readers.into_iter().map(|reader| {
+            let panicked = |_| Err(io::Error::other("a reader thread panicked"));
+            reader.join().unwrap_or_else(panicked)
         });
-        ended.collect::<io::Result<Vec<_>>>()
+        results.collect::<io::Result<Vec<_>>>()
     })?;
     Ok(found.into_iter().flatten().min())
 }
 
-fn look(device: &File, places: &[(u64, u64)]) -> io::Result<Option<u64>> {
+/// Returns the offset of the first byte that is not zero within the samples.
+fn read_samples(device: &File, samples: &[(u64, u64)]) -> io::Result<Option<u64>> {
     let mut buffer = vec![0_u8; MIB as usize];
-    for (from, to) in places {
+    for (from, to) in samples {
         let mut at = *from;
         while at < *to {
             let length = usize::try_from((to - at).min(MIB)).unwrap_or(buffer.len());
@@ -71,28 +75,28 @@ fn look(device: &File, places: &[(u64, u64)]) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
-/// The parts of a large device that are read.
-fn places(size: u64) -> Vec<(u64, u64)> {
-    let mut places = vec![(0, ENDS), (size - ENDS, size)];
-    // The superblock's copies are in the groups 1 and the powers of 3, 5 and 7; a group has eight times as many blocks
-    // as a block has bytes.
+/// Returns the samples of a large device, as ranges of bytes.
+fn sample_ranges(size: u64) -> Vec<(u64, u64)> {
+    let mut samples = vec![(0, ENDS), (size - ENDS, size)];
+    // ext4 keeps backup superblocks in the block groups 1 and the powers of 3, 5 and 7. A group has
+    // eight times as many blocks as a block has bytes.
     for block in [1024_u64, 2048, 4096] {
         for group in [1, 3, 5, 7, 9, 25, 27, 49] {
             let first = if block == 1024 { block } else { 0 };
             let at = group * 8 * block * block + first;
-            if at + PLACE <= size {
-                places.push((at, at + PLACE));
+            if at + SAMPLE <= size {
+                samples.push((at, at + SAMPLE));
             }
         }
     }
-    let step = (size / PLACES) / PLACE * PLACE;
-    let spread = (1..PLACES).map(|n| n * step.max(PLACE));
-    places.extend(
+    let step = (size / SAMPLES) / SAMPLE * SAMPLE;
+    let spread = (1..SAMPLES).map(|n| n * step.max(SAMPLE));
+    samples.extend(
         spread
-            .filter(|at| at + PLACE <= size)
-            .map(|at| (at, at + PLACE)),
+            .filter(|at| at + SAMPLE <= size)
+            .map(|at| (at, at + SAMPLE)),
     );
-    places
+    samples
 }
 
 #[cfg(test)]
@@ -101,7 +105,7 @@ mod tests {
     use std::path::PathBuf;
     use std::process::Command;
 
-    /// A sparse file as a device.
+    /// Sparse file in place of a device.
     struct Device(PathBuf, File);
 
     impl Device {
@@ -153,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_with_its_beginning_gone_is_data() {
+    fn a_file_system_without_its_beginning_is_data() {
         for (name, make) in [
             ("ext4", &["mkfs.ext4", "-q", "-F"][..]),
             ("ext4-1k", &["mkfs.ext4", "-q", "-F", "-b", "1024"][..]),
@@ -172,7 +176,7 @@ mod tests {
             };
             assert!(made.success());
             assert!(device.found().is_some());
-            // What people do to be rid of a file system, and what does not do that.
+            // Users overwrite the beginning to erase a file system, which leaves most of its data.
             let zeros = vec![0; usize::try_from(64 * MIB).unwrap()];
             device.1.write_all_at(&zeros, 0).unwrap();
             assert!(device.found().is_some(), "{name}");

@@ -1,50 +1,59 @@
-//! Brings up the ways to a device.
+//! Brings up the paths to a device.
 
 use crate::block::attach::AttachRequest;
-use crate::block::paths::{ActivePath, ready};
-use crate::error::{Class, Error, Result, in_a_line};
+use crate::block::paths::{ActivePath, prepare_programs};
+use crate::error::{Class, Error, Result, one_line};
 use crate::kinds::block::model::{DevicePath, Endpoint};
 use crate::servers::portals;
 
-/// A way that did not come up, and why.
+/// Path that did not come up, with its error.
 type Failed<'w> = (&'w DevicePath, Error);
 
-/// A way whose server does not answer, and what was seen of that.
-type Silent<'w> = (&'w DevicePath, String);
+/// Path whose server did not respond to the probe, with the cause.
+type Unresponsive<'w> = (&'w DevicePath, String);
 
 impl AttachRequest<'_> {
-    /// Brings up the ways that are not, all at once. One is enough.
-    pub(super) fn bring_up(&self, up: &[ActivePath]) -> Result<()> {
+    /// Brings up the missing paths concurrently. A single path is enough.
+    ///
+    /// # Errors
+    /// Fails if no path is up, with the errors of all paths.
+    pub(super) fn bring_up(&self, active: &[ActivePath]) -> Result<()> {
         let missing: Vec<&DevicePath> = self
             .device
             .paths
             .iter()
-            .filter(|way| !up.iter().any(|up| up.marks == way.marks))
+            .filter(|path| !active.iter().any(|active| active.key == path.key))
             .collect();
         if missing.is_empty() {
             return Ok(());
         }
-        let name = ready(self.session, self.device, self.host_name)?;
-        let mut came = missing.len() < self.device.paths.len();
-        let (answer, silent) = self.who_answers(missing, came)?;
-        let what = |way: &DevicePath| format!("cannot attach {} at {}", self.device.name, way.name);
-        let mut failed = self.try_all(&answer, name.as_deref())?;
-        came |= failed.len() < answer.len();
-        if came {
-            let without =
-                |(way, cause): &Silent<'_>| Error::mount(what(way)).because(cause.as_str());
-            failed.extend(silent.iter().map(|silent| (silent.0, without(silent))));
+        let host_name = prepare_programs(self.session, self.device, self.host_name)?;
+        let mut any_up = missing.len() < self.device.paths.len();
+        let (responsive, unresponsive) = self.probe_portals(missing, any_up)?;
+        let context =
+            |path: &DevicePath| format!("cannot attach {} at {}", self.device.name, path.name);
+        let mut failed = self.try_all(&responsive, host_name.as_deref())?;
+        any_up |= failed.len() < responsive.len();
+        if any_up {
+            let error = |(path, cause): &Unresponsive<'_>| {
+                Error::mount(context(path)).because(cause.as_str())
+            };
+            failed.extend(
+                unresponsive
+                    .iter()
+                    .map(|skipped| (skipped.0, error(skipped))),
+            );
         } else {
-            // They may be reached all the same.
-            let silent: Vec<&DevicePath> = silent.iter().map(|(way, _)| *way).collect();
-            let more = self.try_all(&silent, name.as_deref())?;
-            came = more.len() < silent.len();
+            // A server may refuse the probe and still accept a login.
+            let paths: Vec<&DevicePath> = unresponsive.iter().map(|(path, _)| *path).collect();
+            let more = self.try_all(&paths, host_name.as_deref())?;
+            any_up = more.len() < paths.len();
             failed.extend(more);
         }
-        if came {
-            for (way, error) in failed {
-                let way = &way.name;
-                tracing::warn!("{} goes without {way}: {error}", self.device.name);
+        if any_up {
+            for (path, error) in failed {
+                let path = &path.name;
+                tracing::warn!("{} is attached without {path}: {error}", self.device.name);
             }
             return Ok(());
         }
@@ -54,13 +63,15 @@ impl AttachRequest<'_> {
         let hint = failed
             .iter()
             .find_map(|(_, error)| error.hint_text().map(str::to_owned));
-        let lines = failed.iter().map(|(way, error)| {
-            let seen = silent.iter().find(|(silent, _)| silent.name == way.name);
-            let seen = seen.map_or("answers", |(_, cause)| cause);
-            format!("{}: {seen}; {}", way.name, in_a_line(error))
+        let lines = failed.iter().map(|(path, error)| {
+            let probed = unresponsive
+                .iter()
+                .find(|(skipped, _)| skipped.name == path.name);
+            let probed = probed.map_or("answers", |(_, cause)| cause);
+            format!("{}: {probed}; {}", path.name, one_line(error))
         });
         let error = Error::mount(format!("cannot attach {}", self.device.name))
-            .because("no way to it came up")
+            .because("no path to it came up")
             .log(lines.collect());
         Err(match hint {
             Some(hint) => error.hint(hint),
@@ -68,48 +79,55 @@ impl AttachRequest<'_> {
         })
     }
 
-    /// The ways whose server answers, or may, and those whose server does not. Of these, the ones that were dead a moment ago
-    /// are not asked again where the device is there without them.
-    fn who_answers<'w>(
+    /// Probes the servers of the paths. Returns the paths whose server responds or cannot be
+    /// probed, and the others. If another path is up, servers that failed a moment ago are not
+    /// probed again.
+    fn probe_portals<'p>(
         &self,
-        ways: Vec<&'w DevicePath>,
-        there: bool,
-    ) -> Result<(Vec<&'w DevicePath>, Vec<Silent<'w>>)> {
-        if ways.len() == 1 && !there {
-            return Ok((ways, Vec::new()));
+        paths: Vec<&'p DevicePath>,
+        any_up: bool,
+    ) -> Result<(Vec<&'p DevicePath>, Vec<Unresponsive<'p>>)> {
+        if paths.len() == 1 && !any_up {
+            return Ok((paths, Vec::new()));
         }
-        let at: Vec<Option<&Endpoint>> = ways.iter().map(|way| way.endpoint.as_ref()).collect();
-        let (host, go_on) = (&self.session.host, self.interrupts);
-        let causes = portals::silent(&at, there, host, self.deadline, go_on)?;
-        let (mut answer, mut silent) = (Vec::new(), Vec::new());
-        for (way, cause) in ways.into_iter().zip(causes) {
+        let endpoints: Vec<Option<&Endpoint>> =
+            paths.iter().map(|path| path.endpoint.as_ref()).collect();
+        let (host, interrupts) = (&self.session.host, self.interrupts);
+        let causes =
+            portals::find_unresponsive(&endpoints, any_up, host, self.deadline, interrupts)?;
+        let (mut responsive, mut unresponsive) = (Vec::new(), Vec::new());
+        for (path, cause) in paths.into_iter().zip(causes) {
             match cause {
-                None => answer.push(way),
-                Some(cause) => silent.push((way, cause)),
+                None => responsive.push(path),
+                Some(cause) => unresponsive.push((path, cause)),
             }
         }
-        Ok((answer, silent))
+        Ok((responsive, unresponsive))
     }
 
-    /// Brings these up, all at once; those that did not come, and why.
-    fn try_all<'w>(&self, ways: &[&'w DevicePath], name: Option<&str>) -> Result<Vec<Failed<'w>>> {
+    /// Brings up paths concurrently. Returns the paths that did not come up.
+    fn try_all<'p>(
+        &self,
+        paths: &[&'p DevicePath],
+        host_name: Option<&str>,
+    ) -> Result<Vec<Failed<'p>>> {
         let results: Vec<Result<()>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = ways
+            let threads: Vec<_> = paths
                 .iter()
-                .map(|way| scope.spawn(move || self.steps(way, name)))
+                .map(|path| scope.spawn(move || self.run_steps(path, host_name)))
                 .collect();
-            let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-            ended
-                .map(|ended| ended.unwrap_or_else(|_| Err(Error::system("a thread died"))))
+            let results = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+            results
+                .map(|joined| joined.unwrap_or_else(|_| Err(Error::system("a thread panicked"))))
                 .collect()
         });
-        let mut failed: Vec<Failed<'w>> = ways
+        let mut failed: Vec<Failed<'p>> = paths
             .iter()
             .zip(results)
-            .filter_map(|(way, result)| Some((*way, result.err()?)))
+            .filter_map(|(path, result)| Some((*path, result.err()?)))
             .collect();
-        let stopped = |(_, error): &Failed<'_>| error.class() == Class::Interrupted;
-        match failed.iter().position(stopped) {
+        let is_interrupted = |(_, error): &Failed<'_>| error.class() == Class::Interrupted;
+        match failed.iter().position(is_interrupted) {
             Some(at) => Err(failed.swap_remove(at).1),
             None => Ok(failed),
         }

@@ -1,55 +1,56 @@
-//! From an attached device to one that can be mounted: what is on it, is it sound, and may something be made on it.
+//! Prepares an attached device for a mount: identifies its file system, checks it, or makes one.
 //!
-//! A file system is made only where that was asked for, with its type, for a mount that may write, on a device that is
-//! really blank. In every doubt it is not.
+//! spc makes a file system only on request, with an explicit type, for a writable mount, on a blank
+//! device. In any doubt it refuses.
 
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use crate::error::{Cause, Error, Result};
-use crate::helper::tool::{Done, STDIN, Tool, within};
+use crate::helper::tool::{STDIN, Tool, ToolOutput, earlier_deadline};
 use crate::host::Host;
 use crate::host::disk::Disk;
 use crate::kinds::block::{self, Content, FileSystem};
 use crate::process::interrupts::Interrupts;
 
-/// The option that asks for a file system where there is none.
+/// Option that requests a file system on a blank device.
 pub const MKFS: &str = "x-spc.mkfs";
 
-/// How long looking at a device may take.
-const LOOK: u64 = 60;
+/// Time limit in seconds of a program that reads signatures.
+const INSPECT_SECONDS: u64 = 60;
 
-/// What preparing needs to know.
+/// Request to prepare the file system on a device.
 pub struct FileSystemRequest<'a> {
-    /// The host.
+    /// Host with the device.
     pub host: &'a Host,
-    /// The device's name, for errors.
+    /// Name of the device, for errors.
     pub name: &'a str,
-    /// The disk.
+    /// Disk of the device.
     pub disk: &'a Disk,
-    /// The type that was asked for, if one was.
+    /// Requested type, if any.
     pub fs_type: Option<&'a str>,
-    /// The mount is to be read-only.
+    /// Whether the mount is read-only.
     pub read_only: bool,
-    /// A file system is to be made if there is none.
+    /// Whether to make a file system on a blank device.
     pub mkfs: bool,
-    /// Mark for the tools.
+    /// Id of the mount, which marks the processes of the tools.
     pub id: &'a str,
-    /// When it has to be done.
+    /// Deadline of the preparation.
     pub deadline: Instant,
-    /// Signals.
+    /// Signals that end the wait.
     pub interrupts: &'a Interrupts,
 }
 
 impl FileSystemRequest<'_> {
-    /// Makes sure that there is a file system that can be mounted; gives back its type.
+    /// Provides a mountable file system and returns the type for its mount.
     ///
     /// # Errors
-    /// There is none and none may be made, it is another one than was asked for, or it is damaged.
+    /// Fails if the device has no file system and none may be made, if its type is not the
+    /// requested one, or if it is damaged.
     pub fn run(&self) -> Result<String> {
         let node = self.disk.node.clone();
         let (name, fd) = (self.disk.name.clone(), self.handle()?);
-        let look = move || {
+        let check = move || {
             let disk = Disk {
                 name,
                 node,
@@ -57,8 +58,8 @@ impl FileSystemRequest<'_> {
             };
             disk.in_use()
         };
-        let used = self.host.run("looking at a disk", look)?;
-        let used = used.map_err(|e| self.fail("look at", e.into()))?;
+        let in_use = self.host.run("looking at a disk", check)?;
+        let in_use = in_use.map_err(|e| self.fail("inspect", e.into()))?;
         let found = match self.content()? {
             Content::FileSystem(found) => found,
             other => {
@@ -66,25 +67,30 @@ impl FileSystemRequest<'_> {
                     return Err(self.no_file_system(&other));
                 }
                 let fs_type = self.fs_type.unwrap_or_default();
-                self.make(block::file_system(fs_type)?, &other, used)?;
+                self.make(block::file_system(fs_type)?, &other, in_use)?;
                 fs_type.to_owned()
             }
         };
         let fs = block::file_system(&found)?;
         let fs_type = match self.fs_type {
-            Some(asked) if !block::file_system(asked)?.reads.contains(&found.as_str()) => {
+            Some(requested)
+                if !block::file_system(requested)?
+                    .types
+                    .contains(&found.as_str()) =>
+            {
                 return Err(
-                    Error::mount(format!("cannot mount {} as {asked}", self.name))
+                    Error::mount(format!("cannot mount {} as {requested}", self.name))
                         .because(format!("it holds {found}"))
-                        .hint(format!("leave out -t, or say -t {found}")),
+                        .hint(format!("omit -t, or use -t {found}")),
                 );
             }
-            Some(asked) => asked.to_owned(),
+            Some(requested) => requested.to_owned(),
             None => found,
         };
-        // What is mounted was checked by whoever mounted it; and a read-only mount repairs nothing.
+        // A mounted file system was checked before its mount, and a read-only mount must not be
+        // repaired.
         if let Some(check) = fs.check
-            && !used
+            && !in_use
             && !self.read_only
         {
             self.check(check)?;
@@ -95,14 +101,15 @@ impl FileSystemRequest<'_> {
     fn fail(&self, what: &str, cause: Cause) -> Error {
         Error::mount(format!("cannot {what} {}", self.name))
             .because(cause)
-            .hint("look whether its server answers, and at the host's kernel log: dmesg")
+            .hint("check its server; see the host's kernel log: dmesg")
     }
 
     fn handle(&self) -> Result<OwnedFd> {
         self.disk.handle().map_err(|e| self.fail("open", e.into()))
     }
 
-    fn tool(&self, program: &str, args: &[&str], deadline: Instant) -> Result<Done> {
+    /// Runs a program with the device as its standard input.
+    fn run_tool(&self, program: &str, args: &[&str], deadline: Instant) -> Result<ToolOutput> {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let tool = Tool {
             program,
@@ -113,26 +120,31 @@ impl FileSystemRequest<'_> {
             deadline,
         };
         let mut done = tool.run(Some(self.interrupts))?;
-        // By the name that the host knows it by.
+        // The output names standard input; users know the device node of the host.
         done.text = done.text.replace(STDIN, &self.disk.node.to_string_lossy());
         Ok(done)
     }
 
     fn content(&self) -> Result<Content> {
         let args = ["--probe", "--output", "export", STDIN];
-        let done = self.tool("blkid", &args, within(LOOK, self.deadline))?;
-        block::content(done.code, &done.text).map_err(|cause| {
-            self.fail("look at", format!("blkid: {cause}").into())
+        let done = self.run_tool(
+            "blkid",
+            &args,
+            earlier_deadline(INSPECT_SECONDS, self.deadline),
+        )?;
+        block::parse_blkid(done.code, &done.text).map_err(|cause| {
+            self.fail("inspect", format!("blkid: {cause}").into())
                 .log(done.lines())
         })
     }
 
+    /// Returns the error for a device without a mountable file system.
     fn no_file_system(&self, found: &Content) -> Error {
         let error = Error::mount(format!("no file system is on {}", self.name));
         match found {
             Content::Other(what) => error
                 .because(format!("it holds {what}"))
-                .hint("a device is mounted whole; check whether it is the right one"),
+                .hint("spc mounts whole devices only; check that it is the right one"),
             _ => error
                 .because("it holds nothing that blkid knows")
                 .hint(format!(
@@ -141,35 +153,40 @@ impl FileSystemRequest<'_> {
         }
     }
 
-    fn make(&self, fs: FileSystem, found: &Content, used: bool) -> Result<()> {
+    /// Makes a file system after all checks that the device is blank and unused.
+    fn make(&self, fs: FileSystem, found: &Content, in_use: bool) -> Result<()> {
         let refuse = |cause: Cause| {
-            Error::mount(format!("no {} is made on {}", fs.name, self.name))
+            Error::mount(format!("cannot make {} on {}", fs.name, self.name))
                 .because(cause)
                 .hint("if nothing on it is needed, erase it on a host that has the tools: wipefs -a and blkdiscard -z, or write zeros")
         };
         if let Content::Other(what) = found {
             return Err(refuse(format!("it holds {what}").into()));
         }
-        if used {
+        if in_use {
             return Err(refuse("something on the host uses it".into()));
         }
         let args = ["--no-act", "--noheadings", "--output", "TYPE,OFFSET", STDIN];
-        let done = self.tool("wipefs", &args, within(LOOK, self.deadline))?;
+        let done = self.run_tool(
+            "wipefs",
+            &args,
+            earlier_deadline(INSPECT_SECONDS, self.deadline),
+        )?;
         if done.code != 0 {
             return Err(self
                 .fail(
-                    "look at",
+                    "inspect",
                     format!("wipefs: exit status {}", done.code).into(),
                 )
                 .log(done.lines()));
         }
-        let signatures = block::signatures(&done.text);
+        let signatures = block::parse_wipefs(&done.text);
         if !signatures.is_empty() {
             return Err(refuse(format!("it holds {}", signatures.join(", ")).into()));
         }
-        // In a process of its own, which can be left behind if the server does not answer.
-        let done = self.tool(
-            crate::helper::tool::OURSELVES,
+        // A subprocess can be left behind if the server does not respond.
+        let done = self.run_tool(
+            crate::helper::tool::OWN_PROGRAM,
             &["first-data"],
             self.deadline,
         )?;
@@ -182,8 +199,8 @@ impl FileSystemRequest<'_> {
             }
             _ => return Err(self.fail("read", done.lines().join("; ").into())),
         }
-        let (program, args) = fs.make;
-        let done = self.tool(program, &[args, &[STDIN][..]].concat(), self.deadline)?;
+        let (program, args) = fs.mkfs;
+        let done = self.run_tool(program, &[args, &[STDIN][..]].concat(), self.deadline)?;
         if done.code != 0 {
             return Err(self
                 .fail(
@@ -195,10 +212,15 @@ impl FileSystemRequest<'_> {
         Ok(())
     }
 
+    /// Checks the file system and lets the program repair what is safe to repair.
     fn check(&self, (program, args): (&str, &[&str])) -> Result<()> {
-        let done = self.tool(program, &[args, &[STDIN][..]].concat(), self.deadline)?;
+        let done = self.run_tool(program, &[args, &[STDIN][..]].concat(), self.deadline)?;
         if done.code == 1 {
-            tracing::warn!("{} was repaired: {}", self.name, done.lines().join("; "));
+            tracing::warn!(
+                "repaired the file system on {}: {}",
+                self.name,
+                done.lines().join("; ")
+            );
         }
         if block::is_sound(done.code) {
             return Ok(());
@@ -207,10 +229,10 @@ impl FileSystemRequest<'_> {
             let what = format!("{program}: exit status {}", done.code);
             return Err(self.fail("check", what.into()).log(done.lines()));
         }
-        let by_hand = "it needs a person: repair it on a host where it is attached and not mounted; a read-only mount (-r) does without the check";
+        let hint = "repair it by hand on a host where it is attached and not mounted; a read-only mount (-r) skips the check";
         Err(Error::mount(format!("{} is damaged", self.name))
             .because(format!("{program}: exit status {}", done.code))
             .log(done.lines())
-            .hint(by_hand))
+            .hint(hint))
     }
 }

@@ -1,5 +1,8 @@
-//! Which volume is behind a device, and which of its disks is used: asked of the disks themselves, because numbers are
-//! given to other volumes, and decided for one of them, because a file system must not be mounted by two.
+//! Verifies the volume behind a device, and chooses the disk to use.
+//!
+//! The disks report their volume themselves, because servers reuse the numbers of removed volumes.
+//! Only one disk is used, because mounting a file system through two disks at once would destroy
+//! it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,35 +18,39 @@ use crate::kinds::block::model::Identity;
 use crate::state::attachments::Attachment;
 use crate::sys;
 
-/// How long multipathd may take to claim a disk, where one is running.
-const CLAIM: Duration = Duration::from_secs(5);
+/// Time limit for a running multipathd(8) to take over a disk.
+const MULTIPATHD_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a disk may take to say which volume it is.
-const ANSWER: Duration = Duration::from_secs(10);
+/// Time limit of a SCSI INQUIRY for the volume identity.
+const INQUIRY_LIMIT: Duration = Duration::from_secs(10);
 
 impl AttachRequest<'_> {
-    /// Asks every disk which volume it is: all must be the same one, and the one that it was.
+    /// Reads the volume identity of every disk. Returns it with the disks.
+    ///
+    /// # Errors
+    /// Fails if the identities differ from each other or from the recorded one, if another device
+    /// is the same volume, or if no disk responds.
     pub(super) fn identify(
         &self,
         attachment: &Attachment,
         disks: Vec<(ActivePath, Disk)>,
-    ) -> Result<(Vec<String>, Vec<Reached>)> {
+    ) -> Result<(Vec<String>, Vec<Candidate>)> {
         let mut volume: Option<Vec<String>> = None;
-        let mut reached = Vec::new();
-        let mut silent = None;
-        for (up, disk) in disks {
-            let (remembered, ids) = match self.ids(&up, &disk) {
+        let mut candidates = Vec::new();
+        let mut read_error = None;
+        for (path, disk) in disks {
+            let (cached, ids) = match self.ids(&path, &disk) {
                 Ok(ids) => ids,
                 Err(error) => {
                     tracing::warn!("{error}");
-                    silent = Some(error);
-                    let answers = false;
-                    reached.push(Reached { disk, answers });
+                    read_error = Some(error);
+                    let responds = false;
+                    candidates.push(Candidate { disk, responds });
                     continue;
                 }
             };
-            if let Some(remembered) = remembered.filter(|remembered| *remembered != ids) {
-                return Err(self.reused(&disk.name, &remembered, &ids).hint(format!(
+            if let Some(cached) = cached.filter(|cached| *cached != ids) {
+                return Err(self.reused(&disk.name, &cached, &ids).hint(format!(
                     "end what uses /dev/{0} on the host, then run there: echo 1 >/sys/block/{0}/device/delete",
                     disk.name
                 )));
@@ -52,7 +59,7 @@ impl AttachRequest<'_> {
                 Some(first) if *first != ids => {
                     return Err(Error::mount(format!("cannot use {}", self.device.name))
                         .because(format!(
-                            "its ways lead to different volumes: {} and {}",
+                            "its paths lead to different volumes: {} and {}",
                             first.join(" "),
                             ids.join(" ")
                         ))
@@ -62,16 +69,16 @@ impl AttachRequest<'_> {
                 }
                 _ => volume = Some(ids),
             }
-            let answers = true;
-            reached.push(Reached { disk, answers });
+            let responds = true;
+            candidates.push(Candidate { disk, responds });
         }
-        if let (None, Some(error)) = (&volume, silent) {
+        if let (None, Some(error)) = (&volume, read_error) {
             return Err(error);
         }
         let ids = volume.unwrap_or_default();
         if ids.is_empty() {
             tracing::warn!(
-                "{} does not say which volume it is: whether its number is given to another one will not be noticed",
+                "{} reports no volume identity: spc will not notice if the server gives its number to another volume",
                 self.device.name
             );
         }
@@ -88,16 +95,17 @@ impl AttachRequest<'_> {
                 if *name != self.device.name && known.ids == ids && !ids.is_empty() {
                     return Err(Error::mount(format!("cannot use {}", self.device.name))
                         .because(format!("it is the same volume as {name}, which is attached"))
-                        .hint("mount it by that name: a file system must not be mounted by two ways at once"));
+                        .hint("mount it by that name: a file system must not be mounted through two devices at once"));
                 }
             }
         }
-        Ok((ids, reached))
+        Ok((ids, candidates))
     }
 
+    /// Returns the error for a device number that now belongs to another volume.
     fn reused(&self, disk: &str, was: &[String], is: &[String]) -> Error {
         Error::mount(format!("cannot use {}", self.device.name)).because(format!(
-            "another volume is behind it now: {disk} was {}, it says {}",
+            "another volume is behind it now: {disk} was {}, and reports {}",
             was.join(" "),
             if is.is_empty() {
                 "nothing".into()
@@ -107,20 +115,26 @@ impl AttachRequest<'_> {
         ))
     }
 
-    /// What the kernel remembers of a volume's identity, where it does, and what it says now.
-    fn ids(&self, up: &ActivePath, disk: &Disk) -> Result<(Option<Vec<String>>, Vec<String>)> {
+    /// Returns the identity that the kernel has cached, if any, and the one that the disk reports
+    /// now.
+    fn ids(&self, path: &ActivePath, disk: &Disk) -> Result<(Option<Vec<String>>, Vec<String>)> {
         let fail = |e: io::Error| {
             Error::mount(format!(
-                "cannot ask {} which volume it is",
+                "cannot read the volume identity of {}",
                 self.device.name
             ))
             .because(e)
-            .hint("look whether its server answers, and at the host's kernel log: dmesg")
+            .hint("check its server; see the host's kernel log: dmesg")
         };
-        match self.device.shows.identity {
+        match self.device.sysfs.identity {
             Identity::Files(files) => {
-                let dir = up.dir.clone();
-                let read = move || files.iter().filter_map(|f| disk::held(&dir, f)).collect();
+                let dir = path.dir.clone();
+                let read = move || {
+                    files
+                        .iter()
+                        .filter_map(|f| disk::read_first(&dir, f))
+                        .collect()
+                };
                 Ok((None, self.session.host.run("reading an identity", read)?))
             }
             Identity::Scsi => {
@@ -128,33 +142,37 @@ impl AttachRequest<'_> {
                 let page = Path::new("/sys/class/block")
                     .join(&disk.name)
                     .join("device/vpd_pg83");
-                let ask = move || {
-                    let remembered = fs::read(page).ok();
-                    sys::inquiry(&fd, 0x83, ANSWER).map(|now| (remembered, now))
+                let read = move || {
+                    let cached = fs::read(page).ok();
+                    sys::inquiry(&fd, 0x83, INQUIRY_LIMIT).map(|current| (cached, current))
                 };
-                let limit = ANSWER + Duration::from_secs(5);
-                let asked =
+                let limit = INQUIRY_LIMIT + Duration::from_secs(5);
+                let inquired =
                     self.session
                         .host
-                        .run_within("asking a disk which volume it is", limit, ask)?;
-                let (remembered, now) = asked.map_err(fail)?;
-                let remembered = remembered.map(|page| block::volume_ids(&page));
-                Ok((remembered, block::volume_ids(&now)))
+                        .run_within("reading the identity of a disk", limit, read)?;
+                let (cached, current) = inquired.map_err(fail)?;
+                let cached = cached.map(|page| block::volume_ids(&page));
+                Ok((cached, block::volume_ids(&current)))
             }
         }
     }
 
-    /// Which of the disks is used: the multipath device over them, or the one that is in use already. A file system that
-    /// was mounted by two of them at once would be destroyed.
-    pub(super) fn choose(&self, attachment: &Attachment, disks: Vec<Reached>) -> Result<Disk> {
+    /// Chooses the disk to use: the multipath device over all disks, or the disk that is in use
+    /// already.
+    ///
+    /// # Errors
+    /// Fails if several disks are in use without a multipath device, or the chosen disk does not
+    /// respond.
+    pub(super) fn choose(&self, attachment: &Attachment, disks: Vec<Candidate>) -> Result<Disk> {
         let known = attachment.devices.get(&self.device.name);
         let known = known.map(|volume| volume.disk.clone());
-        let scsi = matches!(self.device.shows.identity, Identity::Scsi);
+        let scsi = matches!(self.device.sysfs.identity, Identity::Scsi);
         let choose = move || -> io::Result<Choice> {
-            let until = Instant::now() + CLAIM;
+            let deadline = Instant::now() + MULTIPATHD_LIMIT;
             let multipath = || disks.iter().find_map(|path| path.disk.multipath());
             let mut found = multipath();
-            while found.is_none() && scsi && multipathd() && Instant::now() < until {
+            while found.is_none() && scsi && multipathd_runs() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(100));
                 found = multipath();
             }
@@ -165,26 +183,25 @@ impl AttachRequest<'_> {
             for (at, path) in disks.iter().enumerate() {
                 if path.disk.in_use()? && used.replace(at).is_some() {
                     return Err(io::Error::other(
-                        "more than one way to it is in use, and no multipath device has them",
+                        "more than one path to it is in use, and no multipath device joins them",
                     ));
                 }
             }
-            let answers: Vec<usize> = (0..disks.len()).filter(|at| disks[*at].answers).collect();
+            let responding: Vec<usize> =
+                (0..disks.len()).filter(|at| disks[*at].responds).collect();
             let recorded = known.and_then(|known| disks.iter().position(|p| p.disk.name == known));
-            let at = match (used, recorded, &answers[..]) {
+            let at = match (used, recorded, &responding[..]) {
                 (Some(at), ..) => at,
                 (None, _, [_, _, ..]) if scsi => {
-                    let answers = disks.into_iter().filter(|path| path.answers);
-                    return Ok(Choice::Several(answers.map(|path| path.disk).collect()));
+                    let responding = disks.into_iter().filter(|path| path.responds);
+                    return Ok(Choice::Several(responding.map(|path| path.disk).collect()));
                 }
-                (None, Some(at), _) if disks[at].answers => at,
+                (None, Some(at), _) if disks[at].responds => at,
                 (None, _, [first, ..]) => *first,
-                _ => return Err(io::Error::other("none of its ways answers")),
+                _ => return Err(io::Error::other("none of its paths responds")),
             };
-            if !disks[at].answers {
-                return Err(io::Error::other(
-                    "the way to it that is in use does not answer",
-                ));
+            if !disks[at].responds {
+                return Err(io::Error::other("the path in use does not respond"));
             }
             let mut disks = disks;
             Ok(Choice::One(disks.swap_remove(at).disk))
@@ -192,7 +209,7 @@ impl AttachRequest<'_> {
         let failed = |e: io::Error| {
             Error::mount(format!("cannot use {}", self.device.name))
                 .because(e)
-                .hint("look on the host what uses its disks: lsblk")
+                .hint("check on the host what uses its disks: lsblk")
         };
         let host = &self.session.host;
         let mut disks = match host.run("choosing a disk", choose)?.map_err(failed)? {
@@ -201,14 +218,14 @@ impl AttachRequest<'_> {
         };
         match multipath::join(host, &self.device.name, &disks) {
             Ok(()) => {
-                let (disk, shows) = (disks.swap_remove(0), self.device.shows.clone());
+                let (disk, sysfs) = (disks.swap_remove(0), self.device.sysfs.clone());
                 let open = move || {
-                    for up in active_paths(&shows) {
-                        if let Some(patience) = shows.patience
+                    for path in active_paths(&sysfs) {
+                        if let Some(timeout) = sysfs.recovery_timeout
                             && let Err(error) =
-                                disk::tell(&up.dir.join(patience.file), patience.little)
+                                disk::write_attribute(&path.dir.join(timeout.file), timeout.short)
                         {
-                            tracing::warn!(way = %up.name, %error, "a lost way will be noticed late");
+                            tracing::warn!(way = %path.name, %error, "cannot shorten the recovery timeout; a lost path delays I/O");
                         }
                     }
                     let multipath = disk.multipath();
@@ -218,7 +235,7 @@ impl AttachRequest<'_> {
             }
             Err(error) => {
                 tracing::warn!(
-                    "{} uses one of {} ways, and stops if that fails: {error}",
+                    "{} uses one of {} paths, and I/O stops if that path fails: {error}",
                     self.device.name,
                     disks.len()
                 );
@@ -228,20 +245,20 @@ impl AttachRequest<'_> {
     }
 }
 
-/// A way to a disk.
-pub(super) struct Reached {
+/// Disk on one path, as a candidate for the mount.
+pub(super) struct Candidate {
     disk: Disk,
-    answers: bool,
+    responds: bool,
 }
 
-/// What is to be used.
+/// Disk or disks to use.
 enum Choice {
     One(Disk),
-    /// These together.
+    /// Disks to join into a multipath device.
     Several(Vec<Disk>),
 }
 
-/// Whether multipathd listens, which is by its abstract socket.
-fn multipathd() -> bool {
+/// Returns whether multipathd(8) runs, by its abstract socket in `/proc/net/unix`.
+fn multipathd_runs() -> bool {
     fs::read_to_string("/proc/net/unix").is_ok_and(|sockets| sockets.contains("storage/multipathd"))
 }

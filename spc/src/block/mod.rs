@@ -1,4 +1,4 @@
-//! Block devices: attaching, identifying, preparing and detaching them.
+//! Block devices: attaches, identifies, prepares and detaches them.
 
 pub mod attach;
 pub mod blank;

@@ -1,7 +1,8 @@
-//! Several ways to one disk as one device of the kernel's device mapper, for hosts without multipathd(8).
+//! Joins several paths to one disk with the kernel's device mapper, for hosts without
+//! multipathd(8).
 //!
-//! One way is used at a time, and the next when it fails. What a host's own multipathd has made is used as it is
-//! and never touched.
+//! The kernel uses a single path at a time, and the next one when that path fails. Devices of a
+//! host's own multipathd are used unchanged.
 
 use std::io;
 use std::path::Path;
@@ -12,13 +13,14 @@ use crate::helper::tool::Tool;
 use crate::host::Host;
 use crate::host::disk::{self, Disk};
 
-/// What the identifiers of ours begin with.
-const OURS: &str = "mpath-spc-";
+/// Prefix of the device mapper UUIDs that spc assigns.
+const UUID_PREFIX: &str = "mpath-spc-";
 
-/// How long a change of the device mapper may take.
+/// Time limit of dmsetup(8).
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// The device mapper's table: each way is a group of its own, the first of which is used.
+/// Returns the device mapper table. Each path is a group of its own, and the kernel uses the first
+/// group.
 fn table(sectors: &str, numbers: &[String]) -> String {
     let groups: Vec<String> = numbers
         .iter()
@@ -31,8 +33,10 @@ fn table(sectors: &str, numbers: &[String]) -> String {
     )
 }
 
-fn dmsetup(words: &[&str]) -> Result<String> {
-    let args: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+/// Runs dmsetup(8) and returns its output.
+fn dmsetup(args: &[&str]) -> Result<String> {
+    let command = args[0];
+    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
     let tool = Tool {
         program: "dmsetup",
         args: &args,
@@ -45,48 +49,49 @@ fn dmsetup(words: &[&str]) -> Result<String> {
     if done.code == 0 {
         return Ok(done.text);
     }
-    Err(Error::mount(format!("dmsetup {} failed", words[0]))
+    Err(Error::mount(format!("dmsetup {command} failed"))
         .because(format!("exit status {}", done.code))
         .log(done.lines())
         .hint("the host's kernel needs dm-multipath: on the host, try: modprobe dm-multipath"))
 }
 
-/// Joins disks that are known to be one volume.
+/// Joins disks of the same volume into one multipath device.
 ///
 /// # Errors
-/// The device mapper refuses, for example because the kernel has no dm-multipath.
+/// Fails if the disks differ in size or the device mapper refuses, for example because the kernel
+/// has no dm-multipath.
 pub fn join(host: &Host, name: &str, disks: &[Disk]) -> Result<()> {
     let names: Vec<String> = disks.iter().map(|disk| disk.name.clone()).collect();
-    let look = move || -> io::Result<(String, Vec<String>)> {
-        let of = |name: &String, file: &str| {
+    let read = move || -> io::Result<(String, Vec<String>)> {
+        let attribute = |name: &String, file: &str| {
             let text = std::fs::read_to_string(format!("/sys/class/block/{name}/{file}"))?;
             io::Result::Ok(text.trim().to_owned())
         };
-        let sizes = names.iter().map(|name| of(name, "size"));
+        let sizes = names.iter().map(|name| attribute(name, "size"));
         let mut sizes = sizes.collect::<io::Result<Vec<_>>>()?;
         sizes.dedup();
         match &sizes[..] {
             [size] => {
-                let numbers = names.iter().map(|name| of(name, "dev"));
+                let numbers = names.iter().map(|name| attribute(name, "dev"));
                 Ok((size.clone(), numbers.collect::<io::Result<_>>()?))
             }
             _ => Err(io::Error::other("they have different sizes")),
         }
     };
     let (sectors, numbers) = host
-        .run("looking at disks", look)?
-        .map_err(|e| Error::mount(format!("cannot join the ways to {name}")).because(e))?;
-    let plain: String = name
+        .run("looking at disks", read)?
+        .map_err(|e| Error::mount(format!("cannot join the paths to {name}")).because(e))?;
+    let dm_name: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .collect();
-    // Names and identifiers have at most 127 bytes.
-    let plain = &plain[plain.len().saturating_sub(100)..];
+    // The device mapper limits names and UUIDs to 127 bytes.
+    let dm_name = &dm_name[dm_name.len().saturating_sub(100)..];
     dmsetup(&[
         "create",
-        &format!("spc-{plain}"),
+        &format!("spc-{dm_name}"),
         "--uuid",
-        &format!("{OURS}{plain}"),
+        &format!("{UUID_PREFIX}{dm_name}"),
         "--noudevsync",
         "--table",
         &table(&sectors, &numbers),
@@ -94,51 +99,52 @@ pub fn join(host: &Host, name: &str, disks: &[Disk]) -> Result<()> {
     .map(drop)
 }
 
-/// The device mapper's name of a device that was made here, by its kernel name; run it on the host's thread.
-fn ours(kernel_name: &str) -> Option<String> {
+/// Returns the device mapper name of a device by its kernel name; none if spc did not make it. Run
+/// it on the host's thread.
+fn own_name(kernel_name: &str) -> Option<String> {
     let dir = Path::new("/sys/class/block").join(kernel_name).join("dm");
-    disk::held(&dir, "uuid")
-        .filter(|uuid| uuid.starts_with(OURS))
-        .and_then(|_| disk::held(&dir, "name"))
+    disk::read_first(&dir, "uuid")
+        .filter(|uuid| uuid.starts_with(UUID_PREFIX))
+        .and_then(|_| disk::read_first(&dir, "name"))
 }
 
-/// Takes such a device away, if it was made here.
+/// Removes a multipath device if spc made it.
 ///
 /// # Errors
-/// It is in use.
-pub fn part(host: &Host, kernel_name: &str) -> Result<()> {
+/// Fails if the device is in use.
+pub fn remove(host: &Host, kernel_name: &str) -> Result<()> {
     let kernel_name = kernel_name.to_owned();
-    let name = host.run("looking at a device", move || ours(&kernel_name))?;
+    let name = host.run("looking at a device", move || own_name(&kernel_name))?;
     match name {
         Some(name) => dmsetup(&["remove", "--noudevsync", &name]).map(drop),
         None => Ok(()),
     }
 }
 
-/// Ways that had failed and are up again are made use of, which nobody does by itself.
+/// Reinstates failed paths whose disk runs again. The kernel alone never does so.
 ///
 /// # Errors
-/// The device mapper does not answer.
+/// Fails if dmsetup(8) fails.
 pub fn reinstate(host: &Host, kernel_name: &str) -> Result<()> {
     let kernel_name = kernel_name.to_owned();
-    let Some(name) = host.run("looking at a device", move || ours(&kernel_name))? else {
+    let Some(name) = host.run("looking at a device", move || own_name(&kernel_name))? else {
         return Ok(());
     };
-    for number in failed(&dmsetup(&["status", &name])?) {
+    for number in failed_paths(&dmsetup(&["status", &name])?) {
         let disk = Path::new("/sys/dev/block").join(&number);
         let state = host.run("looking at a disk", move || {
-            disk::held(&disk, "device/state")
+            disk::read_first(&disk, "device/state")
         })?;
         if state.as_deref() == Some("running") {
             dmsetup(&["message", &name, "0", &format!("reinstate_path {number}")])?;
-            tracing::info!(device = %name, way = %number, "in use again");
+            tracing::info!(device = %name, way = %number, "path is in use again");
         }
     }
     Ok(())
 }
 
-/// The disks that have failed, by `MAJOR:MINOR`, in a line of status.
-fn failed(status: &str) -> Vec<String> {
+/// Returns the failed disks as `MAJOR:MINOR` from a line of `dmsetup status`.
+fn failed_paths(status: &str) -> Vec<String> {
     let words: Vec<&str> = status.split_whitespace().collect();
     let pairs = words.windows(2);
     pairs
@@ -152,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_way_is_used_at_a_time() {
+    fn the_table_has_one_group_per_path() {
         assert_eq!(
             table("2048", &["8:0".into(), "8:16".into()]),
             "0 2048 multipath 0 0 2 1 round-robin 0 1 1 8:0 1000 round-robin 0 1 1 8:16 1000"
@@ -160,10 +166,10 @@ mod tests {
     }
 
     #[test]
-    fn what_has_failed() {
+    fn failed_paths_are_read_from_the_status() {
         let status =
             "0 655360 multipath 2 0 0 0 3 2 E 0 1 0 8:0 F 1 A 0 1 0 8:16 A 0 E 0 1 0 8:32 F 2";
-        assert_eq!(failed(status), ["8:0", "8:32"]);
-        assert!(failed("").is_empty());
+        assert_eq!(failed_paths(status), ["8:0", "8:32"]);
+        assert!(failed_paths("").is_empty());
     }
 }

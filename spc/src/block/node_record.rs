@@ -1,4 +1,4 @@
-//! Settings in a file of a program: how it is told secrets without their being among its arguments.
+//! Edits settings in the record files of open-iscsi, so that secrets stay out of command lines.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -7,10 +7,11 @@ use std::path::Path;
 
 use crate::host::disk;
 
-/// Puts lines `KEY = VALUE` into the files that fit, in the place of those with the same keys. Only root may read them.
+/// Sets lines `KEY = VALUE` in every file that matches a pattern, in place of lines with the same
+/// key. The files become readable by root only.
 ///
 /// # Errors
-/// There is no such file, or it cannot be written.
+/// Fails with `ENOENT` if no file matches, or if a file cannot be written.
 pub fn set(files: &[String], lines: &[(&str, Vec<u8>)]) -> io::Result<()> {
     let mut found = 0;
     for pattern in files {
@@ -27,6 +28,7 @@ pub fn set(files: &[String], lines: &[(&str, Vec<u8>)]) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets the lines in one file, before its `# END` line.
 fn set_in(file: &Path, lines: &[(&str, Vec<u8>)]) -> io::Result<()> {
     let text = fs::read(file)?;
     let key_of = |line: &[u8]| -> Option<String> {
@@ -34,7 +36,7 @@ fn set_in(file: &Path, lines: &[(&str, Vec<u8>)]) -> io::Result<()> {
         Some(String::from_utf8_lossy(line[..at].trim_ascii()).into_owned())
     };
     let mut out = Vec::with_capacity(text.len());
-    let mut ended = false;
+    let mut added = false;
     let add = |out: &mut Vec<u8>| {
         for (key, value) in lines {
             out.extend_from_slice(key.as_bytes());
@@ -44,20 +46,20 @@ fn set_in(file: &Path, lines: &[(&str, Vec<u8>)]) -> io::Result<()> {
         }
     };
     for line in text.split_inclusive(|byte| *byte == b'\n') {
-        if line.starts_with(b"# END") && !ended {
+        if line.starts_with(b"# END") && !added {
             add(&mut out);
-            ended = true;
+            added = true;
         }
         if !key_of(line).is_some_and(|key| lines.iter().any(|(known, _)| *known == key)) {
             out.extend_from_slice(line);
         }
     }
-    if !ended {
+    if !added {
         add(&mut out);
     }
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(".spc");
-    // Beside its directory's records it would be taken for one, if only for a moment; it is renamed at once.
+    // The temporary file looks like another record to open-iscsi, so its rename follows at once.
     let new = file.with_file_name(name);
     let mut to = OpenOptions::new()
         .create(true)
@@ -68,7 +70,7 @@ fn set_in(file: &Path, lines: &[(&str, Vec<u8>)]) -> io::Result<()> {
     to.write_all(&out)
         .and_then(|()| fs::rename(&new, file))
         .inspect_err(|_| {
-            // It may hold secrets.
+            // The temporary file may hold secrets.
             let _ = fs::remove_file(&new);
         })
 }
@@ -78,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_take_the_place_of_those_with_the_same_key_and_only_root_reads_them() {
+    fn settings_replace_lines_with_the_same_key_and_only_root_can_read_them() {
         let dir = std::env::temp_dir().join(format!("spc-setting-{}", std::process::id()));
         fs::create_dir_all(dir.join("a")).unwrap();
         let file = dir.join("a/record");

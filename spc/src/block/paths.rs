@@ -7,30 +7,32 @@ use crate::host::{disk, hostname, service};
 use crate::kinds::block::model::{Device, SysfsLayout};
 use crate::state::Session;
 
-/// A way that is up.
+/// Path that is up, such as a logged-in iSCSI session.
 #[derive(Clone, Debug)]
 pub(super) struct ActivePath {
-    /// Its directory's name.
+    /// Name of the sysfs directory.
     pub name: String,
-    /// Its directory.
+    /// Path of that directory.
     pub dir: PathBuf,
-    /// What tells it from others; none while it is being brought up or taken down.
-    pub(super) marks: Vec<String>,
+    /// Values that identify the path; empty while it is being brought up or shut down.
+    pub(super) key: Vec<String>,
 }
 
-/// The ways to a device that are up; run it on the host's thread.
-pub(super) fn active_paths(shows: &SysfsLayout) -> Vec<ActivePath> {
-    disk::glob(Path::new("/sys"), shows.ways)
+/// Returns the active paths to a device. Run it on the host's thread.
+pub(super) fn active_paths(sysfs: &SysfsLayout) -> Vec<ActivePath> {
+    disk::glob(Path::new("/sys"), sysfs.path_dirs)
         .into_iter()
         .filter(|dir| {
-            let mut holds = shows.holds.iter();
-            holds.all(|(file, text)| disk::held(dir, file).as_deref() == Some(text))
+            let mut attributes = sysfs.attributes.iter();
+            attributes.all(|(file, text)| disk::read_first(dir, file).as_deref() == Some(text))
         })
         .filter_map(|dir| {
-            let marks = shows.known_by.iter();
+            let key = sysfs.key_attributes.iter();
             Some(ActivePath {
                 name: dir.file_name()?.to_str()?.to_owned(),
-                marks: marks.filter_map(|file| disk::held(&dir, file)).collect(),
+                key: key
+                    .filter_map(|file| disk::read_first(&dir, file))
+                    .collect(),
                 dir,
             })
         })
@@ -38,39 +40,47 @@ pub(super) fn active_paths(shows: &SysfsLayout) -> Vec<ActivePath> {
 }
 
 impl ActivePath {
-    /// The kernel's name of its disk.
-    pub fn disk(&self, shows: &SysfsLayout) -> Option<String> {
-        let found = disk::glob(&self.dir, &shows.disk).into_iter().next()?;
+    /// Returns the kernel name of its disk; none if there is no disk yet.
+    pub fn disk(&self, sysfs: &SysfsLayout) -> Option<String> {
+        let found = disk::glob(&self.dir, &sysfs.disk).into_iter().next()?;
         Some(found.file_name()?.to_str()?.to_owned())
     }
 
-    /// The number in its name, by which programs know it.
+    /// Returns the number in its name, which programs expect as an argument.
     pub fn number(&self) -> &str {
         self.name.trim_start_matches(|c: char| !c.is_ascii_digit())
     }
 }
 
-pub(super) fn look(session: &Session, shows: &SysfsLayout) -> Result<Vec<ActivePath>> {
-    let shows = shows.clone();
+/// Returns the active paths to a device, read on the host's thread.
+///
+/// # Errors
+/// Fails if the host's thread does not respond in time.
+pub(super) fn find_active(session: &Session, sysfs: &SysfsLayout) -> Result<Vec<ActivePath>> {
+    let sysfs = sysfs.clone();
     session
         .host
-        .run("looking for a device", move || active_paths(&shows))
+        .run("looking for active paths", move || active_paths(&sysfs))
 }
 
-/// The lock of what devices are reached through; its name may be that of a device.
-pub(super) fn session_key(name: &str) -> String {
-    format!("what {name} is reached through")
+/// Returns the name of a session's lock. The prefix keeps it apart from the lock of a device with
+/// the same name.
+pub(super) fn session_lock_name(session_key: &str) -> String {
+    format!("the session {session_key}")
 }
 
-/// What must be there before a device's programs are run.
-pub(super) fn ready(
+/// Provides the host name and the service that a device's programs need. Returns the host name.
+///
+/// # Errors
+/// Fails if the host name is invalid or the service cannot be started.
+pub(super) fn prepare_programs(
     session: &Session,
     device: &Device,
-    asked: Option<&str>,
+    requested_name: Option<&str>,
 ) -> Result<Option<String>> {
-    // Before the daemon, which reads it when it starts.
+    // The daemon reads the host name when it starts.
     let name = match &device.host_name {
-        Some(kind) => Some(hostname::place(&session.host, kind, asked)?),
+        Some(kind) => Some(hostname::provide(&session.host, kind, requested_name)?),
         None => None,
     };
     device.service.map_or(Ok(()), service::ensure)?;

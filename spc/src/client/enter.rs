@@ -1,7 +1,8 @@
-//! Running a program of a client root in its namespace.
+//! Runs the `spc` of a client root file system in its client namespace.
 //!
-//! Whoever runs there sees another root than the one who asked. It is given a descriptor of the asker's root, by which
-//! it reads the files that were named, and the asker's working directory.
+//! The process has another root directory than its caller. spc passes it a file descriptor of the
+//! caller's root, through which it reads files that options name, and the caller's working
+//! directory.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -17,36 +18,42 @@ use rustix::fs::{Mode, OFlags, open};
 use crate::client::{namespace, root};
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::host::caller::{self, CALLER_CWD, CALLER_ROOT, IN_USE};
+use crate::host::caller::{self, CALLER_CWD, CALLER_ROOT, CLIENT_ROOT_LOCK};
 use crate::host::runs_in::{RunsIn, current};
 use crate::host::settings::FILE as SETTINGS;
 use crate::{log, sys};
 
-/// A command of a client root, and what has to live until it has been started.
-pub struct Entering {
-    /// The command, whose program runs in the client namespace.
+/// Command that runs in a client namespace, with the file descriptors that it inherits.
+///
+/// Keep the value until the command has been started.
+pub struct ClientCommand {
+    /// Command to start.
     pub command: Command,
-    _held: (root::InUse, OwnedFd),
+    _inherited: (root::RootLock, OwnedFd),
 }
 
-/// `spc` of a client root, in its namespace, called as the first of these arguments with the others. The root is laid
-/// and the namespace made if they are not there.
+/// Returns a command that runs the `spc` of client root `id` in its namespace. `argv[0]` is the
+/// name under which it is called.
+///
+/// Extracts the client root file system and creates the namespace if they are missing. Updates
+/// `/etc/hosts` and `/etc/resolv.conf` in the client root, and from a container also the settings.
 ///
 /// # Errors
-/// They cannot be made.
-pub fn command(host: &Host, id: &str, argv: &[OsString]) -> Result<Entering> {
-    let in_use = root::extract_if_missing(host, id)?;
-    let keeper = namespace::ensure(host, id)?;
-    refresh(host, id)?;
+/// The client root file system or its namespace cannot be created, or a file cannot be copied.
+pub fn command(host: &Host, id: &str, argv: &[OsString]) -> Result<ClientCommand> {
+    let root_lock = root::extract_if_missing(host, id)?;
+    let holder = namespace::ensure(host, id)?;
+    update_resolver_files(host, id)?;
     if current() == RunsIn::Container {
-        hand_on_settings(host, id)?;
+        copy_settings(host, id)?;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let own = match caller::root() {
+    let own_root = match caller::root() {
         Some(root) => rustix::io::dup(root),
         None => open("/", flags, Mode::empty()),
     };
-    let own = own.map_err(|e| Error::system("cannot open our own root").because(e))?;
+    let own_root = own_root
+        .map_err(|e| Error::system("cannot open the root directory of this process").because(e))?;
     let mut command = Command::new("/usr/bin/spc");
     if let Some((name, rest)) = argv.split_first() {
         command.arg0(name).args(rest);
@@ -61,76 +68,87 @@ pub fn command(host: &Host, id: &str, argv: &[OsString]) -> Result<Entering> {
             "PATH",
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )
-        .env(CALLER_ROOT, own.as_raw_fd().to_string())
+        .env(CALLER_ROOT, own_root.as_raw_fd().to_string())
         .env(CALLER_CWD, caller::cwd()?)
-        .env(IN_USE, in_use.number().to_string());
-    log::hand_on(&mut command);
-    sys::inherit(&mut command, own.as_raw_fd());
-    sys::inherit(&mut command, in_use.number());
-    sys::enter(&mut command, keeper.pidfd);
-    Ok(Entering {
+        .env(CLIENT_ROOT_LOCK, root_lock.as_raw_fd().to_string());
+    log::pass_request(&mut command);
+    sys::inherit_fd(&mut command, own_root.as_raw_fd());
+    sys::inherit_fd(&mut command, root_lock.as_raw_fd());
+    sys::enter_namespaces(&mut command, holder.pidfd);
+    Ok(ClientCommand {
         command,
-        _held: (in_use, own),
+        _inherited: (root_lock, own_root),
     })
 }
 
-/// Becomes the `spc` of a client root, with our own arguments; returns only if that fails.
+/// Replaces this process by the `spc` of client root `id`, with the same arguments. Returns only on
+/// error.
 ///
 /// # Errors
-/// As [`command`], or the program cannot be run.
-pub fn same_again(host: &Host, id: &str) -> Result<Infallible> {
+/// See [`command`]; or the program cannot be run.
+pub fn exec_in_client_root(host: &Host, id: &str) -> Result<Infallible> {
     let argv = caller::arguments();
-    let mut entering = command(host, id, argv)?;
-    let error = entering.command.exec();
-    Err(Error::system(format!("cannot run spc of the client root {id}")).because(error))
+    let mut client = command(host, id, argv)?;
+    let error = client.command.exec();
+    Err(Error::system(format!(
+        "cannot run spc of the client root file system {id}"
+    ))
+    .because(error))
 }
 
-/// The settings of this container hold for its mounts.
-fn hand_on_settings(host: &Host, id: &str) -> Result<()> {
+/// Copies this container's settings to the client root: they apply to the container's mounts.
+fn copy_settings(host: &Host, id: &str) -> Result<()> {
     let file = Path::new(SETTINGS);
     let copy = root::path(id).join(file.strip_prefix("/").unwrap_or(file));
-    let now = std::fs::read(file).ok();
-    let write = move || match now {
-        Some(now) => replace(&copy, &now),
+    let settings = std::fs::read(file).ok();
+    let write = move || match settings {
+        Some(settings) => replace(&copy, &settings),
         None => match std::fs::remove_file(&copy) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         },
     };
-    host.run("copying the settings", write)?
-        .map_err(|e| Error::system(format!("cannot copy {SETTINGS} to the client root")).because(e))
+    host.run("copying the settings", write)?.map_err(|e| {
+        Error::system(format!(
+            "cannot copy {SETTINGS} to the client root file system"
+        ))
+        .because(e)
+    })
 }
 
-/// Replaces a file if it is another, in one step. Of many that do so at once, one does it.
-fn replace(file: &Path, with: &[u8]) -> std::io::Result<()> {
-    let is_there = || std::fs::read(file).is_ok_and(|then| then == with);
-    if is_there() {
+/// Replaces a file atomically, unless it has these contents already.
+///
+/// The lock on its directory makes one of several concurrent processes write the file.
+fn replace(file: &Path, contents: &[u8]) -> std::io::Result<()> {
+    let is_current = || std::fs::read(file).is_ok_and(|current| current == contents);
+    if is_current() {
         return Ok(());
     }
     let directory = File::open(file.parent().ok_or(ErrorKind::NotFound)?)?;
     directory.lock()?;
-    if is_there() {
+    if is_current() {
         return Ok(());
     }
     let new = file.with_extension("new");
-    std::fs::write(&new, with)?;
+    std::fs::write(&new, contents)?;
     std::fs::rename(&new, file)
 }
 
-/// Names of servers are resolved as the host does it now.
-fn refresh(host: &Host, id: &str) -> Result<()> {
+/// Copies the host's current `/etc/hosts` and `/etc/resolv.conf` to the client root, so that
+/// programs there resolve names of servers as the host does.
+fn update_resolver_files(host: &Host, id: &str) -> Result<()> {
     let etc = root::path(id).join("etc");
     let copy = move || -> std::io::Result<()> {
         for name in ["hosts", "resolv.conf"] {
-            let Ok(now) = std::fs::read(Path::new("/etc").join(name)) else {
+            let Ok(contents) = std::fs::read(Path::new("/etc").join(name)) else {
                 continue;
             };
-            replace(&etc.join(name), &now)?;
+            replace(&etc.join(name), &contents)?;
         }
         Ok(())
     };
-    host.run("copying the host's names", copy)?.map_err(|e| {
-        Error::system("cannot copy the host's /etc/hosts and /etc/resolv.conf").because(e)
+    host.run("copying /etc/hosts and /etc/resolv.conf", copy)?.map_err(|e| {
+        Error::system("cannot copy /etc/hosts and /etc/resolv.conf of the host to the client root file system").because(e)
     })
 }
 
@@ -139,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_replace_a_file_at_once() {
+    fn concurrent_replacements_leave_one_complete_file() {
         let directory = std::env::temp_dir().join(format!("spc-enter-{}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();
         let file = directory.join("hosts");

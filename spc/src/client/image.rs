@@ -1,77 +1,71 @@
-//! The name of what the programs of a container's image are: two images with the same ones have one client root.
+//! Id of the container's image. Images with the same programs have the same id, and so share a
+//! client root file system.
 
 use std::fs;
+use std::hash::Hasher;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use fnv::FnvHasher;
+
 use crate::host::confinement::PROGRAM_DIRS;
 
-/// In the container: what [`name`] found.
-const KNOWN: &str = "/spc/root-id";
+/// File in the container that caches the id, with the times that it was computed for.
+const CACHE: &str = "/spc/root-id";
 
-/// Names what the programs of this image are, and remembers it: programs that are added or removed change the time of
-/// their directory.
+/// Returns the id of this container's image, `VERSION-HASH`, from the cache or newly computed.
+///
+/// The cache is valid while the program directories have the same modification times, which change
+/// when programs are added or removed.
 ///
 /// # Errors
-/// A directory cannot be read.
-pub fn name() -> std::io::Result<String> {
+/// A directory below `/usr` cannot be read.
+pub fn id() -> std::io::Result<String> {
     let mut times = String::new();
     for directory in PROGRAM_DIRS {
         if let Ok(data) = fs::metadata(directory) {
             times.push_str(&format!("{}.{} ", data.mtime(), data.mtime_nsec()));
         }
     }
-    let known = fs::read_to_string(KNOWN).unwrap_or_default();
-    if let Some((before, id)) = known.split_once('\n')
-        && before == times
+    let cached = fs::read_to_string(CACHE).unwrap_or_default();
+    if let Some((cached_times, id)) = cached.split_once('\n')
+        && cached_times == times
         && !id.is_empty()
     {
         return Ok(id.to_owned());
     }
-    let id = name_image()?;
-    // Where nothing can be written it is worked out each time.
-    let new = format!("{KNOWN}.{}", std::process::id());
-    let _ = fs::write(&new, format!("{times}\n{id}")).and_then(|()| fs::rename(&new, KNOWN));
+    let id = compute_id()?;
+    // An error is ignored: without a cache the id is computed each time.
+    let new = format!("{CACHE}.{}", std::process::id());
+    let _ = fs::write(&new, format!("{times}\n{id}")).and_then(|()| fs::rename(&new, CACHE));
     Ok(id)
 }
 
-/// The version, and a hash over names, sizes and times below `/usr`.
-fn name_image() -> std::io::Result<String> {
-    let mut hash = Hash::default();
-    hash.tree(Path::new("/usr"))?;
-    Ok(format!("{}-{:016x}", env!("CARGO_PKG_VERSION"), hash.0))
+/// Computes the id from spc's version and a hash of names, modes, sizes and times below `/usr`.
+fn compute_id() -> std::io::Result<String> {
+    let mut hasher = FnvHasher::default();
+    add_tree(&mut hasher, Path::new("/usr"))?;
+    Ok(format!(
+        "{}-{:016x}",
+        env!("CARGO_PKG_VERSION"),
+        hasher.finish()
+    ))
 }
 
-/// FNV-1a: no more is needed to tell versions of one image apart.
-struct Hash(u64);
-
-impl Default for Hash {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hash {
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+/// Adds names, modes, sizes and times below a directory to a hash.
+fn add_tree(hasher: &mut FnvHasher, directory: &Path) -> std::io::Result<()> {
+    let mut entries = fs::read_dir(directory)?.collect::<std::io::Result<Vec<_>>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let data = entry.metadata()?;
+        hasher.write(entry.file_name().as_encoded_bytes());
+        hasher.write(&data.mode().to_le_bytes());
+        if data.is_dir() {
+            add_tree(hasher, &entry.path())?;
+        } else {
+            hasher.write(&data.len().to_le_bytes());
+            hasher.write(&data.mtime().to_le_bytes());
         }
     }
-
-    fn tree(&mut self, directory: &Path) -> std::io::Result<()> {
-        let mut entries = fs::read_dir(directory)?.collect::<std::io::Result<Vec<_>>>()?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            let data = entry.metadata()?;
-            self.add(entry.file_name().as_encoded_bytes());
-            self.add(&data.mode().to_le_bytes());
-            if data.is_dir() {
-                self.tree(&entry.path())?;
-            } else {
-                self.add(&data.len().to_le_bytes());
-                self.add(&data.mtime().to_le_bytes());
-            }
-        }
-        Ok(())
-    }
+    Ok(())
 }

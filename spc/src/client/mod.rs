@@ -1,11 +1,17 @@
-//! Where the client programs run when a mount has to outlive the container: in a *client root*, a tree on the host with
-//! the programs of the container's image, and in a mount namespace of its own that all mounts of that tree share.
+//! Client root file systems and client namespaces, in which client programs run that have to
+//! outlive the container.
 //!
-//! - [`root`]: the trees, a directory for each version, `/var/lib/spc/roots/ID`.
-//! - [`namespace`]: the client namespace of a tree, and the process that keeps it, the [`keeper`].
-//! - [`enter`]: running a program of a tree in its namespace.
+//! A *client root file system* is a directory on the host with the programs of the container's
+//! image. All mounts made from the same client root share one mount namespace, the *client
+//! namespace*.
 //!
-//! What such a program leaves running gets a cgroup of its own, `host/scope.rs`; `mount/tend.rs` looks after the rest.
+//! - [`root`]: the client roots, one directory for each version, `/var/lib/spc/roots/ID`.
+//! - [`namespace`]: the client namespace of a client root.
+//! - [`namespace_holder`]: the process that creates a client namespace and keeps it alive.
+//! - [`enter`]: runs the `spc` of a client root in its namespace.
+//!
+//! A daemon gets a cgroup of its own (`host/cgroup.rs`). `recovery/client_upkeep.rs` reconciles
+//! services and disks of client namespaces.
 
 pub mod enter;
 mod image;

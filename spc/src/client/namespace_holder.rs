@@ -1,4 +1,5 @@
-//! What becomes a keeper: a process that makes a client namespace around itself, and then waits for ever.
+//! The namespace holder: a process that creates a client namespace, moves into it, and then waits
+//! forever.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -25,32 +26,38 @@ use crate::host::redirect::REDIRECTS;
 use crate::host::{Host, Settings, mountinfo};
 use crate::sys::{self, MountAttributes};
 
-/// On the host: what client programs log.
+/// Directory on the host for the log files of client programs.
 pub const LOGS: &str = "/var/log/spc";
 
-/// Directories of the host where client programs look for keys and settings that nobody names.
+/// Directories of the host in which client programs look for keys and settings that no option
+/// names.
 const CONFIGURED: [&str; 2] = ["/etc/ceph", "/root/.ssh"];
 
-/// The mounts of the host's that a client namespace is made of, each detached.
-struct Parts {
-    tree: OwnedFd,
+/// Detached copies of mounts of the host, from which a client namespace is built.
+struct DetachedMounts {
+    /// Client root file system, without noexec.
+    root: OwnedFd,
+    /// Root directory of the host, for `/host`.
     host: OwnedFd,
     redirects: OwnedFd,
     logs: OwnedFd,
+    /// `/dev` of the host.
     devices: OwnedFd,
+    /// Existing directories of [`CONFIGURED`].
     configured: Vec<(&'static str, OwnedFd)>,
 }
 
-fn parts(id: &str) -> std::io::Result<Parts> {
+/// Clones the mounts for the namespace of client root `id`. Runs in the host's mount namespace.
+fn clone_mounts(id: &str) -> std::io::Result<DetachedMounts> {
     let clone = |path: &Path, clear: u64| -> std::io::Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let mount = open_tree(CWD, path, flags)?;
-        let what = MountAttributes {
+        let attributes = MountAttributes {
             clear,
             propagation: Some(MountPropagationFlags::PRIVATE),
             ..MountAttributes::default()
         };
-        sys::mount_setattr(&mount, what)?;
+        sys::mount_setattr(&mount, attributes)?;
         Ok(mount)
     };
     let redirects = Path::new(REDIRECTS).join(id);
@@ -62,39 +69,46 @@ fn parts(id: &str) -> std::io::Result<Parts> {
         .recursive(true)
         .mode(0o755)
         .create(LOGS)?;
-    // What is not there is missed by those kinds that need it, and they say so.
-    let there = |path: &Path| match clone(path, 0) {
+    // A program that needs a missing directory reports that itself.
+    let clone_if_exists = |path: &Path| match clone(path, 0) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         mount => mount.map(Some),
     };
     let mut configured = Vec::new();
     for path in CONFIGURED {
-        configured.extend(there(Path::new(path))?.map(|mount| (path, mount)));
+        configured.extend(clone_if_exists(Path::new(path))?.map(|mount| (path, mount)));
     }
-    Ok(Parts {
-        // `/var` of some hosts is mounted with noexec.
-        tree: clone(&root::path(id), sys::MOUNT_ATTR_NOEXEC)?,
+    Ok(DetachedMounts {
+        // Some hosts mount `/var` with noexec.
+        root: clone(&root::path(id), sys::MOUNT_ATTR_NOEXEC)?,
         host: clone(Path::new("/"), 0)?,
         redirects: clone(&redirects, 0)?,
         logs: clone(Path::new(LOGS), 0)?,
-        // Of the host, for disks that are attached later show there as well; nothing that is mounted below it comes along.
+        // A clone of the host's mount also shows disks that are attached later. Mounts below `/dev`
+        // are not cloned.
         devices: clone(Path::new("/dev"), 0)?,
         configured,
     })
 }
 
-/// `spc keep`: makes a client namespace, and becomes its keeper.
+/// Creates the client namespace of client root `id` and executes `spc keeper` in it (`spc keep`).
+/// Returns only on error.
 ///
 /// # Errors
-/// A part of it cannot be made.
-pub fn hold(id: &str) -> Result<()> {
+/// A mount cannot be cloned, a namespace cannot be entered, or the program cannot be run.
+pub fn create_namespace(id: &str) -> Result<()> {
     let host = Host::open(Settings::read()?)?;
     let fail = |e: std::io::Error| {
-        Error::system(format!("cannot make the namespace of the client root {id}")).because(e)
+        Error::system(format!(
+            "cannot create the namespace of the client root file system {id}"
+        ))
+        .because(e)
     };
-    let id_there = id.to_owned();
-    let parts = host
-        .run("cloning the client root", move || parts(&id_there))?
+    let host_id = id.to_owned();
+    let mounts = host
+        .run("cloning the client root file system", move || {
+            clone_mounts(&host_id)
+        })?
         .map_err(fail)?;
     let namespaces =
         ["net", "ipc", "uts", "cgroup"].map(|kind| host.proc_file(&format!("ns/{kind}")));
@@ -102,9 +116,10 @@ pub fn hold(id: &str) -> Result<()> {
         let file = File::open(file).map_err(fail)?;
         move_into_link_name_space(file.as_fd(), None).map_err(|e| fail(e.into()))?;
     }
-    empty(&host).map_err(fail)?;
-    build(parts, &host.settings().redirects()).map_err(fail)?;
-    // Nothing of the container is held any more but this very program.
+    enter_empty_namespace(&host).map_err(fail)?;
+    build(mounts, &host.settings().redirects()).map_err(fail)?;
+    // The executed program is that of the client root: the process then holds no file of the
+    // container.
     let error = Command::new("/usr/bin/spc")
         .args(["keeper", id])
         .env_clear()
@@ -112,36 +127,39 @@ pub fn hold(id: &str) -> Result<()> {
     Err(fail(error))
 }
 
-/// The mount namespace of the kernel thread that keeps devtmpfs, which has nothing but that in it.
-fn kernels_own(host: &Host) -> Option<File> {
+/// Opens the mount namespace of the kernel thread kdevtmpfs, if it can be seen and has only one
+/// mount.
+fn open_kdevtmpfs_namespace(host: &Host) -> Option<File> {
     let processes = fs::read_dir(host.proc_file("..")?).ok()?;
-    let own = |process: &Path| -> Option<File> {
+    let namespace_of = |process: &Path| -> Option<File> {
         let stat = fs::read_to_string(process.join("stat")).ok()?;
         let (begin, rest) = stat.rsplit_once(')')?;
-        // A child of kthreadd, which starts nothing but threads of the kernel.
+        // PID 2 is kthreadd, whose children are all kernel threads.
         if !begin.ends_with("(kdevtmpfs") || rest.split_ascii_whitespace().nth(1) != Some("2") {
             return None;
         }
-        let bare = mountinfo::read_file(process.join("mountinfo")).ok()?.len() == 1;
-        bare.then(|| File::open(process.join("ns/mnt")).ok())?
+        let has_one_mount = mountinfo::read_file(process.join("mountinfo")).ok()?.len() == 1;
+        has_one_mount.then(|| File::open(process.join("ns/mnt")).ok())?
     };
-    let mut found = processes.filter_map(|process| own(&process.ok()?.path()));
+    let mut found = processes.filter_map(|process| namespace_of(&process.ok()?.path()));
     found.next()
 }
 
-/// Moves this thread into a new mount namespace that has nothing but a root.
+/// Moves this thread into a new mount namespace that has only a root mount.
 ///
-/// A new namespace is a copy of another one: of the kernel's own, which has nothing else, or, where that cannot be seen, of
-/// the container's, which is emptied.
-fn empty(host: &Host) -> std::io::Result<()> {
+/// A new mount namespace is always a copy. kdevtmpfs has a namespace with a single mount. Where
+/// that cannot be seen, the container's namespace is copied and then emptied.
+fn enter_empty_namespace(host: &Host) -> std::io::Result<()> {
     unshare(CloneFlags::CLONE_FS)?;
-    if let Some(bare) = kernels_own(host) {
-        move_into_link_name_space(bare.as_fd(), Some(LinkNameSpaceType::Mount))?;
-        return copy();
+    if let Some(namespace) = open_kdevtmpfs_namespace(host) {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+        return unshare_mounts();
     }
-    copy()?;
-    // Its root goes as well, with all that is on it; what that was mounted on stays, of which nobody has seen anything.
+    unshare_mounts()?;
+    // Detaches the container's root with all mounts below. The initial root of the kernel, on which
+    // it was mounted, remains.
     unmount("/", UnmountFlags::DETACH)?;
+    // Entering its own namespace again sets the thread's root to the mount that remains.
     let this = pidfd_open(getpid(), PidfdFlags::empty())?;
     Ok(move_into_thread_name_spaces(
         this.as_fd(),
@@ -149,26 +167,26 @@ fn empty(host: &Host) -> std::io::Result<()> {
     )?)
 }
 
-/// Moves this thread into a copy of the mount namespace that it is in, which has nothing to do with that one.
-fn copy() -> std::io::Result<()> {
+/// Moves this thread into a private copy of its mount namespace, to which no mount propagates.
+fn unshare_mounts() -> std::io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
-    let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    Ok(mount_change("/", alone)?)
+    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    Ok(mount_change("/", flags)?)
 }
 
-/// Makes a namespace that has nothing but a root of these parts.
+/// Builds the client namespace from the detached mounts, in a namespace that has only a root mount.
 ///
-/// docker's seccomp profile has no pivot_root(2). So the client root is put on that root, where nobody sees it: whoever
-/// enters the namespace comes out on top.
-fn build(parts: Parts, redirects: &Path) -> std::io::Result<()> {
-    attach(&parts.tree, "/")?;
-    rustix::process::fchdir(&parts.tree)?;
+/// docker's seccomp profile forbids pivot_root(2). So the client root is mounted on top of the root
+/// mount. A process that enters the namespace with setns(2) gets the topmost mount as its root.
+fn build(mounts: DetachedMounts, redirects: &Path) -> std::io::Result<()> {
+    attach(&mounts.root, "/")?;
+    rustix::process::fchdir(&mounts.root)?;
     rustix::process::chroot(".")?;
     let plain = MountFlags::NOSUID | MountFlags::NODEV;
     let none = None::<&std::ffi::CStr>;
     mount("proc", "/proc", "proc", plain | MountFlags::NOEXEC, none)?;
     mount("sysfs", "/sys", "sysfs", plain | MountFlags::NOEXEC, none)?;
-    attach(&parts.devices, "/dev")?;
+    attach(&mounts.devices, "/dev")?;
     mount(
         "devpts",
         "/dev/pts",
@@ -177,22 +195,22 @@ fn build(parts: Parts, redirects: &Path) -> std::io::Result<()> {
         c"newinstance,ptmxmode=0666,mode=0620",
     )?;
     mount("tmpfs", "/dev/shm", "tmpfs", plain, c"mode=1777")?;
-    let run = directories(Path::new("/run"))?;
+    let run = subdirectories(Path::new("/run"))?;
     mount("tmpfs", "/run", "tmpfs", plain, c"mode=0755")?;
-    make_all(&run)?;
-    // iscsiadm makes a directory of its own there, and nothing above it.
-    make_all(&["/run/lock".into()])?;
+    create_all(&run)?;
+    // iscsiadm creates its own directory there, but not its parents.
+    create_all(&["/run/lock".into()])?;
     mount("tmpfs", "/tmp", "tmpfs", plain, c"mode=1777")?;
     fs::create_dir_all(redirects)?;
-    attach(&parts.redirects, redirects)?;
-    attach(&parts.host, "/host")?;
-    for (path, mount) in &parts.configured {
+    attach(&mounts.redirects, redirects)?;
+    attach(&mounts.host, "/host")?;
+    for (path, mount) in &mounts.configured {
         fs::create_dir_all(path)?;
         attach(mount, *path)?;
     }
-    let logs = directories(Path::new("/var/log"))?;
-    attach(&parts.logs, "/var/log")?;
-    make_all(&logs)
+    let logs = subdirectories(Path::new("/var/log"))?;
+    attach(&mounts.logs, "/var/log")?;
+    create_all(&logs)
 }
 
 fn attach(mount: &OwnedFd, target: impl rustix::path::Arg) -> std::io::Result<()> {
@@ -205,8 +223,8 @@ fn attach(mount: &OwnedFd, target: impl rustix::path::Arg) -> std::io::Result<()
     )?)
 }
 
-/// The directories right below one.
-fn directories(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// Returns the directories directly below a directory.
+fn subdirectories(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -217,7 +235,8 @@ fn directories(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn make_all(directories: &[PathBuf]) -> std::io::Result<()> {
+/// Creates directories that do not exist.
+fn create_all(directories: &[PathBuf]) -> std::io::Result<()> {
     for directory in directories {
         match fs::create_dir(directory) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
@@ -227,17 +246,19 @@ fn make_all(directories: &[PathBuf]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// `spc keeper`: waits for ever, once whoever started it has noted it.
+/// Runs as the namespace holder (`spc keeper`): prints `ready`, reads `kept` from stdin, then waits
+/// forever.
 ///
 /// # Errors
-/// It was not noted.
-pub fn keeper() -> Result<()> {
-    let fail = |e: std::io::Error| Error::system("cannot keep a namespace").because(e);
+/// The parent process closes the pipe without writing `kept`: it did not register the holder.
+pub fn run_holder() -> Result<()> {
+    let fail = |e: std::io::Error| Error::system("cannot hold a client namespace").because(e);
     println!("ready");
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).map_err(fail)?;
     if line != "kept\n" {
-        return Err(Error::system("cannot keep a namespace").because("nobody wants it"));
+        return Err(Error::system("cannot hold a client namespace")
+            .because("the parent process went away before it was registered"));
     }
     let null = File::options()
         .read(true)

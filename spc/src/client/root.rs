@@ -1,7 +1,8 @@
-//! Client roots: trees with the client programs, on the host, a directory for each version of the image.
+//! Client root file systems (client roots): directories on the host with a copy of the client
+//! programs, one for each version of the image.
 //!
-//! Why copies, and not the container's own root: an engine deletes that with the container, and its layers with the
-//! image, while a daemon still loads libraries and translators from them.
+//! The container's own root cannot be used. A container engine deletes it with the container, and
+//! its layers with the image, while daemons still load libraries and GlusterFS translators from it.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
@@ -11,32 +12,34 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{CWD, Mode, OFlags, open};
 
 use crate::client::{image, namespace};
 use crate::error::{Cause, Error, Result};
+use crate::host::file_lock::LockMode;
 use crate::host::runs_in::{NAME_FILE, RunsIn, current};
 use crate::host::target::mount_id;
 use crate::host::{Host, Settings, caller, file_lock};
 use crate::state::{Record, Session};
 
-/// On the host: everything that is kept beyond a reboot.
+/// Directory on the host for everything that spc keeps across reboots.
 pub const HOME: &str = "/var/lib/spc";
 
-/// On the host: a directory for each client root.
+/// Directory on the host that contains the client roots.
 pub const ROOTS: &str = "/var/lib/spc/roots";
 
-/// On the host: a link to the client root that the host's own commands use, made by `spc install`.
+/// Link on the host to the client root that the host's own commands use, created by `spc install`.
 pub const CURRENT: &str = "/var/lib/spc/current";
 
-/// How long copying or removing a tree may take.
+/// Limit for copying or removing a client root, and for waiting for the lock.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What is not copied: the kernel's file systems, what belongs to one run, and what is made anew.
+/// Directories of `/` that are not copied: kernel file systems, temporary files, and directories of
+/// [`CREATED`].
 const NOT_COPIED: [&str; 7] = ["dev", "lost+found", "proc", "run", "spc", "sys", "tmp"];
 
-/// What is made anew, with its mode.
-const MADE: [(&str, u32); 8] = [
+/// Directories that are created empty in a client root, with their modes.
+const CREATED: [(&str, u32); 8] = [
     ("dev", 0o755),
     ("host", 0o755),
     ("proc", 0o555),
@@ -47,34 +50,40 @@ const MADE: [(&str, u32); 8] = [
     ("tmp", 0o1777),
 ];
 
-/// The right to use a client root before any record names it, until dropped.
+/// Lock of all client roots, released when dropped.
+///
+/// A shared lock keeps [`collect_garbage`] from removing a client root that no record names yet.
 #[derive(Debug)]
-pub struct InUse {
+pub struct RootLock {
     file: File,
 }
 
-impl InUse {
-    /// The descriptor that holds it.
-    pub fn number(&self) -> i32 {
+impl AsRawFd for RootLock {
+    /// Returns the file descriptor that holds the lock, for a process that inherits it.
+    fn as_raw_fd(&self) -> i32 {
         self.file.as_raw_fd()
     }
 }
 
-/// The path of a client root on the host.
+/// Returns the path of a client root on the host.
 pub fn path(id: &str) -> PathBuf {
     Path::new(ROOTS).join(id)
 }
 
-/// The client root that belongs to this process: its own, that of its container's image, or the installed one.
+/// Returns the id of the client root that mounts of this process use.
+///
+/// In a client root it is that one, in a container that of its image, and on the host the installed
+/// one.
 ///
 /// # Errors
-/// Nothing is installed, or the image cannot be read.
-pub fn own() -> Result<String> {
+/// Nothing is installed on the host, or `/usr` of the image cannot be read.
+pub fn own_id() -> Result<String> {
     match current() {
         RunsIn::ClientRoot(id) => Ok(id),
-        RunsIn::Container => image::name()
-            .map_err(|e| Error::system("cannot tell the version of the image: /usr").because(e)),
-        RunsIn::Host => installed(Path::new(CURRENT)).ok_or_else(|| {
+        RunsIn::Container => image::id().map_err(|e| {
+            Error::system("cannot determine the version of the image: /usr").because(e)
+        }),
+        RunsIn::Host => linked_id(Path::new(CURRENT)).ok_or_else(|| {
             Error::system("spc is not installed on this host")
                 .because(format!("{CURRENT} is missing"))
                 .hint("run `spc install` in the container")
@@ -82,63 +91,68 @@ pub fn own() -> Result<String> {
     }
 }
 
-/// The client root that a link, such as [`CURRENT`], leads to.
-pub fn installed(link: &Path) -> Option<String> {
+/// Returns the id of the client root that a link such as [`CURRENT`] leads to.
+pub fn linked_id(link: &Path) -> Option<String> {
     let name = fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned();
     Some(name)
 }
 
-/// Makes sure that a client root is on the host; that of our own image is copied there if it is not.
+/// Copies the client root of this container's image to the host if it is missing, and returns the
+/// shared lock.
 ///
 /// # Errors
-/// It is not there and not ours, or the host has no room for it.
-pub fn extract_if_missing(host: &Host, id: &str) -> Result<InUse> {
-    let held = lock(host, FlockOperation::NonBlockingLockShared)?;
+/// The client root is missing and belongs to another image, it cannot be copied, or the lock is
+/// held for 120 s.
+pub fn extract_if_missing(host: &Host, id: &str) -> Result<RootLock> {
+    let held = lock(host, LockMode::Shared)?;
     let named = path(id).join(NAME_FILE.trim_start_matches('/'));
-    let is_there = move || named.exists();
-    if host.run("looking for the client root", is_there.clone())? {
+    let exists = move || named.exists();
+    if host.run("looking for the client root file system", exists.clone())? {
         return Ok(held);
     }
-    // Only our own image can be copied, and only under its own name.
-    if current() != RunsIn::Container || own()? != id {
-        return Err(
-            Error::system(format!("the client root {id} is gone from the host"))
-                .because(format!("{} is missing", path(id).display()))
-                .hint("run `spc install` in the container again"),
-        );
+    // Only the image of this container can be copied, and only as its own id.
+    if current() != RunsIn::Container || own_id()? != id {
+        return Err(Error::system(format!(
+            "the client root file system {id} is missing on the host"
+        ))
+        .because(format!("{} does not exist", path(id).display()))
+        .hint("run `spc install` in the container again"));
     }
     drop(held);
-    let held = lock(host, FlockOperation::NonBlockingLockExclusive)?;
-    if !host.run("looking for the client root", is_there)? {
-        copy(host, id)?;
+    let held = lock(host, LockMode::Exclusive)?;
+    if !host.run("looking for the client root file system", exists)? {
+        copy_own_root(host, id)?;
     }
-    flock(&held.file, FlockOperation::LockShared)
+    held.file
+        .lock_shared()
         .map_err(|e| Error::system(format!("cannot lock {ROOTS}/lock on the host")).because(e))?;
     Ok(held)
 }
 
-/// Takes the lock of all client roots: shared by those who use one, exclusive for who makes or removes one.
-fn lock(host: &Host, how: FlockOperation) -> Result<InUse> {
+/// Takes the lock of all client roots: shared to use one, exclusive to create or remove one.
+fn lock(host: &Host, mode: LockMode) -> Result<RootLock> {
     let fail = |e: std::io::Error| {
         Error::system(format!("cannot open {ROOTS}/lock on the host"))
             .because(e)
-            .hint("client programs are kept there; to have them run in the container, and the mount end with it, add -o x-spc.container")
+            .hint("the client programs are kept there; to run them in the container instead, which ends the mount with the container, add -o x-spc.container")
     };
     let open = || file_lock::open(Path::new(ROOTS), 0o755);
-    let file = host.run("opening the client roots", open)?.map_err(fail)?;
-    file_lock::acquire(&file, how, LIMIT).map_err(fail)?;
-    Ok(InUse { file })
+    let file = host
+        .run("opening the lock of the client root file systems", open)?
+        .map_err(fail)?;
+    file_lock::acquire(&file, mode, LIMIT).map_err(fail)?;
+    Ok(RootLock { file })
 }
 
-/// Copies our own root to the host, whole or not at all.
-fn copy(host: &Host, id: &str) -> Result<()> {
+/// Copies the container's root directory to the host as client root `id`, completely or not at all.
+fn copy_own_root(host: &Host, id: &str) -> Result<()> {
     let started = Instant::now();
-    let whole = path(id);
+    let final_path = path(id);
     let new = Path::new(ROOTS).join(format!(".{id}.new"));
     let fail = |cause: Cause| {
-        Error::system(format!("cannot copy the client programs to the host: {}", whole.display()))
+        Error::system(format!("cannot copy the client programs to the host: {}", final_path.display()))
             .because(cause)
-            .hint("it takes 180 MB; to have them run in the container, and the mount end with it, add -o x-spc.container")
+            .hint("the copy takes 180 MB; to run the programs in the container instead, which ends the mount with the container, add -o x-spc.container")
     };
     let directory = {
         let new = new.clone();
@@ -154,20 +168,22 @@ fn copy(host: &Host, id: &str) -> Result<()> {
         host.run("copying the client programs", make)?
             .map_err(|e| fail(e.into()))?
     };
-    tracing::info!(root = %whole.display(), "copying the client programs to the host, once for each version");
+    tracing::info!(root = %final_path.display(), "copying the client programs to the host, once for each version of the image");
     let copied = fill(&directory, host.settings(), id);
     let result = copied.map_err(|e| fail(e.into())).and_then(|()| {
-        let (new, whole) = (new.clone(), whole.clone());
-        let name = move || -> std::io::Result<()> {
+        let (new, final_path) = (new.clone(), final_path.clone());
+        let rename = move || -> std::io::Result<()> {
             rustix::fs::syncfs(&directory)?;
-            fs::rename(&new, &whole)
+            fs::rename(&new, &final_path)
         };
-        host.run_within("copying the client programs", LIMIT, name)?
+        host.run_within("copying the client programs", LIMIT, rename)?
             .map_err(|e| fail(e.into()))
     });
     if result.is_err() {
-        // What is left of it is removed before the next try as well.
-        let _ = host.run_within("removing a copy", LIMIT, move || remove_tree(&new));
+        // An error is ignored: the next attempt removes the remains first.
+        let _ = host.run_within("removing an incomplete copy", LIMIT, move || {
+            remove_tree(&new)
+        });
     } else {
         tracing::info!(
             root = id,
@@ -178,30 +194,34 @@ fn copy(host: &Host, id: &str) -> Result<()> {
     result
 }
 
-/// Fills a directory with the tree of this container.
+/// Fills a directory with the files of a client root: those of this container, the directories in
+/// [`CREATED`], and the file with its id.
 fn fill(directory: &OwnedFd, settings: &Settings, id: &str) -> std::io::Result<()> {
-    let there = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let to = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
     let (root, hosts) = (mount_id(CWD, "/".as_ref())?.id, settings.hosts());
     for entry in fs::read_dir("/")? {
         let entry = entry?;
         let path = entry.path();
-        let kept =
+        let wanted =
             !NOT_COPIED.iter().any(|other| entry.file_name() == *other) && !hosts.contains(&path);
-        // Volumes of the container are none of its programs.
-        if kept && mount_id(CWD, path.as_os_str()).is_ok_and(|mount| mount.id == root) {
-            copy_tree(&path, &there.join(entry.file_name()), root)?;
+        // Volumes of the container are other mounts, and are not copied.
+        if wanted && mount_id(CWD, path.as_os_str()).is_ok_and(|mount| mount.id == root) {
+            copy_tree(&path, &to.join(entry.file_name()), root)?;
         }
     }
-    for (name, mode) in MADE {
-        let made = there.join(name);
-        fs::create_dir(&made)?;
-        fs::set_permissions(&made, Permissions::from_mode(mode))?;
+    for (name, mode) in CREATED {
+        let directory = to.join(name);
+        fs::create_dir(&directory)?;
+        fs::set_permissions(&directory, Permissions::from_mode(mode))?;
     }
-    File::create(there.join("spc/client"))?.write_all(id.as_bytes())
+    File::create(to.join("spc/client"))?.write_all(id.as_bytes())
 }
 
-/// Copies a file, or a directory with what is below it in the same mount. Owners are left out: setting them would take a
-/// capability that mounting does not. A directory of another user that cannot be read stays empty.
+/// Copies a file, a link, or a directory with all files below it that are in the mount with id
+/// `mount`. Other kinds of files are left out.
+///
+/// Owners are not copied: that needs a capability that mounting does not need. A directory without
+/// read permission stays empty.
 fn copy_tree(from: &Path, to: &Path, mount: u64) -> std::io::Result<()> {
     let data = fs::symlink_metadata(from)?;
     let kind = data.file_type();
@@ -222,13 +242,14 @@ fn copy_tree(from: &Path, to: &Path, mount: u64) -> std::io::Result<()> {
     for entry in entries.into_iter().flatten() {
         let entry = entry?;
         let path = entry.path();
-        if mount_id(CWD, path.as_os_str()).is_ok_and(|there| there.id == mount) {
+        if mount_id(CWD, path.as_os_str()).is_ok_and(|found| found.id == mount) {
             copy_tree(&path, &to.join(entry.file_name()), mount)?;
         }
     }
     fs::set_permissions(to, data.permissions())
 }
 
+/// Removes a directory with everything in it, if it exists.
 fn remove_tree(path: &Path) -> std::io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -236,13 +257,14 @@ fn remove_tree(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// The client roots that are on the host.
+/// Returns the ids of the client roots on the host, including temporary names that begin with a
+/// dot.
 ///
 /// # Errors
-/// The directory cannot be read.
+/// [`ROOTS`] cannot be read.
 pub fn all(host: &Host) -> Result<Vec<String>> {
     let read = host.run(
-        "reading the client roots",
+        "listing the client root file systems",
         || -> std::io::Result<Vec<String>> {
             let entries = match fs::read_dir(ROOTS) {
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -262,22 +284,24 @@ pub fn all(host: &Host) -> Result<Vec<String>> {
     read.map_err(|e| Error::system(format!("cannot read {ROOTS} on the host")).because(e))
 }
 
-/// Removes the client roots that nothing needs: not installed, not one of these, named by no record, and with no
-/// process in their namespace but the keeper. True if one was removed.
+/// Removes unused client roots. Returns whether one was removed.
+///
+/// A client root is in use while it is installed, is in `keep`, a record names it, or its namespace
+/// has a process other than the holder. Nothing is removed while another process holds the lock.
 ///
 /// # Errors
-/// The ledger cannot be read, or a tree cannot be removed.
+/// The ledger cannot be read, or a client root cannot be removed.
 pub fn collect_garbage(session: &Session, keep: &[String]) -> Result<bool> {
     let host: &Arc<Host> = &session.host;
     let ids = all(host)?;
     if ids.iter().all(|id| keep.contains(id)) {
         return Ok(false);
     }
-    let Ok(_alone) = try_alone(host) else {
+    let Ok(_lock) = try_lock_exclusive(host) else {
         return Ok(false);
     };
-    let current = host.run("looking for the installed client root", || {
-        installed(Path::new(CURRENT))
+    let current = host.run("looking for the installed client root file system", || {
+        linked_id(Path::new(CURRENT))
     })?;
     let mut removed = false;
     for id in ids {
@@ -285,46 +309,51 @@ pub fn collect_garbage(session: &Session, keep: &[String]) -> Result<bool> {
         if keep.contains(&id) || current.as_ref() == Some(&id) || session.ledger.has(named)? {
             continue;
         }
-        let half_made = id.starts_with('.');
-        if !half_made && !namespace::end(host, &id)? {
+        let incomplete = id.starts_with('.');
+        if !incomplete && !namespace::end_if_unused(host, &id)? {
             continue;
         }
-        let tree = path(&id);
-        let gone = Path::new(ROOTS).join(format!(".{}.old", id.trim_start_matches('.')));
+        let directory = path(&id);
+        let removed_path = Path::new(ROOTS).join(format!(".{}.old", id.trim_start_matches('.')));
         let remove = move || -> std::io::Result<()> {
-            if tree != gone {
-                remove_tree(&gone)?;
-                fs::rename(&tree, &gone)?;
+            if directory != removed_path {
+                remove_tree(&removed_path)?;
+                fs::rename(&directory, &removed_path)?;
             }
-            remove_tree(&gone)
+            remove_tree(&removed_path)
         };
-        host.run_within("removing a client root", LIMIT, remove)?
+        host.run_within("removing a client root file system", LIMIT, remove)?
             .map_err(|e| {
-                Error::system(format!("cannot remove the client root {id} on the host")).because(e)
+                Error::system(format!(
+                    "cannot remove the client root file system {id} on the host"
+                ))
+                .because(e)
             })?;
-        tracing::info!(root = %id, "removed; nothing uses it any more");
+        tracing::info!(root = %id, "removed an unused client root file system");
         removed = true;
     }
     Ok(removed)
 }
 
-/// The lock of all client roots, if nobody else holds it.
-fn try_alone(host: &Host) -> Result<File> {
-    let opened = host.run("opening the client roots", || {
+/// Takes the exclusive lock of all client roots without waiting.
+fn try_lock_exclusive(host: &Host) -> Result<File> {
+    let opened = host.run("opening the lock of the client root file systems", || {
         OpenOptions::new().write(true).open(format!("{ROOTS}/lock"))
     })?;
-    let busy = |e: std::io::Error| Error::system("client roots are in use").because(e);
+    let busy = |e: std::io::Error| Error::system("client root file systems are in use").because(e);
     let file = opened.map_err(busy)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| busy(e.into()))?;
+    file.try_lock().map_err(|e| busy(e.into()))?;
     Ok(file)
 }
 
-/// Removes what the end of a mount has left unused, where no `spc serve` does it. What cannot be removed is logged: the
-/// mount is gone all the same.
-pub fn release(session: &Session) {
-    if let RunsIn::ClientRoot(own) = &session.runs_in {
-        caller::settle();
-        if let Err(error) = collect_garbage(session, std::slice::from_ref(own)) {
+/// Removes client roots that an unmount left unused, when run in a client root. In a container,
+/// `spc serve` does it.
+///
+/// An error is only logged: the unmount itself succeeded.
+pub fn remove_unused(session: &Session) {
+    if let RunsIn::ClientRoot(own_id) = &session.runs_in {
+        caller::release_client_root();
+        if let Err(error) = collect_garbage(session, std::slice::from_ref(own_id)) {
             tracing::warn!("{error}");
         }
     }

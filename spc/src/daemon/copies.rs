@@ -1,31 +1,32 @@
-//! Copies, in the container's table, of mounts that others have made.
+//! Removal of copies in the container's mount namespace of mounts of the host.
 
 use crate::host::mountinfo;
 use crate::host::propagated::{drop_all_copies, drop_copies};
 use crate::state::Session;
 
-/// How many mounts are looked at together.
-const AT_ONCE: usize = 64;
+/// Number of mounts whose mountinfo entries are in memory at the same time.
+const BATCH: usize = 64;
 
-/// Drops the copies that this container's table has of mounts of the host, told by their ids: as in mountinfo, and the one that is
-/// never used again, if that is known.
-pub fn drop_of(session: &Session, mounts: &[(u64, u64)]) {
-    // What the kernel tells of a mount takes room.
-    for some in mounts.chunks(AT_ONCE) {
-        drop_some(session, some.to_vec());
+/// Detaches the copies of mounts of the host that propagated into this container.
+///
+/// Each mount is named by its id in mountinfo and its unique id (statx(2), `STATX_MNT_ID_UNIQUE`),
+/// or 0 if that is not known. Errors are logged.
+pub fn drop_copies_of(session: &Session, mounts: &[(u64, u64)]) {
+    for batch in mounts.chunks(BATCH) {
+        drop_batch(session, batch.to_vec());
     }
 }
 
-fn drop_some(session: &Session, mounts: Vec<(u64, u64)>) {
+fn drop_batch(session: &Session, mounts: Vec<(u64, u64)>) {
     let find = |(id, unique): (u64, u64)| {
         let entry = mountinfo::find(id, unique).ok()??;
-        let on = mountinfo::find(entry.parent, entry.parent_unique).ok()??;
-        Some((entry, on))
+        let parent = mountinfo::find(entry.parent, entry.parent_unique).ok()??;
+        Some((entry, parent))
     };
-    let look = move || mounts.into_iter().filter_map(find).collect::<Vec<_>>();
-    let found = session.host.run("looking at the mounts", look);
+    let find_all = move || mounts.into_iter().filter_map(find).collect::<Vec<_>>();
+    let found = session.host.run("reading the mounts", find_all);
     if let Err(error) = found.and_then(|found| match &found[..] {
-        [(entry, on)] => drop_copies(entry, on, entry.unique),
+        [(entry, parent)] => drop_copies(entry, parent, entry.unique),
         all => drop_all_copies(all),
     }) {
         tracing::warn!("{error}");

@@ -1,4 +1,4 @@
-//! Hears what commands have done (`events.rs`), for the log and for the metrics.
+//! Receives the reports of commands (`state/events.rs`), logs them and counts them in the metrics.
 
 use std::fs;
 use std::io::ErrorKind::{Interrupted, NotFound, WouldBlock};
@@ -12,38 +12,40 @@ use crate::error::{Error, Result, errno_text};
 use crate::host::{Host, Settings};
 use crate::state::events::{Failure, LIMIT, Report, SOCKET};
 
-/// Nobody but root gets into the directory.
+/// Directory of the socket, mode 0700.
 const DIR: &str = "/run/spc";
 
-/// How long to wait before trying again what failed.
-const RETRY: Duration = Duration::from_secs(10);
+/// Delay before a failed operation is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Listens to commands, on a thread of its own, so that none waits for what `spc serve` is at. Of two that listen on a host the
-/// later one hears.
+/// Starts a thread that receives reports for as long as the process runs.
+///
+/// If two processes listen on one host, the later one receives the reports.
 ///
 /// # Errors
-/// No thread can be started.
+/// The thread cannot be started.
 pub fn listen(metrics: Arc<Metrics>) -> Result<()> {
     let listen = move || {
         let mut buffer = vec![0; LIMIT];
-        let mut make = true;
+        let mut create_dir = true;
         loop {
-            let (host, socket) = persist("commands will not be logged", || bind(make));
-            // What `spc uninstall` took away comes back with the next mount, not before.
-            make = false;
-            while is_there(&host) {
+            let (host, socket) =
+                retry_forever("reports of commands are not logged", || bind(create_dir));
+            // The directory is missing after `spc uninstall`. The next mount creates it again.
+            create_dir = false;
+            while socket_exists(&host) {
                 match socket.recv(&mut buffer) {
                     Ok(length) => match serde_json::from_slice(&buffer[..length]) {
                         Ok(report) => handle(&report, &metrics),
                         Err(error) => {
-                            tracing::warn!(%error, "a command reports what is no report");
+                            tracing::warn!(%error, "cannot parse a report of a command");
                         }
                     },
-                    // Nobody said anything for a while.
+                    // The receive timeout passed, or a signal arrived.
                     Err(error) if [WouldBlock, Interrupted].contains(&error.kind()) => {}
                     Err(error) => {
-                        tracing::warn!(error = %errno_text(error), "commands cannot be heard");
-                        std::thread::sleep(RETRY);
+                        tracing::warn!(error = %errno_text(error), "cannot receive reports of commands");
+                        std::thread::sleep(RETRY_INTERVAL);
                         break;
                     }
                 }
@@ -57,34 +59,36 @@ pub fn listen(metrics: Arc<Metrics>) -> Result<()> {
         .map_err(|e| Error::system("cannot start a thread").because(e))
 }
 
-/// Tries until it succeeds; says once why it does not, and what that means.
-pub(super) fn persist<T>(means: &str, attempt: impl Fn() -> Result<T>) -> T {
-    let mut told = false;
+/// Repeats an attempt every 10 s until it succeeds. Logs the first error, with its consequence.
+pub(super) fn retry_forever<T>(consequence: &str, attempt: impl Fn() -> Result<T>) -> T {
+    let mut logged = false;
     loop {
         match attempt() {
             Ok(done) => return done,
-            Err(error) if !told => {
-                told = true;
-                tracing::warn!("{means}, until this is better: {error}");
+            Err(error) if !logged => {
+                logged = true;
+                let seconds = RETRY_INTERVAL.as_secs();
+                tracing::warn!("{consequence}, trying again every {seconds} s: {error}");
             }
             Err(_) => {}
         }
-        std::thread::sleep(RETRY);
+        std::thread::sleep(RETRY_INTERVAL);
     }
 }
 
-/// Whether a socket is there, ours or a later one.
-fn is_there(host: &Host) -> bool {
-    let look = || !matches!(fs::symlink_metadata(SOCKET), Err(e) if e.kind() == NotFound);
-    // A host that does not answer has not lost it for that.
-    host.run("looking for the socket", look).unwrap_or(true)
+/// Returns whether the path of the socket exists, be it that of this process or of a later one.
+fn socket_exists(host: &Host) -> bool {
+    let exists = || !matches!(fs::symlink_metadata(SOCKET), Err(e) if e.kind() == NotFound);
+    // The socket counts as existing while the host does not respond.
+    host.run("looking for the socket", exists).unwrap_or(true)
 }
 
-/// Binds the socket, in place of one that is left of an earlier start; in a new directory, if one may be made.
-fn bind(make: bool) -> Result<(Host, UnixDatagram)> {
+/// Binds the socket, and replaces one left by an earlier start. Creates its directory if
+/// `create_dir`.
+fn bind(create_dir: bool) -> Result<(Host, UnixDatagram)> {
     let host = Host::open(Settings::read()?)?;
     let bind = move || {
-        if make {
+        if create_dir {
             let mut directory = fs::DirBuilder::new();
             directory.recursive(true).mode(0o700).create(DIR)?;
         }
@@ -93,18 +97,18 @@ fn bind(make: bool) -> Result<(Host, UnixDatagram)> {
             _ => {}
         }
         let socket = UnixDatagram::bind(SOCKET)?;
-        // The directory may have been made by somebody less strict.
+        // Another program may have created the directory with a wider mode.
         fs::set_permissions(SOCKET, fs::Permissions::from_mode(0o600))?;
-        socket.set_read_timeout(Some(RETRY))?;
+        socket.set_read_timeout(Some(RETRY_INTERVAL))?;
         Ok(socket)
     };
-    let bound = host.run("listening to commands", bind)?;
+    let bound = host.run("binding the socket", bind)?;
     let socket = bound
         .map_err(|e| Error::system(format!("cannot listen on {SOCKET} on the host")).because(e))?;
     Ok((host, socket))
 }
 
-/// Logs and counts.
+/// Logs a report and counts it in the metrics.
 fn handle(report: &Report, metrics: &Metrics) {
     let Report {
         request,

@@ -1,5 +1,6 @@
-//! Metrics and health for whoever asks over HTTP: on a socket of the host, or on a loopback address. There is no password and no
-//! encryption, so nowhere else.
+//! HTTP server for metrics and health, on a Unix socket of the host or on a loopback address.
+//!
+//! Other addresses are refused, because there is no authentication and no encryption.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -12,26 +13,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::daemon::event_listener::persist;
-use crate::daemon::metrics::{FORM, Metrics};
+use crate::daemon::event_listener::retry_forever;
+use crate::daemon::metrics::{CONTENT_TYPE, Metrics};
 use crate::error::{Error, Result};
 use crate::host::{Host, Settings};
 
-/// How long a client may take to say what it wants, and to take the answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Limit for receiving a request, and for each write of the response.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many are served at once; anybody on the host may come to a loopback address.
-const CLIENTS: usize = 8;
+/// Number of connections that are served at the same time. Any user of the host can connect to a
+/// loopback address.
+const MAX_CLIENTS: usize = 8;
 
-/// The longest question.
-const QUESTION: usize = 8 * 1024;
+/// Longest request in bytes.
+const MAX_REQUEST: usize = 8 * 1024;
 
-/// Where metrics are shown.
+/// Address on which metrics are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// A socket of the host; root alone may connect.
+    /// Path of a Unix socket on the host, mode 0600.
     Unix(PathBuf),
-    /// A port of a loopback address.
+    /// Loopback address and port.
     Loopback(SocketAddr),
 }
 
@@ -43,38 +45,39 @@ impl FromStr for Address {
             let path = PathBuf::from(path);
             return match path.is_absolute() {
                 true => Ok(Self::Unix(path)),
-                false => Err("the path of a socket begins with /".into()),
+                false => Err("the path of the socket must begin with /".into()),
             };
         }
         match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Ok(Self::Loopback(address)),
             Ok(_) => {
-                Err("not a loopback address: anybody who reaches it could read the metrics".into())
+                Err("not a loopback address; anyone who reaches it could read the metrics".into())
             }
-            Err(_) => Err("write unix:PATH or 127.0.0.1:PORT".into()),
+            Err(_) => Err("expected unix:PATH or 127.0.0.1:PORT".into()),
         }
     }
 }
 
-/// Answers, on threads of their own, for as long as the process lives. An address that cannot be had yet is tried again.
+/// Starts the server, which runs as long as the process. An address that is not available is tried
+/// again every 10 s.
 ///
 /// # Errors
-/// No thread can be started.
+/// The thread cannot be started.
 pub fn serve(address: Address, metrics: Arc<Metrics>) -> Result<()> {
-    let means = "metrics are not shown";
+    let consequence = "metrics are not served";
     let serve = move || match &address {
         Address::Loopback(address) => {
-            let listener = persist(means, || {
+            let listener = retry_forever(consequence, || {
                 let bound = TcpListener::bind(address);
                 bound.map_err(|e| cannot_listen(&address.to_string(), e))
             });
-            tracing::info!(%address, "metrics are shown");
-            answer(|| Ok(listener.accept()?.0), &metrics);
+            tracing::info!(%address, "serving metrics");
+            accept_clients(|| Ok(listener.accept()?.0), &metrics);
         }
         Address::Unix(path) => {
-            let listener = persist(means, || bind(path));
-            tracing::info!(path = %path.display(), "metrics are shown");
-            answer(|| Ok(listener.accept()?.0), &metrics);
+            let listener = retry_forever(consequence, || bind(path));
+            tracing::info!(path = %path.display(), "serving metrics");
+            accept_clients(|| Ok(listener.accept()?.0), &metrics);
         }
     };
     let thread = std::thread::Builder::new().name("metrics".into());
@@ -84,140 +87,140 @@ pub fn serve(address: Address, metrics: Arc<Metrics>) -> Result<()> {
         .map_err(|e| Error::system("cannot start a thread").because(e))
 }
 
-fn cannot_listen(place: &str, error: std::io::Error) -> Error {
-    Error::system(format!("cannot listen on {place}")).because(error)
+fn cannot_listen(address: &str, error: std::io::Error) -> Error {
+    Error::system(format!("cannot listen on {address}")).because(error)
 }
 
-/// Binds a socket on the host, in place of one that is left of an earlier start; anything else stays.
+/// Binds a Unix socket on the host. Replaces a socket that an earlier start left, but no other
+/// file.
 fn bind(path: &Path) -> Result<UnixListener> {
     let host = Host::open(Settings::read()?)?;
-    let place = path.to_owned();
+    let host_path = path.to_owned();
     let bind = move || {
-        match fs::symlink_metadata(&place) {
-            Ok(there) if there.file_type().is_socket() => fs::remove_file(&place)?,
+        match fs::symlink_metadata(&host_path) {
+            Ok(found) if found.file_type().is_socket() => fs::remove_file(&host_path)?,
             Ok(_) => return Err(ErrorKind::AlreadyExists.into()),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let listener = UnixListener::bind(&place)?;
-        fs::set_permissions(&place, fs::Permissions::from_mode(0o600))?;
+        let listener = UnixListener::bind(&host_path)?;
+        fs::set_permissions(&host_path, fs::Permissions::from_mode(0o600))?;
         Ok(listener)
     };
-    host.run("making a socket", bind)?
+    host.run("binding the socket", bind)?
         .map_err(|e| cannot_listen(&format!("{} on the host", path.display()), e))
 }
 
-/// A connection of either kind.
+/// Connection of either kind.
 trait Client: Read + Write + Send + 'static {
-    fn limit(&self) -> std::io::Result<()>;
-    fn end(&self) -> std::io::Result<()>;
+    /// Sets the timeouts for reading and writing.
+    fn set_timeouts(&self) -> std::io::Result<()>;
+    /// Ends the response.
+    fn shut_down_write(&self) -> std::io::Result<()>;
 }
 
 impl Client for TcpStream {
-    fn limit(&self) -> std::io::Result<()> {
-        self.set_read_timeout(Some(PATIENCE))?;
-        self.set_write_timeout(Some(PATIENCE))
+    fn set_timeouts(&self) -> std::io::Result<()> {
+        self.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+        self.set_write_timeout(Some(CLIENT_TIMEOUT))
     }
 
-    fn end(&self) -> std::io::Result<()> {
+    fn shut_down_write(&self) -> std::io::Result<()> {
         self.shutdown(Shutdown::Write)
     }
 }
 
 impl Client for UnixStream {
-    fn limit(&self) -> std::io::Result<()> {
-        self.set_read_timeout(Some(PATIENCE))?;
-        self.set_write_timeout(Some(PATIENCE))
+    fn set_timeouts(&self) -> std::io::Result<()> {
+        self.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+        self.set_write_timeout(Some(CLIENT_TIMEOUT))
     }
 
-    fn end(&self) -> std::io::Result<()> {
+    fn shut_down_write(&self) -> std::io::Result<()> {
         self.shutdown(Shutdown::Write)
     }
 }
 
-/// Accepts clients; what goes wrong with one is its own affair.
-fn answer<C: Client>(accept: impl Fn() -> std::io::Result<C>, metrics: &Arc<Metrics>) {
-    let at_once = Arc::new(AtomicUsize::new(0));
+/// Accepts connections and serves each on a thread of its own. Errors of a connection are ignored.
+fn accept_clients<C: Client>(accept: impl Fn() -> std::io::Result<C>, metrics: &Arc<Metrics>) {
+    let open = Arc::new(AtomicUsize::new(0));
     loop {
         let Ok(mut client) = accept() else {
-            // No descriptor is left, for instance.
+            // Without a pause the loop would spin while no file descriptor is free.
             std::thread::sleep(Duration::from_millis(100));
             continue;
         };
-        if at_once.fetch_add(1, Ordering::Relaxed) >= CLIENTS {
-            at_once.fetch_sub(1, Ordering::Relaxed);
+        if open.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
+            open.fetch_sub(1, Ordering::Relaxed);
             continue;
         }
-        let (metrics, leaving) = (Arc::clone(metrics), Arc::clone(&at_once));
-        let talk = move || {
-            // It may have gone away; nobody is left to be told.
-            let _ = converse(&mut client, &metrics);
-            leaving.fetch_sub(1, Ordering::Relaxed);
+        let (metrics, counter) = (Arc::clone(metrics), Arc::clone(&open));
+        let handle = move || {
+            // The client may have disconnected.
+            let _ = serve_client(&mut client, &metrics);
+            counter.fetch_sub(1, Ordering::Relaxed);
         };
-        if std::thread::Builder::new().spawn(talk).is_err() {
-            at_once.fetch_sub(1, Ordering::Relaxed);
+        if std::thread::Builder::new().spawn(handle).is_err() {
+            open.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
-/// One question and its answer.
-fn converse(client: &mut impl Client, metrics: &Metrics) -> std::io::Result<()> {
-    client.limit()?;
-    let until = Instant::now() + PATIENCE;
-    let mut question = Vec::new();
-    let mut part = [0; 1024];
-    let answer = loop {
-        let read = client.read(&mut part)?;
-        question.extend(&part[..read]);
-        if let Some(answer) = answer_to(&question, metrics) {
-            break answer;
+/// Reads one request and writes the response.
+fn serve_client(client: &mut impl Client, metrics: &Metrics) -> std::io::Result<()> {
+    client.set_timeouts()?;
+    let deadline = Instant::now() + CLIENT_TIMEOUT;
+    let mut request = Vec::new();
+    let mut buffer = [0; 1024];
+    let response = loop {
+        let read = client.read(&mut buffer)?;
+        request.extend(&buffer[..read]);
+        if let Some(response) = response_to(&request, metrics) {
+            break response;
         }
-        if read == 0 || question.len() >= QUESTION || Instant::now() >= until {
-            break bad().bytes();
+        if read == 0 || request.len() >= MAX_REQUEST || Instant::now() >= deadline {
+            break bad_request().bytes();
         }
     };
-    client.write_all(&answer)?;
+    client.write_all(&response)?;
     client.flush()?;
-    client.end()
+    client.shut_down_write()
 }
 
-/// The answer to what a client has asked so far; none while more has to come.
-pub fn answer_to(question: &[u8], metrics: &Metrics) -> Option<Vec<u8>> {
+/// Returns the bytes of the response to a request, or `None` if the request is incomplete.
+pub fn response_to(bytes: &[u8], metrics: &Metrics) -> Option<Vec<u8>> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut request = httparse::Request::new(&mut headers);
-    let answer = match request.parse(question) {
+    let response = match request.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {
-            let asked = (
-                request.method.unwrap_or_default(),
-                request.path.unwrap_or_default(),
-            );
-            respond(asked, metrics)
+            let method = request.method.unwrap_or_default();
+            respond(method, request.path.unwrap_or_default(), metrics)
         }
         Ok(httparse::Status::Partial) => return None,
-        Err(_) => bad(),
+        Err(_) => bad_request(),
     };
-    Some(answer.bytes())
+    Some(response.bytes())
 }
 
-fn bad() -> Answer {
-    Answer::plain("400 Bad Request", "this is no request\n")
+fn bad_request() -> Response {
+    Response::plain("400 Bad Request", "not an HTTP request\n")
 }
 
-struct Answer {
+struct Response {
     status: &'static str,
-    form: &'static str,
+    content_type: &'static str,
     body: Vec<u8>,
-    /// The body is not wanted, only its length.
-    head: bool,
+    /// Whether to send only the head, in response to HEAD.
+    head_only: bool,
 }
 
-impl Answer {
+impl Response {
     fn plain(status: &'static str, body: &str) -> Self {
         Self {
             status,
-            form: "text/plain; charset=utf-8",
+            content_type: "text/plain; charset=utf-8",
             body: body.as_bytes().to_vec(),
-            head: false,
+            head_only: false,
         }
     }
 
@@ -225,40 +228,43 @@ impl Answer {
         let head = format!(
             "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
             self.status,
-            self.form,
+            self.content_type,
             self.body.len()
         );
         let mut bytes = head.into_bytes();
-        if !self.head {
+        if !self.head_only {
             bytes.extend(&self.body);
         }
         bytes
     }
 }
 
-fn respond((method, path): (&str, &str), metrics: &Metrics) -> Answer {
-    let head = match method {
+fn respond(method: &str, path: &str, metrics: &Metrics) -> Response {
+    let head_only = match method {
         "GET" => false,
         "HEAD" => true,
-        _ => return Answer::plain("405 Method Not Allowed", "GET or HEAD\n"),
+        _ => return Response::plain("405 Method Not Allowed", "GET or HEAD\n"),
     };
-    let answer = match path.split('?').next() {
+    let response = match path.split('?').next() {
         Some("/metrics") => match metrics.text() {
-            Ok(body) => Answer {
+            Ok(body) => Response {
                 status: "200 OK",
-                form: FORM,
+                content_type: CONTENT_TYPE,
                 body,
-                head,
+                head_only,
             },
-            Err(error) => Answer::plain("500 Internal Server Error", &format!("{error}\n")),
+            Err(error) => Response::plain("500 Internal Server Error", &format!("{error}\n")),
         },
         Some("/healthz") => match metrics.unhealthy_reason() {
-            None => Answer::plain("200 OK", "ok\n"),
-            Some(ailment) => Answer::plain("503 Service Unavailable", &format!("{ailment}\n")),
+            None => Response::plain("200 OK", "ok\n"),
+            Some(reason) => Response::plain("503 Service Unavailable", &format!("{reason}\n")),
         },
-        _ => Answer::plain("404 Not Found", "/metrics or /healthz\n"),
+        _ => Response::plain("404 Not Found", "/metrics or /healthz\n"),
     };
-    Answer { head, ..answer }
+    Response {
+        head_only,
+        ..response
+    }
 }
 
 #[cfg(test)]
@@ -266,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_socket_or_loopback_will_do() {
+    fn only_socket_paths_and_loopback_addresses_are_accepted() {
         for (text, address) in [
             ("unix:/run/x.sock", Address::Unix("/run/x.sock".into())),
             (
@@ -293,22 +299,22 @@ mod tests {
         }
     }
 
-    fn ask(question: &[u8], metrics: &Metrics) -> String {
+    fn send(request: &[u8], metrics: &Metrics) -> String {
         let (mut client, mut server) = UnixStream::pair().unwrap();
-        client.write_all(question).unwrap();
+        client.write_all(request).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
-        converse(&mut server, metrics).unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).unwrap();
-        answer
+        serve_client(&mut server, metrics).unwrap();
+        let mut response = String::new();
+        client.read_to_string(&mut response).unwrap();
+        response
     }
 
     #[test]
-    fn a_question_has_one_answer() {
+    fn requests_get_the_documented_status_and_body() {
         let metrics = Metrics::new().unwrap();
         metrics.heartbeat(true);
         let long = [b"GET /healthz HTTP/1.1\r\nX: ".to_vec(), vec![b'x'; 10_000]].concat();
-        for (question, status, body) in [
+        for (request, status, body) in [
             (
                 &b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"[..],
                 "200 OK",
@@ -329,25 +335,25 @@ mod tests {
             (
                 b"GET /healthz HTT",
                 "400 Bad Request",
-                "this is no request\n",
+                "not an HTTP request\n",
             ),
             (
                 b"\x16\x03\x01\x02\x00",
                 "400 Bad Request",
-                "this is no request\n",
+                "not an HTTP request\n",
             ),
-            (&long, "400 Bad Request", "this is no request\n"),
+            (&long, "400 Bad Request", "not an HTTP request\n"),
         ] {
-            let answer = ask(question, &metrics);
-            let (head, said) = answer.split_once("\r\n\r\n").unwrap();
+            let response = send(request, &metrics);
+            let (head, sent_body) = response.split_once("\r\n\r\n").unwrap();
             assert!(
                 head.starts_with(&format!("HTTP/1.1 {status}\r\n")),
-                "{answer}"
+                "{response}"
             );
-            assert_eq!(said, body, "{answer}");
+            assert_eq!(sent_body, body, "{response}");
         }
         metrics.heartbeat(false);
-        let answer = ask(b"GET /healthz HTTP/1.1\r\n\r\n", &metrics);
-        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        let response = send(b"GET /healthz HTTP/1.1\r\n\r\n", &metrics);
+        assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
     }
 }

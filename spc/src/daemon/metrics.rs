@@ -1,4 +1,4 @@
-//! What `spc serve` counts and measures, as Prometheus reads it.
+//! Metrics of `spc serve` in the text format of Prometheus.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,47 +21,50 @@ use crate::kinds::label;
 use crate::liveness::probe::Health;
 use crate::state::events::{Operation, Report};
 
-/// The form of the text.
-pub const FORM: &str = prometheus::TEXT_FORMAT;
+/// Value of the HTTP header `Content-Type`.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// How old a look at the mounts may be: it takes a process for each.
-const FRESH: Duration = Duration::from_secs(5);
+/// Time for which a probe of the mounts stays valid. A probe needs a process for each mount.
+const MAX_AGE: Duration = Duration::from_secs(5);
 
-/// How long a look at all mounts may take; each has a limit of its own.
+/// Limit for the probe of all mounts. Each mount has a shorter limit of its own.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the watch over the mounts may take for one round. It rests for a minute at most.
-const ROUND: Duration = Duration::from_secs(180);
+/// Age of the heartbeat at which the loop counts as stuck. The loop runs at least once a minute.
+const MAX_HEARTBEAT_AGE: Duration = Duration::from_secs(180);
 
-/// From a mount of the kernel to the default limit.
-const SECONDS: [f64; 12] = [
+/// Buckets of the histograms in seconds, from a typical mount by the kernel to the default timeout.
+const BUCKETS: [f64; 12] = [
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 120.0,
 ];
 
-/// Counters since the start of `spc serve`, and what there is now.
+/// Counters since the start of `spc serve`, and gauges of the current mounts.
 pub struct Metrics {
     registry: Registry,
     mounts: IntGaugeVec,
-    look: IntGauge,
+    look_success: IntGauge,
     mounting: HistogramVec,
     unmounting: HistogramVec,
     repairs: IntCounterVec,
     failures: IntCounterVec,
-    /// When the mounts were last looked at.
-    looked: Mutex<Option<Instant>>,
+    /// Time of the last probe of the mounts.
+    last_look: Mutex<Option<Instant>>,
     started: Instant,
-    /// Milliseconds after the start at which the watch last came round; 0 while it is not on.
-    round: AtomicU64,
+    /// Time of the last heartbeat in milliseconds since `started`; 0 while the host is not watched.
+    last_loop: AtomicU64,
 }
 
-/// A mount as `spc ls --json` shows it; there is more, which is not counted.
+/// Fields of a mount in `spc ls --json` that are counted.
 #[derive(Deserialize)]
-struct Listed {
+struct ListedMount {
     r#type: String,
     state: String,
 }
 
-/// How many mounts there are of each kind, in each state: not each of them is kept.
+/// Number of mounts by kind and state.
+///
+/// The list is counted while it is parsed, so that its size in memory does not depend on the number
+/// of mounts.
 #[derive(Default)]
 struct Counts(BTreeMap<&'static str, BTreeMap<String, i64>>);
 
@@ -79,23 +82,23 @@ impl<'de> Visitor<'de> for Counts {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> std::result::Result<Self, A::Error> {
-        while let Some(Listed { r#type, state }) = list.next_element()? {
-            let of_kind = self.0.entry(label(&r#type)).or_default();
-            *of_kind.entry(state).or_default() += 1;
+        while let Some(ListedMount { r#type, state }) = list.next_element()? {
+            let by_state = self.0.entry(label(&r#type)).or_default();
+            *by_state.entry(state).or_default() += 1;
         }
         Ok(self)
     }
 }
 
 impl Metrics {
-    /// Nothing has happened yet.
+    /// Creates all metrics, with counters at 0.
     ///
     /// # Errors
-    /// Two metrics have one name.
+    /// Two metrics have the same name.
     pub fn new() -> Result<Self> {
         let registry = Registry::new();
         let histogram = |name: &str, help: &str| {
-            let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+            let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
             HistogramVec::new(options, &["kind"])
         };
         let make = || -> prometheus::Result<Self> {
@@ -111,44 +114,44 @@ impl Metrics {
                     ),
                     &["kind", "state"],
                 )?,
-                look: IntGauge::new(
+                look_success: IntGauge::new(
                     "spc_look_success",
-                    "Whether the last look at the mounts succeeded",
+                    "Whether the last probe of the mounts succeeded",
                 )?,
                 mounting: histogram(
                     "spc_mount_duration_seconds",
-                    "How long mounts took that were made",
+                    "Duration of successful mounts",
                 )?,
                 unmounting: histogram(
                     "spc_umount_duration_seconds",
-                    "How long it took to take mounts away",
+                    "Duration of successful unmounts",
                 )?,
                 repairs: IntCounterVec::new(
                     Opts::new("spc_repairs_total", "Dead mounts that were replaced"),
                     &["kind"],
                 )?,
                 failures: IntCounterVec::new(
-                    Opts::new("spc_failures_total", "Operations that failed, and why"),
+                    Opts::new("spc_failures_total", "Failed operations by reason"),
                     &["operation", "kind", "reason"],
                 )?,
-                looked: Mutex::new(None),
+                last_look: Mutex::new(None),
                 started: Instant::now(),
-                round: AtomicU64::new(0),
+                last_loop: AtomicU64::new(0),
                 registry: registry.clone(),
             };
             registry.register(Box::new(build))?;
             registry.register(Box::new(metrics.mounts.clone()))?;
-            registry.register(Box::new(metrics.look.clone()))?;
+            registry.register(Box::new(metrics.look_success.clone()))?;
             registry.register(Box::new(metrics.mounting.clone()))?;
             registry.register(Box::new(metrics.unmounting.clone()))?;
             registry.register(Box::new(metrics.repairs.clone()))?;
             registry.register(Box::new(metrics.failures.clone()))?;
             Ok(metrics)
         };
-        make().map_err(|e| Error::system("cannot make the metrics").because(e.to_string()))
+        make().map_err(|e| Error::system("cannot create the metrics").because(e.to_string()))
     }
 
-    /// A command has done something.
+    /// Counts a report of a command.
     pub fn count(&self, report: &Report) {
         let kind = label(&report.fs_type);
         match (&report.failure, report.operation) {
@@ -168,51 +171,56 @@ impl Metrics {
         }
     }
 
-    /// The watch over the mounts has come round, and is on or not.
-    pub fn heartbeat(&self, on: bool) {
+    /// Records that the loop of `spc serve` has completed. `watching` says whether the host is
+    /// watched.
+    pub fn heartbeat(&self, watching: bool) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.round
-            .store(if on { now.max(1) } else { 0 }, Ordering::Relaxed);
+        self.last_loop
+            .store(if watching { now.max(1) } else { 0 }, Ordering::Relaxed);
     }
 
-    /// What keeps `spc serve` from its work, if anything.
+    /// Returns why `spc serve` is unhealthy, or `None` if it is healthy.
     pub fn unhealthy_reason(&self) -> Option<&'static str> {
-        let ago = |round| {
-            let at = self.started + Duration::from_millis(round);
-            at.elapsed()
-        };
-        match self.round.load(Ordering::Relaxed) {
-            0 => Some("the host's mounts are not watched; the log says why"),
-            round if ago(round) > ROUND => Some("the watch over the mounts does not come round"),
+        let age = |millis| (self.started + Duration::from_millis(millis)).elapsed();
+        match self.last_loop.load(Ordering::Relaxed) {
+            0 => Some("the mounts of the host are not being watched; the log has the reason"),
+            millis if age(millis) > MAX_HEARTBEAT_AGE => {
+                Some("the watch loop has not completed for 3 minutes")
+            }
             _ => None,
         }
     }
 
-    /// All of it as text, with the mounts as they were not long ago.
+    /// Returns all metrics in the text format of Prometheus. Probes the mounts if the last probe is
+    /// older than 5 s.
     ///
     /// # Errors
-    /// A metric cannot be written.
+    /// A metric cannot be encoded.
     pub fn text(&self) -> Result<Vec<u8>> {
-        // Whoever else asks waits for the same look.
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if looked.is_none_or(|at| at.elapsed() > FRESH) {
-            self.look();
-            *looked = Some(Instant::now());
+        // Concurrent requests wait for one probe.
+        let mut last_look = self
+            .last_look
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if last_look.is_none_or(|at| at.elapsed() > MAX_AGE) {
+            self.update_mounts();
+            *last_look = Some(Instant::now());
         }
         let mut text = Vec::new();
         TextEncoder::new()
             .encode(&self.registry.gather(), &mut text)
-            .map_err(|e| Error::system("cannot write the metrics").because(e.to_string()))?;
+            .map_err(|e| Error::system("cannot encode the metrics").because(e.to_string()))?;
         Ok(text)
     }
 
-    fn look(&self) {
-        let listed = list().inspect_err(|error| tracing::warn!("{error}"));
-        self.look.set(i64::from(listed.is_ok()));
-        // Mounts that nobody could look at are in no state.
+    /// Probes the mounts and sets their gauges.
+    fn update_mounts(&self) {
+        let listed = list_mounts().inspect_err(|error| tracing::warn!("{error}"));
+        self.look_success.set(i64::from(listed.is_ok()));
+        // After a failure there is no series: the states are unknown.
         self.mounts.reset();
         for (kind, mounts) in listed.map(|listed| listed.0).unwrap_or_default() {
-            // A state in which there is none is worth a line: whoever asks for it gets 0, not nothing.
+            // States without a mount get a series with the value 0, so that queries have a result.
             for state in Health::ALL.map(Health::word) {
                 let gauge = self.mounts.with_label_values(&[kind, state]);
                 gauge.set(mounts.get(state).copied().unwrap_or_default());
@@ -221,10 +229,12 @@ impl Metrics {
     }
 }
 
-/// What `spc ls --json` says. The threads of another process look, so that a host that hangs takes none of ours along; its
-/// exit code may be reaped by somebody else, and is not needed.
-fn list() -> Result<Counts> {
-    let fail = || Error::system("cannot look at the mounts");
+/// Runs `spc ls --json` and counts the mounts.
+///
+/// A separate process probes the mounts, so that no thread of `spc serve` hangs with the host. The
+/// exit code is not used: the main loop may reap the process first.
+fn list_mounts() -> Result<Counts> {
+    let fail = || Error::system("cannot list the mounts");
     let system = |e: std::io::Error| fail().because(e);
     let mut child = Command::new("/proc/self/exe")
         .args(["ls", "--json"])
@@ -237,28 +247,34 @@ fn list() -> Result<Counts> {
     let Some(output) = child.stdout.take() else {
         return Err(fail());
     };
-    let (done, answer) = mpsc::channel();
+    let (sender, result) = mpsc::channel();
     let read = move || {
         let counted = serde_json::from_reader(BufReader::new(output));
-        // Whoever waited may have given up.
-        let _ = done.send(counted);
+        // The receiver is gone after the timeout.
+        let _ = sender.send(counted);
     };
     std::thread::Builder::new().spawn(read).map_err(system)?;
-    let counted = answer.recv_timeout(LIMIT);
+    let counted = result.recv_timeout(LIMIT);
     if counted.is_err()
         && let Ok(pidfd) = &pidfd
     {
-        // It may have ended by itself.
+        // An error means that the process has ended.
         let _ = pidfd_send_signal(pidfd, Signal::KILL);
     }
-    // Reaped here, or by whoever reaps everything; one that no signal ends is left behind.
+    // This thread or the main loop reaps the process, unless the process is in uninterruptible
+    // sleep.
     if let Ok(pidfd) = &pidfd {
-        crate::process::marks::ended(pidfd, LIMIT);
+        crate::process::marks::exited(pidfd, LIMIT);
     }
     let _ = child.try_wait();
     counted
-        .map_err(|_| fail().because(format!("no answer in {} s", LIMIT.as_secs())))?
-        .map_err(|e: serde_json::Error| fail().because(e).hint("`spc ls` says more"))
+        .map_err(|_| {
+            fail().because(format!(
+                "`spc ls` did not finish within {} s",
+                LIMIT.as_secs()
+            ))
+        })?
+        .map_err(|e: serde_json::Error| fail().because(e).hint("run `spc ls` to see the error"))
 }
 
 #[cfg(test)]
@@ -268,7 +284,7 @@ mod tests {
     use crate::state::events::Failure;
 
     #[test]
-    fn what_was_done_is_counted_by_kind_and_reason() {
+    fn operations_are_counted_by_kind_and_failures_by_reason() {
         let metrics = Metrics::new().unwrap();
         let report = |operation, fs_type: &str, failure: Option<Reason>| Report {
             request: String::new(),
@@ -309,27 +325,33 @@ mod tests {
     }
 
     #[test]
-    fn mounts_are_counted_as_they_are_read() {
+    fn listed_mounts_are_counted_by_kind_and_state() {
         let text = r#"[{"type": "nfs", "state": "ok", "age": 1}, {"type": "nfs", "state": "hung"},
             {"type": "fuse.x", "state": "ok"}, {"type": "nfs", "state": "ok"}]"#;
         let counts: Counts = serde_json::from_str(text).unwrap();
-        let of = |kind: &str, state: &str| counts.0[kind].get(state).copied();
-        assert_eq!((of("nfs", "ok"), of("nfs", "hung")), (Some(2), Some(1)));
-        assert_eq!((of("fuse", "ok"), of("fuse", "hung")), (Some(1), None));
+        let count = |kind: &str, state: &str| counts.0[kind].get(state).copied();
+        assert_eq!(
+            (count("nfs", "ok"), count("nfs", "hung")),
+            (Some(2), Some(1))
+        );
+        assert_eq!(
+            (count("fuse", "ok"), count("fuse", "hung")),
+            (Some(1), None)
+        );
         assert!(serde_json::from_str::<Counts>("{}").is_err());
         assert!(serde_json::from_str::<Counts>(r#"[{"type": "nfs"}"#).is_err());
     }
 
     #[test]
-    fn there_is_a_text_even_if_nobody_can_look() {
-        // This program is not `spc`, and knows no `ls`.
+    fn metrics_are_served_when_the_mounts_cannot_be_listed() {
+        // The program of this test is not `spc`, and has no command `ls`.
         let text = String::from_utf8(Metrics::new().unwrap().text().unwrap()).unwrap();
         assert!(text.contains("\nspc_look_success 0\n"), "{text}");
         assert!(text.contains(env!("CARGO_PKG_VERSION")), "{text}");
     }
 
     #[test]
-    fn it_is_well_while_the_watch_comes_round() {
+    fn serve_is_healthy_after_a_heartbeat_with_the_host_watched() {
         let metrics = Metrics::new().unwrap();
         assert!(metrics.unhealthy_reason().is_some());
         metrics.heartbeat(true);

@@ -1,4 +1,5 @@
-//! Looks at mounts and at the container, and the process that watches both.
+//! `spc serve`: reconciles records with the host's mounts, repairs dead mounts, logs what commands
+//! report, and serves metrics.
 
 pub mod backoff;
 pub mod copies;

@@ -1,4 +1,5 @@
-//! What `spc serve` remembers of the ledger: a few bytes for each record, so that only what changes has to be read.
+//! Cache of the ledger in `spc serve`. The cache has a few bytes for each record, so that only
+//! changed records have to be read.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,38 +11,41 @@ use crate::state::record::{Record, State};
 use crate::state::store::Corrupt;
 use crate::state::{Route, Session};
 
-/// How many requests are remembered of mounts that are gone: the shim of a daemon may report after its record is.
-const FORGOTTEN: usize = 256;
+/// Number of removed records whose request id is kept. The shim in a daemon may report after the
+/// record is removed.
+const MAX_REMOVED: usize = 256;
 
-/// How much room is made for records at once.
-const ROOM: usize = 256;
+/// Number of records by which the cache grows.
+const GROWTH: usize = 256;
 
-/// What is remembered of one record.
+/// Cached part of one record.
 struct CachedRecord {
-    mark: MountKey,
-    standing: Standing,
-    /// Its id and its request, of one that the shim may report about.
-    told: Option<Box<str>>,
+    key: MountKey,
+    status: Status,
+    /// `ID REQUEST` of the record, if the shim may report about the mount.
+    request: Option<Box<str>>,
 }
 
+/// State of a mount according to its record.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    /// It is mounted, as far as the record goes.
+enum Status {
+    /// The record says that the mount is complete.
     Mounted,
-    /// A command is at work on it, or died at work; or it is of an earlier life of the machine.
+    /// A command is changing the mount or died while it did, or the record is from before a reboot.
     Open,
-    /// It cannot be read.
-    Bad,
+    /// The record cannot be read.
+    Unreadable,
 }
 
-/// The records that there are.
+/// Cache of all records of the ledger.
 pub struct RecordCache {
     changes: Changes,
-    /// By name.
-    ones: Vec<CachedRecord>,
-    forgotten: VecDeque<Box<str>>,
-    /// Mounts that were made since the last time this was asked.
-    made: Vec<(u64, u64)>,
+    /// Sorted by the name of the record.
+    records: Vec<CachedRecord>,
+    /// `ID REQUEST` of removed records, latest first.
+    removed: VecDeque<Box<str>>,
+    /// Mounts that became complete since the last call of [`RecordCache::take_new_mounts`].
+    new_mounts: Vec<(u64, u64)>,
 }
 
 impl AsFd for RecordCache {
@@ -51,129 +55,142 @@ impl AsFd for RecordCache {
 }
 
 impl RecordCache {
-    /// Nothing is known yet.
+    /// Creates an empty cache and begins to watch the ledger.
     ///
     /// # Errors
     /// The ledger cannot be watched.
-    pub fn begin(session: &Session) -> Result<Self> {
+    pub fn new(session: &Session) -> Result<Self> {
         Ok(Self {
             changes: Changes::begin(&session.ledger)?,
-            ones: Vec::new(),
-            forgotten: VecDeque::new(),
-            made: Vec::new(),
+            records: Vec::new(),
+            removed: VecDeque::new(),
+            new_mounts: Vec::new(),
         })
     }
 
-    /// Reads what has changed, and tells of each such record, by its name, what it is now: none if it is gone.
+    /// Reads the changed records, and calls `changed` with the name of each and its new contents,
+    /// or `None` if it was removed or cannot be read.
     ///
     /// # Errors
     /// The ledger cannot be read.
     pub fn read(
         &mut self,
         session: &Session,
-        mut tell: impl FnMut(u64, Option<&Record>),
+        mut changed: impl FnMut(u64, Option<&Record>),
     ) -> Result<()> {
-        let (mut changed, all) = self.changes.take(&session.ledger)?;
-        // What could not be read for want of memory may be read now.
-        let again = |one: &&CachedRecord| all || one.standing == Standing::Bad;
-        changed.extend(self.ones.iter().filter(again).map(|one| one.mark.name));
-        changed.sort_unstable();
-        changed.dedup();
-        let read = session.ledger.read(&changed, |name, read| {
-            let record = self.learn(name, read);
-            tell(name, record.as_ref());
+        let (mut names, all) = self.changes.take(&session.ledger)?;
+        // A record may have been unreadable only because memory was short.
+        let reread = |cached: &&CachedRecord| all || cached.status == Status::Unreadable;
+        let cached = self.records.iter().filter(reread);
+        names.extend(cached.map(|cached| cached.key.name));
+        names.sort_unstable();
+        names.dedup();
+        let read = session.ledger.read(&names, |name, read| {
+            let record = self.update(name, read);
+            changed(name, record.as_ref());
         });
         if read.is_err() {
-            self.changes.miss();
+            self.changes.mark_missed();
         }
         read
     }
 
-    fn learn(
+    /// Stores a record that was read. Returns the record, if there is one that can be read.
+    fn update(
         &mut self,
         name: u64,
         read: std::result::Result<Option<Record>, Corrupt>,
     ) -> Option<Record> {
-        let at = self.ones.binary_search_by_key(&name, |one| one.mark.name);
-        let before = at.ok().and_then(|at| self.ones.get(at));
-        let (record, one) = match read {
+        let position = self
+            .records
+            .binary_search_by_key(&name, |cached| cached.key.name);
+        let before = position.ok().and_then(|index| self.records.get(index));
+        let (record, cached) = match read {
             Ok(None) => (None, None),
             Ok(Some(record)) => {
-                let one = CachedRecord::new(name, &record);
-                let is_known = |before: &CachedRecord| {
-                    before.standing == Standing::Mounted && before.mark == one.mark
+                let cached = CachedRecord::new(name, &record);
+                let is_same_mount = |before: &CachedRecord| {
+                    before.status == Status::Mounted && before.key == cached.key
                 };
-                if one.standing == Standing::Mounted && !before.is_some_and(is_known) {
-                    self.made.push((record.mount_id, record.unique_id));
+                if cached.status == Status::Mounted && !before.is_some_and(is_same_mount) {
+                    self.new_mounts.push((record.mount_id, record.unique_id));
                 }
-                (Some(record), Some(one))
+                (Some(record), Some(cached))
             }
             Err(corrupt) => {
-                if before.is_none_or(|before| before.standing != Standing::Bad) {
-                    tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "a record cannot be read");
+                if before.is_none_or(|before| before.status != Status::Unreadable) {
+                    tracing::warn!(file = %corrupt.file.display(), cause = %corrupt.cause, "cannot read a record");
                 }
-                (None, Some(CachedRecord::bad(name)))
+                (None, Some(CachedRecord::unreadable(name)))
             }
         };
-        let told = match (at, one) {
-            (Ok(at), Some(one)) => std::mem::replace(&mut self.ones[at], one).told,
-            (Ok(at), None) => self.ones.remove(at).told,
+        let request = match (position, cached) {
+            (Ok(index), Some(cached)) => {
+                std::mem::replace(&mut self.records[index], cached).request
+            }
+            (Ok(index), None) => self.records.remove(index).request,
             (Err(_), None) => None,
-            (Err(at), Some(one)) => {
-                if self.ones.len() == self.ones.capacity() {
-                    self.ones.reserve_exact(ROOM);
+            (Err(index), Some(cached)) => {
+                // Growing by a fixed number wastes less memory than doubling.
+                if self.records.len() == self.records.capacity() {
+                    self.records.reserve_exact(GROWTH);
                 }
-                self.ones.insert(at, one);
+                self.records.insert(index, cached);
                 None
             }
         };
         if record.is_none()
-            && let Some(told) = told
+            && let Some(request) = request
         {
-            self.forgotten.truncate(FORGOTTEN - 1);
-            self.forgotten.push_front(told);
+            self.removed.truncate(MAX_REMOVED - 1);
+            self.removed.push_front(request);
         }
         record
     }
 
-    /// The request of the mount with this id, which may have gone not long ago.
+    /// Returns the request id of the record with this id, also if it was removed recently.
     pub fn request(&self, id: &str) -> Option<&str> {
-        let known = self.ones.iter().filter_map(|one| one.told.as_deref());
-        let all = known.chain(self.forgotten.iter().map(|told| &**told));
-        all.filter_map(|told| told.split_once(' '))
-            .find_map(|(of, request)| (of == id).then_some(request))
+        let current = self.records.iter().filter_map(|r| r.request.as_deref());
+        let all = current.chain(self.removed.iter().map(|request| &**request));
+        all.filter_map(|text| text.split_once(' '))
+            .find_map(|(record_id, request)| (record_id == id).then_some(request))
     }
 
-    /// Mounts that were made since the last time, by their ids: as in mountinfo, and the one that is never used again.
-    pub fn made(&mut self) -> Vec<(u64, u64)> {
-        std::mem::take(&mut self.made)
+    /// Returns the mounts that became complete since the last call: the id in mountinfo and the
+    /// unique id of each.
+    pub fn take_new_mounts(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.new_mounts)
     }
 
-    /// The names of records that are to be seen to: a command was at work on them, or the host has their mount no more.
+    /// Returns the names of records to reconcile: those that are open, and those whose mount the
+    /// host no longer has.
     ///
     /// # Errors
     /// The host's mounts cannot be listed.
-    pub fn open(&self, session: &Session) -> Result<Vec<u64>> {
-        let mounted = self.in_standing(Standing::Mounted);
-        let missing = presence::missing(session, mounted.map(|one| one.mark))?;
-        let open = self.in_standing(Standing::Open).map(|one| one.mark.name);
-        Ok(missing.iter().map(|mark| mark.name).chain(open).collect())
+    pub fn to_reconcile(&self, session: &Session) -> Result<Vec<u64>> {
+        let mounted = self.with_status(Status::Mounted);
+        let missing = presence::missing(session, mounted.map(|cached| cached.key))?;
+        let open = self.with_status(Status::Open);
+        let open = open.map(|cached| cached.key.name);
+        Ok(missing.iter().map(|key| key.name).chain(open).collect())
     }
 
-    /// The names of records that a command has begun to write.
-    pub fn begun(&self) -> Vec<u64> {
-        self.changes.begun()
+    /// Returns the names of records that a command began to write and did not finish.
+    pub fn unfinished(&self) -> Vec<u64> {
+        self.changes.unfinished()
     }
 
-    /// The names of records that cannot be read.
-    pub fn bad(&self) -> Vec<u64> {
-        self.in_standing(Standing::Bad)
-            .map(|one| one.mark.name)
+    /// Returns the names of records that cannot be read.
+    pub fn unreadable(&self) -> Vec<u64> {
+        self.with_status(Status::Unreadable)
+            .map(|cached| cached.key.name)
             .collect()
     }
 
-    fn in_standing(&self, standing: Standing) -> impl Iterator<Item = &CachedRecord> {
-        self.ones.iter().filter(move |one| one.standing == standing)
+    fn with_status(&self, status: Status) -> impl Iterator<Item = &CachedRecord> {
+        self.records
+            .iter()
+            .filter(move |cached| cached.status == status)
     }
 }
 
@@ -182,29 +199,31 @@ impl CachedRecord {
         let repairing = record
             .repair
             .as_ref()
-            .is_some_and(|a| a.pending_id.is_some());
-        let settled = record.state == State::Mounted && !repairing;
-        let told = record.route != Route::Direct;
-        let told = told.then(|| format!("{} {}", record.id, record.request_id).into_boxed_str());
-        let mark = MountKey::from_record(record).filter(|_| settled);
+            .is_some_and(|repair| repair.pending_id.is_some());
+        let complete = record.state == State::Mounted && !repairing;
+        // No shim runs for a direct mount.
+        let has_shim = record.route != Route::Direct;
+        let request =
+            has_shim.then(|| format!("{} {}", record.id, record.request_id).into_boxed_str());
+        let key = MountKey::from_record(record).filter(|_| complete);
         Self {
-            standing: match mark {
-                Some(_) => Standing::Mounted,
-                None => Standing::Open,
+            status: match key {
+                Some(_) => Status::Mounted,
+                None => Status::Open,
             },
-            mark: MountKey {
+            key: MountKey {
                 name,
-                ..mark.unwrap_or(MountKey::none(name))
+                ..key.unwrap_or(MountKey::none(name))
             },
-            told,
+            request,
         }
     }
 
-    fn bad(name: u64) -> Self {
+    fn unreadable(name: u64) -> Self {
         Self {
-            mark: MountKey::none(name),
-            standing: Standing::Bad,
-            told: None,
+            key: MountKey::none(name),
+            status: Status::Unreadable,
+            request: None,
         }
     }
 }
@@ -222,65 +241,65 @@ mod tests {
         .unwrap()
     }
 
-    fn known() -> RecordCache {
+    fn empty_cache() -> RecordCache {
         RecordCache {
             changes: Changes::none(),
-            ones: Vec::new(),
-            forgotten: VecDeque::new(),
-            made: Vec::new(),
+            records: Vec::new(),
+            removed: VecDeque::new(),
+            new_mounts: Vec::new(),
         }
     }
 
     #[test]
-    fn a_record_is_a_few_bytes() {
+    fn a_cached_record_takes_48_bytes() {
         assert_eq!(size_of::<CachedRecord>(), 48);
         assert!(
             CachedRecord::new(1, &record("a", "direct", "mounted"))
-                .told
+                .request
                 .is_none()
         );
     }
 
     #[test]
-    fn a_request_is_known_a_while_longer_than_its_mount() {
-        let mut known = known();
+    fn the_request_of_a_removed_record_is_kept_until_256_more_are_removed() {
+        let mut cache = empty_cache();
         for name in [3, 1, 2] {
             let made = record(&format!("id{name}"), "preload", "mounting");
-            known.learn(name, Ok(Some(made)));
+            cache.update(name, Ok(Some(made)));
         }
-        assert!(known.ones.is_sorted_by_key(|one| one.mark.name));
-        assert_eq!(known.request("id2"), Some("pod-1"));
-        known.learn(2, Ok(None));
-        assert_eq!(known.ones.len(), 2);
+        assert!(cache.records.is_sorted_by_key(|cached| cached.key.name));
+        assert_eq!(cache.request("id2"), Some("pod-1"));
+        cache.update(2, Ok(None));
+        assert_eq!(cache.records.len(), 2);
         assert_eq!(
-            (known.request("id2"), known.request("id")),
+            (cache.request("id2"), cache.request("id")),
             (Some("pod-1"), None)
         );
-        for name in 10..=10 + FORGOTTEN as u64 {
-            known.learn(name, Ok(Some(record("other", "graft", "mounted"))));
-            known.learn(name, Ok(None));
+        for name in 10..=10 + MAX_REMOVED as u64 {
+            cache.update(name, Ok(Some(record("other", "graft", "mounted"))));
+            cache.update(name, Ok(None));
         }
         assert_eq!(
-            (known.request("id2"), known.forgotten.len()),
-            (None, FORGOTTEN)
+            (cache.request("id2"), cache.removed.len()),
+            (None, MAX_REMOVED)
         );
     }
 
     #[test]
-    fn a_mount_is_made_once() {
-        let mut known = known();
-        known.learn(1, Ok(Some(record("a", "direct", "mounting"))));
-        assert!(known.made().is_empty());
-        known.learn(1, Ok(Some(record("a", "direct", "mounted"))));
-        assert_eq!(known.made(), [(5, 500)]);
-        known.learn(1, Ok(Some(record("a", "direct", "mounted"))));
-        assert!(known.made().is_empty());
-        let bad = Corrupt {
+    fn a_mount_is_reported_as_new_once() {
+        let mut cache = empty_cache();
+        cache.update(1, Ok(Some(record("a", "direct", "mounting"))));
+        assert!(cache.take_new_mounts().is_empty());
+        cache.update(1, Ok(Some(record("a", "direct", "mounted"))));
+        assert_eq!(cache.take_new_mounts(), [(5, 500)]);
+        cache.update(1, Ok(Some(record("a", "direct", "mounted"))));
+        assert!(cache.take_new_mounts().is_empty());
+        let corrupt = Corrupt {
             file: "/x".into(),
             cause: "no JSON".into(),
             shortage: false,
         };
-        known.learn(1, Err(bad));
-        assert_eq!((known.bad(), known.ones.len()), (vec![1], 1));
+        cache.update(1, Err(corrupt));
+        assert_eq!((cache.unreadable(), cache.records.len()), (vec![1], 1));
     }
 }

@@ -1,5 +1,7 @@
-//! `spc serve`'s watch over the daemons of mounts: when one ends, `spc repair` is run for its mount, again and again if
-//! need be, later each time, and not for ever.
+//! Watches the daemons of mounts and schedules repairs.
+//!
+//! When a process of a daemon ends, `spc serve` runs `spc repair` for its mount. After a failure
+//! the repair is retried with back-off, up to a limit.
 
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
 
-use crate::daemon::backoff::{LONGEST, PAUSE, backoff, how};
+use crate::daemon::backoff::{FIRST_DELAY, MAX_DELAY, backoff, describe_status};
 use crate::error::{Error, Result, errno_text};
 use crate::options::Options;
 use crate::options::repair_scope::RepairScope;
@@ -19,249 +21,258 @@ use crate::repair::NOTHING;
 use crate::state::record::{Record, State};
 use crate::{log, sys};
 
-/// How often to look at a mount whose daemon cannot be watched.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval of the checks of a mount whose daemon cannot be watched.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The least between two such looks, whatever the number of mounts.
-const SHARE: Duration = Duration::from_millis(50);
+/// Shortest time between two such checks, whatever the number of mounts.
+const CHECK_SPACING: Duration = Duration::from_millis(50);
 
-/// How many looks and repairs are made at once.
-const AT_ONCE: usize = 8;
+/// Number of checks and repairs that run at the same time.
+const MAX_RUNNING: usize = 8;
 
-/// How often a mount is repaired, or tried to, with no calm between.
-const LIMIT: u32 = 10;
+/// Number of attempts for a mount after which the scheduler gives up, see [`REPAIR_RESET`].
+const MAX_ATTEMPTS: u32 = 10;
 
-/// A mount that lived for so long has a new start.
+/// Lifetime of a repaired mount after which its attempts are counted from 0 again.
 const REPAIR_RESET: Duration = Duration::from_secs(600);
 
-/// One mount that has a daemon.
-struct Watched {
+/// Mount with a daemon.
+struct WatchedMount {
     target: String,
     id: String,
     request: String,
+    /// pidfds of the daemon's processes, by the key of their epoll event.
     daemons: BTreeMap<u64, OwnedFd>,
-    /// When to look at it and perhaps repair it; none if its daemon tells.
-    next: Option<Instant>,
-    /// Repairs, and tries that failed, with no calm between.
-    tries: u32,
+    /// Time of the next `spc repair`. `None` while the end of a daemon process is awaited.
+    next_repair: Option<Instant>,
+    /// Repairs and failed attempts since the last [`REPAIR_RESET`].
+    attempts: u32,
     repaired: Option<Instant>,
-    /// The process that ended last.
-    ended: Option<OwnedFd>,
+    /// pidfd of the daemon process that ended last.
+    last_ended: Option<OwnedFd>,
+    /// PID of the running `spc repair`.
     running: Option<i32>,
-    /// Its record went while that ran.
-    over: bool,
+    /// Whether the record was removed while `spc repair` was running.
+    record_removed: bool,
 }
 
-/// All mounts with a daemon, by the names of their records.
-pub struct Repairs {
+/// Watches all mounts with a daemon and runs their repairs.
+pub struct RepairScheduler {
+    /// epoll instance with the pidfds of all daemons.
     events: OwnedFd,
-    watched: BTreeMap<u64, Watched>,
-    /// Those whose daemons were not looked for yet.
+    /// Mounts by the name of their record.
+    mounts: BTreeMap<u64, WatchedMount>,
+    /// Names of records whose daemons have not been searched yet.
     new: Vec<u64>,
-    number: u64,
+    /// Key of the last epoll event.
+    last_key: u64,
 }
 
-impl AsFd for Repairs {
+impl AsFd for RepairScheduler {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
 }
 
-impl Repairs {
-    /// Nothing is watched yet.
+impl RepairScheduler {
+    /// Creates a scheduler without mounts.
     ///
     /// # Errors
-    /// The kernel refuses the means.
-    pub fn begin() -> Result<Self> {
+    /// The epoll instance cannot be created.
+    pub fn new() -> Result<Self> {
         let events = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| {
             Error::system("cannot watch the daemons of mounts").because(std::io::Error::from(e))
         })?;
         Ok(Self {
             events,
-            watched: BTreeMap::new(),
+            mounts: BTreeMap::new(),
             new: Vec::new(),
-            number: 0,
+            last_key: 0,
         })
     }
 
-    /// When there is something to do, if nothing happens before.
+    /// Returns the time of the next repair, if no daemon ends before.
     pub fn due(&self) -> Option<Instant> {
-        let free = self.running() < AT_ONCE;
+        let has_free_slot = self.running() < MAX_RUNNING;
         let idle = self
-            .watched
+            .mounts
             .values()
-            .filter(|w| free && w.running.is_none());
-        idle.filter_map(|watched| watched.next).min()
+            .filter(|mount| has_free_slot && mount.running.is_none());
+        idle.filter_map(|mount| mount.next_repair).min()
     }
 
+    /// Returns the number of running `spc repair` processes.
     fn running(&self) -> usize {
-        self.watched
+        self.mounts
             .values()
-            .filter(|w| w.running.is_some())
+            .filter(|mount| mount.running.is_some())
             .count()
     }
 
-    /// Heeds what happened, and does what is due.
-    pub fn turn(&mut self) {
-        for number in self.happened() {
-            self.ended(number);
+    /// Handles the ends of daemon processes and starts the repairs that are due.
+    pub fn run_due(&mut self) {
+        for key in self.ended_daemons() {
+            self.daemon_ended(key);
         }
         self.start_due();
     }
 
-    fn happened(&self) -> Vec<u64> {
+    /// Returns the keys of epoll events, without waiting.
+    fn ended_daemons(&self) -> Vec<u64> {
         let mut events = [MaybeUninit::uninit(); 64];
-        let now = Timespec::default();
-        match epoll::wait(&self.events, &mut events, Some(&now)) {
+        let no_wait = Timespec::default();
+        match epoll::wait(&self.events, &mut events, Some(&no_wait)) {
             Ok((events, _)) => events.iter().map(|event| event.data.u64()).collect(),
             Err(_) => Vec::new(),
         }
     }
 
-    /// A process of some mount's daemon has ended.
-    fn ended(&mut self, number: u64) {
-        for watched in self.watched.values_mut() {
-            let Some(pidfd) = watched.daemons.remove(&number) else {
+    /// Handles the end of a daemon process: schedules a repair or gives up.
+    fn daemon_ended(&mut self, key: u64) {
+        for mount in self.mounts.values_mut() {
+            let Some(pidfd) = mount.daemons.remove(&key) else {
                 continue;
             };
-            // It is closed with the set's reference, unless a child of ours has another for a moment.
+            // An explicit removal is needed: a child that is being started may still have a copy of
+            // the descriptor, which keeps it in the epoll set (epoll(7)).
             let _ = epoll::delete(&self.events, &pidfd);
-            watched.ended = Some(pidfd);
-            if watched
-                .repaired
-                .is_some_and(|at| at.elapsed() > REPAIR_RESET)
-            {
-                watched.tries = 0;
+            mount.last_ended = Some(pidfd);
+            if mount.repaired.is_some_and(|at| at.elapsed() > REPAIR_RESET) {
+                mount.attempts = 0;
             }
-            if watched.tries < LIMIT {
-                watched.next = Some(Instant::now() + backoff(watched.tries));
+            if mount.attempts < MAX_ATTEMPTS {
+                mount.next_repair = Some(Instant::now() + backoff(mount.attempts));
             } else {
-                give_up(&watched.target, watched.tries);
+                log_giving_up(&mount.target, mount.attempts);
             }
         }
     }
 
-    /// A record was written, or is gone.
-    pub fn heed(&mut self, name: u64, record: Option<&Record>) {
-        let lives = |record: &&Record| {
+    /// Handles a changed record. `None` means that the record was removed or cannot be read.
+    ///
+    /// Watches complete mounts whose daemon may be repaired (`x-spc.repair`).
+    pub fn update_record(&mut self, name: u64, record: Option<&Record>) {
+        let is_repairable = |record: &&Record| {
             let options = Options::parse([record.options.as_str()]);
-            let extent = options.and_then(|options| RepairScope::from_options(&options));
-            let wanted = extent.is_ok_and(|extent| extent != RepairScope::No);
+            let scope = options.and_then(|options| RepairScope::from_options(&options));
+            let wanted = scope.is_ok_and(|scope| scope != RepairScope::No);
             record.state == State::Mounted && record.repair.is_some() && wanted
         };
-        let before = self.watched.remove(&name);
-        let watched = match (record.filter(lives), before) {
-            (Some(record), Some(before)) if before.id == record.id => Watched {
-                over: false,
+        let before = self.mounts.remove(&name);
+        let mount = match (record.filter(is_repairable), before) {
+            (Some(record), Some(before)) if before.id == record.id => WatchedMount {
+                record_removed: false,
                 ..before
             },
             (Some(record), before) => {
                 self.new.push(name);
-                Watched::new(record, before)
+                WatchedMount::new(record, before)
             }
-            (None, Some(before)) if before.running.is_some() => Watched {
-                over: true,
+            (None, Some(before)) if before.running.is_some() => WatchedMount {
+                record_removed: true,
                 ..before
             },
             (None, _) => return,
         };
-        self.watched.insert(name, watched);
+        self.mounts.insert(name, mount);
     }
 
-    /// Looks for the daemons of mounts that are new, or have taken the place of others.
-    pub fn find(&mut self) {
+    /// Finds the daemons of new and of replaced mounts, and watches them by pidfds.
+    pub fn find_daemons(&mut self) {
         if self.new.is_empty() {
             return;
         }
-        let mut daemons = match marks::of_mounts() {
+        let mut daemons = match marks::by_mount() {
             Ok(daemons) => daemons,
             Err(error) => {
                 let error = errno_text(error);
-                tracing::warn!(error, "cannot look for daemons; they are looked for again");
+                tracing::warn!(error, "cannot find the daemons of mounts; will try again");
                 return;
             }
         };
         for name in std::mem::take(&mut self.new) {
-            let Some(watched) = self.watched.get_mut(&name) else {
+            let Some(mount) = self.mounts.get_mut(&name) else {
                 continue;
             };
-            for pidfd in daemons.remove(&watched.id).unwrap_or_default() {
-                self.number += 1;
-                let data = epoll::EventData::new_u64(self.number);
+            for pidfd in daemons.remove(&mount.id).unwrap_or_default() {
+                self.last_key += 1;
+                let data = epoll::EventData::new_u64(self.last_key);
                 if epoll::add(&self.events, &pidfd, data, epoll::EventFlags::IN).is_ok() {
-                    watched.daemons.insert(self.number, pidfd);
+                    mount.daemons.insert(self.last_key, pidfd);
                 }
             }
-            // Its daemon died before we looked, or it hides.
-            if watched.daemons.is_empty() {
-                watched.next = Some(Instant::now() + PAUSE);
+            // The daemon has ended already, or its environment or PID namespace hides it.
+            if mount.daemons.is_empty() {
+                mount.next_repair = Some(Instant::now() + FIRST_DELAY);
             }
         }
     }
 
+    /// Starts `spc repair` for mounts that are due, while slots are free.
     fn start_due(&mut self) {
         let now = Instant::now();
-        let mut free = AT_ONCE.saturating_sub(self.running());
-        // Looks at daemons that cannot be watched cost a process each.
-        for watched in self.watched.values_mut() {
-            let target = watched.target.as_str();
-            if free == 0 {
+        let mut free_slots = MAX_RUNNING.saturating_sub(self.running());
+        for mount in self.mounts.values_mut() {
+            let target = mount.target.as_str();
+            if free_slots == 0 {
                 break;
             }
-            if watched.running.is_some() || watched.next.is_none_or(|at| at > now) {
+            if mount.running.is_some() || mount.next_repair.is_none_or(|at| at > now) {
                 continue;
             }
-            // Until it has been waited for, the kernel does not tell.
-            if let Some(ended) = watched.ended.take() {
-                let reason = sys::wait_status(&ended).map_or("unknown".into(), how);
-                tracing::warn!(target, reason, request = %watched.request, "a process of its daemon ended");
+            // The kernel reports the status only after the process has been reaped.
+            if let Some(ended) = mount.last_ended.take() {
+                let reason = sys::wait_status(&ended).map_or("unknown".into(), describe_status);
+                tracing::warn!(target, reason, request = %mount.request, "a process of the mount's daemon ended");
             }
-            match start(target, &watched.request) {
+            match start_repair(target, &mount.request) {
                 Ok(pid) => {
-                    watched.running = Some(pid);
-                    free -= 1;
+                    mount.running = Some(pid);
+                    free_slots -= 1;
                 }
                 Err(error) => {
                     tracing::warn!("{error}");
-                    watched.next = Some(now + LONGEST);
+                    mount.next_repair = Some(now + MAX_DELAY);
                 }
             }
         }
     }
 
-    /// A child of ours has ended, perhaps one of these. True if it has repaired a mount.
-    pub fn reaped(&mut self, pid: i32, code: Option<i32>) -> bool {
-        let hidden = self.watched.values().filter(|w| w.daemons.is_empty());
-        let look = LOOK.max(SHARE * u32::try_from(hidden.count()).unwrap_or(u32::MAX));
-        let mut all = self.watched.iter_mut();
-        let Some((name, watched)) = all.find(|(_, watched)| watched.running == Some(pid)) else {
+    /// Handles the end of a child process with this exit code. Returns whether the child was an
+    /// `spc repair` that replaced a mount.
+    pub fn child_ended(&mut self, pid: i32, code: Option<i32>) -> bool {
+        let hidden = self.mounts.values().filter(|m| m.daemons.is_empty());
+        let hidden = u32::try_from(hidden.count()).unwrap_or(u32::MAX);
+        let check_interval = CHECK_INTERVAL.max(CHECK_SPACING * hidden);
+        let mut all = self.mounts.iter_mut();
+        let Some((name, mount)) = all.find(|(_, mount)| mount.running == Some(pid)) else {
             return false;
         };
-        if watched.over {
+        if mount.record_removed {
             let name = *name;
-            self.watched.remove(&name);
+            self.mounts.remove(&name);
             return code == Some(0);
         }
-        let (now, target) = (Instant::now(), watched.target.as_str());
-        watched.running = None;
+        let (now, target) = (Instant::now(), mount.target.as_str());
+        mount.running = None;
         match code {
             Some(code) if code == i32::from(NOTHING) => {
-                watched.next = watched.daemons.is_empty().then(|| now + look);
+                mount.next_repair = mount.daemons.is_empty().then(|| now + check_interval);
             }
             Some(0) => {
-                watched.tries += 1;
-                watched.repaired = Some(now);
-                watched.next = None;
+                mount.attempts += 1;
+                mount.repaired = Some(now);
+                mount.next_repair = None;
             }
             _ => {
-                watched.tries += 1;
-                if watched.tries < LIMIT {
-                    let pause = backoff(watched.tries);
-                    watched.next = Some(now + pause);
-                    tracing::warn!(target, tries = watched.tries, again_in = ?pause, "not repaired");
+                mount.attempts += 1;
+                if mount.attempts < MAX_ATTEMPTS {
+                    let delay = backoff(mount.attempts);
+                    mount.next_repair = Some(now + delay);
+                    tracing::warn!(target, tries = mount.attempts, again_in = ?delay, "repair failed");
                 } else {
-                    watched.next = None;
-                    give_up(target, watched.tries);
+                    mount.next_repair = None;
+                    log_giving_up(target, mount.attempts);
                 }
             }
         }
@@ -269,38 +280,43 @@ impl Repairs {
     }
 }
 
-impl Watched {
-    /// A mount that is new, or has taken the place of another one.
+impl WatchedMount {
+    /// Creates the state of a new mount, or of one that replaced the mount `before`.
+    ///
+    /// After a repair the attempts continue to count, otherwise they start at 0.
     fn new(record: &Record, before: Option<Self>) -> Self {
         let repaired = record
             .repair
             .as_ref()
-            .is_some_and(|again| again.repairs > 0);
+            .is_some_and(|repair| repair.repairs > 0);
         let before = before.filter(|_| repaired);
         Self {
             target: record.target.clone(),
             id: record.id.clone(),
             request: record.request_id.clone(),
             daemons: BTreeMap::new(),
-            next: None,
-            tries: before.as_ref().map_or(0, |before| before.tries),
+            next_repair: None,
+            attempts: before.as_ref().map_or(0, |before| before.attempts),
             repaired: before.as_ref().and_then(|before| before.repaired),
-            ended: None,
+            last_ended: None,
             running: before.and_then(|before| before.running),
-            over: false,
+            record_removed: false,
         }
     }
 }
 
-fn give_up(target: &str, tries: u32) {
+/// Logs that a mount is not repaired any more.
+fn log_giving_up(target: &str, tries: u32) {
     tracing::error!(
         target,
         tries,
-        "not repaired any more; hint: see what ends its daemon, then unmount and mount it anew"
+        "giving up after too many repairs; hint: find out why the daemon ends, then unmount and mount again"
     );
 }
 
-fn start(target: &str, request: &str) -> Result<i32> {
+/// Starts `spc repair` for a mount and returns its PID. `spc serve` reaps it with all other
+/// children.
+fn start_repair(target: &str, request: &str) -> Result<i32> {
     let child = Command::new("/proc/self/exe")
         .args(["repair", "--"])
         .arg(Path::new(target))
@@ -308,7 +324,6 @@ fn start(target: &str, request: &str) -> Result<i32> {
         .stdin(Stdio::null())
         .spawn()
         .map_err(|e| Error::system("cannot start a repair").because(e))?;
-    // It is reaped with all the others.
     Ok(child.id().cast_signed())
 }
 
@@ -325,88 +340,91 @@ mod tests {
         .unwrap()
     }
 
-    fn repairs() -> Repairs {
-        Repairs {
+    fn scheduler() -> RepairScheduler {
+        RepairScheduler {
             events: epoll::create(epoll::CreateFlags::CLOEXEC).unwrap(),
-            watched: BTreeMap::new(),
+            mounts: BTreeMap::new(),
             new: Vec::new(),
-            number: 0,
+            last_key: 0,
         }
     }
 
-    /// The name of the record.
+    /// Name of the record.
     const NAME: u64 = 1;
 
-    fn update(repairs: &mut Repairs, record: &Record) {
-        repairs.heed(NAME, Some(record));
-        repairs.find();
+    fn update(scheduler: &mut RepairScheduler, record: &Record) {
+        scheduler.update_record(NAME, Some(record));
+        scheduler.find_daemons();
     }
 
-    /// A child of this number ends with this code.
-    fn ends(repairs: &mut Repairs, code: i32) {
-        repairs.watched.get_mut(&NAME).unwrap().running = Some(7);
-        repairs.reaped(7, Some(code));
+    /// Lets an `spc repair` for the mount end with an exit code.
+    fn end_repair(scheduler: &mut RepairScheduler, code: i32) {
+        scheduler.mounts.get_mut(&NAME).unwrap().running = Some(7);
+        scheduler.child_ended(7, Some(code));
     }
 
     #[test]
-    fn a_mount_that_is_never_repaired_is_given_up() {
-        let mut repairs = repairs();
-        update(&mut repairs, &record(0));
-        for tries in 1..LIMIT {
-            ends(&mut repairs, 32);
-            assert!(repairs.watched[&NAME].next.is_some(), "after {tries}");
+    fn a_mount_whose_repairs_fail_is_given_up_until_it_is_mounted_again() {
+        let mut scheduler = scheduler();
+        update(&mut scheduler, &record(0));
+        for attempts in 1..MAX_ATTEMPTS {
+            end_repair(&mut scheduler, 32);
+            assert!(
+                scheduler.mounts[&NAME].next_repair.is_some(),
+                "after {attempts}"
+            );
         }
-        ends(&mut repairs, 32);
-        assert_eq!(repairs.watched[&NAME].next, None);
-        // Mounted anew, it has a new start.
-        let again = Record {
+        end_repair(&mut scheduler, 32);
+        assert_eq!(scheduler.mounts[&NAME].next_repair, None);
+        // Another mount at the same target starts at 0.
+        let other = Record {
             id: "2b".into(),
             ..record(0)
         };
-        update(&mut repairs, &again);
-        assert_eq!(repairs.watched[&NAME].tries, 0);
-        assert!(repairs.watched[&NAME].next.is_some());
+        update(&mut scheduler, &other);
+        assert_eq!(scheduler.mounts[&NAME].attempts, 0);
+        assert!(scheduler.mounts[&NAME].next_repair.is_some());
     }
 
     #[test]
-    fn one_that_dies_again_and_again_is_given_up_as_well() {
-        let mut repairs = repairs();
-        update(&mut repairs, &record(0));
-        for number in 1..=LIMIT {
-            ends(&mut repairs, 0);
+    fn a_mount_whose_daemon_keeps_dying_is_given_up_until_it_was_quiet() {
+        let mut scheduler = scheduler();
+        update(&mut scheduler, &record(0));
+        for number in 1..=MAX_ATTEMPTS {
+            end_repair(&mut scheduler, 0);
             let next = Record {
                 id: format!("{number}"),
                 ..record(number)
             };
-            update(&mut repairs, &next);
+            update(&mut scheduler, &next);
         }
-        assert_eq!(repairs.watched[&NAME].tries, LIMIT);
+        assert_eq!(scheduler.mounts[&NAME].attempts, MAX_ATTEMPTS);
         let daemon = some_process();
-        repairs.watched.get_mut(&NAME).unwrap().daemons = BTreeMap::from([(1, daemon)]);
-        repairs.watched.get_mut(&NAME).unwrap().next = None;
-        repairs.ended(1);
-        assert_eq!(repairs.watched[&NAME].next, None);
-        // After a calm it is repaired again.
+        scheduler.mounts.get_mut(&NAME).unwrap().daemons = BTreeMap::from([(1, daemon)]);
+        scheduler.mounts.get_mut(&NAME).unwrap().next_repair = None;
+        scheduler.daemon_ended(1);
+        assert_eq!(scheduler.mounts[&NAME].next_repair, None);
+        // A mount that lived long enough after its repair is repaired again.
         let long_ago = Instant::now().checked_sub(REPAIR_RESET * 2);
-        let watched = repairs.watched.get_mut(&NAME).unwrap();
-        watched.repaired = long_ago;
-        watched.daemons = BTreeMap::from([(2, some_process())]);
-        repairs.ended(2);
-        assert!(long_ago.is_none() || repairs.watched[&NAME].next.is_some());
+        let mount = scheduler.mounts.get_mut(&NAME).unwrap();
+        mount.repaired = long_ago;
+        mount.daemons = BTreeMap::from([(2, some_process())]);
+        scheduler.daemon_ended(2);
+        assert!(long_ago.is_none() || scheduler.mounts[&NAME].next_repair.is_some());
     }
 
     #[test]
-    fn one_that_goes_while_it_is_repaired_goes_when_that_has_ended() {
-        let mut repairs = repairs();
-        update(&mut repairs, &record(0));
-        repairs.watched.get_mut(&NAME).unwrap().running = Some(7);
-        repairs.heed(NAME, None);
-        assert_eq!(repairs.running(), 1);
-        repairs.reaped(7, Some(32));
-        assert!(repairs.watched.is_empty());
-        update(&mut repairs, &record(0));
-        repairs.heed(NAME, None);
-        assert!(repairs.watched.is_empty());
+    fn a_record_removed_during_a_repair_is_dropped_when_the_repair_ends() {
+        let mut scheduler = scheduler();
+        update(&mut scheduler, &record(0));
+        scheduler.mounts.get_mut(&NAME).unwrap().running = Some(7);
+        scheduler.update_record(NAME, None);
+        assert_eq!(scheduler.running(), 1);
+        scheduler.child_ended(7, Some(32));
+        assert!(scheduler.mounts.is_empty());
+        update(&mut scheduler, &record(0));
+        scheduler.update_record(NAME, None);
+        assert!(scheduler.mounts.is_empty());
     }
 
     fn some_process() -> OwnedFd {

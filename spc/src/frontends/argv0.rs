@@ -1,27 +1,27 @@
-//! Which door a name leads to.
+//! Selects the frontend by the name under which the program was called (`argv[0]`).
 
 use std::ffi::OsStr;
 use std::path::Path;
 
-/// A door.
+/// A way to call spc.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frontend {
     /// `spc COMMAND`.
     Cli,
     /// `start-statd`.
     Statd,
-    /// `mount.TYPE`, with the type.
+    /// `mount.TYPE`, with the type that the name holds.
     Mount(String),
-    /// `umount.TYPE`, with the type.
+    /// `umount.TYPE`, with the type that the name holds.
     Umount(String),
-    /// kubelet's mounter.
+    /// `mounter`, the program for kubelet's `--experimental-mounter-path`.
     Mounter,
-    /// A FlexVolume driver.
+    /// A FlexVolume driver, `VENDOR~DRIVER/DRIVER`.
     FlexVolume,
 }
 
 impl Frontend {
-    /// The name under which errors are told.
+    /// Returns the program name that precedes error messages.
     pub fn name(&self) -> String {
         match self {
             Self::Mount(fs_type) => format!("mount.{fs_type}"),
@@ -30,10 +30,23 @@ impl Frontend {
         }
     }
 
-    /// By what the program was called as. A FlexVolume driver has any name, and is called by its whole path: it is the
-    /// file `DRIVER` in a directory `VENDOR~DRIVER`.
-    pub fn from_argv0(called: &OsStr) -> Self {
-        let path = Path::new(called);
+    /// Whether the frontend needs the client programs before it has parsed its arguments.
+    ///
+    /// The other frontends decide later: some commands and types need no client, and the
+    /// FlexVolume driver has its worker process decide.
+    pub fn needs_client(&self) -> bool {
+        match self {
+            Self::Statd | Self::Mounter => true,
+            Self::Cli | Self::Mount(_) | Self::Umount(_) | Self::FlexVolume => false,
+        }
+    }
+
+    /// Selects the frontend by `argv[0]`.
+    ///
+    /// A FlexVolume driver may have any name. kubelet calls it by its full path, the file `DRIVER`
+    /// in a directory `VENDOR~DRIVER`.
+    pub fn from_argv0(argv0: &OsStr) -> Self {
+        let path = Path::new(argv0);
         let Some(name) = path.file_name().and_then(OsStr::to_str) else {
             return Self::Cli;
         };
@@ -62,27 +75,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_leads_to_its_door() {
-        let of = |called: &str| Frontend::from_argv0(OsStr::new(called));
-        for called in ["spc", "/usr/bin/spc", "", "/", "mount.", "umount", "x~spc"] {
-            assert_eq!(of(called), Frontend::Cli, "{called}");
+    fn program_names_select_their_frontends() {
+        let frontend = |argv0: &str| Frontend::from_argv0(OsStr::new(argv0));
+        for argv0 in ["spc", "/usr/bin/spc", "", "/", "mount.", "umount", "x~spc"] {
+            assert_eq!(frontend(argv0), Frontend::Cli, "{argv0}");
         }
-        assert_eq!(of("/sbin/mount.nfs"), Frontend::Mount("nfs".into()));
-        assert_eq!(of("mount.fuse.sshfs"), Frontend::Mount("fuse.sshfs".into()));
-        assert_eq!(of("/sbin/umount.nfs4"), Frontend::Umount("nfs4".into()));
-        assert_eq!(of("/opt/spc/mounter"), Frontend::Mounter);
-        assert_eq!(of("/usr/sbin/start-statd"), Frontend::Statd);
+        assert_eq!(frontend("/sbin/mount.nfs"), Frontend::Mount("nfs".into()));
+        assert_eq!(
+            frontend("mount.fuse.sshfs"),
+            Frontend::Mount("fuse.sshfs".into())
+        );
+        assert_eq!(
+            frontend("/sbin/umount.nfs4"),
+            Frontend::Umount("nfs4".into())
+        );
+        assert_eq!(frontend("/opt/spc/mounter"), Frontend::Mounter);
+        assert_eq!(frontend("/usr/sbin/start-statd"), Frontend::Statd);
         let plugins = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
         for driver in [
             "x~spc/spc",
             "example.org~mounter/mounter",
             "a~mount.nfs/mount.nfs",
         ] {
-            assert_eq!(of(&format!("{plugins}/{driver}")), Frontend::FlexVolume);
+            assert_eq!(
+                frontend(&format!("{plugins}/{driver}")),
+                Frontend::FlexVolume
+            );
         }
         for other in ["x~spc/other", "spc/spc", "x~spc/.spc"] {
             assert_ne!(
-                of(&format!("{plugins}/{other}")),
+                frontend(&format!("{plugins}/{other}")),
                 Frontend::FlexVolume,
                 "{other}"
             );

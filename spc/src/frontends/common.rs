@@ -1,4 +1,5 @@
-//! Code that all frontends share: parsing, logging, exit codes, and the hand-over to a client root file system.
+//! Code that frontends share: parsing, logging, exit codes, and the switch to the `spc` of a client
+//! root file system.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -14,12 +15,16 @@ use crate::frontends::secret_args::Arguments;
 use crate::host::runs_in::{self, RunsIn};
 use crate::host::{Host, Settings};
 use crate::mount::Request;
-use crate::mount::pipeline::{Done, mount};
+use crate::mount::pipeline::{MountOutcome, mount};
 use crate::process::interrupts::Interrupts;
 use crate::state::Session;
 use crate::{kinds, log};
 
-/// The arguments, parsed; or what is to be said about them was said, and this is the exit code.
+/// Parses the arguments.
+///
+/// # Errors
+/// Help, version, or an error about the arguments was printed; the error is the exit code. Secrets
+/// in the message are masked.
 pub(crate) fn parse<T: FromArgMatches>(
     command: clap::Command,
     arguments: &Arguments,
@@ -33,7 +38,7 @@ pub(crate) fn parse<T: FromArgMatches>(
         } else {
             0
         };
-        // Nothing is left to say if nobody listens.
+        // A closed stderr leaves no way to report anything.
         let _ = if arguments.hold_secrets() {
             let text = arguments.mask(&error.render().to_string());
             std::io::stderr().write_all(text.as_bytes())
@@ -44,31 +49,37 @@ pub(crate) fn parse<T: FromArgMatches>(
     })
 }
 
-/// Logs to stderr, as a person reads it who has just given the command.
+/// Starts the log of a command on stderr, and warns if a secret in the arguments stays visible.
+///
+/// The level is DEBUG if `verbose`, otherwise WARN.
 pub(crate) fn start_log(verbose: bool, arguments: &Arguments) {
     let level = if verbose {
         tracing::Level::DEBUG
     } else {
         tracing::Level::WARN
     };
-    log::begin(level, log::Voice::Command);
-    warn_if_seen(arguments);
+    log::init(level, log::LogMode::Command);
+    warn_if_visible(arguments);
 }
 
-pub(crate) fn warn_if_seen(arguments: &Arguments) {
-    if let Some(error) = &arguments.seen {
-        tracing::warn!(error = %errno_text(error.kind()), "the secret among the arguments can be seen by other processes; give it by --secret");
+/// Warns if other processes can still read a secret in the arguments.
+pub(crate) fn warn_if_visible(arguments: &Arguments) {
+    if let Some(error) = &arguments.visible {
+        tracing::warn!(
+            error = %errno_text(error.kind()),
+            "other processes can read a secret in the arguments; pass it with --secret"
+        );
     }
 }
 
-/// The exit code; an error is told on stderr, as by the program of this name.
+/// Returns the exit code of a command. An error is printed on stderr after the program's name.
 pub(crate) fn finish(name: &str, arguments: &Arguments, done: Result<u8>) -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let code = error.class().exit_code();
             let error = match error.class() {
-                Class::Usage => error.hint_if_none("--help shows what is understood"),
+                Class::Usage => error.hint_if_none("--help lists the accepted arguments"),
                 _ => error,
             };
             log::error(&format!("{name}: {}", arguments.mask(&error.to_string())));
@@ -77,48 +88,67 @@ pub(crate) fn finish(name: &str, arguments: &Arguments, done: Result<u8>) -> Exi
     }
 }
 
-/// Makes a mount, or everything but the mount.
-pub(crate) fn make(request: Request, fake: bool, verbose: bool) -> Result<()> {
+/// Makes a mount; with `fake`, only plans it.
+///
+/// # Errors
+/// The mount fails, or a signal stops it. On the host itself: no client is installed.
+pub(crate) fn run_mount(request: Request, fake: bool, verbose: bool) -> Result<()> {
     if runs_in::current() == RunsIn::Host {
-        // Nobody is at work here by mistake.
-        root::own()?;
+        // Fails unless spc is installed, also for types that need no client.
+        root::own_id()?;
         if !kinds::is_clientless(&request.fs_type) {
-            hand_over()?;
+            exec_client_spc()?;
         }
     }
-    let interrupts = Interrupts::hold()?;
+    let interrupts = Interrupts::block()?;
     let session = Session::open()?;
     if fake {
-        crate::mount::plan::Plan::make(request, &session.host)?;
+        crate::mount::plan::Plan::new(request, &session.host)?;
         return Ok(());
     }
     let done = mount(&session, request, &interrupts)?;
     if verbose {
         output::mounted(&done)?;
-    } else if let Done::Already(record) = done {
+    } else if let MountOutcome::AlreadyMounted(record) = done {
         tracing::info!(target = %record.target, "already mounted");
     }
     Ok(())
 }
 
-/// On the host itself, becomes the `spc` of the installed client root, unless what is to be taken off is on one target, and
-/// no client was needed to mount it.
-pub(crate) fn leave_to_client(session: &Session, target: Option<&Path>) -> Result<()> {
-    let known = target.map(|target| session.ledger.get(target));
-    match known {
+/// Enters the client root file system to unmount, if this process runs on the host itself.
+///
+/// Stays on the host for a single target whose recorded mount was made without a client.
+///
+/// # Errors
+/// No client is installed, or its `spc` cannot be started.
+pub(crate) fn enter_client_to_unmount(session: &Session, target: Option<&Path>) -> Result<()> {
+    let record = target.map(|target| session.ledger.get(target));
+    match record {
         _ if session.runs_in != RunsIn::Host => Ok(()),
         Some(Ok(Some(record)))
             if kinds::is_clientless(&record.fs_type) && record.root.is_none() =>
         {
             Ok(())
         }
-        _ => hand_over().map(drop),
+        _ => exec_client_spc().map(drop),
     }
 }
 
-/// On the host itself nothing can be done: becomes the `spc` of the installed client root.
-pub(crate) fn hand_over() -> Result<Infallible> {
+/// Enters the client root file system, if this process runs on the host itself.
+///
+/// # Errors
+/// No client is installed, or its `spc` cannot be started.
+pub(crate) fn enter_client_on_host() -> Result<()> {
+    if runs_in::current() == RunsIn::Host {
+        exec_client_spc()?;
+    }
+    Ok(())
+}
+
+/// Replaces this process with the `spc` of the installed client root file system, with the same
+/// arguments.
+fn exec_client_spc() -> Result<Infallible> {
     let settings = Settings::read()?;
-    let id = root::own()?;
-    enter::same_again(&Host::open(settings)?, &id)
+    let id = root::own_id()?;
+    enter::exec_in_client_root(&Host::open(settings)?, &id)
 }

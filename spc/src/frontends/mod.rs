@@ -1,12 +1,15 @@
-//! The ways in. Each turns what it is given into a request and leads into the pipeline.
+//! Frontends: ways to call spc. Each parses its arguments into a request for the pipeline.
+//!
+//! [`main`] selects the frontend by the name under which the program was called (`argv[0]`).
 
 use std::process::ExitCode;
 
+use crate::error::Result;
 use crate::frontends::argv0::Frontend;
-use crate::frontends::common::hand_over;
+use crate::frontends::common::enter_client_on_host;
 use crate::frontends::kubelet::{flexvolume, mounter};
 use crate::host::caller;
-use crate::host::runs_in::{self, RunsIn};
+use crate::host::runs_in;
 use crate::log;
 
 pub mod argv0;
@@ -17,25 +20,18 @@ pub mod mount_helper;
 pub mod secret_args;
 pub mod start_statd;
 
-/// Acts as what the program was called as.
+/// Runs the frontend that the program's name selects, and returns its exit code.
 pub fn main() -> ExitCode {
-    let door = Frontend::from_argv0(&std::env::args_os().next().unwrap_or_default());
-    let name = door.name();
-    let begun = caller::take_over().and_then(|()| {
-        runs_in::detect()?;
-        if runs_in::current() == RunsIn::Host && !is_done_here(&door) {
-            hand_over()?;
-        }
-        Ok(())
-    });
-    if let Err(error) = begun {
-        if door == Frontend::FlexVolume {
+    let frontend = Frontend::from_argv0(&std::env::args_os().next().unwrap_or_default());
+    let name = frontend.name();
+    if let Err(error) = prepare(&frontend) {
+        if frontend == Frontend::FlexVolume {
             return flexvolume::refuse(error);
         }
         log::error(&format!("{name}: {error}"));
         return ExitCode::from(error.class().exit_code());
     }
-    match door {
+    match frontend {
         Frontend::Cli => cli::main(),
         Frontend::Statd => start_statd::main(),
         Frontend::Mount(fs_type) => mount_helper::mount(&name, &fs_type),
@@ -45,39 +41,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Whether this is done on the host: another `spc` has started this one for that, it is a driver's answer to kubelet,
-/// whose work another process does, it takes away the very client root that would do it, or no client is needed.
-fn is_done_here(door: &Frontend) -> bool {
-    match door {
-        Frontend::Cli => {}
-        // It depends on what is mounted.
-        Frontend::FlexVolume | Frontend::Mount(_) | Frontend::Umount(_) => return true,
-        Frontend::Statd | Frontend::Mounter => return false,
+/// Takes over what a calling `spc` passed on, detects where this process runs, and enters the
+/// client root file system if the frontend needs it.
+fn prepare(frontend: &Frontend) -> Result<()> {
+    caller::take_over()?;
+    runs_in::detect()?;
+    if frontend.needs_client() {
+        enter_client_on_host()?;
     }
-    let mut words = std::env::args_os().skip(1);
-    let here = [
-        "keep",
-        "adopt",
-        "uninstall",
-        // It depends on what is mounted.
-        "mount",
-        "umount",
-        "unmount",
-        // What is asked about the program.
-        "completions",
-        "help",
-        "man",
-        "pages",
-        "--help",
-        "-h",
-        "--version",
-        "-V",
-    ];
-    match words.next() {
-        Some(command) if here.iter().any(|word| command == *word) => true,
-        Some(command) if command == "flexvolume" => {
-            words.next().is_none_or(|word| word != "--work")
-        }
-        _ => false,
-    }
+    Ok(())
 }

@@ -1,5 +1,7 @@
-//! Our own arguments, which every process of the container can read: a secret among them is
-//! overwritten before anything else happens.
+//! The program's own arguments, with secrets overwritten.
+//!
+//! Every process in the same PID namespace can read the arguments of another one. spc therefore
+//! overwrites secrets among its arguments before it does anything else.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -10,28 +12,29 @@ use std::os::unix::fs::FileExt;
 use crate::frontends::kubelet::flexvolume::volume::SECRET;
 use crate::options::secrets::{MASK, is_secret};
 
-/// The arguments, of which `/proc/PID/cmdline` does not show the secrets any more.
+/// Arguments whose secrets `/proc/PID/cmdline` no longer shows.
 pub struct Arguments {
-    /// The arguments as they were given.
+    /// Arguments as given, with secrets.
     pub all: Vec<OsString>,
-    /// The values among them that are secrets.
+    /// Values in the arguments that are secrets.
     values: Vec<Vec<u8>>,
-    /// Why others can still see them.
-    pub seen: Option<std::io::Error>,
+    /// Error for which `/proc/PID/cmdline` still shows the secrets.
+    pub visible: Option<std::io::Error>,
 }
 
 impl Arguments {
-    /// Takes them, and overwrites the secrets where the kernel shows them.
+    /// Reads the program's arguments, and overwrites secrets in the memory that
+    /// `/proc/PID/cmdline` shows.
     pub fn take() -> Self {
-        // The standard library reads them anew each time.
+        // The standard library copies them from that memory at each call.
         let (mut arguments, masked) = Self::from_args(std::env::args_os().collect());
         if arguments.hold_secrets() {
-            arguments.seen = overwrite(&arguments.all, &masked).err();
+            arguments.visible = overwrite(&arguments.all, &masked).err();
         }
         arguments
     }
 
-    /// Finds the secrets among these, and how they may be shown.
+    /// Finds the secrets among `all`. The second value has the arguments with secrets masked.
     pub fn from_args(all: Vec<OsString>) -> (Self, Vec<Vec<u8>>) {
         let mut values = Vec::new();
         let shown = all.iter().enumerate().map(|(at, arg)| {
@@ -43,17 +46,17 @@ impl Arguments {
         let arguments = Self {
             all,
             values,
-            seen: None,
+            visible: None,
         };
         (arguments, shown)
     }
 
-    /// Whether there are secrets among them.
+    /// Whether an argument holds a secret.
     pub fn hold_secrets(&self) -> bool {
         !self.values.is_empty()
     }
 
-    /// A text, such as an error about the arguments, with the secrets masked.
+    /// Returns a text, such as an error about the arguments, with secrets masked.
     pub fn mask(&self, text: &str) -> String {
         self.values.iter().fold(text.to_owned(), |text, value| {
             text.replace(&*String::from_utf8_lossy(value), MASK)
@@ -61,8 +64,10 @@ impl Arguments {
     }
 }
 
-/// An argument with `***` for each secret in it. An argument may be an option's list, with or without the
-/// option before it; what `--secret` has (`named`) only names one, if it is as it should be.
+/// Returns an argument with `***` for each secret in it, and adds the secrets to `values`.
+///
+/// An argument may be a list of options, an option with such a list, or kubelet's JSON object.
+/// `named` marks the value of `--secret`, which should only name the source of a secret.
 fn masked(arg: &OsStr, named: bool, values: &mut Vec<Vec<u8>>) -> Vec<u8> {
     let bytes = arg.as_bytes();
     if bytes.starts_with(b"{") {
@@ -109,10 +114,12 @@ fn masked(arg: &OsStr, named: bool, values: &mut Vec<Vec<u8>>) -> Vec<u8> {
     masked
 }
 
-/// What kubelet says of a volume, with stars for the secrets of the pod: it stays as long as it was.
+/// Returns kubelet's JSON object of a volume with stars for the values of the pod's secret.
+///
+/// The length does not change, unless a secret is written with escapes: then all of it is masked.
 fn masked_object(bytes: &[u8], values: &mut Vec<Vec<u8>>) -> Vec<u8> {
     let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(bytes) else {
-        // Whatever it is, half a secret may be in it.
+        // A damaged object may hold a part of a secret.
         values.push(bytes.to_vec());
         return MASK.as_bytes()[..MASK.len().min(bytes.len())].to_vec();
     };
@@ -129,14 +136,14 @@ fn masked_object(bytes: &[u8], values: &mut Vec<Vec<u8>>) -> Vec<u8> {
             at += found + value.len();
         }
         if at == 0 {
-            // It is written in another way.
+            // JSON escapes hide the value from the search.
             return MASK.as_bytes().to_vec();
         }
     }
     masked
 }
 
-/// The items of a comma list; a comma inside double quotes belongs to its item.
+/// Splits a comma-separated list. A comma inside double quotes does not separate.
 fn items(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut quoted = false;
     list.split(move |byte| {
@@ -145,11 +152,13 @@ fn items(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Writes over the arguments, each in its place, filled up with NULs.
+/// Overwrites the program's arguments in memory with the masked ones, padded with NULs.
+///
+/// Fields 48 and 49 of `/proc/self/stat` (`arg_start`, `arg_end`, proc_pid_stat(5)) give the memory.
 fn overwrite(all: &[OsString], masked: &[Vec<u8>]) -> std::io::Result<()> {
     let mut text = String::new();
     File::open("/proc/self/stat")?.read_to_string(&mut text)?;
-    // The program's name, in brackets, may hold anything; state follows it as field 3.
+    // Field 2, the program's name in brackets, may hold any character. Field 3 follows it.
     let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest);
     let field = |number: usize| -> Option<u64> {
         fields
@@ -167,7 +176,7 @@ fn overwrite(all: &[OsString], masked: &[Vec<u8>]) -> std::io::Result<()> {
         area.extend(masked);
         area.resize(from + arg.len() + 1, 0);
     }
-    // Whatever else is there is not ours to change.
+    // Another length means that the memory holds something else.
     if start == 0 || end.checked_sub(start) != u64::try_from(area.len()).ok() {
         return Err(std::io::ErrorKind::InvalidData.into());
     }
@@ -180,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_found_wherever_options_stand() {
+    fn secrets_in_options_are_masked() {
         for (arg, shown, secret) in [
             (
                 "user=me,password=hunter2,ro",
@@ -220,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_secret_is_may_be_seen() {
+    fn source_of_a_named_secret_is_not_masked() {
         for (arg, shown) in [
             ("password=file:/f", "password=file:/f"),
             ("password=stdin", "password=stdin"),
@@ -236,11 +245,11 @@ mod tests {
     }
 
     #[test]
-    fn secrets_of_a_pod_are_found_in_what_kubelet_says() {
-        let said = r#"{"a":"aHVudGVy","kubernetes.io/secret/key":"aHVudGVy","kubernetes.io/secret/no":""}"#;
+    fn secrets_in_the_object_of_kubelet_are_masked() {
+        let object = r#"{"a":"aHVudGVy","kubernetes.io/secret/key":"aHVudGVy","kubernetes.io/secret/no":""}"#;
         let mut values = Vec::new();
-        let shown = masked(OsStr::new(said), false, &mut values);
-        assert_eq!(shown.len(), said.len());
+        let shown = masked(OsStr::new(object), false, &mut values);
+        assert_eq!(shown.len(), object.len());
         assert!(!String::from_utf8(shown).unwrap().contains("aHVudGVy"));
         assert_eq!(values, [b"aHVudGVy"]);
         for other in [
@@ -262,11 +271,11 @@ mod tests {
     }
 
     #[test]
-    fn an_error_about_arguments_is_masked() {
+    fn errors_about_arguments_are_masked() {
         let arguments = Arguments {
             all: Vec::new(),
             values: vec![b"hunter2".to_vec()],
-            seen: None,
+            visible: None,
         };
         assert_eq!(arguments.mask("bad: 'pass=hunter2'"), "bad: 'pass=***'");
         let all = [OsString::from("not ours")];

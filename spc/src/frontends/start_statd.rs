@@ -1,5 +1,7 @@
-//! `start-statd`: what mount.nfs runs, with no arguments and an empty environment, when it makes a mount whose locks need
-//! rpc.statd and finds none.
+//! `start-statd`, the program by which mount.nfs(8) starts rpc.statd.
+//!
+//! mount.nfs runs it with no arguments and an empty environment, when a mount of NFS version 3 needs
+//! rpc.statd for its locks and none is running.
 
 use std::process::ExitCode;
 
@@ -7,7 +9,7 @@ use crate::host::service;
 use crate::kinds::nfs;
 use crate::log;
 
-/// Makes sure that rpcbind and rpc.statd run.
+/// Starts rpcbind and rpc.statd, if they are not running yet.
 pub fn main() -> ExitCode {
     for shared in &nfs::SERVICES {
         if let Err(error) = service::ensure(&shared.service) {

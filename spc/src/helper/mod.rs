@@ -1,4 +1,5 @@
-//! Running mount helpers and tools: finding programs, passing secrets and files, limiting how many run at once.
+//! Running mount helpers and tools: finding programs, passing secrets and files, limiting how many
+//! run at once.
 
 pub mod option_files;
 pub mod program;

@@ -1,5 +1,8 @@
-//! Files that options name, for a helper that runs in a client root: it sees another tree than whoever named them. They
-//! are copied beside its claim, in memory, and go with it.
+//! Files that options name, such as keys and configuration, for a helper in a client root file
+//! system.
+//!
+//! Such a helper does not see the files of the caller. spc copies them beside the redirect of the
+//! mount, below `/run`, and removes them together with the redirect.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
@@ -8,59 +11,66 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::host::{Host, caller};
-use crate::kinds::FILES;
+use crate::kinds::FILE_OPTIONS;
 use crate::options::Options;
 
-/// The biggest that is copied.
-const BIGGEST: u64 = 1024 * 1024;
+/// Largest file that spc copies, in bytes.
+const MAX_SIZE: u64 = 1024 * 1024;
 
-/// The files of one mount, open.
+/// Open files that the options of one mount name.
 #[derive(Debug, Default)]
-pub struct Files {
+pub struct OptionFiles {
+    /// Directory for the copies.
     directory: PathBuf,
-    open: Vec<(File, PathBuf)>,
+    files: Vec<OptionFile>,
 }
 
-impl Files {
-    /// Opens the files that options name, and gives the options as they read when the copies are in this directory. A
-    /// name that leads to no file stays as it is: the helper will say what it misses. Copies made earlier will do
-    /// where the names lead nowhere any more.
+/// Open file that an option names.
+#[derive(Debug)]
+struct OptionFile {
+    file: File,
+    /// Path of the copy.
+    copy: PathBuf,
+}
+
+impl OptionFiles {
+    /// Opens the files that options name. Returns the options with the paths of the copies in
+    /// `directory`, and the open files.
+    ///
+    /// A path without a regular file stays in the options; the helper reports it. Where a file no
+    /// longer exists, its copy in `earlier_copies` is used.
     ///
     /// # Errors
-    /// The host does not answer.
-    pub fn take(
+    /// The host's namespace does not respond.
+    pub fn collect(
         options: &Options,
         host: &Host,
         directory: PathBuf,
-        copies: Option<&Path>,
+        earlier_copies: Option<&Path>,
     ) -> Result<(Options, Self)> {
-        let (mut there, mut taken) = (options.clone(), Vec::new());
-        for key in FILES {
+        let (mut rewritten, mut files) = (options.clone(), Vec::new());
+        for key in FILE_OPTIONS {
             let Some(path) = options.value(key).map(PathBuf::from) else {
                 continue;
             };
             let opened = open(&path, host)?;
-            let earlier = || File::open(copies?.join(key)).ok();
-            let Some(file) = opened.ok().filter(is_plain).or_else(earlier) else {
+            let earlier = || File::open(earlier_copies?.join(key)).ok();
+            let Some(file) = opened.ok().filter(is_regular).or_else(earlier) else {
                 continue;
             };
             let copy = directory.join(key);
-            there.replace(key, &copy.to_string_lossy());
-            taken.push((file, copy));
+            rewritten.replace(key, &copy.to_string_lossy());
+            files.push(OptionFile { file, copy });
         }
-        let files = Self {
-            directory,
-            open: taken,
-        };
-        Ok((there, files))
+        Ok((rewritten, Self { directory, files }))
     }
 
-    /// Makes the copies, which only root may read.
+    /// Writes the copies, with mode 0600 in a directory of mode 0700.
     ///
     /// # Errors
-    /// One cannot be read or written, or is too big.
+    /// A file cannot be read or written, or is larger than 1 MiB.
     pub fn copy(&self) -> Result<()> {
-        if self.open.is_empty() {
+        if self.files.is_empty() {
             return Ok(());
         }
         let fail =
@@ -69,45 +79,46 @@ impl Files {
             .mode(0o700)
             .create(&self.directory)
             .map_err(fail)?;
-        for (file, copy) in &self.open {
+        for OptionFile { file, copy } in &self.files {
             let (mut file, mut bytes) = (file, Vec::new());
-            // An earlier attempt may have read it.
+            // An earlier attempt may have read the file.
             file.rewind().map_err(fail)?;
-            file.take(BIGGEST + 1)
+            file.take(MAX_SIZE + 1)
                 .read_to_end(&mut bytes)
                 .map_err(fail)?;
-            if bytes.len() as u64 > BIGGEST {
-                return Err(Error::usage("a file that an option names is too big")
-                    .because(format!("more than {} KiB", BIGGEST / 1024)));
+            if bytes.len() as u64 > MAX_SIZE {
+                return Err(Error::usage("a file that an option names is too large")
+                    .because(format!("larger than {} KiB", MAX_SIZE / 1024)));
             }
-            let mut new = fs::OpenOptions::new()
+            let mut written = fs::OpenOptions::new()
                 .create_new(true)
                 .write(true)
                 .mode(0o600)
                 .open(copy)
                 .map_err(fail)?;
-            new.write_all(&bytes).map_err(fail)?;
+            written.write_all(&bytes).map_err(fail)?;
         }
         Ok(())
     }
 }
 
-/// Opens a file that an option names: the host's where the path leads there, otherwise as whoever asked sees it.
+/// Opens a file that an option names: on the host for a path below `/host`, otherwise in the root
+/// directory of the caller.
 ///
 /// # Errors
-/// The host does not answer.
+/// The host's namespace does not respond.
 pub fn open(path: &Path, host: &Host) -> Result<std::io::Result<File>> {
     let hosts = host.settings().hosts();
-    let inside = hosts.iter().find_map(|host| path.strip_prefix(host).ok());
-    let Some(inside) = inside else {
+    let on_host = hosts.iter().find_map(|host| path.strip_prefix(host).ok());
+    let Some(on_host) = on_host else {
         return Ok(caller::open_named(path));
     };
-    let path = Path::new("/").join(inside);
+    let path = Path::new("/").join(on_host);
     host.run("opening a file that an option names", move || {
         File::open(path)
     })
 }
 
-fn is_plain(file: &File) -> bool {
+fn is_regular(file: &File) -> bool {
     file.metadata().is_ok_and(|data| data.is_file())
 }

@@ -1,4 +1,4 @@
-//! Finds a helper program, and how it is linked.
+//! Finding a helper program, and how it is linked.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -8,26 +8,30 @@ use crate::error::{Cause, Error, Reason, Result};
 use crate::host::confinement::{self, PROGRAM_DIRS};
 use crate::kinds;
 
-/// How a program is linked, which decides whether the shim can enter it.
+/// Linkage of a program, which decides whether the shim can be preloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Linkage {
-    /// Started by this ELF interpreter, which loads the shim.
+    /// Started by this ELF interpreter, which preloads the shim.
     Dynamic(PathBuf),
-    /// Nothing can be preloaded.
+    /// Statically linked: no library can be preloaded.
     Static,
 }
 
-/// A program that was found.
+/// Program file in the container.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// Its file.
+    /// Path of the program.
     pub path: PathBuf,
-    /// Its linkage, or that of the interpreter its `#!` line leads to.
+    /// Linkage of the program; for a script, of its interpreter.
     pub linkage: Linkage,
 }
 
+/// Finds the first of these programs that the container has.
+///
+/// # Errors
+/// The container has none of them, or the program found cannot be executed.
 pub(crate) fn find(names: &[String], fs_type: &str) -> Result<Program> {
-    match confinement::program(names) {
+    match confinement::find_program(names) {
         Some(path) => Ok(Program {
             linkage: linkage(&path, 4)?,
             path,
@@ -35,25 +39,32 @@ pub(crate) fn find(names: &[String], fs_type: &str) -> Result<Program> {
         None => {
             let names = names.join(", ");
             let known: Vec<_> = kinds::names().collect();
-            Err(Error::mount(format!("cannot mount type {fs_type}: this container has no program {names}"))
-                .reason_is(Reason::System)
-                .hint(format!("install it in the image, or check the type; known without a helper of their own name: {}", known.join(", "))))
+            Err(Error::mount(format!(
+                "cannot mount type {fs_type}: this container has no program {names}"
+            ))
+            .reason_is(Reason::System)
+            .hint(format!(
+                "install it in the image, or check the type; types that spc knows: {}",
+                known.join(", ")
+            )))
         }
     }
 }
 
-/// Reads a program's header; a `#!` line leads on to its interpreter (execve(2)).
+/// Returns the linkage of a program, or of the interpreter in its `#!` line (execve(2)).
+///
+/// `depth` limits the number of interpreters that are followed.
 fn linkage(path: &Path, depth: u8) -> Result<Linkage> {
     let fail = |cause: Cause| {
         Error::mount(format!("cannot run {}", path.display()))
             .because(cause)
-            .hint("install the helper anew in the image")
+            .hint("reinstall the helper in the image")
     };
     let mut file = BufReader::new(File::open(path).map_err(|e| fail(e.into()))?);
     let head = file.fill_buf().map_err(|e| fail(e.into()))?;
     if head.starts_with(b"#!") {
         if depth == 0 {
-            return Err(fail("too many interpreters".into()));
+            return Err(fail("too many nested interpreters".into()));
         }
         let mut line = Vec::new();
         file.take(256)
@@ -62,13 +73,13 @@ fn linkage(path: &Path, depth: u8) -> Result<Linkage> {
         let line = String::from_utf8_lossy(&line[2..]).into_owned();
         let mut words = line.split_whitespace();
         let interpreter = words.next().unwrap_or_default();
-        // env(1) finds the real one by name.
-        let named = if interpreter.ends_with("/env") {
+        // env(1) searches for the interpreter by name.
+        let name = if interpreter.ends_with("/env") {
             words.next()
         } else {
             None
         };
-        let next = match named {
+        let next = match name {
             Some(name) => PROGRAM_DIRS
                 .iter()
                 .map(|dir| Path::new(dir).join(name))
@@ -107,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shell_is_dynamic_and_a_script_is_its_interpreter() {
+    fn linkage_of_a_script_is_that_of_its_interpreter() {
         assert!(matches!(
             linkage(Path::new("/bin/sh"), 4).unwrap(),
             Linkage::Dynamic(_)

@@ -1,4 +1,4 @@
-//! How many helpers may be at work at once.
+//! Limit on the number of helpers that run at once.
 
 use std::io::ErrorKind;
 use std::{fs, thread};
@@ -7,75 +7,78 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::options::Options;
 
-/// On the host, by whoever runs it: a number, and comments that begin with `#`.
+/// Settings file of the host's administrator: a number, and comments that begin with `#`.
 pub(super) const SETTING: &str = "/etc/spc/helpers";
 
-/// The option for one mount: it starts as soon as fewer helpers than this are at work, and with 0 at once.
+/// Option of one mount: its helper starts when fewer helpers than this number run; 0 means at once.
 pub(super) const OPTION: &str = "x-spc.helpers";
 
-/// Helpers at once for each processor: most of the time they wait for a server. And no fewer and no more than these.
+/// Default number of helpers per processor. Helpers mostly wait for a server.
 const PER_PROCESSOR: usize = 4;
-const LEAST: usize = 8;
-const MOST: usize = 128;
+/// Smallest default.
+const MIN: usize = 8;
+/// Largest default.
+const MAX: usize = 128;
 
-/// How many helpers may be at work.
+/// Limit on running helpers, for the whole host and per server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
-    all: Option<usize>,
+pub struct SlotLimit {
+    total: Option<usize>,
 }
 
-impl Limit {
-    /// What the options of a mount say, else the host's setting, else what the machine has.
+impl SlotLimit {
+    /// Returns the limit from the mount's options, else from the host's settings file, else a
+    /// default by the number of processors.
     ///
     /// # Errors
-    /// One of them is no number.
+    /// The option or the setting is not a number, or the settings file cannot be read.
     pub fn from_options(options: &Options, host: &Host) -> Result<Self> {
-        let asked = match options.value(OPTION) {
+        let option = match options.value(OPTION) {
             None if options.has(OPTION) => Some(number("")),
             None => None,
             Some(value) => Some(number(value)),
         };
-        let hint = "say how many helpers may be at work when one starts, or 0 for any number";
-        if let Some(asked) = asked {
-            let bad = |found| Error::usage(format!("bad option {OPTION}: {found}")).hint(hint);
-            return Ok(Self::from(asked.map_err(bad)?));
+        let hint = "give the largest number of helpers that may run at once, or 0 for no limit";
+        if let Some(option) = option {
+            let bad = |cause| Error::usage(format!("bad option {OPTION}: {cause}")).hint(hint);
+            return Ok(Self::from(option.map_err(bad)?));
         }
         let setting = host.run("reading the host's settings", || {
             fs::read_to_string(SETTING)
         })?;
         match setting {
             Ok(text) => {
-                let bad = |found| {
+                let bad = |cause: String| {
                     Error::system(format!("broken settings: {SETTING} on the host"))
-                        .because(found)
+                        .because(cause)
                         .hint(hint)
                 };
-                Ok(Self::from(set(&text).map_err(bad)?))
+                Ok(Self::from(parse_setting(&text).map_err(bad)?))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let processors = thread::available_parallelism().map_or(1, usize::from);
-                Ok(Self::from((processors * PER_PROCESSOR).clamp(LEAST, MOST)))
+                Ok(Self::from((processors * PER_PROCESSOR).clamp(MIN, MAX)))
             }
             Err(error) => Err(Error::system(format!("cannot read {SETTING} on the host"))
                 .because(error)
-                .hint("remove it, and the machine decides")),
+                .hint("remove the file to use the default limit")),
         }
     }
 
     fn from(number: usize) -> Self {
         Self {
-            all: (number > 0).then_some(number),
+            total: (number > 0).then_some(number),
         }
     }
 
-    /// On the whole host; none if there is no limit.
-    pub fn all(self) -> Option<usize> {
-        self.all
+    /// Returns the limit for the whole host, or `None` for no limit.
+    pub fn total(self) -> Option<usize> {
+        self.total
     }
 
-    /// For the mounts of one server.
-    pub fn of_server(self) -> Option<usize> {
-        self.all.map(|all| all.div_ceil(2))
+    /// Returns the limit for the mounts of one server: half of the total, rounded up.
+    pub fn per_server(self) -> Option<usize> {
+        self.total.map(|total| total.div_ceil(2))
     }
 }
 
@@ -84,8 +87,8 @@ fn number(word: &str) -> std::result::Result<usize, String> {
         .map_err(|_| format!("not a number: {}", word.escape_default()))
 }
 
-/// The number in the text of a settings file.
-fn set(text: &str) -> std::result::Result<usize, String> {
+/// Parses a settings file.
+fn parse_setting(text: &str) -> std::result::Result<usize, String> {
     let lines = text.lines().map(|line| line.split('#').next());
     let words: Vec<&str> = lines.flatten().flat_map(str::split_whitespace).collect();
     number(&words.join(" "))
@@ -96,15 +99,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_setting_is_one_number() {
+    fn setting_other_than_one_number_is_refused() {
         for (text, limit) in [("16", 16), ("# many\n\n 0 # or any\n", 0)] {
-            assert_eq!(set(text), Ok(limit), "{text}");
+            assert_eq!(parse_setting(text), Ok(limit), "{text}");
         }
         for bad in ["", "# 16", "many", "-1", "8 9", "1.5"] {
-            assert!(set(bad).unwrap_err().starts_with("not a number: "), "{bad}");
+            let error = parse_setting(bad).unwrap_err();
+            assert!(error.starts_with("not a number: "), "{bad}");
         }
-        assert_eq!(Limit::from(0).of_server(), None);
-        assert_eq!(Limit::from(1).of_server(), Some(1));
-        assert_eq!(Limit::from(9).of_server(), Some(5));
+        assert_eq!(SlotLimit::from(0).per_server(), None);
+        assert_eq!(SlotLimit::from(1).per_server(), Some(1));
+        assert_eq!(SlotLimit::from(9).per_server(), Some(5));
     }
 }

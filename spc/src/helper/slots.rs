@@ -1,10 +1,10 @@
-//! How many helpers run at once on a host, and who is next.
+//! Slots for helpers: they limit how many helpers run at once on a host, and queue the others.
 //!
-//! A thousand mounts that are asked for at once would start a thousand helpers, and the machine would be at work on none
-//! of them. So a helper needs a place, and who finds none waits in the order of coming, whichever container it is in.
-//! Places and tickets are bytes of one file on the host, each held by a lock of the kernel (OFD locks, fcntl(2)): whoever
-//! is killed, at work or waiting, gives up its own with its last breath. Of one server's mounts only so many have a place
-//! that a dead server does not keep the others waiting.
+//! Without a limit, a thousand mounts at once would start a thousand helpers and overload the host.
+//! A helper needs a slot; without a free slot, its command waits in a FIFO queue that all
+//! containers of the host share. Slots and queue tickets are bytes of one file on the host, locked
+//! with OFD locks (fcntl(2)). The kernel releases the lock of a process that exits or is killed.
+//! The limit per server keeps a dead server from using up all slots.
 
 use std::io::{IsTerminal, Seek, Write};
 use std::path::Path;
@@ -20,235 +20,251 @@ use crate::host::ranges::Ranges;
 use crate::process::cancel::CancelToken;
 use crate::state::store::hash;
 
-pub use crate::helper::slot_limit::Limit;
+pub use crate::helper::slot_limit::SlotLimit;
 
-/// On the host.
+/// File on the host whose bytes are slots and tickets.
 const FILE: &str = "/run/spc/queue";
 
-/// How often the first in the queue looks for a free place, and everybody is asked whether to go on.
-const FREE: Duration = Duration::from_millis(5);
-const ASK: Duration = Duration::from_millis(100);
+/// Interval at which the first command in the queue checks for a free slot.
+const SLOT_CHECK: Duration = Duration::from_millis(5);
+/// Interval at which a waiting command checks for cancellation.
+const CANCEL_CHECK: Duration = Duration::from_millis(100);
 
-/// How long to wait before saying so.
-const SILENT: Duration = Duration::from_secs(2);
+/// Wait after which progress is shown and the wait is logged.
+const SHOW_AFTER: Duration = Duration::from_secs(2);
 
-/// Each part of the queue has its own stretch of the file: first places, then tickets.
-const STRETCH: u32 = 32;
+/// Size of a queue's section of the file, as a power of two: first slots, then tickets.
+const SECTION_BITS: u32 = 32;
+/// Offset of the tickets in a section, and their number.
 const TICKETS: i64 = 1 << 31;
 
-/// A file that has counted so many tickets begins anew when nobody waits.
-const LONG: u64 = 1 << 20;
+/// Size at which the file is truncated, once no slot or ticket is held. It grows by a byte per
+/// ticket.
+const MAX_SIZE: u64 = 1 << 20;
 
-/// The right to run a helper, until dropped; without a limit everybody has it.
+/// Right to run a helper, released on drop. Without a limit it holds no lock.
 #[derive(Default)]
 pub struct HelperSlot {
-    _held: Option<Arc<Ranges>>,
+    _locks: Option<Arc<Ranges>>,
+    /// Time in the queue.
     waited: Duration,
 }
 
 impl HelperSlot {
-    /// A helper that had too little time may have lost it in the queue.
+    /// Adds a hint to the timeout of a helper whose command spent a part of its time in the queue.
     pub fn explain(&self, error: Error) -> Error {
         if error.reason() == Reason::Timeout && self.waited >= Duration::from_secs(1) {
             let waited = self.waited.as_secs();
             return error.hint_also(&format!(
-                "{waited} s of its time it had waited for other helpers to end"
+                "{waited} s of that time were spent in the queue for a helper slot"
             ));
         }
         error
     }
 }
 
-/// Waits for a place to run a helper for a mount of this server, which may have no name.
+/// Waits for a slot to run a helper, for a mount of this server if its name is known.
 ///
 /// # Errors
-/// There was none in time, the wait was cancelled, or the queue's file cannot be made.
+/// No slot became free before the deadline, the wait was cancelled, or the file cannot be used.
 pub fn acquire(
     host: &Host,
     server: Option<&str>,
-    limit: Limit,
+    limit: SlotLimit,
     cancel: CancelToken<'_>,
 ) -> Result<HelperSlot> {
-    let begun = Instant::now();
-    let Some(all) = limit.all() else {
+    let started = Instant::now();
+    let Some(total) = limit.total() else {
         return Ok(HelperSlot::default());
     };
-    let opened = host.run("looking at the queue", || Ranges::open(Path::new(FILE)))?;
+    let opened = host.run("opening the queue of helpers", || {
+        Ranges::open(Path::new(FILE))
+    })?;
     let ranges = opened.map_err(system)?;
     let mut queue = Queue {
         ranges: Arc::new(ranges),
-        begun,
+        started,
         cancel,
         shown: false,
     };
-    let entered = match (server, limit.of_server()) {
+    let entered = match (server, limit.per_server()) {
         (Some(server), Some(limit)) => {
-            // The first stretch is everybody's.
-            let stretch = i64::from(u32::try_from(hash(Path::new(server)) >> 34).unwrap_or(0)) + 1;
-            queue.take(stretch << STRETCH, limit, Some(server))
+            // The first section is for the mounts of all servers.
+            let section = i64::from(u32::try_from(hash(Path::new(server)) >> 34).unwrap_or(0)) + 1;
+            queue.enter(section << SECTION_BITS, limit, Some(server))
         }
         _ => Ok(()),
     };
-    let entered = entered.and_then(|()| queue.take(0, all, None));
+    let entered = entered.and_then(|()| queue.enter(0, total, None));
     if entered.is_err() {
-        // A thread may hold the file still.
-        queue.ranges.leave(0, i64::MAX).map_err(system)?;
+        // A waiting thread keeps the file open, and with it the locks.
+        queue.ranges.unlock(0, i64::MAX).map_err(system)?;
     }
     entered?;
-    let waited = begun.elapsed();
-    if waited >= SILENT {
-        tracing::info!(?waited, "waited for other helpers to end");
+    let waited = started.elapsed();
+    if waited >= SHOW_AFTER {
+        tracing::info!(?waited, "waited for a helper slot");
     }
     Ok(HelperSlot {
         waited,
-        _held: Some(Arc::clone(&queue.ranges)),
+        _locks: Some(Arc::clone(&queue.ranges)),
     })
 }
 
+/// Returns the error for a failure of the queue's file.
 fn system(error: std::io::Error) -> Error {
     Error::system(format!("cannot use {FILE} on the host"))
         .because(error)
-        .hint("make room below /run on the host")
+        .hint("check that /run on the host is writable and has free space")
 }
 
-/// The queue, as one who may have to wait in it has it.
+/// Queue of helpers, as one command uses it.
 struct Queue<'a> {
     ranges: Arc<Ranges>,
-    begun: Instant,
+    started: Instant,
     cancel: CancelToken<'a>,
+    /// A progress line is on the terminal.
     shown: bool,
 }
 
 impl Queue<'_> {
-    /// Takes a place of this stretch, when its time has come.
-    fn take(&mut self, stretch: i64, limit: usize, server: Option<&str>) -> Result<()> {
-        let tickets = stretch + TICKETS;
-        if self.held(tickets, TICKETS)?.is_none() && self.place(stretch, limit)? {
+    /// Waits in the queue of a section, and takes one of its slots.
+    fn enter(&mut self, section: i64, limit: usize, server: Option<&str>) -> Result<()> {
+        let tickets = section + TICKETS;
+        if self.locked(tickets, TICKETS)?.is_none() && self.take_slot(section, limit)? {
             return Ok(());
         }
         let ticket = self.ticket(tickets)?;
         loop {
             let left = self.cancel.remaining();
             if left.is_zero() {
-                return Err(self.late(limit, server));
+                return Err(self.timed_out(limit, server));
             }
-            match self.before(tickets, ticket)? {
-                None if self.place(stretch, limit)? => {
-                    self.ranges.leave(ticket, 1).map_err(system)?;
+            match self.predecessor(tickets, ticket)? {
+                None if self.take_slot(section, limit)? => {
+                    self.ranges.unlock(ticket, 1).map_err(system)?;
                     return Ok(());
                 }
                 None => {
-                    thread::sleep(FREE.min(left));
+                    thread::sleep(SLOT_CHECK.min(left));
                     self.cancel.check()?;
                 }
-                Some(other) => {
-                    let gone = self.gone(other)?;
+                Some(predecessor) => {
+                    let released = self.on_release(predecessor)?;
                     loop {
                         let left = self.cancel.remaining();
-                        match gone.recv_timeout(ASK.min(left)) {
+                        match released.recv_timeout(CANCEL_CHECK.min(left)) {
                             Err(RecvTimeoutError::Timeout) if !left.is_zero() => {
                                 self.cancel.check()?
                             }
                             _ => break,
                         }
-                        self.show(limit, server);
+                        self.show_progress(limit, server);
                     }
                 }
             }
-            self.show(limit, server);
+            self.show_progress(limit, server);
         }
     }
 
-    /// One of the places, if one is free.
-    fn place(&self, stretch: i64, limit: usize) -> Result<bool> {
+    /// Takes a free slot, and returns whether there was one.
+    fn take_slot(&self, section: i64, limit: usize) -> Result<bool> {
         let limit = i64::try_from(limit).unwrap_or(TICKETS);
-        for place in stretch..stretch + limit.min(TICKETS) {
-            if self.ranges.take(place, 1).map_err(system)? {
+        for slot in section..section + limit.min(TICKETS) {
+            if self.ranges.try_lock(slot, 1).map_err(system)? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// A place in the queue behind all that are in it: its byte. Each ticket makes the file longer by one.
+    /// Takes the ticket at the end of the queue, and returns its offset. Appending a byte to the
+    /// file makes the number unique.
     fn ticket(&self, tickets: i64) -> Result<i64> {
         let mut file = &self.ranges.0;
-        if file.metadata().map_err(system)?.len() > LONG && self.held(0, i64::MAX)?.is_none() {
-            // Somebody who comes just now may go before another: that is all.
+        if file.metadata().map_err(system)?.len() > MAX_SIZE && self.locked(0, i64::MAX)?.is_none()
+        {
+            // A command that enters now may overtake another, which does no harm.
             file.set_len(0).map_err(system)?;
         }
         loop {
             file.write_all(&[0]).map_err(system)?;
             let number = file.stream_position().map_err(system)?;
             let ticket = tickets + i64::try_from(number).unwrap_or(0) % TICKETS;
-            if self.ranges.take(ticket, 1).map_err(system)? {
+            if self.ranges.try_lock(ticket, 1).map_err(system)? {
                 return Ok(ticket);
             }
         }
     }
 
-    /// A ticket not far before this one, of whoever is to go first.
-    fn before(&self, tickets: i64, ticket: i64) -> Result<Option<i64>> {
-        let mut far = 1;
+    /// Returns the offset of a held ticket before this one, close to it if possible.
+    fn predecessor(&self, tickets: i64, ticket: i64) -> Result<Option<i64>> {
+        let mut distance = 1;
         loop {
-            let start = tickets.max(ticket - far);
+            let start = tickets.max(ticket - distance);
             if start == ticket {
                 return Ok(None);
             }
-            if let Some(held) = self.held(start, ticket - start)? {
+            if let Some(held) = self.locked(start, ticket - start)? {
                 return Ok(Some(held));
             }
             if start == tickets {
                 return Ok(None);
             }
-            far *= 2;
+            distance *= 2;
         }
     }
 
-    /// Hears when a ticket is given up: a thread waits for that, for as long as this process lives.
-    fn gone(&self, ticket: i64) -> Result<Receiver<()>> {
+    /// Returns a channel that receives a message when a ticket is released. A thread waits for
+    /// that, since a wait for a lock has no time limit.
+    fn on_release(&self, ticket: i64) -> Result<Receiver<()>> {
         let ranges = Arc::clone(&self.ranges);
-        let (done, gone) = channel();
+        let (sender, receiver) = channel();
         let wait = move || {
-            ranges.wait(ticket);
-            // Whoever was to hear of it may have given up.
-            let _ = done.send(());
+            ranges.wait_until_free(ticket);
+            // Fails if the command has left the queue.
+            let _ = sender.send(());
         };
         let thread = thread::Builder::new().stack_size(64 * 1024);
         thread.spawn(wait).map_err(system)?;
-        Ok(gone)
+        Ok(receiver)
     }
 
-    /// A byte of this stretch that another has locked.
-    fn held(&self, start: i64, length: i64) -> Result<Option<i64>> {
-        let held = self.ranges.held(start, length).map_err(system)?;
+    /// Returns the offset of a byte of this range that another command has locked.
+    fn locked(&self, start: i64, length: i64) -> Result<Option<i64>> {
+        let held = self.ranges.conflicting(start, length).map_err(system)?;
         Ok(held.map(|held| held.start))
     }
 
-    fn late(&self, limit: usize, server: Option<&str>) -> Error {
-        let waited = self.begun.elapsed().as_secs_f32();
+    fn timed_out(&self, limit: usize, server: Option<&str>) -> Error {
+        let waited = self.started.elapsed().as_secs_f32();
         let of = server.map_or_else(String::new, |server| format!(" for {server}"));
-        Error::mount("no helper was started")
-            .because(format!(
-                "waited {waited:.0} s, and {limit} were at work{of} all the time"
-            ))
+        let running = match limit {
+            1 => format!("1 helper{of} is running"),
+            limit => format!("{limit} helpers{of} are running"),
+        };
+        Error::mount(format!("timed out in the queue after {waited:.0} s"))
+            .because(format!("{running} (the limit)"))
             .reason_is(Reason::Queue)
             .hint(format!(
-                "`spc ls` shows what is being mounted; give it more time with --timeout, let it not wait with -o {OPTION}=0, or allow more in {SETTING} on the host"
+                "`spc ls` shows the mounts in progress; raise --timeout, skip the queue with -o {OPTION}=0, or raise the limit in {SETTING} on the host"
             ))
     }
 
-    /// A line on the terminal while it takes long; nothing where nobody looks.
-    fn show(&mut self, limit: usize, server: Option<&str>) {
-        let waited = self.begun.elapsed();
-        if waited < SILENT || !std::io::stderr().is_terminal() {
+    /// Shows a progress line on stderr, if that is a terminal, from the third second on.
+    fn show_progress(&mut self, limit: usize, server: Option<&str>) {
+        let waited = self.started.elapsed();
+        if waited < SHOW_AFTER || !std::io::stderr().is_terminal() {
             return;
         }
         self.shown = true;
         let of = server.map_or_else(String::new, |server| format!(" for {server}"));
-        let left = self.cancel.deadline().saturating_duration_since(self.begun);
+        let left = self
+            .cancel
+            .deadline()
+            .saturating_duration_since(self.started);
         eprint!(
-            "\r\x1b[Kspc: waiting until fewer than {limit} helpers are at work{of}: {} s of at most {} s",
+            "\r\x1b[Kspc: waiting for a helper slot ({limit} helpers{of} are running): {} s of at most {} s",
             waited.as_secs(),
             left.as_secs()
         );
@@ -269,11 +285,11 @@ mod tests {
 
     use super::*;
 
-    /// One who has opened the queue anew, as every command does.
-    fn comer<'a>(path: &Path, time: Duration) -> Queue<'a> {
+    /// Opens the queue, as each command does.
+    fn command<'a>(path: &Path, time: Duration) -> Queue<'a> {
         Queue {
             ranges: Arc::new(Ranges::open(path).unwrap()),
-            begun: Instant::now(),
+            started: Instant::now(),
             cancel: CancelToken::at(Instant::now() + time),
             shown: false,
         }
@@ -288,25 +304,25 @@ mod tests {
     const LONG_TIME: Duration = Duration::from_secs(60);
 
     #[test]
-    fn they_go_in_the_order_of_coming() {
+    fn commands_leave_the_queue_in_fifo_order() {
         let path = file("order");
-        let mut first = comer(&path, LONG_TIME);
-        first.take(0, 1, None).unwrap();
-        let (went, order) = channel();
+        let mut first = command(&path, LONG_TIME);
+        first.enter(0, 1, None).unwrap();
+        let (started, order) = channel();
         let mut waiting = Vec::new();
         for number in 0..20 {
-            let (path, went) = (path.clone(), went.clone());
+            let (path, started) = (path.clone(), started.clone());
             waiting.push(thread::spawn(move || {
-                let mut comer = comer(&path, LONG_TIME);
-                comer.take(0, 1, None).unwrap();
-                went.send(number).unwrap();
+                let mut command = command(&path, LONG_TIME);
+                command.enter(0, 1, None).unwrap();
+                started.send(number).unwrap();
             }));
-            // Until it is in the queue.
-            while first.held(TICKETS + number + 1, 1).unwrap().is_none() {
+            // Wait until the thread has its ticket.
+            while first.locked(TICKETS + number + 1, 1).unwrap().is_none() {
                 thread::sleep(Duration::from_millis(1));
             }
         }
-        assert!(order.try_recv().is_err(), "there is one place");
+        assert!(order.try_recv().is_err(), "there is one slot");
         drop(first);
         for waited in waiting {
             waited.join().unwrap();
@@ -317,53 +333,58 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_gone_is_not_waited_for() {
+    fn ticket_of_a_dead_command_is_skipped() {
         let path = file("gone");
-        let mut first = comer(&path, LONG_TIME);
-        first.take(0, 1, None).unwrap();
-        // It waits, and gives up; another took a ticket, and died.
-        let mut late = comer(&path, Duration::from_millis(30));
-        let error = late.take(0, 1, None).unwrap_err();
+        let mut first = command(&path, LONG_TIME);
+        first.enter(0, 1, None).unwrap();
+        // A command times out in the queue, and another dies with a ticket.
+        let mut late = command(&path, Duration::from_millis(30));
+        let error = late.enter(0, 1, None).unwrap_err();
         drop(late);
         assert_eq!(error.reason(), Reason::Queue);
-        assert!(error.to_string().contains("1 were at work"), "{error}");
-        let dead = comer(&path, LONG_TIME);
+        assert!(
+            error
+                .to_string()
+                .contains("1 helper is running (the limit)"),
+            "{error}"
+        );
+        let dead = command(&path, LONG_TIME);
         dead.ticket(TICKETS).unwrap();
         drop((dead, first));
-        let mut next = comer(&path, LONG_TIME);
-        next.take(0, 1, None).unwrap();
+        let mut next = command(&path, LONG_TIME);
+        next.enter(0, 1, None).unwrap();
         fs::remove_file(path).unwrap();
     }
 
     #[test]
-    fn no_more_than_the_limit_have_a_place() {
+    fn limit_holds_per_section() {
         let path = file("limit");
         let now = Duration::ZERO;
         let held: Vec<_> = (0..3)
             .map(|_| {
-                let mut comer = comer(&path, now);
-                comer.take(0, 3, None).unwrap();
-                comer
+                let mut command = command(&path, now);
+                command.enter(0, 3, None).unwrap();
+                command
             })
             .collect();
-        assert!(comer(&path, now).take(0, 3, None).is_err());
-        // Another server's stretch is another queue.
-        let mut other = comer(&path, now);
-        other.take(7 << STRETCH, 1, Some("b")).unwrap();
+        assert!(command(&path, now).enter(0, 3, None).is_err());
+        // Another server has a section of its own.
+        let mut other = command(&path, now);
+        other.enter(7 << SECTION_BITS, 1, Some("b")).unwrap();
         drop(held);
-        comer(&path, now).take(0, 3, None).unwrap();
+        command(&path, now).enter(0, 3, None).unwrap();
         fs::remove_file(path).unwrap();
     }
 
     #[test]
-    fn a_signal_ends_the_wait() {
+    fn signal_ends_the_wait() {
         let path = file("signal");
-        let mut first = comer(&path, LONG_TIME);
-        first.take(0, 1, None).unwrap();
+        let mut first = command(&path, LONG_TIME);
+        first.enter(0, 1, None).unwrap();
         let stop = || Err(Error::new(crate::error::Class::Interrupted, "stopped"));
-        let mut stopped = comer(&path, LONG_TIME);
+        let mut stopped = command(&path, LONG_TIME);
         stopped.cancel = CancelToken::new(Instant::now() + LONG_TIME, &stop);
-        let error = stopped.take(0, 1, None).unwrap_err();
+        let error = stopped.enter(0, 1, None).unwrap_err();
         assert_eq!(error.reason(), Reason::Interrupted);
         fs::remove_file(path).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Runs a tool of the container to its end: bounded in time, its output kept.
+//! Runs a tool of the container to its end, with a time limit, and keeps its output.
 
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
@@ -15,40 +15,40 @@ use crate::process::output::Output;
 use crate::process::wait::{Ended, describe, wait};
 use crate::{log, sys};
 
-/// A program to run, and what it is given.
+/// Program to run, with its arguments and input.
 pub struct Tool<'a> {
-    /// Its name.
+    /// File name, or [`OWN_PROGRAM`].
     pub program: &'a str,
-    /// Its arguments.
+    /// Arguments.
     pub args: &'a [String],
-    /// What it reads, or [`STDIN`] among its arguments stands for.
+    /// Standard input; the argument [`STDIN`] names it as a file.
     pub stdin: Option<OwnedFd>,
-    /// Its secrets, and what it must not see of ours.
+    /// Secrets for the program, and variables to remove from its environment.
     pub secret_fds: Option<&'a SecretFds<'a>>,
-    /// Mark for its processes; none for what outlives a mount.
+    /// Id of the mount that its processes are marked with; none if they may outlive the mount.
     pub id: Option<&'a str>,
-    /// How long it may take.
+    /// Time limit.
     pub deadline: Instant,
 }
 
-/// A path at which a program opens what it was given as its standard input, as it likes: a device of the host has no
-/// node in the container, and needs none.
+/// Path by which a program opens its standard input. A device of the host needs no device node in
+/// the container this way.
 pub const STDIN: &str = "/proc/self/fd/0";
 
-/// This very program, for what must not hold us up.
-pub const OURSELVES: &str = "/proc/self/exe";
+/// Path of spc itself, for subcommands that may block.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
 
-/// How a tool ended.
+/// Exit code and output of a tool.
 #[derive(Debug)]
-pub struct Done {
-    /// Its exit code.
+pub struct ToolOutput {
+    /// Exit code.
     pub code: i32,
-    /// What it printed, the end of it.
+    /// End of its output: at most 64 KiB of stdout and stderr together.
     pub text: String,
 }
 
-impl Done {
-    /// The last lines it printed.
+impl ToolOutput {
+    /// Returns the last 8 lines of the output that are not blank.
     pub fn lines(&self) -> Vec<String> {
         let lines: Vec<&str> = self.text.lines().filter(|l| !l.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(8)..]
@@ -59,17 +59,18 @@ impl Done {
 }
 
 impl Tool<'_> {
-    /// Runs it to its end.
+    /// Runs the tool to its end, with `LC_ALL=C`.
     ///
     /// # Errors
-    /// It is not there, cannot be started, dies by a signal, takes too long, or a signal stops us.
-    pub fn run(self, interrupts: Option<&Interrupts>) -> Result<Done> {
+    /// The tool is not installed, cannot be started, is killed by a signal or exceeds its limit, or
+    /// spc receives a termination signal.
+    pub fn run(self, interrupts: Option<&Interrupts>) -> Result<ToolOutput> {
         let fail = |cause: Cause| Error::mount(format!("{} failed", self.program)).because(cause);
-        let found = match self.program {
-            OURSELVES => Some(OURSELVES.into()),
-            name => confinement::program(&[name]),
+        let path = match self.program {
+            OWN_PROGRAM => Some(OWN_PROGRAM.into()),
+            name => confinement::find_program(&[name]),
         };
-        let Some(path) = found else {
+        let Some(path) = path else {
             return Err(
                 Error::system(format!("this container has no program {}", self.program))
                     .hint("install it in the image"),
@@ -83,7 +84,7 @@ impl Tool<'_> {
             .stdin(self.stdin.map_or_else(Stdio::null, Stdio::from))
             .stdout(output.handle().map_err(|e| fail(e.into()))?)
             .stderr(output.handle().map_err(|e| fail(e.into()))?);
-        log::hand_on(&mut command);
+        log::pass_request(&mut command);
         if let Some(id) = self.id {
             command.env(marks::MARK, id);
         }
@@ -110,13 +111,13 @@ impl Tool<'_> {
         };
         tracing::debug!(tool = %self.program, ?ended, "ended");
         match ended {
-            Ended::Code(code) => Ok(Done { code, text }),
+            Ended::Code(code) => Ok(ToolOutput { code, text }),
             Ended::Signal(signal) => Err(fail(format!("killed by signal {signal}").into())),
         }
     }
 }
 
-/// Now and a while.
-pub fn within(seconds: u64, deadline: Instant) -> Instant {
+/// Returns the earlier of `deadline` and `seconds` from now.
+pub fn earlier_deadline(seconds: u64, deadline: Instant) -> Instant {
     deadline.min(Instant::now() + Duration::from_secs(seconds))
 }

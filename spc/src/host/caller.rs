@@ -1,5 +1,7 @@
-//! Who asked for what this process does, where that is the `spc` of another root: its root, by which the files that were
-//! named are read, its working directory, and its arguments.
+//! Caller of this process: the spc process with another root that started it in a client root file
+//! system.
+//!
+//! Files that the request names are opened below the caller's root and working directory.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -12,51 +14,53 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// Number of a descriptor of the asker's root.
+/// Environment variable with the number of a file descriptor of the caller's root.
 pub const CALLER_ROOT: &str = "SPC_ASKER";
 
-/// The asker's working directory.
+/// Environment variable with the caller's working directory.
 pub const CALLER_CWD: &str = "SPC_CWD";
 
-/// Number of a descriptor that holds the right to use the client root.
-pub const IN_USE: &str = "SPC_IN_USE";
+/// Environment variable with the number of a file descriptor that holds the lock of the client root
+/// file system.
+pub const CLIENT_ROOT_LOCK: &str = "SPC_IN_USE";
 
-/// Who asked for what this process does, from another root.
+/// Caller with another root.
 struct Caller {
     root: OwnedFd,
     cwd: PathBuf,
-    /// Held until a record names the client root, or to the end.
-    in_use: Mutex<Option<OwnedFd>>,
+    /// Lock of the client root file system, held until a record names it.
+    root_lock: Mutex<Option<OwnedFd>>,
 }
 
 static CALLER: OnceLock<Option<Caller>> = OnceLock::new();
 
-/// Our own arguments, before secrets among them are masked.
+/// Arguments of this process, saved before secrets in them are masked.
 static ARGUMENTS: OnceLock<Vec<OsString>> = OnceLock::new();
 
-/// Takes over what another root's `spc` handed to this process; call it before anything is started.
+/// Takes the file descriptors that the caller passed to this process, and saves the arguments. Call
+/// before any child is started, because a child would inherit the descriptors and keep the lock.
 ///
 /// # Errors
-/// It is there and cannot be taken: whatever we start would have it as well, and hold the client root.
+/// Fails if a passed descriptor cannot be marked close-on-exec.
 pub fn take_over() -> Result<()> {
     ARGUMENTS.get_or_init(|| std::env::args_os().collect());
     let take = |name: &str| {
         let number = std::env::var(name).ok().and_then(|fd| fd.parse().ok());
-        match number.map(sys::take_descriptor) {
+        match number.map(sys::take_inherited_fd) {
             None => Ok(None),
-            // The variable has come further than the descriptor.
+            // A descendant inherits the variable without the descriptor.
             Some(Err(error)) if error.raw_os_error() == Some(libc::EBADF) => Ok(None),
-            Some(taken) => taken
-                .map(Some)
-                .map_err(|e| Error::system("cannot take over what was handed on").because(e)),
+            Some(taken) => taken.map(Some).map_err(|e| {
+                Error::system(format!("cannot use the descriptor in {name}")).because(e)
+            }),
         }
     };
-    let (root, in_use) = (take(CALLER_ROOT)?, take(IN_USE)?);
+    let (root, root_lock) = (take(CALLER_ROOT)?, take(CLIENT_ROOT_LOCK)?);
     CALLER.get_or_init(|| {
         Some(Caller {
             root: root?,
             cwd: std::env::var_os(CALLER_CWD).map_or_else(|| "/".into(), PathBuf::from),
-            in_use: Mutex::new(in_use),
+            root_lock: Mutex::new(root_lock),
         })
     });
     Ok(())
@@ -66,36 +70,37 @@ fn caller() -> Option<&'static Caller> {
     CALLER.get()?.as_ref()
 }
 
-/// Gives up the right to use the client root: a record names it, or it is not needed.
-pub fn settle() {
-    if let Some(Ok(mut in_use)) = caller().map(|asker| asker.in_use.lock()) {
-        *in_use = None;
+/// Releases the lock of the client root file system. Call it when a record names that root, or when
+/// the process does not need it.
+pub fn release_client_root() {
+    if let Some(Ok(mut root_lock)) = caller().map(|caller| caller.root_lock.lock()) {
+        *root_lock = None;
     }
 }
 
-/// The working directory of whoever asked.
+/// Returns the working directory of the caller, or of this process if there is no caller.
 ///
 /// # Errors
-/// It cannot be told.
+/// Fails if getcwd(2) fails.
 pub fn cwd() -> Result<PathBuf> {
     match caller() {
-        Some(asker) => Ok(asker.cwd.clone()),
+        Some(caller) => Ok(caller.cwd.clone()),
         None => std::env::current_dir()
-            .map_err(|e| Error::system("cannot tell the working directory").because(e)),
+            .map_err(|e| Error::system("cannot read the working directory").because(e)),
     }
 }
 
-/// Opens a file that was named by whoever asked, as they see it.
+/// Opens a file that the request names, below the caller's root and working directory.
 ///
 /// # Errors
-/// It cannot be opened.
+/// Fails if the file cannot be opened.
 pub fn open_named(path: &Path) -> std::io::Result<File> {
-    let Some(asker) = caller() else {
+    let Some(caller) = caller() else {
         return File::open(path);
     };
-    let path = asker.cwd.join(path);
+    let path = caller.cwd.join(path);
     let file = openat2(
-        &asker.root,
+        &caller.root,
         path,
         OFlags::RDONLY | OFlags::CLOEXEC,
         Mode::empty(),
@@ -104,12 +109,12 @@ pub fn open_named(path: &Path) -> std::io::Result<File> {
     Ok(file.into())
 }
 
-/// The root of whoever asked, if that is another one than ours.
+/// Returns the root of the caller, if it is not the root of this process.
 pub fn root() -> Option<BorrowedFd<'static>> {
-    caller().map(|asker| asker.root.as_fd())
+    caller().map(|caller| caller.root.as_fd())
 }
 
-/// Our own arguments, as they were given.
+/// Returns the arguments of this process as they were given.
 pub fn arguments() -> &'static [OsString] {
     ARGUMENTS.get().map_or(&[][..], Vec::as_slice)
 }

@@ -1,9 +1,10 @@
-//! A cgroup of its own on the host for what a mount leaves running: whoever ends the container, the shell or the service
-//! that asked for the mount does not end its daemon.
+//! Cgroups on the host for the daemons of mounts (cgroups(7)). A daemon in such a cgroup survives
+//! when the container, the shell or the service that started it is killed.
 //!
-//! Where systemd runs it is a scope, made by the host's own systemd-run; elsewhere a cgroup below `spc`, in which the kernel
-//! makes the process. A scope is entered by a process of ours, run as one of the host's, which moves the daemon there before
-//! its program begins (cgroups(7)); so is the other where the kernel does not (before Linux 5.7).
+//! - If the host runs systemd, the cgroup is a scope that the host's systemd-run creates. A process
+//!   of spc in the host's namespaces moves the daemon there before its program starts.
+//! - Otherwise it is a cgroup below `spc`, and the kernel creates the process in it. Before Linux
+//!   5.7 the process is moved as well.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -11,7 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -19,21 +20,22 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
 use crate::error::{Cause, Error, Result};
-use crate::process::output::Output;
+use crate::process::run;
 use crate::sys;
-use crate::sys::cgroup::{TOLD, begin_in};
+use crate::sys::cgroup::{REPORT_LEN, start_in_cgroup};
 
-/// The host's root, as every process of its PID namespace can reach it.
+/// Path to the host's root, valid for every process in the host's PID namespace.
 const HOST: &str = "/proc/1/root";
 
-/// How long a host may take to make a cgroup.
+/// Timeout for the creation of a cgroup on the host.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// The longest part of a scope's name that is made from a target; unit names end at 255 characters.
-const LONGEST: usize = 180;
+/// Longest cgroup name that is made from a target, in bytes. systemd limits a unit name to 255.
+const MAX_NAME: usize = 180;
 
-/// The name for what a mount on this target leaves running, as systemd-escape(1) has it for paths.
-pub fn name_of(target: &Path) -> String {
+/// Returns the cgroup name for the daemons of a mount on this target, escaped like a path by
+/// systemd-escape(1). A name of more than 180 bytes is cut at the front.
+pub fn name_for(target: &Path) -> String {
     let mut name = String::new();
     for byte in target.as_os_str().as_encoded_bytes() {
         match byte {
@@ -46,21 +48,22 @@ pub fn name_of(target: &Path) -> String {
             other => name.push_str(&format!("\\x{other:02x}")),
         }
     }
-    if name.len() > LONGEST {
-        // The end tells more than the beginning, and has to begin with a whole character.
-        let from = (name.len() - LONGEST..).find(|at| name.is_char_boundary(*at));
+    if name.len() > MAX_NAME {
+        // The end identifies a target better than its beginning. The cut is after a hyphen if there
+        // is one, and never inside of a character.
+        let from = (name.len() - MAX_NAME..).find(|at| name.is_char_boundary(*at));
         name = name.split_off(from.unwrap_or_default());
-        let whole = name.find('-').map_or(0, |at| at + 1);
-        name = name.split_off(whole);
+        let component = name.find('-').map_or(0, |at| at + 1);
+        name = name.split_off(component);
     }
     name
 }
 
-/// A program of the host, run as one of its processes.
+/// Returns a command for a program of the host, which runs in the namespaces of process 1.
 ///
 /// # Errors
-/// The host's first process cannot be opened.
-pub fn on_host(program: &str) -> std::io::Result<Command> {
+/// Fails if process 1 cannot be opened (pidfd_open(2)).
+pub fn host_command(program: &str) -> std::io::Result<Command> {
     let first = Pid::from_raw(1).ok_or(ErrorKind::NotFound)?;
     let mut command = Command::new(program);
     command
@@ -68,34 +71,33 @@ pub fn on_host(program: &str) -> std::io::Result<Command> {
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    sys::enter(&mut command, pidfd_open(first, PidfdFlags::empty())?);
+    sys::enter_namespaces(&mut command, pidfd_open(first, PidfdFlags::empty())?);
     Ok(command)
 }
 
-/// Whether the host's cgroups are systemd's, as sd_booted(3) tells it.
+/// Returns whether systemd manages the host's cgroups (sd_booted(3)).
 ///
 /// # Errors
-/// The host cannot be looked at.
-fn is_systemds() -> std::io::Result<bool> {
+/// Fails if the host's root cannot be read.
+fn is_systemd_host() -> std::io::Result<bool> {
     Path::new(HOST).join("run/systemd/system").try_exists()
 }
 
-/// Moves a process into a cgroup of this name on the host.
+/// Moves a process into a cgroup on the host, and creates the cgroup if it is missing.
 ///
 /// # Errors
-/// The host has no cgroups of version 2, or refuses.
+/// Fails if the host has no cgroup2 hierarchy, or does not allow the move.
 pub fn adopt(name: &str, description: &str, pid: i32) -> Result<()> {
-    // The very program that runs here, by a path that leads to it from everywhere.
+    // A path below /proc leads to the running program from every mount namespace.
     let own = format!("/proc/{}/exe", std::process::id());
     let number = pid.to_string();
-    let systemds = is_systemds().map_err(cannot_tell)?;
-    if !systemds {
-        return run(on_host(&own), &["adopt", &number, name], name);
+    if !is_systemd_host().map_err(cannot_tell)? {
+        return run(host_command(&own), &["adopt", &number, name], name);
     }
     let scope = |name: &str| {
         let unit = format!("--unit=spc-{name}.scope");
         let description = format!("--description={description}");
-        // It is unmounted in its turn at shutdown, and ends then.
+        // At shutdown systemd must not kill the daemon before its mount is unmounted.
         let options = [
             "--scope",
             "--quiet",
@@ -107,46 +109,34 @@ pub fn adopt(name: &str, description: &str, pid: i32) -> Result<()> {
             &[&unit, &description, "--", &own, "adopt", &number],
         ]
         .concat();
-        run(on_host("systemd-run"), &words, name)
+        run(host_command("systemd-run"), &words, name)
     };
-    // One of this name may be there: a daemon that is still in use after a lazy unmount.
+    // The name may be taken by a daemon that is still in use after a lazy unmount.
     scope(name).or_else(|_| scope(&format!("{name}-{number}")))
 }
 
+/// Runs a command that moves a process into the cgroup of this name.
 fn run(command: std::io::Result<Command>, words: &[&str], name: &str) -> Result<()> {
     let fail = |cause: Cause| {
-        Error::system(format!("cannot make the cgroup spc-{name} on the host"))
+        Error::system(format!("cannot create the cgroup spc-{name} on the host"))
             .because(cause)
-            .hint("daemons of mounts are put there, to outlive the container; to have them end with it, add -o x-spc.container")
+            .hint("daemons of mounts run there, so that they outlive the container; to let them end with it, add -o x-spc.container")
     };
     let system = |e: std::io::Error| fail(e.into());
-    let output = Output::new().map_err(system)?;
     let mut command = command.map_err(system)?;
-    command.args(words).stderr(output.handle().map_err(system)?);
-    let mut child = command.spawn().map_err(system)?;
-    let until = Instant::now() + LIMIT;
-    loop {
-        match child.try_wait().map_err(system)? {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => {
-                let said = output.text();
-                let last = said.lines().next_back().map(str::to_owned);
-                return Err(fail(last.unwrap_or_else(|| status.to_string()).into()));
-            }
-            None if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
-            None => {
-                let _ = child.kill();
-                return Err(fail(format!("no answer in {} s", LIMIT.as_secs()).into()));
-            }
-        }
+    let finished = run::run(command.args(words), LIMIT).map_err(system)?;
+    match finished.status.success() {
+        true => Ok(()),
+        false => Err(fail(finished.last_line().into())),
     }
 }
 
-/// Starts a program in a cgroup of its own on the host, in which all that it starts is as well. It is one of our children.
-/// `last` is said to the command last of all, as how it is tied to us.
+/// Starts a program in a cgroup of its own on the host, and returns its process id. Its children
+/// are in the same cgroup, and it is a child of this process. `last` changes the command after
+/// everything else, such as to tie it to this process.
 ///
 /// # Errors
-/// The cgroup cannot be made, or the program not started.
+/// Fails if the cgroup cannot be created or the program cannot be started.
 pub fn start(
     name: &str,
     description: &str,
@@ -154,79 +144,83 @@ pub fn start(
     last: fn(&mut Command) -> &mut Command,
 ) -> Result<Pid> {
     let fail = |e: std::io::Error| Error::mount("cannot start a program").because(e);
-    // A scope is for systemd to make.
-    let systemds = is_systemds().map_err(cannot_tell)?;
-    let cgroup = if systemds { None } else { open(name) };
-    let (here, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
-    let (wait, go) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
-    begin_in(command, cgroup, told, wait, go.as_raw_fd());
+    // systemd-run creates a scope only for an existing process, which is then moved into it.
+    let cgroup = match is_systemd_host().map_err(cannot_tell)? {
+        true => None,
+        false => open_or_create(name),
+    };
+    let (reports, report) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
+    let (go, go_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
+    start_in_cgroup(command, cgroup, report, go, go_writer.as_raw_fd());
     last(command);
-    let over = AtomicBool::new(false);
+    let spawn_returned = AtomicBool::new(false);
     std::thread::scope(|threads| {
         let mover = threads.spawn(|| {
-            let Some((pid, there)) = which(&here, &over) else {
+            let Some((pid, in_cgroup)) = read_report(&reports, &spawn_returned) else {
                 return Ok(None);
             };
-            if !there {
+            if !in_cgroup {
                 adopt(name, description, pid.as_raw_nonzero().get())?;
-                // If it has died meanwhile, whoever starts it learns that.
-                let _ = rustix::io::write(&go, b"1");
+                // If the child has died, spawn or a later wait reports that.
+                let _ = rustix::io::write(&go_writer, b"1");
             }
-            drop(go);
+            drop(go_writer);
             Ok(Some(pid))
         });
         let child = command.spawn();
-        over.store(true, Ordering::Relaxed);
+        spawn_returned.store(true, Ordering::Relaxed);
         let pid = mover.join().unwrap_or(Ok(None))?;
         let (pid, first) = match (pid, child) {
             (Some(pid), Ok(child)) => (pid, Pid::from_child(&child)),
             (None, Ok(_)) => return Err(fail(ErrorKind::BrokenPipe.into())),
             (pid, Err(error)) => {
-                // The one that it knew of has been waited for.
+                // The failed spawn has reaped its own child, but not the copy in the cgroup.
                 let _ = pid.map(|pid| waitpid(Some(pid), WaitOptions::empty()));
                 return Err(fail(error));
             }
         };
         if pid != first {
-            // It has ended when the other was made.
+            // The first child exited after it had created the process in the cgroup.
             let _ = waitpid(Some(first), WaitOptions::empty());
         }
         Ok(pid)
     })
 }
 
-/// The process that the program is in, and whether that is in its cgroup; none if starting it is over before.
-fn which(here: &OwnedFd, over: &AtomicBool) -> Option<(Pid, bool)> {
+/// Reads the child's report: the process that runs the program, and whether it is in its cgroup.
+/// None if the spawn returned without a report.
+fn read_report(reports: &OwnedFd, spawn_returned: &AtomicBool) -> Option<(Pid, bool)> {
     let tick = Timespec::try_from(Duration::from_millis(20)).unwrap_or_default();
     loop {
-        let over = over.load(Ordering::Relaxed);
-        let mut fds = [PollFd::new(here, PollFlags::IN)];
+        let is_over = spawn_returned.load(Ordering::Relaxed);
+        let mut fds = [PollFd::new(reports, PollFlags::IN)];
         match poll(&mut fds, Some(&tick)) {
-            Ok(0) if over => return None,
+            Ok(0) if is_over => return None,
             Ok(0) | Err(rustix::io::Errno::INTR) => {}
             Ok(_) => {
-                let mut told = [0_u8; TOLD];
-                if rustix::io::read(here, &mut told).ok()? != TOLD {
+                let mut report = [0_u8; REPORT_LEN];
+                if rustix::io::read(reports, &mut report).ok()? != REPORT_LEN {
                     return None;
                 }
-                let [a, b, c, d, there] = told;
+                let [a, b, c, d, in_cgroup] = report;
                 let pid = Pid::from_raw(i32::from_ne_bytes([a, b, c, d]))?;
-                return Some((pid, there != 0));
+                return Some((pid, in_cgroup != 0));
             }
             Err(_) => return None,
         }
     }
 }
 
-/// The directory of a cgroup of this name, which is made; none where that is refused.
-fn open(name: &str) -> Option<OwnedFd> {
+/// Opens the cgroup directory of this name, and creates it if it is missing. None if the host does
+/// not allow it.
+fn open_or_create(name: &str) -> Option<OwnedFd> {
     let cgroup = hierarchy(Path::new(HOST)).ok()??.join("spc").join(name);
     fs::create_dir_all(&cgroup).ok()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(cgroup, flags, Mode::empty()).ok()
 }
 
-/// Removes a cgroup that is not a scope, once it is empty.
+/// Removes a cgroup below `spc`, and waits up to 0.1 s until it is empty. systemd removes scopes.
 pub fn remove(name: &str) {
     let remove = || -> std::io::Result<()> {
         let Some(base) = hierarchy(Path::new(HOST))? else {
@@ -236,24 +230,25 @@ pub fn remove(name: &str) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // The last one out takes the directory of all along.
+        // The parent directory goes with the last cgroup in it.
         let _ = fs::remove_dir(base.join("spc"));
         Ok(())
     };
-    // A process that has ended may not have left it yet; a cgroup that stays is empty, and used again.
+    // A process that has exited may still be in the cgroup for a moment. A cgroup that stays is
+    // empty, and the next mount reuses it.
     for _ in 0..50 {
         match remove() {
             Ok(()) => return,
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
     }
-    tracing::debug!(name, "its cgroup stays");
+    tracing::debug!(name, "cannot remove the cgroup");
 }
 
-/// Where the hierarchy of version 2 is mounted, if it is.
+/// Returns the mount point of the cgroup2 hierarchy below a root, if it is mounted.
 ///
 /// # Errors
-/// It cannot be looked for.
+/// Fails if a candidate cannot be read.
 fn hierarchy(root: &Path) -> std::io::Result<Option<PathBuf>> {
     for base in ["sys/fs/cgroup", "sys/fs/cgroup/unified"] {
         let base = root.join(base);
@@ -265,25 +260,26 @@ fn hierarchy(root: &Path) -> std::io::Result<Option<PathBuf>> {
 }
 
 fn cannot_tell(error: std::io::Error) -> Error {
-    Error::system("cannot tell whose the host's cgroups are").because(error)
+    Error::system("cannot find out whether the host runs systemd").because(error)
 }
 
-/// The directory of the cgroup that a process is in.
+/// Returns the directory of the cgroup that a process is in.
 pub fn path_of(process: Pid) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
-    Some(hierarchy(Path::new(HOST)).ok()??.join(own(&text)?))
+    Some(hierarchy(Path::new(HOST)).ok()??.join(cgroup2_path(&text)?))
 }
 
-/// What `/proc/PID/cgroup` says of the hierarchy of version 2.
-fn own(text: &str) -> Option<&str> {
+/// Returns the path in the cgroup2 hierarchy from the text of `/proc/PID/cgroup` (cgroups(7)).
+fn cgroup2_path(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::/"))
 }
 
-/// `spc adopt PID [NAME]`: moves a process into the cgroup of this name, or into the one that this process is in.
+/// Moves a process into the cgroup of this name, or without a name into the cgroup of this process.
+/// Implements `spc adopt PID [NAME]`.
 ///
 /// # Errors
-/// There is no hierarchy of version 2, or it refuses.
-pub fn move_here(pid: i32, name: Option<&str>) -> Result<()> {
+/// Fails if no cgroup2 hierarchy is mounted, or the kernel does not allow the move.
+pub fn move_process(pid: i32, name: Option<&str>) -> Result<()> {
     let fail = |e: std::io::Error| Error::system(format!("cannot move process {pid}")).because(e);
     let base = hierarchy(Path::new("/"))
         .map_err(fail)?
@@ -293,26 +289,26 @@ pub fn move_here(pid: i32, name: Option<&str>) -> Result<()> {
         None => {
             let text = fs::read_to_string("/proc/self/cgroup").map_err(fail)?;
             base.join(
-                own(&text)
-                    .ok_or_else(|| Error::system("this process is in no cgroup of version 2"))?,
+                cgroup2_path(&text)
+                    .ok_or_else(|| Error::system("this process is not in a cgroup2 hierarchy"))?,
             )
         }
     };
-    let put = || -> std::io::Result<()> {
+    let move_once = || -> std::io::Result<()> {
         fs::create_dir_all(&cgroup)?;
         let procs = cgroup.join("cgroup.procs");
         let mut file = fs::OpenOptions::new().write(true).open(procs)?;
         file.write_all(pid.to_string().as_bytes())
     };
-    let mut done = put();
+    let mut moved = move_once();
     for _ in 0..20 {
-        match &done {
-            // Whoever took the last mount away has taken the directory of all along just now.
-            Err(error) if error.kind() == ErrorKind::NotFound => done = put(),
+        match &moved {
+            // Another process has just removed the last cgroup, and the directory above with it.
+            Err(error) if error.kind() == ErrorKind::NotFound => moved = move_once(),
             _ => break,
         }
     }
-    done.map_err(fail)
+    moved.map_err(fail)
 }
 
 #[cfg(test)]
@@ -320,32 +316,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_systemd_and_not_too_long() {
-        assert_eq!(name_of(Path::new("/mnt/data")), "mnt-data");
-        assert_eq!(name_of(Path::new("/mnt/a b-c/.x")), "mnt-a\\x20b\\x2dc-.x");
-        assert_eq!(name_of(Path::new("/.x")), "\\x2ex");
+    fn name_is_escaped_like_a_systemd_path_and_cut_to_its_limit() {
+        assert_eq!(name_for(Path::new("/mnt/data")), "mnt-data");
+        assert_eq!(name_for(Path::new("/mnt/a b-c/.x")), "mnt-a\\x20b\\x2dc-.x");
+        assert_eq!(name_for(Path::new("/.x")), "\\x2ex");
         let long = format!("/var/{}/volume", "x".repeat(300));
-        assert_eq!(name_of(Path::new(&long)), "volume");
+        assert_eq!(name_for(Path::new(&long)), "volume");
         let long = format!("/var/{}", "x".repeat(300));
-        assert_eq!(name_of(Path::new(&long)).len(), LONGEST);
+        assert_eq!(name_for(Path::new(&long)).len(), MAX_NAME);
     }
 
     #[test]
-    fn a_program_that_is_not_let_go_is_not_started() {
+    fn program_does_not_start_if_its_process_is_not_moved() {
         let file = std::env::temp_dir().join(format!("spc-scope-{}", std::process::id()));
         let mut command = Command::new("touch");
         command.arg(&file);
-        let (here, told) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let (wait, go) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        begin_in(&mut command, None, told, wait, go.as_raw_fd());
+        let (reports, report) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (go, go_writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        start_in_cgroup(&mut command, None, report, go, go_writer.as_raw_fd());
         let closer = std::thread::spawn(move || {
-            let told = which(&here, &AtomicBool::new(false));
-            drop(go);
-            told
+            let report = read_report(&reports, &AtomicBool::new(false));
+            drop(go_writer);
+            report
         });
         let error = command.status().unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
-        let (_, there) = closer.join().unwrap().unwrap();
-        assert!(!there && !file.exists());
+        let (_, in_cgroup) = closer.join().unwrap().unwrap();
+        assert!(!in_cgroup && !file.exists());
     }
 }

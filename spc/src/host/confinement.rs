@@ -1,11 +1,12 @@
-//! What the container must have been given, besides capabilities and a way to the host's namespace.
+//! Requirements of the container besides capabilities and access to the host's namespace: programs,
+//! `/dev/fuse`, and no confinement by a security module.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Where mount helpers and FUSE programs are looked for, in this order.
+/// Directories that are searched for mount helpers and FUSE programs, in this order.
 pub const PROGRAM_DIRS: [&str; 6] = [
     "/usr/local/sbin",
     "/usr/local/bin",
@@ -15,22 +16,23 @@ pub const PROGRAM_DIRS: [&str; 6] = [
     "/bin",
 ];
 
-/// The first of these programs that the container has; the first name goes before the first directory.
-pub fn program<S: AsRef<Path>>(names: &[S]) -> Option<PathBuf> {
-    let places = names.iter().flat_map(|name| {
+/// Returns the path of the first of these programs that the container has. All directories are
+/// searched for the first name, then for the next.
+pub fn find_program<S: AsRef<Path>>(names: &[S]) -> Option<PathBuf> {
+    let paths = names.iter().flat_map(|name| {
         let dirs = PROGRAM_DIRS.iter().map(Path::new);
         dirs.map(move |dir| dir.join(name))
     });
-    places.into_iter().find(|path| {
+    paths.into_iter().find(|path| {
         rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
     })
 }
 
-/// Opens `/dev/fuse`, as every FUSE file system does first.
+/// Checks that `/dev/fuse` can be opened, which every FUSE file system does first.
 ///
 /// # Errors
-/// It is not there, or the container may not use it.
-pub fn fuse() -> Result<()> {
+/// Fails if the device is missing, or the container may not use it.
+pub fn check_fuse() -> Result<()> {
     let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
     opened.map(drop).map_err(|e| {
         Error::system("cannot open /dev/fuse").because(e).hint(
@@ -39,25 +41,28 @@ pub fn fuse() -> Result<()> {
     })
 }
 
-/// What to do about being denied what a capability allows: something else confines the container.
-pub fn confinement() -> Option<String> {
+/// Returns a hint for an action that was denied although the container has the capability for it.
+/// The cause is then a user namespace or a security module.
+pub fn hint() -> Option<String> {
     let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
-    if !is_whole(&read("/proc/self/uid_map")) {
+    if !maps_all_users(&read("/proc/self/uid_map")) {
         return Some("the container is in a user namespace of its own: run it as root of the host, with --userns=host".into());
     }
-    let option = lifting(&read("/proc/self/attr/current"))?;
+    let option = unconfining_option(&read("/proc/self/attr/current"))?;
     Some(format!(
         "the host's security module forbids it: start the container with {option}"
     ))
 }
 
-/// Whether every user of this namespace is the same one of the host (user_namespaces(7)).
-fn is_whole(map: &str) -> bool {
+/// Returns whether a uid map maps every user to itself, as in the host's namespace
+/// (user_namespaces(7)).
+fn maps_all_users(map: &str) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// By the label of a process: `PROFILE (enforce)` is AppArmor's, `USER:ROLE:TYPE:LEVEL` SELinux's.
-fn lifting(label: &str) -> Option<&'static str> {
+/// Returns the option of a container engine that lifts the confinement which a process label shows.
+/// AppArmor labels read `PROFILE (enforce)`, SELinux labels `USER:ROLE:TYPE:LEVEL`.
+fn unconfining_option(label: &str) -> Option<&'static str> {
     let label = label.trim_end_matches(['\0', '\n']);
     if label.ends_with(" (enforce)") {
         return Some("--security-opt apparmor=unconfined");
@@ -70,23 +75,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_hosts_own_users_are_all_mapped_to_themselves() {
-        assert!(is_whole("         0          0 4294967295\n"));
-        assert!(!is_whole("         0     100000      65536\n") && !is_whole(""));
+    fn only_the_full_uid_map_maps_all_users() {
+        assert!(maps_all_users("         0          0 4294967295\n"));
+        assert!(!maps_all_users("         0     100000      65536\n") && !maps_all_users(""));
     }
 
     #[test]
-    fn a_confined_process_is_told_by_its_label() {
+    fn label_of_a_confined_process_selects_the_option() {
         assert_eq!(
-            lifting("docker-default (enforce)\n"),
+            unconfining_option("docker-default (enforce)\n"),
             Some("--security-opt apparmor=unconfined")
         );
         assert_eq!(
-            lifting("system_u:system_r:container_t:s0:c1,c2\0"),
+            unconfining_option("system_u:system_r:container_t:s0:c1,c2\0"),
             Some("--security-opt label=disable")
         );
         for free in ["unconfined\n", "system_u:system_r:spc_t:s0\0", ""] {
-            assert_eq!(lifting(free), None, "{free:?}");
+            assert_eq!(unconfining_option(free), None, "{free:?}");
         }
     }
 }

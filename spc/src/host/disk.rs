@@ -1,5 +1,7 @@
-//! Disks of the host, as sysfs and devtmpfs show them. Run everything in here on the host's thread: what the
-//! container has at `/sys` and `/dev` may be another, older or read-only.
+//! Disks of the host in sysfs and devtmpfs.
+//!
+//! Run all functions on the host's thread. The container's `/sys` and `/dev` may be read-only, out
+//! of date, or separate instances.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-/// Paths that exist and fit; a `*` stands for any part of a name.
+/// Returns the existing paths below a directory that match a pattern, sorted. A `*` matches any
+/// part of one name.
 pub fn glob(base: &Path, pattern: &str) -> Vec<PathBuf> {
     let mut found = vec![base.to_owned()];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
@@ -23,7 +26,7 @@ pub fn glob(base: &Path, pattern: &str) -> Vec<PathBuf> {
             let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
             next.extend(
                 names
-                    .filter(|name| fits(part, name))
+                    .filter(|name| matches(part, name))
                     .map(|name| dir.join(name)),
             );
         }
@@ -34,66 +37,67 @@ pub fn glob(base: &Path, pattern: &str) -> Vec<PathBuf> {
     found
 }
 
-fn fits(pattern: &str, name: &str) -> bool {
+fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
         Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
             (0..=name.len())
                 .filter(|at| name.is_char_boundary(*at))
-                .any(|at| fits(rest, &name[at..]))
+                .any(|at| matches(rest, &name[at..]))
         }),
     }
 }
 
-/// What the files below a directory hold that fit; none if there is no such file. The end of the line does not count.
-pub fn held(dir: &Path, pattern: &str) -> Option<String> {
+/// Returns the trimmed text of the first file below a directory that matches a pattern. None if no
+/// file matches or it cannot be read.
+pub fn read_first(dir: &Path, pattern: &str) -> Option<String> {
     let file = glob(dir, pattern).into_iter().next()?;
     let text = fs::read(file).ok()?;
     Some(String::from_utf8_lossy(&text).trim().to_owned())
 }
 
-/// Writes to a file of sysfs, in one piece and without making it.
+/// Writes to an attribute file of sysfs in one write(2). The file must exist.
 ///
 /// # Errors
-/// The errno of the write.
-pub fn tell(file: &Path, text: &str) -> io::Result<()> {
+/// Returns the errno of open(2) or write(2).
+pub fn write_attribute(file: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new()
         .write(true)
         .open(file)?
         .write_all(text.as_bytes())
 }
 
-/// A disk of the host, held open: its name cannot be given to another one meanwhile.
+/// Disk of the host, held open. The kernel does not give its name to another disk while it is open.
 #[derive(Debug)]
 pub struct Disk {
-    /// The kernel's name, as `sda`.
+    /// Kernel name, such as `sda`.
     pub name: String,
-    /// Its node on the host.
+    /// Path of the device node on the host.
     pub node: PathBuf,
-    /// It, open for reading.
+    /// Device node, open for reading.
     pub fd: File,
 }
 
 impl Disk {
-    /// Opens the disk with this kernel name, by a node that is that very disk.
+    /// Opens the disk with this kernel name, and checks that its node is that disk.
     ///
     /// # Errors
-    /// It has no node in the host's `/dev`, or that is another device.
+    /// Fails if the host's `/dev` has no node of this name, or the node is another device.
     pub fn open(name: &str) -> io::Result<Self> {
         let number = fs::read_to_string(format!("/sys/class/block/{name}/dev"))?;
-        // A name with a slash has an exclamation mark there.
+        // sysfs writes an exclamation mark in place of a slash in the name.
         let node = Path::new("/dev").join(name.replace('!', "/"));
         let fd = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(&node)?;
         let meta = fd.metadata()?;
-        let seen = format!(
+        let actual = format!(
             "{}:{}",
             rustix::fs::major(meta.rdev()),
             rustix::fs::minor(meta.rdev())
         );
-        if meta.file_type().is_block_device() && seen == number.trim() {
+        if meta.file_type().is_block_device() && actual == number.trim() {
             Ok(Self {
                 name: name.to_owned(),
                 node,
@@ -108,11 +112,11 @@ impl Disk {
         }
     }
 
-    /// Whether something of the kernel has it: a mounted file system, also one that was detached and is still used,
-    /// a volume manager, swap.
+    /// Returns whether the kernel uses the disk: a mounted file system, a volume manager, or swap.
+    /// A file system that was detached and is still in use counts as well.
     ///
     /// # Errors
-    /// It cannot be opened for another reason.
+    /// Fails if the disk cannot be opened for another reason than EBUSY.
     pub fn in_use(&self) -> io::Result<bool> {
         let opened = OpenOptions::new()
             .read(true)
@@ -125,15 +129,16 @@ impl Disk {
         }
     }
 
-    /// It as a child's standard input, which the child opens again as it likes.
+    /// Returns a duplicate of the descriptor for a child's standard input. The child can reopen it
+    /// with other flags.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// Fails if no file descriptor is free.
     pub fn handle(&self) -> io::Result<OwnedFd> {
         Ok(self.fd.try_clone()?.into())
     }
 
-    /// The multipath device that has it, by its kernel name.
+    /// Returns the kernel name of the multipath device that holds the disk.
     pub fn multipath(&self) -> Option<String> {
         let holders = Path::new("/sys/class/block")
             .join(&self.name)
@@ -151,8 +156,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_star_is_any_part_of_a_name() {
-        for (pattern, name, fit) in [
+    fn star_matches_any_part_of_a_name() {
+        for (pattern, name, expected) in [
             ("session*", "session12", true),
             ("session*", "sessio", false),
             ("*:*:*:1", "3:0:0:1", true),
@@ -160,7 +165,7 @@ mod tests {
             ("*", "é", true),
             ("a*b*c", "a-b-b-c", true),
         ] {
-            assert_eq!(fits(pattern, name), fit, "{pattern} {name}");
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
         }
         let found = glob(Path::new("/proc"), "self/ns/m*");
         assert!(
@@ -169,7 +174,7 @@ mod tests {
         );
         assert!(glob(Path::new("/proc"), "self/no-such").is_empty());
         assert_eq!(
-            held(Path::new("/proc"), "sys/kernel/ostype").as_deref(),
+            read_first(Path::new("/proc"), "sys/kernel/ostype").as_deref(),
             Some("Linux")
         );
     }

@@ -1,21 +1,28 @@
-//! Turns: the lock of a directory, a file in it, which the kernel gives back when its holder dies.
+//! Lock file of a directory (flock(2)). The kernel releases the lock when its holder dies.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+/// Pause between attempts.
+const RETRY: Duration = Duration::from_millis(5);
 
-/// How often it is tried again.
-const AGAIN: Duration = Duration::from_millis(5);
+/// Mode of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// Lock that several processes may hold at the same time.
+    Shared,
+    /// Lock that only one process holds.
+    Exclusive,
+}
 
-/// Opens the lock of a directory, which is made with this mode if it is not there. Run it where the directory is.
+/// Opens the lock file of a directory. A missing directory is created with this mode. For a
+/// directory on the host, run it on the host's thread.
 ///
 /// # Errors
-/// The errno of the call that failed.
+/// Returns the errno of mkdir(2) or open(2).
 pub fn open(dir: &Path, mode: u32) -> io::Result<File> {
     DirBuilder::new().recursive(true).mode(mode).create(dir)?;
     OpenOptions::new()
@@ -26,48 +33,58 @@ pub fn open(dir: &Path, mode: u32) -> io::Result<File> {
         .open(dir.join("lock"))
 }
 
-/// Takes the lock, until the file is dropped: shared or exclusive, and waits so long for the others.
+/// Acquires the lock and waits for its holders, at most for `limit`. The lock lasts until the file
+/// is dropped (flock(2)).
 ///
 /// # Errors
-/// They had it all the time, or the errno of flock(2).
-pub fn acquire(file: &File, how: FlockOperation, limit: Duration) -> io::Result<()> {
+/// Returns [`io::ErrorKind::TimedOut`] if the lock was held all the time, or the errno of flock(2).
+pub fn acquire(file: &File, mode: LockMode, limit: Duration) -> io::Result<()> {
     let until = Instant::now() + limit;
     loop {
-        match flock(file, how) {
+        let tried = match mode {
+            LockMode::Shared => file.try_lock_shared(),
+            LockMode::Exclusive => file.try_lock(),
+        };
+        match tried.map_err(|error| (is_held(&error), error)) {
             Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => {
-                std::thread::sleep(AGAIN);
+            Err((true, _)) if Instant::now() < until => std::thread::sleep(RETRY),
+            // The errno is left out, because it selects the hint about too many processes.
+            Err((true, _)) => {
+                let held = format!("held by another process for {} s", limit.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, held));
             }
-            // Not in the words of its errno, which tell of too many processes.
-            Err(Errno::WOULDBLOCK | Errno::INTR) => {
-                let others = format!("others had it for {} s", limit.as_secs());
-                return Err(io::Error::new(io::ErrorKind::TimedOut, others));
-            }
-            Err(error) => return Err(error.into()),
+            Err((false, error)) => return Err(error.into()),
         }
+    }
+}
+
+/// Returns whether another attempt may succeed, because the lock is held or a signal came.
+fn is_held(error: &TryLockError) -> bool {
+    match error {
+        TryLockError::WouldBlock => true,
+        TryLockError::Error(error) => error.kind() == io::ErrorKind::Interrupted,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use FlockOperation::{NonBlockingLockExclusive as Alone, NonBlockingLockShared as Shared};
 
     #[test]
-    fn a_turn_ends_with_its_file() {
-        let dir = std::env::temp_dir().join(format!("spc-turn-{}", std::process::id()));
+    fn lock_ends_when_its_file_is_dropped() {
+        let dir = std::env::temp_dir().join(format!("spc-lock-{}", std::process::id()));
         let lock = || open(&dir.join("below"), 0o700).unwrap();
         let (first, second, third) = (lock(), lock(), lock());
-        acquire(&first, Shared, Duration::ZERO).unwrap();
-        acquire(&second, Shared, Duration::ZERO).unwrap();
-        let late = acquire(&third, Alone, Duration::from_millis(20)).unwrap_err();
+        acquire(&first, LockMode::Shared, Duration::ZERO).unwrap();
+        acquire(&second, LockMode::Shared, Duration::ZERO).unwrap();
+        let late = acquire(&third, LockMode::Exclusive, Duration::from_millis(20)).unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         drop(first);
         let ends = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
             drop(second);
         });
-        acquire(&third, Alone, Duration::from_secs(20)).unwrap();
+        acquire(&third, LockMode::Exclusive, Duration::from_secs(20)).unwrap();
         ends.join().unwrap();
         std::fs::remove_dir_all(dir).unwrap();
     }

@@ -1,41 +1,51 @@
-//! A name by which servers know this host, such as an iSCSI initiator's: the same whenever the container is made anew.
+//! Name by which servers know this host, such as an iSCSI initiator name. The name stays the same
+//! when the container is created anew.
 
 use std::fs::{self, OpenOptions};
+use std::hash::Hasher;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use fnv::FnvHasher;
+
 use crate::error::{Error, Result};
 use crate::host::Host;
 
-/// What tells a machine from others, the best first. A name is made from it, but does not tell it.
-const MACHINE: [&str; 2] = ["/etc/machine-id", "/sys/class/dmi/id/product_uuid"];
+/// Files with an id of the machine, best first. A generated name is a hash of the id.
+const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/sys/class/dmi/id/product_uuid"];
 
-/// Where a name is kept, until the host is booted again, that nothing of the machine decides.
-const KEPT: &str = "/run/spc/host-name";
+/// File with a random id for a host without a machine id. It lasts until the next boot.
+const STORED_ID: &str = "/run/spc/host-name";
 
-/// A name of this host that its servers grant rights to: as asked for, or the host's own, or made from its machine id.
+/// Kind of a name that servers know this host by, and where programs look for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostName {
-    /// File, on the host and in the container.
+    /// Path of the file with the name, the same on the host and in the container.
     pub file: &'static str,
-    /// What comes before the name there.
+    /// Text before the name in the file.
     pub key: &'static str,
-    /// What a made name begins with.
+    /// Prefix of a generated name.
     pub prefix: &'static str,
 }
 
-/// The name that is in force, and by what: what was asked for, the container's file, the host's file, the machine.
+/// Returns the name of this host, and a phrase that says where it comes from. The sources, in this
+/// order: `requested`, the container's file, the host's file, a name generated from the machine id.
 ///
 /// # Errors
-/// The name that was asked for cannot be one, or there is nothing to make one of.
-pub fn known(host: &Host, kind: &HostName, asked: Option<&str>) -> Result<(String, &'static str)> {
-    if let Some(asked) = asked {
-        let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_".contains(c);
-        if asked.is_empty() || asked.len() > 223 || !asked.chars().all(plain) {
-            return Err(Error::usage(format!("bad name for this host: {asked}")));
+/// Fails if the requested name is not valid, or no name can be generated.
+pub fn resolve(
+    host: &Host,
+    kind: &HostName,
+    requested: Option<&str>,
+) -> Result<(String, &'static str)> {
+    if let Some(name) = requested {
+        // An iSCSI name has at most 223 bytes (RFC 7143).
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || ".:-_".contains(c);
+        if name.is_empty() || name.len() > 223 || !name.chars().all(is_allowed) {
+            return Err(Error::usage(format!("bad name for this host: {name}")));
         }
-        return Ok((asked.to_owned(), "asked for"));
+        return Ok((name.to_owned(), "as requested"));
     }
     if let Some(name) = in_file(kind) {
         return Ok((name, "of the container"));
@@ -43,26 +53,27 @@ pub fn known(host: &Host, kind: &HostName, asked: Option<&str>) -> Result<(Strin
     let files = kind.clone();
     let of_host = host.run("looking for the host's name", move || {
         in_file(&files).map_or_else(
-            || made(files.prefix).map(|name| (name, "made from the host's machine id")),
+            || generate(files.prefix).map(|name| (name, "generated from the host's machine id")),
             |name| Ok((name, "of the host")),
         )
     })?;
-    of_host.map_err(|e| Error::system("cannot make a name for this host").because(e))
+    of_host.map_err(|e| Error::system("cannot generate a name for this host").because(e))
 }
 
-/// Like [`known`]; and the programs of the container find it in their file.
+/// Returns the name of this host, as [`resolve`] does. If the container's file is missing, writes
+/// the host's own name into it for the programs of the container.
 ///
 /// # Errors
-/// As [`known`], or the file cannot be written.
-pub fn place(host: &Host, kind: &HostName, asked: Option<&str>) -> Result<String> {
-    let (name, _) = known(host, kind, asked)?;
+/// Fails like [`resolve`], or if the file cannot be written.
+pub fn provide(host: &Host, kind: &HostName, requested: Option<&str>) -> Result<String> {
+    let (name, _) = resolve(host, kind, requested)?;
     if in_file(kind).is_none() {
         let write = || {
             if let Some(dir) = Path::new(kind.file).parent() {
                 fs::create_dir_all(dir)?;
             }
-            // Whoever was asked for one name goes on using the host's own for others.
-            let (own, _) = known(host, kind, None).unwrap_or((name.clone(), ""));
+            // A requested name is for one mount only; other mounts use the host's own name.
+            let (own, _) = resolve(host, kind, None).unwrap_or((name.clone(), ""));
             fs::write(kind.file, format!("{}{own}\n", kind.key))
         };
         write().map_err(|e| {
@@ -74,6 +85,7 @@ pub fn place(host: &Host, kind: &HostName, asked: Option<&str>) -> Result<String
     Ok(name)
 }
 
+/// Reads the name from its file.
 fn in_file(kind: &HostName) -> Option<String> {
     let text = fs::read_to_string(kind.file).ok()?;
     let mut lines = text.lines();
@@ -81,56 +93,56 @@ fn in_file(kind: &HostName) -> Option<String> {
     Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
-/// On the host's thread.
-fn made(prefix: &str) -> std::io::Result<String> {
-    let machine = MACHINE
+/// Generates a name from the machine id. Run it on the host's thread.
+fn generate(prefix: &str) -> std::io::Result<String> {
+    let machine_id = MACHINE_IDS
         .iter()
         .filter_map(|file| fs::read_to_string(file).ok())
         .map(|text| text.trim().to_owned())
         .find(|text| text.len() >= 32);
-    let seed = match machine {
-        Some(machine) => machine,
-        None => kept()?,
+    let seed = match machine_id {
+        Some(id) => id,
+        None => stored_id()?,
     };
     Ok(format!("{prefix}{}", digest(prefix, &seed)))
 }
 
-fn kept() -> std::io::Result<String> {
-    if let Ok(kept) = fs::read_to_string(KEPT)
-        && !kept.trim().is_empty()
+/// Reads the stored id, or stores a random one.
+fn stored_id() -> std::io::Result<String> {
+    if let Ok(stored) = fs::read_to_string(STORED_ID)
+        && !stored.trim().is_empty()
     {
-        return Ok(kept.trim().to_owned());
+        return Ok(stored.trim().to_owned());
     }
     let mut bytes = [0_u8; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     let seed: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    if let Some(dir) = Path::new(KEPT).parent() {
+    if let Some(dir) = Path::new(STORED_ID).parent() {
         fs::create_dir_all(dir)?;
     }
     let new = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(KEPT);
+        .open(STORED_ID);
     match new {
         Ok(mut file) => file
             .write_all(format!("{seed}\n").as_bytes())
             .map(|()| seed),
-        // Another command was first.
+        // Another process created the file first.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            Ok(fs::read_to_string(KEPT)?.trim().to_owned())
+            Ok(fs::read_to_string(STORED_ID)?.trim().to_owned())
         }
         Err(error) => Err(error),
     }
 }
 
-/// 48 bits of FNV-1a, which do not lead back to what they were made from.
+/// Returns 48 bits of the FNV-1a hash in hex, so that the name does not reveal the machine id.
 fn digest(prefix: &str, seed: &str) -> String {
-    let bytes = prefix.bytes().chain(seed.bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("{:012x}", hash >> 16)
+    let mut hasher = FnvHasher::default();
+    hasher.write(prefix.as_bytes());
+    hasher.write(seed.as_bytes());
+    format!("{:012x}", hasher.finish() >> 16)
 }
 
 #[cfg(test)]
@@ -138,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_made_name_is_the_same_for_the_same_machine() {
+    fn generated_name_is_the_same_for_the_same_machine() {
         let one = digest("iqn.x:", "0123456789abcdef0123456789abcdef");
         assert_eq!(one, digest("iqn.x:", "0123456789abcdef0123456789abcdef"));
         assert_ne!(one, digest("iqn.x:", "0123456789abcdef0123456789abcdee"));

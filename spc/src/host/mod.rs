@@ -1,4 +1,5 @@
-//! Everything that looks at or changes the host.
+//! Access to the host: its mount namespace, mount table, cgroups, disks, kernel modules and
+//! services.
 
 pub mod caller;
 pub mod cgroup;

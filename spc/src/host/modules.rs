@@ -1,44 +1,43 @@
-//! Parts of the kernel: whether it has them, and how it gets them from the host's `/lib/modules`.
+//! Kernel modules: whether the kernel has them, and how they are loaded from the host's
+//! `/lib/modules`.
 //!
-//! A kernel loads the module of a file system by itself when that is mounted, with the host's
-//! modprobe(8). Minimal hosts have none; then the container's does it, on the host's files.
+//! The kernel loads the module of a file system at the mount, with the host's modprobe(8). Minimal
+//! hosts have no modprobe; then spc runs the container's on the host's files.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, errno_text};
 use crate::host::{Host, confinement};
-use crate::process::marks;
+use crate::process::run;
 use crate::sys;
 
-/// Where modules are, below a root.
+/// Directory of the modules, below a root.
 const DIR: &str = "/lib/modules";
 
-/// How long loading a module may take.
+/// Timeout for loading a module.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A module that a kind needs.
+/// Kernel module that a kind needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Module {
-    /// Its name, as modprobe(8) knows it.
+    /// Name for modprobe(8).
     pub name: &'static str,
-    /// The file system that it brings, by which it is known even where it is built in.
+    /// File system that the module provides. Its presence shows the module even if it is built in.
     file_system: Option<&'static str>,
-    /// Whether the kernel asks for it by itself when it is needed.
+    /// Whether the kernel itself requests the module when it needs it.
     on_demand: bool,
 }
 
-/// Userspace file systems, all of them.
+/// Module of all FUSE file systems.
 pub const FUSE: Module = Module::new("fuse");
 
 impl Module {
-    /// The module of a file system of the same name.
+    /// Returns the module of a file system with the same name.
     pub const fn new(name: &'static str) -> Self {
         Self {
             name,
@@ -47,8 +46,8 @@ impl Module {
         }
     }
 
-    /// A module that another one asks for.
-    pub const fn part(name: &'static str) -> Self {
+    /// Returns a module that another module requests.
+    pub const fn auxiliary(name: &'static str) -> Self {
         Self {
             name,
             file_system: None,
@@ -56,7 +55,8 @@ impl Module {
         }
     }
 
-    /// A module that nothing asks for, such as a driver of devices that are made by hand.
+    /// Returns a module that the kernel never requests, such as a driver whose devices programs
+    /// create.
     pub const fn driver(name: &'static str) -> Self {
         Self {
             name,
@@ -65,100 +65,113 @@ impl Module {
         }
     }
 
-    /// Whether nothing works without it.
+    /// Returns whether a mount cannot work without the module.
     fn is_needed(&self) -> bool {
         self.file_system.is_some() || !self.on_demand
     }
 
-    /// Whether the kernel shows that it has it.
-    pub fn is_there(&self) -> bool {
+    /// Returns whether procfs or sysfs shows that the kernel has the module.
+    pub fn is_available(&self) -> bool {
         match self.file_system {
             Some(file_system) => fs::read_to_string("/proc/filesystems")
                 .unwrap_or_default()
                 .lines()
                 .any(|line| line.rsplit('\t').next() == Some(file_system)),
-            None => Path::new("/sys/module").join(plain(self.name)).exists(),
+            None => Path::new("/sys/module")
+                .join(normalized(self.name))
+                .exists(),
         }
     }
 }
 
-/// Why a module cannot be loaded, and what to do.
+/// Reason why a module cannot be loaded, and a hint.
 #[derive(Debug)]
-struct Why {
+struct LoadError {
     cause: String,
     hint: String,
 }
 
-/// A module that the kernel does not get.
+/// Module that the kernel lacks and that could not be loaded.
 #[derive(Debug)]
-pub struct Lack {
+pub struct MissingModule {
     module: Module,
-    why: Why,
+    error: LoadError,
 }
 
-/// Loads those modules that the kernel does not show.
-pub fn provide(modules: &[Module], host: &Host) -> Vec<Lack> {
-    let lacking = modules.iter().filter(|module| !module.is_there());
-    let lacking: Vec<Module> = lacking.copied().collect();
-    if lacking.is_empty() {
+/// Loads the modules that the kernel lacks, and returns those that could not be loaded. A module
+/// that the kernel will load by itself is not in the result.
+pub fn load_missing(modules: &[Module], host: &Host) -> Vec<MissingModule> {
+    let missing = modules.iter().filter(|module| !module.is_available());
+    let missing: Vec<Module> = missing.copied().collect();
+    if missing.is_empty() {
         return Vec::new();
     }
     let files = files(host).unwrap_or_default();
-    lacking
+    missing
         .into_iter()
-        .filter(|module| !lists(&files.built_in, module.name))
+        .filter(|module| !contains(&files.built_in, module.name))
         .filter_map(|module| {
-            let why = load(module.name, host).err()?;
-            tracing::debug!(module = module.name, cause = %why.cause, "not loaded");
-            // Whether that is a failure is seen when the kernel is asked for what needs it.
-            let left_to_kernel = module.on_demand && files.load_themselves(module.name);
-            (!left_to_kernel).then_some(Lack { module, why })
+            let error = load(module.name, host).err()?;
+            tracing::debug!(module = module.name, cause = %error.cause, "cannot load a kernel module");
+            // The kernel may still load the module itself. If not, the mount shows the failure.
+            let left_to_kernel = module.on_demand && files.kernel_can_load(module.name);
+            (!left_to_kernel).then_some(MissingModule { module, error })
         })
         .collect()
 }
 
-/// An error that may come from what the kernel still lacks, with that said.
-pub fn explain(error: Error, lacks: &[Lack]) -> Error {
-    let lacks: Vec<&Lack> = lacks.iter().filter(|l| !l.module.is_there()).collect();
-    // Without the file system, nothing else is to blame.
-    let (first, sure) = match lacks.iter().find(|l| l.module.is_needed()) {
-        Some(lack) => (*lack, true),
-        None => match lacks.first() {
-            Some(lack) => (*lack, false),
+/// Adds to the error of a mount which modules are missing, and the hint for the first one.
+pub fn explain(error: Error, missing: &[MissingModule]) -> Error {
+    let missing: Vec<&MissingModule> = missing
+        .iter()
+        .filter(|missing| !missing.module.is_available())
+        .collect();
+    // A needed module is the cause for certain, so that the error names no others.
+    let (first, is_certain) = match missing.iter().find(|missing| missing.module.is_needed()) {
+        Some(first) => (*first, true),
+        None => match missing.first() {
+            Some(first) => (*first, false),
             None => return error,
         },
     };
-    let told = lacks.iter().filter(|lack| lack.module.is_needed() == sure);
-    let told = told.map(|Lack { module, why }| {
-        let what = match module.file_system {
+    let lines = missing
+        .iter()
+        .filter(|missing| missing.module.is_needed() == is_certain)
+        .map(|missing| missing.to_line());
+    let error = error.log(lines.collect());
+    match is_certain {
+        true => error.hint(first.error.hint.clone()),
+        // The mount may have failed before it needed the module.
+        false => error.hint_also(&first.error.hint),
+    }
+}
+
+impl MissingModule {
+    /// Returns the log line of an error about this module.
+    fn to_line(&self) -> String {
+        let effect = match self.module.file_system {
             Some(file_system) => format!("the host's kernel has no file system {file_system}, and"),
             None => "the host's kernel may need more:".into(),
         };
         format!(
-            "{what} module {} for Linux {} cannot be loaded: {}",
-            module.name,
+            "{effect} module {} for Linux {} cannot be loaded: {}",
+            self.module.name,
             release(),
-            why.cause
+            self.error.cause
         )
-    });
-    let error = error.log(told.collect());
-    match sure {
-        true => error.hint(first.why.hint.clone()),
-        // The mount may not have come to where it needs it.
-        false => error.hint_also(&first.why.hint),
     }
 }
 
-/// What `spc doctor` says of a module: how a mount will get it.
+/// Returns for `spc doctor` how a mount gets a module.
 ///
 /// # Errors
-/// It will not; the error says why.
-pub fn look(module: Module, host: &Host) -> crate::error::Result<String> {
+/// Fails if the module cannot be loaded; the error says why.
+pub fn check(module: Module, host: &Host) -> crate::error::Result<String> {
     let name = module.name;
-    if module.is_there() {
+    if module.is_available() {
         return Ok(format!("{name} is loaded"));
     }
-    let fail = |Why { cause, hint }| {
+    let fail = |LoadError { cause, hint }| {
         Error::system(format!("no module {name} for Linux {}", release()))
             .because(cause)
             .hint(hint)
@@ -166,24 +179,24 @@ pub fn look(module: Module, host: &Host) -> crate::error::Result<String> {
     let files = files(host);
     if files
         .as_ref()
-        .is_ok_and(|files| lists(&files.built_in, name))
+        .is_ok_and(|files| contains(&files.built_in, name))
     {
         return Ok(format!("{name} is built in"));
     }
-    if let Some(cause) = closed() {
+    if let Some(cause) = loading_disabled() {
         let (cause, hint) = (cause.into(), format!("use a kernel that has {name}"));
-        return Err(fail(Why { cause, hint }));
+        return Err(fail(LoadError { cause, hint }));
     }
     let files = files.map_err(|cause| {
-        let hint = install(name);
-        fail(Why { cause, hint })
+        let hint = install_hint(name);
+        fail(LoadError { cause, hint })
     })?;
-    if !lists(&files.modules, name) {
+    if !contains(&files.modules, name) {
         let cause = format!("it is not in {DIR}/{} of the host", release());
-        let hint = install(name);
-        return Err(fail(Why { cause, hint }));
+        let hint = install_hint(name);
+        return Err(fail(LoadError { cause, hint }));
     }
-    if module.on_demand && files.load_themselves(name) {
+    if module.on_demand && files.kernel_can_load(name) {
         return Ok(format!("{name} is loaded by the host when it is needed"));
     }
     let (program, root) = loader(name, host).map_err(fail)?;
@@ -194,166 +207,155 @@ pub fn look(module: Module, host: &Host) -> crate::error::Result<String> {
     ))
 }
 
-/// Why the kernel takes no modules at all, if it does not.
-fn closed() -> Option<&'static str> {
+/// Returns why the kernel loads no module at all; none if it does.
+fn loading_disabled() -> Option<&'static str> {
     if !Path::new("/proc/modules").exists() {
         return Some("this kernel has no modules at all");
     }
     let disabled = fs::read_to_string("/proc/sys/kernel/modules_disabled");
     disabled
         .is_ok_and(|disabled| disabled.trim() == "1")
-        .then_some("the loading of modules has been switched off until the next boot (kernel.modules_disabled)")
+        .then_some("module loading is disabled until the next boot (kernel.modules_disabled)")
 }
 
-/// What the host has for its kernel.
+/// Module files that the host has for its kernel.
 #[derive(Default)]
 struct Files {
+    /// Text of `modules.dep`.
     modules: String,
+    /// Text of `modules.builtin`.
     built_in: String,
-    /// Whether the kernel finds its modprobe(8) on the host.
-    loader: bool,
+    /// Whether the host has the modprobe(8) that the kernel runs.
+    has_modprobe: bool,
 }
 
 impl Files {
-    /// Whether host and kernel load a module without us.
-    fn load_themselves(&self, name: &str) -> bool {
-        self.loader && lists(&self.modules, name)
+    /// Returns whether the kernel can load a module without spc.
+    fn kernel_can_load(&self, name: &str) -> bool {
+        self.has_modprobe && contains(&self.modules, name)
     }
 }
 
+/// Reads the module files of the host.
 fn files(host: &Host) -> Result<Files, String> {
     let dir = Path::new(DIR).join(release());
-    let shown = dir.display().to_string();
+    let dir_text = dir.display().to_string();
     let read = host.run("looking for kernel modules", move || {
-        let loader = fs::read_to_string("/proc/sys/kernel/modprobe").unwrap_or_default();
-        let loader = Path::new("/").join(loader.trim().trim_start_matches('/'));
+        let modprobe = fs::read_to_string("/proc/sys/kernel/modprobe").unwrap_or_default();
+        let modprobe = Path::new("/").join(modprobe.trim().trim_start_matches('/'));
         Ok(Files {
             modules: fs::read_to_string(dir.join("modules.dep"))?,
             built_in: fs::read_to_string(dir.join("modules.builtin")).unwrap_or_default(),
-            loader: loader.is_file(),
+            has_modprobe: modprobe.is_file(),
         })
     });
     let read: std::io::Result<Files> = read.map_err(|e| e.summary())?;
-    read.map_err(|e| format!("{shown}/modules.dep of the host: {}", errno_text(e)))
+    read.map_err(|e| format!("{dir_text}/modules.dep of the host: {}", errno_text(e)))
 }
 
-/// Whether a module is in `modules.dep` or `modules.builtin`, as `DIR/NAME.ko[.gz|.xz|.zst]`.
-fn lists(table: &str, name: &str) -> bool {
+/// Returns whether `modules.dep` or `modules.builtin` contains a module, as
+/// `DIR/NAME.ko[.gz|.xz|.zst]`.
+fn contains(table: &str, name: &str) -> bool {
     table.lines().any(|line| {
         let path = line.split(':').next().unwrap_or_default();
         let file = path.rsplit('/').next().unwrap_or_default();
         let module = file.split(".ko").next().unwrap_or_default();
-        plain(module) == plain(name)
+        normalized(module) == normalized(name)
     })
 }
 
-/// Dashes and underscores are the same in names of modules.
-fn plain(name: &str) -> String {
+/// Returns a module name with underscores. Hyphens mean the same in module names.
+fn normalized(name: &str) -> String {
     name.replace('-', "_")
 }
 
+/// Returns the release of the kernel, as uname(2) has it.
 fn release() -> String {
     let name = rustix::system::uname();
     name.release().to_string_lossy().into_owned()
 }
 
-fn by_hand(name: &str) -> String {
+fn modprobe_hint(name: &str) -> String {
     format!("on the host, try: modprobe {name}")
 }
 
-fn install(name: &str) -> String {
+fn install_hint(name: &str) -> String {
     format!(
         "install the modules of Linux {} on the host, or use a kernel that has {name}",
         release()
     )
 }
 
-/// The program that loads a module, and the host's root as it sees it.
-fn loader(name: &str, host: &Host) -> Result<(PathBuf, PathBuf), Why> {
-    let why = |cause: &str, hint: String| Why {
+/// Returns the container's modprobe(8), and a path at which the container sees the host's root.
+fn loader(name: &str, host: &Host) -> Result<(PathBuf, PathBuf), LoadError> {
+    let fail = |cause: &str, hint: String| LoadError {
         cause: cause.into(),
         hint,
     };
-    if let Some(cause) = closed() {
-        return Err(why(cause, format!("use a kernel that has {name}")));
+    if let Some(cause) = loading_disabled() {
+        return Err(fail(cause, format!("use a kernel that has {name}")));
     }
     let dir = format!("{DIR}/{}", release());
-    let seen: Vec<PathBuf> = host
+    let host_roots: Vec<PathBuf> = host
         .proc_file("root")
         .into_iter()
         .chain(host.settings().hosts())
         .collect();
-    let root = seen.iter().find(|root| root.join(&dir[1..]).is_dir());
+    let root = host_roots.iter().find(|root| root.join(&dir[1..]).is_dir());
     let Some(root) = root else {
         let cause = format!("there is no {dir} on the host");
-        return Err(why(&cause, install(name)));
+        return Err(fail(&cause, install_hint(name)));
     };
-    let able = rustix::thread::capabilities(None)
+    let is_permitted = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_MODULE));
-    if !able {
-        let more =
-            "or start the container with --cap-add=SYS_MODULE or --privileged, and spc does it";
-        let hint = format!("{}; {more}", by_hand(name));
-        return Err(why("capability CAP_SYS_MODULE is missing", hint));
+    if !is_permitted {
+        let or = "or start the container with --cap-add=SYS_MODULE or --privileged, so that spc can load it";
+        let hint = format!("{}; {or}", modprobe_hint(name));
+        return Err(fail("capability CAP_SYS_MODULE is missing", hint));
     }
-    let Some(program) = confinement::program(&["modprobe"]) else {
-        let hint = format!("{}; or install kmod in the image", by_hand(name));
-        return Err(why("this container has no program modprobe", hint));
+    let Some(program) = confinement::find_program(&["modprobe"]) else {
+        let hint = format!("{}; or install kmod in the image", modprobe_hint(name));
+        return Err(fail("this container has no program modprobe", hint));
     };
     Ok((program, root.clone()))
 }
 
-fn load(name: &str, host: &Host) -> Result<(), Why> {
+/// Loads a module with the container's modprobe(8) from the host's files.
+fn load(name: &str, host: &Host) -> Result<(), LoadError> {
     let (program, root) = loader(name, host)?;
     let mut command = Command::new(&program);
     command.arg("-d").arg(&root);
-    // What the host's administrator forbids stays forbidden, modprobe.d(5).
+    // The host's modprobe.d(5) applies, so that a module which its administrator forbids stays out.
     for dir in ["etc", "run", "usr/lib", "lib"] {
         command.arg("-C").arg(root.join(dir).join("modprobe.d"));
     }
     command.arg(name);
     let shown = format!("{} -d {} {name}", program.display(), root.display());
     tracing::debug!(command = %shown, "loading a module");
-    run(&mut command).map_err(|cause| Why {
+    run(&mut command).map_err(|cause| LoadError {
         cause: format!("{shown}: {cause}"),
         hint: match files(host) {
-            Ok(files) if lists(&files.modules, name) => format!(
-                "see the host's kernel log, dmesg, and its modprobe.d; {}",
-                by_hand(name)
+            Ok(files) if contains(&files.modules, name) => format!(
+                "see the host's kernel log (dmesg) and its modprobe.d; {}",
+                modprobe_hint(name)
             ),
-            _ => install(name),
+            _ => install_hint(name),
         },
     })
 }
 
-/// Runs a command that is expected to end soon; on failure, what it said.
+/// Runs a command with a timeout. On failure returns its exit status and its last line.
 fn run(command: &mut Command) -> Result<(), String> {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let started = Instant::now();
-    let mut child = sys::tie_to_parent(command).spawn().map_err(errno_text)?;
-    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(errno_text)?;
-    if !marks::ended(&pidfd, LIMIT) {
-        // A process inside the kernel may not end even so; then it is left behind.
-        let _ = child.kill();
-        return Err(format!(
-            "no end after {:.0} s",
-            started.elapsed().as_secs_f32()
-        ));
+    let command = sys::tie_to_parent(command.stdin(Stdio::null()));
+    let finished = run::run(command, LIMIT).map_err(errno_text)?;
+    match finished.status.success() {
+        true => Ok(()),
+        false => {
+            let status = finished.status.to_string().replace(": ", " ");
+            let line = finished.output.trim_end().lines().next_back();
+            Err(format!("{status}: {}", line.unwrap_or_default()))
+        }
     }
-    let status = child.wait().map_err(errno_text)?;
-    if status.success() {
-        return Ok(());
-    }
-    let mut said = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        // What cannot be read is not said.
-        let _ = stderr.take(4096).read_to_string(&mut said);
-    }
-    let said = said.lines().next_back().unwrap_or_default();
-    Err(format!("{status}: {said}").replace("exit status: ", "exit status "))
 }
 
 #[cfg(test)]
@@ -361,58 +363,59 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modules_in_the_tables_of_depmod() {
+    fn contains_finds_modules_in_depmod_tables() {
         let table = "kernel/fs/nfs/nfs.ko: kernel/net/sunrpc/sunrpc.ko\n\
                      kernel/fs/nfs/nfsv4.ko.xz:\nkernel/drivers/scsi/iscsi-tcp.ko.zst:\n";
-        for there in ["nfs", "nfsv4", "iscsi_tcp"] {
-            assert!(lists(table, there), "{there}");
+        for present in ["nfs", "nfsv4", "iscsi_tcp"] {
+            assert!(contains(table, present), "{present}");
         }
-        for not in ["nf", "nfsv3", "sunrpc", ""] {
-            assert!(!lists(table, not), "{not}");
+        for absent in ["nf", "nfsv3", "sunrpc", ""] {
+            assert!(!contains(table, absent), "{absent}");
         }
     }
 
     #[test]
-    fn what_every_kernel_has() {
-        assert!(Module::new("tmpfs").is_there());
-        assert!(!Module::new("tmp").is_there());
-        assert!(!Module::driver("no-such-module").is_there());
+    fn only_modules_of_this_kernel_are_available() {
+        assert!(Module::new("tmpfs").is_available());
+        assert!(!Module::new("tmp").is_available());
+        assert!(!Module::driver("no-such-module").is_available());
     }
 
     #[test]
-    fn what_is_missing_is_told_and_what_it_brings_with_it_is_not() {
-        let lack = |module: Module| {
+    fn error_names_needed_modules_before_auxiliary_ones() {
+        let missing = |module: Module| {
             let (cause, hint) = (
                 format!("no {}", module.name),
                 format!("get {}", module.name),
             );
-            let why = Why { cause, hint };
-            Lack { module, why }
+            let error = LoadError { cause, hint };
+            MissingModule { module, error }
         };
         let error = || Error::mount("cannot mount").hint("first");
-        let (part, driver) = (Module::part("no-part"), Module::driver("no-driver"));
-        let said = explain(error(), &[lack(part), lack(Module::new("none"))]).to_string();
+        let (auxiliary, driver) = (Module::auxiliary("no-aux"), Module::driver("no-driver"));
+        let text =
+            explain(error(), &[missing(auxiliary), missing(Module::new("none"))]).to_string();
         assert!(
-            said.contains("no file system none, and module none for Linux"),
-            "{said}"
+            text.contains("no file system none, and module none for Linux"),
+            "{text}"
         );
-        assert!(said.ends_with("no none\nhint: get none"), "{said}");
-        let said = explain(error(), &[lack(driver), lack(part)]).to_string();
+        assert!(text.ends_with("no none\nhint: get none"), "{text}");
+        let text = explain(error(), &[missing(driver), missing(auxiliary)]).to_string();
         assert!(
-            said.ends_with("no no-driver\nhint: get no-driver"),
-            "{said}"
+            text.ends_with("no no-driver\nhint: get no-driver"),
+            "{text}"
         );
-        let said = explain(error(), &[lack(part)]).to_string();
+        let text = explain(error(), &[missing(auxiliary)]).to_string();
         assert!(
-            said.ends_with("no no-part\nhint: first; get no-part"),
-            "{said}"
+            text.ends_with("no no-aux\nhint: first; get no-aux"),
+            "{text}"
         );
-        let said = explain(error(), &[lack(Module::new("tmpfs"))]).to_string();
-        assert_eq!(said, "cannot mount\nhint: first");
+        let text = explain(error(), &[missing(Module::new("tmpfs"))]).to_string();
+        assert_eq!(text, "cannot mount\nhint: first");
     }
 
     #[test]
-    fn a_command_that_fails_says_why() {
+    fn failed_command_returns_its_status_and_last_line() {
         let failed = run(Command::new("sh").args(["-c", "echo first >&2; echo why >&2; exit 3"]));
         assert_eq!(failed.unwrap_err(), "exit status 3: why");
         assert!(run(&mut Command::new("true")).is_ok());

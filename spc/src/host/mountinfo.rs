@@ -1,5 +1,5 @@
-//! One line of `/proc/PID/mountinfo`, as proc_pid_mountinfo(5) describes it, or the same by statmount(2), which needs no
-//! reading of the table.
+//! Entries of a mount table: lines of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)), or the same
+//! fields by statmount(2), which does not read the table.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -10,44 +10,44 @@ use serde::Serialize;
 
 use crate::sys::statmount::{self, MountStat};
 
-/// How often to look for a mount while somebody renames directories on the way to it.
-pub const LOOKS: usize = 20;
+/// Number of attempts to find a mount while other processes rename directories in its path.
+pub const FIND_ATTEMPTS: usize = 20;
 
-/// An entry of a mount table.
+/// Entry of a mount table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Entry {
-    /// Mount id; unique among the mounts that exist now, used again later.
+    /// Mount id. The kernel reuses it after the mount is gone.
     pub id: u64,
-    /// Mount id of the mount this one is attached to.
+    /// Mount id of the parent mount.
     pub parent: u64,
-    /// `major:minor` of its file system.
+    /// Device number of the file system, `major:minor`.
     pub device: String,
-    /// The directory of its file system that is mounted.
+    /// Directory of the file system that is mounted.
     pub root: PathBuf,
-    /// Where it is attached, below the reading process's root.
+    /// Mount point below the root of the reading thread.
     pub target: PathBuf,
-    /// Options of the mount itself.
+    /// Options of the mount.
     pub attributes: String,
-    /// Its peer group: what is mounted on it, or taken away, shows at its peers.
+    /// Peer group, if the propagation is shared: changes below propagate to its other members.
     pub peers: Option<u64>,
-    /// The peer group whose changes it follows, while nobody follows its own.
+    /// Peer group from which the mount receives changes, if it is a slave.
     pub master: Option<u64>,
     /// File system type, with subtype.
     pub fs_type: String,
-    /// What the file system calls its source.
+    /// Source, as the file system reports it.
     pub source: String,
-    /// Options of the file system itself.
+    /// Options of the superblock.
     pub options: String,
-    /// Mount id that is never used again; 0 where the entry is from a table, which does not have it.
+    /// Unique mount id, which is never reused; 0 if the entry is from a table, which lacks it.
     #[serde(skip)]
     pub unique: u64,
-    /// The same of the mount this one is attached to.
+    /// Unique mount id of the parent mount; 0 if the entry is from a table.
     #[serde(skip)]
     pub parent_unique: u64,
 }
 
 impl Entry {
-    /// Reads one line; none if it is not one.
+    /// Parses one line of a table; none if it is not valid.
     pub fn parse(line: &[u8]) -> Option<Self> {
         let mut fields = line.split(|&b| b == b' ');
         let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
@@ -55,7 +55,7 @@ impl Entry {
         let (device, root) = (fields.next()?, fields.next()?);
         let (target, attributes) = (fields.next()?, fields.next()?);
         let (mut peers, mut master) = (None, None);
-        // Optional fields end with a lone hyphen.
+        // A single hyphen ends the optional fields.
         loop {
             match fields.next()? {
                 b"-" => break,
@@ -87,61 +87,64 @@ impl Entry {
         })
     }
 
-    /// The entry that a table would have of it; none if it is not below the root of whoever asked.
-    fn from_stat(known: MountStat, unique: u64) -> Option<Self> {
+    /// Converts the reply of statmount(2). None if the mount is outside of the thread's root, as a
+    /// table leaves such a mount out.
+    fn from_stat(stat: MountStat, unique: u64) -> Option<Self> {
         let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
         let group = |number: u64| (number != 0).then_some(number);
-        let mut fs_type = text(&known.fs_type);
-        if !known.subtype.is_empty() {
-            fs_type = format!("{fs_type}.{}", text(&known.subtype));
+        let mut fs_type = text(&stat.fs_type);
+        if !stat.subtype.is_empty() {
+            fs_type = format!("{fs_type}.{}", text(&stat.subtype));
         }
-        let mut options = words(&SUPER, u64::from(known.flags));
-        if !known.options.is_empty() {
-            options = format!("{options},{}", text(&unescape(&known.options)));
+        let mut options = flag_words(&SUPERBLOCK_FLAGS, u64::from(stat.flags));
+        if !stat.options.is_empty() {
+            options = format!("{options},{}", text(&unescape(&stat.options)));
         }
-        let (major, minor) = known.device;
-        (!known.target.is_empty()).then(|| Self {
-            id: known.id,
-            parent: known.parent,
+        let (major, minor) = stat.device;
+        (!stat.target.is_empty()).then(|| Self {
+            id: stat.id,
+            parent: stat.parent,
             device: format!("{major}:{minor}"),
-            root: PathBuf::from(OsString::from_vec(known.root)),
-            target: PathBuf::from(OsString::from_vec(known.target)),
-            attributes: attributes(known.attributes),
-            peers: group(known.peers),
-            master: group(known.master),
+            root: PathBuf::from(OsString::from_vec(stat.root)),
+            target: PathBuf::from(OsString::from_vec(stat.target)),
+            attributes: attributes(stat.attributes),
+            peers: group(stat.peers),
+            master: group(stat.master),
             fs_type,
-            source: text(&known.source),
+            source: text(&stat.source),
             options,
             unique,
-            parent_unique: known.parent_unique,
+            parent_unique: stat.parent_unique,
         })
     }
 
-    /// Whether a daemon answers for it.
+    /// Returns whether this is a FUSE file system, which a daemon serves.
     pub fn is_fuse(&self) -> bool {
         matches!(&*self.fs_type, "fuse" | "fuseblk") || self.fs_type.starts_with("fuse.")
     }
 }
 
-/// The words of a mount table for flags of a file system, `SB_*`.
-const SUPER: [(u64, &str); 4] = [
+/// Words of a mount table for flags of a superblock, `SB_*`.
+const SUPERBLOCK_FLAGS: [(u64, &str); 4] = [
     (libc::MS_RDONLY, "ro"),
     (libc::MS_SYNCHRONOUS, "sync"),
     (libc::MS_DIRSYNC, "dirsync"),
     (libc::MS_LAZYTIME, "lazytime"),
 ];
 
-/// The words of a mount table for those of a mount, `MOUNT_ATTR_*`, without those for times of access.
-const MOUNT: [(u64, &str); 4] = [
+/// Words of a mount table for attributes of a mount, `MOUNT_ATTR_*`, without those for access
+/// times.
+const MOUNT_FLAGS: [(u64, &str); 4] = [
     (libc::MOUNT_ATTR_RDONLY, "ro"),
     (libc::MOUNT_ATTR_NOSUID, "nosuid"),
     (libc::MOUNT_ATTR_NODEV, "nodev"),
     (libc::MOUNT_ATTR_NOEXEC, "noexec"),
 ];
 
-/// `rw` or the first of these words, then the others whose flags are set.
-fn words(known: &[(u64, &str)], flags: u64) -> String {
-    let set = known.iter().filter(|(flag, _)| flags & flag != 0);
+/// Returns the words of the flags that are set, separated by commas. `rw` comes first if `ro` is
+/// not set.
+fn flag_words(table: &[(u64, &str)], flags: u64) -> String {
+    let set = table.iter().filter(|(flag, _)| flags & flag != 0);
     let first = (flags & 1 == 0).then_some("rw");
     let all: Vec<&str> = first
         .into_iter()
@@ -150,15 +153,16 @@ fn words(known: &[(u64, &str)], flags: u64) -> String {
     all.join(",")
 }
 
+/// Returns the options of a mount as a mount table has them.
 fn attributes(flags: u64) -> String {
-    let mut all = words(&MOUNT, flags);
+    let mut all = flag_words(&MOUNT_FLAGS, flags);
     let times = match flags & libc::MOUNT_ATTR__ATIME {
         libc::MOUNT_ATTR_NOATIME => Some("noatime"),
         libc::MOUNT_ATTR_RELATIME => Some("relatime"),
         _ => None,
     };
     let directories = (flags & libc::MOUNT_ATTR_NODIRATIME != 0).then_some("nodiratime");
-    // In the order that the kernel has them.
+    // The order is the kernel's: `nodiratime` is between `noatime` and `relatime`.
     let (before, after) = match times {
         Some("relatime") => (directories, times),
         _ => (times, directories),
@@ -172,7 +176,7 @@ fn attributes(flags: u64) -> String {
     all
 }
 
-/// Undoes the octal escapes of space, tab, newline and backslash.
+/// Decodes the octal escapes of a field, which stand for space, tab, newline and backslash.
 pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -202,18 +206,19 @@ pub fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The calling thread's whole mount table. Run it on the host's thread to see the host's.
+/// Returns the whole mount table of the calling thread. Run it on the host's thread for the host's
+/// table.
 ///
 /// # Errors
-/// procfs cannot be read.
+/// Fails if procfs cannot be read.
 pub fn read() -> std::io::Result<Vec<Entry>> {
     read_file("/proc/thread-self/mountinfo")
 }
 
-/// The mount table in a file of procfs.
+/// Returns the mount table in a file of procfs.
 ///
 /// # Errors
-/// It cannot be read.
+/// Fails if the file cannot be read.
 pub fn read_file(file: impl AsRef<Path>) -> std::io::Result<Vec<Entry>> {
     let file = std::fs::File::open(file)?;
     let mut entries = Vec::new();
@@ -223,26 +228,27 @@ pub fn read_file(file: impl AsRef<Path>) -> std::io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The entry of the mount with this id, and this one that is never used again, 0 if that is not known. The kernel is
-/// asked for that one mount; where it cannot be, the table is read as far as needed, and goes by the first.
+/// Returns the entry of the mount with these ids; `unique` is 0 if it is not known. Uses
+/// statmount(2) if possible. Otherwise searches the table for `id`.
 ///
 /// # Errors
-/// procfs cannot be read.
+/// Fails if procfs cannot be read, or statmount(2) fails unexpectedly.
 pub fn find(id: u64, unique: u64) -> std::io::Result<Option<Entry>> {
-    match ask(unique) {
+    match query(unique) {
         Some(answer) => answer,
         None => find_in_table(id),
     }
 }
 
-/// The entry of the mount with this id that is never used again, by statmount(2). None if the kernel cannot be asked: it is
-/// too old, or a filter of system calls is older than it (docker's before 2025 is).
-pub fn ask(unique: u64) -> Option<std::io::Result<Option<Entry>>> {
+/// Returns the entry of the mount with this unique id by statmount(2). The outer none means that
+/// the call is not available: the kernel is too old, or the seccomp filter does not know the call
+/// (docker's before 2025). The inner none means that there is no such mount.
+pub fn query(unique: u64) -> Option<std::io::Result<Option<Entry>>> {
     if unique == 0 {
         return None;
     }
     match statmount::read(unique) {
-        Ok(known) => Some(Ok(Entry::from_stat(known, unique))),
+        Ok(stat) => Some(Ok(Entry::from_stat(stat, unique))),
         Err(error) => match error.raw_os_error() {
             Some(libc::ENOENT) => Some(Ok(None)),
             Some(libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL) => None,
@@ -251,6 +257,7 @@ pub fn ask(unique: u64) -> Option<std::io::Result<Option<Entry>>> {
     }
 }
 
+/// Returns the first entry of the table with this id.
 fn find_in_table(id: u64) -> std::io::Result<Option<Entry>> {
     let mut found = None;
     search(
@@ -263,22 +270,23 @@ fn find_in_table(id: u64) -> std::io::Result<Option<Entry>> {
     Ok(found)
 }
 
-/// Looks at the entries of the calling thread's table whose ids are wanted, one by one, until one is `found`.
+/// Passes the entries of the calling thread's table whose ids are wanted to `visit`, one by one,
+/// until it returns true. Entries that are not wanted are not parsed.
 ///
 /// # Errors
-/// procfs cannot be read, or whatever `found` says.
+/// Fails if procfs cannot be read, or `visit` fails.
 pub fn search(
-    wanted: impl Fn(u64) -> bool,
-    mut found: impl FnMut(Entry) -> std::io::Result<bool>,
+    is_wanted: impl Fn(u64) -> bool,
+    mut visit: impl FnMut(Entry) -> std::io::Result<bool>,
 ) -> std::io::Result<()> {
     let mut table = BufReader::new(std::fs::File::open("/proc/thread-self/mountinfo")?);
     let mut line = Vec::new();
     while table.read_until(b'\n', &mut line)? > 0 {
         let id = line.split(|byte| *byte == b' ').next();
         let id = id.and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
-        if id.is_some_and(&wanted)
+        if id.is_some_and(&is_wanted)
             && let Some(entry) = Entry::parse(line.strip_suffix(b"\n").unwrap_or(&line))
-            && found(entry)?
+            && visit(entry)?
         {
             break;
         }
@@ -287,22 +295,22 @@ pub fn search(
     Ok(())
 }
 
-/// The mounts of the calling thread's namespace that are younger than the one with this id that is never used again. All
-/// of them where the kernel cannot be asked for those.
+/// Returns the mounts in the calling thread's namespace that are newer than the one with this
+/// unique id. Returns all mounts if the id is 0, or listmount(2) or statmount(2) is not available.
 ///
 /// # Errors
-/// procfs cannot be read.
-pub fn younger(unique: u64) -> std::io::Result<Vec<Entry>> {
+/// Fails if procfs cannot be read, or statmount(2) fails unexpectedly.
+pub fn newer_than(unique: u64) -> std::io::Result<Vec<Entry>> {
     let Some(ids) = (unique != 0)
-        .then(|| statmount::after(unique).ok())
+        .then(|| statmount::list_after(unique).ok())
         .flatten()
     else {
         return read();
     };
     let mut entries = Vec::new();
     for id in ids {
-        match ask(id) {
-            // It may have gone meanwhile.
+        match query(id) {
+            // A mount may be gone since it was listed.
             Some(answer) => entries.extend(answer?),
             None => return read(),
         }
@@ -315,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_a_line_with_optional_fields_and_escapes() {
+    fn parse_reads_optional_fields_and_escapes() {
         let line = br"36 35 98:0 /root /mnt/a\040b\134c\012d rw,noatime shared:1 master:2 - fuse.glusterfs n\0401:/vol rw,a=b";
         let entry = Entry::parse(line).unwrap();
         assert_eq!((entry.id, entry.parent), (36, 35));
@@ -329,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_entry() {
+    fn parse_rejects_incomplete_lines() {
         for line in [
             &b""[..],
             b"x",
@@ -341,28 +349,31 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_says_of_one_mount_what_the_table_says() {
+    fn statmount_and_the_table_have_the_same_entry() {
         let table = read().unwrap();
-        let Some(ids) = statmount::tests::asked(statmount::after(0)) else {
+        let Some(ids) = statmount::tests::if_supported(statmount::list_after(0)) else {
             return;
         };
         let mut compared = 0;
         for unique in ids {
-            let Some(asked) = ask(unique) else {
-                // Linux 6.8 to 6.12 list mounts, and do not tell all of them.
-                statmount::tests::asked(statmount::read(unique));
+            let Some(queried) = query(unique) else {
+                // Linux 6.8 to 6.12 list mounts, but do not report all fields of them.
+                statmount::tests::if_supported(statmount::read(unique));
                 return;
             };
-            let Some(mut entry) = asked.unwrap() else {
+            let Some(mut entry) = queried.unwrap() else {
                 continue;
             };
-            let on = ask(entry.parent_unique).and_then(|on| on.unwrap());
-            assert!(on.is_none_or(|on| on.id == entry.parent), "{entry:?}");
-            let plain = table.iter().find(|plain| plain.id == entry.id);
+            let parent = query(entry.parent_unique).and_then(|parent| parent.unwrap());
+            assert!(
+                parent.is_none_or(|parent| parent.id == entry.parent),
+                "{entry:?}"
+            );
+            let line = table.iter().find(|line| line.id == entry.id);
             (entry.unique, entry.parent_unique) = (0, 0);
-            // Others may mount meanwhile.
-            if let Some(plain) = plain.filter(|plain| plain.target == entry.target) {
-                assert_eq!(*plain, entry);
+            // Another process may mount meanwhile.
+            if let Some(line) = line.filter(|line| line.target == entry.target) {
+                assert_eq!(*line, entry);
                 compared += 1;
             }
         }
@@ -381,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_backslash_stays() {
+    fn unescape_keeps_a_backslash_without_an_octal_number() {
         assert_eq!(unescape(br"a\9b\"), br"a\9b\");
         assert_eq!(unescape(br"\040\777"), br" \777");
     }

@@ -1,8 +1,8 @@
-//! The way into the host's mount namespace: one thread that lives there.
+//! Access to the host's mount namespace by one thread that runs in it.
 //!
-//! A thread with an fs struct of its own (`CLONE_FS` unshared) may enter another mount namespace
-//! while the rest of the process stays where it is (setns(2)). Nothing is forked and nothing has
-//! to be restored; descriptors opened there serve the whole process.
+//! A thread that has unshared its root and working directory (`CLONE_FS`) can enter another mount
+//! namespace, while the other threads stay (setns(2)). This needs no fork, and file descriptors
+//! opened there work in the whole process.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -19,11 +19,11 @@ use crate::error::{Error, Result, errno_text};
 use crate::host::runs_in::{RunsIn, current};
 use crate::host::{Settings, confinement, namespace};
 
-/// How long one look at or change of the host may take.
+/// Timeout for one job on the host.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Capabilities without which nothing works, and what each is for.
-pub const NEEDED: [(CapabilitySet, &str, &str); 3] = [
+/// Capabilities that every mount needs: bit, name, and purpose for the error text.
+pub const REQUIRED_CAPABILITIES: [(CapabilitySet, &str, &str); 3] = [
     (
         CapabilitySet::SYS_ADMIN,
         "SYS_ADMIN",
@@ -41,12 +41,13 @@ pub const NEEDED: [(CapabilitySet, &str, &str); 3] = [
     ),
 ];
 
+/// Function that runs on the host's thread.
 type Job = Box<dyn FnOnce() + Send>;
 
-/// How many threads may be lost to file systems that do not answer.
-const SPARE: usize = 8;
+/// Limit of blocked threads that are replaced.
+const MAX_LOST: usize = 8;
 
-/// The host's mount namespace, entered.
+/// Host, with a thread in its mount namespace.
 pub struct Host {
     settings: Settings,
     worker: Mutex<Worker>,
@@ -54,10 +55,10 @@ pub struct Host {
     file: File,
 }
 
-/// The thread that lives there.
+/// Thread in the host's mount namespace.
 struct Worker {
     jobs: Sender<Job>,
-    /// How many of its kind were lost before.
+    /// Number of threads before this one that blocked and were replaced.
     lost: usize,
 }
 
@@ -65,7 +66,8 @@ impl Host {
     /// Finds the host's mount namespace and starts a thread in it.
     ///
     /// # Errors
-    /// A capability is missing, no namespace file can be opened, or all of them are our own.
+    /// Fails if the caller is not root, a capability is missing, or no namespace file leads to
+    /// another mount namespace that this process can enter.
     pub fn open(settings: Settings) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::usage("only root can mount on the host")
@@ -92,7 +94,7 @@ impl Host {
             ))
             .because(error)
             .hint("the container must run as root of the host's user namespace, with SYS_ADMIN and SYS_CHROOT, and without a seccomp filter on setns")),
-            Err(None) => Err(too_slow("entering the host's mount namespace", LIMIT)),
+            Err(None) => Err(timed_out("entering the host's mount namespace", LIMIT)),
         }
     }
 
@@ -101,44 +103,45 @@ impl Host {
         &self.settings
     }
 
-    /// Runs a job with the host's root as its root; its result comes back here.
+    /// Runs a job on the host's thread, whose root is the host's root, and returns its result.
+    /// `action` names the job in the error, such as `pinning the target`.
     ///
     /// # Errors
-    /// The job took longer than 20 s; it is then left behind, with the thread.
+    /// Fails if the job takes longer than 20 s. The thread is then left behind and replaced.
     pub fn run<T: Send + 'static>(
         &self,
-        what: &str,
+        action: &str,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        self.run_within(what, LIMIT, job)
+        self.run_within(action, LIMIT, job)
     }
 
-    /// Like [`Host::run`], for a job that may take longer or must not take as long.
+    /// Runs a job like [`Host::run`], with another timeout.
     ///
     /// # Errors
-    /// The job took longer than that; it is then left behind, with the thread.
+    /// Fails if the job takes longer than `limit`. The thread is then left behind and replaced.
     pub fn run_within<T: Send + 'static>(
         &self,
-        what: &str,
+        action: &str,
         limit: Duration,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        let (done, answer) = channel();
+        let (sender, receiver) = channel();
         let job: Job = Box::new(move || {
-            // The caller may have given up; then nobody wants the result.
-            let _ = done.send(job());
+            // The receiver is gone if the caller has timed out.
+            let _ = sender.send(job());
         });
         let worker = self.worker();
-        let (sent, before) = (worker.jobs.send(job), worker.lost);
+        let (sent, lost) = (worker.jobs.send(job), worker.lost);
         drop(worker);
         if sent.is_err() {
-            return Err(too_slow(what, limit));
+            return Err(timed_out(action, limit));
         }
-        match answer.recv_timeout(limit) {
+        match receiver.recv_timeout(limit) {
             Ok(result) => Ok(result),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                self.replace(before);
-                Err(too_slow(what, limit))
+                self.replace(lost);
+                Err(timed_out(action, limit))
             }
         }
     }
@@ -147,12 +150,13 @@ impl Host {
         self.worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another thread takes the place of one that is lost, so that the next job does not wait behind the one that hangs.
+    /// Replaces a blocked thread, so that the next job does not wait for it. `lost` is the counter
+    /// of that thread.
     fn replace(&self, lost: usize) {
         let mut worker = self.worker();
-        // Somebody else who waited for the same one may have been here before.
+        // A different counter means that another caller has replaced the thread already.
         if worker.lost == lost
-            && lost < SPARE
+            && lost < MAX_LOST
             && let Ok(jobs) = start(&self.file)
         {
             *worker = Worker {
@@ -162,56 +166,56 @@ impl Host {
         }
     }
 
-    /// The namespace file that was used.
+    /// Returns the path of the namespace file that was entered.
     pub fn namespace(&self) -> &Path {
         &self.namespace
     }
 
-    /// The host's mount table, which tells of a change as POLLPRI (proc_pid_mounts(5)).
+    /// Returns the path of the host's mount table. A change of the table is a POLLPRI event
+    /// (proc_pid_mounts(5)).
     pub fn mount_table(&self) -> PathBuf {
         self.proc_file("mountinfo")
             .unwrap_or_else(|| "/proc/1/mountinfo".into())
     }
 
-    /// A file of procfs for the host's first process, next to the namespace file: `/proc/1/NAME`.
+    /// Returns the path of a procfs file of the process whose namespace was entered, such as
+    /// `/proc/1/NAME`.
     pub fn proc_file(&self, name: &str) -> Option<PathBuf> {
         Some(self.namespace.parent()?.parent()?.join(name))
     }
 }
 
-fn too_slow(what: &str, limit: Duration) -> Error {
-    Error::system(format!("no answer from the host: {what}"))
-        .because(format!("waited {} s", limit.as_secs()))
-        .hint(
-            "a dead network file system on the way to the target can cause this; look at `spc ls`",
-        )
+fn timed_out(action: &str, limit: Duration) -> Error {
+    Error::system(format!("timed out on the host: {action}"))
+        .because(format!("no answer in {} s", limit.as_secs()))
+        .hint("a dead network file system in the path of the target can cause this: see `spc ls`")
 }
 
-/// Starts a thread in the namespace. Nothing as error means that it is not there in time.
+/// Starts a thread in the namespace. An error without a text is a timeout.
 fn start(namespace: &File) -> std::result::Result<Sender<Job>, Option<String>> {
     let file = namespace.try_clone().map_err(|e| Some(errno_text(e)))?;
     let (jobs, inbox) = channel::<Job>();
-    let (entered, answer) = channel();
+    let (entered, result) = channel();
     let thread = std::thread::Builder::new().name("host".into());
     let spawned = thread.spawn(move || {
         let result = enter(&file);
         drop(file);
-        let go_on = result.is_ok();
-        if entered.send(result).is_ok() && go_on {
+        let is_entered = result.is_ok();
+        if entered.send(result).is_ok() && is_entered {
             work(&inbox);
         }
     });
     spawned.map_err(|e| Some(format!("cannot start a thread: {}", errno_text(e))))?;
-    match answer.recv_timeout(LIMIT) {
+    match result.recv_timeout(LIMIT) {
         Ok(result) => result.map(|()| jobs).map_err(Some),
         Err(_) => Err(None),
     }
 }
 
-/// Takes the calling thread, and no other, into a mount namespace for good.
+/// Moves the calling thread, and no other thread, into a mount namespace for good.
 ///
 /// # Errors
-/// The call that failed, and why.
+/// Returns the call that failed, and its errno as text.
 pub fn enter(namespace: &File) -> std::result::Result<(), String> {
     unshare(CloneFlags::CLONE_FS).map_err(|e| format!("unshare: {}", errno_text(e)))?;
     setns(namespace, CloneFlags::CLONE_NEWNS).map_err(|e| format!("setns: {}", errno_text(e)))
@@ -223,46 +227,47 @@ fn work(inbox: &Receiver<Job>) {
     }
 }
 
-/// The capabilities of [`NEEDED`] that this process lacks.
+/// Returns name and purpose of the [`REQUIRED_CAPABILITIES`] that this process lacks.
 ///
 /// # Errors
-/// The kernel does not tell.
+/// Fails if capget(2) fails.
 pub fn missing_capabilities() -> Result<Vec<(&'static str, &'static str)>> {
     let sets = rustix::thread::capabilities(None)
         .map_err(|e| Error::system("cannot read the capabilities").because(e))?;
-    Ok(NEEDED
+    Ok(REQUIRED_CAPABILITIES
         .iter()
         .filter(|(bit, ..)| !sets.effective.contains(*bit))
         .map(|(_, name, why)| (*name, *why))
         .collect())
 }
 
-/// The first namespace file that opens and is not our own.
+/// Returns the first namespace file of the settings that can be opened and is another mount
+/// namespace than the one of this process. On the host itself it may be the same.
 ///
 /// # Errors
-/// There is none.
+/// Fails if there is no such file.
 pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
     let own = std::fs::metadata("/proc/self/ns/mnt").map_err(|e| {
-        Error::system("cannot look at our own mount namespace: /proc/self/ns/mnt")
+        Error::system("cannot read the mount namespace of this process: /proc/self/ns/mnt")
             .because(e)
-            .hint("a procfs of this PID namespace must be on /proc")
+            .hint("a procfs of this PID namespace must be mounted on /proc")
     })?;
     let mut tried = Vec::new();
-    let (mut own_seen, mut denied) = (false, false);
+    let (mut found_own, mut denied) = (false, false);
     for path in settings.namespaces() {
         match File::open(&path) {
             Ok(file) => {
                 let found = file.metadata().map_err(|e| {
-                    Error::system(format!("cannot look at {}", path.display())).because(e)
+                    Error::system(format!("cannot read {}", path.display())).because(e)
                 })?;
-                // Only where no container is between us and the host is ours the host's.
+                // The own namespace is the host's only if this process runs outside of a container.
                 if (found.dev(), found.ino()) != (own.dev(), own.ino()) || current() == RunsIn::Host
                 {
                     return Ok((path, file));
                 }
-                own_seen = true;
+                found_own = true;
                 tried.push(format!(
-                    "{}: this is our own mount namespace",
+                    "{}: this is the container's own mount namespace",
                     path.display()
                 ));
             }
@@ -272,9 +277,9 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
             }
         }
     }
-    let hint = match confinement::confinement().filter(|_| denied) {
+    let hint = match confinement::hint().filter(|_| denied) {
         Some(hint) => hint,
-        None if own_seen => "spc runs inside the container, and needs the host's processes there: start the container with --pid=host".into(),
+        None if found_own => "spc needs the host's processes in the container: start the container with --pid=host".into(),
         None => "the host's /proc is needed: start the container with --pid=host and --cap-add=SYS_PTRACE".into(),
     };
     Err(Error::system("the host's mount namespace was not found")
@@ -282,8 +287,9 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
         .hint(hint))
 }
 
-/// Whether the container is in the host's namespace of this kind, as `net` or `pid`; none where that cannot be told.
-pub fn shares(settings: &Settings, kind: &str) -> Option<bool> {
+/// Returns whether the container shares the host's namespace of a kind, such as `net` or `pid`.
+/// None if a namespace file cannot be read.
+pub fn shares_namespace(settings: &Settings, kind: &str) -> Option<bool> {
     let (host, _) = namespace::find(settings).ok()?;
     let host = std::fs::metadata(host.with_file_name(kind)).ok()?;
     let own = std::fs::metadata(format!("/proc/self/ns/{kind}")).ok()?;
@@ -295,8 +301,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_that_hangs_does_not_hold_up_the_next() {
-        // Only root may enter a namespace, be it its own.
+    fn blocked_job_does_not_block_the_next() {
+        // Only root may enter a namespace, even its own.
         if !rustix::process::geteuid().is_root() {
             return;
         }
@@ -309,12 +315,12 @@ mod tests {
             namespace,
             file,
         };
-        let (go, held) = channel::<()>();
-        let hang = move || held.recv().is_ok();
-        let late = host.run_within("hanging", Duration::from_millis(50), hang);
+        let (sender, receiver) = channel::<()>();
+        let block = move || receiver.recv().is_ok();
+        let late = host.run_within("blocking", Duration::from_millis(50), block);
         assert!(late.unwrap_err().summary().contains("no answer"));
         assert_eq!(host.run("answering", || 7).unwrap(), 7);
         assert_eq!(host.worker().lost, 1);
-        drop(go);
+        drop(sender);
     }
 }

@@ -1,5 +1,5 @@
-//! Ranges of a file that are held by locks of the kernel (OFD locks, fcntl(2)): nothing is written, and whoever dies gives up
-//! what it held.
+//! Byte-range locks of a file (OFD locks, fcntl(2)). The kernel releases the locks of a process
+//! that dies.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Result;
@@ -9,23 +9,24 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-/// A file whose ranges mean something; each opening of it holds its own.
+/// File whose byte ranges are locked. Each `Ranges` owns the locks that it acquired.
 pub struct Ranges(pub File);
 
-/// A range that another has.
+/// Range that another owner has locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// Its first byte.
+pub struct HeldRange {
+    /// Offset of the first byte.
     pub start: i64,
-    /// How long it is.
+    /// Number of bytes.
     pub length: i64,
 }
 
 impl Ranges {
-    /// Opens the file, and makes it and its directory if need be; run it on the host's thread.
+    /// Opens the file, and creates it and its directory if they are missing. Run it on the host's
+    /// thread.
     ///
     /// # Errors
-    /// The errno of open(2) or mkdir(2).
+    /// Returns the errno of open(2) or mkdir(2).
     pub fn open(path: &Path) -> Result<Self> {
         if let Some(dir) = path.parent() {
             fs::DirBuilder::new()
@@ -38,56 +39,57 @@ impl Ranges {
         options.open(path).map(Self)
     }
 
-    /// Takes a range, unless another has a part of it.
+    /// Locks a range exclusively. Returns false if another owner has locked a part of it.
     ///
     /// # Errors
-    /// The errno of fcntl(2).
-    pub fn take(&self, start: i64, length: i64) -> Result<bool> {
-        match self.set(FcntlArg::F_OFD_SETLK(&lock(libc::F_WRLCK, start, length))) {
+    /// Returns the errno of fcntl(2).
+    pub fn try_lock(&self, start: i64, length: i64) -> Result<bool> {
+        match self.fcntl(FcntlArg::F_OFD_SETLK(&lock(libc::F_WRLCK, start, length))) {
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
-            taken => Ok(taken.map(|()| true)?),
+            locked => Ok(locked.map(|()| true)?),
         }
     }
 
-    /// Gives a range up.
+    /// Unlocks a range.
     ///
     /// # Errors
-    /// The errno of fcntl(2).
-    pub fn leave(&self, start: i64, length: i64) -> Result<()> {
-        Ok(self.set(FcntlArg::F_OFD_SETLK(&lock(libc::F_UNLCK, start, length)))?)
+    /// Returns the errno of fcntl(2).
+    pub fn unlock(&self, start: i64, length: i64) -> Result<()> {
+        Ok(self.fcntl(FcntlArg::F_OFD_SETLK(&lock(libc::F_UNLCK, start, length)))?)
     }
 
-    /// A range that another has, and that is in this one, or a part of it is.
+    /// Returns an exclusively locked range of another owner that overlaps this one.
     ///
     /// # Errors
-    /// The errno of fcntl(2).
-    pub fn held(&self, start: i64, length: i64) -> Result<Option<Held>> {
-        // Those who only wait have a lock for readers.
+    /// Returns the errno of fcntl(2).
+    pub fn conflicting(&self, start: i64, length: i64) -> Result<Option<HeldRange>> {
+        // A query for a read lock skips the read locks of waiters.
         let mut found = lock(libc::F_RDLCK, start, length);
-        self.set(FcntlArg::F_OFD_GETLK(&mut found))?;
+        self.fcntl(FcntlArg::F_OFD_GETLK(&mut found))?;
         let free = libc::c_int::from(found.l_type) == libc::F_UNLCK;
-        Ok((!free).then_some(Held {
+        Ok((!free).then_some(HeldRange {
             start: found.l_start,
             length: found.l_len,
         }))
     }
 
-    /// Waits until nobody else has this byte.
-    pub fn wait(&self, at: i64) {
+    /// Waits until no other owner has locked this byte exclusively.
+    pub fn wait_until_free(&self, at: i64) {
         let wait = lock(libc::F_RDLCK, at, 1);
-        while self.set(FcntlArg::F_OFD_SETLKW(&wait)) == Err(Errno::EINTR) {}
-        // Nobody is to wait for us there.
-        let _ = self.leave(at, 1);
+        while self.fcntl(FcntlArg::F_OFD_SETLKW(&wait)) == Err(Errno::EINTR) {}
+        // The read lock must not block the next owner of the byte.
+        let _ = self.unlock(at, 1);
     }
 
-    fn set(&self, what: FcntlArg<'_>) -> nix::Result<()> {
-        fcntl(&self.0, what).map(drop)
+    fn fcntl(&self, command: FcntlArg<'_>) -> nix::Result<()> {
+        fcntl(&self.0, command).map(drop)
     }
 }
 
+/// Returns the parameters of a lock for fcntl(2).
 fn lock(kind: libc::c_int, start: i64, length: i64) -> libc::flock {
     libc::flock {
-        // These are small.
+        // The constants fit into 16 bits.
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: start,

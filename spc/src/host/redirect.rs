@@ -1,11 +1,14 @@
-//! Claims: how the launcher tells the shim about one mount.
+//! Redirects: files by which the launcher describes one mount to the shim.
 //!
-//! In the claims directory, which lies in the container's own root, a claim is
-//! - `ID/`, the stand-in: an empty directory that the helper is given as its target;
-//! - `ID.claim`, a symbolic link that reads `MODE MAJOR:MINOR INO PATH` and names the pinned target;
-//! - `ID.mount`, a symbolic link that reads `MNTID UNIQUEID`, made by the shim after the mount.
+//! A redirect is in the directory of redirects, which is in the container's own root:
+//! - `ID/`: the placeholder, an empty directory that the helper gets as its target;
+//! - `ID.claim`: a symbolic link with the text `MODE MAJOR:MINOR INO PATH`, which names the pinned
+//!   target. MODE is `carry` or `stay`;
+//! - `ID.mount`: a symbolic link with the text `MNTID UNIQUEID`, which the shim creates after the
+//!   mount.
 //!
-//! Links are read and made in one step each and need no environment, which helpers may clear.
+//! A symbolic link is created and read in one system call each. Environment variables would not do,
+//! because helpers may clear them.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -18,15 +21,16 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::target::Pinned;
 
-/// On the host: a directory of claims for each client root.
+/// Directory on the host with a directory of redirects for each client root file system.
 pub const REDIRECTS: &str = "/run/spc/targets";
 
-/// What the shim does with calls on the stand-in.
+/// Treatment of mount calls on the placeholder by the shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Carry them to the host.
+    /// Redirect to the host. The word in the file is `carry`.
     ToHost,
-    /// Let them pass: the launcher grafts the finished mount itself.
+    /// Local in the container; the launcher grafts the finished mount. The word in the file is
+    /// `stay`.
     Local,
 }
 
@@ -39,26 +43,26 @@ impl fmt::Display for Mode {
     }
 }
 
-/// One claim, by its paths.
+/// Redirect of one mount, as the paths of its files.
 #[derive(Clone, Debug)]
 pub struct Redirect {
     placeholder: PathBuf,
 }
 
 impl Redirect {
-    /// The claim with this id, which need not exist.
-    pub fn named(redirects: &Path, id: &str) -> Self {
+    /// Returns the redirect with this id. Its files need not exist.
+    pub fn with_id(redirects: &Path, id: &str) -> Self {
         Self {
             placeholder: redirects.join(id),
         }
     }
 
-    /// Makes a claim for a pinned target.
+    /// Creates the files of a redirect to a pinned target.
     ///
     /// # Errors
-    /// The claims directory is missing or cannot be written.
-    pub fn make(redirects: &Path, id: &str, mode: Mode, target: &Pinned) -> Result<Self> {
-        let redirect = Self::named(redirects, id);
+    /// Fails if the directory of redirects is missing or cannot be written.
+    pub fn create(redirects: &Path, id: &str, mode: Mode, target: &Pinned) -> Result<Self> {
+        let redirect = Self::with_id(redirects, id);
         let (major, minor) = target.dev;
         let mut text = OsString::from(format!("{mode} {major}:{minor} {} ", target.ino));
         text.push(&target.path);
@@ -67,36 +71,38 @@ impl Redirect {
             .create(&redirect.placeholder)
             .and_then(|()| symlink(text, redirect.file("claim")))
             .map_err(|e| {
-                redirect.clear();
-                Error::system(format!("cannot make a stand-in below {}", redirects.display()))
+                redirect.remove_or_warn();
+                Error::system(format!("cannot create a placeholder in {}", redirects.display()))
                     .because(e)
                     .hint("the directory must be writable: with a read-only container, add --tmpfs /spc/targets")
             })?;
         Ok(redirect)
     }
 
-    /// The directory that the helper is given as its target.
+    /// Returns the placeholder directory, which the helper gets as its target.
     pub fn placeholder(&self) -> &Path {
         &self.placeholder
     }
 
-    /// Where the launcher listens for the shim's reports on this mount.
+    /// Returns the path of the socket on which the launcher receives the shim's reports on this
+    /// mount.
     pub fn report(&self) -> PathBuf {
         self.file("report")
     }
 
-    /// Where a mount of the host is copied to for a moment, so that another gets beneath one that is on it.
+    /// Returns the path of a temporary bind mount. A repair uses it to put a new mount beneath
+    /// those on top of a dead one.
     pub fn peer(&self) -> PathBuf {
         self.file("peer")
     }
 
-    /// Where copies of files are that the helper reads.
+    /// Returns the directory with copies of the files that the helper reads.
     pub fn files(&self) -> PathBuf {
         self.file("files")
     }
 
-    /// Id and unique id of the mount that the shim made for it, if it did.
-    pub fn mounted(&self) -> Option<(u64, u64)> {
+    /// Returns id and unique id of the mount that the shim made, if it did.
+    pub fn mount_ids(&self) -> Option<(u64, u64)> {
         let link = fs::read_link(self.file("mount"))
             .ok()?
             .into_os_string()
@@ -106,62 +112,63 @@ impl Redirect {
         Some((id.parse().ok()?, unique.parse().ok()?))
     }
 
-    /// The launcher has moved the finished mount to the host: what its daemon does to the stand-in from now on, as a
-    /// remount or the unmount at its end, is carried to that mount.
+    /// Changes the mode to [`Mode::ToHost`] after the launcher has moved the finished mount to the
+    /// host. From then on the shim redirects calls of the daemon on the placeholder to that mount,
+    /// such as a remount, or the unmount when the daemon exits.
     ///
     /// # Errors
-    /// The claim is not there, or cannot be written.
-    pub fn carry(&self, id: u64, unique: u64) -> std::io::Result<()> {
-        let (redirect, new) = (self.file("claim"), self.file("new"));
-        let text = fs::read_link(&redirect)?.into_os_string().into_vec();
-        let rest = text.iter().position(|&b| b == b' ').unwrap_or_default();
-        let mut carried = Mode::ToHost.to_string().into_bytes();
-        carried.extend(&text[rest..]);
-        // Somebody may have been killed in the middle of this.
-        let link = |text: OsString, file: PathBuf| {
+    /// Fails if the redirect is missing or cannot be written.
+    pub fn redirect_to_host(&self, id: u64, unique: u64) -> std::io::Result<()> {
+        let (claim, new) = (self.file("claim"), self.file("new"));
+        let text = fs::read_link(&claim)?.into_os_string().into_vec();
+        let mode_end = text.iter().position(|&b| b == b' ').unwrap_or_default();
+        let mut redirected = Mode::ToHost.to_string().into_bytes();
+        redirected.extend(&text[mode_end..]);
+        let replace = |text: OsString, file: PathBuf| {
+            // A process that was killed here may have left the temporary link.
             let _ = fs::remove_file(&new);
             let linked = symlink(text, &new).and_then(|()| fs::rename(&new, file));
             linked.inspect_err(|_| {
-                // It goes with the claim at the latest.
+                // A link that stays is removed with the redirect.
                 let _ = fs::remove_file(&new);
             })
         };
-        link(format!("{id} {unique}").into(), self.file("mount"))?;
-        link(OsString::from_vec(carried), redirect)
+        replace(format!("{id} {unique}").into(), self.file("mount"))?;
+        replace(OsString::from_vec(redirected), claim)
     }
 
-    /// Removes what whoever ran the helper would have removed, had they not been killed. The claim stays. Nobody may be
-    /// at work on it.
+    /// Removes temporary files that a killed launcher left, and keeps the redirect. No other
+    /// process may be using the redirect.
     ///
     /// # Errors
-    /// The first that cannot be removed, and why.
-    pub fn tidy(&self) -> std::result::Result<(), (PathBuf, std::io::Error)> {
+    /// Returns the first file that cannot be removed, and why.
+    pub fn remove_temporary(&self) -> std::result::Result<(), (PathBuf, std::io::Error)> {
         ["new", "report"].into_iter().try_for_each(|suffix| {
             let file = self.file(suffix);
-            missing_is_fine(fs::remove_file(&file), file)
+            allow_missing(fs::remove_file(&file), file)
         })
     }
 
-    /// Takes the claim away, as far as that goes. What is not there is not missed.
+    /// Removes all files of the redirect. A failure does not stop the removal of the others.
     ///
     /// # Errors
-    /// The first that cannot be removed, and why.
+    /// Returns the first file that cannot be removed, and why.
     pub fn remove(&self) -> std::result::Result<(), (PathBuf, std::io::Error)> {
-        let mut done = Ok(());
+        let mut removed = Ok(());
         for suffix in ["claim", "new", "mount", "report"] {
             let file = self.file(suffix);
-            done = done.and(missing_is_fine(fs::remove_file(&file), file));
+            removed = removed.and(allow_missing(fs::remove_file(&file), file));
         }
         let files = self.files();
-        done = done.and(missing_is_fine(fs::remove_dir_all(&files), files));
+        removed = removed.and(allow_missing(fs::remove_dir_all(&files), files));
         let placeholder = self.placeholder.clone();
-        done.and(missing_is_fine(fs::remove_dir(&placeholder), placeholder))
+        removed.and(allow_missing(fs::remove_dir(&placeholder), placeholder))
     }
 
-    /// As [`Claim::remove`]; what is left is only told of.
-    pub fn clear(&self) {
+    /// Removes all files of the redirect like [`Redirect::remove`], and logs a failure.
+    pub fn remove_or_warn(&self) {
         if let Err((path, error)) = self.remove() {
-            tracing::warn!(path = %path.display(), %error, "a claim could not be removed");
+            tracing::warn!(path = %path.display(), %error, "cannot remove a redirect");
         }
     }
 
@@ -170,14 +177,16 @@ impl Redirect {
     }
 }
 
-fn missing_is_fine(
+/// Turns the failed removal of a missing file into a success.
+fn allow_missing(
     result: std::io::Result<()>,
     path: PathBuf,
 ) -> std::result::Result<(), (PathBuf, std::io::Error)> {
     let is_missing = |error: &std::io::Error| error.kind() == ErrorKind::NotFound;
     match result {
         Err(error) if is_missing(&error) => Ok(()),
-        // A read-only file system says so before it looks. What cannot be looked at may be there.
+        // A read-only file system returns EROFS even if the file is missing. A file that cannot be
+        // checked may exist.
         Err(error) => match path.symlink_metadata() {
             Err(missing) if is_missing(&missing) => Ok(()),
             _ => Err((path, error)),
@@ -186,15 +195,16 @@ fn missing_is_fine(
     }
 }
 
-/// The claims of a client root, as every process of the host's PID namespace can reach them.
-pub fn of_client(host: &Host, id: &str) -> PathBuf {
+/// Returns the directory of redirects of a client root file system, by a path that every process in
+/// the host's PID namespace can use.
+pub fn client_dir(host: &Host, id: &str) -> PathBuf {
     let root = host
         .proc_file("root")
         .unwrap_or_else(|| "/proc/1/root".into());
     root.join(REDIRECTS.trim_start_matches('/')).join(id)
 }
 
-/// Ids of all claims in the directory, whole or half made.
+/// Returns the ids of all redirects in a directory, incomplete ones included, sorted.
 pub fn ids(redirects: &Path) -> Vec<String> {
     let mut ids: Vec<String> = fs::read_dir(redirects)
         .into_iter()
@@ -216,14 +226,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_claim_that_stayed_is_carried_when_the_mount_was_moved() {
+    fn local_redirect_becomes_one_to_the_host() {
         let redirects = std::env::temp_dir().join(format!("spc-claim-{}", std::process::id()));
-        let redirect = Redirect::named(&redirects, "1a");
+        let redirect = Redirect::with_id(&redirects, "1a");
         fs::create_dir_all(redirect.placeholder()).unwrap();
         symlink("stay 0:7 1 /mnt/a b", redirect.file("claim")).unwrap();
-        assert_eq!(redirect.mounted(), None);
-        redirect.carry(7, 8).unwrap();
-        assert_eq!(redirect.mounted(), Some((7, 8)));
+        assert_eq!(redirect.mount_ids(), None);
+        redirect.redirect_to_host(7, 8).unwrap();
+        assert_eq!(redirect.mount_ids(), Some((7, 8)));
         let text = fs::read_link(redirect.file("claim")).unwrap();
         assert_eq!(text, Path::new("carry 0:7 1 /mnt/a b"));
         assert_eq!(ids(&redirects), ["1a"]);
@@ -233,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn what_may_still_be_there_is_not_taken_for_removed() {
-        let refused = |path: &str| {
+    fn failed_removal_counts_as_done_only_if_the_file_is_missing() {
+        let fails = |path: &str| {
             let error = std::io::Error::from_raw_os_error(libc::EROFS);
-            missing_is_fine(Err(error), path.into()).is_err()
+            allow_missing(Err(error), path.into()).is_err()
         };
-        assert!(refused("/proc/self/status"));
-        assert!(!refused("/proc/self/no-such-file"));
-        // It is no directory, so nobody can look.
-        assert!(refused("/proc/self/status/file"));
+        assert!(fails("/proc/self/status"));
+        assert!(!fails("/proc/self/no-such-file"));
+        // The parent is not a directory, so that the file cannot be checked.
+        assert!(fails("/proc/self/status/file"));
     }
 }

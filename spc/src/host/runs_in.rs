@@ -1,46 +1,47 @@
-//! Where this process runs: in a container of the image, in a client root, or on the host itself.
+//! Environment of this process: a container of the image, a client root file system, or the host.
 
 use std::sync::OnceLock;
 use std::{fs, io};
 
 use crate::error::{Error, Result};
 
-/// In a client root: the file that holds its name.
+/// File with the name of a client root file system, inside of it.
 pub const NAME_FILE: &str = "/spc/client";
 
-/// Where this process runs.
+/// Environment in which this process runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunsIn {
-    /// In a client namespace, whose root has this name.
+    /// Client root file system with this name, in a mount namespace of its own.
     ClientRoot(String),
-    /// In a container of the image.
+    /// Container of the image.
     Container,
-    /// On the host itself, which has no client programs.
+    /// Host, which has no client programs.
     Host,
 }
 
-static KNOWN: OnceLock<RunsIn> = OnceLock::new();
+static DETECTED: OnceLock<RunsIn> = OnceLock::new();
 
-/// Finds out where this process runs; call it before anything else is done.
+/// Detects the environment of this process. Call it before anything else: a wrong guess could
+/// change the wrong system.
 ///
 /// # Errors
-/// It cannot be told: to be taken for somewhere else would be worse.
+/// Fails if `/spc` cannot be read.
 pub fn detect() -> Result<()> {
-    let found = look().map_err(|e| {
-        Error::system("cannot tell whether this is a container of the image: /spc").because(e)
+    let detected = inspect().map_err(|e| {
+        Error::system("cannot find out whether this is a container of the image: /spc").because(e)
     })?;
-    KNOWN.get_or_init(|| found);
+    DETECTED.get_or_init(|| detected);
     Ok(())
 }
 
-/// Where this process runs.
+/// Returns the environment of this process.
 pub fn current() -> RunsIn {
-    let known = KNOWN.get().cloned();
-    known.unwrap_or_else(|| look().unwrap_or(RunsIn::Container))
+    let detected = DETECTED.get().cloned();
+    detected.unwrap_or_else(|| inspect().unwrap_or(RunsIn::Container))
 }
 
-/// The image has a directory that no host has.
-fn look() -> io::Result<RunsIn> {
+/// Inspects `/spc`, a directory that the image has and no host has.
+fn inspect() -> io::Result<RunsIn> {
     match fs::read_to_string(NAME_FILE) {
         Ok(name) => return Ok(RunsIn::ClientRoot(name)),
         Err(error) if is_missing(&error) => {}

@@ -1,8 +1,10 @@
-//! Services: daemons that mounts share, at most one of each in a network namespace.
+//! Services: daemons that mounts share, such as rpcbind. A network namespace has at most one of
+//! each.
 //!
-//! One that answers already, such as the host's own, is used and left alone. One that is started here runs detached,
-//! is known by the mark in its environment, and ends with the last mount that needs it or with the container.
-//! Starting and ending hold one lock, which the kernel gives back if its holder dies.
+//! A service that answers already, such as the host's own, is used and never stopped. A service
+//! that spc starts runs detached and has a mark in its environment. It is stopped with the last
+//! mount that needs it, or with the container. Start and stop hold one lock, which the kernel
+//! releases if its holder dies.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -15,61 +17,62 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 
 use crate::error::{Cause, Error, Result, errno_text};
+use crate::host::file_lock::LockMode;
 use crate::host::runs_in::{self, RunsIn};
 use crate::host::{cgroup, file_lock, rpc};
 use crate::process::marks;
 use crate::process::output::Output;
 use crate::sys;
 
-/// In the container: an empty file for each service that was started here, and the lock.
+/// Directory in the container with an empty file per service that spc started, and the lock.
 const DIR: &str = "/run/spc/services";
 
-/// Environment variable of a service that was started here: `NAME@` and the container's mount namespace.
+/// Environment variable that marks a service which spc started. Its value is `NAME@` and the inode
+/// number of the container's mount namespace.
 const MARK: &str = "SPC_SERVICE";
 
-/// Where services' programs are.
+/// Search path for programs of services.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How long a service may take until it answers.
-const START: Duration = Duration::from_secs(10);
+/// Timeout until a started service answers.
+const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long to wait for another command that starts or ends services.
-const TURN: Duration = Duration::from_secs(30);
+/// Timeout for the lock, which another command may hold while it starts or stops services.
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a service may take to end after each signal.
-const END: Duration = Duration::from_secs(2);
+/// Timeout for the exit of a service, per signal.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
 
-/// A daemon that mounts share.
+/// Daemon that mounts share.
 #[derive(Clone, Copy, Debug)]
 pub struct Service {
-    /// Its name here.
+    /// Name in marks, files and errors.
     pub name: &'static str,
-    /// Its program.
+    /// Program, searched for in `PATH`.
     pub program: &'static str,
-    /// Arguments with which it stays in the foreground.
+    /// Arguments, with which the program stays in the foreground.
     pub args: &'static [&'static str],
-    /// How it shows that it is ready.
+    /// Check that it is ready.
     pub ready: Ready,
-    /// What to do if it cannot be started.
+    /// Hint for the error if it cannot be started.
     pub hint: &'static str,
 }
 
-/// How a service shows that it is ready; both ways belong to a network namespace.
+/// Check that a service is ready. Both checks are local to a network namespace.
 #[derive(Clone, Copy, Debug)]
 pub enum Ready {
-    /// A program of Sun RPC answers on loopback.
+    /// Sun RPC program that answers on loopback.
     Rpc {
-        /// Its number.
+        /// Program number.
         program: u32,
-        /// The version that is needed.
+        /// Version of the program.
         version: u32,
     },
-    /// Something listens on an abstract UNIX socket of this name.
+    /// Name of an abstract UNIX socket on which the service listens (unix(7)).
     Abstract(&'static str),
 }
 
@@ -84,135 +87,143 @@ impl Ready {
     }
 }
 
-/// Makes sure that a service answers, and starts it if it does not.
+/// Starts a service unless it answers already.
 ///
 /// # Errors
-/// It cannot be started, ends at once, or does not answer in time.
+/// Fails if the service cannot be started, exits at once, or does not answer within 10 s.
 pub fn ensure(service: &Service) -> Result<()> {
-    let _turn = take_turn()?;
+    let _lock = lock()?;
     if service.ready.holds() {
         return Ok(());
     }
-    // One that was started here and has lost its place, as after an end of rpcbind.
-    stop(service, &ours(service)?)?;
+    // A started service may still run but have lost its registration, as when rpcbind died.
+    stop(service, &processes(service)?)?;
     start(service)
 }
 
-/// Ends a service if it was started here and nothing needs it, which is asked when nobody can begin to use it any more.
-/// True if it was ended.
+/// Stops a service if spc started it and `needed` says that no mount needs it. Returns whether it
+/// was stopped. `needed` is called again after the service is suspended, when no mount can begin to
+/// use it.
 ///
 /// # Errors
-/// It does not end, or its need cannot be told.
-pub fn end(service: &Service, needed: impl Fn() -> Result<bool>) -> Result<bool> {
-    if !started(service) {
+/// Fails if the service does not exit, or `needed` fails.
+pub fn stop_unused(service: &Service, needed: impl Fn() -> Result<bool>) -> Result<bool> {
+    if !was_started(service) {
         return Ok(false);
     }
-    let _turn = take_turn()?;
-    let held = ours(service)?;
-    if held.is_empty() {
-        // It died; where it is needed the note stays, for it to be started again.
+    let _lock = lock()?;
+    let pidfds = processes(service)?;
+    if pidfds.is_empty() {
+        // The service died. If a mount needs it, its file stays, so that it is restarted.
         if !needed()? {
-            forget(service);
+            remove_marker(service);
         }
         return Ok(false);
     }
     if !needed()? {
-        // From here on it answers nobody: who finds no service waits for our lock. Who found one before that is seen now.
-        send(&held, Signal::STOP)?;
+        // A suspended service answers no request. A mount that finds no service waits for the lock;
+        // a mount that found it earlier is visible to the second check.
+        send(&pidfds, Signal::STOP)?;
         if matches!(needed(), Ok(false)) {
-            stop(service, &held)?;
-            forget(service);
+            stop(service, &pidfds)?;
+            remove_marker(service);
             return Ok(true);
         }
     }
-    // One that a dead command had stopped goes on as well.
-    send(&held, Signal::CONT)?;
+    // A command that was killed here may have left the service suspended, so that it is resumed
+    // always.
+    send(&pidfds, Signal::CONT)?;
     Ok(false)
 }
 
-/// Ends a service if it was started here, needed or not: the container ends. It is still known as one to be revived.
+/// Stops a service if spc started it, because the container ends. Its file stays, so that
+/// [`revive`] can restart it.
 ///
 /// # Errors
-/// It does not end.
-pub fn leave(service: &Service) -> Result<()> {
-    if !started(service) {
+/// Fails if the service does not exit.
+pub fn shut_down(service: &Service) -> Result<()> {
+    if !was_started(service) {
         return Ok(());
     }
-    let _turn = take_turn()?;
-    stop(service, &ours(service)?)
+    let _lock = lock()?;
+    stop(service, &processes(service)?)
 }
 
-/// Whether a service may have been started here and not been ended since; quick.
-pub fn started(service: &Service) -> bool {
-    note(service).exists()
+/// Returns whether spc has started a service and not stopped it for good. Checks only for its file.
+pub fn was_started(service: &Service) -> bool {
+    marker(service).exists()
 }
 
-/// Starts a service again that was started here and does not answer any more: its daemon died, or the container was
-/// restarted.
+/// Restarts a service that spc started and that no longer answers, because its daemon died or the
+/// container was restarted.
 ///
 /// # Errors
-/// As of [`ensure`].
+/// Fails like [`ensure`].
 pub fn revive(service: &Service) -> Result<()> {
-    if !started(service) || service.ready.holds() {
+    if !was_started(service) || service.ready.holds() {
         return Ok(());
     }
-    let _turn = take_turn()?;
-    // Another command may have ended it while we waited, and nothing needs it.
-    if !started(service) || service.ready.holds() {
+    let _lock = lock()?;
+    // While this process waited, another command may have restarted it, or stopped it as unused.
+    if !was_started(service) || service.ready.holds() {
         return Ok(());
     }
-    tracing::info!(service = service.name, "started again");
-    stop(service, &ours(service)?)?;
+    tracing::info!(service = service.name, "restarting a service");
+    stop(service, &processes(service)?)?;
     start(service)
 }
 
-fn note(service: &Service) -> PathBuf {
+/// Returns the path of the file that marks a service as started.
+fn marker(service: &Service) -> PathBuf {
     PathBuf::from(DIR).join(service.name)
 }
 
-fn forget(service: &Service) {
-    let note = note(service);
-    match fs::remove_file(&note) {
+fn remove_marker(service: &Service) {
+    let marker = marker(service);
+    match fs::remove_file(&marker) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            tracing::warn!(path = %note.display(), %error, "cannot be removed");
+            tracing::warn!(path = %marker.display(), %error, "cannot remove the marker of a service");
         }
         _ => {}
     }
 }
 
-/// Whether any was started in the tree that is at `root`.
+/// Returns whether spc has started any service in the file system tree at `root`.
 pub fn any_started(root: &Path) -> bool {
-    let noted = fs::read_dir(root.join(DIR.trim_start_matches('/')));
+    let entries = fs::read_dir(root.join(DIR.trim_start_matches('/')));
     let is_service = |entry: fs::DirEntry| entry.file_name() != "lock";
-    noted.into_iter().flatten().flatten().any(is_service)
+    entries.into_iter().flatten().flatten().any(is_service)
 }
 
-/// The right to start and end services, until dropped.
-fn take_turn() -> Result<File> {
+/// Acquires the lock for start and stop of services.
+fn lock() -> Result<File> {
     let failed = |e: std::io::Error| {
         Error::system(format!("cannot lock {DIR}/lock"))
             .because(e)
             .hint("the directory must be writable: with a read-only container, add --tmpfs /run")
     };
     let file = file_lock::open(Path::new(DIR), 0o700).map_err(failed)?;
-    file_lock::acquire(&file, FlockOperation::NonBlockingLockExclusive, TURN).map_err(failed)?;
+    file_lock::acquire(&file, LockMode::Exclusive, LOCK_LIMIT).map_err(failed)?;
     Ok(file)
 }
 
-/// The mark of a service of this container.
+/// Returns the mark of a service of this container.
 fn mark(service: &Service) -> Result<String> {
     let own = fs::metadata("/proc/self/ns/mnt").map_err(|e| {
-        Error::system("cannot look at our own mount namespace: /proc/self/ns/mnt").because(e)
+        Error::system("cannot read the mount namespace of this process: /proc/self/ns/mnt")
+            .because(e)
     })?;
     Ok(format!("{}@{}", service.name, own.ino()))
 }
 
-/// The processes of a service that was started here.
-fn ours(service: &Service) -> Result<Vec<OwnedFd>> {
-    marks::hold_marked(&format!("{MARK}={}", mark(service)?))
-        .map_err(|e| Error::system(format!("cannot look for {}", service.name)).because(e))
+/// Returns pidfds of the processes of a service that spc started in this container.
+fn processes(service: &Service) -> Result<Vec<OwnedFd>> {
+    marks::open_marked(&format!("{MARK}={}", mark(service)?)).map_err(|e| {
+        Error::system(format!("cannot find the processes of {}", service.name)).because(e)
+    })
 }
 
+/// Starts a service and waits until it is ready.
 fn start(service: &Service) -> Result<()> {
     let name = service.name;
     let fail = |cause: Cause| {
@@ -232,9 +243,9 @@ fn start(service: &Service) -> Result<()> {
         .stdin(Stdio::null())
         .stdout(output.handle().map_err(system)?)
         .stderr(output.handle().map_err(system)?);
-    // The note comes first: what has none is not looked for.
-    File::create(note(service)).map_err(system)?;
-    // Mounts that outlive the container need it as long as they do.
+    // The marker comes first, because a service without a marker is never stopped.
+    File::create(marker(service)).map_err(system)?;
+    // Mounts from a client root file system outlive the container, and so must their services.
     let child = match runs_in::current() {
         RunsIn::ClientRoot(_) => {
             cgroup::start(name, &format!("spc: {name}"), &mut command, sys::detach)?
@@ -243,61 +254,65 @@ fn start(service: &Service) -> Result<()> {
             Pid::from_child(&sys::detach(&mut command).spawn().map_err(system)?)
         }
     };
-    let waited = wait_for(service, child);
+    let ready = wait_until_ready(service, child);
     output.seal();
-    let Err(cause) = waited else {
-        tracing::info!(service = name, "started");
+    let Err(cause) = ready else {
+        tracing::info!(service = name, "started a service");
         return Ok(());
     };
     let log = output.last_lines(|line| Some(line));
-    stop(service, &ours(service)?)?;
-    // Nobody else reaps it if this process lives on.
+    stop(service, &processes(service)?)?;
+    // A long-lived process must reap its child.
     let _ = waitpid(Some(child), WaitOptions::NOHANG);
-    forget(service);
+    remove_marker(service);
     Err(fail(cause.into()).log(log))
 }
 
-fn wait_for(service: &Service, child: Pid) -> std::result::Result<(), String> {
-    let until = Instant::now() + START;
+/// Waits until a service is ready. Fails if it exits or the time is over.
+fn wait_until_ready(service: &Service, child: Pid) -> std::result::Result<(), String> {
+    let until = Instant::now() + START_LIMIT;
     loop {
         if service.ready.holds() {
             return Ok(());
         }
         match waitpid(Some(child), WaitOptions::NOHANG) {
             Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
-            Ok(None) => return Err(format!("no answer in {} s", START.as_secs())),
+            Ok(None) => return Err(format!("no answer in {} s", START_LIMIT.as_secs())),
             Ok(Some((_, status))) => return Err(ExitStatus::from_raw(status.as_raw()).to_string()),
             Err(error) => return Err(errno_text(error)),
         }
     }
 }
 
-fn send(held: &[OwnedFd], signal: Signal) -> Result<()> {
-    for pidfd in held {
+/// Sends a signal to processes of a service.
+fn send(pidfds: &[OwnedFd], signal: Signal) -> Result<()> {
+    for pidfd in pidfds {
         match pidfd_send_signal(pidfd, signal) {
-            // It has ended by itself.
+            // ESRCH: the process has exited by itself.
             Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => {
                 return Err(Error::system("cannot send a signal to a service")
                     .because(error)
-                    .hint("it runs as another user: start the container with --cap-add=KILL"));
+                    .hint(
+                        "the service runs as another user: start the container with --cap-add=KILL",
+                    ));
             }
         }
     }
     Ok(())
 }
 
-/// Ends processes of a service: TERM, and KILL after 2 s.
-fn stop(service: &Service, held: &[OwnedFd]) -> Result<()> {
+/// Stops processes of a service: sends SIGTERM, and SIGKILL after 2 s.
+fn stop(service: &Service, pidfds: &[OwnedFd]) -> Result<()> {
     for signal in [Signal::TERM, Signal::KILL] {
-        send(held, signal)?;
-        // It may have been stopped.
-        send(held, Signal::CONT)?;
-        let until = Instant::now() + END;
-        if marks::all_ended(held, until) {
+        send(pidfds, signal)?;
+        // A suspended process handles the signal only after SIGCONT.
+        send(pidfds, Signal::CONT)?;
+        let until = Instant::now() + STOP_LIMIT;
+        if marks::all_exited(pidfds, until) {
             return Ok(());
         }
     }
-    Err(Error::system(format!("{} does not end", service.name))
-        .hint("it waits in the kernel; the container's end takes it along"))
+    Err(Error::system(format!("{} does not exit", service.name))
+        .hint("it is blocked in the kernel and ends with the container"))
 }

@@ -38,12 +38,12 @@ impl Settings {
             }
         };
         let broken = |e: ConfigError| {
-            let place = if e.line == 0 {
+            let source = if e.line == 0 {
                 "environment (SPC_*, sysimage)".into()
             } else {
                 format!("{} line {}", file.display(), e.line)
             };
-            Error::system(format!("broken settings: {place}"))
+            Error::system(format!("broken settings: {source}"))
                 .because(e.reason)
                 .hint("shim.conf in the image explains each key")
         };

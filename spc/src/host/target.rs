@@ -1,4 +1,4 @@
-//! Targets: the walk from a path to a pinned directory under the host's root.
+//! Targets: resolution of a path to a pinned directory below the host's root.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -15,29 +15,29 @@ use rustix::io::Errno;
 use crate::error::{Error, Result, errno_text, show};
 use crate::host::mountinfo;
 
-/// Directories that hide the system when something is mounted over them.
+/// System directories, which a mount on top would hide.
 const SYSTEM: [&str; 7] = ["/proc", "/sys", "/dev", "/etc", "/usr", "/run", "/var"];
 
-/// As many symbolic links as the kernel follows (path_resolution(7)).
+/// Limit of symbolic links in one walk, the same as the kernel's (path_resolution(7)).
 const LINKS: usize = 40;
 
-/// `STATX_MNT_ID_UNIQUE`, Linux 6.8; older kernels leave it out of the answer.
+/// `STATX_MNT_ID_UNIQUE`, Linux 6.8; older kernels do not set it in the reply.
 const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
-/// Which mount a path is on, and whether it is that mount's root.
+/// Mount that a path is on, and whether the path is its root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MountId {
-    /// As in mountinfo; used again after the mount is gone.
+    /// Mount id, as in proc_pid_mountinfo(5). The kernel reuses it after the mount is gone.
     pub id: u64,
-    /// Never used again; 0 where the kernel does not have it.
+    /// Unique id, which is never reused; 0 before Linux 6.8.
     pub unique: u64,
-    /// The path is the root of this mount.
+    /// Whether the path is the root of this mount.
     pub is_root: bool,
 }
 
 impl MountId {
-    /// The same mount as the one with these numbers, going by the unique one where both have it.
-    pub fn is(&self, id: u64, unique: u64) -> bool {
+    /// Returns whether this is the mount with these ids. The unique ids decide if both are known.
+    pub fn matches(&self, id: u64, unique: u64) -> bool {
         if self.unique != 0 && unique != 0 {
             self.unique == unique
         } else {
@@ -46,67 +46,68 @@ impl MountId {
     }
 }
 
-/// A directory held in the host's namespace. What was pinned is what is mounted on.
+/// Directory that is held open in the host's namespace. A mount goes onto this directory, whatever
+/// its path points to by then.
 #[derive(Debug)]
 pub struct Pinned {
     /// `O_PATH` descriptor of the directory.
     pub dir: OwnedFd,
-    /// `O_PATH` descriptor of the directory it is in.
+    /// `O_PATH` descriptor of its parent directory.
     pub parent: OwnedFd,
-    /// Its name there.
+    /// Name in the parent directory.
     pub name: OsString,
     /// Absolute path on the host without symbolic links.
     pub path: PathBuf,
-    /// `st_dev` of it, major and minor.
+    /// Device number (`st_dev`), major and minor.
     pub dev: (u32, u32),
-    /// `st_ino` of it.
+    /// Inode number (`st_ino`).
     pub ino: u64,
-    /// The mount it is on.
+    /// Mount that the directory is on.
     pub mount: MountId,
 }
 
-/// What the walk may do.
+/// Rules of a walk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
-    /// Make missing directories, with this mode (`x-mount.mkdir`).
+    /// Mode with which missing directories are created (`x-mount.mkdir`); none to create none.
     pub mkdir: Option<u32>,
-    /// Allow `/etc`, `/usr` and their like.
+    /// Whether the target may be a system directory such as `/etc`.
     pub system: bool,
-    /// How many of the last parts must not be symbolic links, whoever made them.
+    /// Number of last components that must not be symbolic links, not even root's.
     pub no_symlink_tail: usize,
 }
 
-/// A finished walk.
+/// Result of a walk.
 #[derive(Debug)]
 pub enum Walk {
-    /// The directory is there.
-    Pinned(Pinned, Made),
-    /// It is not there; the canonical path up to what exists, and what is missing.
+    /// Directory that exists, and the directories that were created for it.
+    Pinned(Pinned, CreatedDirs),
+    /// Path that does not exist: the canonical path of the part that does, and the missing rest.
     Missing(PathBuf, PathBuf),
 }
 
-/// Directories the walk made, outermost first; removed again when dropped, unless kept.
+/// Directories that the walk created, outermost first. A drop removes them, unless they are kept.
 #[derive(Debug, Default)]
-pub struct Made(Vec<(OwnedFd, OsString)>);
+pub struct CreatedDirs(Vec<(OwnedFd, OsString)>);
 
-impl Made {
-    /// The mount succeeded: they stay.
+impl CreatedDirs {
+    /// Keeps the directories, because the mount succeeded.
     pub fn keep(mut self) {
         self.0.clear();
     }
 }
 
-impl Drop for Made {
+impl Drop for CreatedDirs {
     fn drop(&mut self) {
         for (parent, name) in self.0.drain(..).rev() {
-            // Not empty or already gone: then it is no longer ours to remove.
+            // A directory that is not empty, or is gone, belongs to another process by now.
             let _ = unlinkat(&parent, &name, AtFlags::REMOVEDIR);
         }
     }
 }
 
-/// The absolute path that a target means on the host: `.` and `..` stay for the walk, and what is
-/// below a directory at which the container sees the host's root loses that prefix.
+/// Returns the absolute path of a target on the host. `hosts` are directories at which the
+/// container sees the host's root; such a prefix is removed. `.` and `..` stay, for the walk.
 pub fn host_path(target: &Path, cwd: &Path, hosts: &[PathBuf]) -> PathBuf {
     let absolute = cwd.join(target);
     match hosts
@@ -118,177 +119,276 @@ pub fn host_path(target: &Path, cwd: &Path, hosts: &[PathBuf]) -> PathBuf {
     }
 }
 
+/// Directory on the path of a walk.
 struct Level {
+    /// Name in the directory above; empty for the root.
     name: OsString,
+    /// `O_PATH` descriptor.
     dir: OwnedFd,
-    /// Nobody but root can replace what is in here.
+    /// Whether only root can replace entries of this directory.
     trusted: bool,
 }
 
-/// Walks to a directory under the calling thread's root; run it on the host's thread.
+/// Walks to a directory below the root of the calling thread. Run it on the host's thread.
+///
+/// Every component is opened without following a symbolic link. Links are resolved here, under that
+/// root, and only if root alone controls them.
 ///
 /// # Errors
-/// A component is missing where it may not be made, is no directory, or is a symbolic link that
-/// somebody other than root made or could replace.
+/// Fails if a component cannot be opened or created, is not a directory, or is a symbolic link that
+/// a user other than root made or could replace. Fails for `/`, and for a system directory unless
+/// the rules allow it. Directories that the walk created are removed again.
 pub fn walk(target: &Path, rules: Rules) -> Result<Walk> {
-    let fail = |what: String| {
-        Error::mount(format!("bad target {}: {what}", show(target)))
-            .hint("look at the path on the host")
-    };
-    let root = open(
-        "/",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|e| fail(format!("/: {}", errno_text(e))))?;
-    let mut levels = vec![Level {
-        name: OsString::new(),
-        trusted: stat(&root).is_ok_and(|stat| trusted(&stat)),
-        dir: root,
-    }];
-    let mut pending: VecDeque<OsString> = parts(target);
-    let mut made = Made::default();
-    let mut links = 0;
-    while let Some(name) = pending.pop_front() {
-        let Some(level) = levels.last() else { break };
+    let mut walker = Walker::new(target, rules)?;
+    while let Some(name) = walker.pending.pop_front() {
         if name == ".." {
-            if levels.len() > 1 {
-                levels.pop();
-            }
-            continue;
-        }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = match openat(&level.dir, &name, flags, Mode::empty()) {
-            Err(Errno::NOENT) => match rules.mkdir {
-                None => {
-                    pending.push_front(name);
-                    let missing = pending.into_iter().collect();
-                    return Ok(Walk::Missing(path_of(&levels), missing));
-                }
-                Some(mode) => {
-                    match mkdirat(&level.dir, &name, Mode::from_raw_mode(mode)) {
-                        Ok(()) => {
-                            let parent = level.dir.try_clone().map_err(|e| fail(errno_text(e)))?;
-                            made.0.push((parent, name.clone()));
-                        }
-                        Err(Errno::EXIST) => {}
-                        Err(error) => {
-                            let what = show(&path_of(&levels).join(&name));
-                            return Err(fail(format!("cannot make {what}: {}", errno_text(error))));
-                        }
-                    }
-                    openat(&level.dir, &name, flags, Mode::empty())
-                }
-            },
-            other => other,
-        };
-        let here = path_of(&levels).join(&name);
-        let found = found.map_err(|e| {
-            let error = fail(format!("{}: {}", show(&here), errno_text(e)));
-            match e {
-                Errno::ACCESS => error.hint("only another user may enter a directory on the way: start the container with --cap-add=DAC_READ_SEARCH"),
-                _ => error,
-            }
-        })?;
-        let stat = stat(&found).map_err(|e| fail(format!("{}: {}", show(&here), errno_text(e))))?;
-        match FileType::from_raw_mode(stat.stx_mode.into()) {
-            FileType::Directory => {
-                let trusted = level.trusted && trusted(&stat);
-                levels.push(Level {
-                    name,
-                    dir: found,
-                    trusted,
-                });
-            }
-            FileType::Symlink => {
-                links += 1;
-                if links > LINKS {
-                    return Err(fail(errno_text(Errno::LOOP)));
-                }
-                // What is still to be walked ends with the target's own last parts.
-                if pending.len() < rules.no_symlink_tail {
-                    return Err(fail(format!(
-                        "{} is a symbolic link, and none is followed there",
-                        show(&here)
-                    )));
-                }
-                if !(level.trusted && stat.stx_uid == 0) {
-                    return Err(fail(format!(
-                        "{} is a symbolic link that a user other than root controls",
-                        show(&here)
-                    ))
-                    .hint("give the path that it leads to, if that is what you mean"));
-                }
-                let link = readlinkat(&found, "", Vec::new())
-                    .map_err(|e| fail(format!("{}: {}", show(&here), errno_text(e))))?;
-                let link = PathBuf::from(OsString::from_vec(link.into_bytes()));
-                if link.is_absolute() {
-                    levels.truncate(1);
-                }
-                for part in parts(&link).into_iter().rev() {
-                    pending.push_front(part);
-                }
-            }
-            _ => {
-                return Err(fail(format!("{} is not a directory", show(&here)))
-                    .hint("a target must be a directory"));
-            }
+            walker.go_up();
+        } else if let Some(file) = walker.open_component(&name)? {
+            walker.step(name, file)?;
+        } else {
+            return Ok(walker.missing(name));
         }
     }
-    let path = path_of(&levels);
-    let last = levels.pop();
-    let parent = levels.pop();
-    let (Some(last), Some(parent)) = (last, parent) else {
-        return Err(fail("the root of the host".into()).hint("choose a directory below it"));
-    };
-    if !rules.system && SYSTEM.iter().any(|dir| path == Path::new(dir)) {
-        return Err(Error::usage(format!(
-            "bad target {}: a mount would hide the system's own files",
-            show(&path)
-        ))
-        .hint("choose a directory below it, or insist with --over-system-directory"));
-    }
-    let stat = stat(&last.dir).map_err(|e| fail(format!("statx: {}", errno_text(e))))?;
-    let mount = mount_id(&last.dir, OsStr::new(""))
-        .map_err(|e| fail(format!("statx: {}", errno_text(e))))?;
-    Ok(Walk::Pinned(
-        Pinned {
-            mount,
-            dev: (stat.stx_dev_major, stat.stx_dev_minor),
-            ino: stat.stx_ino,
-            dir: last.dir,
-            parent: parent.dir,
-            name: last.name,
-            path,
-        },
-        made,
-    ))
+    walker.pin()
 }
 
-/// Like [`walk`], where a missing directory is an error.
+/// State of a walk.
+struct Walker<'a> {
+    target: &'a Path,
+    rules: Rules,
+    root: Level,
+    /// Directories below the root, down to the current one. Empty while the root is the current
+    /// one.
+    below: Vec<Level>,
+    /// Components still to be walked.
+    pending: VecDeque<OsString>,
+    /// Number of symbolic links that were followed.
+    links: usize,
+    created: CreatedDirs,
+}
+
+impl<'a> Walker<'a> {
+    /// Starts at the root of the calling thread.
+    fn new(target: &'a Path, rules: Rules) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = open("/", flags, Mode::empty())
+            .map_err(|e| bad_target(target, &format!("/: {}", errno_text(e))))?;
+        Ok(Self {
+            target,
+            rules,
+            root: Level {
+                name: OsString::new(),
+                trusted: stat(&root).is_ok_and(|stat| is_trusted(&stat)),
+                dir: root,
+            },
+            below: Vec::new(),
+            pending: components(target),
+            links: 0,
+            created: CreatedDirs::default(),
+        })
+    }
+
+    /// Returns the current directory.
+    fn current(&self) -> &Level {
+        self.below.last().unwrap_or(&self.root)
+    }
+
+    /// Returns the canonical path of the current directory.
+    fn path(&self) -> PathBuf {
+        let mut path = PathBuf::from("/");
+        path.extend(self.below.iter().map(|level| &level.name));
+        path
+    }
+
+    /// Goes up to the directory above, if the current one is not the root.
+    fn go_up(&mut self) {
+        self.below.pop();
+    }
+
+    /// Opens an entry of the current directory without following a symbolic link. A missing
+    /// directory is created if the rules say so; otherwise returns none.
+    fn open_component(&mut self, name: &OsStr) -> Result<Option<OwnedFd>> {
+        let mut opened = open_entry(&self.current().dir, name);
+        if matches!(opened, Err(Errno::NOENT)) {
+            let Some(mode) = self.rules.mkdir else {
+                return Ok(None);
+            };
+            self.create(name, mode)?;
+            opened = open_entry(&self.current().dir, name);
+        }
+        opened.map(Some).map_err(|errno| {
+            let error = self.fail_at(&self.path().join(name), errno);
+            match errno {
+                Errno::ACCESS => error.hint("only another user may enter a directory of this path: start the container with --cap-add=DAC_READ_SEARCH"),
+                _ => error,
+            }
+        })
+    }
+
+    /// Creates a directory in the current one and records it for removal.
+    fn create(&mut self, name: &OsStr, mode: u32) -> Result<()> {
+        let dir = &self.current().dir;
+        match mkdirat(dir, name, Mode::from_raw_mode(mode)) {
+            Ok(()) => {
+                let parent = dir.try_clone().map_err(|e| self.fail(&errno_text(e)))?;
+                self.created.0.push((parent, name.to_owned()));
+                Ok(())
+            }
+            // Another process created it meanwhile.
+            Err(Errno::EXIST) => Ok(()),
+            Err(errno) => {
+                let path = show(&self.path().join(name));
+                Err(self.fail(&format!("cannot create {path}: {}", errno_text(errno))))
+            }
+        }
+    }
+
+    /// Enters a directory, or follows a symbolic link.
+    fn step(&mut self, name: OsString, file: OwnedFd) -> Result<()> {
+        let path = self.path().join(&name);
+        let stat = stat(&file).map_err(|e| self.fail_at(&path, e))?;
+        match FileType::from_raw_mode(stat.stx_mode.into()) {
+            FileType::Directory => {
+                let trusted = self.current().trusted && is_trusted(&stat);
+                self.below.push(Level {
+                    name,
+                    dir: file,
+                    trusted,
+                });
+                Ok(())
+            }
+            FileType::Symlink => {
+                self.links += 1;
+                self.check_link(&path, &stat)?;
+                self.follow(&path, &file)
+            }
+            _ => Err(self
+                .fail(&format!("{} is not a directory", show(&path)))
+                .hint("a target must be a directory")),
+        }
+    }
+
+    /// Checks that a symbolic link in the current directory may be followed.
+    fn check_link(&self, path: &Path, stat: &Statx) -> Result<()> {
+        if self.links > LINKS {
+            return Err(self.fail(&errno_text(Errno::LOOP)));
+        }
+        // The pending components end with the last ones of the target, also after a link.
+        if self.pending.len() < self.rules.no_symlink_tail {
+            return Err(self.fail(&format!(
+                "{} is a symbolic link, which is not allowed there",
+                show(path)
+            )));
+        }
+        if !(self.current().trusted && stat.stx_uid == 0) {
+            return Err(self
+                .fail(&format!(
+                    "{} is a symbolic link that a user other than root controls",
+                    show(path)
+                ))
+                .hint("if the directory that it points to is the right one, give its path"));
+        }
+        Ok(())
+    }
+
+    /// Puts the components of a symbolic link before the pending ones.
+    fn follow(&mut self, path: &Path, link: &OwnedFd) -> Result<()> {
+        let text = readlinkat(link, "", Vec::new()).map_err(|e| self.fail_at(path, e))?;
+        let text = PathBuf::from(OsString::from_vec(text.into_bytes()));
+        if text.is_absolute() {
+            self.below.clear();
+        }
+        for component in components(&text).into_iter().rev() {
+            self.pending.push_front(component);
+        }
+        Ok(())
+    }
+
+    /// Ends the walk at a component that does not exist.
+    fn missing(mut self, name: OsString) -> Walk {
+        self.pending.push_front(name);
+        Walk::Missing(self.path(), self.pending.into_iter().collect())
+    }
+
+    /// Ends the walk: pins the current directory as the target.
+    fn pin(mut self) -> Result<Walk> {
+        let path = self.path();
+        let Some(last) = self.below.pop() else {
+            return Err(self
+                .fail("this is the root of the host")
+                .hint("choose a directory below it"));
+        };
+        if !self.rules.system && SYSTEM.iter().any(|dir| path == Path::new(dir)) {
+            return Err(Error::usage(format!(
+                "bad target {}: a mount would hide the system's own files",
+                show(&path)
+            ))
+            .hint("choose a directory below it, or insist with --over-system-directory"));
+        }
+        let fail = |e: Errno| self.fail(&format!("statx: {}", errno_text(e)));
+        let stat = stat(&last.dir).map_err(fail)?;
+        let mount = mount_id(&last.dir, OsStr::new("")).map_err(fail)?;
+        let parent = self.below.pop().unwrap_or(self.root);
+        Ok(Walk::Pinned(
+            Pinned {
+                mount,
+                dev: (stat.stx_dev_major, stat.stx_dev_minor),
+                ino: stat.stx_ino,
+                dir: last.dir,
+                parent: parent.dir,
+                name: last.name,
+                path,
+            },
+            self.created,
+        ))
+    }
+
+    fn fail(&self, cause: &str) -> Error {
+        bad_target(self.target, cause)
+    }
+
+    fn fail_at(&self, path: &Path, errno: Errno) -> Error {
+        self.fail(&format!("{}: {}", show(path), errno_text(errno)))
+    }
+}
+
+/// Returns the error for a target that the walk cannot reach.
+fn bad_target(target: &Path, cause: &str) -> Error {
+    Error::mount(format!("bad target {}: {cause}", show(target)))
+        .hint("look at the path on the host")
+}
+
+/// Opens an entry of a directory without following a symbolic link.
+fn open_entry(dir: &OwnedFd, name: &OsStr) -> std::result::Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(dir, name, flags, Mode::empty())
+}
+
+/// Walks to a directory that must exist; otherwise like [`walk`].
 ///
 /// # Errors
-/// As [`walk`], or the target does not exist.
-pub fn pin(target: &Path, rules: Rules) -> Result<(Pinned, Made)> {
+/// Fails like [`walk`], or if the target does not exist.
+pub fn pin(target: &Path, rules: Rules) -> Result<(Pinned, CreatedDirs)> {
     match walk(target, rules)? {
         Walk::Pinned(pinned, made) => Ok((pinned, made)),
         Walk::Missing(..) => Err(missing(target)),
     }
 }
 
-/// The error for a target that is not there.
+/// Returns the error for a target that does not exist.
 pub fn missing(target: &Path) -> Error {
     Error::mount(format!(
         "bad target {}: no such directory on the host",
         show(target)
     ))
-    .hint("make it, or mount with -o x-mount.mkdir")
+    .hint("create it, or mount with -o x-mount.mkdir")
 }
 
-/// The mount at a name in a directory, without asking its file system anything.
+/// Returns the mount at a name in a directory; with an empty name, the mount of the directory
+/// itself. The call sends no request to the file system, which may be dead.
 ///
 /// # Errors
-/// The errno of statx(2).
+/// Returns the errno of statx(2).
 pub fn mount_id(dir: impl std::os::fd::AsFd, name: &OsStr) -> std::result::Result<MountId, Errno> {
     let flags = AtFlags::EMPTY_PATH
         | AtFlags::SYMLINK_NOFOLLOW
@@ -308,56 +408,52 @@ pub fn mount_id(dir: impl std::os::fd::AsFd, name: &OsStr) -> std::result::Resul
 }
 
 impl Pinned {
-    /// The topmost mount at the target now, whatever it was when it was pinned.
+    /// Returns the topmost mount at the target now. It may be newer than the pinned directory.
     ///
     /// # Errors
-    /// The errno of statx(2).
+    /// Returns the errno of statx(2).
     pub fn top(&self) -> std::result::Result<MountId, Errno> {
         mount_id(&self.parent, &self.name)
     }
 
-    /// The mount table's entry of the topmost mount.
+    /// Returns the mount table entry of the topmost mount.
     ///
     /// # Errors
-    /// The table cannot be read.
+    /// Fails if the mount or the table cannot be read.
     pub fn entry(&self) -> Result<Option<mountinfo::Entry>> {
         let top = self.top().map_err(|e| {
-            Error::system(format!("cannot look at {}", show(&self.path))).because(e)
+            Error::system(format!("cannot read the mount id of {}", show(&self.path))).because(e)
         })?;
         mountinfo::find(top.id, top.unique)
             .map_err(|e| Error::system("cannot read the host's mount table").because(e))
     }
 }
 
-/// What is known of a file without asking its file system, which may be dead or slow: the lookup that led
-/// to it has brought all there is to know of one that is alive.
+/// Returns cached attributes of a file, without a request to its file system, which may be dead or
+/// slow (`AT_STATX_DONT_SYNC`). The lookup that opened the file has just filled the cache.
 fn stat(file: &OwnedFd) -> std::result::Result<Statx, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     let wanted = StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::UID | StatxFlags::INO;
     statx(file, "", flags, wanted)
 }
 
-/// Root's, and others can at most add to it (sticky).
-fn trusted(stat: &Statx) -> bool {
+/// Returns whether only root can replace entries of a directory: root owns it, and other users
+/// cannot write to it, or can only add entries (sticky bit).
+fn is_trusted(stat: &Statx) -> bool {
     let shared = stat.stx_mode & 0o022 != 0;
     let sticky = stat.stx_mode & 0o1000 != 0;
     stat.stx_uid == 0 && (!shared || sticky)
 }
 
-fn parts(path: &Path) -> VecDeque<OsString> {
+/// Returns the components of a path, `..` included.
+fn components(path: &Path) -> VecDeque<OsString> {
     path.components()
-        .filter_map(|part| match part {
+        .filter_map(|component| match component {
             Component::Normal(name) => Some(name.to_owned()),
             Component::ParentDir => Some(OsString::from("..")),
             _ => None,
         })
         .collect()
-}
-
-fn path_of(levels: &[Level]) -> PathBuf {
-    let mut path = PathBuf::from("/");
-    path.extend(levels.iter().skip(1).map(|level| &level.name));
-    path
 }
 
 #[cfg(test)]
@@ -366,7 +462,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     #[test]
-    fn the_host_prefix_goes_and_relative_paths_start_at_the_cwd() {
+    fn host_path_drops_the_host_prefix_and_resolves_against_the_cwd() {
         let map = |target: &str, cwd: &str| {
             host_path(Path::new(target), Path::new(cwd), &["/host".into()])
         };
@@ -386,13 +482,13 @@ mod tests {
     }
 
     #[test]
-    fn the_unique_id_decides_where_both_have_one() {
+    fn unique_id_decides_if_both_are_known() {
         let mount = MountId {
             id: 7,
             unique: 100,
             is_root: true,
         };
-        assert!(mount.is(9, 100) && !mount.is(7, 101));
-        assert!(mount.is(7, 0) && !mount.is(8, 0));
+        assert!(mount.matches(9, 100) && !mount.matches(7, 101));
+        assert!(mount.matches(7, 0) && !mount.matches(8, 0));
     }
 }

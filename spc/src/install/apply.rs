@@ -1,7 +1,8 @@
-//! Makes what is wanted on the host and takes away what is not wanted any more, never what is somebody else's.
+//! Creates the wanted files and links on the host and removes those no longer wanted. Files that
+//! spc did not make are left alone.
 //!
-//! Each thing is made under another name and renamed, so it is there whole or not at all, and is listed in the manifest
-//! before it is made, so that whatever a crash leaves is known.
+//! Each entry is created under a temporary name and renamed, so it is complete or missing. The
+//! manifest lists it before it is created, so a later command can clean up after a crash.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -9,118 +10,123 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::install::manifest::{Entry, Manifest, What, hash_of};
+use crate::install::manifest::{Entry, EntryKind, Manifest, hash_of};
 use crate::install::tree::below;
 
-/// A thing that is to be on the host.
+/// File or link that an installation needs on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// Where.
+    /// Absolute path on the host.
     pub path: PathBuf,
-    /// What.
-    pub make: Make,
-    /// Whether it may be missing because somebody else's is there.
+    /// Kind and contents.
+    pub content: Content,
+    /// Whether to skip the entry, without an error, if the path belongs to the host.
     pub optional: bool,
 }
 
-/// What is made.
+/// Kind and contents of a [`Wanted`] entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Make {
-    /// A symbolic link to this.
+pub enum Content {
+    /// Symbolic link to this path.
     Link(PathBuf),
-    /// A program with these bytes.
+    /// Program with these contents, mode 0755.
     Program(Vec<u8>),
-    /// A text.
+    /// Text file, mode 0644.
     Text(String),
 }
 
-impl Make {
-    fn what(&self) -> What {
+impl Content {
+    fn kind(&self) -> EntryKind {
         match self {
-            Self::Link(to) => What::Link(to.clone()),
-            Self::Program(bytes) => What::File(hash_of(bytes)),
-            Self::Text(text) => What::File(hash_of(text.as_bytes())),
+            Self::Link(to) => EntryKind::Link(to.clone()),
+            Self::Program(bytes) => EntryKind::File(hash_of(bytes)),
+            Self::Text(text) => EntryKind::File(hash_of(text.as_bytes())),
         }
     }
 }
 
-/// What came of it.
+/// Paths of the entries, by what was done with them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// What was made or changed.
+    /// Paths that were created or replaced.
     pub made: Vec<PathBuf>,
-    /// What was there already.
+    /// Paths that were up to date.
     pub same: Vec<PathBuf>,
-    /// What somebody else has at these places; it stays.
+    /// Paths that belong to the host and were left alone.
     pub foreign: Vec<PathBuf>,
-    /// What was taken away, because it is not wanted any more.
+    /// Paths that were removed because no entry wants them any more.
     pub removed: Vec<PathBuf>,
 }
 
-/// Brings the host to what is wanted; `manifest` says what it has of ours, and then what it has now.
+/// Creates the wanted entries below `root` and removes entries of `manifest` that are not wanted.
+///
+/// `manifest` lists what spc made before. The function updates it and writes it to the host.
 ///
 /// # Errors
-/// Something cannot be made, or somebody else's is where ours has to be. The manifest on the host lists what was made.
+/// An entry cannot be created or removed, or an entry that is not optional belongs to the host. The
+/// manifest on the host then lists all that may have been made.
 pub fn apply(root: &Path, wanted: &[Wanted], manifest: &mut Manifest) -> Result<Applied> {
     let mut applied = Applied::default();
     let mut entries = Vec::new();
-    let mut todo = Vec::new();
+    let mut to_create = Vec::new();
     for thing in wanted {
         let path = below(root, &thing.path);
-        let what = thing.make.what();
+        let kind = thing.content.kind();
         let known = manifest.at(&thing.path);
-        if what.is_at(&path) {
+        if kind.is_at(&path) {
             applied.same.push(thing.path.clone());
-        } else if path.symlink_metadata().is_err() || known.is_some_and(|was| was.is_at(&path)) {
-            todo.push(thing);
+        } else if path.symlink_metadata().is_err() || known.is_some_and(|old| old.is_at(&path)) {
+            to_create.push(thing);
         } else if thing.optional {
             applied.foreign.push(thing.path.clone());
             continue;
         } else {
-            return Err(
-                Error::system(format!("{} on the host is not ours", thing.path.display()))
-                    .hint("move it away, or choose another place"),
-            );
+            return Err(Error::system(format!(
+                "{} on the host was not made by spc",
+                thing.path.display()
+            ))
+            .hint("move it away, or choose another directory"));
         }
         for directory in missing(root, &thing.path) {
-            push(&mut entries, directory, What::Directory);
+            push(&mut entries, directory, EntryKind::Directory);
         }
-        push(&mut entries, thing.path.clone(), what);
+        push(&mut entries, thing.path.clone(), kind);
     }
-    // Directories that were made once stay ours.
+    // A directory that spc created stays in the manifest while an entry is below it.
     let kept = manifest.entries.iter().filter(|entry| {
-        entry.what == What::Directory && wanted.iter().any(|t| t.path.starts_with(&entry.path))
+        entry.kind == EntryKind::Directory && wanted.iter().any(|w| w.path.starts_with(&entry.path))
     });
     let mut all: Vec<Entry> = kept.cloned().collect();
     for entry in entries {
-        push(&mut all, entry.path, entry.what);
+        push(&mut all, entry.path, entry.kind);
     }
-    let gone: Vec<Entry> = manifest
+    let unwanted: Vec<Entry> = manifest
         .entries
         .iter()
         .filter(|old| all.iter().all(|new| new.path != old.path))
         .cloned()
         .collect();
-    // Until all is done, both what was and what will be may be there.
-    manifest.entries = [gone.clone(), all.clone()].concat();
+    // A crash from here on may leave old and new entries.
+    manifest.entries = [unwanted.clone(), all.clone()].concat();
     manifest.write(root)?;
-    for thing in todo {
-        make(root, thing)?;
+    for thing in to_create {
+        create(root, thing)?;
         applied.made.push(thing.path.clone());
     }
-    applied.removed = remove(root, &gone)?;
+    applied.removed = remove(root, &unwanted)?;
     manifest.entries = all;
     manifest.write(root)?;
     Ok(applied)
 }
 
-fn push(entries: &mut Vec<Entry>, path: PathBuf, what: What) {
+/// Adds an entry, unless there is one for the path.
+fn push(entries: &mut Vec<Entry>, path: PathBuf, kind: EntryKind) {
     if entries.iter().all(|entry| entry.path != path) {
-        entries.push(Entry { path, what });
+        entries.push(Entry { path, kind });
     }
 }
 
-/// The directories above a path that are not there, the topmost first.
+/// Returns the missing parent directories of a path, topmost first.
 fn missing(root: &Path, path: &Path) -> Vec<PathBuf> {
     let above = path.ancestors().skip(1);
     let mut missing: Vec<PathBuf> = above
@@ -131,32 +137,39 @@ fn missing(root: &Path, path: &Path) -> Vec<PathBuf> {
     missing
 }
 
-/// The name under which a thing is made. kubelet does not look at names that begin with a dot.
-fn beside(path: &Path) -> PathBuf {
+/// Returns the temporary path under which an entry is created.
+///
+/// The name begins with a dot: kubelet ignores such files when it looks for drivers.
+fn temporary_path(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.new"))
 }
 
-fn make(root: &Path, thing: &Wanted) -> Result<()> {
+/// Creates an entry and its parent directories, and renames it into place.
+fn create(root: &Path, thing: &Wanted) -> Result<()> {
     let path = below(root, &thing.path);
-    let new = beside(&path);
-    let made = (|| {
+    let new = temporary_path(&path);
+    let created = (|| {
         for directory in missing(root, &thing.path) {
             fs::create_dir(below(root, &directory))?;
             fs::set_permissions(below(root, &directory), fs::Permissions::from_mode(0o755))?;
         }
         unlink(&new)?;
-        match &thing.make {
-            Make::Link(to) => symlink(to, &new)?,
-            Make::Program(bytes) => write(&new, bytes, 0o755)?,
-            Make::Text(text) => write(&new, text.as_bytes(), 0o644)?,
+        match &thing.content {
+            Content::Link(to) => symlink(to, &new)?,
+            Content::Program(bytes) => write(&new, bytes, 0o755)?,
+            Content::Text(text) => write(&new, text.as_bytes(), 0o644)?,
         }
         fs::rename(&new, &path)
     })();
-    made.map_err(|e: std::io::Error| {
-        // The first error counts.
+    created.map_err(|e: std::io::Error| {
+        // An error here is ignored: the first error is reported.
         let _ = unlink(&new);
-        Error::system(format!("cannot make {} on the host", thing.path.display())).because(e)
+        Error::system(format!(
+            "cannot create {} on the host",
+            thing.path.display()
+        ))
+        .because(e)
     })
 }
 
@@ -164,14 +177,14 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let mut file = File::create_new(path)?;
     file.write_all(bytes)?;
     file.set_permissions(fs::Permissions::from_mode(mode))?;
-    // A rename may reach the disk before what was written.
+    // Without it, the rename may reach the disk before the contents.
     file.sync_all()
 }
 
-/// Removes a file or a link, if it is there.
+/// Removes a file or a link, if it exists.
 ///
 /// # Errors
-/// It is there and stays.
+/// The file exists and cannot be removed.
 pub fn unlink(path: &Path) -> std::io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
@@ -179,11 +192,13 @@ pub fn unlink(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Takes away those of these entries that are still what was made, the last first, and what a crash left beside them.
-/// A directory goes when it is empty.
+/// Removes entries in reverse order, and temporary files that a crash left beside them. Returns the
+/// removed paths.
+///
+/// An entry that changed since spc made it is left alone, and so is a directory that is not empty.
 ///
 /// # Errors
-/// One cannot be taken away.
+/// An entry cannot be removed.
 pub fn remove(root: &Path, entries: &[Entry]) -> Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for entry in entries.iter().rev() {
@@ -195,17 +210,17 @@ pub fn remove(root: &Path, entries: &[Entry]) -> Result<Vec<PathBuf>> {
             ))
             .because(e)
         };
-        if entry.what != What::Directory {
-            unlink(&beside(&path)).map_err(fail)?;
+        if entry.kind != EntryKind::Directory {
+            unlink(&temporary_path(&path)).map_err(fail)?;
         }
-        if !entry.what.is_at(&path) {
+        if !entry.kind.is_at(&path) {
             continue;
         }
-        let gone = match entry.what {
-            What::Directory => fs::remove_dir(&path),
+        let result = match entry.kind {
+            EntryKind::Directory => fs::remove_dir(&path),
             _ => fs::remove_file(&path),
         };
-        match gone {
+        match result {
             Ok(()) => removed.push(entry.path.clone()),
             Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
             Err(error) => return Err(fail(error)),
@@ -222,7 +237,7 @@ mod tests {
     fn link(path: &str, to: &str) -> Wanted {
         Wanted {
             path: path.into(),
-            make: Make::Link(to.into()),
+            content: Content::Link(to.into()),
             optional: true,
         }
     }
@@ -232,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_is_taken_away_and_nothing_else() {
+    fn only_entries_made_by_spc_are_removed() {
         let tree = Tree::new("apply");
         let before = tree.listing();
         let mut manifest = Manifest::default();
@@ -243,7 +258,7 @@ mod tests {
             link("/sbin/mount.ceph", "/program"),
             Wanted {
                 path: "/opt/a/b/driver".into(),
-                make: Make::Program(b"#!".to_vec()),
+                content: Content::Program(b"#!".to_vec()),
                 optional: false,
             },
         ];
@@ -259,13 +274,13 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o755);
-        // The same again changes nothing.
+        // The second run changes nothing.
         let listing = tree.listing();
         let applied = apply(tree.path(), &wanted, &mut manifest).unwrap();
         assert!(applied.made.is_empty() && applied.removed.is_empty());
         assert_eq!(tree.listing(), listing);
         assert_eq!(Manifest::read(tree.path()).unwrap(), Some(manifest.clone()));
-        // Less is wanted: the rest goes, directories included.
+        // An entry that is no longer wanted is removed, with its directories.
         let applied = apply(tree.path(), &wanted[..2], &mut manifest).unwrap();
         assert_eq!(
             applied.removed,
@@ -282,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_somebody_took_over_stays() {
+    fn a_name_that_a_package_took_over_is_left_alone() {
         let tree = Tree::new("takeover");
         let mut manifest = Manifest::default();
         let wanted = [
@@ -290,7 +305,7 @@ mod tests {
             link("/sbin/mount.ceph", "/program"),
         ];
         apply(tree.path(), &wanted, &mut manifest).unwrap();
-        // A package of the host brings its own.
+        // A package of the host installs its own file.
         fs::remove_file(tree.path().join("sbin/mount.nfs")).unwrap();
         tree.write("sbin/mount.nfs", "native");
         let applied = apply(tree.path(), &wanted, &mut manifest).unwrap();
@@ -302,55 +317,55 @@ mod tests {
     }
 
     #[test]
-    fn where_ours_has_to_be_somebody_elses_is_an_error() {
+    fn a_foreign_file_at_a_required_path_is_an_error() {
         let tree = Tree::new("must");
         tree.write("opt/driver", "theirs");
         let wanted = [Wanted {
             path: "/opt/driver".into(),
-            make: Make::Text("ours".into()),
+            content: Content::Text("ours".into()),
             optional: false,
         }];
         let error = apply(tree.path(), &wanted, &mut Manifest::default()).unwrap_err();
         assert!(
             error
                 .to_string()
-                .contains("/opt/driver on the host is not ours")
+                .contains("/opt/driver on the host was not made by spc")
         );
         assert_eq!(tree.read("opt/driver"), "theirs");
     }
 
     #[test]
-    fn an_upgrade_replaces_what_it_made() {
+    fn an_upgrade_replaces_the_program_without_touching_open_files() {
         let tree = Tree::new("upgrade");
         let mut manifest = Manifest::default();
         let program = |text: &str| Wanted {
             path: "/opt/spc".into(),
-            make: Make::Program(text.into()),
+            content: Content::Program(text.into()),
             optional: false,
         };
         apply(tree.path(), &[program("one")], &mut manifest).unwrap();
         let running = File::open(tree.path().join("opt/spc")).unwrap();
         apply(tree.path(), &[program("two")], &mut manifest).unwrap();
         assert_eq!(tree.read("opt/spc"), "two");
-        // Whoever runs the old one goes on doing so.
+        // A process that has the old file open keeps it.
         assert_eq!(std::io::read_to_string(running).unwrap(), "one");
     }
 
     #[test]
-    fn what_a_crash_left_is_known() {
+    fn files_left_by_a_crash_are_removed() {
         let tree = Tree::new("crash");
         let mut manifest = Manifest::default();
         tree.write("sbin/.spc.new", "half");
         let wanted = [link("/sbin/spc", "/program")];
-        // It died before anything was made, with both lists in one.
+        // The command died before it created anything; the manifest has old and new entries.
         manifest.entries = vec![
             Entry {
                 path: "/sbin/spc".into(),
-                what: What::Link("/program".into()),
+                kind: EntryKind::Link("/program".into()),
             },
             Entry {
                 path: "/sbin/mount.old".into(),
-                what: What::Link("/program".into()),
+                kind: EntryKind::Link("/program".into()),
             },
         ];
         symlink("/program", tree.path().join("sbin/mount.old")).unwrap();

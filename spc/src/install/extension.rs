@@ -1,75 +1,80 @@
-//! Names on a host whose `/usr` cannot be written: a tree that systemd-sysext(8) merges into it.
+//! The systemd-sysext(8) extension that brings names into a read-only `/usr`.
 
 use std::fs;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::install::laid::Laid;
+use crate::install::outcome::Outcome;
 use crate::install::sysext_paths::{SERVICE, SYSEXT, TREE};
 use crate::install::tool;
 use crate::install::tree::below;
 
-/// Whether a host, whose root is at `root`, has systemd-sysext and nothing that merging would hide: what is mounted
-/// below `/usr` is not seen any more once `/usr` has another mount on it.
-pub fn are_usable(root: &Path) -> bool {
+/// Returns whether extensions can be used on the host whose root is at `root`.
+///
+/// The host needs systemd and systemd-sysext. Nothing may be mounted below `/usr`: merging mounts
+/// an overlay on `/usr`, which would hide such mounts.
+pub fn is_usable(root: &Path) -> bool {
     let table = fs::read_to_string(below(root, "/proc/1/mountinfo")).unwrap_or_default();
     let mut targets = table.lines().filter_map(|line| line.split(' ').nth(4));
     below(root, "/usr/bin").join(SYSEXT).is_file()
-        // As sd_booted(3) tells it.
+        // Same check as sd_booted(3).
         && below(root, "/run/systemd/system").is_dir()
         && !targets.any(|target| target.starts_with("/usr/"))
 }
 
-/// Has the tree merged now and at every boot, and looks whether the names are there.
+/// Merges the extension now, enables the service that merges it at boot, and checks that the names
+/// are visible.
 ///
 /// # Errors
-/// They are not.
-pub(super) fn merge(host: &Host, laid: &mut Laid) -> Result<()> {
-    if !laid.applied.is_nothing() || !is_merged(host, laid)? {
-        tool::run(SYSEXT, &["refresh"])?.done()?;
+/// A tool of the host fails, or the names are not visible after merging.
+pub(super) fn merge(host: &Host, outcome: &mut Outcome) -> Result<()> {
+    if !outcome.applied.is_nothing() || !is_merged(host, outcome)? {
+        tool::run(SYSEXT, &["refresh"])?.into_output()?;
     }
-    if !is_merged(host, laid)? {
-        let shown = laid.place.shown.display();
+    if !is_merged(host, outcome)? {
+        let dir = outcome.location.visible_dir.display();
         return Err(Error::system(format!(
-            "the names are not in {shown} of the host"
+            "the names are not in {dir} on the host after merging"
         )));
     }
-    if !tool::run("systemctl", &["--quiet", "is-enabled", SERVICE])?.ok {
-        tool::run("systemctl", &["enable", SERVICE])?.done()?;
-        laid.manifest.switched_on = true;
-        let manifest = laid.manifest.clone();
-        host.run("noting what is installed", move || {
+    if !tool::run("systemctl", &["--quiet", "is-enabled", SERVICE])?.success {
+        tool::run("systemctl", &["enable", SERVICE])?.into_output()?;
+        outcome.manifest.enabled_service = true;
+        let manifest = outcome.manifest.clone();
+        host.run("writing the list of installed files", move || {
             manifest.write(Path::new("/"))
         })??;
     }
     Ok(())
 }
 
-fn is_merged(host: &Host, laid: &Laid) -> Result<bool> {
+/// Returns whether `mount.spc` is visible and leads to the program.
+fn is_merged(host: &Host, outcome: &Outcome) -> Result<bool> {
     let (name, program) = (
-        laid.place.shown.join("mount.spc"),
-        laid.place.program.clone(),
+        outcome.location.visible_dir.join("mount.spc"),
+        outcome.location.program.clone(),
     );
-    host.run("looking for the names", move || {
+    host.run("looking for the merged names", move || {
         fs::read_link(name).is_ok_and(|to| to == program)
     })
 }
 
-/// Has the merged tree follow what is in it after some of it is gone.
+/// Merges again after files of the extension were removed. Disables the service if
+/// `disable_service`.
 ///
 /// # Errors
-/// systemd-sysext fails.
-pub fn unmerge(switched_on: bool) -> Result<()> {
-    tool::run(SYSEXT, &["refresh"])?.done()?;
-    if switched_on {
-        tool::run("systemctl", &["disable", SERVICE])?.done()?;
+/// systemd-sysext or systemctl fails.
+pub fn unmerge(disable_service: bool) -> Result<()> {
+    tool::run(SYSEXT, &["refresh"])?.into_output()?;
+    if disable_service {
+        tool::run("systemctl", &["disable", SERVICE])?.into_output()?;
     }
     Ok(())
 }
 
-/// Whether something is in the tree.
-pub fn has(path: &Path) -> bool {
+/// Returns whether a path is in the extension.
+pub fn contains(path: &Path) -> bool {
     path.starts_with(TREE)
 }
 
@@ -79,17 +84,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_mounted_below_usr_would_be_hidden() {
+    fn extensions_are_not_used_with_mounts_below_usr_or_without_systemd_sysext() {
         let tree = Tree::new("usable");
         let line = |target: &str| format!("29 1 0:2 / {target} ro shared:1 - tmpfs x rw\n");
         tree.write("usr/bin/systemd-sysext", "");
         tree.write("run/systemd/system/x", "");
         tree.write("proc/1/mountinfo", &(line("/") + &line("/usr")));
-        assert!(are_usable(tree.path()));
+        assert!(is_usable(tree.path()));
         tree.write("proc/1/mountinfo", &(line("/usr") + &line("/usr/local")));
-        assert!(!are_usable(tree.path()));
+        assert!(!is_usable(tree.path()));
         tree.write("proc/1/mountinfo", &line("/usr2"));
         fs::remove_file(tree.path().join("usr/bin/systemd-sysext")).unwrap();
-        assert!(!are_usable(tree.path()));
+        assert!(!is_usable(tree.path()));
     }
 }

@@ -1,29 +1,33 @@
-//! Where kubelet looks for FlexVolume drivers.
+//! Directory in which kubelet looks for FlexVolume drivers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::install::tree::below;
 
-/// Where it looks if nobody tells it otherwise.
-pub const DEFAULT: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
+/// Default of kubelet's `--volume-plugin-dir`.
+pub const DEFAULT_DIR: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
 
-/// The driver `spc/spc` of pods, in a directory of that.
+/// Path of the driver that pods name `spc/spc`, relative to the plugin directory.
 const DRIVER: &str = "spc~spc/spc";
 
-/// The driver's file in a plugin directory.
-pub fn driver(plugins: &Path) -> PathBuf {
-    plugins.join(DRIVER)
+/// Returns the path of the driver in a plugin directory.
+pub fn driver_path(plugin_dir: &Path) -> PathBuf {
+    plugin_dir.join(DRIVER)
 }
 
-/// Whether this is a driver of ours in some plugin directory.
+/// Returns whether a path names spc's driver in any plugin directory.
 pub fn is_driver(path: &Path) -> bool {
     path.ends_with(DRIVER)
 }
 
-/// What the kubelet of the host whose procfs is at `root/proc` was told: on its command line, or else in its
-/// configuration. None if none runs, or if it was told nothing.
-pub fn plugins(root: &Path) -> Option<PathBuf> {
+/// Returns the plugin directory of the kubelet that runs on the host, whose procfs is at
+/// `root/proc`.
+///
+/// `--volume-plugin-dir` on its command line comes first, then `volumePluginDir` in the file that
+/// `--config` names. Returns `None` if no kubelet runs, neither is set, or the path is not
+/// absolute.
+pub fn plugin_dir(root: &Path) -> Option<PathBuf> {
     let processes = fs::read_dir(below(root, "/proc")).ok()?;
     let kubelet = processes.filter_map(|entry| {
         let cmdline = fs::read(entry.ok()?.path().join("cmdline")).ok()?;
@@ -35,14 +39,14 @@ pub fn plugins(root: &Path) -> Option<PathBuf> {
         (program == "kubelet").then_some(argv)
     });
     let argv = kubelet.into_iter().next()?;
-    let told = flag(&argv, "volume-plugin-dir").or_else(|| {
+    let dir = flag(&argv, "volume-plugin-dir").or_else(|| {
         let config = fs::read_to_string(below(root, flag(&argv, "config")?)).ok()?;
         configured(&config)
     });
-    told.map(PathBuf::from).filter(|dir| dir.is_absolute())
+    dir.map(PathBuf::from).filter(|dir| dir.is_absolute())
 }
 
-/// The value of the last `--NAME VALUE` or `--NAME=VALUE`.
+/// Returns the value of the last `--NAME VALUE` or `--NAME=VALUE`.
 fn flag(argv: &[String], name: &str) -> Option<String> {
     argv.iter().enumerate().rev().find_map(|(at, word)| {
         let rest = word.trim_start_matches('-').strip_prefix(name)?;
@@ -54,7 +58,7 @@ fn flag(argv: &[String], name: &str) -> Option<String> {
     })
 }
 
-/// `volumePluginDir` at the top of a KubeletConfiguration, which is YAML, or JSON.
+/// Returns the top-level `volumePluginDir` of a KubeletConfiguration, which is YAML or JSON.
 fn configured(config: &str) -> Option<String> {
     if let Ok(json) = serde_json::from_str::<serde_json::Value>(config) {
         return Some(json.get("volumePluginDir")?.as_str()?.to_owned());
@@ -79,11 +83,11 @@ mod tests {
     }
 
     #[test]
-    fn a_running_kubelet_is_asked() {
+    fn plugin_dir_comes_from_the_command_line_or_configuration_of_a_running_kubelet() {
         let tree = Tree::new("kubelet");
-        assert_eq!(plugins(tree.path()), None);
+        assert_eq!(plugin_dir(tree.path()), None);
         kubelet(&tree, "/usr/bin/kubelet --v=2");
-        assert_eq!(plugins(tree.path()), None);
+        assert_eq!(plugin_dir(tree.path()), None);
         for argv in [
             "/usr/bin/kubelet --volume-plugin-dir=/opt/plugins --v=2",
             "kubelet --volume-plugin-dir /opt/plugins --v=2",
@@ -95,23 +99,23 @@ mod tests {
             );
             kubelet(&tree, argv);
             assert_eq!(
-                plugins(tree.path()).unwrap(),
+                plugin_dir(tree.path()).unwrap(),
                 Path::new("/opt/plugins"),
                 "{argv}"
             );
         }
         tree.write("etc/kubelet.yaml", r#"{"volumePluginDir": "/json"}"#);
-        assert_eq!(plugins(tree.path()).unwrap(), Path::new("/json"));
+        assert_eq!(plugin_dir(tree.path()).unwrap(), Path::new("/json"));
         tree.write(
             "etc/kubelet.yaml",
             "a:\n  volumePluginDir: /not/at/the/top\n",
         );
-        assert_eq!(plugins(tree.path()), None);
+        assert_eq!(plugin_dir(tree.path()), None);
     }
 
     #[test]
-    fn the_driver_is_in_a_directory_of_its_vendor() {
-        let path = driver(Path::new(DEFAULT));
+    fn driver_path_is_below_the_vendor_directory() {
+        let path = driver_path(Path::new(DEFAULT_DIR));
         assert!(path.ends_with("exec/spc~spc/spc") && is_driver(&path));
         assert!(!is_driver(Path::new("/usr/sbin/spc")));
     }

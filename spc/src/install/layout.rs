@@ -1,95 +1,97 @@
-//! All that is to be on a host, from the place of the names and what was asked for.
+//! List of all files and links that an installation needs on the host.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::install::apply::{Make, Wanted};
+use crate::install::apply::{Content, Wanted};
+use crate::install::location::{InstallLocation, InstallMethod};
 use crate::install::manifest::Manifest;
-use crate::install::place::{InstallLocation, InstallMethod};
 use crate::install::sysext_paths;
 use crate::install::tree::below;
 
-/// What kubelet's flag for a mounter can name.
+/// Path on the host for kubelet's `--experimental-mounter-path`.
 pub const MOUNTER: &str = "/var/lib/spc/mounter";
 
-/// What is to be there, and what the host has of its own at those names.
+/// Entries to create, and paths where the host has its own.
 #[derive(Debug, Default)]
 pub struct Layout {
-    /// What is to be made.
+    /// Entries to create.
     pub wanted: Vec<Wanted>,
-    /// The host's own, which stay.
+    /// Paths that belong to the host and are left alone.
     pub foreign: Vec<PathBuf>,
 }
 
-/// What goes on a host besides its names.
+/// Files that an installation needs besides the names.
 pub struct Extras<'a> {
-    /// The program's bytes, for copies of it.
+    /// Contents of the program, for copies of it.
     pub program: &'a [u8],
-    /// The driver for kubelet.
+    /// Path of the FlexVolume driver for kubelet, if one is wanted.
     pub driver: Option<&'a Path>,
 }
 
-/// The layout of a host whose root is at `root`; `manifest` says what it has of ours.
+/// Returns the layout for the host whose root is at `root`.
+///
+/// `manifest` lists what spc made there before. Other files at the same paths belong to the host.
 pub fn layout(
     root: &Path,
-    place: &InstallLocation,
+    location: &InstallLocation,
     names: &BTreeSet<String>,
     extras: &Extras<'_>,
     manifest: &Manifest,
 ) -> Layout {
     let mut layout = Layout::default();
-    if let Some(copy) = &place.copy {
+    if let Some(copy) = &location.program_copy {
         layout.wanted.push(Wanted {
             path: copy.clone(),
-            make: Make::Program(extras.program.to_vec()),
+            content: Content::Program(extras.program.to_vec()),
             optional: false,
         });
     }
-    // Where a name is made and where it is seen may be two places, and the host's own is where it is seen.
+    // The host's own file of that name is where the name is visible, not where it is created.
     let mut link = |dir: &Path, name: &str| {
         let path = dir.join(name);
-        let seen = if dir == place.names {
-            &place.shown
+        let visible = if dir == location.names_dir {
+            &location.visible_dir
         } else {
             dir
         }
         .join(name);
-        if place.copy.as_ref() == Some(&path) {
+        if location.program_copy.as_ref() == Some(&path) {
             return;
         }
         let ours = manifest
             .at(&path)
-            .is_some_and(|was| was.is_at(&below(root, &seen)));
-        let to = std::fs::read_link(below(root, &seen)).ok();
-        if to.as_ref() != Some(&place.program)
+            .is_some_and(|entry| entry.is_at(&below(root, &visible)));
+        let target = std::fs::read_link(below(root, &visible)).ok();
+        if target.as_ref() != Some(&location.program)
             && !ours
-            && below(root, &seen).symlink_metadata().is_ok()
+            && below(root, &visible).symlink_metadata().is_ok()
         {
-            layout.foreign.push(seen);
+            layout.foreign.push(visible);
             return;
         }
         layout.wanted.push(Wanted {
             path,
-            make: Make::Link(place.program.clone()),
+            content: Content::Link(location.program.clone()),
             optional: true,
         });
     };
     for name in names {
-        link(&place.names, name);
+        link(&location.names_dir, name);
     }
-    link(&place.command, "spc");
+    link(&location.command_dir, "spc");
     layout.wanted.push(Wanted {
         path: MOUNTER.into(),
-        make: Make::Link(place.program.clone()),
+        content: Content::Link(location.program.clone()),
         optional: false,
     });
-    if place.how == InstallMethod::Extension {
+    if location.method == InstallMethod::Extension {
         layout.wanted.push(sysext_paths::release());
     }
     if let Some(path) = extras.driver {
         layout.wanted.push(Wanted {
             path: path.into(),
-            make: Make::Program(extras.program.to_vec()),
+            content: Content::Program(extras.program.to_vec()),
             optional: false,
         });
     }
@@ -98,7 +100,7 @@ pub fn layout(
 
 #[cfg(test)]
 mod tests {
-    use super::super::place::PROGRAM;
+    use super::super::location::PROGRAM;
     use super::super::tests::Tree;
     use super::*;
     use std::os::unix::fs::symlink;
@@ -113,24 +115,24 @@ mod tests {
     }
 
     fn paths(layout: &Layout) -> Vec<&str> {
-        let paths = layout.wanted.iter().map(|thing| thing.path.to_str());
+        let paths = layout.wanted.iter().map(|entry| entry.path.to_str());
         paths.map(Option::unwrap).collect()
     }
 
     #[test]
-    fn an_extension_does_not_hide_the_hosts_own() {
+    fn an_extension_does_not_hide_the_programs_of_the_host() {
         let tree = Tree::new("layout");
         tree.write("usr/bin/mount.nfs", "native");
-        let place = InstallLocation {
-            names: sysext_paths::tree(Path::new("/usr/bin")),
-            shown: "/usr/bin".into(),
-            how: InstallMethod::Extension,
-            command: sysext_paths::tree(Path::new("/usr/bin")),
+        let location = InstallLocation {
+            names_dir: sysext_paths::tree(Path::new("/usr/bin")),
+            visible_dir: "/usr/bin".into(),
+            method: InstallMethod::Extension,
+            command_dir: sysext_paths::tree(Path::new("/usr/bin")),
             program: PROGRAM.into(),
-            copy: None,
+            program_copy: None,
         };
         let empty = Manifest::default();
-        let first = layout(tree.path(), &place, &names(), &NO_EXTRAS, &empty);
+        let first = layout(tree.path(), &location, &names(), &NO_EXTRAS, &empty);
         assert_eq!(first.foreign, [Path::new("/usr/bin/mount.nfs")]);
         assert_eq!(
             paths(&first),
@@ -141,29 +143,35 @@ mod tests {
                 "/var/lib/extensions/spc/usr/lib/extension-release.d/extension-release.spc",
             ]
         );
-        // Merged, ours are seen where the host's own are.
+        // After the merge, the names of spc are visible in the host's directory.
         symlink(PROGRAM, tree.path().join("usr/bin/mount.ceph")).unwrap();
-        let again = layout(tree.path(), &place, &names(), &NO_EXTRAS, &empty);
+        let again = layout(tree.path(), &location, &names(), &NO_EXTRAS, &empty);
         assert_eq!(again.wanted, first.wanted);
     }
 
     #[test]
-    fn a_copy_stands_where_the_command_would_be() {
+    fn a_copy_of_the_program_replaces_the_link_to_it() {
         let tree = Tree::new("copy");
-        let place = InstallLocation {
-            names: "/sbin".into(),
-            shown: "/sbin".into(),
-            how: InstallMethod::Direct,
-            command: "/sbin".into(),
+        let location = InstallLocation {
+            names_dir: "/sbin".into(),
+            visible_dir: "/sbin".into(),
+            method: InstallMethod::Direct,
+            command_dir: "/sbin".into(),
             program: "/sbin/spc".into(),
-            copy: Some("/sbin/spc".into()),
+            program_copy: Some("/sbin/spc".into()),
         };
         let driver = Path::new("/plugins/spc~spc/spc");
         let extras = Extras {
             driver: Some(driver),
             ..NO_EXTRAS
         };
-        let layout = layout(tree.path(), &place, &names(), &extras, &Manifest::default());
+        let layout = layout(
+            tree.path(),
+            &location,
+            &names(),
+            &extras,
+            &Manifest::default(),
+        );
         assert_eq!(
             paths(&layout),
             [
@@ -177,12 +185,12 @@ mod tests {
         let copies = layout
             .wanted
             .iter()
-            .filter(|t| t.make == Make::Program(b"program".to_vec()));
+            .filter(|t| t.content == Content::Program(b"program".to_vec()));
         assert_eq!(copies.count(), 2);
         let links = layout
             .wanted
             .iter()
-            .filter(|t| t.make == Make::Link("/sbin/spc".into()));
+            .filter(|t| t.content == Content::Link("/sbin/spc".into()));
         assert_eq!(links.count(), 3);
     }
 }

@@ -1,4 +1,5 @@
-//! What was put on the host, entry by entry, so that exactly that can be taken away again: `/var/lib/spc/installed.json`.
+//! List of everything that `spc install` made on the host, `/var/lib/spc/installed.json`, from
+//! which `spc uninstall` removes exactly that.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,51 +10,57 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Cause, Error, Result};
 use crate::install::tree::below;
+use fnv::FnvHasher;
+use std::hash::Hasher;
 
-/// Everything of ours is there that is not a name somewhere else.
+/// Directory on the host for everything that spc keeps across reboots.
 pub use crate::client::root::HOME as DIR;
 
-/// The manifest's name in it.
+/// File name of the manifest in [`DIR`].
 const FILE: &str = "installed.json";
 
-/// What is installed.
+/// Contents of the manifest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The version of the launcher.
+    /// Version of the launcher.
     pub version: String,
-    /// The client root that the names lead to.
+    /// Id of the client root file system that the names lead to.
     pub root: String,
-    /// Everything that was made, in the order in which it was made.
+    /// Everything that was made, in the order of creation.
     pub entries: Vec<Entry>,
-    /// The service that merges extensions was switched on for ours.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub switched_on: bool,
+    /// Whether spc enabled the service that merges extensions. `spc uninstall` then disables it.
+    #[serde(
+        rename = "switched_on",
+        default,
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub enabled_service: bool,
 }
 
-/// One thing that was made.
+/// File, link or directory that was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Where.
+    /// Absolute path on the host.
     pub path: PathBuf,
-    /// What.
+    /// Kind and contents.
     #[serde(flatten)]
-    pub what: What,
+    pub kind: EntryKind,
 }
 
-/// What a thing is, as far as is needed to know it again.
+/// Kind of an entry, with enough of its contents to recognise it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum What {
-    /// A directory.
+pub enum EntryKind {
+    /// Directory.
     Directory,
-    /// A symbolic link to this.
+    /// Symbolic link with this target.
     Link(PathBuf),
-    /// A file with this content, by its hash.
+    /// Regular file with contents of this hash ([`hash_of`]).
     File(u64),
 }
 
-impl What {
-    /// Whether this is what is there now.
+impl EntryKind {
+    /// Returns whether `path` is still what the entry describes. Symbolic links are not followed.
     pub fn is_at(&self, path: &Path) -> bool {
         match self {
             Self::Directory => path.symlink_metadata().is_ok_and(|data| data.is_dir()),
@@ -66,24 +73,28 @@ impl What {
     }
 }
 
-/// FNV-1a: tells a file that somebody changed, and need not withstand somebody who wants to hide it.
+/// Returns the FNV-1a hash of a file's contents.
+///
+/// The hash detects accidental changes. No protection against deliberate collisions is needed: only
+/// root can write these files.
 pub fn hash_of(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    let mut hasher = FnvHasher::default();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 impl Manifest {
-    /// Reads it; none where nothing is installed.
+    /// Reads the manifest of the host whose root is at `root`. Returns `None` if nothing is
+    /// installed.
     ///
     /// # Errors
-    /// It is there and cannot be read.
+    /// The file exists and cannot be read or parsed.
     pub fn read(root: &Path) -> Result<Option<Self>> {
         let file = below(root, DIR).join(FILE);
         let fail = |cause: Cause| {
             Error::system(format!("cannot read {DIR}/{FILE} on the host"))
                 .because(cause)
-                .hint("move it away and run `spc install` again: names of ours are known as such without it")
+                .hint("move it away and run `spc install` again, which recognises the names of spc without it")
         };
         match fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -94,17 +105,17 @@ impl Manifest {
         }
     }
 
-    /// Writes it, whole or not at all.
+    /// Writes the manifest completely or not at all, by a rename.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn write(&self, root: &Path) -> Result<()> {
         let dir = below(root, DIR);
         let fail = |e: std::io::Error| {
             Error::system(format!("cannot write {DIR}/{FILE} on the host")).because(e)
         };
         let text = serde_json::to_vec_pretty(self)
-            .map_err(|e| Error::system("cannot write JSON").because(e))?;
+            .map_err(|e| Error::system("cannot encode the list of installed files").because(e))?;
         let new = dir.join(format!("{FILE}.new"));
         fs::DirBuilder::new()
             .recursive(true)
@@ -113,15 +124,15 @@ impl Manifest {
             .map_err(fail)?;
         let file = fs::File::create(&new).map_err(fail)?;
         std::io::Write::write_all(&mut &file, &text).map_err(fail)?;
-        // It has to be there after a loss of power if what it lists is.
+        // After a power loss the manifest must exist if any file in it does.
         file.sync_all().map_err(fail)?;
         fs::rename(&new, dir.join(FILE)).map_err(fail)
     }
 
-    /// Removes it, and what a dead command began to write.
+    /// Removes the manifest, and a temporary file that a killed command left.
     ///
     /// # Errors
-    /// It cannot be removed.
+    /// A file exists and cannot be removed.
     pub fn remove(root: &Path) -> Result<()> {
         for name in [FILE.to_owned(), format!("{FILE}.new")] {
             match fs::remove_file(below(root, DIR).join(&name)) {
@@ -134,10 +145,10 @@ impl Manifest {
         Ok(())
     }
 
-    /// What was made at a path.
-    pub fn at(&self, path: &Path) -> Option<&What> {
+    /// Returns the kind of the entry for a path.
+    pub fn at(&self, path: &Path) -> Option<&EntryKind> {
         let found = self.entries.iter().find(|entry| entry.path == path);
-        found.map(|entry| &entry.what)
+        found.map(|entry| &entry.kind)
     }
 }
 
@@ -147,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_manifest_is_written_whole_and_read_again() {
+    fn a_written_manifest_reads_back_and_a_broken_one_is_an_error() {
         let tree = Tree::new("manifest");
         assert_eq!(Manifest::read(tree.path()).unwrap(), None);
         let manifest = Manifest {
@@ -156,18 +167,18 @@ mod tests {
             entries: vec![
                 Entry {
                     path: "/sbin".into(),
-                    what: What::Directory,
+                    kind: EntryKind::Directory,
                 },
                 Entry {
                     path: "/sbin/spc".into(),
-                    what: What::Link("/x".into()),
+                    kind: EntryKind::Link("/x".into()),
                 },
                 Entry {
                     path: "/sbin/f".into(),
-                    what: What::File(7),
+                    kind: EntryKind::File(7),
                 },
             ],
-            switched_on: true,
+            enabled_service: true,
         };
         manifest.write(tree.path()).unwrap();
         assert_eq!(Manifest::read(tree.path()).unwrap(), Some(manifest));
@@ -179,17 +190,17 @@ mod tests {
     }
 
     #[test]
-    fn a_thing_is_known_again() {
+    fn an_entry_recognises_its_path_only_while_unchanged() {
         let tree = Tree::new("known");
         let (link, file) = (tree.path().join("l"), tree.path().join("f"));
         std::os::unix::fs::symlink("/to", &link).unwrap();
         fs::write(&file, "text").unwrap();
-        assert!(What::Link("/to".into()).is_at(&link));
-        assert!(!What::Link("/else".into()).is_at(&link));
-        assert!(What::File(hash_of(b"text")).is_at(&file));
-        assert!(!What::File(hash_of(b"other")).is_at(&file));
-        // A link to a file with the same content is another thing.
-        assert!(!What::File(hash_of(b"text")).is_at(&link));
-        assert!(What::Directory.is_at(tree.path()) && !What::Directory.is_at(&file));
+        assert!(EntryKind::Link("/to".into()).is_at(&link));
+        assert!(!EntryKind::Link("/else".into()).is_at(&link));
+        assert!(EntryKind::File(hash_of(b"text")).is_at(&file));
+        assert!(!EntryKind::File(hash_of(b"other")).is_at(&file));
+        // A link to a file with the same contents is not that file.
+        assert!(!EntryKind::File(hash_of(b"text")).is_at(&link));
+        assert!(EntryKind::Directory.is_at(tree.path()) && !EntryKind::Directory.is_at(&file));
     }
 }

@@ -1,17 +1,20 @@
-//! The host's side: what makes mount(8), systemd, kubelet and people find the launcher, with nothing else installed.
+//! Installation on the host, by which mount(8), systemd, kubelet and users find the launcher.
 //!
-//! `spc install` lays the client root, puts names where they are looked for, and makes that root the current one by one
-//! rename. Everything but the two commands works on a tree, which is `/` on the host and a temporary one in tests.
+//! `spc install` extracts the client root file system, creates names in the directories where
+//! programs are searched, and makes that client root the current one with a single rename.
+//!
+//! [`install()`] and [`uninstall()`] change the host. All other functions take the root directory to
+//! change: `/` on the host, a temporary directory in tests.
 
 mod apply;
 mod extension;
 mod kubelet;
-pub mod laid;
 mod layout;
+mod location;
 mod manifest;
 mod names;
+pub mod outcome;
 mod pages;
-mod place;
 pub mod switch;
 pub mod sysext_paths;
 mod tool;
@@ -29,10 +32,10 @@ use crate::client::root;
 use crate::error::{Error, Result};
 use crate::host::{Host, caller, confinement};
 use crate::install::apply::Applied;
-use crate::install::laid::{Installed, Laid, OWN};
 use crate::install::layout::Extras;
-use crate::install::manifest::{Manifest, What};
-use crate::install::place::{HostProbe, InstallLocation, InstallMethod};
+use crate::install::location::{HostFeatures, HostProbe, InstallLocation, InstallMethod};
+use crate::install::manifest::{EntryKind, Manifest};
+use crate::install::outcome::{Installed, OWN, Outcome};
 use crate::install::switch::{LIMIT, lock, switch};
 use crate::install::tree::below;
 use crate::state::Session;
@@ -40,83 +43,87 @@ use crate::state::Session;
 pub use layout::MOUNTER;
 pub use uninstall::{Uninstalled, uninstall};
 
-/// What is asked for.
+/// Options of `spc install`.
 #[derive(Clone, Debug, Default)]
 pub struct InstallRequest {
-    /// A driver for kubelet, and the plugin directory for it if kubelet need not be asked.
+    /// Whether to install the FlexVolume driver, and into which plugin directory. `Some(None)`
+    /// takes the directory from the running kubelet.
     pub driver: Option<Option<PathBuf>>,
-    /// Even if what is installed is newer.
+    /// Whether to replace a newer version.
     pub force: bool,
 }
 
-/// Installs our own image on the host, or brings the host to it.
+/// Installs the programs of this container's image on the host, or upgrades the host to them.
 ///
 /// # Errors
-/// What is installed is newer, nothing can be written where it has to be, or the names do not work afterwards.
-pub fn install(session: &Session, wish: &InstallRequest) -> Result<Installed> {
+/// A newer version is installed, no directory for the names is writable, or the installed program
+/// does not run. In the last case, the previous version stays the current one.
+pub fn install(session: &Session, request: &InstallRequest) -> Result<Installed> {
     let _lock = lock(session)?;
     let host = &session.host;
-    let id = root::own()?;
-    let before = host.run("reading what is installed", || {
+    let id = root::own_id()?;
+    let before = host.run("reading the list of installed files", || {
         Manifest::read(Path::new("/"))
     })??;
-    if let Some(before) = before.as_ref().filter(|_| !wish.force)
+    if let Some(before) = before.as_ref().filter(|_| !request.force)
         && version::compare(OWN, &before.version) == Ordering::Less
     {
         return Err(Error::usage(format!(
-            "spc {} is installed, and this is {OWN}",
+            "spc {} is installed, which is newer than this version: {OWN}",
             before.version
         ))
-        .hint("to go back to it all the same, add --force; mounts stay as they are"));
+        .hint("to install the older version, add --force; mounts are not affected"));
     }
-    let in_use = root::extract_if_missing(host, &id)?;
-    let program = fs::read("/proc/self/exe")
-        .map_err(|e| Error::system("cannot read our own program").because(e))?;
+    let root_lock = root::extract_if_missing(host, &id)?;
+    let program = fs::read("/proc/self/exe").map_err(|e| {
+        Error::system("cannot read the program of this process: /proc/self/exe").because(e)
+    })?;
     let names = names::all(&programs());
     let mut manifest = before.clone().unwrap_or_default();
     manifest.version = OWN.into();
     manifest.root = id.clone();
     let job = Job {
-        wish: wish.clone(),
+        request: request.clone(),
         names,
         pages: pages::of_image(Path::new("/")),
         program,
         manifest,
         extensions: true,
     };
-    let mut laid = on_host(host, job.clone())?;
-    if laid.place.how == InstallMethod::Extension
-        && let Err(error) = extension::merge(host, &mut laid)
+    let mut outcome = run_on_host(host, job.clone())?;
+    if outcome.location.method == InstallMethod::Extension
+        && let Err(error) = extension::merge(host, &mut outcome)
     {
-        tracing::warn!("systemd-sysext does not bring the names into /usr: {error}");
-        let (extensions, manifest) = (false, laid.manifest.clone());
+        tracing::warn!(
+            "cannot bring the names into /usr with systemd-sysext, trying without: {error}"
+        );
+        let (extensions, manifest) = (false, outcome.manifest.clone());
         let job = Job {
             extensions,
             manifest,
             ..job
         };
-        laid = on_host(host, job)?;
+        outcome = run_on_host(host, job)?;
         extension::unmerge(false)?;
     }
-    let was = switch(host, Some(&id))?;
-    if let Err(error) = prove(&laid.place) {
-        // Whoever uses what was there before goes on with it.
-        switch(host, was.as_deref())?;
+    let previous = switch(host, Some(&id))?;
+    if let Err(error) = verify_program(&outcome.location) {
+        switch(host, previous.as_deref())?;
         if before.is_none() {
-            uninstall::take_away(host, laid.manifest)?;
+            uninstall::remove_installed(host, outcome.manifest)?;
         }
-        drop(in_use);
+        drop(root_lock);
         root::collect_garbage(session, &[])?;
         return Err(error);
     }
-    drop(in_use);
-    caller::settle();
+    drop(root_lock);
+    caller::release_client_root();
     root::collect_garbage(session, &[])?;
-    let changed = was.as_ref() != Some(&id) || !laid.applied.is_nothing();
-    Ok(laid.told(before.map(|before| before.version), changed))
+    let changed = previous.as_ref() != Some(&id) || !outcome.applied.is_nothing();
+    Ok(outcome.into_installed(before.map(|before| before.version), changed))
 }
 
-/// The names of all programs of the image.
+/// Returns the file names of all programs of the image.
 fn programs() -> Vec<String> {
     let dirs = confinement::PROGRAM_DIRS
         .iter()
@@ -127,10 +134,10 @@ fn programs() -> Vec<String> {
         .collect()
 }
 
-/// What is done on the host in one go.
+/// Input of the part that runs in the host's mount namespace.
 #[derive(Clone)]
 struct Job {
-    wish: InstallRequest,
+    request: InstallRequest,
     names: std::collections::BTreeSet<String>,
     pages: Vec<PathBuf>,
     program: Vec<u8>,
@@ -139,30 +146,31 @@ struct Job {
     extensions: bool,
 }
 
-fn on_host(host: &Host, job: Job) -> Result<Laid> {
+fn run_on_host(host: &Host, job: Job) -> Result<Outcome> {
     host.run_within("installing", LIMIT, move || {
         job.run(Path::new("/"), &RealHost)
     })?
 }
 
 impl Job {
-    fn run(mut self, root: &Path, look: &impl HostProbe) -> Result<Laid> {
-        let has = place::Has {
-            extensions: self.extensions && extension::are_usable(root),
+    /// Chooses the location, creates all entries and writes the manifest.
+    fn run(mut self, root: &Path, probe: &impl HostProbe) -> Result<Outcome> {
+        let features = HostFeatures {
+            extensions: self.extensions && extension::is_usable(root),
         };
-        let place = place::find(root, has, look)?;
-        let driver = self.driver(root, look)?;
+        let location = location::choose(root, features, probe)?;
+        let driver = self.driver_path(root, probe)?;
         let extras = Extras {
             program: &self.program,
             driver: driver.as_deref(),
         };
-        let mut layout = layout::layout(root, &place, &self.names, &extras, &self.manifest);
-        let pages = pages::links(root, &place, &self.pages, look);
+        let mut layout = layout::layout(root, &location, &self.names, &extras, &self.manifest);
+        let pages = pages::links(root, &location, &self.pages, probe);
         layout.wanted.extend(pages);
         let applied = apply::apply(root, &layout.wanted, &mut self.manifest)?;
         let kept = [&layout.foreign[..], &applied.foreign].concat();
-        Ok(Laid {
-            place,
+        Ok(Outcome {
+            location,
             applied,
             manifest: self.manifest,
             driver,
@@ -170,33 +178,36 @@ impl Job {
         })
     }
 
-    /// Where the driver goes, if one is asked for or one is there.
-    fn driver(&self, root: &Path, look: &impl HostProbe) -> Result<Option<PathBuf>> {
-        let plugins = match &self.wish.driver {
+    /// Returns the path of the FlexVolume driver, if one is requested or was installed before.
+    fn driver_path(&self, root: &Path, probe: &impl HostProbe) -> Result<Option<PathBuf>> {
+        let plugin_dir = match &self.request.driver {
             None => {
                 let entries = self.manifest.entries.iter();
-                let mut files = entries.filter(|entry| matches!(entry.what, What::File(_)));
-                let was = files.find(|entry| kubelet::is_driver(&entry.path));
-                return Ok(was.map(|entry| entry.path.clone()));
+                let mut files = entries.filter(|entry| matches!(entry.kind, EntryKind::File(_)));
+                let old = files.find(|entry| kubelet::is_driver(&entry.path));
+                return Ok(old.map(|entry| entry.path.clone()));
             }
             Some(Some(dir)) => dir.clone(),
-            Some(None) => kubelet::plugins(root).unwrap_or_else(|| kubelet::DEFAULT.into()),
+            Some(None) => kubelet::plugin_dir(root).unwrap_or_else(|| kubelet::DEFAULT_DIR.into()),
         };
-        let there = plugins.ancestors().find(|dir| below(root, dir).is_dir());
-        let there = below(root, there.unwrap_or(Path::new("/")));
-        let hint = "give kubelet --volume-plugin-dir=DIR with a directory that can be written, such as /var/lib/kubelet/volumeplugins, and add --flexvolume DIR here";
+        let existing = plugin_dir.ancestors().find(|dir| below(root, dir).is_dir());
+        let existing = below(root, existing.unwrap_or(Path::new("/")));
+        let hint = "start kubelet with --volume-plugin-dir=DIR, a writable directory such as /var/lib/kubelet/volumeplugins, and add --flexvolume DIR to this command";
         let fail = |cause: &str| {
-            Error::system(format!("no driver can be put in {}", plugins.display()))
-                .because(cause)
-                .hint(hint)
+            Error::system(format!(
+                "cannot install the FlexVolume driver in {}",
+                plugin_dir.display()
+            ))
+            .because(cause)
+            .hint(hint)
         };
-        if !look.is_writable(&there) {
-            return Err(fail("it cannot be written"));
+        if !probe.is_writable(&existing) {
+            return Err(fail("it is not writable"));
         }
-        if !look.runs(&there) {
+        if !probe.allows_exec(&existing) {
             return Err(fail("it is mounted noexec"));
         }
-        Ok(Some(kubelet::driver(&plugins)))
+        Ok(Some(kubelet::driver_path(&plugin_dir)))
     }
 }
 
@@ -206,7 +217,7 @@ impl Applied {
     }
 }
 
-/// The host itself.
+/// [`HostProbe`] of the running host.
 struct RealHost;
 
 impl HostProbe for RealHost {
@@ -214,20 +225,23 @@ impl HostProbe for RealHost {
         access(dir, Access::WRITE_OK).is_ok()
     }
 
-    fn runs(&self, dir: &Path) -> bool {
+    fn allows_exec(&self, dir: &Path) -> bool {
         statvfs(dir).is_ok_and(|data| !data.f_flag.contains(StatVfsMountFlags::NOEXEC))
     }
 }
 
-/// Runs the program on the host as anybody there would.
-fn prove(place: &InstallLocation) -> Result<()> {
-    let name = place.program.to_string_lossy();
-    let said = tool::run(&name, &["--version"])?.done()?;
-    let wanted = format!("spc {OWN}");
-    if said == wanted {
+/// Runs the installed program on the host and checks that it reports this version.
+fn verify_program(location: &InstallLocation) -> Result<()> {
+    let name = location.program.to_string_lossy();
+    let version = tool::run(&name, &["--version"])?.into_output()?;
+    let expected = format!("spc {OWN}");
+    if version == expected {
         return Ok(());
     }
-    Err(Error::system(format!("{name} on the host is not {wanted}")).because(said))
+    Err(
+        Error::system(format!("{name} on the host is not {expected}"))
+            .because(format!("it reports {version}")),
+    )
 }
 
 #[cfg(test)]
@@ -235,14 +249,14 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    /// A host's tree, empty at first.
+    /// Temporary directory that takes the place of the host's root, removed when dropped.
     pub struct Tree(PathBuf);
 
     impl Tree {
         pub fn new(name: &str) -> Self {
             let name = format!("spc-install-{name}-{}", std::process::id());
             let path = std::env::temp_dir().join(name);
-            // A run that was killed may have left it.
+            // A killed test may have left the directory.
             let _ = fs::remove_dir_all(&path);
             fs::create_dir(&path).unwrap();
             Self(path.canonicalize().unwrap())
@@ -262,16 +276,16 @@ mod tests {
             fs::read_to_string(self.0.join(path)).unwrap()
         }
 
-        /// Every path of it, with what links lead to.
+        /// Returns every path in the directory, and the targets of links, sorted.
         pub fn listing(&self) -> Vec<String> {
             let mut all = Vec::new();
-            let mut todo = vec![self.0.clone()];
-            while let Some(dir) = todo.pop() {
+            let mut directories = vec![self.0.clone()];
+            while let Some(dir) = directories.pop() {
                 for entry in fs::read_dir(dir).unwrap() {
                     let path = entry.unwrap().path();
                     all.push(format!("{path:?} {:?}", fs::read_link(&path).ok()));
                     if path.symlink_metadata().unwrap().is_dir() {
-                        todo.push(path);
+                        directories.push(path);
                     }
                 }
             }
@@ -282,7 +296,7 @@ mod tests {
 
     impl Drop for Tree {
         fn drop(&mut self) {
-            // What is left is in the system's directory for temporary files.
+            // An error leaves files in the directory for temporary files, which does no harm.
             let _ = fs::remove_dir_all(&self.0);
         }
     }

@@ -1,26 +1,33 @@
-//! The names by which mount(8) asks for us.
+//! Names under which mount(8) and umount(8) call spc: `mount.TYPE` and `umount.TYPE`.
 
 use std::collections::BTreeSet;
 
 use crate::kinds;
 
-/// Any kind of ours by `mount -t spc.KIND`, where its own name is somebody else's or means another thing on a host, as
-/// `ext4` does.
+/// Type whose helper `mount.spc` mounts any kind, as `mount -t spc.KIND`.
+///
+/// For kinds whose own helper belongs to the host, and for types that mount(8) would otherwise
+/// mount itself, such as `ext4`.
 const GENERIC: &str = "spc";
 
-/// All of them: `mount.TYPE` and `umount.TYPE` for each type of the table that a program of the image makes, and for
-/// each whose program is in the image, whose names are in `programs`.
+/// Returns all names to create.
+///
+/// There is a `mount.TYPE` and a `umount.TYPE` for each type of the table of kinds that a program
+/// mounts, and for each `mount.TYPE` in `programs`, the file names of the image's programs.
 pub fn all(programs: &[String]) -> BTreeSet<String> {
-    let (asked, shown) = kinds::with_programs();
+    let (mount_types, shown_types) = kinds::types_with_programs();
     let of_image = programs
         .iter()
         .filter_map(|name| name.strip_prefix("mount."))
         .filter(|name| !name.is_empty());
-    let types: Vec<&str> = asked.iter().copied().chain(of_image).collect();
+    let types: Vec<&str> = mount_types.iter().copied().chain(of_image).collect();
     let mounts = types.iter().chain([&GENERIC]);
-    // umount(8) goes by the type that the mount table shows. `umount.fuse` would be asked to unmount every FUSE file
-    // system of the host, also those that are none of ours.
-    let umounts = types.iter().chain(&shown).filter(|name| **name != "fuse");
+    // umount(8) looks for a helper by the type in the mount table, so `umount.fuse` would be called
+    // for every FUSE file system of the host, also for those that spc did not mount.
+    let umounts = types
+        .iter()
+        .chain(&shown_types)
+        .filter(|name| **name != "fuse");
     let mounts = mounts.map(|name| format!("mount.{name}"));
     mounts
         .chain(umounts.map(|name| format!("umount.{name}")))
@@ -32,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_with_a_program_has_its_names() {
+    fn every_kind_with_a_program_has_mount_and_umount_names() {
         let names = all(&["mount.lowntfs".into(), "sshfs".into(), "mount.".into()]);
         for name in [
             "mount.glusterfs",
@@ -56,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_host_mounts_itself_is_left_to_it() {
+    fn types_that_the_host_mounts_itself_have_no_names() {
         let names = all(&[]);
         for name in [
             "mount.ext4",

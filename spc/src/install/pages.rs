@@ -1,16 +1,17 @@
-//! Man pages and completions of the image, for people on the host: only where the host has a place for such files.
+//! Links on the host to the image's man pages and shell completions, where the host has directories
+//! for them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::client::root;
-use crate::install::apply::{Make, Wanted};
-use crate::install::place::{HostProbe, InstallLocation, InstallMethod};
+use crate::install::apply::{Content, Wanted};
+use crate::install::location::{HostProbe, InstallLocation, InstallMethod};
 use crate::install::sysext_paths;
 use crate::install::tree::below;
 
-/// Where they are in the image, and where hosts look for them.
-const PLACES: [(&str, &[&str]); 4] = [
+/// Directory in the image, and the directories in which hosts look for the same files.
+const DIRECTORIES: [(&str, &[&str]); 4] = [
     ("/usr/share/man/man8", &["/usr/share/man/man8"]),
     (
         "/usr/share/bash-completion/completions",
@@ -29,9 +30,10 @@ const PLACES: [(&str, &[&str]); 4] = [
     ),
 ];
 
-/// Ours in the image whose root is at `image`, each with the directory that it is in.
+/// Returns the absolute paths of spc's own pages and completions in the image whose root is at
+/// `image`, sorted.
 pub fn of_image(image: &Path) -> Vec<PathBuf> {
-    let in_place = |(dir, _): &(&str, _)| {
+    let in_dir = |(dir, _): &(&str, _)| {
         let entries = fs::read_dir(below(image, dir))
             .into_iter()
             .flatten()
@@ -41,7 +43,7 @@ pub fn of_image(image: &Path) -> Vec<PathBuf> {
         let ours = names.filter(|name| is_ours(name));
         ours.map(|name| dir.join(name)).collect::<Vec<_>>()
     };
-    let mut pages: Vec<PathBuf> = PLACES.iter().flat_map(in_place).collect();
+    let mut pages: Vec<PathBuf> = DIRECTORIES.iter().flat_map(in_dir).collect();
     pages.sort();
     pages
 }
@@ -52,25 +54,29 @@ fn is_ours(name: &str) -> bool {
     own == "spc" || own.starts_with("spc-") || name.starts_with("mount.spc.")
 }
 
-/// Links to them on a host whose root is at `root`.
+/// Returns the links to create on the host whose root is at `root`.
+///
+/// A page is left out where the host has no directory for it, or no writable one.
 pub fn links(
     root: &Path,
-    place: &InstallLocation,
+    location: &InstallLocation,
     pages: &[PathBuf],
-    look: &impl HostProbe,
+    probe: &impl HostProbe,
 ) -> Vec<Wanted> {
     let link = |page: &PathBuf| {
         let (dir, name) = (page.parent()?, page.file_name()?);
-        let (_, dirs) = PLACES.iter().find(|(image, _)| Path::new(image) == dir)?;
+        let (_, dirs) = DIRECTORIES
+            .iter()
+            .find(|(image, _)| Path::new(image) == dir)?;
         let dir = dirs.iter().find(|dir| below(root, dir).is_dir())?;
-        let dir = match place.how {
+        let dir = match location.method {
             InstallMethod::Extension => sysext_paths::tree(Path::new(dir)),
-            _ if look.is_writable(&below(root, dir)) => PathBuf::from(dir),
+            _ if probe.is_writable(&below(root, dir)) => PathBuf::from(dir),
             _ => return None,
         };
         Some(Wanted {
             path: dir.join(name),
-            make: Make::Link(below(Path::new(root::CURRENT), page)),
+            content: Content::Link(below(Path::new(root::CURRENT), page)),
             optional: true,
         })
     };
@@ -79,7 +85,7 @@ pub fn links(
 
 #[cfg(test)]
 mod tests {
-    use super::super::place::PROGRAM;
+    use super::super::location::PROGRAM;
     use super::super::tests::Tree;
     use super::*;
     use crate::install::extension;
@@ -90,24 +96,24 @@ mod tests {
         fn is_writable(&self, _: &Path) -> bool {
             self.0
         }
-        fn runs(&self, _: &Path) -> bool {
+        fn allows_exec(&self, _: &Path) -> bool {
             true
         }
     }
 
-    fn place(how: InstallMethod) -> InstallLocation {
+    fn location(method: InstallMethod) -> InstallLocation {
         InstallLocation {
-            names: "/sbin".into(),
-            shown: "/sbin".into(),
-            how,
-            command: "/sbin".into(),
+            names_dir: "/sbin".into(),
+            visible_dir: "/sbin".into(),
+            method,
+            command_dir: "/sbin".into(),
             program: PROGRAM.into(),
-            copy: None,
+            program_copy: None,
         }
     }
 
     #[test]
-    fn pages_go_where_the_host_has_pages() {
+    fn pages_are_linked_only_into_existing_writable_directories_or_the_extension() {
         let (image, host) = (Tree::new("image"), Tree::new("pages"));
         for page in [
             "man/man8/spc.8",
@@ -126,7 +132,7 @@ mod tests {
         host.write("usr/share/zsh/site-functions/x", "");
         let made = links(
             host.path(),
-            &place(InstallMethod::Direct),
+            &location(InstallMethod::Direct),
             &pages,
             &Writable(true),
         );
@@ -144,11 +150,11 @@ mod tests {
             ]
         );
         let to = "/var/lib/spc/current/usr/share/zsh/vendor-completions/_spc";
-        assert_eq!(made[3].make, Make::Link(to.into()));
+        assert_eq!(made[3].content, Content::Link(to.into()));
         assert!(
             links(
                 host.path(),
-                &place(InstallMethod::Direct),
+                &location(InstallMethod::Direct),
                 &pages,
                 &Writable(false)
             )
@@ -156,11 +162,11 @@ mod tests {
         );
         let made = links(
             host.path(),
-            &place(InstallMethod::Extension),
+            &location(InstallMethod::Extension),
             &pages,
             &Writable(false),
         );
-        assert!(made.iter().all(|thing| extension::has(&thing.path)));
+        assert!(made.iter().all(|thing| extension::contains(&thing.path)));
         assert_eq!(made.len(), 4);
     }
 }

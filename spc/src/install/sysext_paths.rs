@@ -1,28 +1,31 @@
-//! Paths inside the systemd-sysext extension.
+//! Paths of the extension that systemd-sysext(8) merges into `/usr`.
 
 use std::path::{Path, PathBuf};
 
-use crate::install::apply::{Make, Wanted};
+use crate::install::apply::{Content, Wanted};
 
-/// Where systemd-sysext looks for trees; its name is that of the extension.
+/// Directory of the extension, whose last component is the name of the extension.
 pub(crate) const TREE: &str = "/var/lib/extensions/spc";
 
-/// The program.
+/// Name of the program that merges extensions.
 pub(crate) const SYSEXT: &str = "systemd-sysext";
 
-/// The service that merges at boot.
+/// Unit that merges extensions at boot.
 pub(crate) const SERVICE: &str = "systemd-sysext.service";
 
-/// Where a directory of the host is in the tree.
+/// Returns the path in the extension that corresponds to a directory of the host.
 pub fn tree(dir: &Path) -> PathBuf {
     Path::new(TREE).join(dir.strip_prefix("/").unwrap_or(dir))
 }
 
-/// What makes a tree an extension: it fits every release, for it has nothing but links, or a static program.
+/// Returns the extension-release file, which makes the directory an extension.
+///
+/// `ID=_any` lets it match every release of the host (os-release(5)): the extension contains only
+/// links and a static program.
 pub fn release() -> Wanted {
     Wanted {
         path: Path::new(TREE).join("usr/lib/extension-release.d/extension-release.spc"),
-        make: Make::Text("ID=_any\n".into()),
+        content: Content::Text("ID=_any\n".into()),
         optional: false,
     }
 }

@@ -1,67 +1,52 @@
-//! Runs a program of the host as one of its processes, bounded in time.
+//! Runs a program of the host in the host's namespaces, with a time limit.
 
-use std::time::{Duration, Instant};
-
-use rustix::process::Pid;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::host::cgroup;
-use crate::process::output::Output;
-use crate::process::wait::wait;
+use crate::process::run;
 use crate::sys;
 
-/// How long it may take.
+/// Limit for one program.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How a program ended.
-pub struct Done {
+/// Exit status and output of a program.
+pub struct ToolResult {
     name: String,
-    /// Whether it succeeded.
-    pub ok: bool,
-    said: String,
+    /// Whether the exit status is 0.
+    pub success: bool,
+    output: String,
 }
 
-impl Done {
-    /// What it printed, if it succeeded.
+impl ToolResult {
+    /// Returns what the program printed to stdout and stderr, trimmed.
     ///
     /// # Errors
-    /// It did not.
-    pub fn done(self) -> Result<String> {
-        let said = self.said.trim();
-        if self.ok {
-            return Ok(said.to_owned());
+    /// The exit status is not 0. The output is in the error's log.
+    pub fn into_output(self) -> Result<String> {
+        let output = self.output.trim();
+        if self.success {
+            return Ok(output.to_owned());
         }
-        let lines = said.lines().map(str::to_owned).collect();
+        let lines = output.lines().map(str::to_owned).collect();
         Err(Error::system(format!("{} on the host failed", self.name)).log(lines))
     }
 }
 
-/// Runs it to its end.
+/// Runs a program of the host and waits until it exits.
 ///
 /// # Errors
-/// The host has no such program, or it takes too long.
-pub fn run(program: &str, args: &[&str]) -> Result<Done> {
+/// The host has no such program, or it exceeds the limit of 60 s.
+pub fn run(program: &str, args: &[&str]) -> Result<ToolResult> {
     let name = [&[program], args].concat().join(" ");
     let fail =
         |e: std::io::Error| Error::system(format!("cannot run {name} on the host")).because(e);
-    let output = Output::new().map_err(fail)?;
-    let mut command = cgroup::on_host(program).map_err(fail)?;
-    command
-        .args(args)
-        .stdout(output.handle().map_err(fail)?)
-        .stderr(output.handle().map_err(fail)?);
-    let child = sys::tie_to_parent(&mut command).spawn().map_err(fail)?;
-    let started = Instant::now();
-    let status = wait(
-        Pid::from_child(&child),
-        &name,
-        started,
-        started + LIMIT,
-        None,
-    )?;
-    Ok(Done {
+    let mut command = cgroup::host_command(program).map_err(fail)?;
+    let command = sys::tie_to_parent(command.args(args));
+    let finished = run::run(command, LIMIT).map_err(fail)?;
+    Ok(ToolResult {
         name,
-        ok: status.success(),
-        said: output.text(),
+        success: finished.status.success(),
+        output: finished.output,
     })
 }

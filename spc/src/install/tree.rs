@@ -1,8 +1,9 @@
-//! Paths below the root of the tree that an installation changes.
+//! Paths below the root directory that an installation changes: `/` on the host, a temporary
+//! directory in tests.
 
 use std::path::{Path, PathBuf};
 
-/// A path of the host whose root is at `root`.
+/// Joins an absolute path of the host to `root`, the directory where the host's root is.
 pub(crate) fn below(root: &Path, path: impl AsRef<Path>) -> PathBuf {
     let path = path.as_ref();
     root.join(path.strip_prefix("/").unwrap_or(path))

@@ -1,4 +1,4 @@
-//! Takes away what was installed, and what was laid for it.
+//! `spc uninstall`: removes the installed files and the client root file systems.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -21,52 +21,56 @@ use crate::recovery::records::reconcile_record;
 use crate::state::Session;
 use crate::state::presence::entries_of;
 
-/// What was done.
+/// Result of `spc uninstall`, printed as text or JSON.
 #[derive(Debug, Serialize)]
 pub struct Uninstalled {
-    /// The version that was installed.
+    /// Version that was installed, if any.
     pub version: Option<String>,
-    /// What was taken away.
+    /// Paths that were removed.
     pub removed: Vec<PathBuf>,
-    /// What is still there, and why.
+    /// Files that were left on the host and the reason, as a sentence.
     pub left: Option<String>,
 }
 
-/// Takes everything off the host.
+/// Removes everything that spc has on the host.
+///
+/// With `force`, client root file systems that mounts need stay until the last of these mounts
+/// ends.
 ///
 /// # Errors
-/// Mounts need it and nobody insists (`force`), or something cannot be removed.
+/// Mounts need the client programs and `force` is not given, or a file cannot be removed.
 pub fn uninstall(session: &Session, force: bool) -> Result<Uninstalled> {
-    let turn = lock(session)?;
+    let lock = lock(session)?;
     let host = &session.host;
-    settle_gone(session)?;
+    reconcile_gone_mounts(session)?;
     let (records, _) = session.ledger.all()?;
     let needing = records.iter().filter(|record| record.root.is_some());
     let needing: Vec<String> = needing.map(|r| show(r.target.as_ref())).collect();
     if !needing.is_empty() && !force {
-        let what = format!("{} mounts need what is installed", needing.len());
+        let what = format!("{} mounts need the installed programs", needing.len());
         return Err(Error::new(Class::Mount, what)
             .log(needing)
-            .hint("spc umount --all; or --force, which leaves them alone, and their programs until the last of them is gone"));
+            .hint("unmount them with `spc umount --all`; or add --force: the mounts stay, and their programs are removed after the last of them"));
     }
-    let manifest = host.run("reading what is installed", || {
+    let manifest = host.run("reading the list of installed files", || {
         Manifest::read(Path::new("/"))
     })??;
     let version = manifest.as_ref().map(|manifest| manifest.version.clone());
     let removed = match manifest {
-        Some(manifest) => take_away(host, manifest)?,
+        Some(manifest) => remove_installed(host, manifest)?,
         None => Vec::new(),
     };
     switch(host, None)?;
-    caller::settle();
+    caller::release_client_root();
     root::collect_garbage(session, &[])?;
     let left = if root::all(host)?.is_empty() {
-        drop(turn);
-        sweep(session, records.is_empty())?;
+        // The lock's file is in a directory that is removed now.
+        drop(lock);
+        remove_empty_directories(session, records.is_empty())?;
         None
     } else {
         Some(format!(
-            "{} is needed by mounts, and goes with the last of them",
+            "{} is needed by mounts, and is removed after the last of them",
             root::ROOTS
         ))
     };
@@ -77,15 +81,15 @@ pub fn uninstall(session: &Session, force: bool) -> Result<Uninstalled> {
     })
 }
 
-/// Clears up after mounts that somebody took away where no `spc serve` was to notice.
-fn settle_gone(session: &Session) -> Result<()> {
+/// Reconciles the records of mounts that were unmounted while no `spc serve` was running.
+fn reconcile_gone_mounts(session: &Session) -> Result<()> {
     let (records, _) = session.ledger.all()?;
     let entries = entries_of(session, &records)?;
     for (record, entry) in records.iter().zip(entries) {
         if entry.is_none() {
             let (target, until) = (Path::new(&record.target), Instant::now() + LIMIT);
             let _lock = session.ledger.lock(target, CancelToken::at(until))?;
-            // What it is by now counts, not what it was.
+            // The record may have changed before the lock was taken.
             if let Some(record) = session.ledger.get(target)? {
                 reconcile_record(session, &record)?;
             }
@@ -94,43 +98,50 @@ fn settle_gone(session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Removes what the manifest lists, and the manifest.
+/// Removes the entries of the manifest, then the manifest. Returns the removed paths.
 ///
 /// # Errors
-/// Something cannot be removed; the manifest is still there then.
-pub(super) fn take_away(host: &Host, manifest: Manifest) -> Result<Vec<PathBuf>> {
+/// An entry cannot be removed. The manifest is kept then.
+pub(super) fn remove_installed(host: &Host, manifest: Manifest) -> Result<Vec<PathBuf>> {
     let root = Path::new("/");
-    let (entries, switched_on) = (manifest.entries, manifest.switched_on);
+    let (entries, enabled_service) = (manifest.entries, manifest.enabled_service);
     let removed =
         host.run_within("uninstalling", LIMIT, move || apply::remove(root, &entries))??;
-    if removed.iter().any(|path| extension::has(path)) {
-        extension::unmerge(switched_on)?;
+    if removed.iter().any(|path| extension::contains(path)) {
+        extension::unmerge(enabled_service)?;
     }
     host.run("uninstalling", move || Manifest::remove(root))??;
     Ok(removed)
 }
 
-/// Removes the directories that are empty now, and the logs. `/run/spc` is the ledger, which a container goes on using.
-fn sweep(session: &Session, unused: bool) -> Result<()> {
-    let run = unused && session.runs_in == RunsIn::Host && !marks::runs("spc");
-    let swept = session
-        .host
-        .run("removing what is empty", move || -> std::io::Result<()> {
+/// Removes the empty directories, the logs and, if nothing uses it, `/run/spc`.
+///
+/// A running container and every mount with a record use `/run/spc`; `without_records` says that
+/// there is no record.
+fn remove_empty_directories(session: &Session, without_records: bool) -> Result<()> {
+    let run_is_unused =
+        without_records && session.runs_in == RunsIn::Host && !marks::is_running("spc");
+    let removed = session.host.run(
+        "removing empty directories",
+        move || -> std::io::Result<()> {
             apply::unlink(&Path::new(root::ROOTS).join("lock"))?;
             for dir in [root::ROOTS, HOME] {
-                gone(fs::remove_dir(dir))?;
+                ignore_missing_or_busy(fs::remove_dir(dir))?;
             }
-            gone(fs::remove_dir_all(namespace_holder::LOGS))?;
-            if run {
-                gone(fs::remove_dir_all("/run/spc"))?;
+            ignore_missing_or_busy(fs::remove_dir_all(namespace_holder::LOGS))?;
+            if run_is_unused {
+                ignore_missing_or_busy(fs::remove_dir_all("/run/spc"))?;
             }
             Ok(())
-        })?;
-    swept.map_err(|e| Error::system(format!("cannot remove all of {HOME} on the host")).because(e))
+        },
+    )?;
+    removed
+        .map_err(|e| Error::system(format!("cannot remove all of {HOME} on the host")).because(e))
 }
 
-/// What is not there is gone, and a directory that somebody mounted something on is theirs.
-fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
+/// Ignores that a directory does not exist, or that it is a mount point, which the administrator
+/// owns.
+fn ignore_missing_or_busy(removed: std::io::Result<()>) -> std::io::Result<()> {
     match removed {
         Err(error) if ![ErrorKind::NotFound, ErrorKind::ResourceBusy].contains(&error.kind()) => {
             Err(error)

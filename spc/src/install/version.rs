@@ -1,12 +1,15 @@
-//! Which of two versions is the newer one.
+//! Comparison of version numbers.
 
 use std::cmp::Ordering;
 
-/// Compares versions by their numbers: `0.10.0` is newer than `0.9.1`. What follows a `-` or `+` does not count.
+/// Compares versions number by number: `0.10.0` is newer than `0.9.1`.
+///
+/// Text after a `-` or `+` is ignored, and so are zeros at the end: `1.0` equals `1.0.0`.
 pub fn compare(a: &str, b: &str) -> Ordering {
     numbers(a).cmp(&numbers(b))
 }
 
+/// Splits a version into its numbers, without zeros at the end.
 fn numbers(version: &str) -> Vec<u64> {
     let end = version.find(['-', '+']).unwrap_or(version.len());
     let mut numbers: Vec<u64> = version[..end]
@@ -24,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_count_and_not_letters() {
+    fn versions_are_compared_by_numbers_without_suffix() {
         for (older, newer) in [("0.9.1", "0.10.0"), ("1.0.0", "1.0.1"), ("1", "1.1")] {
             assert_eq!(compare(older, newer), Ordering::Less);
             assert_eq!(compare(newer, older), Ordering::Greater);

@@ -1,21 +1,23 @@
-//! CephFS, by the kernel's client (mount.ceph(8)) or by `ceph-fuse`(8). Both understand the sources and
-//! options of mount.ceph(8): for `ceph-fuse` they are translated.
+//! CephFS, by the kernel's client with mount.ceph(8), or by ceph-fuse(8). Both take the sources
+//! and options of mount.ceph(8). For ceph-fuse they are translated.
 
 use crate::error::{Error, Result};
 use crate::kinds::model::{
-    Diagnostics, Helper, KindInput, MountMethod, PLAIN, SecretDelivery, TARGET, mount_helper,
-    secret_params,
+    DEFAULT_DIAGNOSTICS, Diagnostics, Helper, KindInput, MountMethod, SecretDelivery, TARGET,
+    mount_helper, secret_params,
 };
 use crate::options::Options;
 
-/// The option that names a keyring; mount.ceph(8) knows only the usual places and a configuration.
+/// Option that names a keyring. mount.ceph(8) itself finds a keyring only in the default
+/// directories or through `ceph.conf`.
 const KEYRING: &str = "keyring";
 
-/// How long a client looks for monitors, unless `mount_timeout=` says otherwise: as the kernel does.
+/// Limit in seconds to find a monitor, unless `mount_timeout=` sets another. Same as the kernel's
+/// default.
 const MOUNT_TIMEOUT: &str = "60";
 
-/// Options of the kernel's client that say how it works, not what it does, and that `ceph-fuse` has
-/// nothing like.
+/// Tuning options of the kernel's client that ceph-fuse does not have. They are left out for
+/// ceph-fuse.
 const KERNEL_TUNING: [&str; 26] = [
     "asyncreaddir",
     "caps_max",
@@ -45,39 +47,37 @@ const KERNEL_TUNING: [&str; 26] = [
     "wsync",
 ];
 
-/// A source, read.
+/// Parts of a source; those that it does not name are none.
 #[derive(Debug, PartialEq, Eq)]
-struct Place<'a> {
-    /// The monitors, where the source names them.
+struct ParsedSource<'a> {
     monitors: Option<&'a str>,
-    /// The user, the cluster and the file system, where the source names them.
     user: Option<&'a str>,
     fsid: Option<&'a str>,
     fs: Option<&'a str>,
-    /// The directory, which begins with a slash.
+    /// Directory; begins with a slash.
     path: &'a str,
 }
 
-/// `MON[:PORT],…:/PATH`, or `USER@[FSID].FS=/PATH` with the monitors as `mon_addr=MON/…`.
-fn place(source: &str) -> Result<Place<'_>> {
-    let named = |text: &'_ str| (!text.is_empty()).then_some(text.len());
+/// Parses `MON[:PORT],…:/PATH`, or `USER@[FSID].FS=/PATH`, whose monitors are in `mon_addr=MON/…`.
+fn parse_source(source: &str) -> Result<ParsedSource<'_>> {
+    let nonempty = |text: &'_ str| (!text.is_empty()).then_some(text.len());
     if let Some((device, path)) = source.split_once("=/")
         && let Some((user, cluster)) = device.split_once('@')
         && let Some((fsid, fs)) = cluster.split_once('.')
         && !user.is_empty()
         && !fs.is_empty()
     {
-        return Ok(Place {
+        return Ok(ParsedSource {
             monitors: None,
             user: Some(user),
-            fsid: named(fsid).map(|_| fsid),
+            fsid: nonempty(fsid).map(|_| fsid),
             fs: Some(fs),
             path: &source[source.len() - path.len() - 1..],
         });
     }
     match source.find(":/") {
-        Some(at) => Ok(Place {
-            monitors: named(&source[..at]).map(|end| &source[..end]),
+        Some(at) => Ok(ParsedSource {
+            monitors: nonempty(&source[..at]).map(|end| &source[..end]),
             user: None,
             fsid: None,
             fs: None,
@@ -88,46 +88,53 @@ fn place(source: &str) -> Result<Place<'_>> {
     }
 }
 
-/// The kernel's client.
-pub fn kernel(asked: &KindInput<'_>) -> Result<MountMethod> {
-    place(asked.source)?;
-    let mut helper = mount_helper(asked);
+/// Builds the command line of mount.ceph, for the kernel's client.
+///
+/// # Errors
+/// Fails if the source is not one of CephFS.
+pub fn kernel(input: &KindInput<'_>) -> Result<MountMethod> {
+    parse_source(input.source)?;
+    let mut helper = mount_helper(input);
     let option = "secretfile";
     helper.secrets = secret_params(["secret"], SecretDelivery::File { option });
     helper.no_keys = true;
-    if let Some(file) = asked.options.value(KEYRING) {
-        // Every program of Ceph looks there for it, in front of its configuration.
+    if let Some(file) = input.options.value(KEYRING) {
+        // Programs of Ceph read this variable, and prefer it to ceph.conf.
         helper.env.push(("CEPH_KEYRING", file.to_owned()));
         helper.options = without(&helper.options, |key| key == KEYRING)?;
     }
     Ok(MountMethod::Helper(helper))
 }
 
-/// `ceph-fuse`.
-pub fn fuse(asked: &KindInput<'_>) -> Result<MountMethod> {
-    let place = place(asked.source)?;
-    let given = |key: &str| asked.options.value(key);
-    if asked.secrets.has("secret") && given("secretfile").is_some() {
+/// Builds the command line of ceph-fuse, with the options of mount.ceph(8) translated.
+///
+/// # Errors
+/// Fails if the source is not one of CephFS, or if two options give the key.
+pub fn fuse(input: &KindInput<'_>) -> Result<MountMethod> {
+    let parsed = parse_source(input.source)?;
+    let given = |key: &str| input.options.value(key);
+    if input.secrets.has("secret") && given("secretfile").is_some() {
         return Err(
-            Error::usage("bad option secret: secretfile is given as well").hint("give one of them"),
+            Error::usage("bad option secret: secretfile is given as well")
+                .hint("give only one of them"),
         );
     }
     let mut args: Vec<String> = Vec::new();
-    let mut say = |option: &str, value: &str| args.push(format!("{option}={value}"));
-    let monitors = place.monitors.map(str::to_owned);
+    let mut add = |option: &str, value: &str| args.push(format!("{option}={value}"));
+    let monitors = parsed.monitors.map(str::to_owned);
     if let Some(monitors) =
         monitors.or_else(|| given("mon_addr").map(|list| list.replace('/', ",")))
     {
-        say("--mon-host", &monitors);
+        add("--mon-host", &monitors);
     }
-    // Nobody in particular is `guest` to mount.ceph, and the administrator to ceph-fuse.
-    let user = given("name").or(place.user).unwrap_or("guest");
-    say("--id", user);
-    if let Some(fsid) = given("fsid").or(place.fsid) {
-        say("--fsid", fsid);
+    // Same default as mount.ceph. The default of ceph-fuse is `admin`.
+    let user = given("name").or(parsed.user).unwrap_or("guest");
+    add("--id", user);
+    if let Some(fsid) = given("fsid").or(parsed.fsid) {
+        add("--fsid", fsid);
     }
-    if let Some(fs) = given("fs").or(given("mds_namespace")).or(place.fs) {
-        say("--client_fs", fs);
+    if let Some(fs) = given("fs").or(given("mds_namespace")).or(parsed.fs) {
+        add("--client_fs", fs);
     }
     for (option, argument) in [
         ("conf", "--conf"),
@@ -136,23 +143,22 @@ pub fn fuse(asked: &KindInput<'_>) -> Result<MountMethod> {
         ("snapdirname", "--client_snapdir"),
     ] {
         if let Some(value) = given(option) {
-            say(argument, value);
+            add(argument, value);
         }
     }
     let seconds = given("mount_timeout").unwrap_or(MOUNT_TIMEOUT);
-    say("--client_mount_timeout", seconds);
+    add("--client_mount_timeout", seconds);
     if let Some(mode) = given("ms_mode").filter(|mode| *mode != "legacy") {
-        // `prefer-secure` is `secure crc` here.
+        // ceph-fuse takes a list of modes in the order of preference.
         let mode = match mode {
             "prefer-secure" => "secure crc",
             "prefer-crc" => "crc secure",
             other => other,
         };
-        say("--ms_client_mode", mode);
-        say("--ms_mon_client_mode", mode);
+        add("--ms_client_mode", mode);
+        add("--ms_mon_client_mode", mode);
     }
-    // The source is a bare directory for it.
-    say("--client_mountpoint", place.path);
+    add("--client_mountpoint", parsed.path);
     args.push(TARGET.into());
     let translated = [
         "conf",
@@ -167,7 +173,7 @@ pub fn fuse(asked: &KindInput<'_>) -> Result<MountMethod> {
         "secretfile",
         "snapdirname",
     ];
-    let options = without(&asked.options.for_file_system(), |key| {
+    let options = without(&input.options.for_file_system(), |key| {
         translated.contains(&key) || KERNEL_TUNING.contains(&key)
     })?;
     Ok(MountMethod::Helper(Helper {
@@ -184,33 +190,33 @@ pub fn fuse(asked: &KindInput<'_>) -> Result<MountMethod> {
     }))
 }
 
+/// Drops the options whose key is `dropped`. Values with a comma are quoted again.
 fn without(options: &Options, dropped: impl Fn(&str) -> bool) -> Result<Options> {
-    let kept = options.iter().filter(|(key, _)| !dropped(key));
-    let mut left = Options::default();
-    for (key, value) in kept {
-        left.push(match value {
+    let mut kept = Options::default();
+    for (key, value) in options.iter().filter(|(key, _)| !dropped(key)) {
+        kept.push(match value {
             Some(value) if value.contains(',') => format!("{key}=\"{value}\""),
             Some(value) => format!("{key}={value}"),
             None => key.to_owned(),
         })?;
     }
-    Ok(left)
+    Ok(kept)
 }
 
-/// What every program of Ceph says, with the hint.
+/// Message of all programs of Ceph for a wrong key, and its hint.
 pub const WRONG_KEY: (&str, &str) = (
     "handle_auth_bad_method server allowed_methods [2] but i only support [2",
     "the cluster does not take this key for this user; on a node of the cluster, `ceph auth get client.USER` shows the right one",
 );
 
-/// Both clients, which share a library and much of what they print.
-pub const TELLING: Diagnostics = Diagnostics {
+/// Diagnostics of both clients, which share a library and many messages.
+pub const DIAGNOSTICS: Diagnostics = Diagnostics {
     line,
     hints: &[
         WRONG_KEY,
         (
             "no keyring found",
-            "name the user and a file with the key: -o name=USER --secret secret=file:/host/etc/ceph/USER.secret, or, as the container sees them, secretfile=FILE or keyring=FILE",
+            "name the user and a file with the key: -o name=USER --secret secret=file:/host/etc/ceph/USER.secret, or secretfile=FILE or keyring=FILE with a path of the container",
         ),
         (
             "rejected us (non-allowable root",
@@ -222,7 +228,7 @@ pub const TELLING: Diagnostics = Diagnostics {
         ),
         (
             "ceph mount failed with (110)",
-            "no metadata server answers; on a node of the cluster, look at `ceph fs status`",
+            "no metadata server answers; on a node of the cluster, `ceph fs status` shows their state",
         ),
         (
             "failed to fetch mon config",
@@ -230,11 +236,11 @@ pub const TELLING: Diagnostics = Diagnostics {
         ),
         (
             "unable to read secretfile",
-            "the file is read in the container; one of the host can be named as --secret secret=file:/host/etc/ceph/USER.secret",
+            "the file is read in the container; for a file of the host: --secret secret=file:/host/etc/ceph/USER.secret",
         ),
         (
             "mount error: no mds",
-            "the kernel's log tells which it is (dmesg): no key for name=USER (a keyring is read with CAP_DAC_READ_SEARCH only), the wrong key, no monitor that answers on ports 3300 and 6789, no file system of this name, no metadata server",
+            "the kernel's log has the cause (dmesg): no key for name=USER (to read a keyring, the container needs --cap-add=DAC_READ_SEARCH), the wrong key, no monitor that answers on ports 3300 and 6789, no file system of this name, or no metadata server",
         ),
         (
             "mount error 13",
@@ -243,13 +249,14 @@ pub const TELLING: Diagnostics = Diagnostics {
         ("mount error 2 ", "the file system has no such directory"),
         (
             "mount error 22",
-            "the kernel does not know an option or its value; its log tells which (dmesg)",
+            "the kernel does not know an option or its value; its log names it (dmesg)",
         ),
     ],
-    ..PLAIN
+    ..DEFAULT_DIAGNOSTICS
 };
 
-/// What programs of Ceph say without any meaning: no configuration is needed, and the kernel loads its module itself.
+/// Messages of Ceph programs that explain no failure: `ceph.conf` is not needed, and the module is
+/// loaded without modprobe in the container.
 const NOISE: [&str; 14] = [
     "modprobe: FATAL: Module ceph not found in directory",
     "failed to load ceph kernel module",
@@ -267,7 +274,7 @@ const NOISE: [&str; 14] = [
     "starting fuse",
 ];
 
-/// `DATE THREAD LEVEL TEXT`, of which the text counts.
+/// Returns TEXT of a log line `DATE THREAD LEVEL TEXT`, and any other line whole; none for noise.
 pub fn line(line: &str) -> Option<&str> {
     if NOISE.iter().any(|noise| line.contains(noise)) {
         return None;
@@ -284,15 +291,15 @@ mod tests {
     use super::*;
     use crate::kinds::{ResolvedKind, resolve};
 
-    fn kind(fs_type: &str, source: &str, options: &str, has: bool) -> Result<ResolvedKind> {
-        let (options, secrets) = Options::and_secrets([options])?;
+    fn kind(fs_type: &str, source: &str, options: &str, has_module: bool) -> Result<ResolvedKind> {
+        let (options, secrets) = Options::parse_with_secrets([options])?;
         resolve(&KindInput {
             fs_type,
             source,
             options: &options,
             secrets: &secrets,
             log_name: "mnt-data",
-            kernel_lacks: &|_| (!has).then(|| "no module".into()),
+            kernel_lacks: &|_| (!has_module).then(|| "no module".into()),
         })
     }
 
@@ -304,16 +311,16 @@ mod tests {
     }
 
     #[test]
-    fn what_a_source_names() {
-        let place = |source| super::place(source).unwrap();
-        let plain = place("192.0.2.1:6790,[2001:db8::1]:/a/b");
+    fn sources_of_both_forms_are_parsed_and_others_refused() {
+        let parsed = |source| parse_source(source).unwrap();
+        let plain = parsed("192.0.2.1:6790,[2001:db8::1]:/a/b");
         assert_eq!(plain.monitors, Some("192.0.2.1:6790,[2001:db8::1]"));
         assert_eq!((plain.path, plain.user), ("/a/b", None));
-        assert_eq!(place(":/").monitors, None);
-        let named = place("app@0-1.cephfs=/a");
+        assert_eq!(parsed(":/").monitors, None);
+        let named = parsed("app@0-1.cephfs=/a");
         assert_eq!((named.user, named.fsid), (Some("app"), Some("0-1")));
         assert_eq!((named.fs, named.path), (Some("cephfs"), "/a"));
-        assert_eq!(place("app@.cephfs=/").fsid, None);
+        assert_eq!(parsed("app@.cephfs=/").fsid, None);
         for bad in [
             "192.0.2.1",
             "app@cephfs=/",
@@ -321,26 +328,29 @@ mod tests {
             "@.x=/",
             "192.0.2.1:dir",
         ] {
-            assert!(super::place(bad).is_err(), "{bad}");
+            assert!(parse_source(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn the_kernel_is_preferred_and_ceph_fuse_can_be_had() {
+    fn ceph_fuse_replaces_a_missing_module_or_is_requested_by_type() {
         let kernel = kind("ceph", "a:/", "name=app", true).unwrap();
         assert_eq!(kernel.expected_types, ["ceph"]);
-        assert_eq!(kernel.because, None);
-        let without = kind("ceph", "a:/", "name=app", false).unwrap();
-        assert!(without.is_fuse() && without.because.is_some());
-        assert_eq!(without.expected_source.as_deref(), Some("ceph-fuse"));
+        assert_eq!(kernel.fallback_reason, None);
+        let fallback = kind("ceph", "a:/", "name=app", false).unwrap();
+        assert!(fallback.is_fuse() && fallback.fallback_reason.is_some());
+        assert_eq!(fallback.expected_source.as_deref(), Some("ceph-fuse"));
         for fs_type in ["ceph-fuse", "fuse.ceph", "fuse.ceph-fuse"] {
-            let asked = kind(fs_type, "a:/", "name=app", true).unwrap();
-            assert!(asked.is_fuse() && asked.because.is_none(), "{fs_type}");
+            let requested = kind(fs_type, "a:/", "name=app", true).unwrap();
+            assert!(
+                requested.is_fuse() && requested.fallback_reason.is_none(),
+                "{fs_type}"
+            );
         }
     }
 
     #[test]
-    fn ceph_fuse_gets_the_options_in_its_own_words() {
+    fn options_are_translated_for_ceph_fuse() {
         let options =
             "ro,name=app,secretfile=/s,mds_namespace=fs,rasize=4096,noatime,mount_timeout=5";
         let (args, rest) = argv(&kind("ceph-fuse", "a:6790,b:/x", options, true).unwrap());
@@ -356,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keyring_is_for_mount_ceph_a_variable() {
+    fn mount_ceph_gets_a_keyring_by_its_environment() {
         let kind = kind("ceph", "a:/", "name=app,keyring=/k,rbytes", true).unwrap();
         let MountMethod::Helper(helper) = &kind.method else {
             panic!("{kind:?}")
@@ -366,25 +376,25 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_given_once() {
-        for has in [true, false] {
-            let twice = kind("ceph", "a:/", "secret=hunter2,secretfile=/s", has);
+    fn two_options_for_the_key_are_refused() {
+        for has_module in [true, false] {
+            let twice = kind("ceph", "a:/", "secret=hunter2,secretfile=/s", has_module);
             let error = twice.unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
     }
 
     #[test]
-    fn what_is_printed_about_a_failure() {
+    fn dates_and_noise_are_removed_from_the_output() {
         let date = "2026-01-02T10:31:30.632+0000 7f58202eb500 -1";
-        for (said, text) in [
+        for (logged, text) in [
             ("Errors while parsing config file!", None),
             (
                 "client.4270 mds.0 rejected us (non-allowable root '/')",
                 Some("client.4270 mds.0 rejected us (non-allowable root '/')"),
             ),
         ] {
-            assert_eq!(line(&format!("{date} {said}")), text, "{said}");
+            assert_eq!(line(&format!("{date} {logged}")), text, "{logged}");
         }
         assert_eq!(
             line("mount error 13 = Permission denied"),

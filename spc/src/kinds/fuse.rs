@@ -1,68 +1,80 @@
-//! FUSE programs: `PROGRAM SOURCE TARGET -o OPTIONS`. Any that daemonizes when its mount is there needs
-//! no row; those that have one are told how to say why they fail, and how they get a secret.
+//! FUSE programs: `PROGRAM SOURCE TARGET -o OPTIONS`. A program that daemonizes after mounting
+//! needs no row of its own. Rows add the delivery of secrets, and diagnostics.
 
 use crate::error::Result;
 use crate::kinds::model::{
-    Diagnostics, Helper, KindInput, MountMethod, PLAIN, SecretDelivery, TARGET, secret_params,
+    DEFAULT_DIAGNOSTICS, Diagnostics, Helper, KindInput, MountMethod, SecretDelivery, TARGET,
+    secret_params,
 };
 
-/// Any of them, run without mount.fuse(8) and its shell.
-#[allow(clippy::unnecessary_wraps)]
-pub fn program(asked: &KindInput<'_>) -> Result<MountMethod> {
-    Ok(MountMethod::Helper(helper(asked)))
+/// Builds the command line of any FUSE program. The program runs directly, not through
+/// mount.fuse(8), which would start a shell.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "all mount methods have one signature"
+)]
+pub fn program(input: &KindInput<'_>) -> Result<MountMethod> {
+    Ok(MountMethod::Helper(helper(input)))
 }
 
-fn helper(asked: &KindInput<'_>) -> Helper {
-    let program = asked.fs_type.strip_prefix("fuse.").unwrap_or(asked.fs_type);
+fn helper(input: &KindInput<'_>) -> Helper {
+    let program = input.fs_type.strip_prefix("fuse.").unwrap_or(input.fs_type);
     Helper {
         programs: vec![program.into()],
-        args: vec![asked.source.into(), TARGET.into()],
-        options: asked.options.for_file_system(),
+        args: vec![input.source.into(), TARGET.into()],
+        options: input.options.for_file_system(),
         ..Helper::default()
     }
 }
 
-/// `sshfs [USER@]HOST:[DIR] TARGET`. Unless it is verbose, it throws away what ssh says about a failure.
-#[allow(clippy::unnecessary_wraps)]
-pub fn sshfs(asked: &KindInput<'_>) -> Result<MountMethod> {
-    let mut helper = helper(asked);
+/// Builds `sshfs [USER@]HOST:[DIR] TARGET -v`. Without `-v`, sshfs discards the messages of ssh.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "all mount methods have one signature"
+)]
+pub fn sshfs(input: &KindInput<'_>) -> Result<MountMethod> {
+    let mut helper = helper(input);
     helper.args.push("-v".into());
     let option = Some("password_stdin");
     helper.secrets = secret_params(["password"], SecretDelivery::Stdin { option });
     Ok(MountMethod::Helper(helper))
 }
 
-/// What ssh says.
-pub const SSHFS: Diagnostics = Diagnostics {
+/// Diagnostics of sshfs: messages of ssh.
+pub const SSHFS_DIAGNOSTICS: Diagnostics = Diagnostics {
     hints: &[
         (
             "Permission denied",
-            "name the key, as the container sees it: -o IdentityFile=/host/root/.ssh/id_ed25519",
+            "name the file with the key, with a path of the container: -o IdentityFile=/host/root/.ssh/id_ed25519",
         ),
         (
             "Host key verification failed",
-            "name the known servers: -o UserKnownHostsFile=/host/root/.ssh/known_hosts, or -o StrictHostKeyChecking=accept-new",
+            "name the file with the known host keys: -o UserKnownHostsFile=/host/root/.ssh/known_hosts, or accept a new key: -o StrictHostKeyChecking=accept-new",
         ),
         (
             "ssh: ",
             "check the server's name, and that this host can reach its sshd",
         ),
     ],
-    ..PLAIN
+    ..DEFAULT_DIAGNOSTICS
 };
 
-/// `s3fs BUCKET[:/DIR] TARGET`. It asks the server only when it is in the background, and says in its log
-/// alone what came back; in a mount table it would show as `s3fs` whatever the bucket.
-pub fn s3fs(asked: &KindInput<'_>) -> Result<MountMethod> {
-    let mut helper = helper(asked);
-    if asked.options.value("fsname").is_none() {
-        helper.options.push(format!("fsname={}", asked.source))?;
+/// Builds `s3fs BUCKET[:/DIR] TARGET`. s3fs contacts its server only in the background, and
+/// reports failures only in its log. Without `fsname=`, the mount table would show `s3fs` as the
+/// source of every bucket.
+///
+/// # Errors
+/// Fails if an added option would hold a NUL byte.
+pub fn s3fs(input: &KindInput<'_>) -> Result<MountMethod> {
+    let mut helper = helper(input);
+    if input.options.value("fsname").is_none() {
+        helper.options.push(format!("fsname={}", input.source))?;
         helper.options.push("subtype=s3fs".into())?;
     }
-    let log = match asked.options.value("logfile") {
+    let log = match input.options.value("logfile") {
         Some(log) => log.to_owned(),
         None => {
-            let log = format!("/var/log/s3fs.{}.log", asked.log_name);
+            let log = format!("/var/log/s3fs.{}.log", input.log_name);
             helper.options.push(format!("logfile={log}"))?;
             log
         }
@@ -73,8 +85,8 @@ pub fn s3fs(asked: &KindInput<'_>) -> Result<MountMethod> {
     Ok(MountMethod::Helper(helper))
 }
 
-/// What s3fs says of its server.
-pub const S3FS: Diagnostics = Diagnostics {
+/// Diagnostics of s3fs: errors in its log.
+pub const S3FS_DIAGNOSTICS: Diagnostics = Diagnostics {
     gives_up: Some("Failed to check bucket"),
     line: |line| match line.split_once("Z [") {
         // `DATE [LEVEL] FILE:FUNCTION(LINE): TEXT`
@@ -87,15 +99,15 @@ pub const S3FS: Diagnostics = Diagnostics {
     hints: &[
         (
             "Invalid Credentials",
-            "check the key, which is ID:SECRET in the file of -o passwd_file, or in --secret passwd=file:FILE",
+            "check the key, which is ID:SECRET in the file of -o passwd_file=FILE or --secret passwd=file:FILE",
         ),
         (
             "security credentials",
-            "name the key, which is ID:SECRET: -o passwd_file=FILE as the container sees it, or --secret passwd=file:FILE",
+            "name the key, which is ID:SECRET: --secret passwd=file:FILE, or -o passwd_file=FILE with a path of the container",
         ),
         (
             "others permissions",
-            "a file with a key belongs to its owner alone: chmod 600 FILE",
+            "only its owner may have access to the file with the key: chmod 600 FILE",
         ),
         (
             "not found",
@@ -113,9 +125,9 @@ mod tests {
     use super::*;
     use crate::options::Options;
 
-    fn s3fs_of(options: &str) -> Helper {
-        let (options, secrets) = Options::and_secrets([options]).unwrap();
-        let asked = KindInput {
+    fn s3fs_helper(options: &str) -> Helper {
+        let (options, secrets) = Options::parse_with_secrets([options]).unwrap();
+        let input = KindInput {
             fs_type: "fuse.s3fs",
             source: "bucket:/dir",
             options: &options,
@@ -123,42 +135,42 @@ mod tests {
             kernel_lacks: &|_| None,
             log_name: "mnt-data",
         };
-        match s3fs(&asked).unwrap() {
+        match s3fs(&input).unwrap() {
             MountMethod::Helper(helper) => helper,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn s3fs_shows_its_bucket_and_logs_where_we_look_unless_the_user_chose() {
-        let helper = s3fs_of("url=http://h");
+    fn s3fs_gets_fsname_and_logfile_unless_the_user_gave_them() {
+        let helper = s3fs_helper("url=http://h");
         assert_eq!(
             helper.options.to_string(),
             "url=http://h,fsname=bucket:/dir,subtype=s3fs,logfile=/var/log/s3fs.mnt-data.log"
         );
-        let helper = s3fs_of("fsname=x,logfile=/y");
+        let helper = s3fs_helper("fsname=x,logfile=/y");
         assert_eq!(helper.options.to_string(), "fsname=x,logfile=/y");
         assert_eq!(helper.log.as_deref(), Some("/y"));
     }
 
     #[test]
-    fn what_the_log_of_s3fs_says_about_a_failure() {
+    fn only_errors_are_taken_from_the_log_of_s3fs() {
         let date = "2026-11-24T07:51:12.463Z";
-        let said = "Failed to check bucket and directory for mount point : Invalid Credentials(host=http://h, message=Access Denied)";
+        let error = "Failed to check bucket and directory for mount point : Invalid Credentials(host=http://h, message=Access Denied)";
         for (rest, text) in [
             (
-                format!("[CRT] s3fs.cpp:s3fs_check_service(4495): {said}"),
-                Some(said),
+                format!("[CRT] s3fs.cpp:s3fs_check_service(4495): {error}"),
+                Some(error),
             ),
             (
                 "[INF] s3fs.cpp:s3fs_init(4209): init v1.95".to_owned(),
                 None,
             ),
         ] {
-            assert_eq!((S3FS.line)(&format!("{date} {rest}")), text);
+            assert_eq!((S3FS_DIAGNOSTICS.line)(&format!("{date} {rest}")), text);
         }
         assert_eq!(
-            (S3FS.line)("s3fs: of no known form"),
+            (S3FS_DIAGNOSTICS.line)("s3fs: of no known form"),
             Some("s3fs: of no known form")
         );
     }

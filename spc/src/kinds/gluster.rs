@@ -3,25 +3,28 @@
 use crate::error::{Error, Result};
 use crate::kinds::model::{Diagnostics, Helper, KindInput, MountMethod, mount_helper};
 
-/// The helper's arguments. Its daemon is told to log to a file that is named after the target, so
-/// that the reason of a failure is found; a log file of the user's own choice is left alone.
-pub fn helper(asked: &KindInput<'_>) -> Result<MountMethod> {
-    let volume = asked
+/// Builds the command line of mount.glusterfs. The daemon logs to a file named after the target,
+/// where spc finds the reason of a failure, unless the user gave another log file.
+///
+/// # Errors
+/// Fails if the source is not `SERVER:/VOLUME`.
+pub fn helper(input: &KindInput<'_>) -> Result<MountMethod> {
+    let volume = input
         .source
         .split_once(":/")
-        .or_else(|| asked.source.rsplit_once(':'));
+        .or_else(|| input.source.rsplit_once(':'));
     match volume {
         Some((servers, volume)) if !servers.is_empty() && !volume.is_empty() => {}
         _ => {
-            return Err(Error::usage(format!("bad source: {}", asked.source))
+            return Err(Error::usage(format!("bad source: {}", input.source))
                 .hint("a GlusterFS source is SERVER:/VOLUME"));
         }
     }
-    let mut helper: Helper = mount_helper(asked);
-    let log = match asked.options.value("log-file") {
+    let mut helper: Helper = mount_helper(input);
+    let log = match input.options.value("log-file") {
         Some(log) => log.to_owned(),
         None => {
-            let log = format!("/var/log/glusterfs/{}.log", asked.log_name);
+            let log = format!("/var/log/glusterfs/{}.log", input.log_name);
             helper.options.push(format!("log-file={log}"))?;
             log
         }
@@ -30,15 +33,15 @@ pub fn helper(asked: &KindInput<'_>) -> Result<MountMethod> {
     Ok(MountMethod::Helper(helper))
 }
 
-/// Its log is for its developers. A failed mount is explained by an error, or by the loss of the
-/// server, which is logged as news.
-pub const TELLING: Diagnostics = Diagnostics {
+/// Diagnostics of the daemon's log. A failed mount is explained by an error, or by the loss of the
+/// server, which has the level I (info).
+pub const DIAGNOSTICS: Diagnostics = Diagnostics {
     gives_up: Some("Server authentication failed"),
     line,
     hints: &[
         (
             "failed to fetch volume file",
-            "look at the volumes of the server, and whether this one is started: gluster volume info",
+            "check on the server that the volume exists and is started: gluster volume info",
         ),
         (
             "subdirectory for mount",
@@ -46,25 +49,26 @@ pub const TELLING: Diagnostics = Diagnostics {
         ),
         (
             "Server authentication failed",
-            "the server refuses this client: gluster volume get VOLUME auth.allow",
+            "the server refuses the address of this client; on the server, check: gluster volume get VOLUME auth.allow",
         ),
         (
             "DNS resolution failed",
-            "check the server's name; the container asks the servers of its own /etc/resolv.conf",
+            "check the server's name; it is resolved with the container's /etc/resolv.conf",
         ),
         (
             "disconnected from remote-host",
-            "check that glusterd runs on the server, and that its port 24007 can be reached from this host",
+            "check that glusterd runs on the server, and that this host can reach its port 24007",
         ),
     ],
 };
 
-/// `[DATE] LEVEL [MSGID: N] [FILE:LINE:FUNCTION] N-PART: TEXT`, of which the text counts.
+/// Returns TEXT of a log line `[DATE] LEVEL [MSGID: N] [FILE:LINE:FUNCTION] N-PART: TEXT` if the
+/// line is an error. Lines of another form are returned whole, except the volume's graph.
 fn line(line: &str) -> Option<&str> {
     let Some(rest) = line.strip_prefix('[') else {
-        // The graph of the volume, line by line with its numbers, in a frame.
-        let graph = |c: char| c.is_ascii_digit() || c == ' ';
-        let graph = line.trim_start_matches(graph).starts_with(':') || line.starts_with("+--");
+        // The graph is logged in a frame of `+--`, each line as `NUMBER: TEXT`.
+        let number = |c: char| c.is_ascii_digit() || c == ' ';
+        let graph = line.trim_start_matches(number).starts_with(':') || line.starts_with("+--");
         return (!graph && line != "Final graph:").then_some(line);
     };
     let (_, rest) = rest.split_once("] ")?;
@@ -74,9 +78,9 @@ fn line(line: &str) -> Option<&str> {
     }
     let (_, text) = text.split_once(": ")?;
     let lost = text.starts_with("disconnected from remote-host");
-    // What its own end stirs up says nothing about the reason.
-    let stir = text.starts_with("Either ctx is NULL");
-    (!stir && (lost || matches!(level, "M" | "A" | "C" | "E"))).then_some(text)
+    // The daemon logs this while it ends, whatever the reason.
+    let at_exit = text.starts_with("Either ctx is NULL");
+    (!at_exit && (lost || matches!(level, "M" | "A" | "C" | "E"))).then_some(text)
 }
 
 #[cfg(test)]
@@ -87,7 +91,7 @@ mod tests {
 
     fn log_of(source: &str, options: &str) -> Result<Option<String>> {
         let options = Options::parse([options])?;
-        let asked = KindInput {
+        let input = KindInput {
             fs_type: "glusterfs",
             source,
             options: &options,
@@ -95,14 +99,14 @@ mod tests {
             log_name: "mnt-data",
             kernel_lacks: &|_| None,
         };
-        match helper(&asked)? {
+        match helper(&input)? {
             MountMethod::Helper(helper) => Ok(helper.log),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn the_log_is_named_after_the_target_unless_the_user_chose() {
+    fn the_log_is_named_after_the_target_unless_the_user_gave_one() {
         assert_eq!(
             log_of("a:/v", "").unwrap().unwrap(),
             "/var/log/glusterfs/mnt-data.log"
@@ -111,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_log_says_about_a_failure() {
+    fn only_errors_and_lost_servers_are_taken_from_the_log() {
         let date = "[2026-01-02 10:31:30.632024 +0000]";
         for (rest, text) in [
             (
@@ -146,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_names_a_server_and_a_volume() {
+    fn a_source_without_server_or_volume_is_refused() {
         for bad in ["vol", ":/vol", "server:", "server:/"] {
             assert!(log_of(bad, "").is_err(), "{bad}");
         }

@@ -1,51 +1,54 @@
-//! The type of a file system, by the way its source is written.
+//! Infers the type of a file system from the form of its source.
 
 use crate::error::{Error, Result};
 use crate::kinds::names;
 use crate::kinds::source::Fit;
 use crate::kinds::table::TABLE;
 
-/// The type of a source for which none was said.
+/// Type inferred from a source, for a request without `-t`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inferred {
-    /// The type.
+    /// Inferred type.
     pub fs_type: &'static str,
-    /// Types whose sources may be written like this as well.
-    pub others: Vec<&'static str>,
+    /// Other types whose sources can have this form.
+    pub alternatives: Vec<&'static str>,
 }
 
-/// The type of a source, by the way it is written.
+/// Infers the type from the form of a source.
 ///
 /// # Errors
-/// It is written as no type's is, or as those of several types.
+/// Fails if the form belongs to no type, or to several types of which none is preferred.
 pub fn infer(source: &str) -> Result<Inferred> {
-    let fitting = |wanted: Fit| {
+    let types_with = |fit: Fit| {
         let rows = TABLE
             .iter()
-            .filter(move |kind| (kind.fits)(source) == wanted);
+            .filter(move |kind| (kind.source_fit)(source) == fit);
         rows.map(|kind| kind.name).collect::<Vec<_>>()
     };
-    let could = fitting(Fit::Could);
-    match (&fitting(Fit::Certain)[..], &fitting(Fit::Usual)[..]) {
+    let possible = types_with(Fit::Possible);
+    match (
+        &types_with(Fit::Certain)[..],
+        &types_with(Fit::Preferred)[..],
+    ) {
         ([certain], _) => Ok(Inferred {
             fs_type: certain,
-            others: Vec::new(),
+            alternatives: Vec::new(),
         }),
-        ([], [usual]) => Ok(Inferred {
-            fs_type: usual,
-            others: could,
+        ([], [preferred]) => Ok(Inferred {
+            fs_type: preferred,
+            alternatives: possible,
         }),
         _ => {
-            let hint = if could.is_empty() {
+            let hint = if possible.is_empty() {
                 let known: Vec<_> = names().collect();
                 format!("add -t TYPE; known: {}", known.join(", "))
             } else {
                 format!(
                     "{source} may be of type {}: add -t TYPE",
-                    could.join(" or ")
+                    possible.join(" or ")
                 )
             };
-            Err(Error::usage("which type of file system is not said").hint(hint))
+            Err(Error::usage("cannot infer the type of the file system from the source").hint(hint))
         }
     }
 }
@@ -55,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_by_their_sources() {
+    fn each_form_of_a_source_gives_its_type_or_a_hint() {
         for (source, fs_type) in [
             ("server:/export", "nfs"),
             ("192.0.2.1:/", "nfs"),
@@ -87,12 +90,12 @@ mod tests {
         ] {
             let inferred = infer(source).unwrap_or_else(|e| panic!("{source}: {e}"));
             assert_eq!(inferred.fs_type, fs_type, "{source}");
-            let others: &[_] = match fs_type {
+            let alternatives: &[_] = match fs_type {
                 "nfs" if source.ends_with(":/") => &["ceph"],
                 "nfs" => &["glusterfs", "ceph"],
                 _ => &[],
             };
-            assert_eq!(inferred.others, others, "{source}");
+            assert_eq!(inferred.alternatives, alternatives, "{source}");
         }
         for (source, hint) in [
             ("a,b:/vol", "may be of type glusterfs or ceph"),

@@ -7,22 +7,22 @@ use crate::kinds::servers::Servers;
 use crate::kinds::source::Fit;
 use crate::options::{Options, Secrets};
 
-/// Who makes the mount.
+/// Maker of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountMethod {
-    /// A program of the container: one of these names, with these arguments.
+    /// A program of the container.
     Helper(Helper),
-    /// The kernel itself, in the host's namespace.
+    /// spc itself, with mount(2) in the host's namespace.
     Kernel,
-    /// The kernel, as a bind of a directory of the host.
+    /// spc itself, with a bind mount of a directory of the host.
     Bind {
-        /// With all mounts below it.
+        /// Whether mounts below the directory are bound as well.
         recursive: bool,
     },
 }
 
 impl MountMethod {
-    /// The secrets that it has a use for.
+    /// Secrets that the helper takes; none for the other methods.
     pub fn secret_params(&self) -> &[SecretParam] {
         match self {
             Self::Helper(helper) => &helper.secrets,
@@ -31,209 +31,213 @@ impl MountMethod {
     }
 }
 
-/// How to run a helper.
+/// Command line and environment of a helper.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Helper {
-    /// Program names, the preferred first.
+    /// Names of the program, the preferred one first.
     pub programs: Vec<String>,
     /// Arguments before the options; [`TARGET`] stands for the target.
     pub args: Vec<String>,
     /// Options for `-o`.
     pub options: Options,
-    /// Where it logs, inside the container, if it does not log to stderr.
+    /// Path of the log file in the container; none if the helper logs to stderr.
     pub log: Option<String>,
-    /// Variables of its environment.
+    /// Environment variables.
     pub env: Vec<(&'static str, String)>,
-    /// It is told that the kernel keeps no keys (add_key(2)), so that it names the key in its mount(2). A key that it
-    /// keeps for itself is not known to the shim's child, which mounts.
+    /// Whether add_key(2) fails for the helper, so that it passes the key as an option of
+    /// mount(2). The shim's child makes the mount, and does not find a key in the helper's
+    /// keyring.
     pub no_keys: bool,
-    /// The secrets that it has a use for; those that are there are handed over.
+    /// Secrets that the helper takes. The request may have some, all or none of them.
     pub secrets: Vec<SecretParam>,
-    /// It gives up capabilities before it mounts that the shim needs, so that its mount has to be grafted.
+    /// Whether the helper drops capabilities that the shim needs. The route is then graft.
     pub drops_capabilities: bool,
 }
 
-/// A secret that a program takes.
+/// Secret that a program takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SecretParam {
-    /// Its name, as the option is called.
+    /// Name of the secret, which is also the name of its option.
     pub key: &'static str,
-    /// The way it is handed over.
+    /// Delivery to the program.
     pub delivery: SecretDelivery,
 }
 
-/// How a program is given a secret, which is in a file in memory, never in an argument.
+/// Delivery of a secret to a program: by the descriptor of a file in memory, never in an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretDelivery {
     /// `-o OPTION=/proc/self/fd/N`.
     File {
-        /// The option that names a file with the secret.
+        /// Option whose value is the file with the secret.
         option: &'static str,
     },
-    /// An argument of its own, `BEFORE/proc/self/fd/N`.
+    /// Argument `BEFORE/proc/self/fd/N`.
     Argument {
-        /// What stands before the file's name, such as `--keyfile=`.
+        /// Text before the file name, such as `--keyfile=`.
         before: &'static str,
     },
-    /// The number of the descriptor in the environment.
+    /// Environment variable with the number of the descriptor.
     FdEnv {
-        /// The variable.
+        /// Name of the variable.
         variable: &'static str,
     },
-    /// On its standard input.
+    /// Standard input.
     Stdin {
-        /// The option that makes it read that.
+        /// Option that makes the program read its standard input.
         option: Option<&'static str>,
     },
 }
 
-/// Stands for the target among a helper's arguments.
+/// Placeholder for the target among a helper's arguments.
 pub const TARGET: &str = "\0target";
 
-/// A row of the table.
+/// Row of the table.
 #[derive(Clone, Copy)]
 pub(in crate::kinds) struct Kind {
-    /// Name as `-t` has it; with a `*` at its end, a prefix.
+    /// Type as `-t` takes it. A `*` at the end stands for any text.
     pub(in crate::kinds) name: &'static str,
-    /// Who makes the mount.
+    /// Builds the mount method from a request.
     pub(in crate::kinds) method: fn(&KindInput<'_>) -> Result<MountMethod>,
-    /// Types that the mount table may show for it; `{}` is the type asked for, a `*` at the end anything.
+    /// Types that the mount table may show. `{}` stands for the requested type, a `*` at the end
+    /// for any text; an empty list allows any type.
     pub(in crate::kinds) expected_types: &'static [&'static str],
-    /// The source must be this on the host.
+    /// Requirement on the source.
     pub(in crate::kinds) source: Source,
-    /// How its failures are told.
+    /// Rules to read the helper's output and to find a hint in it.
     pub(in crate::kinds) diagnostics: Diagnostics,
-    /// How well a source that has no type fits.
-    pub(in crate::kinds) fits: fn(&str) -> Fit,
-    /// Modules of the kernel without which it cannot be.
+    /// Tells how well a source fits, for requests without a type.
+    pub(in crate::kinds) source_fit: fn(&str) -> Fit,
+    /// Kernel modules that the mount needs.
     pub(in crate::kinds) modules: &'static [Module],
-    /// Whatever else it needs of container and host.
+    /// Other requirements on the container and the host.
     pub(in crate::kinds) needs: &'static [Need],
-    /// Other names that people have for it.
-    pub(in crate::kinds) also: &'static [&'static str],
-    /// The source that the mount table shows.
+    /// Other names for `spc doctor --kind`.
+    pub(in crate::kinds) aliases: &'static [&'static str],
+    /// Source that the mount table shows.
     pub(in crate::kinds) shows_source: ShownSource,
-    /// The type that takes its place where the kernel does not get its modules.
-    pub(in crate::kinds) without_modules: Option<&'static str>,
-    /// What it does with several servers.
+    /// Type of the row that is used instead where the kernel lacks one of `modules`.
+    pub(in crate::kinds) fallback: Option<&'static str>,
+    /// Use of several servers.
     pub(in crate::kinds) servers: Servers,
-    /// The kernel alone makes it: no program of ours and no module has to be there.
+    /// Whether the kernel alone makes the mount, without a client program and without a module.
     pub(in crate::kinds) clientless: bool,
 }
 
-/// How the failures of a helper are told to a person.
+/// Knowledge about a helper's output, for error messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Diagnostics {
-    /// What a line of its output or log says about a failure, if anything.
+    /// Returns the part of a line of output or log that explains a failure, if any.
     pub line: fn(&str) -> Option<&str>,
-    /// What to do, by words that it printed or logged; the first that are found count.
+    /// Pairs of a text in the output or log and its hint. The first pair whose text is found is
+    /// used.
     pub hints: &'static [(&'static str, &'static str)],
-    /// Words in its own log by which it gives up after it has mounted.
+    /// Text in the helper's own log that means: the mount, which has been made, will end.
     pub gives_up: Option<&'static str>,
 }
 
-/// Every line counts, and nothing is known about any.
-pub(crate) const PLAIN: Diagnostics = Diagnostics {
+/// Diagnostics that keep every line and have no hint.
+pub(crate) const DEFAULT_DIAGNOSTICS: Diagnostics = Diagnostics {
     line: |line| Some(line),
     hints: &[],
     gives_up: None,
 };
 
-/// The source that a mount table shows for a kind.
+/// Source that the mount table shows for a kind.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ShownSource {
-    /// The one that was asked for.
-    AsAsked,
-    /// Always this.
-    As(&'static str),
-    /// What the helper makes of it.
+    /// Source of the request.
+    Requested,
+    /// Always this text.
+    Always(&'static str),
+    /// Text that the helper chooses, not known beforehand.
     Unknown,
 }
 
-/// What a source must be.
+/// Requirement on the source of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Whatever the helper or the kernel makes of it.
+    /// Any text that the helper or the kernel understands.
     Any,
-    /// A block device of the host.
+    /// Block device of the host, or source of a device that spc attaches.
     BlockDevice,
 }
 
-/// What a kind is told of a request.
+/// Request as the rules of a kind see it.
 pub struct KindInput<'a> {
-    /// The type.
+    /// Requested type.
     pub fs_type: &'a str,
-    /// The source.
+    /// Source.
     pub source: &'a str,
     /// All options.
     pub options: &'a Options,
-    /// Which secrets are there; a kind does not look at their values.
+    /// Secrets of the request. The rules look at their names only, never at their values.
     pub secrets: &'a Secrets,
-    /// A name for log files: the target with dashes for slashes.
+    /// Name for log files: the target with dashes for slashes.
     pub log_name: &'a str,
-    /// Why the kernel does not get a module, if it does not.
+    /// Returns why a module is missing in the kernel, if it is missing.
     pub kernel_lacks: &'a dyn Fn(Module) -> Option<String>,
 }
 
-/// A service that mounts share, and what needs it.
+/// Service that mounts share, and the conditions under which it is needed.
 #[derive(Debug)]
 pub struct SharedService {
-    /// The service.
+    /// Service to start and stop.
     pub service: Service,
-    /// Types, as they are asked for, that may need it while they are being mounted.
+    /// Requested types that may need the service while they are being mounted.
     pub kinds: &'static [&'static str],
-    /// Helpers that may need it while they run.
+    /// Helpers that may need the service while they run.
     pub helpers: &'static [&'static str],
-    /// Whether a mount needs it, by its type and the options of its file system in the mount table.
+    /// Whether a mount needs the service, by its type and its superblock options in the mount
+    /// table.
     pub needed_by: fn(&str, &str) -> bool,
-    /// What attached devices that need it are reached through begins like that.
+    /// Prefix of `Device::session_key` for block devices that need this service, such as `iscsi:`.
     pub session_prefix: Option<&'static str>,
-    /// A program of Sun RPC, by number and version, that needs it for as long as it is registered.
-    pub client: Option<(u32, u32)>,
+    /// Number and version of a Sun RPC program that needs the service while it is registered.
+    pub rpc_client: Option<(u32, u32)>,
 }
 
-/// One secret by the names that it may have.
+/// Builds one parameter for each name of a secret, all with the same delivery.
 pub(crate) fn secret_params<const N: usize>(
     keys: [&'static str; N],
-    how: SecretDelivery,
+    delivery: SecretDelivery,
 ) -> Vec<SecretParam> {
-    keys.map(|key| SecretParam { key, delivery: how }).to_vec()
+    keys.map(|key| SecretParam { key, delivery }).to_vec()
 }
 
-/// `mount.TYPE SOURCE TARGET -o OPTIONS`, the contract of mount(8) with its helpers.
-pub(crate) fn mount_helper(asked: &KindInput<'_>) -> Helper {
+/// Builds `mount.TYPE SOURCE TARGET -o OPTIONS`, the command line of mount(8)'s helpers.
+pub(crate) fn mount_helper(input: &KindInput<'_>) -> Helper {
     Helper {
-        programs: vec![format!("mount.{}", asked.fs_type)],
-        args: vec![asked.source.into(), TARGET.into()],
-        options: asked.options.for_file_system(),
+        programs: vec![format!("mount.{}", input.fs_type)],
+        args: vec![input.source.into(), TARGET.into()],
+        options: input.options.for_file_system(),
         ..Helper::default()
     }
 }
 
-/// A thing that a kind needs besides modules of the kernel.
+/// Requirement of a kind besides kernel modules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// One of these programs; `{}` is what stands for the `*` in the name of the row.
+    /// Program in the container. `{}` stands for the text that the `*` in the row's name matches.
     Program {
-        /// Their names.
+        /// Names of the program; one of them is enough.
         names: &'static [&'static str],
-        /// The package that has them.
+        /// Debian package that has the program.
         package: &'static str,
     },
-    /// `/dev/fuse`.
+    /// `/dev/fuse` in the container.
     Fuse,
-    /// Capabilities besides those that every mount needs, by their names without `CAP_`.
+    /// Capabilities besides those that every mount needs, without the prefix `CAP_`.
     Capabilities(&'static [&'static str]),
-    /// The network of the host, without which the mount ends with the container.
+    /// Network namespace of the host. In another one, the mount ends with the container.
     HostNetwork,
-    /// A writable `/sys`, through which devices are made.
+    /// Writable `/sys`, to attach block devices.
     WritableSys,
-    /// `/dev` of the host, where they show.
+    /// `/dev` of the host with the nodes of attached block devices.
     HostDevices,
 }
 
 impl Need {
-    /// A program of a package.
+    /// Builds the requirement of a program and its package.
     pub const fn program(names: &'static [&'static str], package: &'static str) -> Self {
         Self::Program { names, package }
     }

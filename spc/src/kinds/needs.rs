@@ -1,36 +1,40 @@
-//! What each kind needs of container and host, for `spc doctor --kind`. Data only: `health/kinds.rs` looks.
+//! Requirements of each kind on the container and the host, for `spc doctor --kind`. Data only:
+//! `frontends/cli/doctor/requirements.rs` makes the checks.
 
 use crate::error::{Error, Result};
 use crate::host::modules::{FUSE, Module};
 use crate::kinds::model::{Kind, Need};
-use crate::kinds::{ROW, TABLE, nfs};
+use crate::kinds::nfs;
+use crate::kinds::table::{DEFAULT_ROW, TABLE};
 
-/// Everything that one kind needs.
+/// Requirements of one kind.
 #[derive(Debug)]
 pub struct Needs {
-    /// Its name, as it was asked for.
+    /// Name of the kind as it was requested.
     pub kind: String,
-    /// What stands for `{}` in names of programs.
-    pub word: String,
-    /// Modules of the kernel.
+    /// Replacement for `{}` in the names of programs and packages, such as `bindfs` for
+    /// `fuse.bindfs`.
+    pub program: String,
+    /// Kernel modules.
     pub modules: &'static [Module],
-    /// The rest.
+    /// Other requirements.
     pub parts: &'static [Need],
 }
 
-/// What is no type: a whole family, a version, and what attaches devices with any file system on them.
-const OTHERS: [Kind; 4] = [
+/// Names that `--kind` takes besides the types: a version of NFS, the family of FUSE, and the two
+/// ways to attach block devices.
+const NAMES_BESIDES_TYPES: [Kind; 4] = [
     Kind {
         name: "nfs3",
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS_OF_3,
-        ..ROW
+        ..DEFAULT_ROW
     },
     Kind {
         name: "fuse",
         modules: &[FUSE],
         needs: &[Need::Fuse],
-        ..ROW
+        ..DEFAULT_ROW
     },
     Kind {
         name: "rbd",
@@ -41,7 +45,7 @@ const OTHERS: [Kind; 4] = [
             Need::WritableSys,
             Need::HostDevices,
         ],
-        ..ROW
+        ..DEFAULT_ROW
     },
     Kind {
         name: "iscsi",
@@ -53,22 +57,22 @@ const OTHERS: [Kind; 4] = [
             Need::WritableSys,
             Need::HostDevices,
         ],
-        ..ROW
+        ..DEFAULT_ROW
     },
 ];
 
-/// What a kind needs, by its name in the table, by another name that it has, or by that of a FUSE program.
+/// Requirements of a kind, by its name in the table, by an alias, or by `fuse.PROGRAM`.
 ///
 /// # Errors
-/// There is no such kind.
+/// Fails if no kind has this name.
 pub fn needs(kind: &str) -> Result<Needs> {
     let fits = |row: &&Kind| match row.name.strip_suffix('*') {
         Some(prefix) => {
             !prefix.is_empty() && kind.strip_prefix(prefix).is_some_and(|r| !r.is_empty())
         }
-        None => row.name == kind || row.also.contains(&kind),
+        None => row.name == kind || row.aliases.contains(&kind),
     };
-    let rows = || TABLE.iter().chain(&OTHERS);
+    let rows = || TABLE.iter().chain(&NAMES_BESIDES_TYPES);
     let Some(row) = rows().find(fits) else {
         let known: Vec<_> = rows()
             .filter(|row| row.name != "*")
@@ -80,7 +84,7 @@ pub fn needs(kind: &str) -> Result<Needs> {
     let prefix = row.name.strip_suffix('*').unwrap_or_default();
     Ok(Needs {
         kind: kind.into(),
-        word: kind.strip_prefix(prefix).unwrap_or(kind).into(),
+        program: kind.strip_prefix(prefix).unwrap_or(kind).into(),
         modules: row.modules,
         parts: row.needs,
     })
@@ -91,14 +95,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_by_all_their_names() {
-        for (kind, word) in [
+    fn a_kind_is_found_by_each_of_its_names() {
+        for (kind, program) in [
             ("fuse.bindfs", "bindfs"),
             ("smb", "smb"),
             ("fuse", "fuse"),
             ("iscsi", "iscsi"),
         ] {
-            assert_eq!(needs(kind).unwrap().word, word);
+            assert_eq!(needs(kind).unwrap().program, program);
         }
         assert_eq!(needs("smb").unwrap().parts, needs("cifs").unwrap().parts);
         assert_eq!(
@@ -111,15 +115,15 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_fuse_needs_it() {
+    fn each_fuse_type_requires_the_fuse_device() {
         for row in TABLE {
             let fuse = row
                 .expected_types
                 .iter()
                 .all(|shown| shown.starts_with("fuse"))
                 && !row.expected_types.is_empty();
-            let said = row.needs.contains(&Need::Fuse);
-            assert!(!fuse || said, "{}", row.name);
+            let required = row.needs.contains(&Need::Fuse);
+            assert!(!fuse || required, "{}", row.name);
             assert!(row.name != "*" || row.needs.is_empty());
         }
     }

@@ -1,27 +1,30 @@
-//! NFS: `mount.nfs SERVER:/PATH TARGET`, nfs(5). Version 4 needs nothing beside it; version 3 with locking needs
-//! rpcbind and rpc.statd in the network that the mount uses, which mount.nfs has started by its door `start-statd`.
+//! NFS: `mount.nfs SERVER:/PATH TARGET`, nfs(5).
+//!
+//! Version 4 needs no service. Version 3 with locks needs rpcbind and rpc.statd in the network
+//! namespace of the mount. mount.nfs runs `start-statd` to start them, which is the program spc.
 
 use crate::error::{Error, Result};
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
 use crate::kinds::model::{
-    Diagnostics, KindInput, MountMethod, Need, PLAIN, SharedService, mount_helper,
+    DEFAULT_DIAGNOSTICS, Diagnostics, KindInput, MountMethod, Need, SharedService, mount_helper,
 };
 
-/// The kernel asks for the module of a version by itself, and on a minimal host in vain.
+/// Modules of the client. The kernel requests the module of a version itself, but a minimal host
+/// has no modprobe(8) for that.
 pub const MODULES: [Module; 3] = [
     Module::new("nfs"),
-    Module::part("nfsv4"),
-    Module::part("nfsv3"),
+    Module::auxiliary("nfsv4"),
+    Module::auxiliary("nfsv3"),
 ];
 
-/// What it needs besides.
+/// Requirements besides the modules.
 pub const NEEDS: [Need; 2] = [
     Need::program(&["mount.nfs"], "nfs-common"),
     Need::HostNetwork,
 ];
 
-/// What version 3 with locking needs.
+/// Requirements of version 3 with locks.
 pub const NEEDS_OF_3: [Need; 5] = [
     Need::program(&["mount.nfs"], "nfs-common"),
     Need::program(&["rpcbind"], "rpcbind"),
@@ -30,17 +33,21 @@ pub const NEEDS_OF_3: [Need; 5] = [
     Need::HostNetwork,
 ];
 
-/// `mount.nfs SOURCE TARGET -v -o OPTIONS`: it is verbose, for otherwise it tells nothing when its time is over.
-pub fn helper(asked: &KindInput<'_>) -> Result<MountMethod> {
-    let place = match asked.source.strip_prefix('[') {
+/// Builds `mount.nfs SOURCE TARGET -v -o OPTIONS`. Without `-v`, a mount.nfs that is killed at the
+/// limit has printed nothing.
+///
+/// # Errors
+/// Fails if the source is not `SERVER:/PATH`, and for Kerberos and `bg`, which cannot work.
+pub fn helper(input: &KindInput<'_>) -> Result<MountMethod> {
+    let parts = match input.source.strip_prefix('[') {
         Some(rest) => rest.split_once("]:"),
-        None => asked.source.split_once(':'),
+        None => input.source.split_once(':'),
     };
-    if !place.is_some_and(|(server, path)| !server.is_empty() && path.starts_with('/')) {
-        return Err(Error::usage(format!("bad source: {}", asked.source))
+    if !parts.is_some_and(|(server, path)| !server.is_empty() && path.starts_with('/')) {
+        return Err(Error::usage(format!("bad source: {}", input.source))
             .hint("an NFS source is SERVER:/PATH, with the path as the server exports it"));
     }
-    if let Some(flavors) = asked.options.value("sec")
+    if let Some(flavors) = input.options.value("sec")
         && flavors.split(':').any(|flavor| flavor.starts_with("krb5"))
     {
         return Err(
@@ -49,83 +56,86 @@ pub fn helper(asked: &KindInput<'_>) -> Result<MountMethod> {
                 .hint("mount with sec=sys, if the server allows it; Kerberos needs rpc.gssd and a keytab where the mount is made"),
         );
     }
-    if asked.options.has("bg") {
-        return Err(Error::usage(
-            "bad option bg: a mount is there when spc ends, or it has failed",
-        )
-        .hint("leave it out; --timeout says how long to try"));
+    if input.options.has("bg") {
+        return Err(
+            Error::usage("bad option bg: spc does not mount in the background")
+                .hint("leave it out; --timeout sets how long to try"),
+        );
     }
-    let mut helper = mount_helper(asked);
+    let mut helper = mount_helper(input);
     helper.args.push("-v".into());
     Ok(MountMethod::Helper(helper))
 }
 
-/// It says in which attempts it had no luck, and what came back each time.
-pub const TELLING: Diagnostics = Diagnostics {
+/// Diagnostics of mount.nfs, which prints each attempt with its result.
+pub const DIAGNOSTICS: Diagnostics = Diagnostics {
     line,
     hints: &[
         (
             "access denied by server",
-            "look whether the server exports this path, and to this host's address: exportfs -v there",
+            "check whether the server exports this path, and to this host's address: exportfs -v there",
         ),
         (
             "rpc.statd is not running",
-            "locks of NFSv3 need rpcbind and rpc.statd: do what is said above, or mount with vers=4 or nolock",
+            "locks of NFSv3 need rpcbind and rpc.statd: follow the message above, or mount with vers=4 or nolock",
         ),
         (
             "reason given by server: No such file or directory",
-            "look what the server exports, and to whom: exportfs -v there; with NFSv4, paths begin at the export with fsid=0 if there is one",
+            "check what the server exports, and to whom: exportfs -v there; with NFSv4, paths begin at the export with fsid=0 if there is one",
         ),
         (
             "Failed to resolve server",
-            "check the server's name; the container asks the servers of its own /etc/resolv.conf",
+            "check the server's name; it is resolved with the container's /etc/resolv.conf",
         ),
         (
             "Program not registered",
-            "rpcbind on the server knows no NFS server of this version: check that it runs, and what it offers: rpcinfo -p SERVER",
+            "rpcbind on the server knows no NFS server of this version: check that it runs, and which versions it offers: rpcinfo -p SERVER",
         ),
         (
             "not supported",
-            "leave out vers= and proto= to take what the server offers, or choose what it has: rpcinfo SERVER",
+            "leave out vers= and proto= to use what the server offers, or choose from its list: rpcinfo SERVER",
         ),
         (
             "incorrect mount option",
-            "nfs(5) tells which options there are, and which go together",
+            "nfs(5) lists the options, and which of them exclude each other",
         ),
         ("Connection refused", UNREACHABLE),
         ("No route to host", UNREACHABLE),
         ("timed out", UNREACHABLE),
         ("unreachable", UNREACHABLE),
     ],
-    ..PLAIN
+    ..DEFAULT_DIAGNOSTICS
 };
 
 const UNREACHABLE: &str = "check that the server runs, and that this host can reach its port 2049; NFSv3 needs port 111 and that of mountd as well";
 
-/// What is not about a failure is left out.
+/// Drops progress messages.
 fn line(line: &str) -> Option<&str> {
     let text = line.split_once(": ").map_or(line, |(_, text)| text);
     let progress = ["timeout set for", "trying ", "prog "];
     (!progress.iter().any(|start| text.starts_with(start))).then_some(line)
 }
 
-/// What to do where they cannot be started.
+/// Hint where rpcbind or rpc.statd cannot be started.
 const HINT: &str = "start the container with --cap-add=NET_BIND_SERVICE --cap-add=SETUID --cap-add=SETGID --cap-add=SETPCAP --cap-add=KILL, or mount with vers=4 or nolock";
 
-/// The kernel's lock manager, which is at work until a mount that was taken away has lost its last user.
+/// Sun RPC program and version of lockd, the kernel's lock manager (NLM version 4). It stays
+/// registered until the last user of a detached mount is gone.
 const LOCKD: (u32, u32) = (100_021, 4);
 
-/// What NFSv3 with locking needs, in the order of their start.
+/// Services of version 3 with locks, in the order of their start.
 pub const SERVICES: [SharedService; 2] = [
+    // No RPC client: rpcbind runs as long as rpc.statd, and cannot be asked about lockd while it is
+    // being stopped itself.
     shared(RPCBIND, None),
-    // Rpcbind stays as long as it does, and cannot be asked while it is itself about to be ended.
     shared(STATD, Some(LOCKD)),
 ];
 
 const RPCBIND: Service = Service {
     name: "rpcbind",
     program: "rpcbind",
-    // What it knew at its last end, the kernel's lock manager above all, it knows again: so a container may restart.
+    // `-w` restores the registrations of the last run, so that a restarted container finds the
+    // kernel's lockd.
     args: &["-f", "-w"],
     ready: Ready::Rpc {
         program: 100_000,
@@ -137,7 +147,7 @@ const RPCBIND: Service = Service {
 const STATD: Service = Service {
     name: "rpc.statd",
     program: "rpc.statd",
-    // Whether the host has restarted is not for a daemon to tell that comes and goes with mounts.
+    // `--no-notify`: the start of rpc.statd with a mount does not mean that the host has restarted.
     args: &["--foreground", "--no-notify", "--no-syslog"],
     ready: Ready::Rpc {
         program: 100_024,
@@ -146,18 +156,19 @@ const STATD: Service = Service {
     hint: HINT,
 };
 
-const fn shared(service: Service, client: Option<(u32, u32)>) -> SharedService {
+const fn shared(service: Service, rpc_client: Option<(u32, u32)>) -> SharedService {
     SharedService {
         service,
         kinds: &["nfs"],
         helpers: &["mount.nfs"],
         needed_by: locks_by_nlm,
         session_prefix: None,
-        client,
+        rpc_client,
     }
 }
 
-/// Whether a mount keeps its locks on the server by a protocol beside NFS, as versions before 4 do.
+/// Returns whether a mount locks files on the server with NLM, as version 3 does unless its locks
+/// are local.
 fn locks_by_nlm(fs_type: &str, options: &str) -> bool {
     let local = |option| matches!(option, "nolock" | "local_lock=all");
     fs_type == "nfs"
@@ -171,8 +182,8 @@ mod tests {
     use super::*;
     use crate::options::Options;
 
-    fn made(source: &str, options: &str) -> Result<MountMethod> {
-        let (options, secrets) = Options::and_secrets([options])?;
+    fn method(source: &str, options: &str) -> Result<MountMethod> {
+        let (options, secrets) = Options::parse_with_secrets([options])?;
         helper(&KindInput {
             fs_type: "nfs",
             source,
@@ -184,38 +195,38 @@ mod tests {
     }
 
     #[test]
-    fn a_source_names_a_server_and_a_path() {
+    fn a_source_without_server_or_path_is_refused() {
         for good in ["a:/", "192.0.2.1:/x/y", "[2001:db8::1]:/x", "a,b:/x"] {
-            assert!(made(good, "vers=4.1").is_ok(), "{good}");
+            assert!(method(good, "vers=4.1").is_ok(), "{good}");
         }
         for bad in ["a", ":/x", "a:", "a:x", "/x", "2001:db8::1:/x", "[]:/x"] {
-            assert!(made(bad, "").is_err(), "{bad}");
+            assert!(method(bad, "").is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn what_cannot_work_is_refused_with_its_reason() {
+    fn kerberos_and_bg_are_refused_with_the_reason() {
         for (options, reason) in [
             ("sec=krb5p", "rpc.gssd"),
             ("sec=sys:krb5", "Kerberos"),
             ("vers=3,bg", "bg"),
         ] {
-            let error = made("a:/x", options).unwrap_err();
+            let error = method("a:/x", options).unwrap_err();
             assert!(error.to_string().contains(reason), "{error}");
             assert!(error.hint_text().is_some());
         }
-        assert!(made("a:/x", "sec=sys").is_ok());
+        assert!(method("a:/x", "sec=sys").is_ok());
     }
 
     #[test]
-    fn progress_is_not_told() {
+    fn progress_messages_are_dropped_and_errors_kept() {
         assert_eq!(line("mount.nfs4: timeout set for Tue Nov 24"), None);
-        let told = "mount.nfs: mount(2): Connection refused";
-        assert_eq!(line(told), Some(told));
+        let error = "mount.nfs: mount(2): Connection refused";
+        assert_eq!(line(error), Some(error));
     }
 
     #[test]
-    fn only_version_3_with_locks_on_the_server_needs_services() {
+    fn services_are_needed_only_by_version_3_with_locks_on_the_server() {
         let v3 =
             "rw,vers=3,rsize=1048576,hard,proto=tcp,mountvers=3,local_lock=none,addr=192.0.2.1";
         assert!(locks_by_nlm("nfs", v3));

@@ -2,60 +2,69 @@
 
 use crate::error::{Error, Result};
 use crate::kinds::model::{
-    Diagnostics, Helper, KindInput, MountMethod, PLAIN, SecretDelivery, mount_helper, secret_params,
+    DEFAULT_DIAGNOSTICS, Diagnostics, Helper, KindInput, MountMethod, SecretDelivery, mount_helper,
+    secret_params,
 };
 
-/// The helper's arguments. It gives up all capabilities but a few, and those that it keeps are not enough
-/// for the shim.
-pub fn helper(asked: &KindInput<'_>) -> Result<MountMethod> {
-    let plain = asked.source.replace('\\', "/");
+/// Builds the command line of mount.cifs. The helper drops most capabilities; the rest is not
+/// enough for the shim.
+///
+/// # Errors
+/// Fails if the source is not `//SERVER/SHARE`, for Kerberos, and for a password in `username=`.
+pub fn helper(input: &KindInput<'_>) -> Result<MountMethod> {
+    let plain = input.source.replace('\\', "/");
     let mut parts = plain.strip_prefix("//").unwrap_or_default().split('/');
     if !matches!((parts.next(), parts.next()), (Some(server), Some(share)) if !server.is_empty() && !share.is_empty())
     {
-        return Err(Error::usage(format!("bad source: {}", asked.source))
+        return Err(Error::usage(format!("bad source: {}", input.source))
             .hint("an SMB source is //SERVER/SHARE, or a directory below it: //SERVER/SHARE/DIR"));
     }
-    if let Some(sec) = asked.options.value("sec")
+    if let Some(sec) = input.options.value("sec")
         && sec.starts_with("krb5")
     {
         return Err(Error::usage(format!("bad option sec={sec}: no Kerberos for SMB here"))
-            .hint("the kernel would ask the host's cifs.upcall for a ticket, which a host without client programs has not; use sec=ntlmssp and a password"));
+            .hint("use sec=ntlmssp and a password; for Kerberos the kernel runs cifs.upcall on the host, which has no client programs"));
     }
     for key in ["user", "username"] {
-        if asked
+        if input
             .options
             .value(key)
             .is_some_and(|user| user.contains('%'))
         {
-            return Err(Error::usage(format!("bad option {key}: it holds a password, after a %"))
-                .hint("give it apart from the name: --secret password=file:FILE, or -o credentials=FILE"));
+            return Err(Error::usage(format!(
+                "bad option {key}: it contains a password, after a %"
+            ))
+            .hint(
+                "give the password separately: --secret password=file:FILE, or -o credentials=FILE",
+            ));
         }
     }
     let variable = "PASSWD_FD";
     Ok(MountMethod::Helper(Helper {
         secrets: secret_params(["password", "pass"], SecretDelivery::FdEnv { variable }),
         drops_capabilities: true,
-        ..mount_helper(asked)
+        ..mount_helper(input)
     }))
 }
 
+/// Hint for a server that cannot be reached.
 const UNREACHED: &str = "check that the server is up and speaks SMB 2.1 or newer, and that this host can reach its port 445";
 
-/// Its errors are those of the kernel, which has few words for what a server says.
-pub const TELLING: Diagnostics = Diagnostics {
+/// Diagnostics of mount.cifs, which prints little more than the errno of mount(2).
+pub const DIAGNOSTICS: Diagnostics = Diagnostics {
     line: |line| (!line.starts_with("Refer to the mount.cifs(8)")).then_some(line),
     hints: &[
         (
             "capability set",
-            "mount.cifs gives up capabilities, for which it needs some: start the container with --cap-add=DAC_READ_SEARCH --cap-add=DAC_OVERRIDE as well, or with --privileged",
+            "mount.cifs cannot set its capabilities: start the container also with --cap-add=DAC_READ_SEARCH --cap-add=DAC_OVERRIDE, or with --privileged",
         ),
         (
             "opening credential file",
-            "name the file as the container sees it; of the host, below /host where that is bound; without a bind, --secret password=file:/host/FILE reads the host's",
+            "give a path of the container, below /host for a file of the host if that is bound; --secret password=file:/host/FILE reads a file of the host without a bind",
         ),
         (
             "Password for ",
-            "give the password: -o credentials=FILE, or --secret password=file:FILE; or -o guest for a share that wants none",
+            "give the password: -o credentials=FILE, or --secret password=file:FILE; or -o guest for a share without a password",
         ),
         (
             "error(13)",
@@ -63,23 +72,23 @@ pub const TELLING: Diagnostics = Diagnostics {
         ),
         (
             "error(2)",
-            "the server has no such share, or the share no such directory: smbclient -L SERVER lists shares",
+            "the server has no such share, or the share has no such directory: smbclient -L SERVER lists the shares",
         ),
         (
             "error(95)",
-            "server and client share no dialect: check vers=, and what the server allows (server min protocol)",
+            "server and client have no common dialect: check vers=, and what the server allows (server min protocol)",
         ),
         (
             "error(22)",
-            "the kernel does not take one of the options: its log says which (dmesg on the host)",
+            "the kernel refuses one of the options; its log names it (dmesg on the host)",
         ),
         (
             "not supported by the system",
-            "the kernel has no cifs: on the host, try: modprobe cifs",
+            "the kernel has no cifs; on the host, try: modprobe cifs",
         ),
         (
             "could not resolve address",
-            "check the server's name; the container asks the servers of its own /etc/resolv.conf",
+            "check the server's name; it is resolved with the container's /etc/resolv.conf",
         ),
         ("could not connect", UNREACHED),
         ("error(110)", UNREACHED),
@@ -88,7 +97,7 @@ pub const TELLING: Diagnostics = Diagnostics {
         ("error(113)", UNREACHED),
         ("error(115)", UNREACHED),
     ],
-    ..PLAIN
+    ..DEFAULT_DIAGNOSTICS
 };
 
 #[cfg(test)]
@@ -96,9 +105,9 @@ mod tests {
     use super::*;
     use crate::options::Options;
 
-    fn made(source: &str, options: &str) -> Result<Helper> {
-        let (options, secrets) = Options::and_secrets([options])?;
-        let asked = KindInput {
+    fn cifs_helper(source: &str, options: &str) -> Result<Helper> {
+        let (options, secrets) = Options::parse_with_secrets([options])?;
+        let input = KindInput {
             fs_type: "smb3",
             source,
             options: &options,
@@ -106,21 +115,25 @@ mod tests {
             kernel_lacks: &|_| None,
             log_name: "mnt-data",
         };
-        match helper(&asked)? {
+        match helper(&input)? {
             MountMethod::Helper(helper) => Ok(helper),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn a_source_names_a_server_and_a_share() {
+    fn a_source_without_server_or_share_is_refused() {
         for good in [
             "//s/share",
             "//s/share/dir/below",
             r"\\s\share",
             "//2001:db8::1/share",
         ] {
-            assert_eq!(made(good, "").unwrap().programs, ["mount.smb3"], "{good}");
+            assert_eq!(
+                cifs_helper(good, "").unwrap().programs,
+                ["mount.smb3"],
+                "{good}"
+            );
         }
         for bad in [
             "s:/share",
@@ -130,25 +143,25 @@ mod tests {
             "/s/share",
             "smb://s/share",
         ] {
-            let error = made(bad, "").unwrap_err().to_string();
+            let error = cifs_helper(bad, "").unwrap_err().to_string();
             assert!(error.contains("//SERVER/SHARE"), "{error}");
         }
     }
 
     #[test]
-    fn what_could_not_work_or_would_be_seen_is_refused() {
-        for (options, says) in [
+    fn kerberos_and_passwords_in_names_are_refused() {
+        for (options, message) in [
             ("sec=krb5", "no Kerberos"),
             ("sec=krb5i", "sec=krb5i"),
             ("username=me%hunter2", "password"),
         ] {
-            let error = made("//s/share", options).unwrap_err().to_string();
+            let error = cifs_helper("//s/share", options).unwrap_err().to_string();
             assert!(
-                error.contains(says) && !error.contains("hunter2"),
+                error.contains(message) && !error.contains("hunter2"),
                 "{error}"
             );
         }
-        let helper = made("//s/share", "sec=ntlmssp,vers=3.1.1,uid=5,username=me").unwrap();
+        let helper = cifs_helper("//s/share", "sec=ntlmssp,vers=3.1.1,uid=5,username=me").unwrap();
         assert!(helper.drops_capabilities);
     }
 }

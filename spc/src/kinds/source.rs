@@ -1,20 +1,22 @@
-//! Which type a source is of, by the way it is written. Pure text; what mount(8) infers is inferred
-//! here as well (`host:/path` is NFS, `//host/share` SMB), and beyond that only what has one meaning.
+//! How well the form of a source fits each type. Pure text.
+//!
+//! `host:/path` is NFS and `//host/share` is SMB, as in mount(8). Besides these, a type is inferred
+//! only from forms that no other type has.
 
-/// How well a source fits a type.
+/// How well the form of a source fits a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fit {
-    /// It cannot be one of its sources.
+    /// The type has no such sources.
     No,
-    /// It may be one, as well as one of another type.
-    Could,
-    /// It may be another type's, but whoever writes it so without a type means this one.
-    Usual,
-    /// It is written as no other type's is.
+    /// The type has such sources; another type is as likely.
+    Possible,
+    /// The type is inferred; `-t` is needed for the other types that have such sources.
+    Preferred,
+    /// No other type has such sources.
     Certain,
 }
 
-/// No source tells.
+/// Fits no source, for types that are never inferred.
 pub fn none(_: &str) -> Fit {
     Fit::No
 }
@@ -22,7 +24,7 @@ pub fn none(_: &str) -> Fit {
 /// `HOST:/PATH`.
 pub fn nfs(source: &str) -> Fit {
     match host(source) {
-        Some((_, rest)) if is_path(rest) => Fit::Usual,
+        Some((_, rest)) if is_path(rest) => Fit::Preferred,
         _ => Fit::No,
     }
 }
@@ -33,7 +35,7 @@ pub fn glusterfs(source: &str) -> Fit {
     while let Some((_, after)) = host(rest) {
         match after.strip_prefix(',') {
             Some(next) => rest = next,
-            None if is_path(after) && after.len() > 2 => return Fit::Could,
+            None if is_path(after) && after.len() > 2 => return Fit::Possible,
             None => break,
         }
     }
@@ -64,14 +66,14 @@ pub fn ceph(source: &str) -> Fit {
         match after.strip_prefix(',') {
             Some(next) => rest = next,
             None if is_path(after) && ports => return Fit::Certain,
-            None if is_path(after) => return Fit::Could,
+            None if is_path(after) => return Fit::Possible,
             None => break,
         }
     }
     Fit::No
 }
 
-/// `//HOST/SHARE[/DIR]`, also with backslashes.
+/// `//HOST/SHARE[/DIR]` or `\\HOST\SHARE[\DIR]`.
 pub fn cifs(source: &str) -> Fit {
     let inside = source.strip_prefix("//");
     let inside = inside.or_else(|| source.strip_prefix(r"\\"));
@@ -81,12 +83,12 @@ pub fn cifs(source: &str) -> Fit {
     }
 }
 
-/// `USER@HOST:[DIR]`; without a user it is NFS's.
+/// `USER@HOST:[DIR]`. Without a user the source is one of NFS.
 pub fn sshfs(source: &str) -> Fit {
     let before = source
         .split_once(['[', ':', '/'])
         .map_or(source, |(b, _)| b);
-    // A user of a domain has an `@` in its name.
+    // The last `@` counts: the name of a domain user contains one.
     let Some(at) = before.rfind('@').filter(|at| *at > 0) else {
         return Fit::No;
     };
@@ -96,7 +98,7 @@ pub fn sshfs(source: &str) -> Fit {
     }
 }
 
-/// A host's name or address at the beginning, and what follows it. An IPv6 address is in brackets.
+/// Splits off the host name or address at the beginning. An IPv6 address is in brackets.
 fn host(source: &str) -> Option<(&str, &str)> {
     if let Some(inside) = source.strip_prefix('[') {
         let (address, rest) = inside.split_once(']')?;
@@ -115,7 +117,7 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(plain) && !text.starts_with(['-', '.'])
 }
 
-/// `:/PATH`; `://` belongs to a URL.
+/// `:/PATH`, but not `://`, which belongs to a URL.
 fn is_path(text: &str) -> bool {
     text.starts_with(":/") && !text.starts_with("://")
 }

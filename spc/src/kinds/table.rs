@@ -1,26 +1,27 @@
-//! The rows of the table. A FUSE program that deserves one has `..FUSE_PROGRAM`.
+//! Rows of the table. A FUSE program with rules of its own takes its defaults from
+//! [`FUSE_PROGRAM`].
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::modules::{FUSE, Module};
 use crate::kinds::model::{
-    Kind, KindInput, MountMethod, Need, PLAIN, ShownSource, Source, mount_helper,
+    DEFAULT_DIAGNOSTICS, Kind, KindInput, MountMethod, Need, ShownSource, Source, mount_helper,
 };
 use crate::kinds::servers::{self, Servers};
 use crate::kinds::{block, ceph, fuse, gluster, nfs, smb, source};
 
-/// What a row need not say: a `mount.TYPE` that shows as its type, with nothing of its own.
-pub(super) const ROW: Kind = Kind {
+/// Defaults of a row: a helper `mount.TYPE`, whose mount has the type TYPE in the mount table.
+pub(super) const DEFAULT_ROW: Kind = Kind {
     name: "",
     method: helper_of_type,
     expected_types: &["{}"],
     source: Source::Any,
-    diagnostics: PLAIN,
-    fits: source::none,
+    diagnostics: DEFAULT_DIAGNOSTICS,
+    source_fit: source::none,
     modules: &[],
     needs: &[],
-    also: &[],
-    shows_source: ShownSource::AsAsked,
-    without_modules: None,
+    aliases: &[],
+    shows_source: ShownSource::Requested,
+    fallback: None,
     servers: Servers::None,
     clientless: false,
 };
@@ -28,34 +29,34 @@ pub(super) const ROW: Kind = Kind {
 const CEPH_FUSE: Kind = Kind {
     method: ceph::fuse,
     expected_types: &["fuse.ceph-fuse"],
-    diagnostics: ceph::TELLING,
+    diagnostics: ceph::DIAGNOSTICS,
     modules: &[FUSE],
     needs: &[Need::program(&["ceph-fuse"], "ceph-fuse"), Need::Fuse],
-    shows_source: ShownSource::As("ceph-fuse"),
+    shows_source: ShownSource::Always("ceph-fuse"),
     servers: Servers::All(servers::COLON),
-    ..ROW
+    ..DEFAULT_ROW
 };
 
-/// A FUSE program; `fuse.PROGRAM` shows where the program says nothing else.
+/// Defaults of a FUSE program. Its mount shows as `fuse.SUBTYPE`, or as `fuse` or `fuseblk`.
 const FUSE_PROGRAM: Kind = Kind {
     method: fuse::program,
     expected_types: &["fuse", "fuse.*", "fuseblk"],
     modules: &[FUSE],
     needs: &[Need::program(&["{}"], "{}"), Need::Fuse],
-    ..ROW
+    ..DEFAULT_ROW
 };
 
-/// A share of an SMB server.
+/// Common part of the rows for SMB.
 const SMB: Kind = Kind {
     method: smb::helper,
-    diagnostics: smb::TELLING,
+    diagnostics: smb::DIAGNOSTICS,
     modules: &[Module::new("cifs")],
     needs: &[
         Need::program(&["mount.cifs"], "cifs-utils"),
         Need::HostNetwork,
     ],
-    servers: Servers::Chosen(servers::SLASHES, servers::SMBD),
-    ..ROW
+    servers: Servers::OneOf(servers::SLASHES, servers::SMBD),
+    ..DEFAULT_ROW
 };
 
 pub(super) const TABLE: &[Kind] = &[
@@ -63,53 +64,53 @@ pub(super) const TABLE: &[Kind] = &[
         name: "glusterfs",
         method: gluster::helper,
         expected_types: &["fuse.glusterfs"],
-        diagnostics: gluster::TELLING,
-        fits: source::glusterfs,
+        diagnostics: gluster::DIAGNOSTICS,
+        source_fit: source::glusterfs,
         modules: &[FUSE],
         needs: &[
             Need::program(&["mount.glusterfs"], "glusterfs-client"),
             Need::Fuse,
         ],
-        also: &["gluster"],
-        servers: Servers::Chosen(servers::VOLUME, servers::GLUSTERD),
-        ..ROW
+        aliases: &["gluster"],
+        servers: Servers::OneOf(servers::VOLUME, servers::GLUSTERD),
+        ..DEFAULT_ROW
     },
     Kind {
         name: "nfs",
         method: nfs::helper,
         expected_types: &["nfs", "nfs4"],
-        diagnostics: nfs::TELLING,
-        fits: source::nfs,
+        diagnostics: nfs::DIAGNOSTICS,
+        source_fit: source::nfs,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
-        servers: Servers::Chosen(servers::COLON, servers::NFSD),
-        ..ROW
+        servers: Servers::OneOf(servers::COLON, servers::NFSD),
+        ..DEFAULT_ROW
     },
     Kind {
         name: "nfs4",
         method: nfs::helper,
-        diagnostics: nfs::TELLING,
+        diagnostics: nfs::DIAGNOSTICS,
         modules: &nfs::MODULES,
         needs: &nfs::NEEDS,
-        servers: Servers::Chosen(servers::COLON, servers::NFSD),
-        ..ROW
+        servers: Servers::OneOf(servers::COLON, servers::NFSD),
+        ..DEFAULT_ROW
     },
     Kind {
         name: "ceph",
         method: ceph::kernel,
-        diagnostics: ceph::TELLING,
-        fits: source::ceph,
-        // Names of hosts become addresses, and the cluster's id is filled in.
+        diagnostics: ceph::DIAGNOSTICS,
+        source_fit: source::ceph,
+        // mount.ceph resolves host names, and fills in the id of the cluster.
         shows_source: ShownSource::Unknown,
-        without_modules: Some("fuse.ceph-fuse"),
+        fallback: Some("fuse.ceph-fuse"),
         modules: &[Module::new("ceph")],
         needs: &[
             Need::program(&["mount.ceph"], "ceph-common"),
             Need::HostNetwork,
         ],
-        also: &["cephfs"],
+        aliases: &["cephfs"],
         servers: Servers::All(servers::COLON),
-        ..ROW
+        ..DEFAULT_ROW
     },
     Kind {
         name: "fuse.ceph-fuse",
@@ -125,8 +126,8 @@ pub(super) const TABLE: &[Kind] = &[
     },
     Kind {
         name: "cifs",
-        fits: source::cifs,
-        also: &["smb"],
+        source_fit: source::cifs,
+        aliases: &["smb"],
         ..SMB
     },
     Kind {
@@ -136,22 +137,22 @@ pub(super) const TABLE: &[Kind] = &[
     Kind {
         name: "fuse.sshfs",
         method: fuse::sshfs,
-        diagnostics: fuse::SSHFS,
-        fits: source::sshfs,
+        diagnostics: fuse::SSHFS_DIAGNOSTICS,
+        source_fit: source::sshfs,
         needs: &[
             Need::program(&["sshfs"], "sshfs"),
             Need::program(&["ssh"], "openssh-client"),
             Need::Fuse,
         ],
-        also: &["sshfs"],
-        servers: Servers::Chosen(servers::LOGIN, servers::SSHD),
+        aliases: &["sshfs"],
+        servers: Servers::OneOf(servers::LOGIN, servers::SSHD),
         ..FUSE_PROGRAM
     },
     Kind {
         name: "fuse.s3fs",
         method: fuse::s3fs,
-        diagnostics: fuse::S3FS,
-        also: &["s3fs"],
+        diagnostics: fuse::S3FS_DIAGNOSTICS,
+        aliases: &["s3fs"],
         ..FUSE_PROGRAM
     },
     Kind {
@@ -162,13 +163,13 @@ pub(super) const TABLE: &[Kind] = &[
         name: "tmpfs",
         method: kernel,
         clientless: true,
-        ..ROW
+        ..DEFAULT_ROW
     },
     Kind {
         name: "overlay",
         method: kernel,
         modules: &[Module::new("overlay")],
-        ..ROW
+        ..DEFAULT_ROW
     },
     Kind {
         name: "ext4",
@@ -176,7 +177,7 @@ pub(super) const TABLE: &[Kind] = &[
         modules: &[Module::new("ext4")],
         source: Source::BlockDevice,
         servers: Servers::All(servers::PORTALS),
-        ..ROW
+        ..DEFAULT_ROW
     },
     Kind {
         name: "xfs",
@@ -184,47 +185,67 @@ pub(super) const TABLE: &[Kind] = &[
         modules: &[Module::new("xfs")],
         source: Source::BlockDevice,
         servers: Servers::All(servers::PORTALS),
-        ..ROW
+        ..DEFAULT_ROW
     },
-    // What is on an attached device, whichever of ours it is.
+    // Takes the type that is found on the attached device.
     Kind {
         name: "auto",
         method: kernel,
         expected_types: &["ext4", "xfs", "ext3", "ext2"],
-        fits: block::fits,
+        source_fit: block::fits,
         source: Source::BlockDevice,
         servers: Servers::All(servers::PORTALS),
-        ..ROW
+        ..DEFAULT_ROW
     },
     Kind {
         name: "bind",
         method: bind,
         expected_types: &[],
         clientless: true,
-        ..ROW
+        ..DEFAULT_ROW
     },
-    // Any other type is mounted by its `mount.TYPE`, if the image has one, as mount(8) does it.
+    // Runs `mount.TYPE` for any other type, as mount(8) does.
     Kind {
         name: "*",
         expected_types: &["{}", "fuse.{}", "fuse"],
-        ..ROW
+        ..DEFAULT_ROW
     },
 ];
 
-// Every maker has the table's signature.
-#[allow(clippy::unnecessary_wraps)]
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "all mount methods have one signature"
+)]
 fn kernel(_: &KindInput<'_>) -> Result<MountMethod> {
     Ok(MountMethod::Kernel)
 }
 
-#[allow(clippy::unnecessary_wraps)]
-fn bind(asked: &KindInput<'_>) -> Result<MountMethod> {
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "all mount methods have one signature"
+)]
+fn bind(input: &KindInput<'_>) -> Result<MountMethod> {
     Ok(MountMethod::Bind {
-        recursive: asked.options.has("rbind"),
+        recursive: input.options.has("rbind"),
     })
 }
 
-#[allow(clippy::unnecessary_wraps)]
-fn helper_of_type(asked: &KindInput<'_>) -> Result<MountMethod> {
-    Ok(MountMethod::Helper(mount_helper(asked)))
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "all mount methods have one signature"
+)]
+fn helper_of_type(input: &KindInput<'_>) -> Result<MountMethod> {
+    Ok(MountMethod::Helper(mount_helper(input)))
+}
+
+/// Finds the first row whose name is the type, or whose name ends with `*` and is a prefix of it.
+pub(super) fn row(fs_type: &str) -> Result<&'static Kind> {
+    let fits = |kind: &&Kind| match kind.name.strip_suffix('*') {
+        Some(prefix) => fs_type
+            .strip_prefix(prefix)
+            .is_some_and(|rest| !rest.is_empty()),
+        None => kind.name == fs_type,
+    };
+    let kind = TABLE.iter().find(fits);
+    kind.ok_or_else(|| Error::usage(format!("unknown type: {fs_type}")))
 }

@@ -1,4 +1,4 @@
-//! Whether a mount, or the path to it, answers; found without ever waiting for it.
+//! Probes whether a mount, or the path to it, responds. The caller itself never blocks on it.
 
 pub mod path;
 pub mod probe;

@@ -1,7 +1,8 @@
-//! Whether the way to a place on the host answers, before anybody walks it who cannot be left behind.
+//! Checks that a path on the host can be reached before a thread walks it that must not block.
 //!
-//! The kernel is asked for the way as it remembers it, which waits for nobody (RESOLVE_CACHED, openat2(2)). Only where it does
-//! not remember, and would have to ask a file system that may not answer, a process of its own goes ahead.
+//! A cached lookup comes first: openat2(2) with RESOLVE_CACHED never blocks. If a part of the path
+//! is not cached and its file system could block, a subprocess walks the path. spc leaves the
+//! subprocess behind if it hangs.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -20,155 +21,154 @@ use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::Session;
 
-/// How long the walk to a place may take.
+/// Time limit for the walk along a path.
 pub const LIMIT: Duration = Duration::from_secs(5);
 
-/// How often to see whether another who walks there has come to its end.
-const AGAIN: Duration = Duration::from_millis(20);
+/// Interval at which the lock of another waiter is retried.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How often the kernel is asked for what it remembers: it gives up when something is mounted meanwhile.
-const TRIES: usize = 3;
+/// Number of cached lookups. A lookup fails when something is mounted at the same time.
+const CACHED_LOOKUPS: usize = 3;
 
-/// Comes back when the way to a place answers, or leads through nothing that may not.
+/// Returns once a path is known to be reachable: its lookup is cached, involves no file system that
+/// could block, or has succeeded in a subprocess.
 ///
 /// # Errors
-/// It does not answer within this time, or 5 s.
-pub fn ensure_reachable(host: &Host, place: &Path, limit: Duration) -> Result<()> {
+/// Fails if the walk does not finish within `limit`, 5 s at most.
+pub fn ensure_reachable(host: &Host, path: &Path, limit: Duration) -> Result<()> {
     let limit = limit.min(LIMIT);
-    let path = place.to_owned();
-    let Some(asked) = host.run("looking at the way", move || asked(&path))? else {
+    let owned = path.to_owned();
+    let Some(mount) = host.run("looking up the path", move || blocking_mount(&owned))? else {
         return Ok(());
     };
     let milliseconds = limit.as_millis().to_string();
-    let words = [
+    let args = [
         OsStr::new("reach"),
         OsStr::new(&milliseconds),
-        place.as_os_str(),
+        path.as_os_str(),
     ];
-    let mut child = Subprocess::spawn_tied(&words, b"")?;
+    let mut child = Subprocess::spawn_tied(&args, b"")?;
     match child.line(CancelToken::at(Instant::now() + limit))? {
         Reply::Line(line) if line == HELD => {}
         Reply::Timeout => {}
-        // Whoever walks there tells of anything else that is wrong.
+        // The caller meets any other error itself when it walks the path.
         Reply::Line(_) | Reply::Eof => return Ok(()),
     }
-    let through = show(&asked.target);
-    Err(
-        Error::mount(format!("the way to {} does not answer", show(place)))
-            .because(format!(
-                "nothing from {through} ({}) in {} s",
-                asked.fs_type,
-                limit.as_secs()
-            ))
-            .reason_is(Reason::NoAnswer)
-            .hint(format!(
-                "bring its server or daemon back, or take it away: `spc umount -f -l {through}`"
-            )),
-    )
+    let blocking = show(&mount.target);
+    Err(Error::mount(format!("{} cannot be reached", show(path)))
+        .because(format!(
+            "{blocking} ({}) does not respond within {} s",
+            mount.fs_type,
+            limit.as_secs()
+        ))
+        .reason_is(Reason::NoAnswer)
+        .hint(format!(
+            "bring its server or daemon back, or unmount it: `spc umount -f -l {blocking}`"
+        )))
 }
 
-/// What is said of a way on which another has been waiting for too long.
+/// Reply of the subprocess if another process has been blocked on the path for too long.
 pub const HELD: &str = "held";
 
-/// The mount that the kernel has to ask for the way, if that may not answer.
-fn asked(path: &Path) -> Option<Entry> {
-    if remembered(path, OFlags::NOFOLLOW) != Some(Errno::AGAIN) {
+/// Returns the mount whose file system has to look up the rest of the path, if that could block.
+fn blocking_mount(path: &Path) -> Option<Entry> {
+    if cached_lookup_error(path, OFlags::NOFOLLOW) != Some(Errno::AGAIN) {
         return None;
     }
-    let known = |path: &&Path| remembered(path, OFlags::empty()).is_none();
+    let is_cached = |path: &&Path| cached_lookup_error(path, OFlags::empty()).is_none();
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let last = path.ancestors().skip(1).find(known)?;
+    let last = path.ancestors().skip(1).find(is_cached)?;
     let last = open(last, flags, Mode::empty()).ok()?;
     mount_of(&last).filter(may_hang)
 }
 
-/// What keeps the kernel from knowing the way.
-fn remembered(path: &Path, more: OFlags) -> Option<Errno> {
+/// Returns the errno of a cached lookup. `EAGAIN` means that the path is not cached.
+fn cached_lookup_error(path: &Path, more: OFlags) -> Option<Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC | more;
     let mut error = None;
-    for _ in 0..TRIES {
+    for _ in 0..CACHED_LOOKUPS {
         error = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).err();
         if error != Some(Errno::AGAIN) {
             break;
         }
     }
     match error {
-        // A filter of system calls that does not know it.
+        // An old kernel or seccomp filter that has no cached lookup.
         Some(Errno::NOSYS | Errno::PERM | Errno::INVAL) => Some(Errno::AGAIN),
         error => error,
     }
 }
 
-fn mount_of(place: &OwnedFd) -> Option<Entry> {
-    let mount = mount_id(place, OsStr::new("")).ok()?;
+fn mount_of(dir: &OwnedFd) -> Option<Entry> {
+    let mount = mount_id(dir, OsStr::new("")).ok()?;
     mountinfo::find(mount.id, mount.unique).ok()?
 }
 
-/// What is in the memory of this machine answers, and without the host's own root nothing works anyway. An automount that is
-/// waited for lets only those past who are to mount it.
+/// Returns whether a lookup on a mount could block. In-memory file systems and the host's root
+/// never count. autofs does not either: a pending automount blocks everyone but its daemon.
 fn may_hang(mount: &Entry) -> bool {
-    const HERE: [&str; 9] = [
+    const NEVER_BLOCK: [&str; 9] = [
         "autofs", "tmpfs", "ramfs", "devtmpfs", "proc", "sysfs", "cgroup2", "overlay", "squashfs",
     ];
-    mount.target != Path::new("/") && !HERE.contains(&mount.fs_type.as_str())
+    mount.target != Path::new("/") && !NEVER_BLOCK.contains(&mount.fs_type.as_str())
 }
 
-/// The other side: walks, and says when it has come to the end, or that another waits on the way.
+/// Runs the subprocess of [`ensure_reachable`]: walks the path and prints `done` or `held`.
 ///
 /// # Errors
-/// The host cannot be entered.
-pub fn reach(session: &Session, place: &Path, limit: Duration) -> Result<()> {
-    let held = is_held(session, place, limit)?;
+/// Fails if the host cannot be entered or the walk does not finish.
+pub fn reach(session: &Session, path: &Path, limit: Duration) -> Result<()> {
+    let held = is_held(session, path, limit)?;
     println!("{}", if held { HELD } else { "done" });
     Ok(())
 }
 
-/// Walks to a place step by step, and at each mount is the only one that waits. Whether another has waited on the way for
-/// longer than that.
+/// Walks a path and takes the waiter lock of each mount on it. Returns true if another process has
+/// been blocked on one of the mounts for `limit` or longer.
 ///
 /// # Errors
-/// It does not come to the end in twice this time, or the host cannot be looked at.
-pub fn is_held(session: &Session, place: &Path, limit: Duration) -> Result<bool> {
+/// Fails if the walk takes longer than twice `limit`, or a waiter lock fails.
+pub fn is_held(session: &Session, path: &Path, limit: Duration) -> Result<bool> {
     let waiter = WaiterLock::open(&session.host)?;
-    let path = place.to_owned();
-    let walk = move || walk(&path, &waiter, limit);
-    // Whoever sent us does not wait longer than that.
+    let owned = path.to_owned();
+    let walk = move || walk(&owned, &waiter, limit);
+    // The parent process waits for `limit` only; the rest is slack for slow starts.
     let walked = session
         .host
-        .run_within("looking at the way", 2 * limit, walk)?;
-    walked.map_err(|e| Error::system("cannot walk").because(e))
+        .run_within("walking the path", 2 * limit, walk)?;
+    walked.map_err(|e| Error::system(format!("cannot walk the path {}", show(path))).because(e))
 }
 
-/// Whether another has waited on the way for too long.
+/// Walks the path on the host's thread, see [`is_held`].
 fn walk(path: &Path, waiter: &WaiterLock, limit: Duration) -> std::io::Result<bool> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let mut here = open("/", flags, Mode::empty())?;
+    let mut dir = open("/", flags, Mode::empty())?;
     let parts: Vec<PathBuf> = path
         .components()
         .filter(|part| *part != Component::RootDir)
         .map(|part| part.as_os_str().into())
         .collect();
     for (at, part) in parts.iter().enumerate() {
-        let asks = mount_of(&here).is_some_and(|mount| may_hang(&mount));
-        let mount = key(mount_id(&here, OsStr::new(""))?);
-        while asks && let Some(since) = waiter.take(mount)? {
-            if since >= limit {
+        let could_block = mount_of(&dir).is_some_and(|mount| may_hang(&mount));
+        let mount = key(mount_id(&dir, OsStr::new(""))?);
+        while could_block && let Some(waited) = waiter.try_acquire(mount)? {
+            if waited >= limit {
                 return Ok(true);
             }
-            std::thread::sleep(AGAIN);
+            std::thread::sleep(RETRY_INTERVAL);
         }
         let last = if at + 1 == parts.len() {
             OFlags::NOFOLLOW
         } else {
             OFlags::empty()
         };
-        let next = openat(&here, part, flags | last, Mode::empty());
-        if asks {
-            waiter.leave(mount);
+        let next = openat(&dir, part, flags | last, Mode::empty());
+        if could_block {
+            waiter.release(mount);
         }
         match next {
-            Ok(next) => here = next,
-            // It is an answer.
+            Ok(next) => dir = next,
+            // An error is a response, too.
             Err(_) => return Ok(false),
         }
     }
@@ -180,10 +180,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_way_through_the_machines_own_is_not_walked() {
+    fn paths_on_local_file_systems_need_no_subprocess() {
         std::fs::metadata("/proc/self").unwrap();
         for path in ["/", "/proc", "/proc/no/such/thing", "/no/such/thing"] {
-            assert_eq!(asked(Path::new(path)), None, "{path}");
+            assert_eq!(blocking_mount(Path::new(path)), None, "{path}");
         }
     }
 }

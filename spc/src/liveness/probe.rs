@@ -1,5 +1,8 @@
-//! The state of a mount, found without ever waiting for it: looks are made by a process of their own, each by a thread,
-//! and what hangs is left behind. At each mount one thread of the whole host waits, and the others go by that.
+//! Probes mounts without blocking the caller.
+//!
+//! A subprocess probes each mount on a thread of its own, and is left behind with the threads that
+//! hang. Only one thread on the whole host blocks on a mount: the others read its
+//! [waiter lock](WaiterLock).
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -20,39 +23,39 @@ use crate::state::Session;
 use crate::state::presence::entries_of;
 use crate::state::record::{Record, State};
 
-/// How long one look may take.
+/// Time limit for a probe of one mount.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// How many looks wait at once. One that has hung for its limit is not counted any more.
-const AT_ONCE: usize = 256;
+/// Maximum number of concurrent probes. A probe that exceeded its limit no longer counts.
+const CONCURRENCY: usize = 256;
 
-/// How often to see whether another look has come to its end.
-const AGAIN: Duration = Duration::from_millis(20);
+/// Interval at which the lock of another waiter is retried.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a thread that only waits needs.
+/// Stack size in bytes of a thread that makes one system call.
 const STACK: usize = 64 * 1024;
 
-/// What a look at a mount shows.
+/// State of a mount, from a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
-    /// It answers.
+    /// The mount responds.
     Ok,
-    /// It answers with an error: its server or daemon is gone.
+    /// The mount responds with an error: its server or daemon is gone.
     Stale,
-    /// It does not answer.
+    /// The mount does not respond.
     Hung,
-    /// It is not mounted any more.
+    /// The mount no longer exists.
     Gone,
-    /// A command is at work on it, or died at work.
+    /// A command is mounting or unmounting it, or died in the middle.
     Busy,
 }
 
 impl Health {
-    /// Each of them.
+    /// All states.
     pub const ALL: [Self; 5] = [Self::Ok, Self::Stale, Self::Hung, Self::Gone, Self::Busy];
 
-    /// The word that `spc ls` prints.
+    /// Returns the word that `spc ls` prints.
     pub fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -63,27 +66,28 @@ impl Health {
         }
     }
 
-    /// What the process that looks says of one that it looked at.
-    fn said(word: &str) -> Option<Self> {
-        let known = [Self::Ok, Self::Stale, Self::Hung];
-        known.into_iter().find(|health| health.word() == word)
+    /// Parses the word that the subprocess prints for a probed mount.
+    fn from_word(word: &str) -> Option<Self> {
+        let results = [Self::Ok, Self::Stale, Self::Hung];
+        results.into_iter().find(|health| health.word() == word)
     }
 }
 
-/// The states of these mounts, in their order. It takes two seconds for each 256 that hang, and no longer.
+/// Returns the states of recorded mounts, in their order. Takes at most 2 s for each 256 mounts
+/// that hang.
 ///
 /// # Errors
-/// The host's mount table cannot be read, or no look can be started.
+/// Fails if the host's mount table cannot be read or the subprocess cannot be started.
 pub fn probe_all(session: &Session, records: &[Record]) -> Result<Vec<Health>> {
     let entries = entries_of(session, records)?;
     let mut states = vec![Health::Busy; records.len()];
-    let (mut asked, mut targets) = (Vec::new(), Vec::new());
+    let (mut indices, mut targets) = (Vec::new(), Vec::new());
     for (at, (record, entry)) in records.iter().zip(entries).enumerate() {
         match entry {
             _ if record.state != State::Mounted => {}
             None => states[at] = Health::Gone,
             Some(entry) => {
-                asked.push(at);
+                indices.push(at);
                 targets.push(ProbeTarget {
                     target: entry.target,
                     mount: key(record),
@@ -91,8 +95,8 @@ pub fn probe_all(session: &Session, records: &[Record]) -> Result<Vec<Health>> {
             }
         }
     }
-    let looks = look(&targets, LIMIT, CancelToken::at(Instant::now() + LIMIT))?;
-    for (at, health) in asked.into_iter().zip(looks) {
+    let results = run_probes(&targets, LIMIT, CancelToken::at(Instant::now() + LIMIT))?;
+    for (at, health) in indices.into_iter().zip(results) {
         states[at] = health;
     }
     Ok(states)
@@ -105,47 +109,47 @@ fn key(record: &Record) -> u64 {
     }
 }
 
-/// A mount to look at.
+/// Mount to probe.
 pub struct ProbeTarget {
-    /// A path at which the host has it.
+    /// Path of the mount on the host.
     pub target: PathBuf,
-    /// By what [`Lone`] knows it.
+    /// Id of the mount in the [`WaiterLock`].
     pub mount: u64,
 }
 
-/// A process that looks as soon as it is told where.
+/// Subprocess that probes as soon as it receives its target.
 pub struct PrestartedProbe(Subprocess);
 
-/// Has one begin, for a look that may take until `deadline`.
+/// Starts a subprocess for a probe that may take until `deadline`.
 ///
 /// # Errors
-/// It cannot be started.
+/// Fails if the subprocess cannot be started.
 pub fn prestart(deadline: Instant) -> Result<PrestartedProbe> {
     let limit = deadline.saturating_duration_since(Instant::now());
-    Subprocess::spawn_waiting(&words(limit)).map(PrestartedProbe)
+    Subprocess::spawn_waiting(&child_args(limit)).map(PrestartedProbe)
 }
 
-/// The state of a mount that is known to be there, until `cancel` ends the wait.
+/// Probes a mount that is known to exist, until it responds or `cancel` ends the wait.
 ///
 /// # Errors
-/// The wait is cancelled, or the look cannot be started.
+/// Fails if the wait is cancelled or the subprocess cannot be started.
 pub fn probe(
-    looked: &ProbeTarget,
-    mut ahead: Option<PrestartedProbe>,
+    target: &ProbeTarget,
+    mut prestarted: Option<PrestartedProbe>,
     cancel: CancelToken<'_>,
 ) -> Result<Health> {
-    let one = std::slice::from_ref(looked);
+    let targets = std::slice::from_ref(target);
     loop {
         let left = cancel.remaining();
-        let states = match ahead.take() {
+        let states = match prestarted.take() {
             Some(PrestartedProbe(mut child)) => {
-                child.send_input(&input(one));
-                answers(child, 1, left, cancel)?
+                child.send_input(&child_input(targets));
+                read_results(child, 1, left, cancel)?
             }
-            None => look(one, left, cancel)?,
+            None => run_probes(targets, left, cancel)?,
         };
         match states.first() {
-            // It may be the look that failed, at once: then not as fast as that can be.
+            // The subprocess itself may have failed at once: do not restart it in a busy loop.
             Some(Health::Hung) if !cancel.is_expired() => {
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -154,20 +158,24 @@ pub fn probe(
     }
 }
 
-/// Looks at mounts, at each for so long.
-fn look(targets: &[ProbeTarget], limit: Duration, cancel: CancelToken<'_>) -> Result<Vec<Health>> {
+/// Probes mounts in a subprocess, each for `limit` at most.
+fn run_probes(
+    targets: &[ProbeTarget],
+    limit: Duration,
+    cancel: CancelToken<'_>,
+) -> Result<Vec<Health>> {
     if targets.is_empty() {
         return Ok(Vec::new());
     }
-    let child = Subprocess::spawn_detached(&words(limit), &input(targets))?;
-    answers(child, targets.len(), limit, cancel)
+    let child = Subprocess::spawn_detached(&child_args(limit), &child_input(targets))?;
+    read_results(child, targets.len(), limit, cancel)
 }
 
-fn words(limit: Duration) -> [String; 2] {
+fn child_args(limit: Duration) -> [String; 2] {
     ["look".into(), limit.as_millis().to_string()]
 }
 
-fn input(targets: &[ProbeTarget]) -> Vec<u8> {
+fn child_input(targets: &[ProbeTarget]) -> Vec<u8> {
     let mut input = Vec::new();
     for ProbeTarget { target, mount } in targets {
         input.extend(mount.to_string().into_bytes());
@@ -178,25 +186,26 @@ fn input(targets: &[ProbeTarget]) -> Vec<u8> {
     input
 }
 
-/// What is said of so many mounts.
-fn answers(
+/// Reads the results for `count` mounts. A mount without a result counts as hung.
+fn read_results(
     mut child: Subprocess,
     count: usize,
     limit: Duration,
     cancel: CancelToken<'_>,
 ) -> Result<Vec<Health>> {
     let mut states = vec![Health::Hung; count];
-    // It keeps the limit itself; this one is for one that does not even do that.
-    let rounds = u32::try_from(count / AT_ONCE + 1).unwrap_or(u32::MAX);
+    // The subprocess keeps the limit itself. The deadline is for a subprocess that hangs.
+    let rounds = u32::try_from(count / CONCURRENCY + 1).unwrap_or(u32::MAX);
     let deadline = Instant::now() + limit.saturating_mul(rounds) + Duration::from_secs(1);
     let mut open = count;
     while open > 0 {
         let Reply::Line(line) = child.line(cancel.with_deadline(deadline))? else {
             break;
         };
-        let answer = line.split_once(' ');
-        let answer = answer.and_then(|(at, word)| Some((at.parse().ok()?, Health::said(word)?)));
-        if let Some((at, health)) = answer
+        let result = line.split_once(' ');
+        let result =
+            result.and_then(|(at, word)| Some((at.parse().ok()?, Health::from_word(word)?)));
+        if let Some((at, health)) = result
             && let Some(state) = states.get_mut::<usize>(at)
         {
             *state = health;
@@ -206,88 +215,91 @@ fn answers(
     Ok(states)
 }
 
-/// The other side: looks at mounts of the host, which it reads from standard input as the number and a path of each, ended by
-/// a NUL, and says for each its place among them and its state.
+/// Runs the subprocess: reads mounts from standard input, probes them, and prints one line per
+/// result.
+///
+/// Each input item is the id of a mount, a space, a path and a NUL. Each output line is the index
+/// of the item and the word for its state.
 ///
 /// # Errors
-/// The host cannot be entered, or nobody listens.
+/// Fails if the host cannot be entered, an item is invalid, or standard output is closed.
 pub fn child(session: &Session, limit: Duration) -> Result<()> {
     let waiter = Arc::new(WaiterLock::open(&session.host)?);
     let mut input = Vec::new();
     let read = std::io::stdin().read_to_end(&mut input);
     read.map_err(|e| Error::system("cannot read the targets").because(e))?;
-    let (said, answers) = channel();
-    let mut looks = ProbeRun {
+    let (results_in, results) = channel();
+    let mut run = ProbeRun {
         session,
         waiter,
         limit,
-        said,
-        answers,
+        results_in,
+        results,
         open: Vec::new(),
         hung: Vec::new(),
     };
-    let looked = input
+    let items = input
         .split(|byte| *byte == 0)
         .filter(|line| !line.is_empty());
-    let done = looks.all(looked);
-    // What has not been told of is not known to hang.
-    for open in &looks.open {
-        looks.waiter.leave(open.mount);
+    let done = run.all(items);
+    // After an error, mounts without a result must not appear as hung to other processes.
+    for open in &run.open {
+        run.waiter.release(open.mount);
     }
     done
 }
 
-/// A look that has no answer.
-struct Open {
-    number: usize,
+/// Probe without a result yet.
+struct Pending {
+    index: usize,
     mount: u64,
     since: Instant,
-    /// What to look at, as soon as another has left it.
+    /// Path to probe once another process has released the waiter lock; none while probing.
     held: Option<PathBuf>,
 }
 
-/// The looks that have not answered.
+/// Run of a subprocess over its mounts.
 struct ProbeRun<'a> {
     session: &'a Session,
     waiter: Arc<WaiterLock>,
     limit: Duration,
-    said: Sender<(usize, Health)>,
-    answers: Receiver<(usize, Health)>,
-    open: Vec<Open>,
-    /// Those that were told of as hung; they may answer still.
-    hung: Vec<Open>,
+    results_in: Sender<(usize, Health)>,
+    results: Receiver<(usize, Health)>,
+    open: Vec<Pending>,
+    /// Probes that were reported as hung and may still finish.
+    hung: Vec<Pending>,
 }
 
 impl ProbeRun<'_> {
-    fn all<'a>(&mut self, looked: impl Iterator<Item = &'a [u8]>) -> Result<()> {
-        for (number, line) in looked.enumerate() {
-            while self.open.len() >= AT_ONCE {
-                self.take()?;
+    fn all<'a>(&mut self, items: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+        for (index, line) in items.enumerate() {
+            while self.open.len() >= CONCURRENCY {
+                self.wait_for_one()?;
             }
             let end = line.iter().position(|byte| *byte == b' ').unwrap_or(0);
             let mount = std::str::from_utf8(&line[..end]).ok();
             let mount = mount.and_then(|mount| mount.parse().ok());
             let target = PathBuf::from(OsStr::from_bytes(&line[end + 1..]));
-            let open = Open {
-                number,
+            let open = Pending {
+                index,
                 mount: mount.ok_or_else(|| Error::usage("a target without a mount"))?,
                 since: Instant::now(),
                 held: None,
             };
-            self.begin(open, target)?;
+            self.start(open, target)?;
         }
         while !self.open.is_empty() {
-            self.take()?;
+            self.wait_for_one()?;
         }
         Ok(())
     }
 
-    /// Looks, unless another does.
-    fn begin(&mut self, mut open: Open, target: PathBuf) -> Result<()> {
+    /// Starts a probe, unless another process is already blocked on the mount.
+    fn start(&mut self, mut open: Pending, target: PathBuf) -> Result<()> {
         let cannot = |what: &str, e| Error::system(what.to_owned()).because(e);
-        let held = self.waiter.take(open.mount);
-        match held.map_err(|e| cannot("cannot see who waits for a mount", e))? {
-            Some(since) if since >= self.limit => return tell(open.number, Health::Hung),
+        let held = self.waiter.try_acquire(open.mount);
+        match held.map_err(|e| cannot("cannot read the waiter lock of a mount", e))? {
+            Some(since) if since >= self.limit => return print_result(open.index, Health::Hung),
             Some(_) => {
                 open.held = Some(target);
                 self.open.push(open);
@@ -295,94 +307,97 @@ impl ProbeRun<'_> {
             }
             None => {}
         }
-        let number = open.number;
+        let index = open.index;
         self.open.push(open);
         loop {
-            let (target, said) = (target.clone(), self.said.clone());
+            let (target, results_in) = (target.clone(), self.results_in.clone());
             let waiter = Arc::clone(&self.waiter);
-            // Threads that the host's thread starts are in its namespace.
-            let start = move || start(number, target, said, waiter);
-            match self.session.host.run("starting a look", start)? {
+            // A thread inherits the namespace of its parent, so the host's thread starts it.
+            let start = move || start_thread(index, target, results_in, waiter);
+            match self.session.host.run("starting a probe", start)? {
                 Ok(()) => return Ok(()),
-                // There may be no more of them: one that has answered makes room.
-                Err(_) if self.open.len() > 1 => self.take()?,
+                // At the limit of threads, a probe that finishes makes room.
+                Err(_) if self.open.len() > 1 => self.wait_for_one()?,
                 Err(error) => return Err(cannot("cannot start a thread", error)),
             }
         }
     }
 
-    /// Waits for the next answer, or until the oldest look has had its time, and passes it on.
-    fn take(&mut self) -> Result<()> {
+    /// Waits for the next result or for the limit of the oldest probe, and prints the result.
+    fn wait_for_one(&mut self) -> Result<()> {
         let Some(oldest) = self.open.iter().min_by_key(|open| open.since) else {
             return Ok(());
         };
         let (oldest, left) = (
-            oldest.number,
+            oldest.index,
             self.limit.saturating_sub(oldest.since.elapsed()),
         );
         let others = self.open.iter().any(|open| open.held.is_some());
-        let wait = if others { left.min(AGAIN) } else { left };
-        let (number, health) = match self.answers.recv_timeout(wait) {
-            Ok(answer) => answer,
+        let wait = if others {
+            left.min(RETRY_INTERVAL)
+        } else {
+            left
+        };
+        let (index, health) = match self.results.recv_timeout(wait) {
+            Ok(result) => result,
             Err(_) if wait < left => return self.try_held(),
             Err(_) => (oldest, Health::Hung),
         };
-        let of = |open: &Open| open.number == number;
-        if let Some(at) = self.hung.iter().position(of) {
-            // It has been told of, but others need not go by that any more.
-            self.waiter.leave(self.hung.swap_remove(at).mount);
+        let is_same = |open: &Pending| open.index == index;
+        if let Some(at) = self.hung.iter().position(is_same) {
+            // The result is printed already, but other processes may probe the mount again.
+            self.waiter.release(self.hung.swap_remove(at).mount);
         }
-        if let Some(at) = self.open.iter().position(of) {
+        if let Some(at) = self.open.iter().position(is_same) {
             let open = self.open.swap_remove(at);
             match health {
                 Health::Hung => self.hung.push(open),
-                _ => self.waiter.leave(open.mount),
+                _ => self.waiter.release(open.mount),
             }
-            tell(number, health)?;
+            print_result(index, health)?;
         }
         Ok(())
     }
 
-    /// Looks at what another looked at, if that has got its answer.
+    /// Starts the probes that were waiting for another process to release the waiter lock.
     fn try_held(&mut self) -> Result<()> {
         let held = self.open.extract_if(.., |open| open.held.is_some());
         for mut open in held.collect::<Vec<_>>() {
             if let Some(target) = open.held.take() {
-                self.begin(open, target)?;
+                self.start(open, target)?;
             }
         }
         Ok(())
     }
 }
 
-fn tell(number: usize, health: Health) -> Result<()> {
-    let line = format!("{number} {}\n", health.word());
-    let told = std::io::stdout().write_all(line.as_bytes());
-    told.map_err(|e| Error::system("cannot write to stdout").because(e))
+fn print_result(index: usize, health: Health) -> Result<()> {
+    let line = format!("{index} {}\n", health.word());
+    let written = std::io::stdout().write_all(line.as_bytes());
+    written.map_err(|e| Error::system("cannot write to stdout").because(e))
 }
 
-fn start(
-    number: usize,
+fn start_thread(
+    index: usize,
     target: PathBuf,
-    said: Sender<(usize, Health)>,
+    results_in: Sender<(usize, Health)>,
     waiter: Arc<WaiterLock>,
 ) -> std::io::Result<()> {
-    let look = move || {
-        // Whoever comes later goes by it, for as long as this hangs.
+    let probe = move || {
+        // Keeps the lock file open, and with it the waiter lock, for as long as this thread hangs.
         let _held = waiter;
         let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
-        let seen = statx(CWD, &target, flags, StatxFlags::BASIC_STATS);
-        // Only an answer is an answer, whatever the error.
-        let health = if seen.is_ok() {
+        let result = statx(CWD, &target, flags, StatxFlags::BASIC_STATS);
+        let health = if result.is_ok() {
             Health::Ok
         } else {
             Health::Stale
         };
-        // Nobody listens to one that comes too late.
-        let _ = said.send((number, health));
+        // The receiver is gone if the result comes too late.
+        let _ = results_in.send((index, health));
     };
     let thread = std::thread::Builder::new().stack_size(STACK);
-    thread.spawn(look).map(drop)
+    thread.spawn(probe).map(drop)
 }
 
 #[cfg(test)]
@@ -390,10 +405,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_understood() {
+    fn state_words_survive_parsing() {
         for health in [Health::Ok, Health::Stale, Health::Hung] {
-            assert_eq!(Health::said(health.word()), Some(health));
+            assert_eq!(Health::from_word(health.word()), Some(health));
         }
-        assert_eq!(Health::said("gone"), None);
+        assert_eq!(Health::from_word("gone"), None);
     }
 }

@@ -1,8 +1,9 @@
-//! One process waits for each mount, however many want to know whether it answers.
+//! Lets one process at a time block on a mount, however many want to probe it.
 //!
-//! A call that a dead file system does not answer may last until the machine is started anew, and no signal ends it. So
-//! whoever makes one holds the mount's range of a file on the host meanwhile. The range is as long as the machine's clock was
-//! far when the call began, so that others can tell how long it has lasted, and need not make it, too.
+//! A syscall on a dead file system can block in uninterruptible sleep until reboot. Before making
+//! one, a process takes an OFD lock on the byte range of that mount in a file on the host. The
+//! lock's length encodes CLOCK_BOOTTIME at the start of the call. Other processes can therefore see
+//! how long it has been blocked and need not block themselves.
 
 use std::io::Result;
 use std::path::Path;
@@ -15,23 +16,25 @@ use crate::host::Host;
 use crate::host::ranges::Ranges;
 use crate::host::target::MountId;
 
-/// On the host.
+/// Lock file on the host.
 const FILE: &str = "/run/spc/looks";
 
-/// Each mount has a stretch of the file as long as the clock can be far, in these parts of a second.
-const STRETCH: u32 = 32;
-const PARTS: i64 = 16;
+/// Bits of an offset within the byte range of one mount: the range holds any value of the clock.
+const RANGE_BITS: u32 = 32;
 
-/// Those who wait for mounts, each of which is known by its id.
+/// Clock ticks per second in a lock's length.
+const TICKS: i64 = 16;
+
+/// Locks of the processes that may block on a mount, by the mount's id.
 pub struct WaiterLock(Ranges);
 
 impl WaiterLock {
-    /// Looks who waits.
+    /// Opens the lock file.
     ///
     /// # Errors
-    /// The file cannot be made.
+    /// Fails if the file cannot be created.
     pub fn open(host: &Host) -> error::Result<Self> {
-        let opened = host.run("looking who waits", || Ranges::open(Path::new(FILE)))?;
+        let opened = host.run("opening the waiter locks", || Ranges::open(Path::new(FILE)))?;
         opened.map(Self).map_err(|e| {
             Error::system(format!("cannot use {FILE} on the host"))
                 .because(e)
@@ -39,34 +42,35 @@ impl WaiterLock {
         })
     }
 
-    /// The right to call a mount that may not answer, or how long another has been waiting for it.
+    /// Takes the lock of a mount and returns none. If another process holds the lock, returns how
+    /// long that process has been blocked.
     ///
     /// # Errors
-    /// The errno of fcntl(2).
-    pub fn take(&self, mount: u64) -> Result<Option<Duration>> {
+    /// Fails with the errno of fcntl(2).
+    pub fn try_acquire(&self, mount: u64) -> Result<Option<Duration>> {
         let (start, now) = (start(mount), now());
         loop {
-            if self.0.take(start, now)? {
+            if self.0.try_lock(start, now)? {
                 return Ok(None);
             }
-            // It may have got its answer just now.
-            if let Some(held) = self.0.held(start, now)? {
-                let parts = u64::try_from(now - held.length).unwrap_or(0);
+            // Without a conflict, the holder released the lock just now: try again.
+            if let Some(held) = self.0.conflicting(start, now)? {
+                let ticks = u64::try_from(now - held.length).unwrap_or(0);
                 return Ok(Some(
-                    Duration::from_secs(parts) / u32::try_from(PARTS).unwrap_or(1),
+                    Duration::from_secs(ticks) / u32::try_from(TICKS).unwrap_or(1),
                 ));
             }
         }
     }
 
-    /// It has answered.
-    pub fn leave(&self, mount: u64) {
-        // Otherwise it ends with this process.
-        let _ = self.0.leave(start(mount), 1 << STRETCH);
+    /// Releases the lock of a mount that has responded.
+    pub fn release(&self, mount: u64) {
+        // On failure the lock ends with this process.
+        let _ = self.0.unlock(start(mount), 1 << RANGE_BITS);
     }
 }
 
-/// By what a mount is known: the id that is never used again, where there is one.
+/// Returns the id by which a mount is locked: the unique one where the kernel has it.
 pub fn key(mount: MountId) -> u64 {
     match mount.unique {
         0 => mount.id,
@@ -74,16 +78,17 @@ pub fn key(mount: MountId) -> u64 {
     }
 }
 
-/// Unique ids begin above 31 bits and count up: the lower ones tell all mounts apart for as long as a machine runs.
+/// Returns the start of a mount's byte range. Unique ids count up from 2^31, so their lower 31 bits
+/// differ for all mounts of one boot.
 fn start(mount: u64) -> i64 {
-    i64::try_from(mount & 0x7fff_ffff).unwrap_or(0) << STRETCH
+    i64::try_from(mount & 0x7fff_ffff).unwrap_or(0) << RANGE_BITS
 }
 
-/// The machine's clock, never 0.
+/// Returns CLOCK_BOOTTIME in ticks, at least 1.
 fn now() -> i64 {
     let now = clock_gettime(ClockId::Boottime);
-    let parts = now.tv_sec * PARTS + now.tv_nsec * PARTS / 1_000_000_000;
-    parts.clamp(1, (1 << STRETCH) - 1)
+    let ticks = now.tv_sec * TICKS + now.tv_nsec * TICKS / 1_000_000_000;
+    ticks.clamp(1, (1 << RANGE_BITS) - 1)
 }
 
 #[cfg(test)]
@@ -91,22 +96,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_waits_and_the_others_know_since_when() {
+    fn a_second_waiter_learns_how_long_the_first_has_been_blocked() {
         let path = std::env::temp_dir().join(format!("spc-looks-{}", std::process::id()));
         let waiter = || WaiterLock(Ranges::open(&path).unwrap());
         let (first, second) = (waiter(), waiter());
-        assert_eq!(first.take(1 << 31 | 5).unwrap(), None);
+        assert_eq!(first.try_acquire(1 << 31 | 5).unwrap(), None);
         std::thread::sleep(Duration::from_millis(200));
-        let since = second.take(1 << 31 | 5).unwrap().unwrap();
+        let since = second.try_acquire(1 << 31 | 5).unwrap().unwrap();
         let expected = Duration::from_millis(125)..Duration::from_secs(20);
         assert!(expected.contains(&since), "{since:?}");
-        // Another mount is another matter.
-        assert_eq!(second.take(1 << 31 | 6).unwrap(), None);
-        assert_eq!(second.take(1 << 31 | 4).unwrap(), None);
-        first.leave(1 << 31 | 5);
-        assert_eq!(second.take(1 << 31 | 5).unwrap(), None);
+        // Other mounts are not affected.
+        assert_eq!(second.try_acquire(1 << 31 | 6).unwrap(), None);
+        assert_eq!(second.try_acquire(1 << 31 | 4).unwrap(), None);
+        first.release(1 << 31 | 5);
+        assert_eq!(second.try_acquire(1 << 31 | 5).unwrap(), None);
         drop(second);
-        assert_eq!(first.take(1 << 31 | 5).unwrap(), None);
+        assert_eq!(first.try_acquire(1 << 31 | 5).unwrap(), None);
         std::fs::remove_file(path).unwrap();
     }
 }

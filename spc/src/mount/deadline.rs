@@ -1,56 +1,60 @@
-//! When a mount has to be there.
+//! Deadline of a mount.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::mount::request::DEFAULT_TIMEOUT;
 
-/// How long to wait for a turn when nobody set a limit. Every helper has one, so the queue moves.
-const PATIENCE: Duration = Duration::from_secs(3600);
+/// Time limit in the queue for a helper slot, for a mount without a limit of its own. Each helper
+/// has a limit, so the queue moves.
+const QUEUE_LIMIT: Duration = Duration::from_secs(3600);
 
-/// The time by which a mount has to be there. What it waits for its turn among other helpers is not its fault: that counts
-/// only where somebody set a limit.
+/// Deadline of a mount.
+///
+/// Time in the queue for a helper slot counts only if the user set a limit; otherwise it moves the
+/// deadline.
 #[derive(Debug)]
 pub struct Deadline {
     at: Cell<Instant>,
-    counts_turns: bool,
+    counts_slot_wait: bool,
 }
 
 impl Deadline {
-    /// So long from now; where nobody said, [`DEFAULT_TIMEOUT`] without the wait for turns.
+    /// Creates a deadline `timeout` from now. Without a timeout it is [`DEFAULT_TIMEOUT`], without
+    /// the time in the queue.
     pub fn new(timeout: Option<Duration>) -> Self {
         Self {
             at: Cell::new(Instant::now() + timeout.unwrap_or(DEFAULT_TIMEOUT)),
-            counts_turns: timeout.is_some(),
+            counts_slot_wait: timeout.is_some(),
         }
     }
 
-    /// Now, as it were.
+    /// Returns the current deadline.
     pub fn at(&self) -> Instant {
         self.at.get()
     }
 
-    /// What is left.
-    pub fn left(&self) -> Duration {
+    /// Returns the time until the deadline; zero after it.
+    pub fn remaining(&self) -> Duration {
         self.at().saturating_duration_since(Instant::now())
     }
 
-    /// Whether it takes the wait for turns into account.
-    pub fn counts_turns(&self) -> bool {
-        self.counts_turns
+    /// Returns whether time in the queue counts.
+    pub fn counts_slot_wait(&self) -> bool {
+        self.counts_slot_wait
     }
 
-    /// How long to wait for a turn, from now.
-    pub fn patience(&self) -> Duration {
-        match self.counts_turns {
-            true => self.left(),
-            false => PATIENCE,
+    /// Returns the time limit for the queue, from now.
+    pub fn queue_limit(&self) -> Duration {
+        match self.counts_slot_wait {
+            true => self.remaining(),
+            false => QUEUE_LIMIT,
         }
     }
 
-    /// So long it had to wait for a turn.
-    pub fn waited(&self, time: Duration) {
-        if !self.counts_turns {
+    /// Moves the deadline by a time that was spent in the queue, unless such time counts.
+    pub fn add_slot_wait(&self, time: Duration) {
+        if !self.counts_slot_wait {
             self.at.set(self.at() + time);
         }
     }
@@ -61,14 +65,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_for_a_turn_counts_where_somebody_set_a_limit() {
+    fn time_in_the_queue_counts_only_with_a_limit_of_the_user() {
         let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
         let set = Deadline::new(Some(second));
-        set.waited(hour);
-        assert!(set.left() <= second && set.patience() <= second);
+        set.add_slot_wait(hour);
+        assert!(set.remaining() <= second && set.queue_limit() <= second);
         let free = Deadline::new(None);
-        free.waited(hour);
-        assert!(free.left() > hour && free.left() <= hour + DEFAULT_TIMEOUT);
-        assert_eq!(free.patience(), PATIENCE);
+        free.add_slot_wait(hour);
+        assert!(free.remaining() > hour && free.remaining() <= hour + DEFAULT_TIMEOUT);
+        assert_eq!(free.queue_limit(), QUEUE_LIMIT);
     }
 }

@@ -1,7 +1,7 @@
-//! Mounts that the kernel makes without a helper, and the attaching of finished mounts.
+//! Mounts without a helper, and attaching finished mounts.
 //!
-//! All of it uses detached mounts: made and configured where nobody sees them, then attached to
-//! the pinned target in one step (fsopen(2), open_tree(2), move_mount(2); Linux 5.2).
+//! A detached mount is created and configured while no path leads to it, then attached to the
+//! pinned target in one step (fsopen(2), open_tree(2), move_mount(2); Linux 5.2).
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,11 +21,11 @@ use crate::kinds::model::{MountMethod, Source};
 use crate::options::Options;
 use crate::sys;
 
-/// A mount that is attached nowhere; the kernel removes it when this is dropped.
+/// Detached mount. The kernel removes the mount if it is dropped without being attached.
 #[derive(Debug)]
 pub struct Detached {
     fd: OwnedFd,
-    /// Its ids, which it keeps when it is attached.
+    /// Mount ids, which stay the same when the mount is attached.
     pub mount: MountId,
 }
 
@@ -36,13 +36,17 @@ impl AsFd for Detached {
 }
 
 impl Detached {
+    /// Takes over a detached mount by its file descriptor.
+    ///
+    /// # Errors
+    /// The mount ids cannot be read.
     pub(crate) fn from_fd(fd: OwnedFd) -> Result<Self> {
         let mount = mount_id(&fd, OsStr::new(""))
-            .map_err(|e| Error::system("cannot look at a detached mount").because(e))?;
+            .map_err(|e| Error::system("cannot read the id of a detached mount").because(e))?;
         Ok(Self { fd, mount })
     }
 
-    /// A clone of the mount at a path of the calling thread's namespace.
+    /// Clones the mount at a path in the calling thread's mount namespace.
     ///
     /// # Errors
     /// open_tree(2) fails.
@@ -54,7 +58,7 @@ impl Detached {
         Self::from_fd(fd)
     }
 
-    /// Attaches it to a pinned target; run it on the host's thread.
+    /// Attaches the mount to a pinned target. Must run in the host's mount namespace.
     ///
     /// # Errors
     /// move_mount(2) fails.
@@ -67,10 +71,11 @@ impl Detached {
     }
 }
 
-/// Makes the mount, attached nowhere yet; run it on the host's thread, for sources are the host's.
+/// Creates a detached mount without a helper. Must run in the host's mount namespace, where the
+/// source is looked up.
 ///
 /// # Errors
-/// The kernel refuses; its own log lines are in the error.
+/// The kernel refuses the mount. The error contains the messages of the file system context.
 pub fn make(
     kind: &ResolvedKind,
     fs_type: &str,
@@ -83,11 +88,12 @@ pub fn make(
             if kind.source == Source::BlockDevice {
                 check_device(fs_type, source)?;
             }
-            new(fs_type, source, options)
+            mount_file_system(fs_type, source, options)
         }
     }
 }
 
+/// Checks that the source is a block device of the host.
 fn check_device(fs_type: &str, source: &str) -> Result<()> {
     let fail = || Error::mount(format!("bad source for {fs_type}: {source}"));
     let meta = std::fs::metadata(source).map_err(|e| {
@@ -100,15 +106,16 @@ fn check_device(fs_type: &str, source: &str) -> Result<()> {
     } else {
         Err(fail()
             .because("not a block device")
-            .hint("for an image file, attach it with losetup on the host first"))
+            .hint("attach an image file with losetup on the host first"))
     }
 }
 
+/// Clones a directory or file of the host, and applies the options to the clone.
 fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
     let fail = |e| {
         Error::mount(format!("cannot bind {source}"))
             .because(e)
-            .hint("the source of a bind is a file or directory of the host, as /DIR or /host/DIR")
+            .hint("the source of a bind mount is a file or directory of the host, as /DIR or /host/DIR")
     };
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
@@ -116,7 +123,7 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
     }
     if !source.starts_with('/') {
         return Err(fail(
-            "the source of a bind must be an absolute path of the host".into(),
+            "the source of a bind mount must be an absolute path of the host".into(),
         ));
     }
     let (attributes, rest) = attributes(options);
@@ -124,21 +131,22 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
         .iter()
         .find(|(key, _)| *key != "bind" && *key != "rbind")
     {
-        return Err(Error::usage(format!("bad option for a bind: {key}")));
+        return Err(Error::usage(format!("bad option for a bind mount: {key}")));
     }
     let fd = open_tree(CWD, source, flags).map_err(|e| fail(errno_text(e)))?;
     if !attributes.is_empty() {
-        let what = sys::MountAttributes {
+        let change = sys::MountAttributes {
             set: u64::from(attributes.bits()),
             recursive,
             ..sys::MountAttributes::default()
         };
-        sys::mount_setattr(&fd, what).map_err(|e| fail(errno_text(e)))?;
+        sys::mount_setattr(&fd, change).map_err(|e| fail(errno_text(e)))?;
     }
     Detached::from_fd(fd)
 }
 
-fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
+/// Mounts a file system with the new mount API (fsopen(2), fsmount(2)).
+fn mount_file_system(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
     let fail = || Error::mount(format!("cannot mount {source} as {fs_type}"));
     let fs = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| match e {
         Errno::NODEV => fail().because(format!("the host's kernel has no file system {fs_type}")),
@@ -148,7 +156,7 @@ fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
         fail()
             .because(e)
             .log(kernel_log(&fs))
-            .hint("check source and options; the host's kernel log may say more: dmesg")
+            .hint("check the source and the options; see the host's kernel log: dmesg")
     };
     fsconfig_set_string(&fs, "source", source).map_err(refused)?;
     let (attributes, rest) = attributes(options);
@@ -157,7 +165,7 @@ fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
     }
     for (key, value) in rest {
         match value {
-            // fsconfig(2) takes strings of 255 bytes at most.
+            // Longest string that fsconfig(2) accepts.
             Some(value) if value.len() > 255 => {
                 return Err(Error::usage(format!(
                     "bad option {key}: longer than 255 bytes"
@@ -172,7 +180,7 @@ fn new(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
     Detached::from_fd(fd)
 }
 
-/// Splits what belongs to the mount from what belongs to the file system.
+/// Splits mount options into the attributes of the mount and the options of the file system.
 pub(crate) fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Option<&str>)>) {
     let mut flags = MountAttrFlags::empty();
     let mut rest = Vec::new();
@@ -186,7 +194,7 @@ pub(crate) fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Optio
             "strictatime" => MountAttrFlags::MOUNT_ATTR_STRICTATIME,
             "nosymfollow" => MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW,
             "ro" => MountAttrFlags::MOUNT_ATTR_RDONLY,
-            // What the kernel does anyway.
+            // Defaults of the kernel.
             "suid" | "dev" | "exec" | "atime" | "diratime" | "relatime" | "async" => {
                 MountAttrFlags::empty()
             }
@@ -200,7 +208,8 @@ pub(crate) fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Optio
     (flags, rest)
 }
 
-/// What the kernel wrote about a file system context: one message a read, `e text` (fsopen(2)).
+/// Reads the kernel's messages about a file system context. Each read(2) returns a message as
+/// `e TEXT` (fsopen(2)).
 fn kernel_log(fs: &OwnedFd) -> Vec<String> {
     let mut lines = Vec::new();
     let mut buffer = [0_u8; 1024];

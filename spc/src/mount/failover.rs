@@ -1,19 +1,16 @@
-//! One of several servers: which are asked, in which order, and what is done when the one that answered does not give the
-//! mount after all.
+//! Failover: mounts from one of several servers, and from the next one when an attempt fails.
 //!
-//! - [`file`]: they may be in a file.
-//! - [`order`]: random, unless told otherwise.
-//! - [`names`]: a name with several addresses is several servers.
-//! - [`probe`]: the first that answers is taken; dead ones do not cost their time one after the other.
-//! - [`dead`]: who did not answer is asked last for a while.
-//! - [`watch`]: whether it still answers while a helper is at work.
-//! - [`places`]: where all are used, which of them answer.
+//! - A source or a file lists the servers; a name with several addresses counts as several servers.
+//! - [`order`](crate::servers::order): the order is random unless an option sets it.
+//! - [`dead_cache`]: servers that failed a probe within the last minute are tried last.
+//! - [`probe`]: the first server that responds is tried first.
+//! - [`keepalive`](crate::servers::keepalive): the server is watched while the helper runs.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use crate::error::{Class, Error, Reason, Result, in_a_line};
+use crate::error::{Class, Error, Reason, Result, one_line};
 use crate::host::Host;
 use crate::kinds::servers::{self, ServerSet};
 use crate::mount::Plan;
@@ -26,188 +23,195 @@ use crate::servers::probe::{self, ProbeResult};
 use crate::servers::server::Server;
 use crate::servers::{dead_cache, resolve};
 
-/// The most that is waited for the helper at a server that answers, while there are others to try.
-const TURN: Duration = Duration::from_secs(20);
+/// Time limit for a helper at a server that responded, while there are others to try.
+const RESPONSIVE_LIMIT: Duration = Duration::from_secs(20);
 
-/// The most for one that does not answer at its port. It may be reached in another way, or a firewall may be at work.
-const LAST_HOPE: Duration = Duration::from_secs(10);
+/// Time limit for a helper at a server that failed the probe. The helper may reach the server in
+/// another way than the probe, which a firewall may block.
+const UNRESPONSIVE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Servers of which one is to be chosen.
+/// Servers of which spc chooses one.
 pub struct ServerChoice {
-    /// They, in the order in which they are asked.
+    /// Servers in the order in which they are probed.
     pub servers: Vec<Server>,
-    /// Where the order comes from.
+    /// Origin of this order.
     pub order: Order,
-    /// The port at which they are asked.
+    /// Port that is probed.
     pub port: u16,
-    several: ServerSet,
+    server_set: ServerSet,
 }
 
 impl ServerChoice {
-    /// The servers of a plan, if there is a choice between several.
+    /// Returns the servers of a plan, or `None` if there is only one.
     ///
     /// # Errors
-    /// A signal stops us.
+    /// A termination signal arrives, or the option for the order is invalid.
     pub fn new(
         plan: &Plan,
         host: &Host,
         deadline: Instant,
         interrupts: &Interrupts,
     ) -> Result<Option<Self>> {
-        let Some(several) = plan.server_set.clone() else {
+        let Some(server_set) = plan.server_set.clone() else {
             return Ok(None);
         };
-        let names: Vec<&str> = several
-            .servers
-            .iter()
-            .map(|s| servers::host_of(s))
-            .collect();
-        if let [one] = names[..]
-            && one.parse::<IpAddr>().is_ok()
+        let names = server_set.servers.iter();
+        let names: Vec<&str> = names.map(|name| servers::host_of(name)).collect();
+        if let [name] = names[..]
+            && name.parse::<IpAddr>().is_ok()
         {
             return Ok(None);
         }
         let order = Order::from_options(&plan.request.options)?;
-        let port = several.port(&plan.request.options);
-        let addresses = resolve::addresses(&names, deadline, interrupts)?;
-        let mut servers: Vec<Server> = Vec::new();
-        for (name, mut addresses) in several.servers.iter().zip(addresses) {
-            if order != Order::Given {
-                // The resolver has an order of its own, which changes.
-                addresses.sort();
-            }
-            let one_of = addresses.len() > 1;
-            let mut add = |address: Option<IpAddr>| {
-                let peer = address.map(|address| SocketAddr::new(address, port));
-                if peer.is_none() || servers.iter().all(|server| server.peer != peer) {
-                    servers.push(Server {
-                        name: name.clone(),
-                        address: address.filter(|_| one_of),
-                        peer,
-                        dead: None,
-                        seen: ProbeResult::Unasked,
-                        told: None,
-                    });
-                }
-            };
-            if addresses.is_empty() {
-                add(None);
-            }
-            addresses.into_iter().map(Some).for_each(&mut add);
+        let port = server_set.port(&plan.request.options);
+        let mut addresses = resolve::addresses(&names, deadline, interrupts)?;
+        if order != Order::Given {
+            // The resolver returns addresses in changing order, and a seed must give the same
+            // order each time.
+            addresses.iter_mut().for_each(|addresses| addresses.sort());
         }
+        let mut servers = servers_at(&server_set.servers, addresses, port);
         if servers.len() < 2 {
             return Ok(None);
         }
         order.arrange(&mut servers)?;
-        let peers: Vec<SocketAddr> = servers.iter().filter_map(|server| server.peer).collect();
-        let mut ages = dead_cache::known(host, &peers).into_iter();
-        for server in servers.iter_mut().filter(|server| server.peer.is_some()) {
-            server.dead = ages.next().flatten();
-        }
-        servers.sort_by_key(|server| server.dead.is_some());
+        move_dead_last(&mut servers, host);
         Ok(Some(Self {
             servers,
             order,
             port,
-            several,
+            server_set,
         }))
     }
 
-    /// Has the plan lead to one of them; the others are named behind it where the helper takes them.
+    /// Changes a plan so that it mounts from one server. If the helper takes backup servers, the
+    /// others follow, best first.
     ///
     /// # Errors
-    /// The kind's own rules refuse it.
-    pub fn lead(&self, at: usize, plan: &mut Plan, host: &Host) -> Result<()> {
-        let reach = self.several.answering.reach;
-        let text = |server: &Server| match (server.address, reach) {
-            (Some(address), None) => servers::at_host(&server.name, &address.to_string()),
-            _ => server.name.clone(),
-        };
-        let mut names = vec![text(&self.servers[at])];
-        if self.several.answering.backups {
+    /// The rules of the kind refuse the source or the options.
+    pub fn select(&self, index: usize, plan: &mut Plan, host: &Host) -> Result<()> {
+        let server = &self.servers[index];
+        let mut names = vec![self.name_in_source(server)];
+        if self.server_set.probe.takes_backups {
             let others = self.servers.iter().enumerate();
-            let others = others.filter(|(other, _)| *other != at);
+            let others = others.filter(|(other, _)| *other != index);
             let mut others: Vec<&Server> = others.map(|(_, server)| server).collect();
-            // It tries them in this order.
-            others.sort_by_key(|server| server.seen.rank());
-            names.extend(others.into_iter().map(text));
+            others.sort_by_key(|server| server.probe.rank());
+            names.extend(others.into_iter().map(|other| self.name_in_source(other)));
         }
-        let mut more = Vec::new();
-        if let (Some(address), Some(reach)) = (self.servers[at].address, reach) {
-            let name = servers::host_of(&self.servers[at].name);
-            more = reach(name, &address.to_string(), self.port);
-        }
-        plan.toward(&self.several, &names, &more, host)
+        let address_options = match (server.address, self.server_set.probe.address_options) {
+            (Some(address), Some(options)) => {
+                let name = servers::host_of(&server.name);
+                options(name, &address.to_string(), self.port)
+            }
+            _ => Vec::new(),
+        };
+        plan.use_servers(&self.server_set, &names, &address_options, host)
     }
 
-    /// Asks those who were not, until one answers.
-    fn look(&mut self, left: &[usize], host: &Host, cancel: CancelToken<'_>) -> Result<()> {
-        let unasked: Vec<usize> = left
+    /// Returns a server's name for the source. Its address replaces the name, unless options
+    /// select the address.
+    fn name_in_source(&self, server: &Server) -> String {
+        match (server.address, self.server_set.probe.address_options) {
+            (Some(address), None) => servers::with_host(&server.name, &address.to_string()),
+            _ => server.name.clone(),
+        }
+    }
+
+    /// Probes those of the remaining servers that were not probed yet, until one responds.
+    fn probe(&mut self, remaining: &[usize], host: &Host, cancel: CancelToken<'_>) -> Result<()> {
+        let unprobed: Vec<usize> = remaining
             .iter()
             .copied()
-            .filter(|at| self.servers[*at].seen.rank() == ProbeResult::Unasked.rank())
+            .filter(|index| self.rank(*index) == ProbeResult::NotProbed.rank())
             .collect();
-        let peers: Vec<_> = unasked.iter().map(|at| self.servers[*at].peer).collect();
-        let seen = probe::probe(&peers, self.several.answering.probe_request, false, cancel)?;
+        let peers: Vec<_> = unprobed
+            .iter()
+            .map(|index| self.servers[*index].peer)
+            .collect();
+        let request = self.server_set.probe.probe_request;
+        let results = probe::probe_until_first(&peers, request, cancel)?;
         let (mut dead, mut alive) = (Vec::new(), Vec::new());
-        for (at, seen) in unasked.into_iter().zip(seen) {
-            let server = &mut self.servers[at];
-            server.seen = seen;
-            dead.extend(server.peer.filter(|_| server.seen.is_dead()));
-            let back = server.seen == ProbeResult::Answers && server.dead.take().is_some();
-            alive.extend(server.peer.filter(|_| back));
-            tracing::debug!(server = %server.shown(), seen = %server.seen.words(self.port), "asked");
+        for (index, result) in unprobed.into_iter().zip(results) {
+            let server = &mut self.servers[index];
+            server.probe = result;
+            dead.extend(server.peer.filter(|_| server.probe.is_dead()));
+            let recovered =
+                server.probe == ProbeResult::Responds && server.failed_ago.take().is_some();
+            alive.extend(server.peer.filter(|_| recovered));
+            tracing::debug!(
+                server = %server.display_name(),
+                seen = %server.probe.description(self.port),
+                "probed a server"
+            );
         }
-        dead_cache::note(host, dead, alive);
+        dead_cache::update(host, dead, alive);
         Ok(())
     }
 
-    /// How long the helper may take at a server, when so many others wait for their turn.
+    fn rank(&self, index: usize) -> u8 {
+        self.servers[index].probe.rank()
+    }
+
+    /// Returns the time for an attempt at a server, after which the other candidates are tried.
     fn budget<'a>(
         &self,
-        at: usize,
-        others: usize,
+        index: usize,
+        candidates: &Candidates,
         deadline: &'a Deadline,
-        last: bool,
     ) -> AttemptBudget<'a> {
-        let count = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
-        let share = deadline.left() / count;
-        let answers = self.servers[at].seen.rank() <= ProbeResult::Unasked.rank();
-        let most = match answers {
-            true if last => share,
-            true => share.min(TURN),
-            false => share.min(LAST_HOPE),
+        let others = candidates.remaining.len();
+        let attempts = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
+        let share = deadline.remaining() / attempts;
+        let last_chance = candidates.is_last_chance();
+        let limit = if self.rank(index) > ProbeResult::NotProbed.rank() {
+            share.min(UNRESPONSIVE_LIMIT)
+        } else if last_chance {
+            share
+        } else {
+            share.min(RESPONSIVE_LIMIT)
         };
         AttemptBudget {
-            most,
-            last: last && others == 0,
+            limit,
+            is_last: last_chance && others == 0,
             deadline,
-            begun: None,
+            started: None,
         }
     }
 
-    /// What looks after a server that answered, while the others wait for their turn.
-    fn watch(&self, at: usize, others: &[usize]) -> Option<Watch> {
-        let usable = |at: &&usize| !matches!(self.servers[**at].seen, ProbeResult::Fails(_));
-        let peers = others.iter().filter(usable);
-        let others: Vec<_> = peers.filter_map(|at| self.servers[*at].peer).collect();
-        let server = &self.servers[at];
-        (server.seen == ProbeResult::Answers && !others.is_empty()).then_some(Watch {
+    /// Returns the watch over a server that responded, if there are others to change to.
+    fn watch(&self, index: usize, others: &[usize]) -> Option<Watch> {
+        let others = others.iter().map(|other| &self.servers[*other]);
+        let usable = others.filter(|server| !matches!(server.probe, ProbeResult::Failed(_)));
+        let others: Vec<_> = usable.filter_map(|server| server.peer).collect();
+        let server = &self.servers[index];
+        (server.probe == ProbeResult::Responds && !others.is_empty()).then_some(Watch {
             server: server.peer?,
             others,
-            hello: self.several.answering.probe_request,
+            probe_request: self.server_set.probe.probe_request,
         })
     }
 
+    /// Keeps the error of an attempt for the summary, and logs it.
+    fn record_failure(&mut self, index: usize, error: &Error, host: &Host) {
+        let server = &mut self.servers[index];
+        server.last_error = Some(one_line(error));
+        tracing::info!(server = %server.display_name(), %error, "trying the next server");
+        if is_late(error) {
+            dead_cache::update(host, server.peer.into_iter().collect(), Vec::new());
+        }
+    }
+
+    /// Returns the error after all servers have failed, with a line for each server.
     fn failed(&self, source: &str, last: Option<&Error>) -> Error {
         let count = self.servers.len();
         let line = |server: &Server| {
-            let seen = server.seen.words(self.port);
-            let told = server.told.as_deref().unwrap_or("not tried");
-            format!("{}: {seen}; {told}", server.shown())
+            let probe = server.probe.description(self.port);
+            let last_error = server.last_error.as_deref().unwrap_or("not tried");
+            format!("{}: {probe}; {last_error}", server.display_name())
         };
         let error = Error::mount(format!("cannot mount {source}"))
-            .because(format!("none of {count} servers gave it"))
+            .because(format!("all {count} servers failed"))
             .log(self.servers.iter().map(line).collect());
         let Some(last) = last else { return error };
         let error = error.reason_is(last.reason());
@@ -218,57 +222,152 @@ impl ServerChoice {
     }
 }
 
-/// What one attempt may take of the time for all of them.
+/// Returns a server for each address of each name. A name that cannot be resolved counts as one
+/// server, and an address that several names share counts once.
+fn servers_at(names: &[String], addresses: Vec<Vec<IpAddr>>, port: u16) -> Vec<Server> {
+    let mut servers: Vec<Server> = Vec::new();
+    for (name, addresses) in names.iter().zip(addresses) {
+        let has_several = addresses.len() > 1;
+        let mut add = |address: Option<IpAddr>| {
+            let peer = address.map(|address| SocketAddr::new(address, port));
+            if peer.is_none() || servers.iter().all(|server| server.peer != peer) {
+                servers.push(Server {
+                    name: name.clone(),
+                    address: address.filter(|_| has_several),
+                    peer,
+                    failed_ago: None,
+                    probe: ProbeResult::NotProbed,
+                    last_error: None,
+                });
+            }
+        };
+        if addresses.is_empty() {
+            add(None);
+        }
+        addresses.into_iter().map(Some).for_each(&mut add);
+    }
+    servers
+}
+
+/// Moves servers in the cache of dead servers behind the others.
+fn move_dead_last(servers: &mut [Server], host: &Host) {
+    let peers: Vec<SocketAddr> = servers.iter().filter_map(|server| server.peer).collect();
+    let mut ages = dead_cache::ages(host, &peers).into_iter();
+    for server in servers.iter_mut().filter(|server| server.peer.is_some()) {
+        server.failed_ago = ages.next().flatten();
+    }
+    servers.sort_by_key(|server| server.failed_ago.is_some());
+}
+
+/// Time that one attempt may take of the time for the whole mount.
 #[derive(Clone, Copy, Debug)]
 pub struct AttemptBudget<'a> {
-    most: Duration,
-    /// It leaves nothing for others.
-    last: bool,
+    limit: Duration,
+    /// No attempt follows, so the attempt may use all of the remaining time.
+    is_last: bool,
     deadline: &'a Deadline,
-    /// Who wants to know when the helper begins.
-    begun: Option<&'a Sender<()>>,
+    /// Receives a message when the helper starts.
+    started: Option<&'a Sender<()>>,
+}
+
+impl<'a> AttemptBudget<'a> {
+    /// Returns a budget of all the time until the deadline.
+    fn whole(deadline: &'a Deadline) -> Self {
+        Self {
+            limit: Duration::MAX,
+            is_last: true,
+            deadline,
+            started: None,
+        }
+    }
 }
 
 impl AttemptBudget<'_> {
-    /// The end of a helper that begins now.
-    pub fn until(&self) -> Instant {
-        if let Some(begun) = self.begun {
-            // Nobody may be there to hear it.
-            let _ = begun.send(());
+    /// Announces that the helper starts now, and returns the helper's deadline.
+    pub fn start_helper(&self) -> Instant {
+        if let Some(started) = self.started {
+            // Fails if the thread that watches the server could not be started.
+            let _ = started.send(());
         }
-        Instant::now() + self.deadline.left().min(self.most)
+        Instant::now() + self.deadline.remaining().min(self.limit)
     }
 
-    /// Takes a turn among helpers, which is given until when to wait for it.
+    /// Calls `acquire` with the deadline for the wait in the queue for a helper slot.
     ///
     /// # Errors
-    /// What it says.
-    pub fn turn<T>(&self, take: impl FnOnce(Instant) -> Result<T>) -> Result<T> {
-        let begun = Instant::now();
-        let patience = self.deadline.patience();
-        let taken = take(
-            begun
-                + if self.last {
-                    patience
-                } else {
-                    patience.min(self.most)
-                },
-        );
-        self.deadline.waited(begun.elapsed());
-        taken
+    /// Errors of `acquire`.
+    pub fn wait_for_slot<T>(&self, acquire: impl FnOnce(Instant) -> Result<T>) -> Result<T> {
+        let started = Instant::now();
+        let queue_limit = self.deadline.queue_limit();
+        let limit = if self.is_last {
+            queue_limit
+        } else {
+            queue_limit.min(self.limit)
+        };
+        let acquired = acquire(started + limit);
+        self.deadline.add_slot_wait(started.elapsed());
+        acquired
     }
 
-    /// Whether the wait for a turn was a part of the time.
-    pub fn counts_turns(&self) -> bool {
-        self.deadline.counts_turns()
+    /// Returns whether time in the queue counts.
+    pub fn counts_slot_wait(&self) -> bool {
+        self.deadline.counts_slot_wait()
     }
 }
 
-/// Makes attempts at a mount until one succeeds: at the first server that answers, then at the others. Each attempt gets the
-/// plan that leads to its server, and its share of the time.
+/// Servers that are still to be tried, by their index.
+struct Candidates {
+    remaining: Vec<usize>,
+    /// Servers that responded to the probe, but exceeded their share of the time.
+    slow: Vec<usize>,
+    /// The slow servers are tried once more, after all others.
+    second_pass: bool,
+}
+
+impl Candidates {
+    fn all(choice: &ServerChoice) -> Self {
+        Self {
+            remaining: (0..choice.servers.len()).collect(),
+            slow: Vec::new(),
+            second_pass: false,
+        }
+    }
+
+    /// Removes and returns the candidate with the best probe result.
+    fn take_best(&mut self, choice: &ServerChoice) -> usize {
+        self.remaining.sort_by_key(|index| choice.rank(*index));
+        self.remaining.remove(0)
+    }
+
+    /// Returns whether the server that was taken last is not tried again.
+    fn is_last_chance(&self) -> bool {
+        self.second_pass || (self.remaining.is_empty() && self.slow.is_empty())
+    }
+
+    /// Updates the candidates after a failed attempt at a server.
+    fn attempt_failed(&mut self, index: usize, error: &Error, choice: &ServerChoice) {
+        if is_late(error) || error.reason() == Reason::Queue {
+            if choice.servers[index].probe == ProbeResult::Responds && !self.second_pass {
+                self.slow.push(index);
+            }
+        } else if choice.server_set.probe.takes_backups {
+            // The helper has tried the dead servers as its backups.
+            self.remaining
+                .retain(|index| choice.rank(*index) <= ProbeResult::NoReply.rank());
+        }
+        if self.remaining.is_empty() && !self.second_pass {
+            self.remaining = std::mem::take(&mut self.slow);
+            self.second_pass = true;
+        }
+    }
+}
+
+/// Makes attempts at a mount until one succeeds: at the first server that responds, then at the
+/// others. Each attempt gets the plan for its server and a budget of time.
 ///
 /// # Errors
-/// That of the attempt if there is one server, or it is no server's fault; otherwise what came of each server.
+/// The error of the attempt, if there is one server or the server is not to blame. Otherwise an
+/// error with the result for each server.
 pub fn mount<T>(
     plan: &mut Plan,
     host: &Host,
@@ -277,64 +376,42 @@ pub fn mount<T>(
     mut attempt: impl FnMut(&Plan, AttemptBudget<'_>) -> Result<T>,
 ) -> Result<T> {
     let Some(mut choice) = ServerChoice::new(plan, host, deadline.at(), interrupts)? else {
-        let (most, last) = (Duration::MAX, true);
-        return attempt(
-            plan,
-            AttemptBudget {
-                most,
-                last,
-                deadline,
-                begun: None,
-            },
-        );
+        return attempt(plan, AttemptBudget::whole(deadline));
     };
-    let mut left: Vec<usize> = (0..choice.servers.len()).collect();
-    // Who answered, and then did nothing in the time that was its share.
-    let (mut slow, mut again, mut last) = (Vec::new(), false, None);
-    while !left.is_empty() && !deadline.left().is_zero() {
-        choice.look(&left, host, interrupts.until(deadline.at()))?;
-        left.sort_by_key(|at| choice.servers[*at].seen.rank());
-        let at = left.remove(0);
-        choice.lead(at, plan, host)?;
-        let only = left.is_empty() && slow.is_empty();
-        let share = choice.budget(at, left.len(), deadline, again || only);
-        let done = match choice.watch(at, &left) {
-            Some(watch) => watch.during(interrupts, |begun| {
-                let begun = Some(begun);
-                attempt(plan, AttemptBudget { begun, ..share })
+    let mut candidates = Candidates::all(&choice);
+    let mut last_error = None;
+    while !candidates.remaining.is_empty() && !deadline.remaining().is_zero() {
+        let cancel = interrupts.until(deadline.at());
+        choice.probe(&candidates.remaining, host, cancel)?;
+        let index = candidates.take_best(&choice);
+        choice.select(index, plan, host)?;
+        let budget = choice.budget(index, &candidates, deadline);
+        let result = match choice.watch(index, &candidates.remaining) {
+            Some(watch) => watch.during(interrupts, |started| {
+                let started = Some(started);
+                attempt(plan, AttemptBudget { started, ..budget })
             }),
-            None => attempt(plan, share),
+            None => attempt(plan, budget),
         };
-        let error = match done {
-            Ok(done) => return Ok(done),
-            Err(error) if !may_be_the_servers(&error) => return Err(error),
-            Err(error) => error,
-        };
-        let late = matches!(error.reason(), Reason::Timeout | Reason::NoAnswer);
-        let server = &mut choice.servers[at];
-        server.told = Some(in_a_line(&error));
-        tracing::info!(server = %server.shown(), %error, "goes on to the next server");
-        if late {
-            dead_cache::note(host, server.peer.into_iter().collect(), Vec::new());
-        }
-        if late || error.reason() == Reason::Queue {
-            if server.seen == ProbeResult::Answers && !again {
-                slow.push(at);
+        match result {
+            Err(error) if may_be_server_fault(&error) => {
+                choice.record_failure(index, &error, host);
+                candidates.attempt_failed(index, &error, &choice);
+                last_error = Some(error);
             }
-        } else if choice.several.answering.backups {
-            // The helper has tried these itself.
-            left.retain(|at| choice.servers[*at].seen.rank() <= ProbeResult::Silent.rank());
-        }
-        last = Some(error);
-        if left.is_empty() && !again {
-            (left, again) = (std::mem::take(&mut slow), true);
+            result => return result,
         }
     }
-    Err(choice.failed(&plan.request.source, last.as_ref()))
+    Err(choice.failed(&plan.request.source, last_error.as_ref()))
 }
 
-/// Whether another server may do better.
-fn may_be_the_servers(error: &Error) -> bool {
+/// Returns whether an attempt failed because the server or its mount did not respond in time.
+fn is_late(error: &Error) -> bool {
+    matches!(error.reason(), Reason::Timeout | Reason::NoAnswer)
+}
+
+/// Returns whether an attempt at another server may succeed.
+fn may_be_server_fault(error: &Error) -> bool {
     let reasons = [
         Reason::Timeout,
         Reason::Queue,
@@ -352,78 +429,81 @@ mod tests {
     use crate::kinds;
     use crate::options::Options;
 
-    fn choice(seen: &[ProbeResult]) -> ServerChoice {
-        let several = kinds::server_set("nfs", "a,b,c:/x", &Options::default()).unwrap();
-        let servers = several.servers.iter().zip(seen).map(|(name, seen)| Server {
+    fn choice(results: &[ProbeResult]) -> ServerChoice {
+        let server_set = kinds::server_set("nfs", "a,b,c:/x", &Options::default()).unwrap();
+        let servers = server_set.servers.iter().zip(results);
+        let servers = servers.map(|(name, result)| Server {
             name: name.clone(),
             address: None,
             peer: None,
-            dead: None,
-            seen: seen.clone(),
-            told: None,
+            failed_ago: None,
+            probe: result.clone(),
+            last_error: None,
         });
         ServerChoice {
             servers: servers.collect(),
             order: Order::Given,
             port: 2049,
-            several,
+            server_set,
         }
     }
 
     #[test]
-    fn no_server_takes_the_time_of_the_others() {
+    fn budget_leaves_time_for_the_other_servers() {
         let choice = choice(&[
-            ProbeResult::Answers,
-            ProbeResult::Unasked,
-            ProbeResult::Fails("no".into()),
+            ProbeResult::Responds,
+            ProbeResult::NotProbed,
+            ProbeResult::Failed("no".into()),
         ]);
-        let most = |at, others, seconds, last| {
+        let limit = |index, others, seconds, second_pass| {
             let deadline = Deadline::new(Some(Duration::from_secs(seconds)));
-            choice
-                .budget(at, others, &deadline, last)
-                .most
-                .as_secs_f32()
-                .round()
+            let candidates = Candidates {
+                remaining: vec![0; others],
+                slow: vec![0],
+                second_pass,
+            };
+            let budget = choice.budget(index, &candidates, &deadline);
+            budget.limit.as_secs_f32().round()
         };
-        assert_eq!(most(0, 2, 120, false), 20.0);
-        assert_eq!(most(0, 2, 30, false), 10.0);
-        assert_eq!(most(1, 0, 120, false), 20.0);
-        assert_eq!(most(0, 0, 120, true), 120.0);
-        assert_eq!(most(2, 0, 120, true), 10.0);
+        assert_eq!(limit(0, 2, 120, false), 20.0);
+        assert_eq!(limit(0, 2, 30, false), 10.0);
+        assert_eq!(limit(1, 0, 120, false), 20.0);
+        assert_eq!(limit(0, 0, 120, true), 120.0);
+        assert_eq!(limit(2, 0, 120, true), 10.0);
     }
 
     #[test]
-    fn the_error_has_a_line_for_each_server() {
+    fn error_has_a_line_for_each_server() {
         let time = Duration::from_secs(3);
         let mut choice = choice(&[
-            ProbeResult::Answers,
-            ProbeResult::Asked(time),
-            ProbeResult::Silent,
+            ProbeResult::Responds,
+            ProbeResult::NoConnection(time),
+            ProbeResult::NoReply,
         ]);
         let error = Error::mount("mount.nfs failed")
             .because("exit status 32")
             .log(vec!["trying".into(), "access denied".into()])
             .hint("look there");
-        choice.servers[0].told = Some(in_a_line(&error));
+        choice.servers[0].last_error = Some(one_line(&error));
         let text = choice.failed("a,b,c:/x", Some(&error)).to_string();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines,
             [
-                "cannot mount a,b,c:/x: none of 3 servers gave it",
+                "cannot mount a,b,c:/x: all 3 servers failed",
                 "  a: answers at port 2049; mount.nfs failed: exit status 32: access denied",
                 "  b: no answer at port 2049 within 3.0 s; not tried",
-                "  c: takes connections at port 2049, but says nothing; not tried",
+                "  c: accepts connections at port 2049, but does not reply; not tried",
                 "hint: look there",
             ]
         );
     }
 
     #[test]
-    fn only_what_may_be_a_servers_fault_leads_to_the_next() {
-        let mount = |reason| may_be_the_servers(&Error::mount("x").reason_is(reason));
+    fn next_server_is_tried_only_after_a_servers_fault() {
+        let mount = |reason| may_be_server_fault(&Error::mount("x").reason_is(reason));
         assert!(mount(Reason::Helper) && mount(Reason::Timeout));
         assert!(!mount(Reason::Occupied) && !mount(Reason::Interrupted));
-        assert!(!may_be_the_servers(&Error::usage("x")));
+        assert!(!may_be_server_fault(&Error::usage("x")));
     }
 }

@@ -1,4 +1,4 @@
-//! Runs a helper: directly, bounded in time, killable, with its output kept.
+//! Running a helper: without a shell, with a time limit, and with its output kept.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -24,61 +24,62 @@ use crate::process::wait::{Ended, describe, wait};
 use crate::state::Record;
 use crate::{log, sys};
 
-/// The shim in the image; named to helpers whose libc does not read `/etc/ld.so.preload`.
+/// Path of the shim in the image, for `LD_PRELOAD`. Not every libc reads `/etc/ld.so.preload`.
 pub const SHIM: &str = "/usr/lib/spc/libspc_shim.so";
 
-/// A helper, ready to run.
+/// Helper that is ready to run.
 pub struct HelperRun<'a> {
-    /// Its program.
+    /// Path of the program.
     pub program: &'a Path,
-    /// Its arguments.
+    /// Arguments.
     argv: Vec<String>,
-    /// Variables of its environment.
+    /// Additional environment variables.
     env: &'a [(&'static str, String)],
-    /// It is told that the kernel keeps no keys.
+    /// Makes add_key(2) fail, as on a kernel without keyrings.
     no_keys: bool,
-    /// The claim whose stand-in it mounts on.
+    /// Redirect whose placeholder is the helper's target.
     redirect: &'a Redirect,
-    /// Mark for its processes.
+    /// Id of the mount, with which its processes are marked.
     id: &'a str,
-    /// Its own log file, if it has one.
+    /// Log file, if the helper does not log to stderr.
     log: Option<PathBuf>,
-    /// How its failures are told.
+    /// Rules that select error messages and hints from its output.
     diagnostics: Diagnostics,
-    /// The target on the host, which it knows by its stand-in.
+    /// Target on the host, which replaces the placeholder in messages.
     target: &'a Path,
-    /// What it is given besides arguments.
+    /// Secrets for the helper.
     secret_fds: &'a SecretFds<'a>,
-    /// What must not be repeated of what it says.
+    /// Secrets to mask in its output.
     secrets: &'a Secrets,
-    /// The cgroup of its own that it and its daemon get, unless they end with the container.
+    /// Cgroup for the helper and its daemon, unless they run in the container.
     scope: Option<CgroupScope>,
 }
 
-/// A cgroup on the host.
+/// Cgroup on the host for one mount.
 struct CgroupScope {
     name: String,
-    /// What it is for, for people.
+    /// Description that systemd shows.
     description: String,
 }
 
 impl CgroupScope {
-    /// The cgroup of its own for what a mount with a client root leaves running.
+    /// Returns the cgroup for a mount with a client root file system.
     fn for_record(record: &Record) -> Option<Self> {
         let target = Path::new(&record.target);
         let (fs_type, source) = (&record.fs_type, &record.source);
         record.root.is_some().then(|| Self {
-            name: cgroup::name_of(target),
+            name: cgroup::name_for(target),
             description: format!("spc: {fs_type} {source} on {}", show(target)),
         })
     }
 }
 
 impl<'a> HelperRun<'a> {
-    /// The helper of a plan, which is to mount on the stand-in of a claim.
+    /// Prepares the helper of a plan, with the placeholder of a redirect as its target.
     pub fn new(
         plan: &'a Plan,
-        (helper, program): (&'a Helper, &'a Program),
+        helper: &'a Helper,
+        program: &'a Program,
         redirect: &'a Redirect,
         secret_fds: &'a SecretFds<'a>,
         record: &Record,
@@ -100,19 +101,20 @@ impl<'a> HelperRun<'a> {
         }
     }
 
-    /// Runs the helper to its end, and gives back what it said. What it leaves running afterwards is the mount's daemon.
-    /// `meanwhile` is done when it has begun.
+    /// Runs the helper to its end, and returns its output. Processes that it leaves running are the
+    /// daemon of the mount. `after_start` is called once the helper has started.
     ///
     /// # Errors
-    /// It cannot be started, fails, dies by a signal, takes too long, or a signal stops us.
+    /// The helper cannot be started, fails, is killed by a signal or exceeds its limit, or spc
+    /// receives a termination signal.
     pub fn run(
         &self,
         deadline: Instant,
         interrupts: &Interrupts,
-        meanwhile: impl FnOnce(),
+        after_start: impl FnOnce(),
     ) -> Result<HelperOutput> {
         let name = self.program.display().to_string();
-        let start_of_log = self
+        let log_offset = self
             .log
             .as_ref()
             .and_then(|log| log.metadata().ok())
@@ -131,11 +133,11 @@ impl<'a> HelperRun<'a> {
             .stdin(Stdio::null())
             .stdout(output.handle().map_err(|e| fail(e.into()))?)
             .stderr(output.handle().map_err(|e| fail(e.into()))?);
-        log::hand_on(&mut command);
+        log::pass_request(&mut command);
         self.secret_fds.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
         if self.no_keys {
-            sys::without_call(&mut command, libc::SYS_add_key);
+            sys::deny_syscall(&mut command, libc::SYS_add_key);
         }
         let child = match &self.scope {
             Some(CgroupScope { name, description }) => {
@@ -147,23 +149,23 @@ impl<'a> HelperRun<'a> {
             }
         };
         let cgroup = self.scope.as_ref().and_then(|_| cgroup::path_of(child));
-        meanwhile();
+        after_start();
         let ended = wait(child, &name, started, deadline, Some(interrupts));
         output.seal();
-        let shim = reports_of(&reports);
-        // What the daemon's shim says later goes to the log of `spc serve`.
+        let shim = received_reports(&reports);
+        // Later reports, from the shim in the daemon, go to the log of `spc serve`.
         let _ = std::fs::remove_file(self.redirect.report());
         for line in &shim {
             tracing::debug!(shim = %self.secrets.mask(line), "decision");
         }
-        let said = HelperOutput {
+        let output = HelperOutput {
             output,
-            start_of_log,
+            log_offset,
             shim,
             cgroup,
         };
         let failed = match ended.map(describe) {
-            Ok(Ended::Code(0)) => return Ok(said),
+            Ok(Ended::Code(0)) => return Ok(output),
             Ok(Ended::Code(code)) => {
                 fail(format!("exit status {code}").into()).reason_is(Reason::Helper)
             }
@@ -179,41 +181,41 @@ impl<'a> HelperRun<'a> {
                 }
             }
         };
-        Err(self.annotate(failed, &said))
+        Err(self.annotate(failed, &output))
     }
 
-    /// Whether it has logged in this run that it is about to end.
-    pub fn gave_up(&self, said: &HelperOutput) -> bool {
+    /// Returns whether the helper's log says that its daemon gives up.
+    pub fn gave_up(&self, output: &HelperOutput) -> bool {
         let (Some(file), Some(words)) = (&self.log, self.diagnostics.gives_up) else {
             return false;
         };
-        errors_in(file, said.start_of_log, self.diagnostics.line)
+        log_lines(file, output.log_offset, self.diagnostics.line)
             .iter()
             .any(|line| line.contains(words))
     }
 
-    /// The processes that it has left running, by their ids in the container.
+    /// Returns the processes that the helper has left running, by their ids in the container.
     ///
     /// # Errors
-    /// They cannot be looked for.
-    pub fn daemon(&self, said: &HelperOutput) -> std::io::Result<Vec<i32>> {
-        match &said.cgroup {
+    /// The processes cannot be searched.
+    pub fn daemon(&self, output: &HelperOutput) -> std::io::Result<Vec<i32>> {
+        match &output.cgroup {
             Some(cgroup) => marks::daemons_in(cgroup, self.id),
             None => marks::daemons(self.id),
         }
     }
 
-    /// Adds to an error what the helper said, and what is known about that.
-    pub fn annotate(&self, error: Error, said: &HelperOutput) -> Error {
-        let mut log = said.output.last_lines(self.diagnostics.line);
+    /// Adds the helper's messages to an error, and a hint for a known message.
+    pub fn annotate(&self, error: Error, output: &HelperOutput) -> Error {
+        let mut log = output.output.last_lines(self.diagnostics.line);
         if let Some(file) = &self.log {
-            log.extend(errors_in(file, said.start_of_log, self.diagnostics.line));
+            log.extend(log_lines(file, output.log_offset, self.diagnostics.line));
         }
         let mut seen = BTreeSet::new();
         log.retain(|line| seen.insert(line.clone()));
         let hints = self.diagnostics.hints.iter();
         let known = hints.filter(|(words, _)| log.iter().any(|line| line.contains(words)));
-        let known = known.map(|(_, hint)| *hint).next();
+        let known_hint = known.map(|(_, hint)| *hint).next();
         let (placeholder, target) = (
             self.redirect.placeholder().to_string_lossy(),
             show(self.target),
@@ -222,36 +224,41 @@ impl<'a> HelperRun<'a> {
             *line = self.secrets.mask(&line.replace(&*placeholder, &target));
         }
         log.extend(
-            said.shim
+            output
+                .shim
                 .iter()
                 .filter(|line| line.contains("decision=failed") && seen.insert((*line).clone()))
                 .map(|line| format!("shim: {}", self.secrets.mask(line))),
         );
-        let told = error.log(log);
-        match known {
-            Some(hint) => told.hint(hint),
-            None => told,
+        let error = error.log(log);
+        match known_hint {
+            Some(hint) => error.hint(hint),
+            None => error,
         }
     }
 }
 
-/// What a helper said, by whatever means.
+/// Output of a helper that has exited.
 pub struct HelperOutput {
+    /// Output to stdout and stderr.
     output: Output,
-    start_of_log: u64,
+    /// Size of the helper's log file before the run.
+    log_offset: u64,
+    /// Reports of the shim.
     shim: Vec<String>,
-    /// The cgroup that is its own, and its daemon's.
+    /// Cgroup of the helper and its daemon, if they have one of their own.
     cgroup: Option<PathBuf>,
 }
 
-/// The last lines a helper wrote to its log during this run.
-fn errors_in(log: &Path, from: u64, counts: fn(&str) -> Option<&str>) -> Vec<String> {
+/// Returns the last lines in a log, from an offset on, for which `select` returns text.
+fn log_lines(log: &Path, offset: u64, select: fn(&str) -> Option<&str>) -> Vec<String> {
     File::open(log)
-        .and_then(|file| last_lines(&file, from, counts))
+        .and_then(|file| last_lines(&file, offset, select))
         .unwrap_or_default()
 }
 
-fn reports_of(socket: &UnixDatagram) -> Vec<String> {
+/// Reads the reports that the shim has sent to a socket.
+fn received_reports(socket: &UnixDatagram) -> Vec<String> {
     let mut lines = Vec::new();
     let mut buffer = vec![0; 16 * 1024];
     if socket.set_nonblocking(true).is_ok() {

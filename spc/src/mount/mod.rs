@@ -1,4 +1,4 @@
-//! The pipeline: Request, Plan, run, Proof, Record. It does not know which door a request came through.
+//! Mount pipeline: Request, Plan, run, Proof, Record. It does not depend on the frontend.
 
 mod attempt;
 pub mod deadline;

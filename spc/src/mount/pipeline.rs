@@ -1,4 +1,4 @@
-//! Request to Record: the one way a mount is made, whichever door the request came through.
+//! Pipeline from a request to a record. All frontends mount through [`mount`].
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::client::{enter, root};
 use crate::error::{Class, Error, Reason, Result, show};
 use crate::host::mountinfo::Entry;
-use crate::host::namespace::shares;
+use crate::host::namespace::shares_namespace;
 use crate::host::runs_in::RunsIn;
 use crate::host::target;
 use crate::liveness::probe::{self, Health};
@@ -14,53 +14,58 @@ use crate::mount::attempt::Attempt;
 use crate::mount::deadline::Deadline;
 use crate::mount::{Plan, Request, failover, proof};
 use crate::process::interrupts::Interrupts;
-use crate::recovery::records::{known, reconcile_record};
+use crate::recovery::records::{load_record, reconcile_record};
 use crate::state::events::{Operation, OperationTimer};
 use crate::state::record::{Record, State};
 use crate::state::{Route, Session};
 
-/// What became of a request.
+/// Outcome of a successful request.
 #[derive(Debug)]
-pub enum Done {
-    /// The mount was made.
+pub enum MountOutcome {
+    /// New mount.
     Mounted(Record),
-    /// The same request had been fulfilled before.
-    Already(Record),
+    /// Mount that an earlier, equal request has made.
+    AlreadyMounted(Record),
 }
 
-/// Makes a mount, proves it and records it; on an error nothing is left of it.
+/// Makes a mount, verifies it and records it. On an error nothing is left of the mount.
 ///
 /// # Errors
-/// Anything from a bad request to a missing proof.
-pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
-    let doubt = request.doubt();
-    let asked = OperationTimer::start(Operation::Mount);
+/// The request is invalid, the mount fails, or the new mount cannot be verified.
+pub fn mount(session: &Session, request: Request, interrupts: &Interrupts) -> Result<MountOutcome> {
+    let type_hint = request.type_hint();
+    let timer = OperationTimer::start(Operation::Mount);
     let (target, fs_type) = (request.target.clone(), request.fs_type.clone());
-    let done = make(session, request, interrupts).map_err(|error| match doubt {
-        Some(doubt) if error.class() == Class::Mount => error.hint_also(&doubt),
+    let outcome = make(session, request, interrupts).map_err(|error| match type_hint {
+        Some(hint) if error.class() == Class::Mount => error.hint_also(&hint),
         _ => error,
     });
-    match &done {
-        Ok(Done::Already(_)) => {}
-        Ok(Done::Mounted(made)) => {
-            asked.report(&session.host, made.target.as_ref(), &made.fs_type, &done);
+    match &outcome {
+        Ok(MountOutcome::AlreadyMounted(_)) => {}
+        Ok(MountOutcome::Mounted(record)) => {
+            timer.report(
+                &session.host,
+                record.target.as_ref(),
+                &record.fs_type,
+                &outcome,
+            );
         }
-        Err(_) => asked.report(&session.host, &target, &fs_type, &done),
+        Err(_) => timer.report(&session.host, &target, &fs_type, &outcome),
     }
-    done
+    outcome
 }
 
-fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<Done> {
+fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<MountOutcome> {
     let limit = Deadline::new(request.timeout);
     let deadline = limit.at();
-    let mut plan = Plan::make(request, &session.host)?;
-    if session.runs_in == RunsIn::Container && plan.outlives_the_container() {
-        if shares(session.host.settings(), "pid") == Some(false) {
+    let mut plan = Plan::new(request, &session.host)?;
+    if session.runs_in == RunsIn::Container && plan.outlives_container() {
+        if shares_namespace(session.host.settings(), "pid") == Some(false) {
             tracing::warn!(
-                "this mount ends with the container, which has processes of its own; started with --pid=host, it would not"
+                "this mount ends with the container, which has its own PID namespace; start the container with --pid=host to keep the mount"
             );
         } else {
-            enter::same_again(&session.host, &root::own()?)?;
+            enter::exec_in_client_root(&session.host, &root::own_id()?)?;
         }
     }
     let secrets = &mut plan.request.secrets;
@@ -68,11 +73,11 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
     let _lock = session
         .ledger
         .lock(&plan.target, interrupts.until(deadline))?;
-    if let Some(record) = known(session, &plan.target)? {
+    if let Some(record) = load_record(session, &plan.target)? {
         match reconcile_record(session, &record)? {
             Some(entry) if record.request == plan.fingerprint => {
                 tracing::debug!(mount = entry.id, "already mounted");
-                return already(session, record);
+                return already_mounted(session, record);
             }
             Some(entry) => return Err(occupied(&plan.target, &entry)),
             None => {}
@@ -82,22 +87,22 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
         let (target, rules) = (plan.target.clone(), plan.rules);
         move || target::pin(&target, rules)
     };
-    let (pinned, made) = session.host.run("pinning the target", pin)??;
+    let (pinned, created_dirs) = session.host.run("pinning the target", pin)??;
     let pinned = Arc::new(pinned);
     if pinned.path != plan.target {
-        return Err(proof::moved(&plan.target));
+        return Err(proof::target_moved(&plan.target));
     }
-    let mut waited_for = false;
+    let mut on_automount = false;
     if pinned.mount.is_root {
-        let seen = Arc::clone(&pinned);
+        let target = Arc::clone(&pinned);
         let entry = session
             .host
-            .run("looking at the target", move || seen.entry())??;
+            .run("looking at the target", move || target.entry())??;
         match entry {
-            // An automount is there to be mounted over. Until that is done, only the process group that does it gets
-            // past it, and a helper's daemon is in another one.
+            // An automount point is there to be mounted over. Until then it blocks all other
+            // process groups, including the daemon of a helper.
             Some(entry) if entry.fs_type == "autofs" => {
-                waited_for = true;
+                on_automount = true;
                 if plan.route == Route::Preload {
                     plan.route = Route::Graft;
                 }
@@ -110,32 +115,33 @@ fn make(session: &Session, request: Request, interrupts: &Interrupts) -> Result<
         }
     }
     let host = &*session.host;
-    let record = failover::mount(&mut plan, host, &limit, interrupts, |plan, share| {
-        Attempt::new(session, plan, Arc::clone(&pinned), waited_for).run(share, interrupts)
+    let record = failover::mount(&mut plan, host, &limit, interrupts, |plan, budget| {
+        Attempt::new(session, plan, Arc::clone(&pinned), on_automount).run(budget, interrupts)
     })?;
-    made.keep();
-    Ok(Done::Mounted(record))
+    created_dirs.keep();
+    Ok(MountOutcome::Mounted(record))
 }
 
-/// The same request again: it is fulfilled if the mount still answers.
-fn already(session: &Session, record: Record) -> Result<Done> {
+/// Returns the outcome for a request that is equal to an earlier one: the mount must still respond.
+fn already_mounted(session: &Session, record: Record) -> Result<MountOutcome> {
     let record = Record {
         state: State::Mounted,
         ..record
     };
-    let dead = match probe::probe_all(session, std::slice::from_ref(&record))?[..] {
+    let cause = match probe::probe_all(session, std::slice::from_ref(&record))?[..] {
         [Health::Stale] => "its daemon or server is gone",
-        [Health::Hung] => "it does not answer",
-        _ => return Ok(Done::Already(record)),
+        [Health::Hung] => "it does not respond",
+        _ => return Ok(MountOutcome::AlreadyMounted(record)),
     };
     Err(
         Error::mount(format!("{} is mounted, but dead", record.target))
-            .because(dead)
+            .because(cause)
             .reason_is(Reason::Dead)
-            .hint("take it away with `spc umount -l`, then mount it again"),
+            .hint("unmount it with `spc umount -l`, then mount it again"),
     )
 }
 
+/// Returns the error for a target with another mount.
 fn occupied(target: &Path, entry: &Entry) -> Error {
     Error::mount(format!(
         "{} is already mounted: {} ({})",

@@ -1,10 +1,10 @@
-//! Everything decided before anything is changed.
+//! Plan of a mount: everything is decided before anything changes. `spc explain` prints it.
 
 use std::path::{Path, PathBuf};
 
 use crate::block::filesystem::MKFS;
 use crate::error::{Error, Result, show};
-use crate::helper::option_files::Files;
+use crate::helper::option_files::OptionFiles;
 use crate::helper::program::{Linkage, Program, find};
 use crate::host::redirect::Redirect;
 use crate::host::runs_in::{self, RunsIn};
@@ -19,169 +19,134 @@ use crate::mount::{Request, server_file};
 use crate::options::Options;
 use crate::state::Route;
 
-/// A mount, decided.
+/// Planned mount.
 #[derive(Debug)]
 pub struct Plan {
-    /// Name of the claim and mark of the processes.
+    /// Id of the mount: names its redirect and marks its processes.
     pub id: String,
-    /// What was asked.
+    /// Request, with the servers of a file added to its source.
     pub request: Request,
-    /// Equal for requests that mean the same mount.
+    /// Fingerprint of the request, equal for requests that mean the same mount.
     pub fingerprint: String,
-    /// The source, with the server that was chosen for it.
+    /// Source with the chosen server.
     pub source: String,
-    /// The servers of its source, where one is to be chosen.
+    /// Servers of the source, where spc chooses one.
     pub server_set: Option<ServerSet>,
-    /// Files that its options name, where the helper would not find them.
-    pub option_files: Files,
-    /// The options, with what leads to these files.
+    /// Files that options name, for a helper that does not see the caller's files.
+    pub option_files: OptionFiles,
+    /// Options, with the paths of the copies of these files.
     options: Options,
-    /// What the table of kinds says.
+    /// File system type, resolved by the table of kinds.
     pub kind: ResolvedKind,
-    /// The helper, where the kind has one.
+    /// Helper program, where the kind has one.
     pub program: Option<Program>,
-    /// How the mount gets to the host.
+    /// Route by which the mount gets to the host.
     pub route: Route,
     /// Canonical path of the target on the host.
     pub target: PathBuf,
-    /// Path of the target as it was asked for, on the host.
+    /// Path of the target on the host, as requested.
     pub requested_target: PathBuf,
-    /// Part of the target that has to be made.
+    /// Part of the target that has to be created.
     pub missing: Option<PathBuf>,
-    /// What the walk to the target may do when the plan is run.
+    /// Rules for the walk to the target when the plan is run.
     pub rules: Rules,
-    /// Where the host's root may be seen.
+    /// Paths at which the host's root directory is visible.
     hosts: Vec<PathBuf>,
 }
 
-/// The option for a mount whose daemon stays in the container, and ends with it.
+/// Option for a mount whose daemon runs in the container and ends with it.
 pub const IN_CONTAINER: &str = "x-spc.container";
 
 impl Plan {
-    /// Decides; changes nothing.
+    /// Plans a mount, without changing anything.
     ///
     /// # Errors
-    /// The type is unknown, its helper is missing, or the target cannot be one.
-    pub fn make(request: Request, host: &Host) -> Result<Self> {
-        Self::again(request, host, None)
+    /// The type is unknown, its helper is missing, or the target is not usable.
+    pub fn new(request: Request, host: &Host) -> Result<Self> {
+        Self::build(request, host, None)
     }
 
-    /// As [`Plan::make`], for a mount that was made before, with the files that were copied for it then.
+    /// Plans a mount that replaces a dead one. Option files that no longer exist are taken from
+    /// `copies`, the directory of the copies made for the dead mount.
     ///
     /// # Errors
-    /// As [`Plan::make`].
-    pub fn again(request: Request, host: &Host, copies: Option<&Path>) -> Result<Self> {
+    /// Errors of [`Plan::new`].
+    pub fn for_repair(request: Request, host: &Host, copies: &Path) -> Result<Self> {
+        Self::build(request, host, Some(copies))
+    }
+
+    fn build(request: Request, host: &Host, earlier_copies: Option<&Path>) -> Result<Self> {
         let fingerprint = request.fingerprint();
-        let request = server_file::named(request, host)?;
-        let several = server_set(&request.fs_type, &request.source, &request.options);
+        let request = server_file::expand(request, host)?;
         let cwd = caller::cwd()?;
-        let asked_target = host_path(&request.target, &cwd, &host.settings().hosts());
+        let hosts = host.settings().hosts();
+        let requested_target = host_path(&request.target, &cwd, &hosts);
         let id = new_id()?;
-        let files = Redirect::named(&host.settings().redirects(), &id).files();
-        let (options, files) = match runs_in::current() {
-            RunsIn::ClientRoot(_) => Files::take(&request.options, host, files, copies)?,
-            RunsIn::Container | RunsIn::Host => (request.options.clone(), Files::default()),
-        };
-        let source = match &several {
-            // Whichever it will be.
-            Some(several) if several.servers.len() > 1 => several.source(&several.servers[..1]),
-            _ => request.source.clone(),
-        };
-        let kind = resolve(&request, &source, &options, &asked_target, host)?;
-        if request.options.has(MKFS) && kind.device.is_none() {
-            return Err(Error::usage(format!("bad option {MKFS}"))
-                .because("file systems are made on devices that spc attaches, and on nothing else")
-                .hint("make it on the host, or name the device as iscsi:… or rbd:…"));
-        }
-        let (program, route) = match &kind.method {
-            MountMethod::Helper(helper) => {
-                let program = find(&helper.programs, &request.fs_type)?;
-                // Without the module, which will be loaded first, the device cannot be opened.
-                if kind.is_fuse() && modules::FUSE.is_there() {
-                    confinement::fuse()?;
-                }
-                let enters = matches!(program.linkage, Linkage::Dynamic(_));
-                let route = match request.route {
-                    RouteChoice::Preload => Route::Preload,
-                    RouteChoice::Auto if enters && !helper.drops_capabilities => Route::Preload,
-                    RouteChoice::Auto | RouteChoice::Graft => Route::Graft,
-                };
-                (Some(program), route)
+        let (options, option_files) = match runs_in::current() {
+            RunsIn::ClientRoot(_) => {
+                let copies = Redirect::with_id(&host.settings().redirects(), &id).files();
+                OptionFiles::collect(&request.options, host, copies, earlier_copies)?
             }
-            MountMethod::Kernel | MountMethod::Bind { .. } => (None, Route::Direct),
+            RunsIn::Container | RunsIn::Host => (request.options.clone(), OptionFiles::default()),
         };
+        let server_set = server_set(&request.fs_type, &request.source, &request.options);
+        let source = provisional_source(&request, server_set.as_ref());
+        let kind = resolve(&request, &source, &options, &requested_target, host)?;
+        check_mkfs(&request, &kind)?;
+        let program = find_helper(&request, &kind)?;
+        let route = choose_route(&request, &kind, program.as_ref());
         let rules = Rules {
             mkdir: request.mkdir()?,
             system: request.over_system_directory,
             no_symlink_tail: request.no_symlink_tail,
         };
-        let look = Rules {
-            mkdir: None,
-            ..rules
-        };
-        path::ensure_reachable(host, &asked_target, request.limit())?;
+        path::ensure_reachable(host, &requested_target, request.limit())?;
         if let MountMethod::Bind { .. } = kind.method {
-            let source = host_path(Path::new(&request.source), &cwd, &host.settings().hosts());
+            let source = host_path(Path::new(&request.source), &cwd, &hosts);
             path::ensure_reachable(host, &source, request.limit())?;
         }
-        let found = host.run("looking at the target", {
-            let target = asked_target.clone();
-            move || walk(&target, look)
-        })??;
-        let (target, missing) = match found {
-            Walk::Pinned(pinned, _) => (pinned.path, None),
-            Walk::Missing(there, missing) if rules.mkdir.is_some() => {
-                (there.join(&missing), Some(missing))
-            }
-            Walk::Missing(..) => return Err(crate::host::target::missing(&asked_target)),
-        };
-        if target.to_str().is_none() {
-            return Err(Error::usage(format!(
-                "bad target {}: not UTF-8",
-                show(&target)
-            )));
-        }
+        let FoundTarget { path, missing } = find_target(&requested_target, rules, host)?;
         Ok(Self {
             id,
             request,
             fingerprint,
             source,
-            server_set: several,
-            option_files: files,
+            server_set,
+            option_files,
             options,
             kind,
             program,
             route,
-            target,
-            requested_target: asked_target,
+            target: path,
+            requested_target,
             missing,
             rules,
-            hosts: host.settings().hosts(),
+            hosts,
         })
     }
 
-    /// Leads to these of several servers, with options for that.
+    /// Changes the source to these servers, and adds the options for them.
     ///
     /// # Errors
-    /// The kind's own rules refuse them.
-    pub fn toward(
+    /// The rules of the kind refuse the source or the options.
+    pub fn use_servers(
         &mut self,
-        several: &ServerSet,
+        server_set: &ServerSet,
         servers: &[String],
-        more: &[String],
+        extra_options: &[String],
         host: &Host,
     ) -> Result<()> {
-        let answering = &several.answering;
-        let mut options = self.options.without(answering.extra_servers_options);
-        for option in more {
+        let probe = &server_set.probe;
+        let mut options = self.options.without(probe.extra_servers_options);
+        for option in extra_options {
             options.push(option.clone())?;
         }
-        if let Some((key, once)) = answering.once
+        if let Some((key, value)) = probe.single_attempt
             && options.value(key).is_none()
         {
-            options.push(format!("{key}={once}"))?;
+            options.push(format!("{key}={value}"))?;
         }
-        self.source = several.source(servers);
+        self.source = server_set.source(servers);
         self.kind = resolve(
             &self.request,
             &self.source,
@@ -190,24 +155,25 @@ impl Plan {
             host,
         )?;
         if servers.len() > 1 {
-            // The one that gave the mount.
+            // The mount table shows the server that the helper has chosen.
             self.kind.expected_source = None;
         }
         Ok(())
     }
 
-    /// Whether it leaves a daemon that would end with the container, and need not: it is not a directory of the
-    /// container itself that is mounted, and nobody wants it so.
-    pub fn outlives_the_container(&self) -> bool {
+    /// Returns whether the mount needs a daemon that should outlive the container. A directory of
+    /// the container as the source, or the option [`IN_CONTAINER`], ties the daemon to the
+    /// container.
+    pub fn outlives_container(&self) -> bool {
         let source = Path::new(&self.request.source);
         let in_container =
             source.is_absolute() && !self.hosts.iter().any(|host| source.starts_with(host));
         self.kind.is_fuse() && !in_container && !self.request.options.has(IN_CONTAINER)
     }
 
-    /// The helper's arguments, with this in the target's place, and for each secret that it is given the
-    /// number of a descriptor.
-    pub fn argv(&self, target: &str, number: impl Fn(&str) -> String) -> Vec<String> {
+    /// Returns the helper's arguments with this target. `fd_number` returns the descriptor number
+    /// of a secret by its key.
+    pub fn argv(&self, target: &str, fd_number: impl Fn(&str) -> String) -> Vec<String> {
         let MountMethod::Helper(helper) = &self.kind.method else {
             return Vec::new();
         };
@@ -223,9 +189,9 @@ impl Plan {
             })
             .collect();
         let mut options: Vec<String> = vec![helper.options.to_string()];
-        for SecretParam { key, delivery: how } in &helper.secrets {
-            let file = || format!("/proc/self/fd/{}", number(key));
-            match how {
+        for SecretParam { key, delivery } in &helper.secrets {
+            let file = || format!("/proc/self/fd/{}", fd_number(key));
+            match delivery {
                 _ if !self.request.secrets.has(key) => {}
                 SecretDelivery::File { option } => options.push(format!("{option}={}", file())),
                 SecretDelivery::Argument { before } => argv.push(format!("{before}{}", file())),
@@ -242,6 +208,7 @@ impl Plan {
     }
 }
 
+/// Resolves the kind of a request, for this source and these options.
 fn resolve(
     request: &Request,
     source: &str,
@@ -255,11 +222,92 @@ fn resolve(
         options,
         secrets: &request.secrets,
         log_name: &log_name(target),
-        kernel_lacks: &|module| modules::look(module, host).err().map(|e| e.summary()),
+        kernel_lacks: &|module| modules::check(module, host).err().map(|e| e.summary()),
     })
 }
 
-/// 64 random bits in hex.
+/// Returns the source with its first server, where spc chooses one later.
+fn provisional_source(request: &Request, server_set: Option<&ServerSet>) -> String {
+    match server_set {
+        Some(set) if set.servers.len() > 1 => set.source(&set.servers[..1]),
+        _ => request.source.clone(),
+    }
+}
+
+/// Checks that a file system is only to be made on a device that spc attaches.
+fn check_mkfs(request: &Request, kind: &ResolvedKind) -> Result<()> {
+    if request.options.has(MKFS) && kind.device.is_none() {
+        return Err(Error::usage(format!("bad option {MKFS}"))
+            .because("spc makes file systems only on devices that it attaches")
+            .hint("make it on the host, or name the device as iscsi:… or rbd:…"));
+    }
+    Ok(())
+}
+
+/// Finds the helper program of a kind, if it has one. For a FUSE helper, checks that FUSE is
+/// usable.
+fn find_helper(request: &Request, kind: &ResolvedKind) -> Result<Option<Program>> {
+    let MountMethod::Helper(helper) = &kind.method else {
+        return Ok(None);
+    };
+    let program = find(&helper.programs, &request.fs_type)?;
+    // /dev/fuse cannot be opened before the module is loaded, which the mount does first.
+    if kind.is_fuse() && modules::FUSE.is_available() {
+        confinement::check_fuse()?;
+    }
+    Ok(Some(program))
+}
+
+/// Returns the route of a mount: as requested, else preload where the shim works in the helper.
+fn choose_route(request: &Request, kind: &ResolvedKind, program: Option<&Program>) -> Route {
+    let (MountMethod::Helper(helper), Some(program)) = (&kind.method, program) else {
+        return Route::Direct;
+    };
+    let is_dynamic = matches!(program.linkage, Linkage::Dynamic(_));
+    match request.route {
+        RouteChoice::Preload => Route::Preload,
+        RouteChoice::Auto if is_dynamic && !helper.drops_capabilities => Route::Preload,
+        RouteChoice::Auto | RouteChoice::Graft => Route::Graft,
+    }
+}
+
+/// Target as it is before the mount.
+struct FoundTarget {
+    /// Canonical path.
+    path: PathBuf,
+    /// Part of the path that does not exist.
+    missing: Option<PathBuf>,
+}
+
+/// Finds the target on the host, without creating directories.
+fn find_target(requested: &Path, rules: Rules, host: &Host) -> Result<FoundTarget> {
+    let read_only = Rules {
+        mkdir: None,
+        ..rules
+    };
+    let found = host.run("looking at the target", {
+        let target = requested.to_owned();
+        move || walk(&target, read_only)
+    })??;
+    let found = match found {
+        Walk::Pinned(pinned, _) => FoundTarget {
+            path: pinned.path,
+            missing: None,
+        },
+        Walk::Missing(existing, missing) if rules.mkdir.is_some() => FoundTarget {
+            path: existing.join(&missing),
+            missing: Some(missing),
+        },
+        Walk::Missing(..) => return Err(crate::host::target::missing(requested)),
+    };
+    if found.path.to_str().is_none() {
+        let shown = show(&found.path);
+        return Err(Error::usage(format!("bad target {shown}: not UTF-8")));
+    }
+    Ok(found)
+}
+
+/// Returns 64 random bits in hex.
 fn new_id() -> Result<String> {
     let mut bytes = [0_u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
@@ -267,7 +315,7 @@ fn new_id() -> Result<String> {
     Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }
 
-/// A file name for a target: dashes for what is no plain character, and not too long.
+/// Returns a file name for a target: at most 100 characters, with dashes for special ones.
 fn log_name(target: &Path) -> String {
     let text = target.to_string_lossy();
     let plain = |c: char| {
@@ -289,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn log_names_are_plain_and_short() {
+    fn log_name_is_plain_and_short() {
         assert_eq!(log_name(Path::new("/mnt/a b\n,c")), "mnt-a-b--c");
         assert_eq!(
             log_name(Path::new(&format!("/{}", "x".repeat(500)))).len(),

@@ -1,4 +1,4 @@
-//! Proof: what the host's namespace itself says about a new mount.
+//! Proof of a new mount, read in the host's mount namespace.
 
 use std::path::Path;
 
@@ -7,42 +7,49 @@ use crate::host::mountinfo::{self, Entry};
 use crate::host::target::{MountId, Pinned};
 use crate::kinds;
 
-/// A mount that was seen on the host, where it was asked for, with a type it should have.
+/// New mount, as found in the host's mount table on the requested target and with an expected type.
 #[derive(Clone, Debug)]
 pub struct Proof {
-    /// Its ids.
+    /// Mount ids.
     pub mount: MountId,
-    /// Its entry in the host's mount table.
+    /// Entry in the host's mount table.
     pub entry: Entry,
-    /// The entry of what it is on.
-    pub on: Entry,
+    /// Entry of the mount below it.
+    pub parent: Entry,
 }
 
-/// Looks for a new mount on a pinned target; run it on the host's thread. None means there is none.
-/// Whoever made it may have told its ids.
+/// Returns the proof of a new mount on a pinned target, or `None` if nothing is mounted there. Must
+/// run in the host's mount namespace.
+///
+/// `made` holds the id and unique id of the mount, where the program that mounted it reported them.
 ///
 /// # Errors
-/// Something else is mounted there, or a mount was made but not where it was asked for.
-pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Result<Option<Proof>> {
+/// Another mount is on the target, the mount is elsewhere, or its type is not one of
+/// `expected_types`.
+pub fn verify(
+    pinned: &Pinned,
+    expected_types: &[String],
+    made: Option<(u64, u64)>,
+) -> Result<Option<Proof>> {
     let fail = |what: &str, cause: Cause| {
         Error::system(format!(
-            "cannot prove the mount on {}: {what}",
+            "cannot verify the mount on {}: {what}",
             show(&pinned.path)
         ))
         .because(cause)
     };
     let top = pinned.top().map_err(|e| fail("statx", e.into()))?;
-    if !top.is_root || top.is(pinned.mount.id, pinned.mount.unique) {
+    if !top.is_root || top.matches(pinned.mount.id, pinned.mount.unique) {
         return match made {
-            Some((id, unique)) if exists(id, unique)? => Err(moved(&pinned.path)),
-            // Or it was taken away again, as by a daemon that has changed its mind.
+            Some((id, unique)) if exists(id, unique)? => Err(target_moved(&pinned.path)),
+            // The mount may have been removed again, for example by its daemon.
             _ => Ok(None),
         };
     }
     if let Some((id, unique)) = made
-        && !top.is(id, unique)
+        && !top.matches(id, unique)
     {
-        return Err(moved(&pinned.path));
+        return Err(target_moved(&pinned.path));
     }
     let find = |id: u64, unique: u64| {
         mountinfo::find(id, unique)
@@ -51,34 +58,35 @@ pub fn look(pinned: &Pinned, shows: &[String], made: Option<(u64, u64)>) -> Resu
     };
     let entry = find(top.id, top.unique)?;
     if entry.parent != pinned.mount.id || entry.target != pinned.path {
-        return Err(moved(&pinned.path));
+        return Err(target_moved(&pinned.path));
     }
-    if !kinds::may_show(shows, &entry.fs_type) {
+    if !kinds::is_expected_type(expected_types, &entry.fs_type) {
         return Err(
             Error::mount(format!("wrong mount on {}", show(&pinned.path)))
                 .because(format!(
-                    "the host shows {} where {} was expected",
+                    "the host's mount table shows type {}, not {}",
                     entry.fs_type,
-                    shows.join(" or ")
+                    expected_types.join(" or ")
                 ))
-                .hint("give the type that the helper mounts to -t"),
+                .hint("use -t with the type that the helper mounts"),
         );
     }
     Ok(Some(Proof {
         mount: top,
-        on: find(entry.parent, entry.parent_unique)?,
+        parent: find(entry.parent, entry.parent_unique)?,
         entry,
     }))
 }
 
+/// Returns whether the host's mount table has a mount with these ids.
 fn exists(id: u64, unique: u64) -> Result<bool> {
     let entry = mountinfo::find(id, unique)
         .map_err(|e| Error::system("cannot read the host's mount table").because(e))?;
     Ok(entry.is_some())
 }
 
-/// The error for a target that is not where it was.
-pub fn moved(path: &Path) -> Error {
-    Error::mount(format!("bad target {}: its path was changed meanwhile", show(path)))
-        .hint("somebody renames directories on the way to the target; choose one that only root can change")
+/// Returns the error for a target whose path leads to another directory than before.
+pub fn target_moved(path: &Path) -> Error {
+    Error::mount(format!("bad target {}: its path has changed during the mount", show(path)))
+        .hint("a directory in the path was renamed; use a target below directories that only root can change")
 }

@@ -1,4 +1,4 @@
-//! What was asked, validated; nothing is looked at yet.
+//! Request for a mount, validated without any I/O.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,51 +12,73 @@ use crate::options::repair_scope::RepairScope;
 use crate::options::{Options, Secrets};
 use crate::servers::order::Order;
 
-/// How long a mount may take when nobody says.
+/// Time limit of a mount without a limit of its own.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How a mount gets to the host, as the user may insist.
+/// Route to the host that the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum RouteChoice {
-    /// By what the helper is.
+    /// Chosen by the properties of the helper.
     #[default]
     Auto,
-    /// The shim carries the helper's own call.
+    /// The shim redirects the helper's mount(2) to the host.
     Preload,
-    /// The helper mounts in the container, and the finished mount is moved.
+    /// The helper mounts in the container, and spc moves the finished mount to the host.
     Graft,
 }
 
-/// A mount that somebody wants.
+/// Request for a mount.
 #[derive(Debug)]
 pub struct Request {
-    /// File system type, as `mount -t` has it.
+    /// File system type, as for `mount -t`.
     pub fs_type: String,
-    /// If nobody said the type: what the source told.
+    /// Type inferred from the source, if the request names none.
     pub inferred: Option<Inferred>,
-    /// What to mount.
+    /// Source.
     pub source: String,
-    /// Where, as the user wrote it.
+    /// Target, as the user wrote it.
     pub target: PathBuf,
     /// Mount options.
     pub options: Options,
-    /// Secrets, which do not count when requests are compared.
+    /// Secrets. Requests are compared without them.
     pub secrets: Secrets,
-    /// Limit for the whole mount, if somebody set one.
+    /// Time limit for the whole mount, if the user set one.
     pub timeout: Option<Duration>,
-    /// Preload, graft, or whichever fits.
+    /// Route to the host.
     pub route: RouteChoice,
-    /// Mount over `/etc`, `/usr` and their like.
+    /// Whether the target may be a system directory, such as `/etc`.
     pub over_system_directory: bool,
-    /// How many of the target's last parts must not be symbolic links, whoever made them.
+    /// Number of components at the end of the target that must not be symbolic links, even root's.
     pub no_symlink_tail: usize,
 }
 
 impl Request {
-    /// Checks what can be checked without looking at anything.
+    /// Returns a request with default settings: no options, no secrets, no time limit of its own,
+    /// and whichever route fits. An empty `fs_type` is inferred from the source.
+    pub fn new(
+        fs_type: impl Into<String>,
+        source: impl Into<String>,
+        target: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            fs_type: fs_type.into(),
+            inferred: None,
+            source: source.into(),
+            target: target.into(),
+            options: Options::default(),
+            secrets: Secrets::default(),
+            timeout: None,
+            route: RouteChoice::Auto,
+            over_system_directory: false,
+            no_symlink_tail: 0,
+        }
+    }
+
+    /// Validates the request, infers a missing type, and adds the servers of an option to the
+    /// source.
     ///
     /// # Errors
-    /// Type, source or target is missing or cannot be one.
+    /// Type, source, target or an option is missing or invalid.
     pub fn validated(mut self) -> Result<Self> {
         if self.options.has("bind") || self.options.has("rbind") {
             self.fs_type = "bind".into();
@@ -70,7 +92,7 @@ impl Request {
             self.inferred = Some(inferred);
             if self.fs_type == AUTO && self.options.has(MKFS) {
                 return Err(Error::usage(format!("bad options: {MKFS} without a type"))
-                    .hint("say which file system is to be made: -t ext4 or -t xfs"));
+                    .hint("name the file system to make: -t ext4 or -t xfs"));
             }
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
@@ -83,17 +105,17 @@ impl Request {
         if let Some(list) = self.options.value(SERVERS)
             && !list.starts_with('@')
         {
-            let more = servers::list_of(list)?;
-            self.source = kinds::with_servers(&self.fs_type, &self.source, &more)?;
+            let listed = servers::parse_list(list)?;
+            self.source = kinds::with_servers(&self.fs_type, &self.source, &listed)?;
             self.options = self.options.without(&[SERVERS]);
         }
         Order::from_options(&self.options)?;
-        // A helper would take it for an option.
+        // A helper would parse such a source as an option.
         if self.source.starts_with('-') {
             return Err(Error::usage(format!("bad source: {}", self.source)));
         }
         if self.source.contains('\0') || self.target.as_os_str().as_encoded_bytes().contains(&0) {
-            return Err(Error::usage("source or target holds a NUL byte"));
+            return Err(Error::usage("source or target contains a NUL byte"));
         }
         if self.target.as_os_str().is_empty() {
             return Err(Error::usage("the target is empty"));
@@ -110,7 +132,7 @@ impl Request {
         .find(|o| self.options.has(o))
         {
             return Err(Error::usage(format!(
-                "bad option {operation}: spc makes mounts, it does not change them"
+                "bad option {operation}: spc does not change existing mounts"
             ))
             .hint(format!("on the host, run: mount -o {operation} TARGET")));
         }
@@ -119,18 +141,20 @@ impl Request {
         if self.options.has(MKFS) && self.options.read_only() {
             return Err(
                 Error::usage(format!("bad options: {MKFS} with a read-only mount"))
-                    .hint("a file system is made only for a mount that may write"),
+                    .hint("mount it writable to make a file system"),
             );
         }
         Ok(self)
     }
 
-    /// How long it may take, not counting what it waits for its turn where nobody set a limit.
+    /// Returns the time limit. Without a limit of the user, time in the queue for a helper slot
+    /// does not count.
     pub fn limit(&self) -> Duration {
         self.timeout.unwrap_or(DEFAULT_TIMEOUT)
     }
 
-    /// Mode for missing directories, if they may be made (`x-mount.mkdir[=MODE]`, mount(8)).
+    /// Returns the mode for missing directories, if spc may create them (`x-mount.mkdir[=MODE]`,
+    /// mount(8)).
     ///
     /// # Errors
     /// The mode is not octal.
@@ -151,23 +175,26 @@ impl Request {
         Ok(None)
     }
 
-    /// What else the source may be, where the type was inferred: for whoever meant that.
-    pub fn doubt(&self) -> Option<String> {
-        let Inferred { fs_type, others } = self.inferred.as_ref()?;
-        (!others.is_empty()).then(|| {
+    /// Returns a hint with the other types that fit the source, if the type was inferred.
+    pub fn type_hint(&self) -> Option<String> {
+        let Inferred {
+            fs_type,
+            alternatives,
+        } = self.inferred.as_ref()?;
+        (!alternatives.is_empty()).then(|| {
             format!(
-                "the type {fs_type} was inferred from the source: if it is another, add -t {}",
-                others.join(" or -t ")
+                "the type {fs_type} was inferred from the source; for another type, add -t {}",
+                alternatives.join(" or -t ")
             )
         })
     }
 
-    /// Equal for requests that mean the same mount, whichever server makes it.
+    /// Returns a text that is equal for requests that mean the same mount, from whichever server.
     pub fn fingerprint(&self) -> String {
-        let asked = format!("{} {} {}", self.fs_type, self.source, self.options.sorted());
+        let text = format!("{} {} {}", self.fs_type, self.source, self.options.sorted());
         match self.options.value(SERVERS) {
-            Some(file) => format!("{asked} {SERVERS}={file}"),
-            None => asked,
+            Some(file) => format!("{text} {SERVERS}={file}"),
+            None => text,
         }
     }
 }
@@ -178,21 +205,13 @@ mod tests {
 
     fn request(fs_type: &str, source: &str, options: &str) -> Request {
         Request {
-            fs_type: fs_type.into(),
-            inferred: None,
-            source: source.into(),
-            target: "/mnt".into(),
             options: Options::parse([options]).unwrap(),
-            secrets: Secrets::default(),
-            timeout: None,
-            route: RouteChoice::Auto,
-            over_system_directory: false,
-            no_symlink_tail: 0,
+            ..Request::new(fs_type, source, "/mnt")
         }
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_request_is_refused() {
         for (fs_type, source, options) in [
             ("", "a", ""),
             ("../x", "a", ""),
@@ -216,26 +235,26 @@ mod tests {
     }
 
     #[test]
-    fn the_type_may_be_left_to_the_source() {
+    fn missing_type_is_inferred_from_the_source() {
         for fs_type in ["", "auto"] {
             let inferred = request(fs_type, "h:/x", "").validated().unwrap();
             assert_eq!(inferred.fs_type, "nfs");
             assert!(
                 inferred
-                    .doubt()
+                    .type_hint()
                     .unwrap()
                     .contains("-t glusterfs or -t ceph")
             );
-            let said = request("nfs", "h:/x", "").validated().unwrap();
-            assert_eq!(said.fingerprint(), inferred.fingerprint());
-            assert_eq!(said.doubt(), None);
+            let named = request("nfs", "h:/x", "").validated().unwrap();
+            assert_eq!(named.fingerprint(), inferred.fingerprint());
+            assert_eq!(named.type_hint(), None);
         }
         let certain = request("", "//h/s", "").validated().unwrap();
-        assert_eq!((&*certain.fs_type, certain.doubt()), ("cifs", None));
+        assert_eq!((&*certain.fs_type, certain.type_hint()), ("cifs", None));
     }
 
     #[test]
-    fn servers_may_be_named_apart_from_the_source() {
+    fn servers_option_adds_to_the_source() {
         let source = |fs_type: &str, source: &str, servers: &str| {
             let options = format!("{SERVERS}=\"{servers}\"");
             Ok::<_, Error>(request(fs_type, source, &options).validated()?.source)
@@ -248,12 +267,12 @@ mod tests {
         let one = request("nfs", "a,b:/x", "").validated().unwrap();
         let other = request("nfs", "/x", "x-spc.servers=a/b,x-spc.order=given");
         assert_eq!(one.fingerprint(), other.validated().unwrap().fingerprint());
-        let filed = |file: &str| {
+        let from_file = |file: &str| {
             let options = format!("{SERVERS}=@{file}");
             request("nfs", "/x", &options).validated().unwrap()
         };
-        assert_eq!(filed("/f").source, "/x");
-        assert_ne!(filed("/f").fingerprint(), filed("/g").fingerprint());
+        assert_eq!(from_file("/f").source, "/x");
+        assert_ne!(from_file("/f").fingerprint(), from_file("/g").fingerprint());
         assert!(
             request("nfs", "a:/x", "x-spc.order=last")
                 .validated()
@@ -262,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn bind_is_an_option_as_in_mount() {
+    fn bind_option_selects_the_type() {
         assert_eq!(
             request("", "/a", "bind").validated().unwrap().fs_type,
             "bind"

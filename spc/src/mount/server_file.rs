@@ -1,4 +1,4 @@
-//! Servers that a file names.
+//! Servers that are listed in a file.
 
 use std::io::Read;
 use std::path::Path;
@@ -10,14 +10,14 @@ use crate::kinds;
 use crate::kinds::servers::{self, SERVERS};
 use crate::mount::Request;
 
-/// The biggest file of servers.
-const BIGGEST: u64 = 64 * 1024;
+/// Largest file of servers, in bytes.
+const MAX_SIZE: u64 = 64 * 1024;
 
-/// A request whose source names its servers itself: those in a file, as they are now, are put into it.
+/// Adds the servers from the file that an option names to the source of a request.
 ///
 /// # Errors
-/// The file cannot be read, or holds something else.
-pub fn named(mut request: Request, host: &Host) -> Result<Request> {
+/// The file cannot be read, is larger than 64 KiB, or is not a list of servers.
+pub fn expand(mut request: Request, host: &Host) -> Result<Request> {
     let Some(file) = request.options.value(SERVERS) else {
         return Ok(request);
     };
@@ -25,7 +25,9 @@ pub fn named(mut request: Request, host: &Host) -> Result<Request> {
     let fail = |cause: Cause| {
         Error::usage(format!("cannot read servers from {file}"))
             .because(cause)
-            .hint("a file has a server on each line; of the host's files, name those below /host")
+            .hint(
+                "the file must have one server per line; a file of the host is named as /host/PATH",
+            )
     };
     let opened = option_files::open(Path::new(&file), host)?;
     let mut text = String::new();
@@ -34,16 +36,16 @@ pub fn named(mut request: Request, host: &Host) -> Result<Request> {
             if !opened.metadata()?.is_file() {
                 return Err(std::io::ErrorKind::InvalidInput.into());
             }
-            opened.take(BIGGEST + 1).read_to_string(&mut text)
+            opened.take(MAX_SIZE + 1).read_to_string(&mut text)
         })
         .map_err(|e| fail(e.into()))?;
-    if text.len() as u64 > BIGGEST {
+    if text.len() as u64 > MAX_SIZE {
         return Err(fail(
-            format!("it is bigger than {} KiB", BIGGEST / 1024).into(),
+            format!("it is larger than {} KiB", MAX_SIZE / 1024).into(),
         ));
     }
-    let more = servers::in_file(&text).map_err(|error| fail(error.summary().into()))?;
-    request.source = kinds::with_servers(&request.fs_type, &request.source, &more)?;
+    let listed = servers::parse_file(&text).map_err(|error| fail(error.summary().into()))?;
+    request.source = kinds::with_servers(&request.fs_type, &request.source, &listed)?;
     request.options = request.options.without(&[SERVERS]);
     Ok(request)
 }

@@ -1,42 +1,48 @@
-//! Mount options: a comma list as mount(8) has it.
+//! Mount options: a comma-separated list, as in mount(8).
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::options::secrets::{Secrets, is_secret};
 
-/// Options that only mean something to fstab and its readers (fstab(5), mount(8)).
+/// Options for mount(8) and systemd that are not passed to a file system (fstab(5), mount(8)).
 const FSTAB_ONLY: [&str; 12] = [
     "auto", "noauto", "defaults", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
     "comment", "rw",
 ];
 
-/// A list of options, in the order given. None of them is a secret.
+/// List of options in the order given. Contains no secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options(Vec<String>);
 
 impl Options {
-    /// Reads comma lists that hold no secrets; a comma inside double quotes belongs to its value.
+    /// Parses comma-separated lists without secrets. A comma inside double quotes belongs to the
+    /// value.
     ///
     /// # Errors
-    /// A quote is not closed, an option is a secret, or one holds a NUL.
+    /// Fails if a quote is not closed, if an option is a secret, or if it holds a NUL byte.
     pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<Self> {
-        let (options, secrets) = Self::and_secrets(lists)?;
+        let (options, secrets) = Self::parse_with_secrets(lists)?;
         match secrets.keys().next() {
             Some(key) => Err(secret(key)),
             None => Ok(options),
         }
     }
 
-    /// Reads comma lists, and takes the secrets out of them.
+    /// Parses comma-separated lists, and returns the options and the secrets separately.
     ///
     /// # Errors
-    /// A quote is not closed, an option holds a NUL, or a secret is given twice.
-    pub fn and_secrets<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<(Self, Secrets)> {
+    /// Fails if a quote is not closed, if an option holds a NUL byte, or if a secret is given
+    /// twice.
+    pub fn parse_with_secrets<'a>(
+        lists: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(Self, Secrets)> {
         let mut all = Self::default();
         let mut secrets = Secrets::default();
         let mut add = |option: String| match split(&option) {
-            (key, Some(value)) if is_secret(key) => secrets.give(key, unquoted(value).to_owned()),
+            (key, Some(value)) if is_secret(key) => {
+                secrets.add_value(key, unquoted(value).to_owned())
+            }
             _ => all.push(option),
         };
         for list in lists {
@@ -54,7 +60,7 @@ impl Options {
             }
             if quoted {
                 return Err(Error::usage("bad options: a quote is not closed")
-                    .hint("a secret with quotes or commas is better given by --secret"));
+                    .hint("give a secret with quotes or commas by --secret"));
             }
             add(option)?;
         }
@@ -64,7 +70,7 @@ impl Options {
     /// Adds one option; an empty one is dropped.
     ///
     /// # Errors
-    /// It is a secret, which would be seen in argv, or holds a NUL.
+    /// Fails if the option is a secret, which would be visible in argv, or if it holds a NUL byte.
     pub fn push(&mut self, option: String) -> Result<()> {
         let (key, value) = split(&option);
         if value.is_some() && is_secret(key) {
@@ -81,17 +87,17 @@ impl Options {
         Ok(())
     }
 
-    /// Adds those of another list.
+    /// Appends the options of another list.
     pub fn extend(&mut self, more: &Self) {
         self.0.extend_from_slice(&more.0);
     }
 
-    /// Whether this very option is there.
+    /// Returns whether the list has exactly this option; a key alone does not match `key=value`.
     pub fn has(&self, option: &str) -> bool {
         self.0.iter().any(|o| o == option)
     }
 
-    /// The value of the last `key=value`, quotes taken off.
+    /// Returns the value of the last `key=value`, without quotes around it.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.iter()
             .filter(|(k, _)| *k == key)
@@ -99,7 +105,7 @@ impl Options {
             .next_back()
     }
 
-    /// Gives every `key=…` this value.
+    /// Sets the value of every `key=…` in the list.
     pub fn replace(&mut self, key: &str, value: &str) {
         for option in &mut self.0 {
             if matches!(split(option), (k, Some(_)) if k == key) {
@@ -108,7 +114,7 @@ impl Options {
         }
     }
 
-    /// Keys, and values with their quotes taken off.
+    /// Returns keys and values, without quotes around a value.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, Option<&str>)> {
         self.0.iter().map(|option| {
             let (key, value) = split(option);
@@ -116,7 +122,7 @@ impl Options {
         })
     }
 
-    /// Whether the mount is to be read-only: the last of `ro` and `rw` counts.
+    /// Returns whether the mount is read-only: the last one of `ro` and `rw` counts.
     pub fn read_only(&self) -> bool {
         self.0
             .iter()
@@ -125,7 +131,8 @@ impl Options {
             .is_some_and(|o| o == "ro")
     }
 
-    /// What a helper or the kernel gets: without `x-*` and what only fstab's readers know.
+    /// Returns the options for a helper or the kernel: without `x-*`, `X-*` and those for fstab
+    /// only, with `ro` first if the mount is read-only.
     #[must_use]
     pub fn for_file_system(&self) -> Self {
         let keep = |option: &&String| {
@@ -142,14 +149,14 @@ impl Options {
         Self(kept)
     }
 
-    /// All but those with these keys.
+    /// Returns the options whose keys are not in `keys`.
     #[must_use]
     pub fn without(&self, keys: &[&str]) -> Self {
         let kept = self.0.iter().filter(|o| !keys.contains(&split(o).0));
         Self(kept.cloned().collect())
     }
 
-    /// The same options in one order, to tell whether two requests are the same.
+    /// Returns the options for the file system in sorted order, to compare two requests.
     #[must_use]
     pub fn sorted(&self) -> Self {
         let mut sorted = self.for_file_system().0;
@@ -157,7 +164,7 @@ impl Options {
         Self(sorted)
     }
 
-    /// Whether there are none.
+    /// Returns whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -171,7 +178,7 @@ impl fmt::Display for Options {
 
 fn secret(key: &str) -> Error {
     Error::usage(format!(
-        "bad option {key}=: a secret among options is seen by everyone who lists processes"
+        "bad option {key}=: a secret in an option is visible to everyone who lists processes"
     ))
     .hint(format!("give it by --secret {key}=file:PATH"))
 }
@@ -199,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn commas_in_quotes_stay() {
+    fn a_comma_in_quotes_does_not_split_an_option() {
         let options = parse(r#"ro,context="a:b,c",size=1m"#);
         assert_eq!(options.value("context"), Some("a:b,c"));
         assert_eq!(options.to_string(), r#"ro,context="a:b,c",size=1m"#);
@@ -207,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn user_space_options_stay_here() {
+    fn options_for_fstab_are_not_passed_to_the_file_system() {
         let options = parse("defaults,_netdev,x-mount.mkdir=0700,noatime,,rw,log-level=INFO");
         assert_eq!(
             options.for_file_system().to_string(),
@@ -225,19 +232,19 @@ mod tests {
     }
 
     #[test]
-    fn order_does_not_make_a_different_request() {
+    fn requests_with_options_in_another_order_are_equal() {
         assert_eq!(parse("b,a,rw").sorted(), parse("a,b").sorted());
         assert_ne!(parse("a").sorted(), parse("a,ro").sorted());
     }
 
     #[test]
-    fn secrets_are_taken_out() {
+    fn secrets_are_removed_from_options_and_errors() {
         let list = r#"user=me,password="hunter,2",ro,node.session.auth.password=x,key"#;
-        let (options, secrets) = Options::and_secrets([list]).unwrap();
+        let (options, secrets) = Options::parse_with_secrets([list]).unwrap();
         assert_eq!(options.to_string(), "user=me,ro,key");
         assert_eq!(secrets.get("password").unwrap().expose(), "hunter,2");
         assert!(secrets.has("node.session.auth.password"));
-        assert!(Options::and_secrets(["pass=a,pass=b"]).is_err());
+        assert!(Options::parse_with_secrets(["pass=a,pass=b"]).is_err());
 
         let mut options = Options::default();
         let kept = options.push("secret=hunter2".into()).unwrap_err();

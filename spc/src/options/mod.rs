@@ -1,4 +1,4 @@
-//! What stands behind `-o` and `--secret`: options, the secrets among them, and those options that are spc's own.
+//! Values of `-o` and `--secret`: options, secrets, and the option `x-spc.repair`.
 
 mod list;
 pub mod repair_scope;

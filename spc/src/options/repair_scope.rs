@@ -1,37 +1,37 @@
-//! Where a mount is repaired, as its options say.
+//! Repair scope of a mount, from its options.
 
 use crate::error::{Error, Result};
 use crate::options::Options;
 
-/// The option that says what is repaired.
+/// Option with the repair scope.
 pub const OPTION: &str = "x-spc.repair";
 
-/// Where a new mount takes the place of a dead one.
+/// Places where a new mount replaces a dead one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepairScope {
-    /// Nowhere: it stays dead until somebody unmounts it.
+    /// No repair: the dead mount stays until it is unmounted.
     No,
-    /// On the host.
+    /// The host.
     Host,
-    /// On the host, and in every container that has the dead one bound.
+    /// The host, and all containers that have bound the dead mount.
     Containers,
 }
 
 impl RepairScope {
-    /// What the options of a mount say.
+    /// Reads the scope from the options of a mount; the default is the host.
     ///
     /// # Errors
-    /// The option has no such value.
+    /// Fails if the option has no value or an unknown one.
     pub fn from_options(options: &Options) -> Result<Self> {
         let bad = |what: String| {
-            Error::usage(format!("bad option {OPTION}: {what}")).hint("say host, containers or no")
+            Error::usage(format!("bad option {OPTION}: {what}")).hint("use host, containers or no")
         };
         match options.value(OPTION) {
             None if options.has(OPTION) => Err(bad("it has no value".into())),
             None | Some("host") => Ok(Self::Host),
             Some("containers") => Ok(Self::Containers),
             Some("no") => Ok(Self::No),
-            Some(other) => Err(bad(format!("not {other}"))),
+            Some(other) => Err(bad(format!("unknown value: {other}"))),
         }
     }
 }
@@ -41,18 +41,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_repaired_is_said_by_an_option() {
-        let extent = |options: &str| RepairScope::from_options(&Options::parse([options]).unwrap());
-        assert_eq!(extent("ro").unwrap(), RepairScope::Host);
-        assert_eq!(extent("x-spc.repair=host").unwrap(), RepairScope::Host);
+    fn the_scope_is_the_host_unless_the_option_sets_another() {
+        let scope = |options: &str| RepairScope::from_options(&Options::parse([options]).unwrap());
+        assert_eq!(scope("ro").unwrap(), RepairScope::Host);
+        assert_eq!(scope("x-spc.repair=host").unwrap(), RepairScope::Host);
         assert_eq!(
-            extent("ro,x-spc.repair=containers").unwrap(),
+            scope("ro,x-spc.repair=containers").unwrap(),
             RepairScope::Containers
         );
-        assert_eq!(extent("x-spc.repair=no").unwrap(), RepairScope::No);
+        assert_eq!(scope("x-spc.repair=no").unwrap(), RepairScope::No);
         for bad in ["x-spc.repair", "x-spc.repair=", "x-spc.repair=yes"] {
             assert!(
-                extent(bad).unwrap_err().to_string().contains("say host"),
+                scope(bad).unwrap_err().to_string().contains("use host"),
                 "{bad}"
             );
         }

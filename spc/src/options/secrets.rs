@@ -1,5 +1,6 @@
-//! The secrets of a request. Their values are in nothing that is printed or kept, and reach a
-//! program only through a file in memory (`mount/handover.rs`).
+//! Secrets of a request. Their values are never printed or recorded. A program gets them by a file
+//! in memory (`helper/secret_fds.rs`); Open-iSCSI by its records, which only root can read
+//! (`block/node_record.rs`).
 
 use std::fmt;
 use std::fs::File;
@@ -13,14 +14,14 @@ use crate::error::{Error, Result, errno_text};
 use crate::host::{Host, caller};
 use crate::process::cancel::CancelToken;
 
-/// What stands for a value wherever one would be seen.
+/// Replacement for the value of a secret in output.
 pub const MASK: &str = "***";
 
-/// The longest that is read.
-const LONGEST: u64 = 64 * 1024;
+/// Largest secret in bytes; the rest of a longer file or line is not read.
+const MAX_BYTES: u64 = 64 * 1024;
 
-/// Names of options whose value is a secret, whatever the type; also after a dot, as in
-/// `node.session.auth.password`.
+/// Names of options whose value is a secret, for all types. The part of a name after its last dot
+/// counts, as in `node.session.auth.password`.
 const NAMES: [&str; 13] = [
     "password",
     "password2",
@@ -37,30 +38,31 @@ const NAMES: [&str; 13] = [
     "access_token",
 ];
 
-/// Whether the value of an option of this name is a secret.
+/// Returns whether the value of an option with this name is a secret.
 pub fn is_secret(key: &str) -> bool {
     let last = key.rsplit('.').next().unwrap_or(key);
     NAMES.iter().any(|name| name.eq_ignore_ascii_case(last))
 }
 
-/// A value that nobody may see: it can be neither printed nor cloned.
+/// Value of a secret. Implements neither `Debug`, `Display` nor `Clone`, so that it is not printed
+/// or copied by accident.
 pub struct Secret(String);
 
 impl Secret {
-    /// The value, for the one who hands it to a program.
+    /// Returns the value, to write it into the file for a program.
     pub fn expose(&self) -> &str {
         &self.0
     }
 }
 
-/// Where a secret comes from.
+/// Source of a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Origin {
-    /// An option.
+    /// Value of an option.
     Option,
-    /// A file of the container, or below `/host` of the host.
+    /// File of the container; below `/host`, of the host.
     File(PathBuf),
-    /// A variable of the environment.
+    /// Environment variable with this name.
     Environment(String),
     /// Standard input.
     Stdin,
@@ -81,11 +83,11 @@ impl fmt::Display for Origin {
 struct Entry {
     key: String,
     origin: Origin,
-    /// None until it is read.
+    /// None until the secret is read.
     value: Option<Arc<Secret>>,
 }
 
-/// The secrets of one request, by the names that options have for them.
+/// Secrets of one request, by name. The name of a secret is the name of its option.
 #[derive(Clone, Default)]
 pub struct Secrets(Vec<Entry>);
 
@@ -98,29 +100,29 @@ impl fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// Whether there is one of this name.
+    /// Returns whether there is a secret with this name.
     pub fn has(&self, key: &str) -> bool {
         self.0.iter().any(|entry| entry.key == key)
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no secrets.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Their names.
+    /// Returns the names.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|entry| entry.key.as_str())
     }
 
-    /// Their names, and where each comes from.
+    /// Returns the names, each with its origin for `spc explain`, such as `file:PATH`.
     pub fn origins(&self) -> impl Iterator<Item = (&str, String)> {
         self.0
             .iter()
             .map(|entry| (entry.key.as_str(), entry.origin.to_string()))
     }
 
-    /// The value of one, once it was read.
+    /// Returns the value of a secret; none if there is no such secret or it has not been read.
     pub fn get(&self, key: &str) -> Option<&Secret> {
         self.0
             .iter()
@@ -129,7 +131,7 @@ impl Secrets {
             .as_deref()
     }
 
-    /// Variables of our environment that hold one, and that no program of ours should inherit.
+    /// Returns the environment variables that hold a secret. Subprocesses must not inherit them.
     pub fn variables(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|entry| match &entry.origin {
             Origin::Environment(name) => Some(name.as_str()),
@@ -137,7 +139,7 @@ impl Secrets {
         })
     }
 
-    /// A text with every value in it masked.
+    /// Replaces each value in a text by [`MASK`].
     pub fn mask(&self, text: &str) -> String {
         let mut values: Vec<&str> = self
             .0
@@ -145,32 +147,33 @@ impl Secrets {
             .filter_map(|entry| Some(entry.value.as_deref()?.expose()))
             .filter(|value| !value.is_empty())
             .collect();
-        // One may be a part of another.
+        // The longest first, since a value may be a part of another.
         values.sort_by_key(|value| std::cmp::Reverse(value.len()));
         values
             .iter()
             .fold(text.to_owned(), |text, value| text.replace(value, MASK))
     }
 
-    /// Adds one that was given as an option.
+    /// Adds a secret whose value was given as an option.
     ///
     /// # Errors
-    /// It is there already, or holds a NUL or a line break.
-    pub fn give(&mut self, key: &str, value: String) -> Result<()> {
-        let value = checked(key, value)?;
+    /// Fails if the name is there already, or if the value holds a NUL byte or a line break.
+    pub fn add_value(&mut self, key: &str, value: String) -> Result<()> {
+        let value = validated(key, value)?;
         self.add(key, Origin::Option, Some(value))
     }
 
-    /// Adds one by `KEY=file:PATH`, `KEY=env:NAME` or `KEY=stdin`; it is read later.
+    /// Adds a secret by `KEY=file:PATH`, `KEY=env:NAME` or `KEY=stdin`. [`Self::read`] reads it.
     ///
     /// # Errors
-    /// It is there already, or the text is none of these, which is not repeated, for it may be a secret.
-    pub fn name(&mut self, text: &str) -> Result<()> {
+    /// Fails if the name is there already, or if the text has none of these forms. The error does
+    /// not quote the text, which may be a secret.
+    pub fn add_reference(&mut self, text: &str) -> Result<()> {
         let (key, from) = text.split_once('=').unwrap_or((text, ""));
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if key.is_empty() || !key.chars().all(plain) || from.is_empty() {
             return Err(Error::usage("bad --secret: not KEY=FROM")
-                .hint("for example --secret password=file:/run/secrets/password; KEY is called as the option of the type, FROM is file:PATH, env:NAME or stdin"));
+                .hint("for example --secret password=file:/run/secrets/password; KEY is the name of the option, FROM is file:PATH, env:NAME or stdin"));
         }
         let origin = match (from, from.split_once(':')) {
             ("stdin", _) => Origin::Stdin,
@@ -181,7 +184,7 @@ impl Secrets {
                     "bad --secret {key}: it does not say where the secret is"
                 ))
                 .hint(format!(
-                    "say {key}=file:PATH, {key}=env:NAME or {key}=stdin"
+                    "use {key}=file:PATH, {key}=env:NAME or {key}=stdin"
                 )));
             }
         };
@@ -207,50 +210,52 @@ impl Secrets {
         Ok(())
     }
 
-    /// Reads those that are not here yet, until `cancel` ends the wait; it is checked all
-    /// the while.
+    /// Reads all secrets that have not been read. `cancel` is checked every 50 ms.
     ///
     /// # Errors
-    /// One cannot be read in time, or cannot be a secret.
+    /// Fails if a secret cannot be read in time, if it is empty, not UTF-8 or more than one line,
+    /// or if `cancel` is triggered.
     pub fn read(&mut self, host: &Arc<Host>, cancel: CancelToken<'_>) -> Result<()> {
         for entry in self.0.iter_mut().filter(|entry| entry.value.is_none()) {
             let (key, origin) = (entry.key.clone(), entry.origin.clone());
             let fail = |cause: &str| {
                 let hint = match origin {
                     Origin::File(_) => {
-                        "name a file of the container with one line, or of the host, as in file:/host/etc/key"
+                        "name a file with one line, of the container, or of the host as in file:/host/etc/key"
                     }
-                    Origin::Environment(_) => "docker exec hands a variable on with -e NAME",
-                    _ => "write it to the command's standard input; docker exec needs -i for that",
+                    Origin::Environment(_) => "docker exec passes a variable with -e NAME",
+                    _ => {
+                        "write the secret to the command's standard input; docker exec needs -i for that"
+                    }
                 };
                 Error::usage(format!("cannot read the secret {key} from {origin}"))
                     .because(cause)
                     .hint(hint)
             };
-            let (done, answer) = channel();
+            let (sender, receiver) = channel();
             let read = {
                 let (origin, host, hosts) =
                     (origin.clone(), Arc::clone(host), host.settings().hosts());
-                // A thread, because a file may be a pipe or on a dead server.
-                move || drop(done.send(read_one(&origin, &host, &hosts)))
+                // In a thread of its own, because a file may be a pipe, or on a dead mount.
+                move || drop(sender.send(read_one(&origin, &host, &hosts)))
             };
             std::thread::Builder::new()
                 .spawn(read)
                 .map_err(|e| fail(&errno_text(e)))?;
             let text = loop {
-                match answer.recv_timeout(Duration::from_millis(50)) {
+                match receiver.recv_timeout(Duration::from_millis(50)) {
                     Ok(result) => break result.map_err(|cause| fail(&cause))?,
                     Err(RecvTimeoutError::Timeout) if !cancel.is_expired() => cancel.check()?,
-                    Err(_) => return Err(fail("nothing came in time")),
+                    Err(_) => return Err(fail("timed out")),
                 }
             };
-            entry.value = Some(checked(&key, text)?);
+            entry.value = Some(validated(&key, text)?);
         }
         Ok(())
     }
 }
 
-/// Its text, without the line break at its end.
+/// Reads one secret, without the line break at its end.
 fn read_one(
     origin: &Origin,
     host: &Host,
@@ -262,7 +267,7 @@ fn read_one(
             .ok_or("it is not set")?
             .into_encoded_bytes(),
         Origin::Stdin if std::io::stdin().is_terminal() => {
-            return Err("it is a terminal, where what is typed can be seen".into());
+            return Err("it is a terminal, which would show the secret".into());
         }
         Origin::Stdin => first_line(std::io::stdin().lock()).map_err(errno_text)?,
         Origin::File(path) => {
@@ -270,10 +275,10 @@ fn read_one(
             match inside {
                 Some(inside) => {
                     let path = Path::new("/").join(inside);
-                    host.run("reading a secret", move || whole(File::open(&path)?))
+                    host.run("reading a secret", move || read_file(File::open(&path)?))
                         .map_err(|e| e.summary())?
                 }
-                None => caller::open_named(path).and_then(whole),
+                None => caller::open_named(path).and_then(read_file),
             }
             .map_err(errno_text)?
         }
@@ -288,21 +293,21 @@ fn read_one(
     Ok(text)
 }
 
-fn whole(file: File) -> std::io::Result<Vec<u8>> {
+fn read_file(file: File) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(LONGEST).read_to_end(&mut bytes)?;
+    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Up to a line break or the end: whoever writes may keep the other end open.
+/// Reads up to a line break or the end. The writer may keep its end of a pipe open.
 fn first_line(input: impl BufRead) -> std::io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    input.take(LONGEST).read_until(b'\n', &mut line)?;
+    input.take(MAX_BYTES).read_until(b'\n', &mut line)?;
     Ok(line)
 }
 
-/// Programs read a secret up to a line break, and C up to a NUL.
-fn checked(key: &str, text: String) -> Result<Arc<Secret>> {
+/// Refuses line breaks and NUL bytes: a program would read only the part before them.
+fn validated(key: &str, text: String) -> Result<Arc<Secret>> {
     if text.contains(['\0', '\n']) {
         return Err(Error::usage(format!(
             "bad secret {key}: it holds a line break or a NUL byte"
@@ -317,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_secrets() {
+    fn options_with_secret_values_are_recognised_by_name() {
         for key in [
             "password",
             "Password",
@@ -340,28 +345,34 @@ mod tests {
     #[test]
     fn values_are_masked_and_names_are_not() {
         let mut secrets = Secrets::default();
-        secrets.give("password", "hunter2".into()).unwrap();
-        secrets.give("secret", "hunter".into()).unwrap();
-        secrets.give("token", String::new()).unwrap();
+        secrets.add_value("password", "hunter2".into()).unwrap();
+        secrets.add_value("secret", "hunter".into()).unwrap();
+        secrets.add_value("token", String::new()).unwrap();
         assert_eq!(
             secrets.mask("bad: hunter2 and hunter, password"),
             "bad: *** and ***, password"
         );
         let shown = format!("{secrets:?}");
         assert!(shown.contains("password") && !shown.contains("hunter"));
-        assert!(secrets.give("secret", "x".into()).is_err(), "given twice");
+        assert!(
+            secrets.add_value("secret", "x".into()).is_err(),
+            "given twice"
+        );
         for bad in ["a\nb", "a\0b"] {
-            let error = secrets.give("pass", bad.into()).unwrap_err().to_string();
+            let error = secrets
+                .add_value("pass", bad.into())
+                .unwrap_err()
+                .to_string();
             assert!(!error.contains(bad), "{error}");
         }
     }
 
     #[test]
-    fn where_a_secret_is() {
+    fn references_to_secrets_are_parsed_and_errors_do_not_quote_them() {
         let mut secrets = Secrets::default();
-        secrets.name("password=file:/a=b:c").unwrap();
-        secrets.name("secret=env:NAME").unwrap();
-        secrets.name("key=stdin").unwrap();
+        secrets.add_reference("password=file:/a=b:c").unwrap();
+        secrets.add_reference("secret=env:NAME").unwrap();
+        secrets.add_reference("key=stdin").unwrap();
         let origins: Vec<_> = secrets.origins().map(|(_, from)| from).collect();
         assert_eq!(origins, ["file:/a=b:c", "env:NAME", "stdin"]);
         assert_eq!(secrets.variables().collect::<Vec<_>>(), ["NAME"]);
@@ -375,13 +386,13 @@ mod tests {
             "token=stdin",
             "secret=env:OTHER",
         ] {
-            let error = secrets.name(bad).unwrap_err().to_string();
+            let error = secrets.add_reference(bad).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{bad}: {error}");
         }
     }
 
     #[test]
-    fn a_line_of_stdin_is_enough() {
+    fn stdin_is_read_to_the_first_line_break() {
         assert_eq!(first_line(&b"abc\nrest"[..]).unwrap(), b"abc\n");
         assert_eq!(first_line(&b"abc"[..]).unwrap(), b"abc");
     }

@@ -1,11 +1,12 @@
-//! Time limit and cancellation of a wait, in one value that is passed down.
+//! Time limit and cancellation of a wait, combined in one value.
 
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::process::interrupts::Interrupts;
 
-/// Tells a wait when to give up: at a deadline, or earlier when a signal or another event asks for it.
+/// Tells a wait when to give up: at a deadline, or earlier when a signal or another event asks for
+/// it.
 #[derive(Clone, Copy)]
 pub struct CancelToken<'a> {
     deadline: Instant,
@@ -43,10 +44,10 @@ impl CancelToken<'_> {
         Instant::now() >= self.deadline
     }
 
-    /// Fails if the wait is cancelled. The deadline is not looked at.
+    /// Fails if the wait is cancelled. Does not check the deadline.
     ///
     /// # Errors
-    /// Those of the check, or [`Class::Interrupted`](crate::error::Class::Interrupted).
+    /// The error of the check, or [`Class::Interrupted`](crate::error::Class::Interrupted).
     pub fn check(self) -> Result<()> {
         match self.source {
             Source::None => Ok(()),

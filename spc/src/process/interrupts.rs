@@ -1,4 +1,4 @@
-//! Termination signals, blocked and read where it is safe to stop.
+//! Termination signals: blocked, and read from a signalfd(2) where it is safe to stop.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,19 +8,19 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Class, Error, Reason, Result};
 
-/// Termination signals, held back and looked at where it is safe to stop.
+/// Blocked termination signals, read through a signalfd(2).
 pub struct Interrupts {
     signals: SignalFd,
-    came: AtomicBool,
-    lost: AtomicBool,
+    received: AtomicBool,
+    server_lost: AtomicBool,
 }
 
 impl Interrupts {
-    /// Blocks SIGINT, SIGTERM and SIGHUP. Call it before any thread is started.
+    /// Blocks SIGINT, SIGTERM and SIGHUP in the calling thread. Call before starting other threads.
     ///
     /// # Errors
-    /// The kernel refuses a signalfd.
-    pub fn hold() -> Result<Self> {
+    /// The kernel cannot create a signalfd.
+    pub fn block() -> Result<Self> {
         let mut set = SigSet::empty();
         for signal in [NixSignal::SIGINT, NixSignal::SIGTERM, NixSignal::SIGHUP] {
             set.add(signal);
@@ -31,40 +31,40 @@ impl Interrupts {
             })
             .map(|signals| Self {
                 signals,
-                came: AtomicBool::new(false),
-                lost: AtomicBool::new(false),
+                received: AtomicBool::new(false),
+                server_lost: AtomicBool::new(false),
             })
             .map_err(|e| Error::system("cannot watch for signals").because(e))
     }
 
-    /// Fails if a signal has come, or while the server is lost.
+    /// Fails if a signal is pending, or while the "server lost" flag is set.
     ///
     /// # Errors
-    /// [`Class::Interrupted`], once per signal.
+    /// [`Class::Interrupted`] once per signal; [`Reason::NoAnswer`] while the flag is set.
     pub fn check(&self) -> Result<()> {
         match self.signals.read_signal() {
             Ok(Some(info)) => {
-                self.came.store(true, Ordering::Relaxed);
+                self.received.store(true, Ordering::Relaxed);
                 Err(Error::new(
                     Class::Interrupted,
                     format!("stopped by signal {}", info.ssi_signo),
                 ))
             }
-            _ if self.lost.load(Ordering::Relaxed) => {
-                Err(Error::mount("its server does not answer any more").reason_is(Reason::NoAnswer))
+            _ if self.server_lost.load(Ordering::Relaxed) => {
+                Err(Error::mount("the server stopped responding").reason_is(Reason::NoAnswer))
             }
             _ => Ok(()),
         }
     }
 
-    /// What is done now cannot come to its end, for its server is gone; or that is over.
-    pub fn lost(&self, is: bool) {
-        self.lost.store(is, Ordering::Relaxed);
+    /// Sets or clears the "server lost" flag; while it is set, [`check`](Self::check) fails.
+    pub fn set_server_lost(&self, is_lost: bool) {
+        self.server_lost.store(is_lost, Ordering::Relaxed);
     }
 
-    /// Whether one has come at all, perhaps to another thread.
-    pub fn came(&self) -> bool {
-        self.came.load(Ordering::Relaxed)
+    /// Returns whether any thread has read a termination signal.
+    pub fn any_received(&self) -> bool {
+        self.received.load(Ordering::Relaxed)
     }
 }
 
@@ -74,6 +74,7 @@ impl AsFd for Interrupts {
     }
 }
 
+/// Returns the error for a signal that another thread has read.
 pub(crate) fn stopped_elsewhere() -> Error {
     Error::new(Class::Interrupted, "stopped by a signal")
 }

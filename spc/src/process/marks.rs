@@ -1,4 +1,5 @@
-//! Processes that belong to a mount or are a service: found by the mark in their environment, ended in bounded time.
+//! Processes of a mount or a service: finding them by a mark in their environment, and
+//! terminating them in bounded time.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
@@ -13,127 +14,134 @@ use rustix::process::{
 
 use crate::error::is_shortage;
 
-/// Environment variable that helpers and their daemons inherit; its value is the mount's id.
+/// Environment variable that helpers and their daemons inherit. Its value is the id of the mount.
 pub const MARK: &str = "SPC_MOUNT";
 
-/// A process, by its number in procfs and by the one that our own PID namespace has for it. They differ where the
-/// host's procfs is bound over the container's.
+/// Both process ids of one process. They differ where the host's procfs is bind-mounted over the
+/// container's `/proc`.
 #[derive(Clone, Copy)]
-struct Number {
-    listed: i32,
+struct ProcessId {
+    /// Id in the PID namespace of `/proc`.
+    in_proc: i32,
+    /// Id in the PID namespace of this process.
     own: i32,
 }
 
-/// Processes that carry the mark of this mount, in ascending order, our own left out.
-///
-/// A process that cleared its environment is not found.
+/// Returns the ids of the processes with the mark of a mount, without this process, in ascending
+/// order. A process that cleared its environment is not found.
 ///
 /// # Errors
-/// There is no descriptor or no memory to look.
+/// No file descriptor or no memory is left.
 fn marked(id: &str) -> io::Result<Vec<i32>> {
-    let mut found: Vec<i32> = listed(&format!("{MARK}={id}"))?
+    let mut found: Vec<i32> = with_variable(&format!("{MARK}={id}"))?
         .iter()
-        .map(|number| number.own)
+        .map(|process| process.own)
         .collect();
     found.sort_unstable();
     Ok(found)
 }
 
-/// The processes that carry the mark of this mount, in ascending order, our own left out, and what one of them has started
-/// as well: that is at work for it, and may end at any moment.
+/// Returns the ids of the daemons of a mount, in ascending order: the processes with its mark,
+/// except this process and the children of such processes, which may exit at any time.
 ///
 /// A process that cleared its environment is not found.
 ///
 /// # Errors
-/// There is no descriptor or no memory to look.
+/// No file descriptor or no memory is left.
 pub fn daemons(id: &str) -> io::Result<Vec<i32>> {
-    daemons_among(&listed(&format!("{MARK}={id}"))?)
+    daemons_among(&with_variable(&format!("{MARK}={id}"))?)
 }
 
-/// As [`daemons`], of the processes of a cgroup: the others are not looked at. Our PID namespace has to be procfs's.
+/// Does the same as [`daemons`], among the processes of a cgroup. This process must be in the PID
+/// namespace of `/proc`.
 ///
 /// # Errors
-/// As [`daemons`], or the cgroup cannot be read.
+/// The cgroup cannot be read, or no file descriptor or no memory is left.
 pub fn daemons_in(cgroup: &Path, id: &str) -> io::Result<Vec<i32>> {
     let mark = format!("{MARK}={id}");
     let members = match fs::read_to_string(cgroup.join("cgroup.procs")) {
-        // systemd removes one that nobody is left in.
+        // systemd removes a cgroup without processes.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
             return Ok(Vec::new());
         }
         members => members?,
     };
     let mut found = Vec::new();
-    for listed in members.lines().filter_map(|line| line.parse().ok()) {
-        if has_mark(&environ(listed)?, mark.as_bytes()) {
-            let own = listed;
-            found.push(Number { listed, own });
+    for pid in members.lines().filter_map(|line| line.parse().ok()) {
+        if has_mark(&environ(pid)?, mark.as_bytes()) {
+            found.push(ProcessId {
+                in_proc: pid,
+                own: pid,
+            });
         }
     }
     daemons_among(&found)
 }
 
-fn daemons_among(found: &[Number]) -> io::Result<Vec<i32>> {
+/// Returns the processes whose parent is none of the others.
+fn daemons_among(found: &[ProcessId]) -> io::Result<Vec<i32>> {
     let mut daemons = Vec::new();
-    for number in found {
-        let starter = parent(number.listed)?;
-        if starter.is_some_and(|starter| found.iter().all(|other| other.listed != starter)) {
-            daemons.push(number.own);
+    for process in found {
+        let parent = parent(process.in_proc)?;
+        if parent.is_some_and(|parent| found.iter().all(|other| other.in_proc != parent)) {
+            daemons.push(process.own);
         }
     }
     daemons.sort_unstable();
     Ok(daemons)
 }
 
-/// The number of a process's parent in procfs; none if it has ended.
-fn parent(listed: i32) -> io::Result<Option<i32>> {
-    let status = unless_short(fs::read_to_string(format!("/proc/{listed}/status")))?;
+/// Returns the id of a process's parent in the PID namespace of `/proc`, or `None` if the process
+/// has exited.
+fn parent(pid: i32) -> io::Result<Option<i32>> {
+    let status = default_if_gone(fs::read_to_string(format!("/proc/{pid}/status")))?;
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
     Ok(line.and_then(|parent| parent.trim().parse().ok()))
 }
 
-/// Whether one of a mount's processes has the kernel's FUSE open, and so may answer for it.
+/// Returns whether a process of a mount has `/dev/fuse` open, and so can serve the mount.
 ///
 /// # Errors
-/// There is no descriptor or no memory to look.
-pub fn answers_fuse(id: &str) -> io::Result<bool> {
-    let marked = listed(&format!("{MARK}={id}"))?;
-    Ok(marked.iter().any(|number| !fuse_of(*number).is_empty()))
+/// No file descriptor or no memory is left.
+pub fn holds_fuse_device(id: &str) -> io::Result<bool> {
+    let marked = with_variable(&format!("{MARK}={id}"))?;
+    Ok(marked.iter().any(|process| !fuse_fds(*process).is_empty()))
 }
 
-/// Whether a process of this mount still serves a file system that somebody may use: one of FUSE, by the kernel's end of it.
-fn serves(id: &str) -> io::Result<bool> {
-    let mut marked = listed(&format!("{MARK}={id}"))?.into_iter();
-    Ok(marked.any(|number| {
-        let pidfd = Pid::from_raw(number.own).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+/// Returns whether a process of a mount has a FUSE connection that the kernel has not closed. The
+/// kernel closes the connection when the last mount of the file system is gone.
+fn serves_fuse(id: &str) -> io::Result<bool> {
+    let mut marked = with_variable(&format!("{MARK}={id}"))?.into_iter();
+    Ok(marked.any(|process| {
+        let pidfd = Pid::from_raw(process.own).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
         let Some(Ok(pidfd)) = pidfd else { return false };
-        let open = fuse_of(number);
-        open.iter().any(|open| is_connected(&pidfd, *open))
+        let fds = fuse_fds(process);
+        fds.iter().any(|fd| is_connected(&pidfd, *fd))
     }))
 }
 
-/// What a process has open of the kernel's FUSE.
-fn fuse_of(number: Number) -> Vec<RawFd> {
-    let open = fs::read_dir(format!("/proc/{}/fd", number.listed));
-    let open = open.into_iter().flatten().flatten();
-    open.filter(|entry| fs::read_link(entry.path()).is_ok_and(|file| file.ends_with("fuse")))
+/// Returns the file descriptors of `/dev/fuse` in a process.
+fn fuse_fds(process: ProcessId) -> Vec<RawFd> {
+    let fds = fs::read_dir(format!("/proc/{}/fd", process.in_proc));
+    let fds = fds.into_iter().flatten().flatten();
+    fds.filter(|entry| fs::read_link(entry.path()).is_ok_and(|file| file.ends_with("fuse")))
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
 }
 
-/// The processes of all mounts, by the mount's id, found in one walk.
+/// Returns pidfds of the processes of all mounts, by mount id, from one walk through `/proc`.
 ///
 /// # Errors
-/// There is no descriptor or no memory to look.
-pub fn of_mounts() -> io::Result<BTreeMap<String, Vec<OwnedFd>>> {
+/// No file descriptor or no memory is left.
+pub fn by_mount() -> io::Result<BTreeMap<String, Vec<OwnedFd>>> {
     let mut found: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
-    for number in marked_by(|environ| mount_of(environ).is_some())? {
-        let process = number.listed;
-        if let Some(id) = mount_of(&environ(process)?)
-            && let Some(pid) = Pid::from_raw(number.own)
+    for process in with_environ(|environ| mount_of(environ).is_some())? {
+        let pid_in_proc = process.in_proc;
+        if let Some(id) = mount_of(&environ(pid_in_proc)?)
+            && let Some(pid) = Pid::from_raw(process.own)
             && let Some(pidfd) = open(pid)?
-            // Pids are used again.
-            && mount_of(&environ(process)?).as_ref() == Some(&id)
+            // The kernel may have reused the process id before the pidfd was opened.
+            && mount_of(&environ(pid_in_proc)?).as_ref() == Some(&id)
         {
             found.entry(id).or_default().push(pidfd);
         }
@@ -141,37 +149,38 @@ pub fn of_mounts() -> io::Result<BTreeMap<String, Vec<OwnedFd>>> {
     Ok(found)
 }
 
-/// The environment of a process; empty if it has none, or has ended.
-fn environ(listed: i32) -> io::Result<Vec<u8>> {
-    unless_short(fs::read(format!("/proc/{listed}/environ")))
+/// Returns the environment of a process; empty if the process has exited.
+fn environ(pid: i32) -> io::Result<Vec<u8>> {
+    default_if_gone(fs::read(format!("/proc/{pid}/environ")))
 }
 
-/// A descriptor of a process; none if it has ended.
+/// Returns a pidfd of a process, or `None` if the process has exited.
 fn open(pid: Pid) -> io::Result<Option<OwnedFd>> {
-    unless_short(
+    default_if_gone(
         pidfd_open(pid, PidfdFlags::empty())
             .map(Some)
             .map_err(io::Error::from),
     )
 }
 
-/// What was read of a process, and nothing if it has ended: not being able to look is something else.
-fn unless_short<T: Default>(read: io::Result<T>) -> io::Result<T> {
-    match read {
+/// Replaces an error by the default value, since the process may have exited. Keeps errors that
+/// report a shortage of file descriptors or memory.
+fn default_if_gone<T: Default>(result: io::Result<T>) -> io::Result<T> {
+    match result {
         Err(error) if is_shortage(&error) => Err(error),
-        read => Ok(read.unwrap_or_default()),
+        result => Ok(result.unwrap_or_default()),
     }
 }
 
-/// The mount that an environment has the mark of.
+/// Returns the mount id in an environment with a mark.
 fn mount_of(environ: &[u8]) -> Option<String> {
     let mut variables = environ.split(|&b| b == 0);
     let id = variables.find_map(|v| v.strip_prefix(MARK.as_bytes())?.strip_prefix(b"="))?;
     Some(String::from_utf8_lossy(id).into_owned())
 }
 
-/// Whether a program of this name runs, in whatever container, other than in this process.
-pub fn runs(program: &str) -> bool {
+/// Returns whether another process runs a program of this name, in any container.
+pub fn is_running(program: &str) -> bool {
     let own = std::process::id().to_string();
     let named = |entry: std::io::Result<fs::DirEntry>| {
         let entry = entry.ok()?;
@@ -184,8 +193,8 @@ pub fn runs(program: &str) -> bool {
         .any(|entry| named(entry) == Some(true))
 }
 
-/// Whether a process other than this one is in a mount namespace, told by its inode.
-pub fn in_namespace(namespace: u64, except: i32) -> bool {
+/// Returns whether a process other than `except` is in the mount namespace with this inode number.
+pub fn any_in_namespace(namespace: u64, except: i32) -> bool {
     use std::os::unix::fs::MetadataExt;
     let is_in = |entry: std::io::Result<fs::DirEntry>| {
         let entry = entry.ok()?;
@@ -199,77 +208,78 @@ pub fn in_namespace(namespace: u64, except: i32) -> bool {
         .any(|entry| is_in(entry) == Some(true))
 }
 
-fn listed(mark: &str) -> io::Result<Vec<Number>> {
-    marked_by(|environ| has_mark(environ, mark.as_bytes()))
+/// Returns the processes with a variable, as `NAME=VALUE`, in their environment.
+fn with_variable(variable: &str) -> io::Result<Vec<ProcessId>> {
+    with_environ(|environ| has_mark(environ, variable.as_bytes()))
 }
 
-/// Processes with a mark in their environment, our own left out.
-fn marked_by(marked: impl Fn(&[u8]) -> bool) -> io::Result<Vec<Number>> {
-    let depth = numbers("self")?.len().saturating_sub(1);
+/// Returns the processes with a matching environment, without this process.
+fn with_environ(matches: impl Fn(&[u8]) -> bool) -> io::Result<Vec<ProcessId>> {
+    let depth = namespace_pids("self")?.len().saturating_sub(1);
     let own = rustix::process::getpid().as_raw_nonzero().get();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
-        let Some(listed) = name.to_str().and_then(|name| name.parse().ok()) else {
+        let Some(in_proc) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        if !marked(&environ(listed)?) {
+        if !matches(&environ(in_proc)?) {
             continue;
         }
-        match numbers(&listed.to_string())?.get(depth) {
-            Some(number) if *number != own => found.push(Number {
-                listed,
-                own: *number,
-            }),
+        match namespace_pids(&in_proc.to_string())?.get(depth) {
+            Some(pid) if *pid != own => found.push(ProcessId { in_proc, own: *pid }),
             _ => {}
         }
     }
     Ok(found)
 }
 
-/// A process's numbers, from procfs's namespace down to its own (proc_pid_status(5), `NSpid`).
-fn numbers(process: &str) -> io::Result<Vec<i32>> {
-    let status = unless_short(fs::read_to_string(format!("/proc/{process}/status")))?;
+/// Returns the ids of a process, from the PID namespace of `/proc` down to the process's own
+/// (proc_pid_status(5), `NSpid`).
+fn namespace_pids(process: &str) -> io::Result<Vec<i32>> {
+    let status = default_if_gone(fs::read_to_string(format!("/proc/{process}/status")))?;
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    let numbers = line.unwrap_or_default().split_whitespace();
-    Ok(numbers.filter_map(|number| number.parse().ok()).collect())
+    let pids = line.unwrap_or_default().split_whitespace();
+    Ok(pids.filter_map(|pid| pid.parse().ok()).collect())
 }
 
 fn has_mark(environ: &[u8], mark: &[u8]) -> bool {
     environ.split(|&b| b == 0).any(|variable| variable == mark)
 }
 
-/// Waits for the mount's processes to end by themselves, then ends them: TERM, and KILL after 2 s.
-/// Gives back those that are still there after that.
+/// Waits for the processes of a mount to exit, then kills them: TERM, and KILL after 2 s.
+///
+/// `patience` limits the wait before the first signal. Returns the ids of processes that survived.
 ///
 /// # Errors
-/// There is no descriptor or no memory to look, so some may be there.
-pub fn end(id: &str, patience: Duration) -> io::Result<Vec<i32>> {
+/// No file descriptor or no memory is left, so processes may have been missed.
+pub fn terminate(id: &str, patience: Duration) -> io::Result<Vec<i32>> {
     for (signal, wait) in [
         (None, patience),
         (Some(Signal::TERM), Duration::from_secs(2)),
         (Some(Signal::KILL), Duration::from_secs(2)),
     ] {
-        // Whoever is found may fork before it ends, so look until nobody is left.
+        // A process may fork before it exits, so search until none is left.
         let until = Instant::now() + wait;
         loop {
-            let mut held = hold(id)?;
+            let mut held = open_all(id)?;
             if held.is_empty() {
-                // In the middle of an execve(2) a process has no environment to be known by.
+                // A process in the middle of execve(2) has no environment, so search twice.
                 std::thread::sleep(Duration::from_millis(1));
-                held = hold(id)?;
+                held = open_all(id)?;
             }
             if held.is_empty() {
                 return Ok(Vec::new());
             }
             if let Some(signal) = signal {
                 for pidfd in &held {
-                    // It may have ended by itself; one that is stopped hears of it when it goes on.
+                    // The process may have exited. A stopped process handles TERM once it
+                    // continues.
                     let _ = pidfd_send_signal(pidfd, signal);
                     let _ = pidfd_send_signal(pidfd, Signal::CONT);
                 }
             }
-            if !all_ended(&held, until) {
+            if !all_exited(&held, until) {
                 break;
             }
         }
@@ -277,43 +287,53 @@ pub fn end(id: &str, patience: Duration) -> io::Result<Vec<i32>> {
     marked(id)
 }
 
-/// As [`end`], once the host's mount is gone. Where somebody else still has it after `copies`, as a container that bound
-/// it, its processes are left alone.
+/// Terminates the processes of a mount that is gone from the host, unless the file system is still
+/// mounted elsewhere, for example in a container that bind-mounted it.
+///
+/// `patience` is the time for the processes to exit without a signal; `copies_limit` is the time
+/// for other mounts of the file system to go away. Returns the ids of processes that survived.
 ///
 /// # Errors
-/// As [`end`].
-pub fn part(id: &str, patience: Duration, copies: Duration) -> io::Result<Vec<i32>> {
+/// No file descriptor or no memory is left, so processes may have been missed.
+pub fn stop_unused_daemon(
+    id: &str,
+    patience: Duration,
+    copies_limit: Duration,
+) -> io::Result<Vec<i32>> {
     let start = Instant::now();
     loop {
-        let held = hold(id)?;
-        let serves = serves(id)?;
+        let held = open_all(id)?;
+        let serves = serves_fuse(id)?;
         if held.is_empty() || (!serves && start.elapsed() >= patience) {
-            return end(id, Duration::ZERO);
+            return terminate(id, Duration::ZERO);
         }
-        if serves && start.elapsed() >= copies {
-            tracing::info!("the mount is still in use elsewhere; its daemon stays until that ends");
+        if serves && start.elapsed() >= copies_limit {
+            tracing::info!(
+                "the file system is still mounted elsewhere; its daemon keeps running until then"
+            );
             return Ok(Vec::new());
         }
-        all_ended(&held, Instant::now() + Duration::from_millis(50));
+        all_exited(&held, Instant::now() + Duration::from_millis(50));
     }
 }
 
-/// Descriptors of the processes of a mount.
-fn hold(id: &str) -> io::Result<Vec<OwnedFd>> {
-    hold_marked(&format!("{MARK}={id}"))
+/// Returns pidfds of the processes of a mount.
+fn open_all(id: &str) -> io::Result<Vec<OwnedFd>> {
+    open_marked(&format!("{MARK}={id}"))
 }
 
-/// Descriptors of the processes with this variable in their environment; it is looked at again after opening, since
-/// pids are reused.
+/// Returns pidfds of the processes with a variable, as `NAME=VALUE`, in their environment.
+///
+/// Reads each environment again after opening the pidfd, since the kernel reuses process ids.
 ///
 /// # Errors
-/// There is no descriptor or no memory to look.
-pub fn hold_marked(mark: &str) -> io::Result<Vec<OwnedFd>> {
+/// No file descriptor or no memory is left.
+pub fn open_marked(variable: &str) -> io::Result<Vec<OwnedFd>> {
     let mut held = Vec::new();
-    for number in listed(mark)? {
-        if let Some(pid) = Pid::from_raw(number.own)
+    for process in with_variable(variable)? {
+        if let Some(pid) = Pid::from_raw(process.own)
             && let Some(pidfd) = open(pid)?
-            && has_mark(&environ(number.listed)?, mark.as_bytes())
+            && has_mark(&environ(process.in_proc)?, variable.as_bytes())
         {
             held.push(pidfd);
         }
@@ -321,26 +341,28 @@ pub fn hold_marked(mark: &str) -> io::Result<Vec<OwnedFd>> {
     Ok(held)
 }
 
-/// Whether there is still a file system at the other end of a daemon's FUSE device. It is in error if there is none.
-fn is_connected(pidfd: &OwnedFd, number: RawFd) -> bool {
-    let Ok(fuse) = pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty()) else {
+/// Returns whether a process's FUSE device still has a file system in the kernel. The kernel
+/// reports POLLERR on the device when it has none.
+fn is_connected(pidfd: &OwnedFd, fd: RawFd) -> bool {
+    let Ok(fuse) = pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()) else {
         return true;
     };
     let mut fds = [PollFd::new(&fuse, PollFlags::empty())];
-    let asked = poll(&mut fds, Some(&Timespec::default()));
-    asked.is_err() || !fds[0].revents().contains(PollFlags::ERR)
+    let polled = poll(&mut fds, Some(&Timespec::default()));
+    polled.is_err() || !fds[0].revents().contains(PollFlags::ERR)
 }
 
-/// Whether the processes behind these pidfds have ended by then.
-pub fn all_ended(held: &[OwnedFd], until: Instant) -> bool {
-    held.iter()
-        .all(|pidfd| ended(pidfd, until.saturating_duration_since(Instant::now())))
+/// Waits for processes to exit, and returns whether all have by the deadline.
+pub fn all_exited(pidfds: &[OwnedFd], deadline: Instant) -> bool {
+    pidfds
+        .iter()
+        .all(|pidfd| exited(pidfd, deadline.saturating_duration_since(Instant::now())))
 }
 
-/// Whether the process behind a pidfd ends within a time.
-pub fn ended(pidfd: &OwnedFd, within: Duration) -> bool {
+/// Waits for a process to exit, and returns whether it has within the timeout.
+pub fn exited(pidfd: &OwnedFd, timeout: Duration) -> bool {
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    let timeout = Timespec::try_from(within).unwrap_or_default();
+    let timeout = Timespec::try_from(timeout).unwrap_or_default();
     matches!(poll(&mut fds, Some(&timeout)), Ok(1))
 }
 
@@ -349,15 +371,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marked_processes_are_found_and_ended() {
+    fn marked_processes_are_found_and_terminated() {
         let id = format!("test-{}", std::process::id());
-        // It starts another one, which is at work for it.
+        // The shell starts a child, which inherits the mark.
         let mut child = std::process::Command::new("sh")
             .args(["-c", "sleep 60; :"])
             .env(MARK, &id)
             .spawn()
             .unwrap();
-        // It may still be in the middle of its execve(2).
+        // Both may still be in the middle of execve(2).
         let until = Instant::now() + Duration::from_secs(5);
         while marked(&id).unwrap().len() < 2 && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
@@ -365,7 +387,7 @@ mod tests {
         assert_eq!(marked(&id).unwrap().len(), 2);
         assert_eq!(daemons(&id).unwrap(), [i32::try_from(child.id()).unwrap()]);
         let reaper = std::thread::spawn(move || child.wait().unwrap());
-        assert_eq!(end(&id, Duration::ZERO).unwrap(), Vec::<i32>::new());
+        assert_eq!(terminate(&id, Duration::ZERO).unwrap(), Vec::<i32>::new());
         assert!(!reaper.join().unwrap().success());
     }
 }

@@ -1,8 +1,10 @@
-//! Subprocesses: how they are started, waited for, killed, marked and found again.
+//! Subprocesses: starting, waiting, killing, marking and finding them.
 
 pub mod cancel;
 pub mod interrupts;
 pub mod marks;
+pub mod memfd;
 pub mod output;
+pub mod run;
 pub mod subprocess;
 pub mod wait;

@@ -1,102 +1,106 @@
-//! What may never come back from the host is done by a process of its own.
+//! Subprocesses of spc for system calls that may block forever.
 //!
-//! A thread that waits for a dead server may wait where no signal ends it, and then its process does not end either. So
-//! the process that asks is never the one that waits: an errand that is late is left behind.
+//! A system call on a dead file system can block in uninterruptible sleep, and then the process
+//! cannot exit either. So spc makes such calls in a subprocess, waits with a time limit, and leaves
+//! a blocked subprocess behind.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::{Error, Result};
 use crate::process::cancel::CancelToken;
 use crate::process::marks;
+use crate::process::memfd;
 use crate::sys;
 
-/// How often whoever waits is asked whether to go on.
-const ASK: Duration = Duration::from_millis(20);
+/// Interval at which a wait checks for cancellation.
+const CANCEL_CHECK: Duration = Duration::from_millis(20);
 
-/// How long one that was killed may take to be gone; one that waits in the kernel is not.
-const END: Duration = Duration::from_millis(20);
+/// Time for a killed subprocess to exit. A subprocess that is blocked in the kernel is left behind.
+const EXIT_LIMIT: Duration = Duration::from_millis(20);
 
-/// An errand on its way: a command of this program's own. Dropping it ends it, or leaves it behind.
+/// Running subcommand of spc. Dropping it kills the subprocess if it is tied to this process.
 pub struct Subprocess {
     child: Child,
-    /// It ends with us.
+    /// The kernel kills the subprocess when this process exits.
     tied: bool,
-    said: ChildStdout,
+    stdout: ChildStdout,
+    /// Output that was read, but not yet returned as a line.
     unread: Vec<u8>,
 }
 
-/// What came of waiting for an errand.
+/// Result of waiting for a line of a subprocess's output.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// It said this line.
+    /// Line of output, without the newline.
     Line(String),
-    /// It has nothing more to say.
+    /// End of the output.
     Eof,
-    /// It said nothing in time.
+    /// The deadline passed without a complete line.
     Timeout,
 }
 
 impl Subprocess {
-    /// Sends a command of this program, with this input.
+    /// Starts spc with arguments and input for stdin, as a process that the kernel kills when this
+    /// process exits.
     ///
     /// # Errors
-    /// No process can be made.
-    pub fn spawn_tied<S: AsRef<OsStr>>(words: &[S], input: &[u8]) -> Result<Self> {
-        Self::start(words, input_of(input)?, true)
+    /// The process cannot be started.
+    pub fn spawn_tied<S: AsRef<OsStr>>(args: &[S], input: &[u8]) -> Result<Self> {
+        Self::start(args, input_of(input)?, true)
     }
 
-    /// As [`Errand::send`], for one that has a limit of its own and is never ended by us.
+    /// Starts spc with arguments and input for stdin, as a process that outlives this one. The
+    /// subcommand must have a time limit of its own.
     ///
     /// # Errors
-    /// No process can be made.
-    pub fn spawn_detached<S: AsRef<OsStr>>(words: &[S], input: &[u8]) -> Result<Self> {
-        Self::start(words, input_of(input)?, false)
+    /// The process cannot be started.
+    pub fn spawn_detached<S: AsRef<OsStr>>(args: &[S], input: &[u8]) -> Result<Self> {
+        Self::start(args, input_of(input)?, false)
     }
 
-    /// As [`Errand::send_off`], for one whose input is not known yet: [`Errand::give`] it.
+    /// Does the same as [`spawn_detached`](Self::spawn_detached), but the input follows later by
+    /// [`send_input`](Self::send_input).
     ///
     /// # Errors
-    /// No process can be made.
-    pub fn spawn_waiting<S: AsRef<OsStr>>(words: &[S]) -> Result<Self> {
-        Self::start(words, Stdio::piped(), false)
+    /// The process cannot be started.
+    pub fn spawn_waiting<S: AsRef<OsStr>>(args: &[S]) -> Result<Self> {
+        Self::start(args, Stdio::piped(), false)
     }
 
-    /// Gives its input to one that was sent ahead.
+    /// Sends the input to a subprocess from [`spawn_waiting`](Self::spawn_waiting).
     pub fn send_input(&mut self, input: &[u8]) {
         if let Some(mut stdin) = self.child.stdin.take() {
-            // One that has died says nothing, either.
+            // A subprocess that has died shows as the end of its output.
             let _ = stdin.write_all(input);
         }
     }
 
-    fn start<S: AsRef<OsStr>>(words: &[S], input: Stdio, tied: bool) -> Result<Self> {
+    fn start<S: AsRef<OsStr>>(args: &[S], input: Stdio, tied: bool) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command
-            .args(words)
+            .args(args)
             .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        // Whoever holds the target's lock has it only as long as it lives.
+        // A tied subprocess works under a lock of this process, which ends with this process.
         let command = match tied {
             true => sys::tie_to_parent(&mut command),
             false => sys::detach(&mut command),
         };
         let mut child = command.spawn().map_err(fail)?;
-        let Some(said) = child.stdout.take() else {
+        let Some(stdout) = child.stdout.take() else {
             return Err(fail(std::io::ErrorKind::BrokenPipe.into()));
         };
         Ok(Self {
             child,
             tied,
-            said,
+            stdout,
             unread: Vec::new(),
         })
     }
@@ -113,14 +117,14 @@ impl Subprocess {
                 return Ok(Reply::Line(String::from_utf8_lossy(&line).into_owned()));
             }
             let left = cancel.remaining();
-            let timeout = Timespec::try_from(left.min(ASK)).unwrap_or_default();
+            let timeout = Timespec::try_from(left.min(CANCEL_CHECK)).unwrap_or_default();
             let ready = {
-                let mut fds = [PollFd::new(&self.said, PollFlags::IN)];
+                let mut fds = [PollFd::new(&self.stdout, PollFlags::IN)];
                 matches!(poll(&mut fds, Some(&timeout)), Ok(1))
             };
             let mut buffer = [0; 16 * 1024];
             if ready {
-                match self.said.read(&mut buffer) {
+                match self.stdout.read(&mut buffer) {
                     Ok(0) | Err(_) => return Ok(Reply::Eof),
                     Ok(length) => self.unread.extend_from_slice(&buffer[..length]),
                 }
@@ -133,29 +137,26 @@ impl Subprocess {
     }
 }
 
+/// Returns the error for a subprocess that cannot be started.
 fn fail(error: std::io::Error) -> Error {
-    Error::system("cannot start a look at the host").because(error)
+    Error::system("cannot start a subprocess of spc").because(error)
 }
 
-/// A file in memory with this in it, read from its beginning.
+/// Returns a file in memory with this content, for stdin.
 fn input_of(input: &[u8]) -> Result<Stdio> {
-    let made = memfd_create("errand", MemfdFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
-    let mut file = File::from(made);
-    let written = file.write_all(input).and_then(|()| file.rewind());
-    written.map_err(fail)?;
-    Ok(file.into())
+    Ok(memfd::create("input", input).map_err(fail)?.into())
 }
 
 impl Drop for Subprocess {
     fn drop(&mut self) {
-        // One that nobody needs has waited for its input.
+        // Ends the wait of a subprocess that never got its input.
         drop(self.child.stdin.take());
         if self.tied {
-            // It may have ended by itself.
+            // Fails if the subprocess has exited.
             let _ = self.child.kill();
         }
         if let Ok(pidfd) = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()) {
-            marks::ended(&pidfd, END);
+            marks::exited(&pidfd, EXIT_LIMIT);
         }
         let _ = self.child.try_wait();
     }

@@ -14,15 +14,16 @@ use crate::error::{Error, Reason, Result};
 use crate::process::interrupts::{Interrupts, stopped_elsewhere};
 use crate::process::marks;
 
-/// How a program ended.
+/// Exit of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// By itself, with this exit code.
+    /// Exited with this code.
     Code(i32),
-    /// By this signal.
+    /// Killed by this signal.
     Signal(i32),
 }
 
+/// Converts the status of a child that has exited.
 pub(crate) fn describe(status: ExitStatus) -> Ended {
     match (status.code(), status.signal()) {
         (Some(code), _) => Ended::Code(code),
@@ -30,10 +31,13 @@ pub(crate) fn describe(status: ExitStatus) -> Ended {
     }
 }
 
-/// Waits for a child of ours to end, and ends it if it takes too long or a signal stops us.
+/// Waits for a child process, which leads a process group of its own, and reaps it.
+///
+/// When the deadline passes or a signal arrives, spc kills the process group: TERM, then KILL
+/// after 2 s. `name` is used in errors and progress messages.
 ///
 /// # Errors
-/// It was ended.
+/// The wait was ended by the deadline or a signal, or the child cannot be waited for.
 pub fn wait(
     pid: Pid,
     name: &str,
@@ -47,10 +51,10 @@ pub fn wait(
     let stopped = loop {
         let now = Instant::now();
         if now >= deadline {
-            let after = deadline.saturating_duration_since(started).as_secs_f32();
-            break Error::mount(format!("ended by spc after {after:.0} s"))
+            let limit = deadline.saturating_duration_since(started).as_secs_f32();
+            break Error::mount(format!("killed by spc after {limit:.0} s"))
                 .reason_is(Reason::Timeout)
-                .hint("look whether its server answers, or give it more time with --timeout");
+                .hint("check that the server responds, or raise the limit with --timeout");
         }
         let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN)];
         fds.extend(interrupts.map(|held| PollFd::new(held, PollFlags::IN)));
@@ -63,13 +67,12 @@ pub fn wait(
         ) {
             Ok(_) if fds[0].revents().contains(PollFlags::IN) => {
                 let waited = waitpid(Some(pid), WaitOptions::empty());
-                // It has ended, so there is a status.
                 let status = waited.map_err(|e| system(e.into()))?;
                 return Ok(status.map_or_else(ExitStatus::default, |(_, status)| {
                     ExitStatus::from_raw(status.as_raw())
                 }));
             }
-            Ok(0) if interrupts.is_some_and(Interrupts::came) => break stopped_elsewhere(),
+            Ok(0) if interrupts.is_some_and(Interrupts::any_received) => break stopped_elsewhere(),
             Ok(ready) => {
                 if let Some(Err(stop)) = interrupts.map(Interrupts::check) {
                     break stop;
@@ -84,10 +87,10 @@ pub fn wait(
     };
     drop(progress);
     for signal in [Signal::TERM, Signal::KILL] {
-        // It may have ended by itself.
+        // Fails if the process group has exited meanwhile.
         let _ = kill_process_group(pid, signal);
-        if marks::ended(&pidfd, Duration::from_secs(2)) {
-            // Reaped; the status does not matter any more.
+        if marks::exited(&pidfd, Duration::from_secs(2)) {
+            // Reap the child; its status is not needed.
             let _ = waitpid(Some(pid), WaitOptions::empty());
             break;
         }
@@ -95,7 +98,7 @@ pub fn wait(
     Err(stopped)
 }
 
-/// A line on the terminal while a helper takes long; nothing where nobody looks.
+/// Progress line on stderr, if that is a terminal, from the third second of a wait on.
 #[derive(Default)]
 struct Progress {
     shown: bool,
@@ -108,7 +111,7 @@ impl Progress {
             let seconds = |time: Duration| time.as_secs_f32().round();
             let limit = seconds(deadline.saturating_duration_since(started));
             eprint!(
-                "\r\x1b[Kspc: {name} is at work: {} s of at most {limit} s",
+                "\r\x1b[Kspc: {name} is running: {} s of at most {limit} s",
                 seconds(started.elapsed())
             );
         }

@@ -1,4 +1,4 @@
-//! Cleans up after commands that were killed, and after mounts that ended.
+//! Cleans up after killed commands and after mounts that no longer exist.
 
 pub mod client_upkeep;
 pub mod leftovers;

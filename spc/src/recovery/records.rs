@@ -1,4 +1,4 @@
-//! What became of a recorded mount, and the clearing away of what is left of one.
+//! Reconciles records with the mounts of the host, and removes what is left of a mount.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,42 +13,44 @@ use crate::host::{cgroup, unmount as host_unmount};
 use crate::liveness::path;
 use crate::process::marks;
 use crate::recovery::leftovers::{
-    cannot_remove, is_mount, remove_redirect, unmount_placeholder, unnoted, unseen,
+    cannot_remove, cannot_search, find_unrecorded, is_mount, remove_redirect, unmount_placeholder,
 };
 use crate::recovery::repairs;
 use crate::state::presence::entry_of;
 use crate::state::record::{Record, State};
 use crate::state::{Route, Session};
 
-/// How long a daemon may take to end by itself once its mount is gone.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for a daemon to end by itself after its mount is gone.
+pub const DAEMON_EXIT_LIMIT: Duration = Duration::from_secs(5);
 
-/// A container that is being started has a copy of the host's mounts for a moment. What is in use for longer is so.
-pub const COPIES: Duration = Duration::from_secs(1);
+/// Time to wait until copies of a mount are gone: a starting container has copies of the host's
+/// mounts for a moment.
+pub const COPY_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long a daemon may take whose mount somebody else has taken away.
-const GRACE: Duration = Duration::from_secs(1);
+/// Time for a daemon to end by itself after another program unmounted its mount.
+const ORPHAN_EXIT_LIMIT: Duration = Duration::from_secs(1);
 
-/// The record of a target, whose lock is ours, after what a dead repair left is put right.
+/// Returns the record of a target, after an interrupted repair is finished or rolled back. The
+/// caller holds the lock of the target.
 ///
 /// # Errors
-/// It cannot be read, or put right.
-pub fn known(session: &Session, target: &Path) -> Result<Option<Record>> {
+/// Fails if the record cannot be read or the repair cannot be finished.
+pub fn load_record(session: &Session, target: &Path) -> Result<Option<Record>> {
     match session.ledger.get(target)? {
         Some(record) => repairs::finish(session, record).map(Some),
         None => Ok(None),
     }
 }
 
-/// What a record is worth: the entry of its mount if that is there; otherwise what was left of it
-/// is cleared away. Needs the target's lock, so nobody is at work on it.
+/// Returns the mountinfo entry of a recorded mount. Without a complete mount, removes its remains
+/// and its record and returns none. The caller holds the lock of the target.
 ///
 /// # Errors
-/// The rest cannot be cleared away.
+/// Fails if the remains cannot be removed.
 pub fn reconcile_record(session: &Session, record: &Record) -> Result<Option<Entry>> {
-    tracing::debug!(target = %record.target, state = ?record.state, "a record is there");
+    tracing::debug!(target = %record.target, state = ?record.state, "reconciling a record");
     if !record.is_of_this_boot() {
-        // Its mount and its processes went with the machine's earlier life.
+        // The mount and its processes ended with the earlier boot.
         remove_record(session, record, &session.redirect(record), Vec::new())?;
         return Ok(None);
     }
@@ -58,12 +60,12 @@ pub fn reconcile_record(session: &Session, record: &Record) -> Result<Option<Ent
     }
     let entry = entry_of(session, record)?;
     match (&entry, record.state) {
-        // After `umount -l`, and where containers have it, somebody may still use it.
+        // The daemon may still serve processes after `umount -l`, or copies in containers.
         (None, _) => {
-            let left = stop_unused_daemon(record, GRACE, COPIES)?;
+            let left = stop_unused_daemon(record, ORPHAN_EXIT_LIMIT, COPY_LIMIT)?;
             remove_record(session, record, &session.redirect(record), left)?;
         }
-        // Whoever was to take it away died before that: it is a mount like any other.
+        // The command that was unmounting died first: the mount is an ordinary one again.
         (Some(_), State::Unmounting) => {
             let mut record = record.clone();
             record.state = State::Mounted;
@@ -72,45 +74,52 @@ pub fn reconcile_record(session: &Session, record: &Record) -> Result<Option<Ent
         (Some(_), _) => {}
     }
     if entry.is_some() {
-        session.redirect(record).tidy().map_err(cannot_remove)?;
+        session
+            .redirect(record)
+            .remove_temporary()
+            .map_err(cannot_remove)?;
     }
     Ok(entry)
 }
 
-/// As [`marks::part`], for the processes of a recorded mount: one that the kernel made by itself has none.
+/// Stops the daemon of a recorded mount if nothing uses it, like [`marks::stop_unused_daemon`].
+/// Mounts of the kernel have no daemon. Returns the processes that did not end.
 ///
 /// # Errors
-/// Its processes cannot be looked for.
+/// Fails if the search for processes fails.
 pub fn stop_unused_daemon(
     record: &Record,
-    patience: Duration,
-    copies: Duration,
+    exit_limit: Duration,
+    copy_limit: Duration,
 ) -> Result<Vec<i32>> {
     match record.route {
         Route::Direct => Ok(Vec::new()),
         Route::Preload | Route::Graft => {
-            marks::part(&record.id, patience, copies).map_err(|e| unseen(record, e))
+            marks::stop_unused_daemon(&record.id, exit_limit, copy_limit)
+                .map_err(|e| cannot_search(record, e))
         }
     }
 }
 
-/// Takes away everything a record stands for: mount, processes, claim, record, in that order.
+/// Removes everything that belongs to a record: processes, mount, redirect, device and the record
+/// itself.
 ///
 /// # Errors
-/// A mount cannot be detached, or a process does not end.
+/// Fails if the mount cannot be detached or a process does not end.
 pub fn roll_back(session: &Session, record: &Record) -> Result<()> {
     let redirect = session.redirect(record);
-    // A helper still at work could mount after we looked.
-    let left = marks::end(&record.id, Duration::ZERO).map_err(|e| unseen(record, e))?;
+    // A running helper could mount after the search for the mount.
+    let left =
+        marks::terminate(&record.id, Duration::ZERO).map_err(|e| cannot_search(record, e))?;
     let mut ids = redirect
-        .mounted()
+        .mount_ids()
         .or((record.mount_id != 0).then_some((record.mount_id, record.unique_id)));
     path::ensure_reachable(&session.host, Path::new(&record.target), path::LIMIT)?;
     if ids.is_none() && record.route == Route::Preload {
-        let seen = record.clone();
+        let wanted = record.clone();
         ids = session
             .host
-            .run("looking at the target", move || unnoted(&seen))?
+            .run("looking at the target", move || find_unrecorded(&wanted))?
             .map_err(|e| Error::system(format!("cannot look at {}", record.target)).because(e))?;
     }
     if let Some((id, unique)) = ids {
@@ -127,16 +136,17 @@ pub fn roll_back(session: &Session, record: &Record) -> Result<()> {
         };
         if entry_of(session, &mounted)?.is_some() {
             return Err(Error::mount(format!("cannot unmount {}", record.target))
-                .because("another mount covers it, or its path is changed all the time"));
+                .because("another mount covers it, or its path keeps changing"));
         }
     }
     remove_record(session, record, &redirect, left)
 }
 
-/// The mount is gone: clears away its stand-in, claim and record.
+/// Removes the placeholder, redirect, cgroup, device and record of a mount that is gone. `left` are
+/// the processes that did not end.
 ///
 /// # Errors
-/// A process is left, or the record cannot be removed.
+/// Fails if a process is left or the record cannot be removed.
 pub fn remove_record(
     session: &Session,
     record: &Record,
@@ -151,16 +161,16 @@ pub fn remove_record(
             "processes of {} do not end: {left:?}",
             record.target
         ))
-        .hint("they wait in the kernel, probably for a dead server; try again when it is back"));
+        .hint("they wait in the kernel, probably for a dead server; try again when the server is back"));
     }
     remove_redirect(redirect)?;
     if record.root.is_some() {
-        cgroup::remove(&cgroup::name_of(Path::new(&record.target)));
+        cgroup::remove(&cgroup::name_for(Path::new(&record.target)));
     }
-    let left = detach::detach_unused(session, record, || {
+    let outcome = detach::detach_unused(session, record, || {
         session.ledger.remove(Path::new(&record.target))
     })?;
-    if left == detach::Left::InUse {
+    if outcome == detach::DetachOutcome::InUse {
         tracing::debug!(target = %record.target, "its device is still in use; `spc serve` detaches it later");
     }
     Ok(())

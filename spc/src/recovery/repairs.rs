@@ -14,28 +14,31 @@ use crate::host::redirect::Redirect;
 use crate::host::target::{MountId, mount_id};
 use crate::host::unmount as host_unmount;
 use crate::process::marks;
-use crate::recovery::leftovers::{is_mount, remove_redirect, unmount_placeholder, unnoted, unseen};
+use crate::recovery::leftovers::{
+    cannot_search, find_unrecorded, is_mount, remove_redirect, unmount_placeholder,
+};
 use crate::state::presence::entry_of;
 use crate::state::{Record, Route, Session};
 
-/// Ends a repair that is at work on a target: whoever waits for its lock to unmount does not want it.
+/// Kills the helper of a running repair, so that an unmount does not have to wait for the repair.
 ///
 /// # Errors
-/// The ledger cannot be read.
-pub fn call_off(session: &Session, target: &Path) -> Result<()> {
+/// Fails if the ledger cannot be read or the search for processes fails.
+pub fn cancel(session: &Session, target: &Path) -> Result<()> {
     if let Some(record) = session.ledger.get(target)?
-        && let Some(making) = record
+        && let Some(pending_id) = record
             .repair
             .as_ref()
-            .and_then(|again| again.pending_id.as_ref())
+            .and_then(|repair| repair.pending_id.as_ref())
     {
-        // Without its helper it fails. What was not marked yet is found the next time.
-        marks::end(making, Duration::ZERO).map_err(|e| unseen(&record, e))?;
+        // The repair fails without its helper. Processes that start meanwhile are found by the next
+        // call.
+        marks::terminate(pending_id, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
     }
     Ok(())
 }
 
-/// The claim of this id where those of a mount are.
+/// Returns the redirect with another id, in the directory of the mount's redirects.
 fn redirect_of(session: &Session, record: &Record, id: &str) -> Redirect {
     let id = id.to_owned();
     session.redirect(&Record {
@@ -44,87 +47,95 @@ fn redirect_of(session: &Session, record: &Record, id: &str) -> Redirect {
     })
 }
 
-/// The new mount is in place: it is what the record is about from now on.
-pub(crate) fn adopt(session: &Session, mut record: Record, made: MountId) -> Result<Record> {
-    let Some(making) = record.repair.as_mut().and_then(|again| {
-        again.repairs += 1;
-        again.pending_id.take()
+/// Makes the new mount the mount of the record, ends the dead mount's processes and removes its
+/// redirect.
+///
+/// # Errors
+/// Fails if the search for processes, the mount table or the ledger fails.
+pub(crate) fn adopt(session: &Session, mut record: Record, new: MountId) -> Result<Record> {
+    let Some(pending_id) = record.repair.as_mut().and_then(|repair| {
+        repair.repairs += 1;
+        repair.pending_id.take()
     }) else {
         return Ok(record);
     };
-    let old = std::mem::replace(&mut record.id, making);
-    // Of several processes not all may have died.
-    let left = marks::end(&old, Duration::ZERO).map_err(|e| unseen(&record, e))?;
+    let old = std::mem::replace(&mut record.id, pending_id);
+    // A dead mount can have several processes, and some may still be alive.
+    let left = marks::terminate(&old, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of the dead mount do not end");
     }
     if let Err((path, error)) = redirect_of(session, &record, &old).remove() {
-        tracing::warn!(path = %path.display(), %error, "a claim could not be removed; the next command tries again");
+        tracing::warn!(path = %path.display(), %error, "cannot remove a redirect; the next command tries again");
         record.repair.get_or_insert_default().pending_id = Some(old);
     }
-    // After a crash the claim may have gone with its container, and the daemon with it.
-    if let Err(error) = session.redirect(&record).carry(made.id, made.unique) {
+    // After a crash, the redirect and the daemon may be gone with their container.
+    if let Err(error) = session
+        .redirect(&record)
+        .redirect_to_host(new.id, new.unique)
+    {
         let error = errno_text(error);
-        tracing::warn!(target = %record.target, error, "its daemon will not reach the host");
+        tracing::warn!(target = %record.target, error, "the daemon of the new mount cannot mount on the host");
     }
     let entries = session.host.run("looking at a mount", move || {
-        let entry = mountinfo::find(made.id, made.unique).ok()??;
+        let entry = mountinfo::find(new.id, new.unique).ok()??;
         let on = mountinfo::find(entry.parent, entry.parent_unique).ok()??;
         Some((on, entry))
     })?;
     if let Some((on, entry)) = entries {
-        // It may be a copy itself, of a mount on a peer, and others older.
+        // The new mount may itself be the copy of a mount on a peer, so copies of any age go.
         drop_copies(&entry, &on, 0)?;
     }
-    record.mount_id = made.id;
-    record.unique_id = made.unique;
+    record.mount_id = new.id;
+    record.unique_id = new.unique;
     record.route = Route::Graft;
-    record.daemon = marks::daemons(&record.id).map_err(|e| unseen(&record, e))?;
+    record.daemon = marks::daemons(&record.id).map_err(|e| cannot_search(&record, e))?;
     session.ledger.put(&record)?;
     Ok(record)
 }
 
-/// What a record is worth in which a repair was noted, of which nobody is at work any more: either the new mount is in
-/// place, then the rest is done, or what there is of it goes.
+/// Completes an interrupted repair if its new mount is in place, and rolls it back otherwise.
+/// Returns the resulting record. The caller holds the lock of the target.
 ///
 /// # Errors
-/// The ledger cannot be written, or the host not be looked at.
+/// Fails if the ledger cannot be written or the host's mounts cannot be read.
 pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
     let pending_id = record
         .repair
         .as_mut()
-        .and_then(|again| again.pending_id.clone());
+        .and_then(|repair| repair.pending_id.clone());
     let Some(pending_id) = pending_id else {
         return Ok(record);
     };
     let redirect = redirect_of(session, &record, &pending_id);
     leave_peer(&redirect);
     let dead = entry_of(session, &record)?;
-    let seen = record.clone();
-    let made = session.host.run("looking at the target", move || {
+    let wanted = record.clone();
+    let new = session.host.run("looking at the target", move || {
         if let Some(dead) = dead {
             if beneath(&dead)?.is_none() {
                 return Ok(None);
             }
-            let (target, flags) = (Path::new(&seen.target), UnmountFlags::DETACH);
-            if host_unmount::detach(target, seen.mount_id, seen.unique_id, flags).is_err() {
+            let (target, flags) = (Path::new(&wanted.target), UnmountFlags::DETACH);
+            if host_unmount::detach(target, wanted.mount_id, wanted.unique_id, flags).is_err() {
                 return Ok(None);
             }
         }
-        unnoted(&seen)
+        find_unrecorded(&wanted)
     })?;
-    let made = made.map_err(|e: std::io::Error| {
+    let new = new.map_err(|e: std::io::Error| {
         Error::system(format!("cannot look at {}", record.target)).because(e)
     })?;
-    if let Some((id, unique)) = made {
-        let made = MountId {
+    if let Some((id, unique)) = new {
+        let new = MountId {
             id,
             unique,
             is_root: true,
         };
-        return adopt(session, record, made);
+        return adopt(session, record, new);
     }
-    let left = marks::end(&pending_id, Duration::ZERO).map_err(|e| unseen(&record, e))?;
+    let left =
+        marks::terminate(&pending_id, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of a repair do not end");
     }
@@ -132,14 +143,15 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
         unmount_placeholder(redirect.placeholder())?;
     }
     remove_redirect(&redirect)?;
-    if let Some(again) = &mut record.repair {
-        again.pending_id = None;
+    if let Some(repair) = &mut record.repair {
+        repair.pending_id = None;
     }
     session.ledger.put(&record)?;
     Ok(record)
 }
 
-/// Takes a peer out of the container's table again, and out of the group: what is mounted on it stays at the others.
+/// Removes a peer mount from the container's mount table. The peer leaves its peer group first, so
+/// that the mounts on the other peers stay.
 pub fn leave_peer(redirect: &Redirect) {
     let peer = redirect.peer();
     let is_mount = |path: &Path| mount_id(CWD, path.as_os_str()).is_ok_and(|mount| mount.is_root);
@@ -148,13 +160,16 @@ pub fn leave_peer(redirect: &Redirect) {
         && let Err(error) =
             mount_change(&peer, MountPropagationFlags::PRIVATE).and_then(|()| unmount(&peer, flags))
     {
-        tracing::warn!(path = %peer.display(), error = %errno_text(error), "a copy of a mount could not be taken away");
+        tracing::warn!(path = %peer.display(), error = %errno_text(error), "cannot detach a peer mount");
     }
-    // It is there only if it was needed.
+    // The directory exists only if a peer was needed.
     let _ = fs::remove_dir(&peer);
 }
 
-/// What a mount that still exists is on: another one of the same target if that was put beneath it.
+/// Returns the mount beneath a dead mount if it has the same target: the new mount of a repair.
+///
+/// # Errors
+/// Fails if the mount table cannot be read.
 pub fn beneath(dead: &Entry) -> std::io::Result<Option<Entry>> {
     let below = mountinfo::find(dead.parent, dead.parent_unique)?;
     Ok(below.filter(|below| below.target == dead.target))

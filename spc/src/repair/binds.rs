@@ -1,7 +1,7 @@
-//! Where a dead mount is bound: what is in its place now gets there, in the same way.
+//! Repairs the bind mounts of a dead mount: each gets a clone of the new mount.
 //!
-//! A bind is a mount of its own, in a container's namespace or elsewhere on the host (kubelet's `subPath`), which nothing
-//! that happens to the mount itself reaches.
+//! A bind mount is a mount of its own, in a container's namespace or elsewhere on the host
+//! (kubelet's `subPath`). Replacing the original mount does not change it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,31 +22,31 @@ use crate::host::namespace;
 use crate::host::target::mount_id;
 use crate::mount::direct::attributes;
 use crate::options::Options;
-use crate::repair::replace::{BENEATH, Dead, detach_at};
+use crate::repair::replace::{BENEATH, DeadMount, detach_at};
 use crate::state::{Record, Session};
 use crate::sys::{self, MountAttributes};
 
-/// How long all the work in one container may take.
+/// Time limit for the replacement of one bind mount.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Replaces every bind of a mount that was replaced, except in our own namespace. What fails is logged: the mount itself
-/// is repaired all the same.
-pub fn replace(session: &Session, dead: &Dead, record: &Record) {
-    let all = match namespaces(session, &dead.entry.device) {
-        Ok(all) => all,
+/// Replaces every bind mount of a repaired mount, except in spc's own namespace. Failures are only
+/// logged, because the mount itself is repaired.
+pub fn replace(session: &Session, dead: &DeadMount, record: &Record) {
+    let found = match namespaces(session, &dead.entry.device) {
+        Ok(found) => found,
         Err(error) => return tracing::warn!("{error}"),
     };
-    for (process, (file, entries)) in all {
+    for (process, (file, entries)) in found {
         for entry in entries {
-            let (target, place) = (&record.target, show(&entry.target));
+            let (target, bind) = (&record.target, show(&entry.target));
             match replace_one(session, dead, record, &file, &entry) {
-                Ok(()) => tracing::info!(target, process, place, "repaired where it is bound"),
+                Ok(()) => tracing::info!(target, process, place = bind, "repaired a bind mount"),
                 Err(error) => {
                     tracing::warn!(
                         target,
                         process,
-                        place,
-                        "still bound to the dead mount: {error}"
+                        place = bind,
+                        "a bind mount still shows the dead mount: {error}"
                     );
                 }
             }
@@ -54,26 +54,27 @@ pub fn replace(session: &Session, dead: &Dead, record: &Record) {
     }
 }
 
-/// The namespaces with a mount of this device, by a process that is in each.
+/// Returns the mount namespaces that have mounts of this device: a process in each namespace, the
+/// namespace, and the mounts.
 fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Vec<Entry>)>> {
-    let proc = session.host.proc_file("..").unwrap_or("/proc/1/..".into());
+    let procfs = session.host.proc_file("..").unwrap_or("/proc/1/..".into());
     let fail = |e| Error::system("cannot look for containers").because(e);
-    let mut seen = vec![fs::read_link("/proc/self/ns/mnt").map_err(fail)?];
+    let mut visited = vec![fs::read_link("/proc/self/ns/mnt").map_err(fail)?];
     let mut found = BTreeMap::new();
-    for entry in fs::read_dir(&proc).map_err(fail)?.flatten() {
+    for entry in fs::read_dir(&procfs).map_err(fail)?.flatten() {
         let name = entry.file_name();
         let Some(process) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // It may have ended.
+        // The process may have ended.
         let namespace = entry.path().join("ns/mnt");
         let Ok(link) = fs::read_link(&namespace) else {
             continue;
         };
-        if seen.contains(&link) {
+        if visited.contains(&link) {
             continue;
         }
-        seen.push(link);
+        visited.push(link);
         let table = mountinfo::read_file(entry.path().join("mountinfo")).unwrap_or_default();
         let mounts: Vec<Entry> = table.into_iter().filter(|m| m.device == device).collect();
         if !mounts.is_empty()
@@ -85,9 +86,10 @@ fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Ve
     Ok(found)
 }
 
+/// Replaces one bind mount in the namespace where it is.
 fn replace_one(
     session: &Session,
-    dead: &Dead,
+    dead: &DeadMount,
     record: &Record,
     namespace: &File,
     entry: &Entry,
@@ -95,20 +97,22 @@ fn replace_one(
     let fail =
         |why: Cause| Error::mount(format!("cannot replace {}", show(&entry.target))).because(why);
     let below = entry.root.strip_prefix(&dead.entry.root);
-    let below = below.map_err(|_| fail("it shows what the mount of the host does not".into()))?;
+    let below = below.map_err(|_| {
+        fail("it shows a directory that the mount on the host does not contain".into())
+    })?;
     let (target, below) = (PathBuf::from(&record.target), below.to_owned());
     let clone = move || clone_of(&target, &below);
     let new = session.host.run("cloning the new mount", clone)?;
     let new = new.map_err(|e| fail(e.into()))?;
     let options = Options::parse([entry.attributes.as_str()])?;
-    // As the container had them; those for times are the daemon's business.
+    // The flags of the bind mount, except those for access times, which the daemon handles.
     let kept = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC
         | MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW;
     let set = attributes(&options).0 & kept;
-    let what = MountAttributes {
+    let mount_attributes = MountAttributes {
         set: set.bits().into(),
         clear: (kept - set).bits().into(),
         propagation: match (entry.peers, entry.master) {
@@ -118,27 +122,30 @@ fn replace_one(
         },
         recursive: false,
     };
-    sys::mount_setattr(&new, what).map_err(|e| fail(e.into()))?;
+    sys::mount_setattr(&new, mount_attributes).map_err(|e| fail(e.into()))?;
     let namespace = namespace.try_clone().map_err(|e| fail(e.into()))?;
-    let (entry, (done, answer)) = (entry.clone(), channel());
+    let (entry, (sender, receiver)) = (entry.clone(), channel());
     let work = move || {
-        let worked = namespace::enter(&namespace)
+        let result = namespace::enter(&namespace)
             .map_err(Cause::from)
             .and_then(|()| put(&new, &entry));
-        // Nobody listens any more if it took too long.
-        let _ = done.send(worked);
+        // The receiver is gone after the time limit.
+        let _ = sender.send(result);
     };
-    // It belongs to the container from now on, and ends.
+    // A thread that has entered the container's namespace cannot be used for anything else.
     std::thread::Builder::new()
         .spawn(work)
         .map_err(|e| fail(e.into()))?;
-    match answer.recv_timeout(LIMIT) {
-        Ok(worked) => worked.map_err(fail),
-        Err(_) => Err(fail("it took too long".into())),
+    match receiver.recv_timeout(LIMIT) {
+        Ok(result) => result.map_err(fail),
+        Err(_) => Err(fail(
+            format!("not done within {} s", LIMIT.as_secs()).into(),
+        )),
     }
 }
 
-/// A clone of what is below a mount of the host. What lies there is somebody else's: no link is followed.
+/// Clones the tree at a path below a mount of the host. No symlink is followed, because other users
+/// can write there.
 fn clone_of(mount: &Path, below: &Path) -> std::result::Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = openat2(CWD, mount, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
@@ -154,10 +161,10 @@ fn clone_of(mount: &Path, below: &Path) -> std::result::Result<OwnedFd, Errno> {
     open_tree(&found, "", clone)
 }
 
-/// Puts a clone in the place of a dead mount of the calling thread's namespace.
+/// Replaces a dead mount in the namespace of the calling thread by the clone.
 fn put(new: &OwnedFd, dead: &Entry) -> std::result::Result<(), Cause> {
     let (Some(parent), Some(name)) = (dead.target.parent(), dead.target.file_name()) else {
-        return Err("it is the container's root".into());
+        return Err("it is the root of the container".into());
     };
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let links = ResolveFlags::NO_SYMLINKS;
@@ -168,7 +175,7 @@ fn put(new: &OwnedFd, dead: &Entry) -> std::result::Result<(), Cause> {
     let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     match move_mount(new, "", &parent, name, from | BENEATH) {
         Ok(()) => detach_at(&parent, name).map_err(Cause::from),
-        // The shortest swap.
+        // Linux before 6.5: detach and attach in immediate succession.
         Err(Errno::INVAL) => detach_at(&parent, name)
             .and_then(|()| move_mount(new, "", &parent, name, from))
             .map_err(Cause::from),

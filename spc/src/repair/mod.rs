@@ -1,4 +1,7 @@
-//! A new mount for one whose daemon died: made on a stand-in while the dead one stays, and put in its place when it answers.
+//! Repairs a mount whose daemon died.
+//!
+//! The helper mounts on a placeholder directory while the dead mount stays. Once the new mount
+//! responds, spc replaces the dead one by it.
 
 pub mod binds;
 pub mod replace;
@@ -29,93 +32,100 @@ use crate::options::{Options, Secrets};
 use crate::process::cancel::CancelToken;
 use crate::process::interrupts::Interrupts;
 use crate::process::marks;
-use crate::recovery::leftovers::{is_mount, unmount_placeholder, unseen};
-use crate::recovery::records::known;
+use crate::recovery::leftovers::{cannot_search, is_mount, unmount_placeholder};
+use crate::recovery::records::load_record;
 use crate::recovery::repairs::{adopt, finish};
-use crate::repair::replace::{Dead, ReplaceMethod};
+use crate::repair::replace::{DeadMount, ReplaceMethod};
 use crate::state::Session;
 use crate::state::events::{Operation, OperationTimer};
 use crate::state::presence::entry_of;
 use crate::state::record::{Record, State};
 
-/// Exit code of `spc repair` when there was nothing to repair.
+/// Exit code of `spc repair` if there was nothing to repair.
 pub const NOTHING: u8 = 3;
 
-/// Shorter than other commands wait for the target.
+/// Time limit of a repair. Other commands wait longer than this for the lock of the target.
 const LIMIT: Duration = Duration::from_secs(25);
 
-/// How long a helper that ended well may take until its mount is there.
-const SETTLE: Duration = Duration::from_millis(500);
+/// Time for the mount to appear after its helper reported success.
+const MOUNT_APPEARS_LIMIT: Duration = Duration::from_millis(500);
 
-/// What there was to repair.
+/// Outcome of a repair.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Nothing: it is not mounted, or not to be repaired, or lives, or another command is at work on it.
+    /// Nothing was repaired: the target is not mounted, its repair is off, its daemon is alive, or
+    /// another command is using it.
     Nothing,
-    /// A new mount took its place.
+    /// A new mount has replaced the dead one.
     Repaired,
 }
 
-/// Looks at a target, and repairs its mount if that is dead; where its programs are, if it has a client root.
+/// Repairs the mount on a target if the mount is dead. Continues in the client root file system
+/// that has the mount's programs, if any.
 ///
 /// # Errors
-/// No new mount could be made; the dead one is there still.
+/// Fails if no new mount could be made; the dead mount stays.
 pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Result<Outcome> {
     let root = session.ledger.get(target)?.and_then(|record| record.root);
     if let Some(root) = root.filter(|root| session.runs_in != RunsIn::ClientRoot(root.clone())) {
-        enter::same_again(&session.host, &root)?;
+        enter::exec_in_client_root(&session.host, &root)?;
     }
-    let soon = Instant::now() + Duration::from_millis(500);
-    let Ok(_lock) = session.ledger.lock(target, interrupts.until(soon)) else {
+    let lock_deadline = Instant::now() + Duration::from_millis(500);
+    let Ok(_lock) = session.ledger.lock(target, interrupts.until(lock_deadline)) else {
         return Ok(Outcome::Nothing);
     };
-    let Some(record) = known(session, target)? else {
+    let Some(record) = load_record(session, target)? else {
         return Ok(Outcome::Nothing);
     };
-    let extent = RepairScope::from_options(&Options::parse([record.options.as_str()])?)?;
-    if extent == RepairScope::No || !is_dead(session, &record)? {
+    let scope = RepairScope::from_options(&Options::parse([record.options.as_str()])?)?;
+    if scope == RepairScope::No || !is_dead(session, &record)? {
         return Ok(Outcome::Nothing);
     }
-    let asked = OperationTimer::start(Operation::Repair);
+    let timer = OperationTimer::start(Operation::Repair);
     let fs_type = record.fs_type.clone();
-    let done = renew(session, record, interrupts)
-        .map_err(|error| error.hint_also("the mount stays dead; `spc umount -l` takes it away"));
-    asked.report(&session.host, target, &fs_type, &done);
+    let done = replace_dead(session, record, interrupts)
+        .map_err(|error| error.hint_also("the mount stays dead; `spc umount -l` removes it"));
+    timer.report(&session.host, target, &fs_type, &done);
     let (dead, record) = done?;
-    if extent == RepairScope::Containers {
+    if scope == RepairScope::Containers {
         binds::replace(session, &dead, &record);
     }
     Ok(Outcome::Repaired)
 }
 
-/// Has a new mount take the place of a dead one. Both come back.
-fn renew(session: &Session, record: Record, interrupts: &Interrupts) -> Result<(Dead, Record)> {
-    let began = Instant::now();
+/// Replaces a dead mount by a new one. Returns both.
+fn replace_dead(
+    session: &Session,
+    record: Record,
+    interrupts: &Interrupts,
+) -> Result<(DeadMount, Record)> {
+    let started = Instant::now();
     let limit = Deadline::new(Some(LIMIT));
     let mut plan = plan(session, &record, limit.at(), interrupts)?;
     let host = &*session.host;
-    let made = failover::mount(&mut plan, host, &limit, interrupts, |plan, share| {
-        Attempt::new(session, plan, record.clone())?.run(share.until(), interrupts)
+    let replaced = failover::mount(&mut plan, host, &limit, interrupts, |plan, share| {
+        Attempt::new(session, plan, record.clone())?.run(share.start_helper(), interrupts)
     });
-    let (dead, record, way) = made?;
-    let (way, id, took) = (way.word(), record.mount_id, began.elapsed());
-    tracing::info!(target = %record.target, mount = id, way, ?took, "its daemon was gone: repaired");
+    let (dead, record, method) = replaced?;
+    let (method, id, took) = (method.word(), record.mount_id, started.elapsed());
+    tracing::info!(target = %record.target, mount = id, way = method, ?took, "its daemon was gone: repaired");
     Ok((dead, record))
 }
 
-/// Whether the daemon of a mount is gone. One that lives may say the same of its server, and will find it again.
+/// Returns whether the daemon of a mount is gone. A mount whose server is gone looks the same but
+/// has a living daemon, which reconnects.
 fn is_dead(session: &Session, record: &Record) -> Result<bool> {
     if record.state != State::Mounted || record.repair.is_none() {
         return Ok(false);
     }
-    let fuse = entry_of(session, record)?.is_some_and(|entry| entry.is_fuse());
-    let answers = || marks::answers_fuse(&record.id).map_err(|e| unseen(record, e));
-    Ok(fuse
-        && !answers()?
+    let is_fuse = entry_of(session, record)?.is_some_and(|entry| entry.is_fuse());
+    let has_daemon = || marks::holds_fuse_device(&record.id).map_err(|e| cannot_search(record, e));
+    Ok(is_fuse
+        && !has_daemon()?
         && probe::probe_all(session, std::slice::from_ref(record))? == [Health::Stale])
 }
 
-/// The same mount again, as it was asked for.
+/// Plans the same mount again, from the record.
 fn plan(
     session: &Session,
     record: &Record,
@@ -123,7 +133,7 @@ fn plan(
     interrupts: &Interrupts,
 ) -> Result<Plan> {
     let mut secrets = Secrets::default();
-    for secret in record.repair.iter().flat_map(|again| &again.secrets) {
+    for secret in record.repair.iter().flat_map(|repair| &repair.secrets) {
         let (key, from) = secret.split_once('=').unwrap_or_default();
         if !from.starts_with("file:") {
             return Err(Error::mount(format!("cannot repair {}", record.target))
@@ -131,42 +141,40 @@ fn plan(
                     "its secret {key} came from {from}, and is not kept"
                 ))
                 .hint(format!(
-                    "mounted with --secret {key}=file:PATH, it can be repaired"
+                    "mount it with --secret {key}=file:PATH, and spc can repair it"
                 )));
         }
-        secrets.name(secret)?;
+        secrets.add_reference(secret)?;
     }
-    // Paths of the host may begin like the directory at which the container sees the host.
+    // An absolute path of the host can look like a path below the container's view of the host, so
+    // the prefix is added explicitly.
     let target = match session.host.settings().hosts().first() {
         Some(host) => host.join(record.target.trim_start_matches('/')),
         None => PathBuf::from(&record.target),
     };
     let request = Request {
-        fs_type: record.fs_type.clone(),
-        inferred: None,
-        source: record.source.clone(),
-        target,
         options: Options::parse([record.options.as_str()])?,
         secrets,
         timeout: Some(LIMIT),
         route: RouteChoice::Graft,
         over_system_directory: true,
-        // The recorded path has no links, or it leads elsewhere now.
+        // The recorded path has no symlinks. A symlink on it now leads elsewhere.
         no_symlink_tail: usize::MAX,
+        ..Request::new(record.fs_type.as_str(), record.source.as_str(), target)
     };
     let copies = session.redirect(record).files();
     let host = &session.host;
-    let mut plan = Plan::again(request.validated()?, host, Some(&copies))?;
+    let mut plan = Plan::for_repair(request.validated()?, host, &copies)?;
     let secrets = &mut plan.request.secrets;
     secrets.read(host, interrupts.until(deadline))?;
     Ok(plan)
 }
 
-/// One try at a repair; what was made is put right when it is dropped before it is finished.
+/// Attempt at a repair. Dropping an unfinished attempt finishes it or rolls it back.
 struct Attempt<'a> {
     session: &'a Session,
     plan: &'a Plan,
-    dead: Dead,
+    dead: DeadMount,
     record: Record,
     finished: bool,
 }
@@ -185,23 +193,27 @@ impl<'a> Attempt<'a> {
             Ok::<_, Error>((pinned, entry))
         };
         let (pinned, entry) = session.host.run("pinning the target", pin)??;
-        let (true, Some(entry)) = (pinned.mount.is(record.mount_id, record.unique_id), entry)
-        else {
+        let (true, Some(entry)) = (
+            pinned.mount.matches(record.mount_id, record.unique_id),
+            entry,
+        ) else {
             return Err(cannot(&record).because("another mount covers it"));
         };
         record.repair.get_or_insert_default().pending_id = Some(plan.id.clone());
-        record.shows_source.clone_from(&plan.kind.expected_source);
+        record
+            .expected_source
+            .clone_from(&plan.kind.expected_source);
         let attempt = Self {
             session,
             plan,
-            dead: Dead {
+            dead: DeadMount {
                 pinned: Arc::new(pinned),
                 entry,
             },
             record,
             finished: false,
         };
-        // Whoever finds this after a crash knows what to take away.
+        // After a crash, the record tells the next command what to clean up.
         session.ledger.put(&attempt.record)?;
         Ok(attempt)
     }
@@ -210,27 +222,27 @@ impl<'a> Attempt<'a> {
         mut self,
         deadline: Instant,
         interrupts: &Interrupts,
-    ) -> Result<(Dead, Record, ReplaceMethod)> {
-        let redirect = Redirect::make(
+    ) -> Result<(DeadMount, Record, ReplaceMethod)> {
+        let redirect = Redirect::create(
             &self.session.host.settings().redirects(),
             &self.plan.id,
             Mode::Local,
             &self.dead.pinned,
         )?;
-        let new = self.make(&redirect, deadline, interrupts)?;
+        let new = self.mount_new(&redirect, deadline, interrupts)?;
         unmount_placeholder(redirect.placeholder())?;
-        let (made, way) = replace::replace(self.session, &redirect, &self.dead.pinned, new)?;
-        let record = adopt(self.session, self.record.clone(), made)?;
+        let (new_id, method) = replace::replace(self.session, &redirect, &self.dead.pinned, new)?;
+        let record = adopt(self.session, self.record.clone(), new_id)?;
         self.finished = true;
-        let dead = Dead {
+        let dead = DeadMount {
             pinned: Arc::clone(&self.dead.pinned),
             entry: self.dead.entry.clone(),
         };
-        Ok((dead, record, way))
+        Ok((dead, record, method))
     }
 
-    /// Runs the helper on the stand-in. What it mounted has answered.
-    fn make(
+    /// Runs the helper on the placeholder directory. Returns its mount once that has responded.
+    fn mount_new(
         &self,
         redirect: &Redirect,
         deadline: Instant,
@@ -239,25 +251,27 @@ impl<'a> Attempt<'a> {
         let (MountMethod::Helper(helper), Some(program)) =
             (&self.plan.kind.method, &self.plan.program)
         else {
-            return Err(cannot(&self.record).because("no program mounts it any more"));
+            return Err(
+                cannot(&self.record).because("no program for its type is installed any more")
+            );
         };
-        confinement::fuse()?;
+        confinement::check_fuse()?;
         self.plan.option_files.copy()?;
         let secret_fds = SecretFds::prepare(&helper.secrets, &self.plan.request.secrets)?;
-        let made_by = (helper, program);
-        let run = HelperRun::new(self.plan, made_by, redirect, &secret_fds, &self.record);
-        let said = run.run(deadline, interrupts, || ())?;
-        let failed = |why: &str| run.annotate(cannot(&self.record).because(why), &said);
-        let until = Instant::now() + SETTLE;
+        let record = &self.record;
+        let run = HelperRun::new(self.plan, helper, program, redirect, &secret_fds, record);
+        let output = run.run(deadline, interrupts, || ())?;
+        let failed = |why: &str| run.annotate(cannot(&self.record).because(why), &output);
+        let appear_deadline = Instant::now() + MOUNT_APPEARS_LIMIT;
         while !is_mount(redirect.placeholder()) {
-            if Instant::now() >= until {
-                return Err(failed("its helper reported success, but mounted nothing"));
+            if Instant::now() >= appear_deadline {
+                return Err(failed("the helper reported success, but mounted nothing"));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let answer = answers(redirect.placeholder(), interrupts.until(deadline))?;
-        if !answer || run.gave_up(&said) || !is_mount(redirect.placeholder()) {
-            return Err(failed("what was mounted anew does not answer"));
+        let responds = responds(redirect.placeholder(), interrupts.until(deadline))?;
+        if !responds || run.gave_up(&output) || !is_mount(redirect.placeholder()) {
+            return Err(failed("the new mount does not respond"));
         }
         Detached::clone_of(redirect.placeholder())
     }
@@ -268,7 +282,7 @@ impl Drop for Attempt<'_> {
         if !self.finished
             && let Err(error) = finish(self.session, self.record.clone())
         {
-            tracing::error!("what a repair left could not be taken away: {error}");
+            tracing::error!("cannot clean up after a failed repair: {error}");
         }
     }
 }
@@ -277,22 +291,23 @@ fn cannot(record: &Record) -> Error {
     Error::mount(format!("cannot repair {}", show(record.target.as_ref())))
 }
 
-/// Whether a mount in our own namespace says a first word. A thread asks, which is left behind if it hangs.
-fn answers(mount: &Path, cancel: CancelToken<'_>) -> Result<bool> {
-    let (done, answer) = channel();
+/// Returns whether a mount in spc's own namespace responds. The probe runs on a thread that is left
+/// behind if it hangs.
+fn responds(mount: &Path, cancel: CancelToken<'_>) -> Result<bool> {
+    let (sender, receiver) = channel();
     let mount = mount.to_owned();
-    let ask = move || {
+    let probe = move || {
         let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
-        let seen = statx(CWD, &mount, flags, StatxFlags::BASIC_STATS);
-        // Nobody listens any more if it took too long.
-        let _ = done.send(seen.is_ok());
+        let result = statx(CWD, &mount, flags, StatxFlags::BASIC_STATS);
+        // The receiver is gone after the deadline.
+        let _ = sender.send(result.is_ok());
     };
     std::thread::Builder::new()
-        .spawn(ask)
+        .spawn(probe)
         .map_err(|e| Error::system("cannot start a thread").because(e))?;
     loop {
-        match answer.recv_timeout(Duration::from_millis(20)) {
-            Ok(answer) => return Ok(answer),
+        match receiver.recv_timeout(Duration::from_millis(20)) {
+            Ok(responds) => return Ok(responds),
             Err(_) if !cancel.is_expired() => cancel.check()?,
             Err(_) => return Ok(false),
         }

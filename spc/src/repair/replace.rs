@@ -1,4 +1,5 @@
-//! A mount in the place of another one that is dead, without a moment in which there is none.
+//! Replaces a dead mount by a new one, if possible without a moment in which the target is
+//! unmounted.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,22 +20,24 @@ use crate::mount::direct::Detached;
 use crate::recovery::repairs::leave_peer;
 use crate::state::Session;
 
-/// Linux 6.5.
+/// `MOVE_MOUNT_BENEATH` of move_mount(2), since Linux 6.5.
 pub const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
 
-/// How the new mount got to its place.
+/// Method by which the new mount replaced the dead one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplaceMethod {
-    /// Put beneath the dead one by the kernel (`MOVE_MOUNT_BENEATH`), which then was detached.
+    /// `MOVE_MOUNT_BENEATH` put the new mount beneath the dead one, which was then detached.
     Beneath,
-    /// Mounted on a peer of what the dead one is on: propagation puts it beneath whatever is there already.
+    /// The new mount was mounted on a peer of the dead one's parent mount. Propagation put it
+    /// beneath the dead mount, which was then detached.
     Peer,
-    /// After the dead one was detached. There was nothing for some microseconds.
+    /// The new mount was attached after the dead one was detached. The target was unmounted for
+    /// some microseconds.
     Swap,
 }
 
 impl ReplaceMethod {
-    /// The word for the log.
+    /// Returns the word for the log.
     pub fn word(self) -> &'static str {
         match self {
             Self::Beneath => "beneath",
@@ -44,10 +47,11 @@ impl ReplaceMethod {
     }
 }
 
-/// Puts a finished mount in the place of the one that is pinned, and detaches that. Gives back what is there now.
+/// Replaces the pinned mount by the new one and detaches the pinned mount. Returns the id of the
+/// new mount.
 ///
 /// # Errors
-/// The target is not what it was, or the kernel refuses.
+/// Fails if another mount covers the target, or the kernel refuses.
 pub fn replace(
     session: &Session,
     redirect: &Redirect,
@@ -61,26 +65,28 @@ pub fn replace(
             if !pinned.top().is_ok_and(|top| top == pinned.mount) {
                 return Err(Errno::STALE);
             }
-            put_beneath(&new, &pinned)
+            attach_beneath(&new, &pinned)
         }
     };
-    let way = match session.host.run("replacing the mount", beneath)? {
+    let method = match session.host.run("replacing the mount", beneath)? {
         Ok(()) => ReplaceMethod::Beneath,
-        // Too old, or the target is on what the kernel calls the root of the namespace.
-        Err(Errno::INVAL) if put_on_peer(session, redirect, pinned, &new)? => ReplaceMethod::Peer,
+        // The kernel is older than 6.5, or the parent mount is the root of the mount namespace.
+        Err(Errno::INVAL) if attach_on_peer(session, redirect, pinned, &new)? => {
+            ReplaceMethod::Peer
+        }
         Err(Errno::INVAL) => ReplaceMethod::Swap,
         Err(error) => return Err(failed(pinned, error)),
     };
     let pinned = Arc::clone(pinned);
     let finish = move || {
         take_top(&pinned)?;
-        if way == ReplaceMethod::Swap {
+        if method == ReplaceMethod::Swap {
             new.move_to(&pinned.parent, &pinned.name)
                 .map_err(|e| failed(&pinned, e))?;
         }
         pinned.top().map_err(|e| failed(&pinned, e))
     };
-    Ok((session.host.run("replacing the mount", finish)??, way))
+    Ok((session.host.run("replacing the mount", finish)??, method))
 }
 
 fn failed(pinned: &Pinned, error: Errno) -> Error {
@@ -91,16 +97,16 @@ fn failed(pinned: &Pinned, error: Errno) -> Error {
     .because(error)
 }
 
-fn put_beneath(new: &Detached, pinned: &Pinned) -> std::result::Result<(), Errno> {
+fn attach_beneath(new: &Detached, pinned: &Pinned) -> std::result::Result<(), Errno> {
     let flags =
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH | BENEATH;
     move_mount(new, "", &pinned.dir, "", flags)
 }
 
-/// Detaches the pinned mount, which nothing covers; run it on the host's thread.
+/// Detaches the pinned mount. Run it on the host's thread.
 ///
 /// # Errors
-/// Another one covers it, or the errno of umount2(2).
+/// Fails if another mount covers the pinned one, or with the errno of umount2(2).
 pub fn take_top(pinned: &Pinned) -> Result<()> {
     if !pinned.top().is_ok_and(|top| top == pinned.mount) {
         return Err(failed(pinned, Errno::BUSY));
@@ -108,19 +114,20 @@ pub fn take_top(pinned: &Pinned) -> Result<()> {
     detach_at(&pinned.parent, &pinned.name).map_err(|e| failed(pinned, e))
 }
 
-/// Detaches what is mounted on a name in a directory.
+/// Detaches the topmost mount on a name in a directory.
 ///
 /// # Errors
-/// The errno of umount2(2).
+/// Fails with the errno of umount2(2).
 pub fn detach_at(dir: impl AsFd, name: &OsStr) -> std::result::Result<(), Errno> {
     let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-    let done = fchdir(dir).and_then(|()| unmount(name, flags));
-    // The thread must not keep the directory busy.
-    chdir("/").and(done)
+    let result = fchdir(dir).and_then(|()| unmount(name, flags));
+    // The working directory of the thread would keep the directory busy.
+    chdir("/").and(result)
 }
 
-/// Mounts it on a peer of the mount that the dead one is on, where nothing is in its way. False if there can be no peer.
-fn put_on_peer(
+/// Attaches the new mount to a peer of the dead mount's parent mount, where the target is free.
+/// Returns false if the parent mount is not shared.
+fn attach_on_peer(
     session: &Session,
     redirect: &Redirect,
     pinned: &Arc<Pinned>,
@@ -144,35 +151,36 @@ fn put_on_peer(
     let Some(tree) = opened.map_err(fail)? else {
         return Ok(false);
     };
-    // In the container's own table, which is private, for a moment.
+    // The peer is in the container's own mount table, which is private, for a moment only.
     let peer = redirect.peer();
     fs::DirBuilder::new()
         .mode(0o700)
         .create(&peer)
         .map_err(fail)?;
     let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    let done = move_mount(&tree, "", CWD, &peer, from)
+    let result = move_mount(&tree, "", CWD, &peer, from)
         .and_then(|()| new.move_to(CWD, peer.join(&pinned.name).as_os_str()));
     leave_peer(redirect);
-    done.map_err(|e| failed(pinned, e))?;
+    result.map_err(|e| failed(pinned, e))?;
     Ok(true)
 }
 
 impl Detached {
-    /// Attaches it to a name in a directory, or to what covers that.
+    /// Attaches the mount to a name in a directory, on top of any mount there.
     ///
     /// # Errors
-    /// The errno of move_mount(2).
+    /// Fails with the errno of move_mount(2).
     fn move_to(&self, dir: impl AsFd, name: &OsStr) -> std::result::Result<(), Errno> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(self, "", dir, name, flags)
     }
 }
 
-/// A dead mount whose place was taken, still held, so that no other gets its device number.
-pub struct Dead {
-    /// What was on the target.
+/// Dead mount that was replaced. The pinned descriptor keeps the kernel from reusing its device
+/// number.
+pub struct DeadMount {
+    /// Pinned target with the dead mount.
     pub pinned: Arc<Pinned>,
-    /// Its entry, when it was there.
+    /// Mountinfo entry of the dead mount before the replacement.
     pub entry: Entry,
 }

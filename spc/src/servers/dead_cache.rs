@@ -1,5 +1,7 @@
-//! What is remembered of servers that did not answer: a file for each, below `/run/spc` on the host, whose age counts. They
-//! are asked last, and not left out: the memory may be wrong, and must not make a mount fail.
+//! Cache of servers that failed a probe within the last minute, shared by all containers of a host.
+//!
+//! The cache has one file per server below `/run/spc` on the host; the modification time counts.
+//! Such servers are tried last, but not skipped: an outdated entry must not make a mount fail.
 
 use std::fs::{self, OpenOptions};
 use std::net::SocketAddr;
@@ -10,30 +12,30 @@ use std::time::{Duration, SystemTime};
 use crate::error::errno_text;
 use crate::host::Host;
 
-/// Where it is, on the host.
+/// Directory of the cache on the host.
 const DIR: &str = "/run/spc/dead";
 
-/// How long it counts.
-const WHILE: Duration = Duration::from_secs(60);
+/// Time after which an entry expires.
+const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// For each server, how long ago it did not answer, if that is not too long ago.
-pub fn known(host: &Host, servers: &[SocketAddr]) -> Vec<Option<Duration>> {
+/// Returns, for each server, the time since it failed a probe, if it did within the last minute.
+pub fn ages(host: &Host, servers: &[SocketAddr]) -> Vec<Option<Duration>> {
     let files: Vec<PathBuf> = servers.iter().map(file_of).collect();
-    let ages = host.run("looking which servers were dead", move || {
+    let ages = host.run("reading the cache of dead servers", move || {
         files.iter().map(|file| age(file)).collect()
     });
-    // Without a memory they are all alike.
+    // Without the cache, all servers are treated alike.
     ages.unwrap_or_else(|_| vec![None; servers.len()])
 }
 
-/// Remembers these as dead, and those as alive.
-pub fn note(host: &Host, dead: Vec<SocketAddr>, alive: Vec<SocketAddr>) {
+/// Adds dead servers to the cache, and removes servers that responded. Errors are only logged.
+pub fn update(host: &Host, dead: Vec<SocketAddr>, alive: Vec<SocketAddr>) {
     if dead.is_empty() && alive.is_empty() {
         return;
     }
-    let noted = host.run("noting which servers are dead", move || {
+    let updated = host.run("writing the cache of dead servers", move || {
         for server in &alive {
-            // Most are not there.
+            // Fails for a server that is not in the cache.
             let _ = fs::remove_file(file_of(server));
         }
         if dead.is_empty() {
@@ -43,7 +45,7 @@ pub fn note(host: &Host, dead: Vec<SocketAddr>, alive: Vec<SocketAddr>) {
             .recursive(true)
             .mode(0o700)
             .create(DIR)?;
-        sweep()?;
+        remove_expired()?;
         dead.iter().try_for_each(|server| {
             let mut file = OpenOptions::new();
             file.write(true).create(true).mode(0o600);
@@ -51,31 +53,35 @@ pub fn note(host: &Host, dead: Vec<SocketAddr>, alive: Vec<SocketAddr>) {
             file.set_modified(SystemTime::now())
         })
     });
-    if let Ok(Err(error)) = noted {
-        tracing::debug!(error = errno_text(error), "dead servers are not remembered");
+    if let Ok(Err(error)) = updated {
+        tracing::debug!(
+            error = errno_text(error),
+            "cannot write the cache of dead servers"
+        );
     }
 }
 
-/// Removes what does not count any more.
-fn sweep() -> std::io::Result<()> {
+/// Removes expired entries.
+fn remove_expired() -> std::io::Result<()> {
     for entry in fs::read_dir(DIR)? {
         let file = entry?.path();
         if age(&file).is_none() {
-            // Another command may have been faster.
+            // Fails if another command has removed the file.
             let _ = fs::remove_file(file);
         }
     }
     Ok(())
 }
 
+/// Returns the age of an entry, or `None` if there is no entry or it has expired.
 fn age(file: &Path) -> Option<Duration> {
-    let noted = fs::metadata(file).and_then(|data| data.modified()).ok()?;
-    // One from the future is from before the clock was set.
-    let age = SystemTime::now().duration_since(noted).ok()?;
-    (age < WHILE).then_some(age)
+    let modified = fs::metadata(file).and_then(|data| data.modified()).ok()?;
+    // A time in the future dates from before the clock was set; such an entry has expired.
+    let age = SystemTime::now().duration_since(modified).ok()?;
+    (age < MAX_AGE).then_some(age)
 }
 
-/// `/run/spc/dead/192.0.2.1:2049`.
+/// Returns the path of a server's entry, such as `/run/spc/dead/192.0.2.1:2049`.
 fn file_of(server: &SocketAddr) -> PathBuf {
     Path::new(DIR).join(server.to_string())
 }

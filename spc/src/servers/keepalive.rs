@@ -1,5 +1,7 @@
-//! While a helper is at work at one of several servers: whether that one still answers. A helper may wait long for a server
-//! that answered, and then died.
+//! Watching a server while a helper uses it, since a helper may wait long for a server that died.
+//!
+//! spc probes the server once per second. If the server stops responding and another one responds,
+//! the attempt is cancelled, so that spc can move on.
 
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
@@ -11,59 +13,64 @@ use crate::process::cancel::CancelToken;
 use crate::process::interrupts::Interrupts;
 use crate::servers::probe::{self, ProbeResult};
 
-/// How long a helper is left alone; most need less. Then its server is looked at as often.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Time from the start of the helper to the first probe, and between probes. Most helpers are
+/// faster.
+const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Limit for a probe, beyond those that it keeps itself.
+/// Upper limit for a probe, which has shorter limits of its own.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A server that is used, and those that could be used instead.
+/// Server in use, and the servers that could replace it.
 pub struct Watch {
-    /// That server.
+    /// Server in use.
     pub server: SocketAddr,
-    /// The others.
+    /// Other servers.
     pub others: Vec<SocketAddr>,
-    /// What they are told.
-    pub hello: &'static [u8],
+    /// Request to which a server replies.
+    pub probe_request: &'static [u8],
 }
 
 impl Watch {
-    /// Makes an attempt, which is interrupted when the server does not answer any more and another one does. It is given
-    /// what to tell that its helper begins.
+    /// Runs an attempt, and cancels it when the server stops responding and another one responds.
+    ///
+    /// The attempt gets a channel, to which it sends a message when its helper starts.
     ///
     /// # Errors
-    /// Those of the attempt.
+    /// Errors of the attempt.
     pub fn during<T>(
         self,
         interrupts: &Interrupts,
         attempt: impl FnOnce(&Sender<()>) -> Result<T>,
     ) -> Result<T> {
-        let (begun, signs) = channel();
-        let watch = move || interrupts.lost(self.is_lost(&signs));
-        let done = thread::scope(|scope| {
-            // Without a thread to be had there is still the limit in time.
+        let (started, events) = channel();
+        let watch = move || interrupts.set_server_lost(self.wait_until_lost(&events));
+        let result = thread::scope(|scope| {
+            // Without this thread, the attempt still has its time limit.
             if let Err(error) = thread::Builder::new().spawn_scoped(scope, watch) {
-                tracing::debug!(%error, "its server is not watched");
+                tracing::debug!(%error, "cannot start a thread to watch the server");
             }
-            let done = attempt(&begun);
-            drop(begun);
-            done
+            let result = attempt(&started);
+            drop(started);
+            result
         });
-        interrupts.lost(false);
-        done
+        interrupts.set_server_lost(false);
+        result
     }
 
-    /// Waits until the server is lost, or the attempt has come to its end: then nobody gives signs any more.
-    fn is_lost(&self, signs: &Receiver<()>) -> bool {
-        let ended = || match signs.try_recv() {
-            Err(TryRecvError::Disconnected) => Err(Error::new(Class::Interrupted, "it has ended")),
+    /// Waits until the server is lost or the attempt ends, which closes the channel. Returns
+    /// whether the server is lost.
+    fn wait_until_lost(&self, events: &Receiver<()>) -> bool {
+        let check = || match events.try_recv() {
+            Err(TryRecvError::Disconnected) => {
+                Err(Error::new(Class::Interrupted, "the attempt has ended"))
+            }
             _ => Ok(()),
         };
-        if signs.recv().is_err() {
+        if events.recv().is_err() {
             return false;
         }
-        while signs.recv_timeout(PAUSE) != Err(RecvTimeoutError::Disconnected) {
-            match self.look(&ended) {
+        while events.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Disconnected) {
+            match self.is_lost(&check) {
                 Ok(true) => return true,
                 Ok(false) => {}
                 Err(_) => return false,
@@ -72,19 +79,20 @@ impl Watch {
         false
     }
 
-    /// Whether it does not answer. That may be the network's fault, or that of all: so others have to do better.
-    fn look(&self, ended: &dyn Fn() -> Result<()>) -> Result<bool> {
+    /// Returns whether the server fails a probe that another server passes. If all fail, the
+    /// network may be the cause.
+    fn is_lost(&self, check: &dyn Fn() -> Result<()>) -> Result<bool> {
         let server = Some(self.server);
-        // A probe keeps limits of its own, which are shorter.
-        let cancel = CancelToken::new(Instant::now() + LIMIT, ended);
-        if probe::probe(&[server], self.hello, false, cancel)? == [ProbeResult::Answers] {
+        let cancel = CancelToken::new(Instant::now() + LIMIT, check);
+        let result = probe::probe_until_first(&[server], self.probe_request, cancel)?;
+        if result == [ProbeResult::Responds] {
             return Ok(false);
         }
         let others = self.others.iter().copied().map(Some);
         let all: Vec<_> = [server].into_iter().chain(others).collect();
-        let seen = probe::probe(&all, self.hello, true, cancel)?;
-        tracing::debug!(server = %self.server, ?seen, "it did not answer any more");
-        Ok(seen[0] != ProbeResult::Answers && seen[1..].contains(&ProbeResult::Answers))
+        let seen = probe::probe_all(&all, self.probe_request, cancel)?;
+        tracing::debug!(server = %self.server, ?seen, "the server failed a probe");
+        Ok(seen[0] != ProbeResult::Responds && seen[1..].contains(&ProbeResult::Responds))
     }
 }
 
@@ -98,21 +106,21 @@ mod tests {
     use super::*;
     use crate::error::Reason;
 
-    /// A server that answers as long as it is told to; then it takes connections and says nothing.
+    /// Server that replies while `replies` is set. Otherwise it only accepts connections.
     struct Server {
         address: SocketAddr,
-        speaks: Arc<AtomicBool>,
+        replies: Arc<AtomicBool>,
         listener: TcpListener,
     }
 
     fn server() -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let speaks = Arc::new(AtomicBool::new(true));
-        let (accepts, told) = (listener.try_clone().unwrap(), Arc::clone(&speaks));
+        let replies = Arc::new(AtomicBool::new(true));
+        let (accepts, reply) = (listener.try_clone().unwrap(), Arc::clone(&replies));
         std::thread::spawn(move || {
             let mut held: Vec<TcpStream> = Vec::new();
             while let Ok((mut stream, _)) = accepts.accept() {
-                if told.load(Ordering::Relaxed) {
+                if reply.load(Ordering::Relaxed) {
                     let _ = stream.write_all(b"hello");
                 }
                 held.push(stream);
@@ -120,50 +128,50 @@ mod tests {
         });
         Server {
             address: listener.local_addr().unwrap(),
-            speaks,
+            replies,
             listener,
         }
     }
 
-    /// An attempt that takes so long if it is not interrupted.
+    /// Runs an attempt that takes this long unless it is cancelled. Returns its result and time.
     fn attempt(server: &Server, others: &[&Server], limit: Duration) -> (Result<()>, Duration) {
-        let interrupts = Interrupts::hold().unwrap();
+        let interrupts = Interrupts::block().unwrap();
         let watch = Watch {
             server: server.address,
             others: others.iter().map(|server| server.address).collect(),
-            hello: b"who?",
+            probe_request: b"who?",
         };
-        let started = Instant::now();
-        let done = watch.during(&interrupts, |begun| {
-            begun.send(()).unwrap();
-            while started.elapsed() < limit {
+        let began = Instant::now();
+        let result = watch.during(&interrupts, |started| {
+            started.send(()).unwrap();
+            while began.elapsed() < limit {
                 interrupts.check()?;
                 std::thread::sleep(Duration::from_millis(10));
             }
             Ok(())
         });
         interrupts.check().unwrap();
-        (done, started.elapsed())
+        (result, began.elapsed())
     }
 
     const LONG: Duration = Duration::from_secs(60);
 
     #[test]
-    fn who_refuses_or_says_nothing_any_more_is_left_for_another() {
+    fn attempt_is_cancelled_when_the_server_stops_responding() {
         let (gone, silent, other) = (server(), server(), server());
         rustix::net::shutdown(&gone.listener, rustix::net::Shutdown::Both).unwrap();
-        silent.speaks.store(false, Ordering::Relaxed);
+        silent.replies.store(false, Ordering::Relaxed);
         for lost in [&gone, &silent] {
-            let (done, took) = attempt(lost, &[&other], LONG);
-            assert_eq!(done.unwrap_err().reason(), Reason::NoAnswer);
-            assert!(took >= PAUSE && took < LONG / 2, "{took:?}");
+            let (result, took) = attempt(lost, &[&other], LONG);
+            assert_eq!(result.unwrap_err().reason(), Reason::NoAnswer);
+            assert!(took >= INTERVAL && took < LONG / 2, "{took:?}");
         }
     }
 
     #[test]
-    fn who_answers_may_take_its_time_and_so_may_who_is_no_worse_than_the_others() {
+    fn attempt_continues_while_the_server_responds_or_no_other_does() {
         let (one, other) = (server(), server());
-        let limit = 2 * PAUSE + PAUSE / 2;
+        let limit = 2 * INTERVAL + INTERVAL / 2;
         attempt(&one, &[&other], limit).0.unwrap();
         for server in [&one, &other] {
             rustix::net::shutdown(&server.listener, rustix::net::Shutdown::Both).unwrap();
@@ -172,22 +180,22 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_asked_before_the_helper_begins_nor_after_its_end() {
-        let asked = TcpListener::bind("127.0.0.1:0").unwrap();
-        asked.set_nonblocking(true).unwrap();
+    fn server_is_not_probed_before_the_helper_starts_or_after_it_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let watch = Watch {
-            server: asked.local_addr().unwrap(),
+            server: listener.local_addr().unwrap(),
             others: Vec::new(),
-            hello: b"who?",
+            probe_request: b"who?",
         };
-        let (begun, signs) = channel();
+        let (started, events) = channel();
         std::thread::scope(|scope| {
-            let lost = scope.spawn(move || watch.is_lost(&signs));
-            std::thread::sleep(PAUSE + PAUSE / 2);
-            assert!(asked.accept().is_err());
-            drop(begun);
+            let lost = scope.spawn(move || watch.wait_until_lost(&events));
+            std::thread::sleep(INTERVAL + INTERVAL / 2);
+            assert!(listener.accept().is_err());
+            drop(started);
             assert!(!lost.join().unwrap());
         });
-        assert!(asked.accept().is_err());
+        assert!(listener.accept().is_err());
     }
 }

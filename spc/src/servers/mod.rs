@@ -1,4 +1,4 @@
-//! Servers of a source: resolving, probing, ordering and watching them.
+//! Servers of a source: resolving, ordering, probing and watching them.
 
 pub mod dead_cache;
 pub mod keepalive;

@@ -1,28 +1,28 @@
-//! In which order servers are asked.
+//! Order in which servers are tried.
 
 use crate::error::{Error, Result};
 use crate::options::Options;
 
-/// The option that says it: `random`, `given`, or a number, which makes the same choice each time.
+/// Option for the order: `random`, `given`, or a number, which gives the same order each time.
 pub const ORDER: &str = "x-spc.order";
 
-/// An order.
+/// Order of servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// Another one each time, so that many hosts spread over the servers.
+    /// Different each time, so that many hosts spread over the servers.
     #[default]
     Random,
-    /// As they were named.
+    /// Order of the source.
     Given,
-    /// The one that belongs to this number.
+    /// Random, but the same each time for this seed.
     Seed(u64),
 }
 
 impl Order {
-    /// As the options have it.
+    /// Returns the order that the options name; [`Order::Random`] without the option.
     ///
     /// # Errors
-    /// The option is none of these.
+    /// The value of the option is invalid.
     pub fn from_options(options: &Options) -> Result<Self> {
         match options.value(ORDER) {
             None if options.has(ORDER) => Err(bad("")),
@@ -32,10 +32,10 @@ impl Order {
         }
     }
 
-    /// Puts these in order.
+    /// Arranges items in this order.
     ///
     /// # Errors
-    /// The kernel gives no random number.
+    /// getrandom(2) fails.
     pub fn arrange<T>(self, items: &mut [T]) -> Result<()> {
         let mut seed = match self {
             Self::Given => return Ok(()),
@@ -47,7 +47,7 @@ impl Order {
                 u64::from_ne_bytes(bytes)
             }
         };
-        // Fisher and Yates: each order is as likely as any other.
+        // Fisher-Yates shuffle: each order is equally likely.
         for last in (1..items.len()).rev() {
             let below = (u128::from(next(&mut seed)) * (last as u128 + 1)) >> 64;
             items.swap(last, usize::try_from(below).unwrap_or(last));
@@ -55,8 +55,8 @@ impl Order {
         Ok(())
     }
 
-    /// The word for it, for people.
-    pub fn word(self) -> String {
+    /// Returns the name to show.
+    pub fn name(self) -> String {
         match self {
             Self::Random => "random".into(),
             Self::Given => "given".into(),
@@ -67,10 +67,11 @@ impl Order {
 
 fn bad(text: &str) -> Error {
     Error::usage(format!("bad option {ORDER}: {}", text.escape_default()))
-        .hint("it is random, given, or a number that makes the same choice each time")
+        .hint("use random, given, or a number, which gives the same order each time")
 }
 
-/// The next number of a sequence that looks random (SplitMix64, the same in every version).
+/// Returns the next pseudo-random number (SplitMix64). The sequence must stay the same in all
+/// versions.
 fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut mixed = *state;
@@ -94,12 +95,11 @@ mod tests {
     }
 
     #[test]
-    fn the_order_is_as_it_was_asked_for() {
+    fn order_follows_the_option() {
         assert_eq!(arranged("given"), ['a', 'b', 'c']);
-        let again: Vec<_> = (0..20).map(|_| arranged("7")).collect();
-        assert!(again.iter().all(|order| *order == again[0]));
-        // The same in every version: who fixed a choice keeps it.
-        assert_eq!(arranged("7"), again[0]);
+        let seeded: Vec<_> = (0..20).map(|_| arranged("7")).collect();
+        // Users rely on the same order in all versions.
+        assert!(seeded.iter().all(|order| *order == ['c', 'a', 'b']));
         let random: std::collections::BTreeSet<_> = (0..200).map(|_| arranged("random")).collect();
         assert_eq!(random.len(), 6);
         for bad in ["", "x", "-1", "first"] {
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_seeds_spread_evenly() {
+    fn seeds_spread_evenly_over_orders() {
         let mut firsts = std::collections::BTreeMap::new();
         let mut orders = std::collections::BTreeMap::new();
         for seed in 0..1000 {
@@ -118,7 +118,7 @@ mod tests {
             *firsts.entry(items[0]).or_insert(0) += 1;
             *orders.entry(items).or_insert(0) += 1;
         }
-        // 250 each are expected, with a deviation of 14; 42 each of the 24 orders, with one of 6.
+        // Expected: 250 per first item (standard deviation 14), and 42 per order (deviation 6).
         assert!(
             firsts.values().all(|n| (200..=300).contains(n)),
             "{firsts:?}"

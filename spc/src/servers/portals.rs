@@ -1,4 +1,4 @@
-//! Which of several servers answer, where all that do are used together.
+//! Probing the portals of a multipath device, where all that respond are used together.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,65 +10,70 @@ use crate::process::interrupts::Interrupts;
 use crate::servers::probe::{self, ProbeResult};
 use crate::servers::{dead_cache, resolve};
 
-/// For each place, what came back if nobody answers there; nothing if somebody does, or nobody knows. Where there are
-/// others already, those that were dead a moment ago are not asked again.
+/// Returns, for each endpoint, the reason why it is unusable; none if it responds, or may respond.
+///
+/// `attached` says that the device has other paths already. Then, or if another endpoint is not in
+/// the cache of dead servers, endpoints in that cache are not probed again.
 ///
 /// # Errors
-/// A signal stops us.
-pub fn silent(
-    places: &[Option<&Endpoint>],
-    others: bool,
+/// A termination signal arrives.
+pub fn find_unresponsive(
+    endpoints: &[Option<&Endpoint>],
+    attached: bool,
     host: &Host,
     deadline: Instant,
     interrupts: &Interrupts,
 ) -> Result<Vec<Option<String>>> {
-    let names: Vec<&str> = places.iter().flatten().map(|at| at.host.as_str()).collect();
-    let mut addresses = resolve::addresses(&names, deadline, interrupts)?.into_iter();
-    let peers: Vec<Option<SocketAddr>> = places
-        .iter()
-        .map(|place| {
-            let port = place.as_ref()?.port;
-            let address = *addresses.next()?.first()?;
-            Some(SocketAddr::new(address, port))
-        })
-        .collect();
-    let hello = places
-        .iter()
-        .flatten()
-        .next()
-        .map_or(&[][..], |at| at.probe_request);
+    let peers = resolve_all(endpoints, deadline, interrupts)?;
     let known: Vec<SocketAddr> = peers.iter().copied().flatten().collect();
-    let mut ages = dead_cache::known(host, &known).into_iter();
-    let ages: Vec<_> = peers
+    let mut ages = dead_cache::ages(host, &known).into_iter();
+    let mut failed_ago: Vec<Option<Duration>> = peers
         .iter()
         .map(|peer| peer.and_then(|_| ages.next()?))
         .collect();
-    let others = others || ages.iter().any(Option::is_none);
-    let left_out = |age: &Option<Duration>| others && age.is_some();
-    let asked: Vec<_> = peers
+    if !attached && failed_ago.iter().all(Option::is_some) {
+        // No other endpoint is left, so probe them all.
+        failed_ago.fill(None);
+    }
+    let to_probe: Vec<_> = peers
         .iter()
-        .zip(&ages)
-        .map(|(peer, age)| peer.filter(|_| !left_out(age)))
+        .zip(&failed_ago)
+        .map(|(peer, age)| peer.filter(|_| age.is_none()))
         .collect();
-    let seen = probe::probe(&asked, hello, true, interrupts.until(deadline))?;
-    let dead = |(peer, seen): (&Option<SocketAddr>, &ProbeResult)| peer.filter(|_| seen.is_dead());
-    let dead = peers.iter().zip(&seen).filter_map(dead).collect();
-    let alive = |(peer, seen): (&Option<SocketAddr>, &ProbeResult)| {
-        peer.filter(|_| *seen == ProbeResult::Answers)
-    };
-    let alive = peers.iter().zip(&seen).filter_map(alive).collect();
-    dead_cache::note(host, dead, alive);
-    let told = places
-        .iter()
-        .zip(&ages)
-        .zip(seen)
-        .map(|((place, age), seen)| {
-            let port = place.as_ref()?.port;
-            match (age.filter(|_| left_out(age)), seen) {
-                (Some(age), _) => Some(format!("no answer at port {port} {} s ago", age.as_secs())),
-                (None, ProbeResult::Answers | ProbeResult::Unasked) => None,
-                (None, seen) => Some(seen.words(port)),
-            }
-        });
-    Ok(told.collect())
+    let request = endpoints.iter().flatten().next();
+    let request = request.map_or(&[][..], |endpoint| endpoint.probe_request);
+    let results = probe::probe_all(&to_probe, request, interrupts.until(deadline))?;
+    let (mut dead, mut alive) = (Vec::new(), Vec::new());
+    for (peer, result) in peers.iter().zip(&results) {
+        dead.extend(peer.filter(|_| result.is_dead()));
+        alive.extend(peer.filter(|_| *result == ProbeResult::Responds));
+    }
+    dead_cache::update(host, dead, alive);
+    let causes = endpoints.iter().zip(failed_ago).zip(results);
+    let causes = causes.map(|((endpoint, failed_ago), result)| {
+        let port = endpoint.as_ref()?.port;
+        match (failed_ago, result) {
+            (Some(age), _) => Some(format!("no answer at port {port} {} s ago", age.as_secs())),
+            (None, ProbeResult::Responds | ProbeResult::NotProbed) => None,
+            (None, result) => Some(result.description(port)),
+        }
+    });
+    Ok(causes.collect())
+}
+
+/// Returns the first address of each endpoint, if its name can be resolved.
+fn resolve_all(
+    endpoints: &[Option<&Endpoint>],
+    deadline: Instant,
+    interrupts: &Interrupts,
+) -> Result<Vec<Option<SocketAddr>>> {
+    let known = endpoints.iter().flatten();
+    let names: Vec<&str> = known.map(|endpoint| endpoint.host.as_str()).collect();
+    let mut addresses = resolve::addresses(&names, deadline, interrupts)?.into_iter();
+    let peers = endpoints.iter().map(|endpoint| {
+        let port = endpoint.as_ref()?.port;
+        let address = *addresses.next()?.first()?;
+        Some(SocketAddr::new(address, port))
+    });
+    Ok(peers.collect())
 }

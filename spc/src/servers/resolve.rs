@@ -1,33 +1,34 @@
-//! The addresses of names, as the helpers would find them: asked is the resolver of their root. Ours has no libraries to load
-//! what /etc/nsswitch.conf names.
+//! Addresses of host names, as helpers find them: from getent(1) in the container.
+//!
+//! spc is statically linked, so it cannot load the libraries that `/etc/nsswitch.conf` names.
 
 use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::error::{Class, Result};
-use crate::helper::tool::{Tool, within};
+use crate::helper::tool::{Tool, earlier_deadline};
 use crate::process::interrupts::Interrupts;
 
-/// How long a name may take, in seconds; one that takes longer goes to the helper as it is.
+/// Time limit per name in seconds. A name that takes longer is passed to the helper unresolved.
 const LIMIT: u64 = 5;
 
-/// The addresses of each name, all asked at once. None for one that is not known.
+/// Returns the addresses of each name, resolved in parallel. An unknown name has none.
 ///
 /// # Errors
-/// A signal stops us.
+/// A termination signal arrives.
 pub fn addresses(
     names: &[&str],
     deadline: Instant,
     interrupts: &Interrupts,
 ) -> Result<Vec<Vec<IpAddr>>> {
     std::thread::scope(|scope| {
-        let asked: Vec<_> = names
+        let threads: Vec<_> = names
             .iter()
             .map(|name| scope.spawn(move || resolve_one(name, deadline, interrupts)))
             .collect();
-        let answers = asked.into_iter().map(|thread| thread.join());
-        answers
-            .map(|answer| answer.unwrap_or(Ok(Vec::new())))
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or(Ok(Vec::new())))
             .collect()
     })
 }
@@ -42,20 +43,20 @@ fn resolve_one(name: &str, deadline: Instant, interrupts: &Interrupts) -> Result
         stdin: None,
         secret_fds: None,
         id: None,
-        deadline: within(LIMIT, deadline),
+        deadline: earlier_deadline(LIMIT, deadline),
     };
     match tool.run(Some(interrupts)) {
-        Ok(done) => Ok(read(&done.text)),
+        Ok(done) => Ok(parse(&done.text)),
         Err(error) if error.class() == Class::Interrupted => Err(error),
         Err(error) => {
-            tracing::debug!(name, %error, "its addresses cannot be told");
+            tracing::debug!(name, %error, "cannot resolve the name");
             Ok(Vec::new())
         }
     }
 }
 
-/// Lines `ADDRESS KIND [NAME]`, in the order in which they are to be used.
-fn read(text: &str) -> Vec<IpAddr> {
+/// Parses lines `ADDRESS TYPE [NAME]`, which are in order of preference.
+fn parse(text: &str) -> Vec<IpAddr> {
     let mut found = Vec::new();
     for line in text.lines() {
         let word = line.split_ascii_whitespace().next().unwrap_or_default();
@@ -67,7 +68,7 @@ fn read(text: &str) -> Vec<IpAddr> {
     }
     let this_host = |address: &IpAddr| address.is_loopback();
     if found.iter().all(this_host) {
-        // By two protocols, but once.
+        // The loopback addresses of both protocols are one server.
         found.truncate(1);
     }
     found
@@ -78,11 +79,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_come_once_each() {
-        let said = "192.0.2.7       STREAM nas\n192.0.2.7 DGRAM\n192.0.2.7 RAW\n2001:db8::1 STREAM\n192.0.2.8 STREAM\n";
-        let found: Vec<_> = read(said).iter().map(ToString::to_string).collect();
+    fn duplicate_addresses_are_dropped() {
+        let output = "192.0.2.7       STREAM nas\n192.0.2.7 DGRAM\n192.0.2.7 RAW\n2001:db8::1 STREAM\n192.0.2.8 STREAM\n";
+        let found: Vec<_> = parse(output).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["192.0.2.7", "2001:db8::1", "192.0.2.8"]);
-        assert_eq!(read("::1 STREAM localhost\n127.0.0.1 STREAM\n").len(), 1);
-        assert!(read("").is_empty());
+        assert_eq!(parse("::1 STREAM localhost\n127.0.0.1 STREAM\n").len(), 1);
+        assert!(parse("").is_empty());
     }
 }

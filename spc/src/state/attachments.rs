@@ -1,4 +1,4 @@
-//! What is attached on the host: a file for each thing that devices are reached through.
+//! Ledger of attached block devices: one file per session in `/run/spc/devices` on the host.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,49 +8,50 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::state::store::{Ledger, hash, load_json};
 
-/// One file for each [`Attachment`].
+/// Directory of the attachment files on the host.
 const DEVICES: &str = "/run/spc/devices";
 
-/// What is remembered of devices that are reached through the same thing. It is written before anything is attached.
+/// Record of the devices that share one session, such as an iSCSI login to a target. spc writes the
+/// record before it attaches anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// What they are reached through.
+    /// Key of the session, as in [`Device::session_key`](crate::kinds::block::model::Device).
     #[serde(rename = "through")]
     pub session_key: String,
-    /// Ways that somebody else had brought up before: they are used, and never ended.
+    /// Paths that were up before spc attached anything. spc uses them and never logs them out.
     pub foreign: Vec<String>,
-    /// All sources that were attached; they say how it is undone.
+    /// Sources of all mounts that attached a device here. Detaching derives its commands from them.
     pub sources: Vec<String>,
-    /// The devices that are there, by their names.
+    /// Attached devices by name.
     pub devices: BTreeMap<String, Volume>,
 }
 
-/// What an attached device turned out to be.
+/// Disk and volume identity of an attached device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// The disk that is used, by its kernel name.
+    /// Kernel name of the disk in use.
     pub disk: String,
-    /// What the volume is called by itself.
+    /// Identifiers that the volume reports for itself; empty if it reports none.
     pub ids: Vec<String>,
 }
 
 impl Ledger {
-    /// What is attached through this.
+    /// Returns the attachment of a session.
     ///
     /// # Errors
-    /// The file cannot be read.
-    pub fn attachment(&self, through: &str) -> Result<Option<Attachment>> {
-        let file = attachment_file(through);
+    /// Fails if the file cannot be read or parsed.
+    pub fn attachment(&self, session_key: &str) -> Result<Option<Attachment>> {
+        let file = attachment_file(session_key);
         let read = self
             .host
             .run("reading the ledger", move || load_json(&file))?;
         read.map_err(|bad| bad.error())
     }
 
-    /// Everything that is attached.
+    /// Returns all attachments.
     ///
     /// # Errors
-    /// The directory or a file cannot be read.
+    /// Fails if the directory or a file cannot be read.
     pub fn attachments(&self) -> Result<Vec<Attachment>> {
         let files = self.files(DEVICES, "json")?;
         let read = self.host.run("reading the ledger", move || {
@@ -61,23 +62,26 @@ impl Ledger {
         Ok(read.into_iter().flatten().collect())
     }
 
-    /// Writes what is attached, whole or not at all.
+    /// Writes an attachment, whole or not at all.
     ///
     /// # Errors
-    /// As [`Ledger::put`].
+    /// Same as [`Ledger::put`].
     pub fn put_attachment(&self, attachment: &Attachment) -> Result<()> {
         self.write(attachment_file(&attachment.session_key), attachment)
     }
 
-    /// Nothing is attached through this any more.
+    /// Removes the attachment of a session.
     ///
     /// # Errors
-    /// The file cannot be removed.
-    pub fn remove_attachment(&self, through: &str) -> Result<()> {
-        self.unlink(attachment_file(through))
+    /// Fails if the file cannot be removed.
+    pub fn remove_attachment(&self, session_key: &str) -> Result<()> {
+        self.unlink(attachment_file(session_key))
     }
 }
 
-fn attachment_file(through: &str) -> PathBuf {
-    PathBuf::from(format!("{DEVICES}/{:016x}.json", hash(Path::new(through))))
+fn attachment_file(session_key: &str) -> PathBuf {
+    PathBuf::from(format!(
+        "{DEVICES}/{:016x}.json",
+        hash(Path::new(session_key))
+    ))
 }

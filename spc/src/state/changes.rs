@@ -1,4 +1,4 @@
-//! Which records change, as the kernel tells it (inotify(7)): so nothing is read to find out.
+//! Watches the ledger with inotify(7), so that only changed records are read.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,21 +14,21 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::state::store::{DIR, Ledger, name_of};
 
-/// What happens to the files.
+/// Events that are watched in the directory of the records.
 const EVENTS: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::MOVED_TO)
     .union(WatchFlags::DELETE)
     .union(WatchFlags::ONLYDIR);
 
-/// What happens to the ledger from when this was made. It can be polled.
+/// Queue of changes to the ledger since its creation. The file descriptor can be polled.
 pub struct Changes {
     inotify: Arc<OwnedFd>,
-    /// Whether the directory is watched; it may go, and come again.
+    /// Whether the directory is watched. The directory may be removed and created again.
     watched: bool,
-    /// Whether something happened that nobody told of.
+    /// Whether changes may have been lost, so that the next call has to list all records.
     missed: bool,
-    /// Records that were begun and have not been finished.
-    begun: BTreeSet<u64>,
+    /// Names of records whose temporary file exists: their writer has not renamed it yet.
+    unfinished: BTreeSet<u64>,
 }
 
 impl AsFd for Changes {
@@ -38,7 +38,7 @@ impl AsFd for Changes {
 }
 
 impl Changes {
-    /// As it is after the first look at an empty ledger that nobody writes to.
+    /// Returns the state after the first [`take`](Self::take) on an empty, idle ledger.
     #[cfg(test)]
     pub(crate) fn none() -> Self {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
@@ -46,36 +46,36 @@ impl Changes {
             inotify: Arc::new(inotify::init(flags).unwrap()),
             watched: true,
             missed: false,
-            begun: BTreeSet::new(),
+            unfinished: BTreeSet::new(),
         }
     }
 
-    /// Begins to watch; the directory is made if need be.
+    /// Starts watching. Creates the directory if it is missing.
     ///
     /// # Errors
-    /// The kernel refuses the means, or the directory cannot be made.
+    /// Fails if inotify is not available or the directory cannot be created.
     pub fn begin(ledger: &Ledger) -> Result<Self> {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        let inotify = inotify::init(flags).map_err(|e| unwatched(e.into()))?;
-        let make = || {
+        let inotify = inotify::init(flags).map_err(|e| cannot_watch(e.into()))?;
+        let create = || {
             let mut directory = fs::DirBuilder::new();
             directory.recursive(true).mode(0o700).create(DIR)
         };
-        let made = ledger.host.run("watching the ledger", make)?;
-        made.map_err(unwatched)?;
+        let created = ledger.host.run("watching the ledger", create)?;
+        created.map_err(cannot_watch)?;
         Ok(Self {
             inotify: Arc::new(inotify),
             watched: false,
             missed: true,
-            begun: BTreeSet::new(),
+            unfinished: BTreeSet::new(),
         })
     }
 
-    /// The names of the records that were written or removed since the last time, or of all that are there, and true, if
-    /// that cannot be told.
+    /// Returns the names of the records that were written or removed since the last call, and
+    /// false. Returns the names of all records and true if changes may have been lost.
     ///
     /// # Errors
-    /// The directory cannot be read; then all of them come the next time.
+    /// Fails if the directory cannot be read; the next call then lists all records.
     pub fn take(&mut self, ledger: &Ledger) -> Result<(Vec<u64>, bool)> {
         let changed = self.drain();
         if !self.missed {
@@ -87,24 +87,24 @@ impl Changes {
             self.watched = match ledger.host.run("watching the ledger", watch)? {
                 Ok(_) => true,
                 Err(Errno::NOENT) => false,
-                Err(error) => return Err(unwatched(error.into())),
+                Err(error) => return Err(cannot_watch(error.into())),
             };
         }
-        let begun = ledger.files(DIR, "new")?;
-        self.begun = begun.iter().filter_map(|file| name_of(file)).collect();
+        let unfinished = ledger.files(DIR, "new")?;
+        self.unfinished = unfinished.iter().filter_map(|file| name_of(file)).collect();
         let names = ledger.names()?;
         self.missed = !self.watched;
         Ok((names, true))
     }
 
-    /// What was taken was not heeded.
-    pub fn miss(&mut self) {
+    /// Makes the next [`take`](Self::take) list all records, because the last result was not used.
+    pub fn mark_missed(&mut self) {
         self.missed = true;
     }
 
-    /// Records that were begun and had not been finished when it was asked last what has changed.
-    pub fn begun(&self) -> Vec<u64> {
-        self.begun.iter().copied().collect()
+    /// Returns the names of records that were unfinished at the last [`take`](Self::take).
+    pub fn unfinished(&self) -> Vec<u64> {
+        self.unfinished.iter().copied().collect()
     }
 
     fn drain(&mut self) -> Vec<u64> {
@@ -112,21 +112,21 @@ impl Changes {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&*self.inotify, &mut buffer);
         while let Ok(event) = reader.next() {
-            let what = event.events();
-            self.watched &= !what.contains(ReadFlags::IGNORED);
-            self.missed |= what.intersects(ReadFlags::IGNORED | ReadFlags::QUEUE_OVERFLOW);
+            let flags = event.events();
+            self.watched &= !flags.contains(ReadFlags::IGNORED);
+            self.missed |= flags.intersects(ReadFlags::IGNORED | ReadFlags::QUEUE_OVERFLOW);
             let file = event.file_name().and_then(|name| name.to_str().ok());
             let file = Path::new(file.unwrap_or_default());
             let Some(name) = name_of(file) else {
                 continue;
             };
-            let is_begun = file.extension().is_some_and(|e| e == "new");
-            if is_begun && what.contains(ReadFlags::CREATE) {
-                self.begun.insert(name);
+            let is_temporary = file.extension().is_some_and(|e| e == "new");
+            if is_temporary && flags.contains(ReadFlags::CREATE) {
+                self.unfinished.insert(name);
             } else {
-                // A record is finished when it takes the name of the whole one.
-                if is_begun || what.contains(ReadFlags::MOVED_TO) {
-                    self.begun.remove(&name);
+                // The rename to the final name finishes a record.
+                if is_temporary || flags.contains(ReadFlags::MOVED_TO) {
+                    self.unfinished.remove(&name);
                 }
                 changed.push(name);
             }
@@ -135,7 +135,7 @@ impl Changes {
     }
 }
 
-fn unwatched(error: std::io::Error) -> Error {
+fn cannot_watch(error: std::io::Error) -> Error {
     Error::system(format!("cannot watch {DIR} on the host")).because(error)
 }
 
@@ -144,25 +144,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happens_to_files_is_known_by_their_names() {
+    fn file_names_tell_changed_and_unfinished_records() {
         let mut changes = Changes::none();
         let directory = std::env::temp_dir().join(format!("spc-changes-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         inotify::add_watch(&*changes.inotify, &directory, EVENTS).unwrap();
-        let at = |name: &str| directory.join(name);
+        let path = |name: &str| directory.join(name);
         for name in ["00000000000000a1.new", "00000000000000a2.new", "lock"] {
-            fs::write(at(name), "x").unwrap();
+            fs::write(path(name), "x").unwrap();
         }
         assert!(changes.drain().is_empty());
-        assert_eq!(changes.begun(), [0xa1, 0xa2]);
-        fs::rename(at("00000000000000a1.new"), at("00000000000000a1.json")).unwrap();
+        assert_eq!(changes.unfinished(), [0xa1, 0xa2]);
+        fs::rename(path("00000000000000a1.new"), path("00000000000000a1.json")).unwrap();
         assert_eq!(changes.drain(), [0xa1]);
-        assert_eq!(changes.begun(), [0xa2]);
-        fs::remove_file(at("00000000000000a2.new")).unwrap();
-        fs::remove_file(at("00000000000000a1.json")).unwrap();
+        assert_eq!(changes.unfinished(), [0xa2]);
+        fs::remove_file(path("00000000000000a2.new")).unwrap();
+        fs::remove_file(path("00000000000000a1.json")).unwrap();
         assert_eq!(changes.drain(), [0xa2, 0xa1]);
-        assert!(changes.begun().is_empty() && !changes.missed);
-        // It may go, and come again.
+        assert!(changes.unfinished().is_empty() && !changes.missed);
         fs::remove_dir_all(&directory).unwrap();
         changes.drain();
         assert!(changes.missed && !changes.watched);

@@ -1,8 +1,8 @@
-//! What a command tells `spc serve` of what it has done, for the log and for the metrics.
+//! Reports finished operations to `spc serve`, for its log and its metrics.
 //!
-//! Commands live for a moment and leave nothing behind that counts. So each sends one datagram when it is done, to a socket
-//! in `/run/spc` on the host, where every container and every client of that host finds it. Whether anybody listens makes no
-//! difference to the command.
+//! Each command sends one datagram when it is done. The socket is in `/run/spc` on the host, where
+//! every container and client namespace of the host finds it. The result of the command does not
+//! depend on a listener.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -14,29 +14,29 @@ use crate::error::{Reason, Result, errno_text, show};
 use crate::host::Host;
 use crate::log;
 
-/// Where `spc serve` listens, on the host.
+/// Socket of `spc serve`, on the host.
 pub const SOCKET: &str = "/run/spc/serve.sock";
 
-/// How long a command waits for a listener that has much to read.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// Time limit for sending a report, in case the listener is busy.
+const SEND_LIMIT: Duration = Duration::from_millis(200);
 
-/// The longest report that is read; its error is cut to fit.
+/// Size limit of a report in bytes. The error text is cut to fit.
 pub const LIMIT: usize = 16 * 1024;
 
-/// What was done.
+/// Kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Operation {
-    /// A mount was made.
+    /// A mount.
     Mount,
-    /// A mount was taken away.
+    /// An unmount.
     Umount,
-    /// A dead mount was replaced.
+    /// The replacement of a dead mount.
     Repair,
 }
 
 impl Operation {
-    /// The word for it.
+    /// Returns the word used in logs and metrics.
     pub fn word(self) -> &'static str {
         match self {
             Self::Mount => "mount",
@@ -46,46 +46,46 @@ impl Operation {
     }
 }
 
-/// How an operation went.
+/// Result of an operation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The id of its request.
+    /// Request id, as in the log.
     pub request: String,
-    /// What was done.
+    /// Kind of operation.
     pub operation: Operation,
-    /// On which target.
+    /// Target on the host.
     pub target: String,
-    /// The file system's type; empty if nobody knows.
+    /// File system type; empty if unknown.
     pub fs_type: String,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// Why it failed, if it did.
+    /// Failure; none on success.
     pub failure: Option<Failure>,
 }
 
-/// A failure.
+/// Failure of an operation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// In a word.
+    /// Reason in one word.
     pub reason: Reason,
-    /// In a line.
+    /// Error text in one line.
     pub error: String,
 }
 
-/// An operation that has begun.
+/// Running operation, for its duration and its report.
 pub struct OperationTimer {
     operation: Operation,
-    at: Instant,
+    started: Instant,
 }
 
 impl OperationTimer {
-    /// It begins now.
+    /// Starts the timer.
     pub fn start(operation: Operation) -> Self {
-        let at = Instant::now();
-        Self { operation, at }
+        let started = Instant::now();
+        Self { operation, started }
     }
 
-    /// It is done: tells how it went to whoever listens.
+    /// Sends the result to `spc serve`; without a listener, nothing happens.
     pub fn report<T>(&self, host: &Host, target: &Path, fs_type: &str, done: &Result<T>) {
         let failure = done.as_ref().err().map(|error| Failure {
             reason: error.reason(),
@@ -96,7 +96,7 @@ impl OperationTimer {
             operation: self.operation,
             target: show(target),
             fs_type: fs_type.to_owned(),
-            seconds: self.at.elapsed().as_secs_f64(),
+            seconds: self.started.elapsed().as_secs_f64(),
             failure,
         };
         let sent = serde_json::to_vec(&report)
@@ -104,14 +104,14 @@ impl OperationTimer {
             .and_then(|bytes| {
                 let send = move || {
                     let socket = UnixDatagram::unbound()?;
-                    socket.set_write_timeout(Some(PATIENCE))?;
+                    socket.set_write_timeout(Some(SEND_LIMIT))?;
                     socket.send_to(&bytes, SOCKET).map(drop)
                 };
-                host.run_within("reporting", PATIENCE * 2, send)
+                host.run_within("reporting", SEND_LIMIT * 2, send)
                     .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             });
         if let Err(error) = sent {
-            tracing::debug!(error = %errno_text(error), "nobody listens to what was done");
+            tracing::debug!(error = %errno_text(error), "no listener for the report");
         }
     }
 }
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_is_read_as_it_was_written() {
+    fn a_report_survives_serialisation() {
         let report = Report {
             request: "a1".into(),
             operation: Operation::Umount,

@@ -1,4 +1,5 @@
-//! The right to work on a target: one byte of one file for each, which the kernel takes back when its holder dies.
+//! Locks of targets: one byte of one lock file each, which the kernel releases when the holder
+//! dies.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -12,31 +13,33 @@ use crate::error::{Error, Reason, Result, show};
 use crate::process::cancel::CancelToken;
 use crate::state::store::{Corrupt, DIR, Ledger, file_of, hash, load};
 
-/// Exclusive right to a target, until dropped.
+/// Exclusive lock of a target. Dropping it releases the lock.
 pub struct Lock {
     _file: File,
 }
 
 impl Ledger {
-    /// Takes the lock of a target, waiting for another command to finish until `cancel` ends the wait.
+    /// Takes the lock of a target. Waits for another command to finish until `cancel` ends the
+    /// wait.
     ///
     /// # Errors
-    /// The lock file cannot be made, another command held the lock all the time, or the wait was cancelled.
+    /// Fails if the lock file cannot be created, another command held the lock all the time, or the
+    /// wait was cancelled.
     pub fn lock(&self, target: &Path, cancel: CancelToken<'_>) -> Result<Lock> {
         let file = file_of(target);
-        let about = file.clone();
-        let look = move || -> std::io::Result<Option<Corrupt>> {
-            // What a dead command began to write and did not finish.
-            match fs::remove_file(about.with_extension("new")) {
+        let record_file = file.clone();
+        let check = move || -> std::io::Result<Option<Corrupt>> {
+            // A leftover of a command that died while it wrote the record.
+            match fs::remove_file(record_file.with_extension("new")) {
                 Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-                _ => Ok(load(&about).err()),
+                _ => Ok(load(&record_file).err()),
             }
         };
-        let Some((lock, bad)) = self.lock_and(hash(target), cancel, look)? else {
+        let Some((lock, bad)) = self.lock_and(hash(target), cancel, check)? else {
             return Err(
-                Error::mount(format!("another spc is at work on {}", show(target)))
+                Error::mount(format!("another spc command is using {}", show(target)))
                     .reason_is(Reason::Locked)
-                    .hint("wait until it has ended, then try again"),
+                    .hint("wait until that command has ended, then try again"),
             );
         };
         let bad = bad.map_err(|e| {
@@ -44,32 +47,33 @@ impl Ledger {
             Error::system(format!("cannot remove {} on the host", new.display())).because(e)
         })?;
         if let Some(bad) = bad {
-            self.drop_void(bad)?;
+            self.remove_orphan(bad)?;
         }
         Ok(lock)
     }
 
-    /// Takes the lock of something that is no target, such as a device.
+    /// Takes the lock of a name that is not a target, such as a device.
     ///
     /// # Errors
-    /// As [`Ledger::lock`].
+    /// Same as [`Ledger::lock`].
     pub fn lock_named(&self, name: &str, cancel: CancelToken<'_>) -> Result<Lock> {
-        // No target begins like that.
+        // Targets begin with a slash, so the names cannot collide.
         let hash = hash(Path::new(&format!("device {name}")));
         self.lock_at(hash, cancel)?.ok_or_else(|| {
-            Error::mount(format!("another spc is at work on {name}"))
+            Error::mount(format!("another spc command is using {name}"))
                 .reason_is(Reason::Locked)
-                .hint("wait until it has ended, then try again")
+                .hint("wait until that command has ended, then try again")
         })
     }
 
-    /// Takes the lock of the target with this hash; None if another command held it all the time.
+    /// Takes the lock of the target with this hash. Returns none if another command held it all the
+    /// time.
     pub(super) fn lock_at(&self, hash: u64, cancel: CancelToken<'_>) -> Result<Option<Lock>> {
         let locked = self.lock_and(hash, cancel, || ())?;
         Ok(locked.map(|(lock, ())| lock))
     }
 
-    /// As [`Ledger::lock_at`], with what is then done on the host's thread.
+    /// Takes the lock like [`Ledger::lock_at`], then runs `then` on the host's thread.
     fn lock_and<T: Send + 'static>(
         &self,
         hash: u64,
@@ -112,12 +116,12 @@ impl Ledger {
     }
 }
 
-/// Takes the lock of a target if nobody has it.
+/// Takes the lock of a target if it is free.
 fn try_lock(file: &File, hash: u64) -> std::io::Result<bool> {
     let lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        // Offsets are not negative.
+        // Half of the hash, because file offsets are signed.
         l_start: (hash >> 1).cast_signed(),
         l_len: 1,
         l_pid: 0,

@@ -1,4 +1,4 @@
-//! What is remembered on the host of mounts and of devices, and which of them the host still has.
+//! State on the host: records of mounts and devices, their locks, and which mounts still exist.
 
 pub mod attachments;
 pub mod changes;

@@ -1,7 +1,7 @@
-//! Which recorded mounts the host still has.
+//! Finds out which recorded mounts still exist on the host.
 //!
-//! The kernel is asked for each mount, by number, or the mount table read where it cannot be. The path to a mount may lead
-//! through another that does not answer, so it is walked only then.
+//! Where the kernel has statmount(2), each mount is looked up by its unique id. Otherwise the mount
+//! table is read. A path lookup is the last resort, because it can block on a dead file system.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,19 +17,19 @@ use crate::state::store::hash;
 use crate::state::{Record, Session};
 use crate::sys::statmount;
 
-/// What a record says of its mount, in few bytes.
+/// Identity of a recorded mount: its ids and the hash of its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MountKey {
-    /// Its id, as in mountinfo.
+    /// Mount id, as in mountinfo.
     pub id: u64,
-    /// The one that is never used again; 0 where the kernel has none.
+    /// Unique mount id, which is never reused; 0 where the kernel has none.
     pub unique: u64,
-    /// The hash of its target, which is the record's name.
+    /// Hash of the target, which is the name of the record.
     pub name: u64,
 }
 
 impl MountKey {
-    /// None if the record is of an earlier life of the machine, whose mounts are all gone.
+    /// Returns the key of a record; none if the record belongs to an earlier boot.
     pub fn from_record(record: &Record) -> Option<Self> {
         record.is_of_this_boot().then(|| Self {
             id: record.mount_id,
@@ -38,7 +38,7 @@ impl MountKey {
         })
     }
 
-    /// That of a record which says nothing of its mount.
+    /// Returns the key of a record whose mount ids are not known.
     pub fn none(name: u64) -> Self {
         Self {
             id: 0,
@@ -51,7 +51,7 @@ impl MountKey {
         hash(path) == self.name
     }
 
-    /// The entry with its plain id, if that has not been given to another mount since.
+    /// Returns the entry unless the kernel has given its plain id to another mount since.
     fn confirm(self, entry: Entry) -> std::io::Result<Option<Entry>> {
         match self.unique {
             0 => return Ok(self.is_at(&entry.target).then_some(entry)),
@@ -61,19 +61,20 @@ impl MountKey {
         match statmount::plain_id(self.unique) {
             Ok(id) => Ok((id == entry.id).then_some(entry)),
             Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
-            // A filter of system calls that is older than the kernel.
+            // A seccomp filter that is older than the kernel refuses statmount(2).
             Err(_) => self.walk(entry),
         }
     }
 
-    /// The entry, if the mount where it is now is the one that is wanted: directories on the way may have been renamed.
+    /// Returns the entry if the mount at its path is the recorded one. Parent directories may have
+    /// been renamed, so the path is read again a few times.
     fn walk(self, mut entry: Entry) -> std::io::Result<Option<Entry>> {
-        for _ in 0..mountinfo::LOOKS {
+        for _ in 0..mountinfo::FIND_ATTEMPTS {
             match top(&entry.target) {
                 Ok(top) if top.id == self.id => {
                     return Ok((top.unique == self.unique).then_some(entry));
                 }
-                // Covered by another mount; the path tells as much as can be told.
+                // Another mount covers it: the path is the only evidence.
                 _ if self.is_at(&entry.target) => return Ok(Some(entry)),
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }
@@ -82,50 +83,51 @@ impl MountKey {
                 None => return Ok(None),
             }
         }
-        // Renamed all the time, so it is there.
+        // The path changed each time, so the mount exists.
         Ok(Some(entry))
     }
 }
 
-/// The topmost mount at a path, by name in its directory.
+/// Returns the topmost mount at a path, looked up by name in its parent directory.
 fn top(path: &Path) -> std::result::Result<MountId, Errno> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     let parent = open(parent, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     mount_id(&parent, path.file_name().unwrap_or_default())
 }
 
-/// The host's entry of a recorded mount, if that mount still exists.
+/// Returns the mountinfo entry of a recorded mount; none if the mount no longer exists.
 ///
 /// # Errors
-/// The mount table cannot be read.
+/// Fails if the mount table cannot be read.
 pub fn entry_of(session: &Session, record: &Record) -> Result<Option<Entry>> {
     let Some(wanted) = MountKey::from_record(record) else {
         return Ok(None);
     };
-    let look = move || match mountinfo::find(wanted.id, wanted.unique)? {
+    let find = move || match mountinfo::find(wanted.id, wanted.unique)? {
         Some(entry) => wanted.confirm(entry),
         None => Ok(None),
     };
     session
         .host
-        .run("looking at a mount", look)?
-        .map_err(unreadable)
+        .run("looking at a mount", find)?
+        .map_err(cannot_read)
 }
 
-/// As [`entry_of`], of many: where the kernel cannot be asked for each, the table is read once.
+/// Returns the entries of many recorded mounts, in their order. Without statmount(2), the mount
+/// table is read once.
 ///
 /// # Errors
-/// The mount table cannot be read.
+/// Fails if the mount table cannot be read.
 pub fn entries_of(session: &Session, records: &[Record]) -> Result<Vec<Option<Entry>>> {
     let all: Vec<Option<MountKey>> = records.iter().map(MountKey::from_record).collect();
-    let look = move || -> std::io::Result<Vec<Option<Entry>>> {
+    let find = move || -> std::io::Result<Vec<Option<Entry>>> {
         let mut table: Option<HashMap<u64, Entry>> = None;
         let confirm = |wanted: Option<MountKey>| {
             let Some(wanted) = wanted else {
                 return Ok(None);
             };
             if table.is_none() {
-                if let Some(answer) = mountinfo::ask(wanted.unique) {
+                if let Some(answer) = mountinfo::query(wanted.unique) {
                     return answer;
                 }
                 let entries = mountinfo::read()?.into_iter();
@@ -140,54 +142,54 @@ pub fn entries_of(session: &Session, records: &[Record]) -> Result<Vec<Option<En
     };
     session
         .host
-        .run("looking at the mounts", look)?
-        .map_err(unreadable)
+        .run("looking at the mounts", find)?
+        .map_err(cannot_read)
 }
 
-/// Those of many recorded mounts that the host seems to have no more, from a list of what it has; which of them are really
-/// gone, [`entry_of`] tells. Nothing is asked of any other one.
+/// Returns the recorded mounts whose id is missing from listmount(2). Confirm each with
+/// [`entry_of`]; the other mounts are not touched.
 ///
 /// # Errors
-/// The mount table cannot be read.
-pub fn missing(session: &Session, marks: impl Iterator<Item = MountKey>) -> Result<Vec<MountKey>> {
-    let list = || statmount::after(0).unwrap_or_default();
+/// Fails if the mount table cannot be read.
+pub fn missing(session: &Session, keys: impl Iterator<Item = MountKey>) -> Result<Vec<MountKey>> {
+    let list = || statmount::list_after(0).unwrap_or_default();
     let listed = session.host.run("listing the mounts", list)?;
     let (mut missing, mut unlisted) = (Vec::new(), Vec::new());
-    for mark in marks {
-        if mark.unique == 0 || listed.is_empty() {
-            unlisted.push(mark);
-        } else if listed.binary_search(&mark.unique).is_err() {
-            missing.push(mark);
+    for key in keys {
+        if key.unique == 0 || listed.is_empty() {
+            unlisted.push(key);
+        } else if listed.binary_search(&key.unique).is_err() {
+            missing.push(key);
         }
     }
     if !unlisted.is_empty() {
         let search = move || missing_in_table(unlisted);
         let searched = session.host.run("looking at the mounts", search)?;
-        missing.extend(searched.map_err(unreadable)?);
+        missing.extend(searched.map_err(cannot_read)?);
     }
     Ok(missing)
 }
 
-fn missing_in_table(mut marks: Vec<MountKey>) -> std::io::Result<Vec<MountKey>> {
-    marks.sort_unstable_by_key(|mark| mark.id);
-    let first = |id: u64| marks.partition_point(|mark| mark.id < id);
+fn missing_in_table(mut keys: Vec<MountKey>) -> std::io::Result<Vec<MountKey>> {
+    keys.sort_unstable_by_key(|key| key.id);
+    let first = |id: u64| keys.partition_point(|key| key.id < id);
     let with = |id: u64| first(id)..first(id + 1);
-    let mut there = vec![false; marks.len()];
+    let mut present = vec![false; keys.len()];
     mountinfo::search(
         |id| !with(id).is_empty(),
         |entry| {
-            for at in with(entry.id) {
-                there[at] = marks[at].confirm(entry.clone())?.is_some();
+            for index in with(entry.id) {
+                present[index] = keys[index].confirm(entry.clone())?.is_some();
             }
             Ok(false)
         },
     )?;
-    let mut there = there.into_iter();
-    marks.retain(|_| there.next() == Some(false));
-    Ok(marks)
+    let mut present = present.into_iter();
+    keys.retain(|_| present.next() == Some(false));
+    Ok(keys)
 }
 
-fn unreadable(error: std::io::Error) -> Error {
+fn cannot_read(error: std::io::Error) -> Error {
     Error::system("cannot read the host's mount table").because(error)
 }
 
@@ -196,18 +198,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_table_does_not_have_is_missing() {
+    fn mounts_that_the_table_lacks_are_missing() {
         let table = mountinfo::read().unwrap();
-        let there = table.iter().find(|entry| entry.target == Path::new("/"));
-        let there = there.unwrap();
-        let mark = |id: u64, path: &Path| MountKey {
+        let present = table.iter().find(|entry| entry.target == Path::new("/"));
+        let present = present.unwrap();
+        let key = |id: u64, path: &Path| MountKey {
             id,
             unique: 0,
             name: hash(path),
         };
-        let (is, not) = (mark(there.id, &there.target), u64::from(u32::MAX));
-        let moved = mark(there.id, Path::new("/no/such/target"));
-        let gone = mark(not, &there.target);
+        let (is, not) = (key(present.id, &present.target), u64::from(u32::MAX));
+        let moved = key(present.id, Path::new("/no/such/target"));
+        let gone = key(not, &present.target);
         assert_eq!(
             missing_in_table(vec![gone, is, moved]).unwrap(),
             [moved, gone]

@@ -1,4 +1,4 @@
-//! The record of one mount.
+//! Record of one mount, as stored in the ledger.
 
 use std::fs;
 use std::sync::OnceLock;
@@ -8,110 +8,116 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::Route;
 
-/// How far a mount has come.
+/// State of a recorded mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Begun; if its maker is dead, it has to be undone.
+    /// Being mounted. If the command is dead, the mount has to be rolled back.
     Mounting,
-    /// Proven.
+    /// Mounted and verified on the host.
     Mounted,
-    /// Being taken away; if its unmaker is dead, either that has to be finished, or it never began.
+    /// Being unmounted. If the command is dead, the unmount has to be finished, or it never began.
     Unmounting,
 }
 
-/// What is remembered of a mount.
+/// Record of a mount.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// Name of the claim and mark of the processes.
+    /// Name of the redirect and mark of the helper's processes.
     pub id: String,
-    /// How far it has come.
+    /// State of the mount.
     pub state: State,
     /// Canonical path on the host.
     pub target: String,
-    /// The path as it was asked for, on the host.
+    /// Requested path on the host, before symlinks were resolved.
     #[serde(rename = "written")]
     pub requested_target: String,
-    /// Type that was asked for.
+    /// Requested type.
     pub fs_type: String,
-    /// Source that was asked for.
+    /// Requested source.
     pub source: String,
-    /// Types of which the mount table shows one; any if there are none.
-    pub shows: Vec<String>,
-    /// Source that it shows, if that can be told beforehand.
-    pub shows_source: Option<String>,
-    /// Options that were asked for.
+    /// Types that the mount table may show; any type if empty.
+    #[serde(rename = "shows")]
+    pub expected_types: Vec<String>,
+    /// Source that the mount table will show, if it is predictable.
+    #[serde(rename = "shows_source")]
+    pub expected_source: Option<String>,
+    /// Requested options.
     pub options: String,
-    /// Equal for requests that mean the same mount.
+    /// Fingerprint of the request, equal for requests for the same mount.
     pub request: String,
-    /// How it got to the host.
+    /// Route by which the mount got to the host.
     pub route: Route,
-    /// Mount id, as in mountinfo; 0 until it is proven.
+    /// Mount id, as in mountinfo; 0 until the mount is verified.
     pub mount_id: u64,
-    /// Mount id that is never used again; 0 where the kernel has none.
+    /// Unique mount id, which is never reused; 0 where the kernel has none.
     pub unique_id: u64,
     /// Id of the mount that the target was pinned on.
     #[serde(rename = "on")]
     pub parent_mount_id: u64,
-    /// Processes that keep it alive, by their ids in the container.
+    /// Process ids of the daemons that serve the mount, as seen in the container.
     pub daemon: Vec<i32>,
-    /// The client root whose programs made it, and which it needs; none if that was the container's own.
+    /// Client root file system whose programs made the mount; none for the container's programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
-    /// Seconds since the epoch.
+    /// Time of the mount, in seconds since the epoch.
     pub since: u64,
-    /// The id of the request that made it, in logs.
+    /// Request id of the command that mounted, as in the log.
     #[serde(default)]
     pub request_id: String,
-    /// The device that was attached for it.
+    /// Block device that was attached for the mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<OnDevice>,
-    /// The life of the machine that it belongs to, as [`boot`] tells it.
+    /// Boot id of the mount, from [`boot`].
     #[serde(default)]
     pub boot: String,
-    /// What it takes to make it once more, should its daemon die; none where there is no daemon.
+    /// Data for a repair after the daemon died; none for mounts without a daemon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[serde(rename = "again")]
     pub repair: Option<RepairInfo>,
 }
 
-/// What is remembered of a mount so that another can take its place.
+/// Data for the repair of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairInfo {
-    /// Where its secrets came from, `KEY=file:PATH` or `KEY=` and what cannot be read twice; never a value.
+    /// Origins of the secrets: `KEY=file:PATH`, or `KEY=` and an origin that cannot be read twice.
+    /// Never a secret itself.
     pub secrets: Vec<String>,
-    /// How often its daemon died and another mount took its place.
+    /// Number of repairs so far.
     pub repairs: u32,
-    /// Name of the claim, and mark of the processes, of the mount that is being made now to take its place.
+    /// Id of the replacement mount while a repair is running: name of its redirect and mark of its
+    /// processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[serde(rename = "making")]
     pub pending_id: Option<String>,
 }
 
-/// An attached device, as a record names it.
+/// Reference from a record to its attached device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnDevice {
-    /// Its name.
+    /// Name of the device.
     pub name: String,
-    /// What it is reached through.
-    pub through: String,
+    /// Key of the session of the device.
+    #[serde(rename = "through")]
+    pub session_key: String,
 }
 
 impl Record {
-    /// Seconds since the mount was made.
+    /// Returns the seconds since the mount was made.
     pub fn age(&self) -> u64 {
         now().saturating_sub(self.since)
     }
 
-    /// Whether the machine has not been started anew since: where `/run` outlives that, records do as well, and the ids
-    /// in them belong to other mounts. A mount is not forgotten because nobody can tell.
+    /// Returns whether the record belongs to the current boot. Records outlive a reboot where
+    /// `/run` is not a tmpfs, and their ids then belong to other mounts. An unknown boot id counts
+    /// as the current one.
     pub fn is_of_this_boot(&self) -> bool {
         let boot = boot();
         self.boot.is_empty() || boot.is_empty() || self.boot == boot
     }
 }
 
-/// The kernel's name for this life of the machine; empty if it does not tell.
+/// Returns the kernel's boot id; empty if it cannot be read.
 pub fn boot() -> &'static str {
     static KNOWN: OnceLock<String> = OnceLock::new();
     let Some(known) = KNOWN.get() else {
@@ -121,7 +127,7 @@ pub fn boot() -> &'static str {
     known
 }
 
-/// Seconds since the epoch.
+/// Returns the current time in seconds since the epoch.
 pub fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,18 +1,19 @@
-//! How a mount got to the host.
+//! Routes by which a mount gets to the host.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How a mount gets to the host.
+/// Route by which a mount gets to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Route {
-    /// The shim carries the helper's own call.
+    /// The shim redirects the helper's mount(2) call to the host.
     Preload,
-    /// The helper mounts in the container, and the finished mount is moved to the host.
+    /// The helper mounts in the container; spc clones the finished mount and attaches it on the
+    /// host.
     Graft,
-    /// No helper: the kernel makes the mount in the host's namespace.
+    /// spc mounts in the host's namespace without a helper.
     Direct,
 }
 

@@ -1,4 +1,4 @@
-//! What every command works with.
+//! Context of a command: the host, the ledger, and where the command runs.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use crate::host::runs_in::{RunsIn, current};
 use crate::host::{Host, Settings};
 use crate::state::{Ledger, Record};
 
-/// What every command works with.
+/// Context of a command.
 pub struct Session {
-    /// The host's namespace, entered.
+    /// Thread in the host's mount namespace.
     pub host: Arc<Host>,
-    /// The host's ledger.
+    /// Ledger of the host.
     pub ledger: Ledger,
     /// Where this process runs.
     pub runs_in: RunsIn,
@@ -22,7 +22,7 @@ impl Session {
     /// Reads the settings and enters the host's namespace.
     ///
     /// # Errors
-    /// Settings are broken, or the host cannot be entered.
+    /// Fails if the settings are invalid or the host's namespace cannot be entered.
     pub fn open() -> Result<Self> {
         let host = Arc::new(Host::open(Settings::read()?)?);
         Ok(Self {
@@ -32,14 +32,15 @@ impl Session {
         })
     }
 
-    /// The claim of a recorded mount, wherever that was made.
+    /// Returns the redirect of a recorded mount, in this container or in the client root file
+    /// system that made the mount.
     pub fn redirect(&self, record: &Record) -> Redirect {
         let redirects = match &record.root {
             Some(root) if self.runs_in != RunsIn::ClientRoot(root.clone()) => {
-                redirect::of_client(&self.host, root)
+                redirect::client_dir(&self.host, root)
             }
             _ => self.host.settings().redirects(),
         };
-        Redirect::named(&redirects, &record.id)
+        Redirect::with_id(&redirects, &record.id)
     }
 }

@@ -1,10 +1,11 @@
 //! The ledger: one JSON file per mount, in `/run/spc/mounts` on the host.
 //!
-//! A file is written under another name and renamed, so it is there whole or not at all. `/run` is
-//! a tmpfs, so records end with the boot they belong to; where it is not, they say which boot that is.
-//! Records are named after a hash of the canonical target, and guarded by one byte of one lock file
-//! each (OFD locks, fcntl(2)), which needs no file per lock and is released by the kernel when its
-//! holder dies.
+//! A record is written under a temporary name and renamed, so it is complete or absent. Records end
+//! with the boot where `/run` is a tmpfs. Each record also names its boot, for hosts where it is
+//! not.
+//!
+//! The name of a record is a hash of the canonical target. A byte of a common lock file guards
+//! each record (OFD locks, fcntl(2)), and the kernel releases the lock when its holder dies.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -18,67 +19,69 @@ use serde::de::DeserializeOwned;
 use crate::error::{Class, Error, Result, errno_text, is_shortage, show};
 use crate::host::Host;
 use crate::state::Record;
+use fnv::FnvHasher;
+use std::hash::Hasher;
 
 pub use crate::state::attachments::{Attachment, Volume};
 pub use crate::state::changes::Changes;
 pub use crate::state::lock::Lock;
 
-/// Where the records are, on the host.
+/// Directory of the records, on the host.
 pub const DIR: &str = "/run/spc/mounts";
 
-/// How many records are read at once.
-const AT_ONCE: usize = 64;
+/// Maximum number of records in memory at a time.
+const CHUNK: usize = 64;
 
-/// A record that cannot be read.
+/// Record that cannot be read.
 #[derive(Debug)]
 pub struct Corrupt {
-    /// Its file on the host.
+    /// File on the host.
     pub file: PathBuf,
-    /// What is wrong with it.
+    /// Cause of the failure.
     pub cause: String,
-    /// It is not the file that is at fault, but that we have no descriptor or no memory to read it.
+    /// Whether spc lacks file descriptors or memory, so that the file itself may be intact.
     pub shortage: bool,
 }
 
 impl Corrupt {
-    /// It as an error.
+    /// Returns the error for a command that needs the record.
     pub fn error(&self) -> Error {
         let file = self.file.display();
         Error::system(format!("the record {file} on the host cannot be read"))
             .because(self.cause.as_str())
             .hint(match self.shortage {
-                true => "try again when there is more of it",
+                true => "try again when more memory or file descriptors are free",
                 false => "unmount its target on the host, then remove the file",
             })
     }
 }
 
-/// The ledger of one host.
+/// Ledger of one host.
 #[derive(Clone)]
 pub struct Ledger {
     pub(super) host: Arc<Host>,
 }
 
 impl Ledger {
-    /// The ledger of this host; nothing is looked at yet.
+    /// Returns the ledger of this host without accessing any file.
     pub fn new(host: Arc<Host>) -> Self {
         Self { host }
     }
 
-    /// The record of a target.
+    /// Returns the record of a target; none if there is no record.
     ///
     /// # Errors
-    /// The file cannot be read, or is not a record of this target.
+    /// Fails if the file cannot be read or is not a record of this target.
     pub fn get(&self, target: &Path) -> Result<Option<Record>> {
         let file = file_of(target);
         let read = self.host.run("reading the ledger", move || load(&file))?;
         read.map_err(|bad| bad.error())
     }
 
-    /// All records, by target, and the files that are none.
+    /// Returns all records, sorted by target, and the unreadable ones.
     ///
     /// # Errors
-    /// The directory cannot be read.
+    /// Fails if the directory cannot be read.
     pub fn all(&self) -> Result<(Vec<Record>, Vec<Corrupt>)> {
         let (mut records, mut bad) = (Vec::new(), Vec::new());
         self.read(&self.names()?, |_, read| match read {
@@ -89,43 +92,43 @@ impl Ledger {
         Ok((records, bad))
     }
 
-    /// The names of all records, as [`hash`] makes them of their targets.
+    /// Returns the names of all records, which are the hashes of their targets.
     pub(super) fn names(&self) -> Result<Vec<u64>> {
         let names = self.files(DIR, "json")?;
         Ok(names.iter().filter_map(|file| name_of(file)).collect())
     }
 
-    /// The records with these names, one by one, with none for those that are not there: of all there may be, few are in
-    /// memory at a time.
+    /// Calls `each` with every named record, or with none where the record is missing. At most 64
+    /// records are in memory at a time.
     ///
     /// # Errors
-    /// The host does not answer.
+    /// Fails if the host's thread does not respond in time.
     pub fn read(
         &self,
         names: &[u64],
         mut each: impl FnMut(u64, std::result::Result<Option<Record>, Corrupt>),
     ) -> Result<()> {
-        for some in names.chunks(AT_ONCE) {
-            let files: Vec<PathBuf> = some.iter().map(|name| file_named(*name)).collect();
+        for chunk in names.chunks(CHUNK) {
+            let files: Vec<PathBuf> = chunk.iter().map(|name| file_named(*name)).collect();
             let read = self.host.run("reading the ledger", move || {
                 files.iter().map(|file| load(file)).collect::<Vec<_>>()
             })?;
-            for (name, read) in some.iter().zip(read) {
+            for (name, read) in chunk.iter().zip(read) {
                 each(*name, read);
             }
         }
         Ok(())
     }
 
-    /// Whether there is a record like that.
+    /// Returns whether any record matches.
     ///
     /// # Errors
-    /// The directory cannot be read.
-    pub fn has(&self, mut like: impl FnMut(&Record) -> bool) -> Result<bool> {
+    /// Fails if the directory cannot be read.
+    pub fn has(&self, mut matches: impl FnMut(&Record) -> bool) -> Result<bool> {
         let mut found = false;
-        for some in self.names()?.chunks(AT_ONCE) {
-            self.read(some, |_, read| {
-                found |= matches!(&read, Ok(Some(record)) if like(record));
+        for chunk in self.names()?.chunks(CHUNK) {
+            self.read(chunk, |_, read| {
+                found |= matches!(&read, Ok(Some(record)) if matches(record));
             })?;
             if found {
                 break;
@@ -134,7 +137,7 @@ impl Ledger {
         Ok(found)
     }
 
-    /// The ledger's files with this extension.
+    /// Returns the files of a directory of the ledger that have this extension.
     pub(super) fn files(&self, dir: &'static str, extension: &'static str) -> Result<Vec<PathBuf>> {
         let read = self.host.run("reading the ledger", move || {
             let entries = match fs::read_dir(dir) {
@@ -156,15 +159,15 @@ impl Ledger {
     /// Writes a record, whole or not at all.
     ///
     /// # Errors
-    /// The disk is full, or the directory cannot be written.
+    /// Fails if the disk is full or the directory is not writable.
     pub fn put(&self, record: &Record) -> Result<()> {
         self.write(file_of(Path::new(&record.target)), record)
     }
 
-    /// As [`Ledger::put`], and goes on with this on the host's thread once that is done.
+    /// Writes a record like [`Ledger::put`], then runs `then` on the host's thread.
     ///
     /// # Errors
-    /// As [`Ledger::put`], or that takes too long.
+    /// Same as [`Ledger::put`], and if `then` takes too long.
     pub fn put_and<T: Send + 'static>(
         &self,
         record: &Record,
@@ -173,17 +176,17 @@ impl Ledger {
         self.write_and(file_of(Path::new(&record.target)), record, then)
     }
 
-    pub(super) fn write(&self, file: PathBuf, what: &impl Serialize) -> Result<()> {
-        self.write_and(file, what, || ())
+    pub(super) fn write(&self, file: PathBuf, value: &impl Serialize) -> Result<()> {
+        self.write_and(file, value, || ())
     }
 
     fn write_and<T: Send + 'static>(
         &self,
         file: PathBuf,
-        what: &impl Serialize,
+        value: &impl Serialize,
         then: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        let text = serde_json::to_vec(what)
+        let text = serde_json::to_vec(value)
             .map_err(|e| Error::new(Class::System, "cannot write a record").because(e))?;
         let shown = file.display().to_string();
         let written = self.host.run("writing the ledger", move || {
@@ -206,7 +209,7 @@ impl Ledger {
                 fs::rename(&new, &file)
             };
             let done = write().inspect_err(|_| {
-                // Best effort: the next write of this record replaces it.
+                // Best effort: the next write of this record replaces the temporary file.
                 let _ = fs::remove_file(&new);
             });
             done.map(|()| then())
@@ -218,16 +221,17 @@ impl Ledger {
         })
     }
 
-    /// Removes the record of a target; what is not there is not missed.
+    /// Removes the record of a target. A missing record is not an error.
     ///
     /// # Errors
-    /// The file cannot be removed.
+    /// Fails if the file cannot be removed.
     pub fn remove(&self, target: &Path) -> Result<()> {
         self.unlink(file_of(target))
     }
 
     pub(super) fn unlink(&self, file: PathBuf) -> Result<()> {
-        // One that was begun and could not be finished or removed goes first: the record still tells of it.
+        // The temporary file goes first, so that a failure leaves the record behind for the next
+        // try.
         let removed = self.host.run("writing the ledger", move || {
             [file.with_extension("new"), file].into_iter().try_for_each(
                 |file| match fs::remove_file(&file) {
@@ -255,7 +259,10 @@ pub(super) fn load(file: &Path) -> std::result::Result<Option<Record>, Corrupt> 
     if file_of(Path::new(&record.target)) == file {
         Ok(Some(record))
     } else {
-        Err(bad(format!("it is about {}", show(record.target.as_ref()))))
+        Err(bad(format!(
+            "its target is {}",
+            show(record.target.as_ref())
+        )))
     }
 }
 
@@ -288,20 +295,17 @@ pub(super) fn file_named(name: u64) -> PathBuf {
     PathBuf::from(format!("{DIR}/{name:016x}.json"))
 }
 
-/// The name of a record's file, whole or begun.
+/// Returns the name of a record from its final or temporary file.
 pub(super) fn name_of(file: &Path) -> Option<u64> {
     u64::from_str_radix(file.file_stem()?.to_str()?, 16).ok()
 }
 
-/// FNV-1a, 64 bits: the same in every version, unlike the standard library's hasher.
+/// Returns the 64-bit FNV-1a hash of a target. Unlike the standard library's hasher, the result is
+/// the same in every version.
 pub fn hash(target: &Path) -> u64 {
-    target
-        .as_os_str()
-        .as_encoded_bytes()
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+    let mut hasher = FnvHasher::default();
+    hasher.write(target.as_os_str().as_encoded_bytes());
+    hasher.finish()
 }
 
 #[cfg(test)]

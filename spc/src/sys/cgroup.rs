@@ -1,39 +1,46 @@
-//! Starting a program in a cgroup, from its first instruction on.
+//! Start of a program in a cgroup, so that already its first instruction runs there (cgroups(7)).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// `CLONE_INTO_CGROUP` of `<linux/sched.h>`, Linux 5.7, which libc has as a number that is too small for it.
+/// `CLONE_INTO_CGROUP` of `<linux/sched.h>`, Linux 5.7. The type of the constant in libc is too
+/// small for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// What a program that is held back tells: its process id, and whether it is in its cgroup.
-pub const TOLD: usize = 5;
+/// Length of the child's report in bytes: its process id (4, native order), and 1 if it is in the
+/// cgroup, else 0.
+pub const REPORT_LEN: usize = 5;
 
-/// Has a command's program begin in a cgroup. Where the kernel cannot make a process there, it is held back, once forked,
-/// until somebody has moved it. Its process tells `told` which it is. One that is held back goes on when it has read a byte
-/// from `go`; if the other end of that, which has this number, is closed, it is not started.
+/// Makes the program of a command start in a cgroup.
 ///
-/// The process need not be the one that [`Command`] knows: that one may have made it and ended.
-pub fn begin_in(
+/// The child writes [`REPORT_LEN`] bytes to `report`. A child outside of the cgroup waits for a
+/// byte from `go` before its program starts, so that another process can move it meanwhile. The
+/// start fails with ECANCELED if `go` ends first. `go_writer` is the number of the other end of
+/// `go`.
+///
+/// The process that runs the program is not always the child that [`Command`] knows: the child may
+/// have created it in the cgroup and exited.
+pub fn start_in_cgroup(
     command: &mut Command,
     cgroup: Option<OwnedFd>,
-    told: OwnedFd,
+    report: OwnedFd,
     go: OwnedFd,
-    other_end: RawFd,
+    go_writer: RawFd,
 ) -> &mut Command {
-    // SAFETY: between fork and exec only async-signal-safe system calls are made, on descriptors that the closure owns,
-    // and on the child's own copy of one that nothing else in the child knows.
+    // SAFETY: between fork and exec the closure makes only async-signal-safe system calls. It owns
+    // the descriptors that it uses, and `go_writer` is the child's own copy, which nothing else in
+    // the child uses.
     unsafe {
         command.pre_exec(move || {
-            // With our own copy of it open, its end would never be seen.
-            libc::close(other_end);
-            let there = cgroup.as_ref().is_some_and(go_on_in);
+            // A copy that stays open in the child would keep `go` from ending.
+            libc::close(go_writer);
+            let in_cgroup = cgroup.as_ref().is_some_and(continue_in);
             let [a, b, c, d] = libc::getpid().to_ne_bytes();
-            let tells: [u8; TOLD] = [a, b, c, d, there.into()];
-            rustix::io::write(&told, &tells)?;
-            if there {
+            let bytes: [u8; REPORT_LEN] = [a, b, c, d, in_cgroup.into()];
+            rustix::io::write(&report, &bytes)?;
+            if in_cgroup {
                 return Ok(());
             }
             let mut byte = [0_u8];
@@ -49,18 +56,21 @@ pub fn begin_in(
     }
 }
 
-/// Goes on as a process that begins in a cgroup, with the same parent. Moving this one there would wait until no processor
-/// is in the middle of a fork or an exit, for about ten milliseconds, and have all others that want to move wait for it.
+/// Creates a copy of this process in a cgroup (clone3(2)), with the same parent, and exits. The
+/// copy returns true. If clone3(2) fails, this process returns false and nothing has changed.
 ///
-/// Only for a child that has no other thread, before its program. False if the kernel does not make one, and nothing has
-/// changed.
-fn go_on_in(cgroup: &OwnedFd) -> bool {
+/// Only a child without other threads may call it, before its program starts.
+///
+/// A move into the cgroup would take about 10 ms, because the kernel waits until no processor is in
+/// a fork or an exit. Further moves wait for the first.
+fn continue_in(cgroup: &OwnedFd) -> bool {
     let flags = CLONE_INTO_CGROUP | libc::CLONE_PARENT as u64;
     let cgroup = cgroup.as_raw_fd().cast_unsigned().into();
-    // `struct clone_args`: of eleven fields the first and the last.
+    // `struct clone_args` has eleven fields: `flags` is the first, `cgroup` the last.
     let args: [u64; 11] = [flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, cgroup];
-    // SAFETY: the structure is laid out as the kernel has it and lives, with its size, across the call. What is made has a
-    // copy of this process's memory and goes on where this one does, which does not go on.
+    // SAFETY: the structure has the kernel's layout and lives, with its size, until the call
+    // returns. The new process has a copy of this one's memory and returns from the same call; this
+    // process exits at once.
     unsafe {
         match libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) {
             0 => true,

@@ -1,4 +1,4 @@
-//! Every use of `unsafe` in the launcher: what the safe wrappers of nix and rustix leave out.
+//! All unsafe code of the launcher: system calls that nix and rustix do not wrap.
 #![allow(unsafe_code)]
 
 pub mod cgroup;
@@ -15,42 +15,43 @@ use rustix::mount::MountPropagationFlags;
 /// `MOUNT_ATTR_NOEXEC` of mount_setattr(2).
 pub const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 
-/// From now on memory for large buffers is the kernel's again as soon as they are dropped: mallopt(3). Otherwise the
-/// library would keep as much of it as it once took, in each thread.
-pub fn keep_no_buffers() {
-    // SAFETY: a number of a setting, and a value that it may have.
+/// Makes malloc(3) return buffers of 32 KiB and more to the kernel when they are dropped
+/// (mallopt(3)). Without this call each thread would keep as much memory as it once used.
+pub fn return_large_buffers() {
+    // SAFETY: mallopt takes two numbers, and the value is valid for this parameter.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * 1024) };
 }
 
-/// What to change of a mount.
+/// Changes to make to a mount.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MountAttributes {
-    /// Attributes to set.
+    /// Attributes to set, `MOUNT_ATTR_*`.
     pub set: u64,
-    /// Attributes to clear.
+    /// Attributes to clear, `MOUNT_ATTR_*`.
     pub clear: u64,
-    /// What it shows of mounts on others and they of mounts on it; as before if there is none.
+    /// New propagation type; none to leave it unchanged.
     pub propagation: Option<MountPropagationFlags>,
-    /// With all mounts below it.
+    /// Whether all mounts below change too.
     pub recursive: bool,
 }
 
-/// Changes a detached mount, mount_setattr(2); Linux 5.12.
+/// Changes a detached mount (mount_setattr(2), Linux 5.12).
 ///
 /// # Errors
-/// The errno of the call.
-pub fn mount_setattr(mount: impl AsFd, what: MountAttributes) -> io::Result<()> {
+/// Returns the errno of the call.
+pub fn mount_setattr(mount: impl AsFd, changes: MountAttributes) -> io::Result<()> {
     let attr = libc::mount_attr {
-        attr_set: what.set,
-        attr_clr: what.clear,
-        propagation: what.propagation.map_or(0, |flags| flags.bits().into()),
+        attr_set: changes.set,
+        attr_clr: changes.clear,
+        propagation: changes.propagation.map_or(0, |flags| flags.bits().into()),
         userns_fd: 0,
     };
     let mut flags = libc::AT_EMPTY_PATH;
-    if what.recursive {
+    if changes.recursive {
         flags |= libc::AT_RECURSIVE;
     }
-    // SAFETY: the path is a NUL-terminated constant and `attr` lives, with its size, across the call.
+    // SAFETY: the path is a NUL-terminated constant, and `attr` lives, with its size, until the
+    // call returns.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -68,7 +69,7 @@ pub fn mount_setattr(mount: impl AsFd, what: MountAttributes) -> io::Result<()> 
     }
 }
 
-/// `struct pidfd_info` of `<linux/pidfd.h>`, as its first version has it.
+/// `struct pidfd_info` of `<linux/pidfd.h>`, first version.
 #[repr(C)]
 #[derive(Default)]
 struct PidfdInfo {
@@ -78,8 +79,8 @@ struct PidfdInfo {
     exit_code: i32,
 }
 
-/// How the process behind a pidfd ended, as wait(2) tells its parent; none where the kernel does not say (before
-/// Linux 6.15), or it has not been waited for yet.
+/// Returns the wait status of a process, as wait(2) has it, by its pidfd. None before Linux 6.15,
+/// or as long as the parent has not waited for the process.
 pub fn wait_status(pidfd: impl AsFd) -> Option<i32> {
     const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
     const PIDFD_INFO_EXIT: u64 = 1 << 3;
@@ -87,17 +88,17 @@ pub fn wait_status(pidfd: impl AsFd) -> Option<i32> {
         mask: PIDFD_INFO_EXIT,
         ..PidfdInfo::default()
     };
-    // SAFETY: the structure is laid out as the kernel has it, with the size that is in the request, and lives across
-    // the call.
+    // SAFETY: the structure has the kernel's layout and the size that is in the request, and lives
+    // until the call returns.
     let done = unsafe { libc::ioctl(pidfd.as_fd().as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
     (done == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
 }
 
-/// Lets a command's program inherit this descriptor, which nothing else of ours passes on. If it is
-/// closed by then, the command is not started.
-pub fn inherit(command: &mut Command, fd: RawFd) -> &mut Command {
-    // SAFETY: between fork and exec one async-signal-safe system call is made, on a number: a descriptor
-    // that is not open is an error of the call.
+/// Lets the program of a command inherit a file descriptor, which stays close-on-exec in this
+/// process. The command fails to start if the descriptor is closed by then.
+pub fn inherit_fd(command: &mut Command, fd: RawFd) -> &mut Command {
+    // SAFETY: between fork and exec the closure makes one async-signal-safe system call on a
+    // number. If no descriptor has that number, the call fails.
     unsafe {
         command.pre_exec(move || {
             let fd = BorrowedFd::borrow_raw(fd);
@@ -106,8 +107,9 @@ pub fn inherit(command: &mut Command, fd: RawFd) -> &mut Command {
     }
 }
 
-/// Makes the kernel tell a command's program, and all that this runs, that it has no such system call.
-pub fn without_call(command: &mut Command, number: libc::c_long) -> &mut Command {
+/// Makes a system call fail with ENOSYS in the program of a command and in all its children
+/// (seccomp(2)).
+pub fn deny_syscall(command: &mut Command, number: libc::c_long) -> &mut Command {
     #[cfg(target_arch = "x86_64")]
     const ARCH: u32 = 0xc000_003e;
     #[cfg(target_arch = "aarch64")]
@@ -121,7 +123,8 @@ pub fn without_call(command: &mut Command, number: libc::c_long) -> &mut Command
         jf,
         k,
     };
-    // struct seccomp_data begins with the number, then comes the architecture that numbers it.
+    // `struct seccomp_data` begins with the number of the call (offset 0) and its architecture
+    // (offset 4). The filter allows calls of other architectures.
     let filter = [
         step(LOAD, 0, 0, 4),
         step(EQUAL, 0, 3, ARCH),
@@ -130,8 +133,8 @@ pub fn without_call(command: &mut Command, number: libc::c_long) -> &mut Command
         step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
         step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
-    // SAFETY: between fork and exec one async-signal-safe system call is made; the filter lives, with its length,
-    // across the call.
+    // SAFETY: between fork and exec the closure makes one async-signal-safe system call. It owns
+    // the filter, which lives, with its length, until the call returns.
     unsafe {
         command.pre_exec(move || {
             let program = libc::sock_fprog {
@@ -147,15 +150,17 @@ pub fn without_call(command: &mut Command, number: libc::c_long) -> &mut Command
     }
 }
 
-/// Makes a command's program run in the namespaces of another process: mounts and with them root and working directory,
-/// network, IPC, UTS and cgroups (setns(2) with a pidfd, Linux 5.8); with no signal blocked.
-pub fn enter(command: &mut Command, process: std::os::fd::OwnedFd) -> &mut Command {
+/// Makes the program of a command run in the namespaces of another process, with no signal blocked
+/// (setns(2) with a pidfd, Linux 5.8). The namespaces are mount, network, IPC, UTS and cgroup; the
+/// root and the working directory change with the mount namespace.
+pub fn enter_namespaces(command: &mut Command, process: std::os::fd::OwnedFd) -> &mut Command {
     const KINDS: libc::c_int = libc::CLONE_NEWNS
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWCGROUP;
-    // SAFETY: between fork and exec only async-signal-safe system calls are made, on a descriptor that the closure owns.
+    // SAFETY: between fork and exec the closure makes only async-signal-safe system calls, on a
+    // descriptor that it owns.
     unsafe {
         command.pre_exec(move || {
             nix::sys::signal::SigSet::empty().thread_set_mask()?;
@@ -167,30 +172,33 @@ pub fn enter(command: &mut Command, process: std::os::fd::OwnedFd) -> &mut Comma
     }
 }
 
-/// Takes a descriptor that this process was started with, and that is named to nobody else in it.
+/// Takes ownership of a file descriptor that this process inherited, and marks it close-on-exec.
+/// The number must not be in use elsewhere in this process.
 ///
 /// # Errors
-/// There is no such descriptor.
-pub fn take_descriptor(number: RawFd) -> io::Result<std::os::fd::OwnedFd> {
-    // SAFETY: the number is only looked at; the call fails if it is not open.
+/// Returns EBADF if there is no such descriptor.
+pub fn take_inherited_fd(number: RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    // SAFETY: the borrow ends with the next line, and fcntl fails if the number is not open.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
-    // SAFETY: it is open, and the process that started us opened it for the caller alone.
+    // SAFETY: the descriptor is open, and the parent process opened it for the caller of this
+    // function alone.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(number) })
 }
 
-/// Makes a child a session of its own, with no signal blocked, that the kernel kills when the thread
-/// that starts it ends.
+/// Starts the child in a session of its own, with no signal blocked. The kernel kills it when the
+/// thread that started it exits (PR_SET_PDEATHSIG, prctl(2)).
 pub fn tie_to_parent(command: &mut Command) -> &mut Command {
     let parent = rustix::process::getpid();
-    // SAFETY: between fork and exec only async-signal-safe system calls are made; nothing is allocated.
+    // SAFETY: between fork and exec the closure makes only async-signal-safe system calls and
+    // allocates nothing.
     unsafe {
         command.pre_exec(move || {
             rustix::process::setsid()?;
-            // The mask is inherited, and ours holds termination signals back.
+            // The child inherits the signal mask, and this process blocks termination signals.
             nix::sys::signal::SigSet::empty().thread_set_mask()?;
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-            // The parent may have died before the line above.
+            // The parent may have died before the signal was set.
             if rustix::process::getppid() != Some(parent) {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
@@ -199,7 +207,7 @@ pub fn tie_to_parent(command: &mut Command) -> &mut Command {
     }
 }
 
-/// `struct sg_io_hdr` of `<scsi/sg.h>`, which libc does not have.
+/// `struct sg_io_hdr` of `<scsi/sg.h>`, which libc lacks.
 #[repr(C)]
 struct SgIo {
     interface_id: libc::c_int,
@@ -229,11 +237,11 @@ struct SgIo {
 const SG_IO: libc::Ioctl = 0x2285;
 const SG_DXFER_FROM_DEV: libc::c_int = -3;
 
-/// Asks a SCSI disk itself for a page of vital product data (INQUIRY with EVPD), past everything that the
-/// kernel remembers of it. Waits at most as long as the limit.
+/// Reads a page of vital product data from a SCSI disk (INQUIRY with EVPD), at most 1024 bytes. The
+/// command goes to the disk, not to the data that the kernel cached. It waits at most for `limit`.
 ///
 /// # Errors
-/// The errno of the ioctl, or EIO if the disk refuses.
+/// Returns the errno of the ioctl, or EIO if the disk reports a failure.
 pub fn inquiry(disk: impl AsFd, page: u8, limit: std::time::Duration) -> io::Result<Vec<u8>> {
     let mut data = vec![0_u8; 1024];
     let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
@@ -264,8 +272,8 @@ pub fn inquiry(disk: impl AsFd, page: u8, limit: std::time::Duration) -> io::Res
         duration: 0,
         info: 0,
     };
-    // SAFETY: the header is laid out as the kernel has it, and the three buffers that it points to live, with the
-    // lengths that it gives, across the call, which is over when it returns.
+    // SAFETY: the header has the kernel's layout. The three buffers that it points to live, with
+    // the lengths that it states, until the call returns; the kernel does not use them later.
     let done = unsafe { libc::ioctl(disk.as_fd().as_raw_fd(), SG_IO, &raw mut header) };
     if done != 0 {
         return Err(io::Error::last_os_error());
@@ -278,39 +286,35 @@ pub fn inquiry(disk: impl AsFd, page: u8, limit: std::time::Duration) -> io::Res
     Ok(data)
 }
 
-/// Makes a child a session of its own, with no signal blocked and no descriptor of ours but its standard ones, that
-/// outlives the process that starts it.
+/// Marks all file descriptors but the standard ones close-on-exec (close_range(2)). The process may
+/// have been started with descriptors that are not marked so.
+fn close_others_on_exec() -> io::Result<()> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
+    // SAFETY: one async-signal-safe system call on numbers; it closes nothing before exec.
+    match unsafe { libc::close_range(3, libc::c_uint::MAX, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Starts the child in a session of its own, so that it outlives this process. The child has no
+/// signal blocked and inherits only the standard file descriptors.
 pub fn detach(command: &mut Command) -> &mut Command {
-    // SAFETY: between fork and exec only async-signal-safe system calls are made; nothing is allocated.
+    // SAFETY: between fork and exec the closure makes only async-signal-safe system calls and
+    // allocates nothing.
     unsafe {
         command.pre_exec(|| {
             rustix::process::setsid()?;
             nix::sys::signal::SigSet::empty().thread_set_mask()?;
-            // We may have been started with descriptors that are not marked so.
-            let cloexec = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
-            if libc::close_range(3, libc::c_uint::MAX, cloexec) == 0 {
-                Ok(())
-            } else {
-                Err(io::Error::last_os_error())
-            }
+            close_others_on_exec()
         })
     }
 }
 
-/// Lets a command's program inherit its standard descriptors and no other.
-pub fn keep_standard(command: &mut Command) -> &mut Command {
-    // SAFETY: between fork and exec one async-signal-safe system call is made, on numbers.
-    unsafe {
-        command.pre_exec(|| {
-            // We may have been started with descriptors that are not marked so.
-            let cloexec = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
-            if libc::close_range(3, libc::c_uint::MAX, cloexec) == 0 {
-                Ok(())
-            } else {
-                Err(io::Error::last_os_error())
-            }
-        })
-    }
+/// Lets the program of a command inherit only the standard file descriptors.
+pub fn keep_standard_fds(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec the closure makes one async-signal-safe system call on numbers.
+    unsafe { command.pre_exec(close_others_on_exec) }
 }
 
 #[cfg(test)]
@@ -318,19 +322,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_that_is_taken_away_is_unknown_and_others_are_not() {
-        // Without CAP_SYS_ADMIN there are no filters.
+    fn denied_syscall_fails_with_enosys_and_others_work() {
+        // Installation of a filter needs CAP_SYS_ADMIN.
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let without = |number: libc::c_long| {
+        let stderr_without = |number: libc::c_long| {
             let mut command = Command::new("nice");
             command.args(["-n", "1", "true"]);
-            let output = without_call(&mut command, number).output().unwrap();
+            let output = deny_syscall(&mut command, number).output().unwrap();
             String::from_utf8_lossy(&output.stderr).into_owned()
         };
-        assert_eq!(without(libc::SYS_add_key), "");
-        let unknown = without(libc::SYS_setpriority);
-        assert!(unknown.contains("Function not implemented"), "{unknown}");
+        assert_eq!(stderr_without(libc::SYS_add_key), "");
+        let stderr = stderr_without(libc::SYS_setpriority);
+        assert!(stderr.contains("Function not implemented"), "{stderr}");
     }
 }

@@ -1,4 +1,4 @@
-//! What makes a mounted file system as large as its device: one ioctl of each, as resize2fs(8) and xfs_growfs(8) use it.
+//! Growth of mounted ext4 and XFS file systems by ioctl, as resize2fs(8) and xfs_growfs(8) do it.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -36,7 +36,8 @@ struct Grow {
     inode_percent: u32,
 }
 
-fn done(result: libc::c_int) -> io::Result<()> {
+/// Converts the result of an ioctl.
+fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 {
         Ok(())
     } else {
@@ -44,37 +45,41 @@ fn done(result: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Makes the ext4 that a directory is on this many blocks large; Linux 3.3.
+/// Resizes the ext4 file system of a directory to this number of blocks; Linux 3.3.
 ///
 /// # Errors
-/// The errno of the ioctl: EPERM without CAP_SYS_RESOURCE, EINVAL if it is larger already.
+/// Returns the errno of the ioctl: EPERM without CAP_SYS_RESOURCE, EINVAL if the file system is
+/// larger already.
 pub fn ext4(directory: impl AsFd, blocks: u64) -> io::Result<()> {
     let fd = directory.as_fd().as_raw_fd();
-    // SAFETY: the kernel reads one number of 64 bits, which lives across the call.
-    done(unsafe { libc::ioctl(fd, EXT4_RESIZE, &raw const blocks) })
+    // SAFETY: the kernel reads one 64-bit number, which lives until the call returns.
+    check(unsafe { libc::ioctl(fd, EXT4_RESIZE, &raw const blocks) })
 }
 
+/// Returns the geometry of the XFS file system of a directory.
 fn geometry(directory: impl AsFd) -> io::Result<Geometry> {
     let fd = directory.as_fd().as_raw_fd();
     let mut geometry = Geometry::default();
-    // SAFETY: the kernel writes one structure that is laid out as it has it, and lives across the call.
-    done(unsafe { libc::ioctl(fd, XFS_GEOMETRY, &raw mut geometry) })?;
+    // SAFETY: the kernel writes one structure, which has its layout and lives until the call
+    // returns.
+    check(unsafe { libc::ioctl(fd, XFS_GEOMETRY, &raw mut geometry) })?;
     Ok(geometry)
 }
 
-/// How many blocks the XFS that a directory is on has, and of how many bytes.
+/// Returns the size of the XFS file system of a directory: number of blocks, and bytes per block.
 ///
 /// # Errors
-/// The errno of the ioctl.
+/// Returns the errno of the ioctl.
 pub fn xfs_blocks(directory: impl AsFd) -> io::Result<(u64, u32)> {
     let geometry = geometry(directory)?;
     Ok((geometry.data_blocks, geometry.block_size))
 }
 
-/// Makes the XFS that a directory is on as large as this many bytes allow.
+/// Grows the XFS file system of a directory to a size in bytes, rounded down to whole blocks.
 ///
 /// # Errors
-/// The errno of the ioctl: EPERM without CAP_SYS_ADMIN, EINVAL if it is larger already.
+/// Returns the errno of the ioctl: EPERM without CAP_SYS_ADMIN, EINVAL if the file system is larger
+/// already.
 pub fn xfs(directory: impl AsFd, bytes: u64) -> io::Result<()> {
     let fd = directory.as_fd().as_raw_fd();
     let geometry = geometry(&directory)?;
@@ -82,8 +87,9 @@ pub fn xfs(directory: impl AsFd, bytes: u64) -> io::Result<()> {
         blocks: bytes / u64::from(geometry.block_size.max(1)),
         inode_percent: geometry.inode_percent,
     };
-    // SAFETY: the kernel reads one structure that is laid out as it has it, and lives across the call.
-    done(unsafe { libc::ioctl(fd, XFS_GROW, &raw const grow) })
+    // SAFETY: the kernel reads one structure, which has its layout and lives until the call
+    // returns.
+    check(unsafe { libc::ioctl(fd, XFS_GROW, &raw const grow) })
 }
 
 #[cfg(test)]
@@ -91,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_structures_are_as_large_as_the_numbers_of_the_calls_say() {
+    fn structures_have_the_size_in_their_ioctl_numbers() {
         let size = |number: libc::Ioctl| (number >> 16 & 0x3fff) as usize;
         assert_eq!(size(XFS_GEOMETRY), size_of::<Geometry>());
         assert_eq!(size(XFS_GROW), size_of::<Grow>());
@@ -99,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_of_another_kind_refuses() {
+    fn resize_of_another_file_system_fails_with_enotty() {
         let proc = std::fs::File::open("/proc").unwrap();
         for refused in [ext4(&proc, 1), xfs(&proc, 1)] {
             let errno = refused.unwrap_err().raw_os_error();

@@ -1,14 +1,15 @@
-//! statmount(2) and listmount(2), Linux 6.8: what the kernel knows of one mount, without a path that leads to it and
-//! without a reading of the table that it is in.
+//! statmount(2) and listmount(2), Linux 6.8: attributes of one mount by its unique id, without a
+//! path to it and without its mount table.
 #![allow(unsafe_code)]
 
 use std::io;
 
-/// The same numbers on every architecture.
+/// Number of the system call, the same on every architecture.
 const STATMOUNT: libc::c_long = 457;
+/// Number of the system call, the same on every architecture.
 const LISTMOUNT: libc::c_long = 458;
 
-/// Parts that can be asked for, `STATMOUNT_*` of `<linux/mount.h>`.
+/// Bits of the request mask, `STATMOUNT_*` of `<linux/mount.h>`.
 const SB_BASIC: u64 = 0x1;
 const MNT_BASIC: u64 = 0x2;
 const MNT_ROOT: u64 = 0x8;
@@ -21,106 +22,111 @@ const FS_SUBTYPE: u64 = 0x100;
 /// Linux 6.13.
 const SB_SOURCE: u64 = 0x200;
 
-/// `LSMT_ROOT`: all mounts of the namespace.
-const ALL: u64 = u64::MAX;
+/// `LSMT_ROOT`: lists all mounts of the namespace.
+const LSMT_ROOT: u64 = u64::MAX;
 
-/// How many mounts are listed at once.
+/// Number of mounts per call of listmount(2).
 const PAGE: usize = 256;
 
-/// Where the strings begin in `struct statmount`.
+/// Offset of the strings in `struct statmount`, in bytes.
 const STRINGS: usize = 512;
 
-/// Room for the strings of most mounts.
-const ROOM: usize = 4096;
+/// First size of the buffer, in bytes; enough for most mounts.
+const FIRST_SIZE: usize = 4096;
 
-/// More than that no mount has: each string is one page, but for options.
-const MOST: usize = 1 << 20;
+/// Largest size of the buffer, in bytes. Each string takes at most one page, except for the
+/// options.
+const MAX_SIZE: usize = 1 << 20;
 
-/// `struct mnt_id_req`, as its first version had it.
+/// `struct mnt_id_req`, first version.
 #[repr(C)]
-struct Wanted {
+struct MountIdRequest {
     size: u32,
     spare: u32,
     id: u64,
-    /// What is asked for, or the id after which a list begins.
-    mask: u64,
+    /// Mask of the wanted fields (statmount(2)), or the id after which the list begins
+    /// (listmount(2)).
+    param: u64,
 }
 
-impl Wanted {
-    fn new(id: u64, mask: u64) -> Self {
+impl MountIdRequest {
+    fn new(id: u64, param: u64) -> Self {
         let size = size_of::<Self>() as u32;
         let spare = 0;
         Self {
             size,
             spare,
             id,
-            mask,
+            param,
         }
     }
 }
 
-/// What the kernel says of a mount.
+/// Attributes of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountStat {
-    /// Its id, as in mountinfo.
+    /// Mount id, as in proc_pid_mountinfo(5).
     pub id: u64,
-    /// The id of the mount that it is on.
+    /// Mount id of the parent mount.
     pub parent: u64,
-    /// The id of that which is never used again.
+    /// Unique id of the parent mount.
     pub parent_unique: u64,
-    /// Major and minor number of its file system.
+    /// Major and minor number of the file system.
     pub device: (u32, u32),
-    /// `SB_*`, what was asked of the file system.
+    /// Flags of the superblock, `SB_*`.
     pub flags: u32,
-    /// `MOUNT_ATTR_*`, what was asked of the mount.
+    /// Attributes of the mount, `MOUNT_ATTR_*`.
     pub attributes: u64,
-    /// Its peer group; 0 if it has none.
+    /// Peer group; 0 if there is none.
     pub peers: u64,
-    /// The peer group that it follows; 0 if there is none.
+    /// Peer group from which the mount receives changes; 0 if there is none.
     pub master: u64,
-    /// The directory of its file system that is mounted.
+    /// Directory of the file system that is mounted.
     pub root: Vec<u8>,
-    /// Where it is attached, below the calling thread's root; empty where that does not lead.
+    /// Mount point below the root of the calling thread; empty if it is outside of that root.
     pub target: Vec<u8>,
-    /// Type of its file system.
+    /// Type of the file system.
     pub fs_type: Vec<u8>,
-    /// The part of the type after the dot.
+    /// Subtype: the part of the type after the dot.
     pub subtype: Vec<u8>,
-    /// What the file system calls its source.
+    /// Source, as the file system reports it.
     pub source: Vec<u8>,
-    /// Options of the file system, but for those that are flags.
+    /// Options of the file system, without its flags.
     pub options: Vec<u8>,
 }
 
-/// What the kernel knows of the mount with this id that is never used again, in the calling thread's namespace.
+/// Returns the attributes of the mount with this unique id, in the namespace of the calling thread.
 ///
 /// # Errors
-/// ENOENT if there is none; ENOSYS, or EPERM from a filter of system calls, where the kernel cannot be asked; EOPNOTSUPP
-/// from one that does not know enough (before Linux 6.13).
+/// - ENOENT: there is no such mount.
+/// - ENOSYS, or EPERM from a seccomp filter: the system call is not available.
+/// - EOPNOTSUPP: the kernel does not report all fields (before Linux 6.13).
 pub fn read(unique: u64) -> io::Result<MountStat> {
-    const NEEDED: u64 = SB_BASIC | MNT_BASIC | MNT_ROOT | FS_TYPE | SB_SOURCE;
-    ask(unique, NEEDED, MNT_POINT | MNT_OPTS | FS_SUBTYPE)
+    const REQUIRED: u64 = SB_BASIC | MNT_BASIC | MNT_ROOT | FS_TYPE | SB_SOURCE;
+    statmount(unique, REQUIRED, MNT_POINT | MNT_OPTS | FS_SUBTYPE)
 }
 
-/// The id that mountinfo has for the mount with this id that is never used again, in the calling thread's namespace.
+/// Returns the mount id, as in proc_pid_mountinfo(5), of the mount with this unique id. The mount
+/// is looked up in the namespace of the calling thread.
 ///
 /// # Errors
-/// As of [`of`]; Linux 6.8 knows enough.
+/// Fails like [`read`], but never with EOPNOTSUPP, because Linux 6.8 reports the id.
 pub fn plain_id(unique: u64) -> io::Result<u64> {
-    ask(unique, MNT_BASIC, 0).map(|known| known.id)
+    statmount(unique, MNT_BASIC, 0).map(|stat| stat.id)
 }
 
-/// Asks for what is needed, and for what else there may be.
-fn ask(unique: u64, needed: u64, wanted: u64) -> io::Result<MountStat> {
-    let wanted = Wanted::new(unique, needed | wanted);
-    let mut buffer = vec![0_u8; ROOM];
+/// Requests the fields of two masks. All required fields must be in the reply; optional ones need
+/// not.
+fn statmount(unique: u64, required: u64, optional: u64) -> io::Result<MountStat> {
+    let request = MountIdRequest::new(unique, required | optional);
+    let mut buffer = vec![0_u8; FIRST_SIZE];
     loop {
-        // SAFETY: the request is laid out as the kernel has it, and the buffer, which is as long as the kernel is told,
-        // is bytes of any value; both live across the call.
+        // SAFETY: the request has the kernel's layout. The buffer is as long as the call states,
+        // and its bytes may have any value. Both live until the call returns.
         let done = unsafe {
             libc::syscall(
                 STATMOUNT,
-                &raw const wanted,
+                &raw const request,
                 buffer.as_mut_ptr(),
                 buffer.len(),
                 0,
@@ -130,23 +136,23 @@ fn ask(unique: u64, needed: u64, wanted: u64) -> io::Result<MountStat> {
             break;
         }
         let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::EOVERFLOW) || buffer.len() >= MOST {
+        if error.raw_os_error() != Some(libc::EOVERFLOW) || buffer.len() >= MAX_SIZE {
             return Err(error);
         }
         buffer = vec![0; buffer.len() * 4];
     }
-    let answer = Answer(&buffer);
-    // Strings that are empty are left out, and those in the mask never are.
-    if answer.u64(8) & needed != needed {
+    let reply = Reply(&buffer);
+    // The reply's mask lacks empty strings. A required string is never empty.
+    if reply.u64(8) & required != required {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
     }
-    Ok(answer.known())
+    Ok(reply.to_mount_stat())
 }
 
-/// The answer to a request, read where `struct statmount` has it.
-struct Answer<'a>(&'a [u8]);
+/// Reply of statmount(2), with accessors by offset in `struct statmount`.
+struct Reply<'a>(&'a [u8]);
 
-impl Answer<'_> {
+impl Reply<'_> {
     fn u32(&self, at: usize) -> u32 {
         let bytes = self.0.get(at..at + 4).and_then(|b| b.try_into().ok());
         u32::from_ne_bytes(bytes.unwrap_or_default())
@@ -157,9 +163,9 @@ impl Answer<'_> {
         u64::from_ne_bytes(bytes.unwrap_or_default())
     }
 
-    /// The string whose place is at an offset, if it was filled in.
-    fn text(&self, part: u64, at: usize) -> Vec<u8> {
-        if self.u64(8) & part == 0 {
+    /// Returns the string that the field at an offset points to; empty if the mask lacks its bit.
+    fn text(&self, bit: u64, at: usize) -> Vec<u8> {
+        if self.u64(8) & bit == 0 {
             return Vec::new();
         }
         let begin = STRINGS + self.u32(at) as usize;
@@ -168,7 +174,7 @@ impl Answer<'_> {
         rest[..end.unwrap_or(rest.len())].to_vec()
     }
 
-    fn known(&self) -> MountStat {
+    fn to_mount_stat(&self) -> MountStat {
         MountStat {
             id: self.u32(56).into(),
             parent: self.u32(60).into(),
@@ -188,34 +194,34 @@ impl Answer<'_> {
     }
 }
 
-/// The mounts of the calling thread's namespace that were made after the one with this id that is never used again, by
-/// theirs.
+/// Returns the unique ids of the mounts that are newer than the one with this unique id, in
+/// ascending order. With 0 these are all mounts in the namespace of the calling thread.
 ///
 /// # Errors
-/// ENOSYS, or EPERM from a filter of system calls, where the kernel cannot be asked.
-pub fn after(unique: u64) -> io::Result<Vec<u64>> {
+/// Returns ENOSYS, or EPERM from a seccomp filter, if the system call is not available.
+pub fn list_after(unique: u64) -> io::Result<Vec<u64>> {
     let mut all = Vec::new();
     let mut last = unique;
     loop {
-        let wanted = Wanted::new(ALL, last);
+        let request = MountIdRequest::new(LSMT_ROOT, last);
         let mut page = [0_u64; PAGE];
-        // SAFETY: the request is laid out as the kernel has it, and the page has room for as many numbers as the kernel
-        // is told; both live across the call.
-        let got = unsafe {
+        // SAFETY: the request has the kernel's layout. The page has room for as many numbers as the
+        // call states. Both live until the call returns.
+        let count = unsafe {
             libc::syscall(
                 LISTMOUNT,
-                &raw const wanted,
+                &raw const request,
                 page.as_mut_ptr(),
                 page.len(),
                 0,
             )
         };
-        let Ok(got) = usize::try_from(got) else {
+        let Ok(count) = usize::try_from(count) else {
             return Err(io::Error::last_os_error());
         };
-        all.extend(page.iter().take(got));
-        match page.get(..got).and_then(<[u64]>::last) {
-            Some(newest) if got == PAGE => last = *newest,
+        all.extend(page.iter().take(count));
+        match page.get(..count).and_then(<[u64]>::last) {
+            Some(newest) if count == PAGE => last = *newest,
             _ => return Ok(all),
         }
     }
@@ -226,10 +232,11 @@ pub(crate) mod tests {
     use super::*;
     use crate::host::target::mount_id;
 
-    /// What the kernel that runs the tests says, which may not know how; not so in CI.
-    pub(crate) fn asked<T>(answer: io::Result<T>) -> Option<T> {
-        match answer {
-            Ok(answer) => Some(answer),
+    /// Returns the value, or none if the kernel of this machine lacks the system call. In CI the
+    /// kernel must have it.
+    pub(crate) fn if_supported<T>(result: io::Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
             Err(error) => {
                 let code = error.raw_os_error().unwrap();
                 assert!([libc::ENOSYS, libc::EPERM, libc::EOPNOTSUPP].contains(&code));
@@ -242,32 +249,32 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_mount_is_known_by_the_id_that_is_never_used_again() {
+    fn mount_is_found_by_its_unique_id() {
         let root = std::fs::File::open("/").unwrap();
         let mount = mount_id(&root, std::ffi::OsStr::new("")).unwrap();
-        let Some(known) = asked(read(mount.unique)) else {
+        let Some(stat) = if_supported(read(mount.unique)) else {
             return;
         };
         assert_eq!(
-            (known.id, plain_id(mount.unique).unwrap()),
+            (stat.id, plain_id(mount.unique).unwrap()),
             (mount.id, mount.id)
         );
-        assert_eq!((&*known.target, &*known.root), (&b"/"[..], &b"/"[..]));
-        assert!(!known.fs_type.is_empty() && !known.source.is_empty());
+        assert_eq!((&*stat.target, &*stat.root), (&b"/"[..], &b"/"[..]));
+        assert!(!stat.fs_type.is_empty() && !stat.source.is_empty());
         let none = read(u64::MAX).unwrap_err();
         assert_eq!(none.raw_os_error(), Some(libc::ENOENT));
     }
 
     #[test]
-    fn mounts_are_listed_from_where_it_is_asked() {
-        let Some(all) = asked(after(0)) else {
+    fn list_after_returns_only_newer_mounts() {
+        let Some(all) = if_supported(list_after(0)) else {
             return;
         };
         assert!(all.is_sorted() && !all.is_empty());
         let middle = all[all.len() / 2];
-        let rest = after(middle).unwrap();
-        // Others may mount meanwhile.
+        let rest = list_after(middle).unwrap();
+        // Another process may mount meanwhile.
         assert!(rest.iter().all(|id| *id > middle) && rest.len() < all.len());
-        assert!(!after(u64::MAX - 1).unwrap().contains(&middle));
+        assert!(!list_after(u64::MAX - 1).unwrap().contains(&middle));
     }
 }

@@ -1,5 +1,7 @@
-//! The ladder by which a mount is taken off: asked for, then forced, then detached. Each rung has a limit, and is taken
-//! by a process of its own, which is left behind if the kernel does not let go of it.
+//! Unmounts in escalating steps: plain, then forced, then lazy.
+//!
+//! Each step has a time limit and runs in a subprocess. spc leaves the subprocess behind if it
+//! blocks in the kernel.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,33 +20,34 @@ use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::presence::entry_of;
 use crate::state::{Record, Session};
-use crate::unmount::holders::{self, Found};
+use crate::unmount::holders::{self, Holders};
 
-/// How long one rung may take.
+/// Time limit of one step.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How long a mount may be busy before that is taken for its use by somebody: another command may be looking at it.
+/// Time to retry a busy unmount, because a probe by another command may hold the mount for a
+/// moment.
 const BUSY_RETRY: Duration = Duration::from_millis(200);
 
-/// How long those who waited for an answer may take to go away once they have been told that none will come.
+/// Time for blocked processes to leave the mount after a forced unmount has failed their requests.
 const FORCE_GRACE: Duration = Duration::from_secs(2);
 
-/// File systems that end without a word to anybody.
+/// In-memory file systems, whose unmount contacts no server and no daemon.
 const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
 
-/// File systems that ask no server and no daemon where a name leads.
+/// File systems whose path lookups contact no server and no daemon.
 const LOCAL: [&str; 10] = [
     "btrfs", "erofs", "ext4", "f2fs", "overlay", "ramfs", "rootfs", "squashfs", "tmpfs", "xfs",
 ];
 
-/// One way to take a mount off.
+/// Step of an unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum UnmountStep {
-    /// If nobody uses it.
+    /// Plain unmount; fails if the mount is busy.
     Unmount,
-    /// As that, and outstanding requests are given up.
+    /// Forced unmount (`MNT_FORCE`), which fails outstanding requests.
     Force,
-    /// Now, whoever uses it.
+    /// Lazy unmount (`MNT_DETACH`), which works on a busy mount.
     Detach,
 }
 
@@ -66,40 +69,41 @@ impl UnmountStep {
     }
 }
 
-/// How a mount has come off.
+/// Outcome of a successful unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnmountOutcome {
-    /// Nobody used it.
+    /// The mount is gone.
     Free,
-    /// Somebody may use it still.
+    /// The mount is detached, and processes may still use it.
     Detached,
-    /// The kernel is still at work on it, as when it waits for a server to take what was written.
-    AtWork,
+    /// The mount is out of the mount table, but the kernel has not finished: for example, it is
+    /// still writing data back to a server.
+    Unfinished,
 }
 
-/// What a rung came to.
+/// Result of one step.
 enum StepResult {
     Done,
-    /// There is no such mount at the top of its target.
+    /// The mount is not the topmost one on its target.
     NotThere,
     Failed(Errno),
-    Late,
+    Timeout,
 }
 
-/// Takes a mount off, as far up the ladder as it may go.
+/// Unmounts with as many steps as `mode` allows.
 ///
 /// # Errors
-/// It is still there; the error says who holds it.
-pub fn escalate(session: &Session, record: &Record, how: UnmountMode) -> Result<UnmountOutcome> {
-    let mut rungs = vec![UnmountStep::Unmount];
-    rungs.extend(how.force.then_some(UnmountStep::Force));
-    rungs.extend(how.lazy.then_some(UnmountStep::Detach));
-    let mut last = StepResult::Late;
-    for rung in rungs {
-        tracing::debug!(target = %record.target, rung = rung.word(), "unmounting");
-        last = take(record, rung)?;
+/// Fails if the mount still exists; the error lists the processes that use it.
+pub fn escalate(session: &Session, record: &Record, mode: UnmountMode) -> Result<UnmountOutcome> {
+    let mut steps = vec![UnmountStep::Unmount];
+    steps.extend(mode.force.then_some(UnmountStep::Force));
+    steps.extend(mode.lazy.then_some(UnmountStep::Detach));
+    let mut last = StepResult::Timeout;
+    for step in steps {
+        tracing::debug!(target = %record.target, rung = step.word(), "unmounting");
+        last = run_step(record, step)?;
         match last {
-            StepResult::Done if rung == UnmountStep::Detach => return Ok(UnmountOutcome::Detached),
+            StepResult::Done if step == UnmountStep::Detach => return Ok(UnmountOutcome::Detached),
             StepResult::Done => return Ok(UnmountOutcome::Free),
             StepResult::NotThere if entry_of(session, record)?.is_none() => {
                 return Ok(UnmountOutcome::Free);
@@ -109,38 +113,39 @@ pub fn escalate(session: &Session, record: &Record, how: UnmountMode) -> Result<
                     .because("another mount covers it")
                     .hint("on the host, unmount that one first"));
             }
-            // It is off, and those who asked for more than that do not wait for the rest.
-            StepResult::Late if entry_of(session, record)?.is_none() => {
-                return Ok(match how.force || how.lazy {
+            // The mount table no longer has it. With -f or -l, the caller does not wait for the
+            // kernel.
+            StepResult::Timeout if entry_of(session, record)?.is_none() => {
+                return Ok(match mode.force || mode.lazy {
                     true => UnmountOutcome::Detached,
-                    false => UnmountOutcome::AtWork,
+                    false => UnmountOutcome::Unfinished,
                 });
             }
-            StepResult::Failed(_) | StepResult::Late => {}
+            StepResult::Failed(_) | StepResult::Timeout => {}
         }
     }
     Err(match (last, entry_of(session, record)?) {
-        (StepResult::Failed(Errno::BUSY), Some(entry)) => busy(session, record, &entry, how),
+        (StepResult::Failed(Errno::BUSY), Some(entry)) => busy(session, record, &entry, mode),
         (StepResult::Failed(error), _) => failed(record).because(error),
         (_, entry) => failed(record)
             .because(format!("it does not answer: waited {} s", LIMIT.as_secs()))
             .reason_is(Reason::NoAnswer)
-            .hint(match entry.and_then(|entry| hung_below(session, &entry)) {
+            .hint(match entry.and_then(|entry| hung_parent(session, &entry)) {
                 Some(target) => format!(
-                    "it is on {target}, which does not answer: take both off with `spc umount -R -f -l {target}`"
+                    "it is on {target}, which does not answer: unmount both with `spc umount -R -f -l {target}`"
                 ),
-                None if how.lazy => "the host's kernel does not let go of it; see dmesg".into(),
-                None => "give up on its requests with -f, or detach it with -l".into(),
+                None if mode.lazy => "the kernel did not release the mount; see dmesg".into(),
+                None => "fail its outstanding requests with -f, or detach it with -l".into(),
             }),
     })
 }
 
-/// Where the mount is that a mount is on, if that does not answer: then the other one cannot be reached.
-fn hung_below(session: &Session, entry: &Entry) -> Option<String> {
+/// Returns the target of the parent mount if that mount hangs, so that this one cannot be reached.
+fn hung_parent(session: &Session, entry: &Entry) -> Option<String> {
     let (parent, unique) = (entry.parent, entry.parent_unique);
-    let look = move || mountinfo::find(parent, unique);
-    let on = session.host.run("looking at a mount", look).ok()?.ok()??;
-    let looked = ProbeTarget {
+    let find = move || mountinfo::find(parent, unique);
+    let on = session.host.run("looking at a mount", find).ok()?.ok()??;
+    let target = ProbeTarget {
         target: on.target.clone(),
         mount: waiter_lock::key(MountId {
             id: parent,
@@ -149,7 +154,7 @@ fn hung_below(session: &Session, entry: &Entry) -> Option<String> {
         }),
     };
     let health = probe::probe(
-        &looked,
+        &target,
         None,
         CancelToken::at(Instant::now() + Duration::from_secs(1)),
     )
@@ -161,33 +166,34 @@ fn failed(record: &Record) -> Error {
     Error::mount(format!("cannot unmount {}", record.target))
 }
 
-/// The error for a mount that is in use: who holds it, and what to do about that.
-fn busy(session: &Session, record: &Record, entry: &Entry, how: UnmountMode) -> Error {
-    let found = holders::find(&session.host, entry);
-    let hint = match &found {
-        Found { below, .. } if !below.is_empty() => {
+/// Returns the error for a busy mount: the processes that use it, and a hint how to proceed.
+fn busy(session: &Session, record: &Record, entry: &Entry, mode: UnmountMode) -> Error {
+    let holders = holders::find(&session.host, entry);
+    let hint = match &holders {
+        Holders { below, .. } if !below.is_empty() => {
             "unmount what is mounted below it first (-R does, if spc mounted that), or detach it with -l"
         }
-        _ if how.force && entry.is_fuse() => {
-            "its requests were given up, so it answers nobody any more: detach it with -l"
+        _ if mode.force && entry.is_fuse() => {
+            "its requests have failed, so it no longer works: detach it with -l"
         }
-        found if found.only_wait() && !how.force => {
-            "give up on the answers that are waited for with -f, or detach it with -l"
+        holders if holders.only_wait() && !mode.force => {
+            "fail the outstanding requests with -f, or detach it with -l"
         }
         _ => "end what uses it, or detach it with -l",
     };
     failed(record)
         .because(Errno::BUSY)
         .reason_is(Reason::Busy)
-        .log(found.lines())
+        .log(holders.lines())
         .hint(hint)
 }
 
-/// Takes the first rung here, without a process of its own, where nobody can keep us waiting: the mount is in memory, on a
-/// file system of the host's own, and the way there is in the kernel's cache. False if that is not so, or it is not off.
+/// Unmounts an idle mount without a subprocess, where that cannot block. The file system must be in
+/// memory, its parent mount local, and its path cached. Returns false if any of this does not hold,
+/// or if the mount is busy.
 ///
 /// # Errors
-/// The host does not answer.
+/// Fails if the host's thread does not respond in time.
 pub fn unmount_if_idle(session: &Session, record: &Record, entry: &Entry) -> Result<bool> {
     if !IN_MEMORY.contains(&&*entry.fs_type) {
         return Ok(false);
@@ -198,66 +204,66 @@ pub fn unmount_if_idle(session: &Session, record: &Record, entry: &Entry) -> Res
     session.host.run("unmounting", move || {
         let on = mountinfo::find(on, on_unique).ok().flatten();
         on.is_some_and(|on| LOCAL.contains(&&*on.fs_type))
-            && host_unmount::detach_at_once(&target, id, unique) == Ok(true)
+            && host_unmount::detach_cached(&target, id, unique) == Ok(true)
     })
 }
 
-/// Has one rung taken by a process of its own.
-fn take(record: &Record, rung: UnmountStep) -> Result<StepResult> {
+/// Runs one step in a subprocess.
+fn run_step(record: &Record, step: UnmountStep) -> Result<StepResult> {
     let (id, unique) = (record.mount_id.to_string(), record.unique_id.to_string());
-    let words = ["detach", &record.target, &id, &unique, rung.word()];
-    let mut child = Subprocess::spawn_tied(&words, b"")?;
-    let answer = child.line(CancelToken::at(Instant::now() + LIMIT))?;
-    Ok(match answer {
+    let args = ["detach", &record.target, &id, &unique, step.word()];
+    let mut child = Subprocess::spawn_tied(&args, b"")?;
+    let reply = child.line(CancelToken::at(Instant::now() + LIMIT))?;
+    Ok(match reply {
         Reply::Line(line) => match line.split_once(' ') {
             None if line == "done" => StepResult::Done,
-            // As late as another that has waited there for so long.
-            None if line == HELD => StepResult::Late,
+            // Another process has been blocked on the path for the whole limit.
+            None if line == HELD => StepResult::Timeout,
             None => StepResult::NotThere,
             Some((_, number)) => StepResult::Failed(Errno::from_raw_os_error(
                 number.parse().unwrap_or(libc::EIO),
             )),
         },
-        Reply::Timeout => StepResult::Late,
+        Reply::Timeout => StepResult::Timeout,
         Reply::Eof => {
             return Err(failed(record)
-                .because("the process that was to do it ended")
-                .hint("try again; it may have been killed for want of memory"));
+                .because("its subprocess died")
+                .hint("try again; the kernel may have killed it for lack of memory"));
         }
     })
 }
 
-/// The other side: takes the rung, and says what came of it.
+/// Runs the subprocess: performs one step and prints its result.
 ///
 /// # Errors
-/// The host cannot be entered.
+/// Fails if the host cannot be entered.
 pub fn child(
     session: &Session,
     target: &Path,
     id: u64,
     unique: u64,
-    rung: UnmountStep,
+    step: UnmountStep,
 ) -> Result<()> {
     if path::is_held(session, target, LIMIT)? {
         println!("{HELD}");
         return Ok(());
     }
     let target = target.to_owned();
-    let until = Instant::now()
-        + match rung {
+    let deadline = Instant::now()
+        + match step {
             UnmountStep::Unmount => BUSY_RETRY,
             UnmountStep::Force => FORCE_GRACE,
             UnmountStep::Detach => Duration::ZERO,
         };
     let detach = move || loop {
-        match host_unmount::detach(&target, id, unique, rung.flags()) {
-            Err(Errno::BUSY) if Instant::now() < until => {
+        match host_unmount::detach(&target, id, unique, step.flags()) {
+            Err(Errno::BUSY) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             result => return result,
         }
     };
-    // Whoever sent us does not wait longer than that.
+    // The parent process waits for `LIMIT` only; the rest is slack for slow starts.
     match session.host.run_within("unmounting", 2 * LIMIT, detach)? {
         Ok(true) => println!("done"),
         Ok(false) => println!("none"),
@@ -266,11 +272,11 @@ pub fn child(
     Ok(())
 }
 
-/// umount(8)'s ways.
+/// Options of umount(8) that allow further steps.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UnmountMode {
-    /// `-l`: detach now, clean up when it is no longer busy.
+    /// `-l`: detach the mount if the other steps fail.
     pub lazy: bool,
-    /// `-f`: give up on outstanding requests.
+    /// `-f`: fail outstanding requests if a plain unmount fails.
     pub force: bool,
 }

@@ -1,4 +1,4 @@
-//! Unmounts a mount that no record names, as umount(8) would.
+//! Unmounts a mount that spc did not make, as umount(8) would.
 
 use std::path::Path;
 
@@ -11,18 +11,19 @@ use crate::state::Session;
 use crate::unmount;
 use crate::unmount::escalate::UnmountMode;
 
-/// Unmounts what is on a target, whoever mounted it: on a host with our helper there is no other for the type.
+/// Unmounts a target that spc may not have mounted. On a host with spc's `umount.TYPE` helper,
+/// umount(8) has no other program for the type.
 ///
 /// # Errors
-/// It is busy, or nothing is mounted there.
-pub fn unmount_foreign(session: &Session, target: &Path, how: UnmountMode) -> Result<()> {
+/// Fails if the mount is busy, or nothing is mounted on the target.
+pub fn unmount_foreign(session: &Session, target: &Path, mode: UnmountMode) -> Result<()> {
     if session.ledger.get(target)?.is_some() {
-        return unmount::umount(session, target, how);
+        return unmount::umount(session, target, mode);
     }
     let fail = || Error::mount(format!("cannot unmount {}", show(target)));
     let mut flags = UnmountFlags::empty();
-    flags.set(UnmountFlags::DETACH, how.lazy);
-    flags.set(UnmountFlags::FORCE, how.force);
+    flags.set(UnmountFlags::DETACH, mode.lazy);
+    flags.set(UnmountFlags::FORCE, mode.force);
     let path = target.to_owned();
     let rules = Rules {
         system: true,
@@ -31,7 +32,7 @@ pub fn unmount_foreign(session: &Session, target: &Path, how: UnmountMode) -> Re
     let done = session.host.run("unmounting", move || {
         let (pinned, _) = target::pin(&path, rules)?;
         let top = pinned.mount;
-        // What is held open is busy.
+        // An open descriptor would keep the mount busy.
         drop(pinned);
         if !top.is_root {
             return Ok(None);
@@ -43,9 +44,7 @@ pub fn unmount_foreign(session: &Session, target: &Path, how: UnmountMode) -> Re
         Some(Err(error)) => Err(fail()
             .because(error)
             .hint("end what uses it, or detach it with -l")),
-        Some(Ok(false)) | None => {
-            Err(Error::mount(format!("{}: not mounted", show(target)))
-                .hint("`spc ls` shows what is"))
-        }
+        Some(Ok(false)) | None => Err(Error::mount(format!("{}: not mounted", show(target)))
+            .hint("`spc ls` shows what is mounted")),
     }
 }

@@ -1,4 +1,4 @@
-//! Takes a mount away, waits for its processes, and forgets it.
+//! Unmounts a recorded mount, waits for its processes to end, and removes its record.
 
 pub mod escalate;
 pub mod foreign;
@@ -14,7 +14,7 @@ use crate::host::target::{self, Rules, host_path};
 use crate::liveness::path;
 use crate::process::cancel::CancelToken;
 use crate::recovery::records::{
-    COPIES, PATIENCE, known, reconcile_record, remove_record, stop_unused_daemon,
+    COPY_LIMIT, DAEMON_EXIT_LIMIT, load_record, reconcile_record, remove_record, stop_unused_daemon,
 };
 use crate::recovery::{repairs, services};
 use crate::state::Session;
@@ -23,29 +23,30 @@ use crate::state::presence::entry_of;
 use crate::state::record::{Record, State};
 use crate::unmount::escalate::{UnmountMode, UnmountOutcome, escalate, unmount_if_idle};
 
-/// How long to wait for another command at work on the same target.
+/// Time limit for the lock of a target that another command is using.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
-/// A target that is mounted is looked for where it was allowed to be.
+/// Rules for the path of a mounted target: its mount was allowed before, so system directories are
+/// too.
 const RULES: Rules = Rules {
     mkdir: None,
     system: true,
     no_symlink_tail: 0,
 };
 
-/// The canonical path of a target that may be mounted, as the user wrote it.
+/// Resolves a target as the user wrote it to the canonical path on the host.
 ///
 /// # Errors
-/// It does not exist, or the walk to it is refused, or does not come to its end.
-pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
+/// Fails if the path does not exist, is refused, or cannot be reached.
+pub fn resolve(session: &Session, requested: &Path) -> Result<PathBuf> {
     let cwd = caller::cwd()?;
-    let path = host_path(written, &cwd, &session.host.settings().hosts());
-    // What is known needs no walk, which may lead through a file system that does not answer.
+    let path = host_path(requested, &cwd, &session.host.settings().hosts());
+    // A recorded target needs no path lookup, which could block on a dead file system.
     let plain: PathBuf = path.components().collect();
     if session
         .ledger
         .get(&plain)
-        .is_ok_and(|known| known.is_some())
+        .is_ok_and(|record| record.is_some())
     {
         return Ok(plain);
     }
@@ -59,29 +60,30 @@ pub fn resolve(session: &Session, written: &Path) -> Result<PathBuf> {
 /// Unmounts a recorded mount.
 ///
 /// # Errors
-/// It is not ours, is busy, or its processes do not end.
-pub fn umount(session: &Session, target: &Path, how: UnmountMode) -> Result<()> {
-    let asked = OperationTimer::start(Operation::Umount);
-    // Afterwards nobody knows it any more.
+/// Fails if spc did not make the mount, the mount is busy, or its processes do not end.
+pub fn umount(session: &Session, target: &Path, mode: UnmountMode) -> Result<()> {
+    let timer = OperationTimer::start(Operation::Umount);
+    // The report needs the type of the mount, and the record is gone by then.
     let mut record = None;
-    let done = unmount_locked(session, target, how, &mut record);
-    let shares = record.as_ref().is_none_or(services::may_need);
+    let done = unmount_locked(session, target, mode, &mut record);
+    let may_share_service = record.as_ref().is_none_or(services::may_need);
     let fs_type = record.map(|record| record.fs_type).unwrap_or_default();
-    asked.report(&session.host, target, &fs_type, &done);
+    timer.report(&session.host, target, &fs_type, &done);
     done?;
-    if shares {
-        services::release(session);
+    if may_share_service {
+        services::stop_unused(session);
     }
-    root::release(session);
+    root::remove_unused(session);
     Ok(())
 }
 
-/// Whether a mount that could not be unmounted has gone with another that it was on; then it is forgotten.
+/// Returns whether a mount that could not be unmounted is gone together with its parent mount.
+/// Removes its record if so.
 ///
 /// # Errors
-/// As [`umount`].
-pub fn went_along(session: &Session, target: &Path) -> Result<bool> {
-    // `spc serve` may have seen it before.
+/// Same as [`umount`].
+pub fn is_gone_with_parent(session: &Session, target: &Path) -> Result<bool> {
+    // `spc serve` may have removed the record already.
     if let Some(record) = session.ledger.get(target)? {
         if entry_of(session, &record)?.is_some() {
             return Ok(false);
@@ -91,50 +93,52 @@ pub fn went_along(session: &Session, target: &Path) -> Result<bool> {
     Ok(true)
 }
 
+/// Unmounts under the lock of the target. Copies the record to `found` once it is known.
 fn unmount_locked(
     session: &Session,
     target: &Path,
-    how: UnmountMode,
-    seen: &mut Option<Record>,
+    mode: UnmountMode,
+    found: &mut Option<Record>,
 ) -> Result<()> {
-    let call_off = || repairs::call_off(session, target);
-    let cancel = CancelToken::new(Instant::now() + LOCK_LIMIT, &call_off);
+    let cancel_repair = || repairs::cancel(session, target);
+    let cancel = CancelToken::new(Instant::now() + LOCK_LIMIT, &cancel_repair);
     let _lock = session.ledger.lock(target, cancel)?;
-    let Some(mut record) = known(session, target)? else {
+    let Some(mut record) = load_record(session, target)? else {
         return Err(not_ours(session, target));
     };
-    *seen = Some(record.clone());
+    *found = Some(record.clone());
     let redirect = session.redirect(&record);
     if record.state == State::Mounting || !record.is_of_this_boot() {
-        // Its maker died, or the machine did; what there is of it goes.
+        // The command that mounted died, or the machine rebooted: remove the remains.
         return reconcile_record(session, &record).map(drop);
     }
-    let mut off = UnmountOutcome::Free;
+    let mut outcome = UnmountOutcome::Free;
     if let Some(entry) = entry_of(session, &record)? {
-        // One step needs no note of what is to be finished.
+        // An unmount in one step leaves nothing to finish, so it needs no state in the record.
         if !unmount_if_idle(session, &record, &entry)? {
-            // After a lazy one there is nothing to finish: the daemon stays until the last user is gone.
-            if !how.lazy {
+            // After a lazy unmount there is nothing to finish: the daemon stays until the last user
+            // ends.
+            if !mode.lazy {
                 record.state = State::Unmounting;
-                note(session, &record);
+                put_or_warn(session, &record);
             }
-            off = escalate(session, &record, how).inspect_err(|_| {
+            outcome = escalate(session, &record, mode).inspect_err(|_| {
                 record.state = State::Mounted;
-                note(session, &record);
+                put_or_warn(session, &record);
             })?;
         }
     } else {
-        tracing::info!(target = %record.target, "it was unmounted on the host already");
+        tracing::info!(target = %record.target, "already unmounted on the host");
     }
-    let left = match off {
-        UnmountOutcome::Free => stop_unused_daemon(&record, PATIENCE, COPIES)?,
-        // It lives until its last user is gone, and its daemon with it.
-        UnmountOutcome::Detached => stop_unused_daemon(&record, PATIENCE, Duration::ZERO)?,
-        UnmountOutcome::AtWork => Vec::new(),
+    let left = match outcome {
+        UnmountOutcome::Free => stop_unused_daemon(&record, DAEMON_EXIT_LIMIT, COPY_LIMIT)?,
+        // The mount and its daemon live until the last user ends.
+        UnmountOutcome::Detached => stop_unused_daemon(&record, DAEMON_EXIT_LIMIT, Duration::ZERO)?,
+        UnmountOutcome::Unfinished => Vec::new(),
     };
     remove_record(session, &record, &redirect, left)?;
-    match off {
-        UnmountOutcome::AtWork => Err(Error::system(format!(
+    match outcome {
+        UnmountOutcome::Unfinished => Err(Error::system(format!(
             "{} is unmounted, but the kernel has not finished",
             record.target
         ))
@@ -145,17 +149,18 @@ fn unmount_locked(
     }
 }
 
-/// A full disk keeps nobody from unmounting. Only if we are killed meanwhile as well does the daemon
-/// stay.
-fn note(session: &Session, record: &Record) {
+/// Writes the record, or logs a warning: a full disk must not prevent an unmount. The daemon is
+/// left behind only if the command is also killed meanwhile.
+fn put_or_warn(session: &Session, record: &Record) {
     if let Err(error) = session.ledger.put(record) {
         tracing::warn!("{}", error.summary());
     }
 }
 
+/// Returns the error for a target without a record: not mounted, or mounted by another program.
 fn not_ours(session: &Session, target: &Path) -> Error {
     let path = target.to_owned();
-    let there = session.host.run("looking at the target", move || {
+    let entry = session.host.run("looking at the target", move || {
         let (pinned, _) = target::pin(&path, RULES)?;
         if pinned.mount.is_root {
             pinned.entry()
@@ -163,17 +168,16 @@ fn not_ours(session: &Session, target: &Path) -> Error {
             Ok(None)
         }
     });
-    match there {
+    match entry {
         Ok(Ok(Some(entry))) => Error::mount(format!(
             "{} was not mounted by spc: {} ({})",
             show(target),
             entry.source,
             entry.fs_type
         ))
-        .hint("to unmount it all the same, run umount on the host"),
-        Ok(Ok(None)) => {
-            Error::mount(format!("{}: not mounted", show(target))).hint("`spc ls` shows what is")
-        }
+        .hint("to unmount it anyway, run umount on the host"),
+        Ok(Ok(None)) => Error::mount(format!("{}: not mounted", show(target)))
+            .hint("`spc ls` shows what is mounted"),
         Ok(Err(error)) | Err(error) => error,
     }
 }

@@ -20,7 +20,7 @@ fuzz_target!(|json: &str| {
     assert!(name.is_ok(), "a volume without a name");
     assert!(!["bind", "overlay"].contains(&&*volume.fs_type));
     for (key, value) in volume.options.iter() {
-        assert!(!spc::kinds::FILES.contains(&key), "{key}");
+        assert!(!spc::kinds::FILE_OPTIONS.contains(&key), "{key}");
         assert!(value.is_none_or(|value| !value.contains([',', '\n', '\0'])));
     }
     let Ok(request) = volume.request(TARGET) else {

@@ -6,7 +6,7 @@ use spc::options::Options;
 use spc::options::secrets::is_secret;
 
 fuzz_target!(|list: &str| {
-    let Ok((options, secrets)) = Options::and_secrets([list]) else {
+    let Ok((options, secrets)) = Options::parse_with_secrets([list]) else {
         return;
     };
     for (key, value) in options.iter() {

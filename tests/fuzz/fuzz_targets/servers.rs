@@ -6,8 +6,8 @@ use spc::kinds::{self, names, servers};
 use spc::options::Options;
 
 fuzz_target!(|text: &str| {
-    let _ = servers::in_file(text);
-    let _ = servers::first_of(text);
+    let _ = servers::parse_file(text);
+    let _ = servers::first_server(text);
     let (list, path) = text.split_once('\n').unwrap_or((text, "path"));
     for fs_type in names() {
         if let Some(server_set) = kinds::server_set(fs_type, path, &Options::default()) {
@@ -15,13 +15,13 @@ fuzz_target!(|text: &str| {
             server_set.port(&Options::default());
         }
     }
-    let Ok(list) = servers::list_of(list) else {
+    let Ok(list) = servers::parse_list(list) else {
         return;
     };
     for server in &list {
         assert!(!server.starts_with('-'), "an option: {server}");
         let host = servers::host_of(server);
-        assert!(server.contains(host) && servers::at_host(server, host).contains(host));
+        assert!(server.contains(host) && servers::with_host(server, host).contains(host));
     }
     // A path that is written as a source brings servers of its own.
     let path = format!("/{}", path.trim_start_matches(['/', '\\']));

@@ -10,7 +10,7 @@ fuzz_target!(|text: &str| {
     let mut lines = text.splitn(3, '\n');
     let (fs_type, source) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
     let _ = kinds::infer(source);
-    let Ok((options, secrets)) = Options::and_secrets([lines.next().unwrap_or("")]) else {
+    let Ok((options, secrets)) = Options::parse_with_secrets([lines.next().unwrap_or("")]) else {
         return;
     };
     // A door would have refused it.

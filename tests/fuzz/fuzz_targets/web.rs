@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 use spc::daemon::metrics::Metrics;
-use spc::daemon::http::answer_to;
+use spc::daemon::http::response_to;
 
 fuzz_target!(|question: &[u8]| {
     static METRICS: OnceLock<Metrics> = OnceLock::new();
@@ -16,7 +16,7 @@ fuzz_target!(|question: &[u8]| {
     }
     let pieces = (1..=question.len()).filter(|end| *end == question.len() || end % 16 == 0);
     for end in pieces {
-        if let Some(answer) = answer_to(&question[..end], metrics) {
+        if let Some(answer) = response_to(&question[..end], metrics) {
             let head = answer.windows(4).position(|part| part == b"\r\n\r\n");
             assert!(answer.starts_with(b"HTTP/1.1 ") && head.is_some());
             break;

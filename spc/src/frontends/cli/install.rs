@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::frontends::cli::output::{print, print_json};
-use crate::install::laid::Installed;
+use crate::install::outcome::Installed;
 use crate::install::uninstall::{Uninstalled, uninstall};
 use crate::install::{InstallRequest, install};
 use crate::state::Session;
@@ -15,10 +15,10 @@ use crate::state::Session;
 /// Arguments of `spc install`.
 #[derive(Debug, Args)]
 pub struct InstallArgs {
-    /// Put the FlexVolume driver spc/spc where kubelet looks for drivers, or in this plugin directory
+    /// Also install the FlexVolume driver spc/spc, in kubelet's plugin directory or in DIR
     #[arg(long, value_name = "DIR", num_args = 0..=1)]
     flexvolume: Option<Option<PathBuf>>,
-    /// Go back to an older version than the one installed
+    /// Allow replacing the installed version by an older one
     #[arg(long)]
     force: bool,
     /// Print JSON
@@ -29,7 +29,8 @@ pub struct InstallArgs {
 /// Arguments of `spc uninstall`.
 #[derive(Debug, Args)]
 pub struct UninstallArgs {
-    /// Although mounts need it: they go on, and their programs stay until the last of them is gone
+    /// Uninstall even if mounts need the programs: the mounts continue, and their programs stay
+    /// until the last of them is unmounted
     #[arg(long)]
     force: bool,
     /// Print JSON
@@ -38,32 +39,33 @@ pub struct UninstallArgs {
 }
 
 impl InstallArgs {
-    /// Does it.
+    /// Installs spc on the host, and prints the result. Returns the exit code.
     ///
     /// # Errors
-    /// It failed, or stdout cannot be written.
+    /// The installation fails, or stdout cannot be written.
     pub fn run(self) -> Result<u8> {
-        let wish = InstallRequest {
+        let request = InstallRequest {
             driver: self.flexvolume,
             force: self.force,
         };
-        let done = install(&Session::open()?, &wish)?;
-        say(&done, self.json, installed)
+        let done = install(&Session::open()?, &request)?;
+        report(&done, self.json, installed)
     }
 }
 
 impl UninstallArgs {
-    /// Does it.
+    /// Removes spc from the host, and prints the result. Returns the exit code.
     ///
     /// # Errors
-    /// It failed, or stdout cannot be written.
+    /// The removal fails, or stdout cannot be written.
     pub fn run(self) -> Result<u8> {
         let done = uninstall(&Session::open()?, self.force)?;
-        say(&done, self.json, uninstalled)
+        report(&done, self.json, uninstalled)
     }
 }
 
-fn say<T: Serialize>(done: &T, json: bool, text: fn(&T) -> String) -> Result<u8> {
+/// Prints a result as JSON or as text, and returns exit code 0.
+fn report<T: Serialize>(done: &T, json: bool, text: fn(&T) -> String) -> Result<u8> {
     match json {
         true => print_json(done)?,
         false => print(&text(done))?,
@@ -74,7 +76,7 @@ fn say<T: Serialize>(done: &T, json: bool, text: fn(&T) -> String) -> Result<u8>
 fn installed(done: &Installed) -> String {
     let was = match &done.before {
         Some(before) if done.changed => format!(", was {before}"),
-        Some(_) => ", as it was".into(),
+        Some(_) => ", unchanged".into(),
         None => String::new(),
     };
     let mut text = format!(
@@ -86,10 +88,10 @@ fn installed(done: &Installed) -> String {
         done.names.join(" ")
     );
     for path in &done.kept {
-        text.push_str(&format!("kept       {}, the host's own", path.display()));
+        text.push_str(&format!("kept       {} of the host", path.display()));
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if let Some(kind) = name.strip_prefix("mount.") {
-            text.push_str(&format!("; mount -t spc.{kind} is this one"));
+            text.push_str(&format!("; mount -t spc.{kind} uses spc"));
         }
         text.push('\n');
     }
@@ -99,12 +101,12 @@ fn installed(done: &Installed) -> String {
     text.push_str(&format!("mounter    {}\n", done.mounter.display()));
     if let Some(add) = &done.add {
         text.push_str(&format!(
-            "to do      mount(8) finds the names once this line is in {}:\n           {}\n",
+            "to do      add this line to {}, so that mount(8) finds the names:\n           {}\n",
             add.file, add.line
         ));
         if add.file == "/etc/fstab" {
             text.push_str(&format!(
-                "           and then: mount {}\n",
+                "           then run: mount {}\n",
                 done.directory.display()
             ));
         }
@@ -114,10 +116,7 @@ fn installed(done: &Installed) -> String {
 
 fn uninstalled(done: &Uninstalled) -> String {
     let mut text = match &done.version {
-        Some(version) => format!(
-            "uninstalled  spc {version}, {} things\n",
-            done.removed.len()
-        ),
+        Some(version) => format!("uninstalled  spc {version}, {} items\n", done.removed.len()),
         None => "uninstalled  nothing was installed\n".into(),
     };
     if let Some(left) = &done.left {
@@ -129,10 +128,10 @@ fn uninstalled(done: &Uninstalled) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::install::laid::Add;
+    use crate::install::outcome::Add;
 
     #[test]
-    fn what_is_left_to_do_is_said() {
+    fn result_names_steps_left_to_the_user() {
         let done = Installed {
             version: "1.2.3".into(),
             before: Some("1.2.2".into()),
@@ -152,13 +151,13 @@ mod tests {
         for line in [
             "installed  spc 1.2.3 (1.2.3-abc), was 1.2.2",
             "names      2 in /usr/sbin: mount.ceph spc",
-            "kept       /usr/sbin/mount.nfs, the host's own; mount -t spc.nfs is this one",
-            "kept       /usr/sbin/umount.nfs, the host's own",
+            "kept       /usr/sbin/mount.nfs of the host; mount -t spc.nfs uses spc",
+            "kept       /usr/sbin/umount.nfs of the host",
             "           overlay /usr/sbin",
-            "           and then: mount /usr/sbin",
+            "           then run: mount /usr/sbin",
         ] {
             assert!(
-                text.lines().any(|said| said == line),
+                text.lines().any(|printed| printed == line),
                 "{line} is not in\n{text}"
             );
         }

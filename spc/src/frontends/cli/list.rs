@@ -1,4 +1,4 @@
-//! `spc ls`: what is mounted, once or as long as somebody watches.
+//! `spc ls`: lists recorded mounts, once or continuously.
 
 use std::fs::File;
 use std::io::{IsTerminal, stdout};
@@ -16,13 +16,13 @@ use crate::log;
 use crate::state::store::Corrupt;
 use crate::state::{Record, Session};
 
-/// How often a watcher looks, if nothing tells of a change before.
-const EVERY: Duration = Duration::from_secs(2);
+/// Longest time between two probes of `spc ls --watch`; a change of the mount table ends it early.
+const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Lists the mounts; the exit code tells of records that cannot be read.
+/// Prints the mounts. Returns exit code 2 if a record is unreadable, otherwise 0.
 ///
 /// # Errors
-/// The host cannot be asked, or stdout cannot be written.
+/// The host cannot be reached, or stdout cannot be written.
 pub fn list(session: &Session, json: bool) -> Result<u8> {
     let list = List::new(session)?;
     if json {
@@ -30,7 +30,7 @@ pub fn list(session: &Session, json: bool) -> Result<u8> {
     } else {
         print(&list.table())?;
     }
-    list.complain();
+    list.log_unreadable();
     Ok(if list.bad.is_empty() {
         0
     } else {
@@ -38,21 +38,22 @@ pub fn list(session: &Session, json: bool) -> Result<u8> {
     })
 }
 
-/// Lists the mounts again and again: a terminal shows how they are, anything else is told of each change, and with `json`
-/// on one line each. Ends when nobody listens.
+/// Prints the mounts continuously, until the reader of stdout closes it.
+///
+/// A terminal is redrawn. Any other reader gets the list after each change, with `json` on one line.
 ///
 /// # Errors
-/// The host cannot be asked, or stdout cannot be written.
+/// The host cannot be reached, or stdout cannot be written.
 pub fn watch(session: &Session, json: bool) -> Result<()> {
     let table = session.host.mount_table();
     let mounts = File::open(&table)
         .map_err(|e| Error::system(format!("cannot watch {}", table.display())).because(e))?;
-    let drawn = stdout().is_terminal() && !json;
-    let (mut before, mut complained) = (None, 0);
+    let redraw = stdout().is_terminal() && !json;
+    let (mut before, mut logged) = (None, 0);
     loop {
         let list = List::new(session)?;
         let now = Some(list.without_age());
-        if drawn {
+        if redraw {
             print(&redrawn(&list.table()))?;
         } else if now != before {
             let text = match json {
@@ -62,44 +63,48 @@ pub fn watch(session: &Session, json: bool) -> Result<()> {
             print(&format!("{text}\n"))?;
         }
         before = now;
-        if list.bad.len() != complained {
-            list.complain();
-            complained = list.bad.len();
+        if list.bad.len() != logged {
+            list.log_unreadable();
+            logged = list.bad.len();
         }
-        // Looks that hung may have come to their end.
+        // Reap processes of probes that hung and have ended since.
         while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
-        if !listened_to(&mounts)? {
+        if !wait_for_change(&mounts)? {
             return Ok(());
         }
     }
 }
 
-/// Waits for the next look. False if nobody listens any more.
-fn listened_to(mounts: &File) -> Result<bool> {
+/// Waits for a change of the mount table, at most [`INTERVAL`]. Returns false if stdout was closed.
+fn wait_for_change(mounts: &File) -> Result<bool> {
     let stdout = stdout();
-    // A pipe without a reader is in error, which is told unasked; the table has changed when there is POLLPRI.
+    // poll(2) reports POLLERR for a pipe without a reader, whatever was requested, and POLLPRI after
+    // a change of the mount table.
     let mut fds = [
         PollFd::new(&stdout, PollFlags::empty()),
         PollFd::new(mounts, PollFlags::PRI),
     ];
-    let timeout = Timespec::try_from(EVERY).unwrap_or_default();
+    let timeout = Timespec::try_from(INTERVAL).unwrap_or_default();
     match poll(&mut fds, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(error) => return Err(Error::system("cannot wait").because(error)),
+        Err(error) => {
+            return Err(Error::system("cannot wait for changes of the mount table").because(error));
+        }
     }
     Ok(!fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP))
 }
 
-/// A text in the place of what a terminal shows.
+/// Returns a text with escape sequences that replace the contents of a terminal by it.
 fn redrawn(text: &str) -> String {
     let lines = text.replace('\n', "\x1b[K\n");
     format!("\x1b[H{lines}\x1b[J")
 }
 
-/// What there is to tell.
+/// Mounts, and their states in the same order.
 struct List {
     records: Vec<Record>,
     states: Vec<Health>,
+    /// Records that cannot be read.
     bad: Vec<Corrupt>,
 }
 
@@ -113,7 +118,8 @@ impl List {
         })
     }
 
-    fn complain(&self) {
+    /// Prints an error for each unreadable record.
+    fn log_unreadable(&self) {
         for corrupt in &self.bad {
             log::error(&format!("spc: {}", corrupt.error()));
         }
@@ -134,7 +140,7 @@ impl List {
         list.collect()
     }
 
-    /// What makes a difference to a watcher.
+    /// Returns the list as JSON without ages, to find out whether it has changed.
     fn without_age(&self) -> Value {
         let mut list = self.json();
         for row in list.as_array_mut().into_iter().flatten() {
@@ -180,7 +186,7 @@ impl List {
     }
 }
 
-/// The target, and the name it was asked for by where a link makes that another one.
+/// Returns the target, and the requested path if that one leads to it through a symbolic link.
 fn names(record: &Record) -> String {
     let target = show(record.target.as_ref());
     if Path::new(&record.requested_target) == Path::new(&record.target) {
@@ -190,7 +196,7 @@ fn names(record: &Record) -> String {
     }
 }
 
-/// `42s`, `3m`, `5h`, `12d`.
+/// Formats an age, such as `42s`, `3m`, `5h`, `12d`.
 fn age(seconds: u64) -> String {
     match seconds {
         0..=119 => format!("{seconds}s"),

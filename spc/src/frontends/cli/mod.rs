@@ -1,4 +1,4 @@
-//! The command line.
+//! Command line: `spc COMMAND`.
 
 pub mod doctor;
 pub mod install;
@@ -19,14 +19,14 @@ use crate::daemon::{http, serve};
 use crate::error::{Class, Error, Result};
 use crate::frontends::cli::install::{InstallArgs, UninstallArgs};
 use crate::frontends::cli::umount::UmountArgs;
-use crate::frontends::common::{finish, make, parse, warn_if_seen};
+use crate::frontends::common::{enter_client_on_host, finish, parse, run_mount, warn_if_visible};
 use crate::frontends::kubelet::{flexvolume, mounter};
 use crate::frontends::secret_args::Arguments;
 use crate::host::{Host, Settings, cgroup};
 use crate::kinds::needs;
 use crate::kinds::servers::SERVERS;
 use crate::liveness::{path, probe};
-use crate::log::{self, Voice};
+use crate::log::{self, LogMode};
 use crate::mount::failover::ServerChoice;
 use crate::mount::request::RouteChoice;
 use crate::mount::{Plan, Request};
@@ -37,9 +37,9 @@ use crate::repair::{self, NOTHING, Outcome};
 use crate::state::Session;
 use crate::unmount::escalate::{self, UnmountStep};
 
-/// Mounts network file systems on a host that ships no client for them.
+/// Mount network file systems on a host that ships no client for them
 ///
-/// Runs in a super-privileged container that has the clients; the mount appears on the host.
+/// The client programs run in a super-privileged container; the mount appears on the host.
 #[derive(Debug, Parser)]
 #[command(name = "spc", version, max_term_width = 100)]
 pub struct Cli {
@@ -49,31 +49,32 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Mount SOURCE on the host's TARGET
+    /// Mount SOURCE on the host directory TARGET
     #[command(after_help = EXIT_STATUS)]
     Mount(MountArgs),
-    /// Unmount what `spc mount` mounted
+    /// Unmount mounts made by spc
     #[command(visible_alias = "unmount", after_help = EXIT_STATUS)]
     Umount(UmountArgs),
-    /// List what is mounted, and whether it answers
+    /// List the mounts made by spc, and their states
     Ls {
         /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Go on: draw it anew on a terminal, otherwise print it again when it has changed, with --json on one line
+        /// Keep running: redraw the list on a terminal; elsewhere print it after each change, with
+        /// --json on one line
         #[arg(short, long)]
         watch: bool,
     },
-    /// Check whether this container can do its job
+    /// Check whether container and host have what spc needs
     Doctor {
-        /// Look at what this kind needs as well: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, rbd, iscsi, …
+        /// Also check what this kind needs: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, rbd, iscsi, …
         #[arg(short, long, value_name = "KIND")]
         kind: Vec<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Show how a mount would be made, and change nothing
+    /// Show how a mount would be made, without changing anything
     Explain {
         #[command(flatten)]
         mount: MountArgs,
@@ -81,130 +82,167 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Reap, watch the host's mounts, and log; the container's first process
+    /// Run as the container's first process: watch and repair mounts, log, reap processes
     Serve {
         /// Log every decision of the shim
         #[arg(short, long)]
         verbose: bool,
-        /// Show metrics to Prometheus, and /healthz, at unix:PATH on the host or at 127.0.0.1:PORT
+        /// Serve metrics for Prometheus, and /healthz, at unix:PATH on the host or at
+        /// 127.0.0.1:PORT
         #[arg(long, value_name = "ADDRESS")]
         metrics: Option<http::Address>,
     },
-    /// Put what mount(8), systemd and kubelet look for on the host
+    /// Install on the host the programs that mount(8), systemd and kubelet look for
     Install(InstallArgs),
-    /// Take it off the host again
+    /// Remove from the host what `spc install` installed
     Uninstall(UninstallArgs),
-    /// Mount as the program does that kubelet may be told to mount by (--experimental-mounter-path)
+    /// Act as kubelet's mounter program (--experimental-mounter-path)
     Mounter(mounter::Mounter),
-    /// Answer one call of kubelet as a FlexVolume driver does, with JSON
+    /// Act as a FlexVolume driver: answer one call of kubelet with JSON
     Flexvolume(flexvolume::Flexvolume),
     #[command(flatten)]
     Pages(man::ManRequest),
-    /// Look at the targets on standard input, each ended by a NUL, and say what each shows
-    #[command(hide = true)]
-    Look {
-        /// How long one look may take
+    /// Probe the NUL-terminated targets on standard input, and print the state of each
+    #[command(name = "look", hide = true)]
+    Probe {
+        /// Limit for one probe
         milliseconds: u64,
     },
-    /// Walk to a target, and say when that is done
+    /// Walk the path to a target, and print the result
     #[command(hide = true)]
     Reach {
-        /// How long that may take
+        /// Limit for the walk
         milliseconds: u64,
-        /// The target, as a path of the host
+        /// Target, as a path of the host
         target: PathBuf,
     },
-    /// Unmount one mount, and say what came of it
-    #[command(hide = true)]
-    Detach {
-        /// Where it is, as a path of the host
+    /// Try one step to unmount one mount, and print its result
+    #[command(name = "detach", hide = true)]
+    UnmountStep {
+        /// Target, as a path of the host
         target: PathBuf,
-        /// Its id
+        /// Mount id
         id: u64,
-        /// Its id that is never used again
+        /// Mount id that the kernel never reuses
         unique: u64,
-        /// How
+        /// Kind of unmount
         #[arg(value_enum)]
-        rung: UnmountStep,
+        step: UnmountStep,
     },
-    /// Make a mount anew if its daemon died
+    /// Replace a mount whose daemon died
     #[command(hide = true)]
     Repair {
-        /// The target, as the ledger has it
+        /// Target, as recorded
         target: PathBuf,
     },
-    /// Make the namespace of a client root and become its keeper
-    #[command(hide = true)]
-    Keep {
-        /// The client root
+    /// Create the mount namespace of a client root file system, and become its holder
+    #[command(name = "keep", hide = true)]
+    CreateNamespace {
+        /// Name of the client root file system
         root: String,
     },
-    /// Keep the namespace that this process is in
-    #[command(hide = true)]
-    Keeper {
-        /// The client root, for who lists processes
+    /// Hold the mount namespace that this process is in
+    #[command(name = "keeper", hide = true)]
+    HoldNamespace {
+        /// Name of the client root file system, shown in lists of processes
         root: String,
     },
-    /// Look after what the client namespace has besides daemons
-    #[command(hide = true)]
-    Tend,
+    /// Stop unused services, and detach unused disks, in the client namespace of this process
+    #[command(name = "tend", hide = true)]
+    MaintainClient,
     /// Move a process into a cgroup
-    #[command(hide = true)]
-    Adopt {
-        /// The process
+    #[command(name = "adopt", hide = true)]
+    MoveToCgroup {
+        /// Process id
         pid: i32,
-        /// The cgroup; without it, the one this process is in
+        /// Name of the cgroup; without it, the cgroup of this process
         name: Option<String>,
     },
-    /// Say where on standard input, a device, the first byte is that is not zero
+    /// Print the position of the first byte on standard input, a device, that is not zero
     #[command(hide = true)]
     FirstData,
 }
 
-const EXIT_STATUS: &str = "Exit status, as of mount(8): 0 success, 1 usage, 2 system, 8 interrupted, 32 failure, 64 some succeeded";
+impl Command {
+    /// Whether the command enters the client root file system before it starts, if it was called on
+    /// the host itself.
+    fn needs_client(&self) -> bool {
+        match self {
+            // The type of the mount decides later.
+            Self::Mount(_) | Self::Umount(_) => false,
+            // The process that kubelet waits for only passes on the reply of its worker.
+            Self::Flexvolume(call) => call.is_worker(),
+            // Removes the client root file systems.
+            Self::Uninstall(_) => false,
+            // Another `spc` starts these on the host on purpose.
+            Self::CreateNamespace { .. } | Self::MoveToCgroup { .. } => false,
+            // Prints texts of this program.
+            Self::Pages(_) => false,
+            Self::Ls { .. }
+            | Self::Doctor { .. }
+            | Self::Explain { .. }
+            | Self::Serve { .. }
+            | Self::Install(_)
+            | Self::Mounter(_)
+            | Self::Probe { .. }
+            | Self::Reach { .. }
+            | Self::UnmountStep { .. }
+            | Self::Repair { .. }
+            | Self::HoldNamespace { .. }
+            | Self::MaintainClient
+            | Self::FirstData => true,
+        }
+    }
+}
+
+const EXIT_STATUS: &str = "Exit status, as in mount(8): 0 success, 1 usage, 2 system, 8 interrupted, 32 failure, 64 some succeeded";
 
 #[derive(Debug, Args)]
 struct MountArgs {
-    /// File system type: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or one with a mount.TYPE in the
-    /// container; without it, HOST:/PATH is nfs, //HOST/SHARE cifs, USER@HOST:DIR fuse.sshfs
+    /// File system type: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, tmpfs, overlay, ext4, xfs, or
+    /// any type with a program mount.TYPE in the container; without it, HOST:/PATH is nfs,
+    /// //HOST/SHARE is cifs, USER@HOST:DIR is fuse.sshfs
     #[arg(short = 't', long = "types", value_name = "TYPE", value_parser = man::Types, hide_possible_values = true)]
     fs_type: Option<String>,
-    /// Options, separated by commas; x-mount.mkdir[=MODE] makes the target
+    /// Mount options, separated by commas; x-mount.mkdir[=MODE] creates the target
     #[arg(short, long, value_name = "LIST")]
     options: Vec<String>,
-    /// Servers beside that of SOURCE, which may be the path alone: A,B,C or @FILE; the first that answers is used
+    /// Servers in addition to that of SOURCE: A,B,C or @FILE; the first server that answers is
+    /// used; SOURCE may be the path alone
     #[arg(long, value_name = "LIST")]
     servers: Option<String>,
-    /// A secret such as a password: file:PATH, env:NAME or stdin; KEY as the type's option is called
+    /// Secret such as a password; KEY is the name of the type's option, FROM is file:PATH, env:NAME
+    /// or stdin
     #[arg(long, value_name = "KEY=FROM")]
     secret: Vec<String>,
-    /// Read-only
+    /// Mount read-only
     #[arg(short, long)]
     read_only: bool,
-    /// Read-write, which is the default
+    /// Mount read-write, which is the default
     #[arg(short = 'w', long, visible_alias = "rw", conflicts_with = "read_only")]
     read_write: bool,
-    /// Bind the host's directory SOURCE
+    /// Bind-mount the host directory SOURCE
     #[arg(short = 'B', long)]
     bind: bool,
-    /// Do everything but the mount
+    /// Do everything except the mount itself
     #[arg(short, long)]
     fake: bool,
-    /// Say what is done
+    /// Print what spc does
     #[arg(short, long)]
     verbose: bool,
-    /// Limit for the whole mount in seconds; without it, 120 and what it waits for its turn among other helpers
+    /// Limit in seconds for the whole mount, time in the queue included; without it, 120 seconds
+    /// that start when the mount leaves the queue
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     timeout: Option<u64>,
-    /// How the mount gets to the host
+    /// How the mount reaches the host
     #[arg(long, value_enum, default_value = "auto")]
     route: RouteChoice,
-    /// Mount over /etc, /usr, /run and their like
+    /// Allow system directories such as /etc, /usr and /run as target
     #[arg(long)]
     over_system_directory: bool,
-    /// What to mount, as the type's helper wants it
+    /// Source of the mount, in the form that the type's helper expects
     source: String,
-    /// Directory on the host; /host/DIR means the same
+    /// Directory on the host; /host/DIR is the same as /DIR
     #[arg(value_hint = ValueHint::DirPath)]
     target: PathBuf,
 }
@@ -212,16 +250,16 @@ struct MountArgs {
 impl MountArgs {
     fn request(&self) -> Result<Request> {
         let lists = self.options.iter().map(String::as_str);
-        let (mut options, mut secrets) = Options::and_secrets(lists)?;
+        let (mut options, mut secrets) = Options::parse_with_secrets(lists)?;
         for secret in &self.secret {
-            secrets.name(secret)?;
+            secrets.add_reference(secret)?;
         }
         if let Some(servers) = &self.servers {
             if options.value(SERVERS).is_some() {
                 return Err(Error::usage(format!(
                     "bad option {SERVERS}: --servers is given as well"
                 ))
-                .hint("give one of them"));
+                .hint("give only one of them"));
             }
             options.push(format!("{SERVERS}={servers}"))?;
         }
@@ -234,47 +272,49 @@ impl MountArgs {
         if self.read_write {
             options.push("rw".into())?;
         }
+        let fs_type = self.fs_type.as_deref().unwrap_or_default();
         Request {
-            fs_type: self.fs_type.clone().unwrap_or_default(),
-            inferred: None,
-            source: self.source.clone(),
-            target: self.target.clone(),
             options,
             secrets,
             timeout: self.timeout.map(Duration::from_secs),
             route: self.route,
             over_system_directory: self.over_system_directory,
-            no_symlink_tail: 0,
+            ..Request::new(fs_type, self.source.as_str(), &self.target)
         }
         .validated()
     }
 }
 
-/// Reads the command line, runs the command, and gives its exit code.
+/// Parses the command line, runs the command, and returns its exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::take();
     let cli: Cli = match parse(Cli::command(), &arguments) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    if cli.command.needs_client()
+        && let Err(error) = enter_client_on_host()
+    {
+        return finish("spc", &arguments, Err(error));
+    }
     let verbose = match &cli.command {
         Command::Mount(args) | Command::Explain { mount: args, .. } => args.verbose,
         Command::Umount(args) => args.verbose,
         Command::Serve { verbose, .. } => *verbose,
         _ => false,
     };
-    let voice = match &cli.command {
-        Command::Serve { .. } => Voice::Service,
-        Command::Repair { .. } => Voice::OfService,
-        _ => Voice::Command,
+    let log_mode = match &cli.command {
+        Command::Serve { .. } => LogMode::Service,
+        Command::Repair { .. } => LogMode::ServiceChild,
+        _ => LogMode::Command,
     };
-    let level = match (verbose, voice) {
+    let level = match (verbose, log_mode) {
         (true, _) => tracing::Level::DEBUG,
-        (false, Voice::Service | Voice::OfService) => tracing::Level::INFO,
-        (false, Voice::Command) => tracing::Level::WARN,
+        (false, LogMode::Service | LogMode::ServiceChild) => tracing::Level::INFO,
+        (false, LogMode::Command) => tracing::Level::WARN,
     };
-    log::begin(level, voice);
-    warn_if_seen(&arguments);
+    log::init(level, log_mode);
+    warn_if_visible(&arguments);
     let done = run(cli.command);
     finish("spc", &arguments, done)
 }
@@ -282,7 +322,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Mount(args) => {
-            make(args.request()?, args.fake, args.verbose)?;
+            run_mount(args.request()?, args.fake, args.verbose)?;
             Ok(0)
         }
         Command::Umount(args) => args.run(),
@@ -300,14 +340,14 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Explain { mount, json } => {
             let request = mount.request()?;
-            let interrupts = Interrupts::hold()?;
+            let interrupts = Interrupts::block()?;
             let settings = Settings::read()?;
             let host = Host::open(settings)?;
             let deadline = Instant::now() + request.limit();
-            let mut plan = Plan::make(request, &host)?;
+            let mut plan = Plan::new(request, &host)?;
             let choice = ServerChoice::new(&plan, &host, deadline, &interrupts)?;
             if let Some(choice) = &choice {
-                choice.lead(0, &mut plan, &host)?;
+                choice.select(0, &mut plan, &host)?;
             }
             output::plan(&plan, choice.as_ref(), &host, json)?;
             Ok(0)
@@ -316,18 +356,20 @@ fn run(command: Command) -> Result<u8> {
         Command::Uninstall(args) => args.run(),
         Command::Mounter(mounter) => mounter.run().map(|()| 0),
         Command::Flexvolume(call) => Ok(call.run()),
-        Command::Keep { root } => namespace_holder::hold(&root).map(|()| 0),
-        Command::Keeper { .. } => namespace_holder::keeper().map(|()| 0),
-        Command::Tend => Ok(if client_upkeep::here(&Session::open()?)? {
+        Command::CreateNamespace { root } => namespace_holder::create_namespace(&root).map(|()| 0),
+        Command::HoldNamespace { .. } => namespace_holder::run_holder().map(|()| 0),
+        Command::MaintainClient => Ok(if client_upkeep::run_here(&Session::open()?)? {
             0
         } else {
             Class::Some.exit_code()
         }),
-        Command::Adopt { pid, name } => cgroup::move_here(pid, name.as_deref()).map(|()| 0),
+        Command::MoveToCgroup { pid, name } => {
+            cgroup::move_process(pid, name.as_deref()).map(|()| 0)
+        }
         Command::Serve { metrics, .. } => serve::serve(metrics).map(|()| 0),
-        Command::Pages(ask) => man::answer(&ask, Cli::command()).map(|()| 0),
+        Command::Pages(request) => man::run(&request, Cli::command()).map(|()| 0),
         Command::FirstData => output::first_data().map(|()| 0),
-        Command::Look { milliseconds } => {
+        Command::Probe { milliseconds } => {
             probe::child(&Session::open()?, Duration::from_millis(milliseconds)).map(|()| 0)
         }
         Command::Reach {
@@ -337,18 +379,50 @@ fn run(command: Command) -> Result<u8> {
             let limit = Duration::from_millis(milliseconds);
             path::reach(&Session::open()?, &target, limit).map(|()| 0)
         }
-        Command::Detach {
+        Command::UnmountStep {
             target,
             id,
             unique,
-            rung,
-        } => escalate::child(&Session::open()?, &target, id, unique, rung).map(|()| 0),
+            step,
+        } => escalate::child(&Session::open()?, &target, id, unique, step).map(|()| 0),
         Command::Repair { target } => {
-            let interrupts = Interrupts::hold()?;
+            let interrupts = Interrupts::block()?;
             match repair::repair(&Session::open()?, &target, &interrupts)? {
                 Outcome::Nothing => Ok(NOTHING),
                 Outcome::Repaired => Ok(0),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_that_need_client_programs_enter_the_client_root() {
+        for (needs_client, words) in [
+            (false, &["mount", "h:/x", "/mnt"][..]),
+            (false, &["unmount", "--all"]),
+            (false, &["uninstall"]),
+            (false, &["man", "mount"]),
+            (false, &["completions", "bash"]),
+            (false, &["flexvolume", "unmount", "/d"]),
+            (false, &["flexvolume", "unmount", "--work"]),
+            (false, &["keep", "1.2.3-abc"]),
+            (false, &["adopt", "1"]),
+            (true, &["flexvolume", "--work", "unmount", "/d"]),
+            (true, &["ls"]),
+            (true, &["explain", "h:/x", "/mnt"]),
+            (true, &["install"]),
+            (true, &["mounter", "mount", "h:/x", "/mnt"]),
+            (true, &["look", "2000"]),
+            (true, &["detach", "/mnt", "1", "2", "force"]),
+            (true, &["tend"]),
+        ] {
+            let cli = Cli::try_parse_from([&["spc"], words].concat());
+            let cli = cli.unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(cli.command.needs_client(), needs_client, "{words:?}");
         }
     }
 }

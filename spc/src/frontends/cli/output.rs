@@ -1,4 +1,4 @@
-//! What commands print on stdout, for people and as JSON.
+//! Output of commands on stdout, as text and as JSON.
 
 use std::io::{ErrorKind, Write};
 
@@ -15,10 +15,10 @@ use crate::kinds::block::model::{Device, Step};
 use crate::kinds::model::MountMethod;
 use crate::mount::Plan;
 use crate::mount::failover::ServerChoice;
-use crate::mount::pipeline::Done;
+use crate::mount::pipeline::MountOutcome;
 use crate::options::secrets::MASK;
 
-/// Prints to stdout; a reader that has gone away is no error.
+/// Writes a text to stdout. A closed pipe is no error.
 pub(super) fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout();
     match stdout
@@ -32,16 +32,18 @@ pub(super) fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes a value to stdout as indented JSON.
 pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::system("cannot write JSON").because(e))?;
     print(&format!("{text}\n"))
 }
 
-/// `spc first-data`.
+/// Prints the position in bytes of the first byte on standard input that is not zero, for
+/// `spc first-data`. Prints nothing if all bytes are zero.
 ///
 /// # Errors
-/// The device cannot be read, or stdout not written.
+/// The device cannot be read, or stdout cannot be written.
 pub fn first_data() -> Result<()> {
     let fail = |e| Error::system("cannot read the device").because(e);
     let device = std::fs::File::open(STDIN).map_err(fail)?;
@@ -51,23 +53,23 @@ pub fn first_data() -> Result<()> {
     }
 }
 
-/// `spc mount -v`.
+/// Prints the result of `spc mount -v`.
 ///
 /// # Errors
 /// Stdout cannot be written.
-pub fn mounted(done: &Done) -> Result<()> {
-    let (record, how) = match done {
-        Done::Mounted(record) => (record, "mounted"),
-        Done::Already(record) => (record, "already mounted"),
+pub fn mounted(done: &MountOutcome) -> Result<()> {
+    let (record, result) = match done {
+        MountOutcome::Mounted(record) => (record, "mounted"),
+        MountOutcome::AlreadyMounted(record) => (record, "already mounted"),
     };
     let target = show(record.target.as_ref());
     print(&format!(
-        "{target}: {how}: {} ({}, {}, mount id {})\n",
+        "{target}: {result}: {} ({}, {}, mount id {})\n",
         record.source, record.fs_type, record.route, record.mount_id
     ))
 }
 
-/// `spc doctor`.
+/// Prints the result of `spc doctor`.
 ///
 /// # Errors
 /// Stdout cannot be written.
@@ -88,17 +90,19 @@ pub fn checks(checks: &[Check], json: bool) -> Result<()> {
     print(&text)
 }
 
-/// What is done to attach a device, for people; values of settings may be secrets, and are not shown.
+/// Returns label and text of each line about a device of the plan.
+///
+/// Of settings only the keys are shown, since a value may be a secret.
 fn device_lines(device: &Device, plan: &Plan, host: &Host) -> Result<Vec<(&'static str, String)>> {
     let mut lines = vec![("device", device.name.clone())];
     if let Some(kind) = &device.host_name {
-        let asked = plan.request.options.value("initiator");
-        let (name, from) = hostname::known(host, kind, asked)?;
+        let option = plan.request.options.value("initiator");
+        let (name, from) = hostname::resolve(host, kind, option)?;
         lines.push(("known as", format!("{name} ({from})")));
     }
-    for way in &device.paths {
-        lines.push(("way", way.name.clone()));
-        for step in &way.steps {
+    for path in &device.paths {
+        lines.push(("path", path.name.clone()));
+        for step in &path.steps {
             lines.push(match step {
                 Step::Run(command) => (
                     "  run",
@@ -114,36 +118,38 @@ fn device_lines(device: &Device, plan: &Plan, host: &Host) -> Result<Vec<(&'stat
     Ok(lines)
 }
 
-/// The servers in the order in which they would be asked.
+/// Returns lines about the servers, in the order in which they would be probed.
 fn server_lines(choice: &ServerChoice) -> Vec<String> {
-    let (order, port) = (choice.order.word(), choice.port);
+    let (order, port) = (choice.order.name(), choice.port);
     let mut lines = vec![format!(
-        "order      {order}; the first that answers at port {port} is used\n"
+        "order      {order}; the first server that answers at port {port} is used\n"
     )];
     for server in &choice.servers {
-        let note = match server.dead {
+        let note = match server.failed_ago {
             Some(dead) => format!(", which did not answer {} s ago", dead.as_secs()),
             None if server.peer.is_none() => ", whose address is not known".into(),
             None => String::new(),
         };
-        lines.push(format!("server     {}{note}\n", server.shown()));
+        lines.push(format!("server     {}{note}\n", server.display_name()));
     }
     lines
 }
 
-/// `spc explain`.
+/// Prints the plan of a mount, for `spc explain`.
+///
+/// `choice` has the servers, if the source names several.
 ///
 /// # Errors
-/// Stdout cannot be written.
+/// The host's name for a device cannot be read, or stdout cannot be written.
 pub fn plan(plan: &Plan, choice: Option<&ServerChoice>, host: &Host, json: bool) -> Result<()> {
     let program = plan.program.as_ref().map(|p| p.path.display().to_string());
     let linkage = plan.program.as_ref().map(|p| match &p.linkage {
         Linkage::Dynamic(interpreter) => format!("dynamic, {}", interpreter.display()),
         Linkage::Static => "static".into(),
     });
-    let argv = plan.argv("STAND-IN", |_| "N".into());
+    let argv = plan.argv("PLACEHOLDER", |_| "N".into());
     let secrets: Vec<_> = plan.request.secrets.origins().collect();
-    let maker = match plan.kind.method {
+    let method = match plan.kind.method {
         MountMethod::Helper(_) => "helper",
         MountMethod::Kernel => "kernel",
         MountMethod::Bind { .. } => "bind",
@@ -152,20 +158,20 @@ pub fn plan(plan: &Plan, choice: Option<&ServerChoice>, host: &Host, json: bool)
     if json {
         return print_json(&json!({
             "type": plan.request.fs_type, "source": plan.request.source, "target": show(&plan.target),
-            "to_be_made": missing, "made_by": maker, "program": program, "linkage": linkage, "argv": argv,
+            "to_be_made": missing, "made_by": method, "program": program, "linkage": linkage, "argv": argv,
             "options": plan.request.options.to_string(),
             "secrets": secrets.iter().map(|(key, from)| json!({"key": key, "value": MASK, "from": from})).collect::<Vec<_>>(),
             "servers": choice.iter().flat_map(|choice| &choice.servers).map(|server| json!({
                 "name": server.name, "address": server.address, "asked_at": server.peer,
-                "dead_for_seconds": server.dead.map(|dead| dead.as_secs()),
+                "dead_for_seconds": server.failed_ago.map(|dead| dead.as_secs()),
             })).collect::<Vec<_>>(),
-            "order": choice.map(|choice| choice.order.word()),
+            "order": choice.map(|choice| choice.order.name()),
             "device": plan.kind.device.as_ref().map(|device| &device.name),
             "route": plan.route, "shows_as": plan.kind.expected_types,
-            "because": plan.kind.because, "namespace": host.namespace(), "timeout_seconds": plan.request.limit().as_secs(),
+            "because": plan.kind.fallback_reason, "namespace": host.namespace(), "timeout_seconds": plan.request.limit().as_secs(),
         }));
     }
-    let by = match (&plan.request.inferred, plan.request.doubt()) {
+    let by = match (&plan.request.inferred, plan.request.type_hint()) {
         (_, Some(doubt)) => format!(" ({doubt})"),
         (Some(_), None) => " (by the form of the source)".into(),
         (None, None) => String::new(),
@@ -177,9 +183,9 @@ pub fn plan(plan: &Plan, choice: Option<&ServerChoice>, host: &Host, json: bool)
         show(&plan.target)
     );
     if let Some(missing) = missing {
-        text.push_str(&format!("to be made {missing}\n"));
+        text.push_str(&format!("to create  {missing}\n"));
     }
-    if let Some(because) = &plan.kind.because {
+    if let Some(because) = &plan.kind.fallback_reason {
         text.push_str(&format!("because    {because}\n"));
     }
     for line in choice.into_iter().flat_map(server_lines) {
@@ -191,23 +197,27 @@ pub fn plan(plan: &Plan, choice: Option<&ServerChoice>, host: &Host, json: bool)
             argv.join(" ")
         )),
         _ => text.push_str(&format!(
-            "made by    the {maker}, in the host's namespace\n"
+            "made by    the {method}, in the host's namespace\n"
         )),
     }
     let device = match &plan.kind.device {
         Some(device) => Some(device_lines(device, plan, host)?),
         None => None,
     };
-    for (what, line) in device.iter().flatten() {
-        text.push_str(&format!("{what:10} {line}\n"));
+    for (label, line) in device.iter().flatten() {
+        text.push_str(&format!("{label:10} {line}\n"));
     }
     for (key, from) in &secrets {
         text.push_str(&format!("secret     {key}={MASK} (from {from})\n"));
     }
     text.push_str(&format!(
-        "route      {}\nproof      a new mount on the target that shows as {}\nnamespace  {}\nlimit      {} s\n",
+        "route      {}\nproof      a new mount of {} on the target\nnamespace  {}\nlimit      {} s\n",
         plan.route,
-        if plan.kind.expected_types.is_empty() { "any type".into() } else { plan.kind.expected_types.join(" or ") },
+        if plan.kind.expected_types.is_empty() {
+            "any type".into()
+        } else {
+            format!("type {}", plan.kind.expected_types.join(" or "))
+        },
         host.namespace().display(),
         plan.request.limit().as_secs(),
     ));

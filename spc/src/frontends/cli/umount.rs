@@ -1,4 +1,4 @@
-//! `spc umount`: one or several targets, innermost first.
+//! `spc umount`: unmounts one or several targets, the innermost first.
 
 use std::cmp::Reverse;
 use std::path::PathBuf;
@@ -6,28 +6,28 @@ use std::path::PathBuf;
 use clap::{Args, ValueHint};
 
 use crate::error::{Class, Error, Result, show};
-use crate::frontends::common::leave_to_client;
+use crate::frontends::common::enter_client_to_unmount;
 use crate::state::Session;
 use crate::state::store::Corrupt;
 use crate::unmount::escalate::UnmountMode;
 use crate::unmount::{self, umount};
 
-/// `spc umount`.
+/// Arguments of `spc umount`.
 #[derive(Debug, Args)]
 pub struct UmountArgs {
-    /// Unmount everything that spc mounted
+    /// Unmount all mounts made by spc
     #[arg(long, conflicts_with = "targets")]
     all: bool,
-    /// If it is busy or does not answer, give up on outstanding requests
+    /// If a mount is busy or does not answer, make its outstanding requests fail
     #[arg(short, long)]
     force: bool,
-    /// If it stays all the same, detach it now, and clean up when it is no longer busy
+    /// If a mount cannot be unmounted, detach it now, and clean up once it is no longer busy
     #[arg(short, long)]
     lazy: bool,
-    /// Unmount what spc mounted below the targets as well
+    /// Also unmount mounts made by spc below the targets
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// Say what is done
+    /// Print what spc does
     #[arg(short, long)]
     pub(super) verbose: bool,
     /// Directories on the host
@@ -36,22 +36,22 @@ pub struct UmountArgs {
 }
 
 impl UmountArgs {
-    /// Unmounts them; what goes wrong with one keeps nobody from the others.
+    /// Unmounts the targets, and returns the exit code. A failure does not stop the others.
     ///
     /// # Errors
-    /// One of them is still there.
+    /// A target is still mounted, or a record is unreadable.
     pub fn run(&self) -> Result<u8> {
         let session = Session::open()?;
-        let one = match &self.targets[..] {
-            [one] if !self.recursive => Some(one.as_path()),
+        let single = match &self.targets[..] {
+            [target] if !self.recursive => Some(target.as_path()),
             _ => None,
         };
-        leave_to_client(&session, one)?;
-        let how = UnmountMode {
+        enter_client_to_unmount(&session, single)?;
+        let mode = UnmountMode {
             lazy: self.lazy,
             force: self.force,
         };
-        // One target is looked for by its name.
+        // A single target needs no list: its record is found by name.
         let (records, bad) = match self.all || self.recursive {
             true => session.ledger.all()?,
             false => Default::default(),
@@ -69,8 +69,8 @@ impl UmountArgs {
             failed.extend(bad.iter().map(Corrupt::error));
             targets.extend(records.iter().map(|r| PathBuf::from(&r.target)));
         }
-        for written in &self.targets {
-            match unmount::resolve(&session, written) {
+        for target in &self.targets {
+            match unmount::resolve(&session, target) {
                 Ok(target) => {
                     if self.recursive {
                         targets.extend(below(&target));
@@ -85,7 +85,7 @@ impl UmountArgs {
         targets.dedup();
         let (mut succeeded, mut stuck) = (0, Vec::new());
         for target in &targets {
-            match umount(&session, target, how) {
+            match umount(&session, target, mode) {
                 Ok(()) => {
                     succeeded += 1;
                     if self.verbose {
@@ -96,9 +96,9 @@ impl UmountArgs {
             }
         }
         for (target, error) in stuck {
-            // What could not be reached goes with what it is on.
-            let stayed = error.class() == Class::Mount;
-            if stayed && succeeded > 0 && unmount::went_along(&session, target)? {
+            // A mount that could not be reached may have gone with the mount below it.
+            let still_mounted = error.class() == Class::Mount;
+            if still_mounted && succeeded > 0 && unmount::is_gone_with_parent(&session, target)? {
                 succeeded += 1;
             } else {
                 failed.push(error);
@@ -108,7 +108,7 @@ impl UmountArgs {
     }
 }
 
-/// One error for all.
+/// Returns exit code 0 without failures, otherwise one error that lists all failures.
 fn summary(mut failed: Vec<Error>, succeeded: usize) -> Result<u8> {
     match failed.len() {
         0 => Ok(0),
@@ -125,10 +125,10 @@ fn summary(mut failed: Vec<Error>, succeeded: usize) -> Result<u8> {
             };
             Err(Error::new(
                 class,
-                format!("{n} of {} targets stay mounted", n + succeeded),
+                format!("{n} of {} targets could not be unmounted", n + succeeded),
             )
             .log(lines)
-            .hint("`spc ls` shows what is mounted"))
+            .hint("`spc ls` lists the mounts"))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Frontends that kubelet runs: its mounter and the FlexVolume driver.
+//! Frontends that kubelet calls: the mounter program and the FlexVolume driver.
 
 pub mod flexvolume;
 pub mod mounter;

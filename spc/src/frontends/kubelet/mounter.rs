@@ -1,5 +1,8 @@
-//! kubelet's mounter: `MOUNTER mount [-t TYPE] [-o LIST] [SOURCE] TARGET` in place of mount(8), for the types that kubelet
-//! does not expect a host to have a helper for. As `spc mounter`, or as a file of the name `mounter`.
+//! kubelet's mounter program, set with `--experimental-mounter-path`.
+//!
+//! kubelet calls `MOUNTER mount [-t TYPE] [-o LIST] [SOURCE] TARGET` in place of mount(8), for types
+//! whose helpers a host may lack. spc acts as that program under the name `mounter`, and as
+//! `spc mounter`.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -10,16 +13,15 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::error::{Error, Result, show};
-use crate::frontends::common::{finish, make, parse, start_log};
+use crate::frontends::common::{finish, parse, run_mount, start_log};
 use crate::frontends::kubelet::paths;
 use crate::frontends::secret_args::Arguments;
 use crate::host::{Host, Settings};
 use crate::log;
 use crate::mount::Request;
-use crate::mount::request::RouteChoice;
 use crate::options::Options;
 
-/// Mount as kubelet's mounter path has it
+/// Mount as kubelet's mounter program
 #[derive(Debug, Parser)]
 #[command(name = "mounter", version, max_term_width = 100)]
 struct Cli {
@@ -27,7 +29,7 @@ struct Cli {
     mounter: Mounter,
 }
 
-/// The call.
+/// Arguments of `spc mounter`.
 #[derive(Debug, Args)]
 pub struct Mounter {
     #[command(subcommand)]
@@ -42,30 +44,30 @@ enum Call {
 
 #[derive(Debug, Args)]
 struct MountArgs {
-    /// File system type; without it, by the source
+    /// File system type; without it, the source determines the type
     #[arg(short = 't', long = "types", value_name = "TYPE")]
     fs_type: Option<String>,
-    /// Options, separated by commas
+    /// Mount options, separated by commas
     #[arg(short, long, value_name = "LIST")]
     options: Vec<String>,
-    /// Read-only
+    /// Mount read-only
     #[arg(short, long)]
     read_only: bool,
-    /// Leave mtab alone, which is done anyway
+    /// Do not write /etc/mtab; spc never does
     #[arg(short, long)]
     no_mtab: bool,
-    /// Take the paths as they are, which is done for TARGET anyway
+    /// Do not canonicalize paths; spc never does that with TARGET
     #[arg(short = 'c', long)]
     no_canonicalize: bool,
-    /// Say what is done
+    /// Print what spc does
     #[arg(short, long)]
     verbose: bool,
-    /// What to mount, then the directory on the host
+    /// Source of the mount, then the directory on the host
     #[arg(value_name = "SOURCE TARGET", required = true, num_args = 1..=2)]
     paths: Vec<String>,
 }
 
-/// Called as `mounter`.
+/// Runs `mounter`.
 pub fn main() -> ExitCode {
     let arguments = Arguments::take();
     let cli: Cli = match parse(Cli::command(), &arguments) {
@@ -74,32 +76,35 @@ pub fn main() -> ExitCode {
     };
     let Call::Mount(mount) = &cli.mounter.call;
     start_log(mount.verbose, &arguments);
-    // kubelet shows it in the pod's events.
+    // kubelet shows stderr in the events of the pod.
     finish("spc", &arguments, cli.mounter.run().map(|()| 0))
 }
 
 impl Mounter {
-    /// The request, and the file of the host that kubelet wants GlusterFS to log to, which only the host has.
+    /// Returns the request, and the log file that kubelet names for GlusterFS.
+    ///
+    /// The file is on the host, below kubelet's directory, so the helper in the container cannot
+    /// write it.
     ///
     /// # Errors
-    /// It is not understood.
+    /// An argument is missing or invalid.
     pub fn request(&self) -> Result<(Request, Option<PathBuf>)> {
         let Call::Mount(mount) = &self.call;
         mount.request()
     }
 
-    /// Makes the mount.
+    /// Makes the mount, and writes an error also to the log file that kubelet names.
     ///
     /// # Errors
-    /// As `spc mount`.
+    /// The mount fails, as with `spc mount`.
     pub fn run(&self) -> Result<()> {
         let Call::Mount(mount) = &self.call;
         let (request, log) = self.request()?;
-        // In an event, far from the log, the id leads there.
-        let made = make(request, false, mount.verbose).map_err(log::with_id);
-        made.inspect_err(|error| {
+        // The error appears in an event. The id leads from there to the log.
+        let mounted = run_mount(request, false, mount.verbose).map_err(log::with_request);
+        mounted.inspect_err(|error| {
             if let Some(log) = log
-                && let Err(error) = note(log, error)
+                && let Err(error) = append(log, error)
             {
                 tracing::warn!("{error}");
             }
@@ -107,8 +112,8 @@ impl Mounter {
     }
 }
 
-/// Appends an error to the file of the host in which kubelet looks for what GlusterFS says about it.
-fn note(log: PathBuf, error: &Error) -> Result<()> {
+/// Appends an error to the file on the host in which kubelet looks for the log of GlusterFS.
+fn append(log: PathBuf, error: &Error) -> Result<()> {
     let host = Host::open(Settings::read()?)?;
     let text = error.all_lines().join("\n") + "\n";
     let fail = Error::system(format!("cannot write {} on the host", show(&log)));
@@ -128,13 +133,13 @@ impl MountArgs {
     fn request(&self) -> Result<(Request, Option<PathBuf>)> {
         let [source, target] = self.paths.as_slice() else {
             return Err(Error::usage("no source is given")
-                .because("only a target, which this mounter looks up nowhere")
-                .hint("say mount [-t TYPE] [-o LIST] SOURCE TARGET"));
+                .because("only a target, and spc does not read /etc/fstab")
+                .hint("use: mount [-t TYPE] [-o LIST] SOURCE TARGET"));
         };
         let target = PathBuf::from(target);
         paths::check(&target)?;
         let lists = self.options.iter().map(String::as_str);
-        let (mut options, secrets) = Options::and_secrets(lists)?;
+        let (mut options, secrets) = Options::parse_with_secrets(lists)?;
         if self.read_only {
             options.push("ro".into())?;
         }
@@ -145,17 +150,12 @@ impl MountArgs {
         if log.is_some() {
             options = options.without(&["log-file"]);
         }
+        let fs_type = self.fs_type.as_deref().unwrap_or_default();
         let request = Request {
-            fs_type: self.fs_type.clone().unwrap_or_default(),
-            inferred: None,
-            source: source.clone(),
-            no_symlink_tail: paths::depth(&target),
-            target,
             options,
             secrets,
-            timeout: None,
-            route: RouteChoice::Auto,
-            over_system_directory: false,
+            no_symlink_tail: paths::depth(&target),
+            ..Request::new(fs_type, source.as_str(), target)
         };
         Ok((request.validated()?, log))
     }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_come_as_kubelet_gives_them() {
+    fn arguments_of_kubelet_are_understood() {
         let words = [
             "mount",
             "-t",
@@ -185,11 +185,11 @@ mod tests {
             "h:/x",
             VOLUME,
         ];
-        let asked = request(&words).unwrap();
-        assert_eq!((&*asked.fs_type, &*asked.source), ("nfs", "h:/x"));
-        assert_eq!(asked.no_symlink_tail, 5);
-        assert!(asked.options.read_only());
-        // What is sensitive comes among the options.
+        let parsed = request(&words).unwrap();
+        assert_eq!((&*parsed.fs_type, &*parsed.source), ("nfs", "h:/x"));
+        assert_eq!(parsed.no_symlink_tail, 5);
+        assert!(parsed.options.read_only());
+        // kubelet passes secrets among the options.
         let words = [
             "mount",
             "-t",
@@ -199,8 +199,8 @@ mod tests {
             "m:/",
             VOLUME,
         ];
-        let asked = request(&words).unwrap();
-        assert!(asked.secrets.has("secret") && asked.options.to_string() == "name=a");
+        let parsed = request(&words).unwrap();
+        assert!(parsed.secrets.has("secret") && parsed.options.to_string() == "name=a");
         let words = ["mount", "--no-canonicalize", "h:/x", VOLUME];
         assert_eq!(request(&words).unwrap().fs_type, "nfs");
         let error = request(&["mount", "-t", "nfs", VOLUME]).unwrap_err();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_below_kubelets_directory_is_the_hosts() {
+    fn log_file_below_the_directory_of_kubelet_is_on_the_host() {
         let log = "/var/lib/kubelet/plugins/kubernetes.io/glusterfs/data/pod-glusterfs.log";
         for (log, hosts) in [(log, true), ("/var/log/glusterfs/x.log", false)] {
             let options = format!("log-file={log},acl");
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn only_mount_is_a_call() {
+    fn calls_other_than_mount_are_refused() {
         for words in [
             &["mounter"][..],
             &["mounter", "umount", VOLUME],

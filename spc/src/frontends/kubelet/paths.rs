@@ -1,13 +1,15 @@
-//! What both of kubelet's doors know of kubelet: where its directories are, by the paths that it gives.
+//! Targets below kubelet's directory, recognised by their paths.
 
 use std::ffi::OsStr;
 use std::path::{Component, Path};
 
 use crate::error::{Error, Result};
 
-/// How many of a target's last parts are below kubelet's directory, where no symbolic link is followed: what pods own
-/// lies there. Kubelet's directory may be anywhere; targets in it are `pods/UID/volumes/PLUGIN/NAME`, or
-/// `plugins/kubernetes.io/…` for what pods share. 0 for any other.
+/// Returns how many of a target's last components are below kubelet's directory; 0 if none is.
+///
+/// No symbolic link is followed in these components, since pods own directories there. kubelet's
+/// directory may be anywhere. Targets in it are `pods/UID/volumes/PLUGIN/NAME`, or
+/// `plugins/kubernetes.io/…` for volumes that pods share.
 pub fn depth(target: &Path) -> usize {
     let parts: Vec<_> = target.components().map(Component::as_os_str).collect();
     let is = |at: usize, name: &str| parts.get(at).is_some_and(|part| *part == OsStr::new(name));
@@ -15,24 +17,24 @@ pub fn depth(target: &Path) -> usize {
         is(*at, "pods") && is(at + 2, "volumes") && parts.len() == at + 5
             || is(*at, "plugins") && is(at + 1, "kubernetes.io") && parts.len() > at + 2
     };
-    // The last one: a directory above may be called so as well.
+    // The last match counts, since directories above may have the same names.
     (1..parts.len())
         .rev()
         .find(begins)
         .map_or(0, |at| parts.len() - at)
 }
 
-/// Kubelet names its targets in full, from the root on, and straight.
+/// Checks that a target is absolute and has no `.` or `..`, as kubelet's targets are.
 ///
 /// # Errors
-/// This one is not, so somebody else wrote it.
+/// The target is relative, or has such a component.
 pub fn check(target: &Path) -> Result<()> {
-    let straight = |part: Component<'_>| !matches!(part, Component::ParentDir | Component::CurDir);
-    if target.is_absolute() && target.components().all(straight) {
+    let plain = |part: Component<'_>| !matches!(part, Component::ParentDir | Component::CurDir);
+    if target.is_absolute() && target.components().all(plain) {
         return Ok(());
     }
     Err(Error::usage(format!(
-        "bad target {}: not a plain path from the root on",
+        "bad target {}: not an absolute path without . and ..",
         crate::error::show(target)
     ))
     .hint("kubelet names volumes as /var/lib/kubelet/pods/UID/volumes/PLUGIN/NAME"))
@@ -43,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_below_kubelets_directory() {
+    fn components_below_the_directory_of_kubelet_are_counted() {
         for (target, below) in [
             (
                 "/var/lib/kubelet/pods/1-2/volumes/kubernetes.io~nfs/data",
@@ -63,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_plain() {
+    fn relative_and_dotted_targets_are_refused() {
         assert!(check(Path::new("/var/lib/kubelet/pods/1/volumes/a~b/c")).is_ok());
         for bad in ["", "mnt", "/mnt/../etc", "./mnt"] {
             assert!(check(Path::new(bad)).is_err(), "{bad}");

@@ -1,5 +1,5 @@
-//! Block devices that a kind attaches before their file system is mounted. Everything in here is data and pure
-//! functions: `mount/device/` does what they say, for any of them.
+//! Block devices that are attached before their file system is mounted. Data and pure functions
+//! only: the room `block/` runs them.
 
 pub mod iscsi;
 pub mod model;
@@ -11,20 +11,21 @@ use crate::kinds::source::Fit;
 
 pub(crate) use crate::kinds::block::model::Device;
 
-/// Daemons of attached devices.
+/// Services of attached devices.
 pub const SERVICES: [SharedService; 1] = [SharedService {
     service: iscsi::ISCSID,
     kinds: &[],
     helpers: &["iscsiadm"],
     needed_by: |_, _| false,
     session_prefix: Some("iscsi:"),
-    client: None,
+    rpc_client: None,
 }];
 
-type Make = fn(&str, &KindInput<'_>) -> Result<Device>;
+/// Builds a device from the text after the scheme.
+type Constructor = fn(&str, &KindInput<'_>) -> Result<Device>;
 
-/// What makes a device of the rest of a source.
-fn device_scheme(source: &str) -> Option<(Make, &str)> {
+/// Splits a source into the constructor of its scheme and the text after the scheme.
+fn device_scheme(source: &str) -> Option<(Constructor, &str)> {
     match source.split_once(':')? {
         ("iscsi", rest) => Some((iscsi::device, rest)),
         ("rbd", rest) => Some((rbd::device, rest)),
@@ -32,21 +33,22 @@ fn device_scheme(source: &str) -> Option<(Make, &str)> {
     }
 }
 
-/// The device that a source of a file system on a block device names, if it is none of the host's own.
+/// Device to attach for a source; none for a source without a scheme, which is a device of the
+/// host.
 ///
 /// # Errors
-/// The source begins as one and is not.
-pub fn device(asked: &KindInput<'_>) -> Result<Option<Device>> {
-    match device_scheme(asked.source) {
-        Some((make, rest)) => make(rest, asked).map(Some),
+/// Fails if the text after the scheme is not valid.
+pub fn device(input: &KindInput<'_>) -> Result<Option<Device>> {
+    match device_scheme(input.source) {
+        Some((constructor, rest)) => constructor(rest, input).map(Some),
         None => Ok(None),
     }
 }
 
-/// The type of which it is not said what it is: that is looked for on the device.
+/// Type that stands for the file system found on the device.
 pub const AUTO: &str = "auto";
 
-/// A source that is written as that of an attached device is one, which tells itself what is on it.
+/// Fits sources with the scheme of an attached device.
 pub fn fits(source: &str) -> Fit {
     match device_scheme(source) {
         Some(_) => Fit::Certain,
@@ -54,13 +56,14 @@ pub fn fits(source: &str) -> Fit {
     }
 }
 
-/// The device of a source that was understood before, for taking it away: that needs no options.
+/// Builds the device of a recorded source, to detach it. Detaching needs no options and no
+/// secrets.
 ///
 /// # Errors
-/// It is none.
-pub fn again(source: &str) -> Result<Device> {
+/// Fails if the source has no scheme of an attached device, or is not valid.
+pub fn device_from_source(source: &str) -> Result<Device> {
     let (options, secrets) = Default::default();
-    let asked = KindInput {
+    let input = KindInput {
         fs_type: "",
         source,
         options: &options,
@@ -68,23 +71,26 @@ pub fn again(source: &str) -> Result<Device> {
         kernel_lacks: &|_| None,
         log_name: "",
     };
-    device(&asked)?.ok_or_else(|| Error::system(format!("not a device: {source}")))
+    device(&input)?.ok_or_else(|| Error::system(format!("not a device: {source}")))
 }
 
-/// What a program must say about a device before it is used.
+/// Content of a device, as blkid(8) reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// A file system of this type.
+    /// File system of this type.
     FileSystem(String),
-    /// Something else, in words.
+    /// Other content, described for an error message.
     Other(String),
-    /// Nothing that is known.
+    /// No known signature, or nothing could be read.
     Nothing,
 }
 
-/// Reads `blkid --probe --output export`, whose exit code 2 means nothing was found, or nothing could be read, and
-/// 8 that there are signatures of several things.
-pub fn content(code: i32, output: &str) -> std::result::Result<Content, String> {
+/// Parses the output of `blkid --probe --output export`. Exit code 2 means that nothing was found
+/// or nothing could be read, 8 that there are conflicting signatures (blkid(8), EXIT STATUS).
+///
+/// # Errors
+/// Fails with the exit code if it has no meaning for the content.
+pub fn parse_blkid(code: i32, output: &str) -> std::result::Result<Content, String> {
     let value = |key: &str| {
         output
             .lines()
@@ -98,80 +104,82 @@ pub fn content(code: i32, output: &str) -> std::result::Result<Content, String> 
                 None => fs_type.to_owned(),
             })),
             (None, _, Some(table)) => Ok(Content::Other(format!("a partition table ({table})"))),
-            _ => Ok(Content::Other("something that blkid does not name".into())),
+            _ => Ok(Content::Other("data that blkid does not name".into())),
         },
         2 => Ok(Content::Nothing),
-        8 => Ok(Content::Other("signatures of more than one thing".into())),
+        8 => Ok(Content::Other("conflicting signatures".into())),
         code => Err(format!("exit status {code}")),
     }
 }
 
-/// Reads `wipefs --no-act --noheadings --output TYPE,OFFSET`: what it found, in words.
-pub fn signatures(output: &str) -> Vec<String> {
+/// Parses the output of `wipefs --no-act --noheadings --output TYPE,OFFSET` into descriptions such
+/// as `gpt at 0x200`.
+pub fn parse_wipefs(output: &str) -> Vec<String> {
     output
         .lines()
         .filter(|line| !line.trim().is_empty())
         .map(|line| {
             let mut words = line.split_whitespace();
             match (words.next(), words.next()) {
-                (Some(what), Some(place)) => format!("{what} at {place}"),
+                (Some(signature), Some(offset)) => format!("{signature} at {offset}"),
                 _ => line.trim().to_owned(),
             }
         })
         .collect()
 }
 
-/// A file system that is made on devices and mounted from them.
+/// File system that spc makes on attached devices and mounts from them.
 #[derive(Clone, Copy, Debug)]
 pub struct FileSystem {
-    /// Its name.
+    /// Type.
     pub name: &'static str,
-    /// Types that `-t NAME` mounts as well.
-    pub reads: &'static [&'static str],
-    /// Repairs what can be repaired without asking; none where mounting does that.
+    /// Types on a device that `-t NAME` can mount.
+    pub types: &'static [&'static str],
+    /// Program and arguments of a check that repairs without questions; none if mounting repairs.
     pub check: Option<(&'static str, &'static [&'static str])>,
-    /// Makes one, and refuses where it finds another.
-    pub make: (&'static str, &'static [&'static str]),
+    /// Program and arguments that make the file system, and fail if the device has another one.
+    pub mkfs: (&'static str, &'static [&'static str]),
 }
 
-/// The file systems that are mounted from attached devices.
+/// File systems that spc mounts from attached devices.
 pub const FILE_SYSTEMS: [FileSystem; 2] = [
     FileSystem {
         name: "ext4",
-        reads: &["ext4", "ext3", "ext2"],
+        types: &["ext4", "ext3", "ext2"],
         check: Some(("e2fsck", &["-p"])),
-        make: ("mkfs.ext4", &["-q"]),
+        mkfs: ("mkfs.ext4", &["-q"]),
     },
-    // Mounting replays the log, and fsck.xfs does nothing; xfs_repair is for people.
+    // Mounting replays the log. fsck.xfs(8) does nothing, and xfs_repair(8) needs a decision.
     FileSystem {
         name: "xfs",
-        reads: &["xfs"],
+        types: &["xfs"],
         check: None,
-        make: ("mkfs.xfs", &["-q"]),
+        mkfs: ("mkfs.xfs", &["-q"]),
     },
 ];
 
-/// What is known of the file system on a device, by the type that was found there or asked for.
+/// Finds the file system for a type that was requested or found on a device.
 ///
 /// # Errors
-/// It is none of ours.
+/// Fails if spc does not mount this type from attached devices.
 pub fn file_system(name: &str) -> Result<FileSystem> {
     let found = FILE_SYSTEMS.iter().find(|fs| fs.name == name);
-    let found = found.or_else(|| FILE_SYSTEMS.iter().find(|fs| fs.reads.contains(&name)));
+    let found = found.or_else(|| FILE_SYSTEMS.iter().find(|fs| fs.types.contains(&name)));
     found.copied().ok_or_else(|| {
         let names: Vec<_> = FILE_SYSTEMS.iter().map(|fs| fs.name).collect();
         Error::mount(format!("cannot mount {name} from an attached device"))
-            .hint(format!("spc does that for {}", names.join(", ")))
+            .hint(format!("supported: {}", names.join(", ")))
     })
 }
 
-/// How e2fsck ends when all is well: 0, or 1 when it has repaired something (fsck(8)).
+/// Returns whether an exit code of e2fsck(8) means a sound file system: 0, or 1 after repairs.
 pub fn is_sound(code: i32) -> bool {
     matches!(code, 0 | 1)
 }
 
-/// What a volume is called by the disk itself: the identifiers of the logical unit, without those of its ports, from
-/// page 83h (SPC-4, 7.8.6). Empty if it gives none.
+/// Identifiers of a logical unit from its vital product data, page 83h (SPC-4, 7.8.6), as
+/// `TYPE.VALUE`, sorted. Identifiers of ports and of the target device are left out. Empty if the
+/// disk gives none.
 pub fn volume_ids(page: &[u8]) -> Vec<String> {
     let mut ids = Vec::new();
     let mut rest = page.get(4..).unwrap_or_default();
@@ -183,7 +191,7 @@ pub fn volume_ids(page: &[u8]) -> Vec<String> {
         let Some(id) = tail.get(..usize::from(*length)) else {
             break;
         };
-        // Association 0 is the logical unit.
+        // Association 0: the identifier belongs to the logical unit.
         if kind & 0x30 == 0 && !id.is_empty() {
             let text: String = match code_set & 0x0f {
                 1 => id.iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -202,32 +210,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_blkid_says() {
+    fn content_is_read_from_the_output_of_blkid() {
         let fs = "DEVNAME=/dev/stdin\nUUID=1\nVERSION=1.0\nBLOCK_SIZE=4096\nUSAGE=filesystem\nTYPE=ext4\n";
-        assert_eq!(content(0, fs), Ok(Content::FileSystem("ext4".into())));
+        assert_eq!(parse_blkid(0, fs), Ok(Content::FileSystem("ext4".into())));
         let luks = "VERSION=2\nTYPE=crypto_LUKS\nUSAGE=crypto\n";
         assert_eq!(
-            content(0, luks),
+            parse_blkid(0, luks),
             Ok(Content::Other("crypto_LUKS (crypto)".into()))
         );
         let table = "PTUUID=1\nPTTYPE=gpt\n";
         assert_eq!(
-            content(0, table),
+            parse_blkid(0, table),
             Ok(Content::Other("a partition table (gpt)".into()))
         );
-        assert_eq!(content(2, ""), Ok(Content::Nothing));
-        assert!(matches!(content(8, ""), Ok(Content::Other(_))));
-        assert!(content(1, "").is_err() && content(127, "").is_err());
+        assert_eq!(parse_blkid(2, ""), Ok(Content::Nothing));
+        assert!(matches!(parse_blkid(8, ""), Ok(Content::Other(_))));
+        assert!(parse_blkid(1, "").is_err() && parse_blkid(127, "").is_err());
     }
 
     #[test]
-    fn fsck_may_have_repaired_something_but_not_left_anything() {
+    fn only_fsck_codes_0_and_1_are_sound() {
         let sound: Vec<i32> = (0..256).filter(|code| is_sound(*code)).collect();
         assert_eq!(sound, [0, 1]);
     }
 
     #[test]
-    fn a_volume_is_known_by_its_own_identifiers_and_not_by_its_ports() {
+    fn volume_ids_are_those_of_the_unit_not_of_its_ports() {
         let mut page = vec![0, 0x83, 0, 0];
         // NAA of the unit, T10 vendor text of the unit, relative port.
         page.extend([1, 0x03, 0, 8, 0x60, 1, 2, 3, 4, 5, 6, 7]);
@@ -248,18 +256,18 @@ mod tests {
     }
 
     #[test]
-    fn only_file_systems_that_were_tested_are_mounted_from_devices() {
+    fn unsupported_file_systems_on_devices_are_refused() {
         assert_eq!(file_system("ext3").unwrap().name, "ext4");
         assert_eq!(file_system("xfs").unwrap().name, "xfs");
         assert!(file_system("btrfs").is_err());
     }
 
     #[test]
-    fn signatures_are_named_with_their_place() {
+    fn signatures_of_wipefs_are_named_with_their_offset() {
         assert_eq!(
-            signatures("gpt   0x200\ngpt 0x7ffe00\n"),
+            parse_wipefs("gpt   0x200\ngpt 0x7ffe00\n"),
             ["gpt at 0x200", "gpt at 0x7ffe00"]
         );
-        assert!(signatures("\n").is_empty());
+        assert!(parse_wipefs("\n").is_empty());
     }
 }

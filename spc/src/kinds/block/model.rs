@@ -1,155 +1,161 @@
-//! Types that describe a block device: its paths, the commands that attach and detach it, its place in sysfs.
+//! Description of a block device as data: its paths, the commands that attach and detach it, and
+//! its directories in sysfs. Terms as in multipath: a path is a route of I/O to the disk.
 
 use crate::host::hostname::HostName;
 use crate::host::modules::Module;
 use crate::host::service::Service;
 use crate::kinds::model::{Diagnostics, SecretParam};
 
-/// A device that has to be attached: what it is called, how it is reached, how it shows, how it goes.
+/// Block device to attach.
 #[derive(Clone, Debug)]
 pub struct Device {
-    /// Requests with the same name mean the same device of this host.
+    /// Name of the device; two requests with the same name share one device.
     pub name: String,
-    /// What devices are reached through, such as a session with a target: it stays for as long as one of them is in use.
+    /// Name of the session with a target, or of the map of an image, which several devices may
+    /// share. The session ends with its last device.
     pub session_key: String,
-    /// Kernel modules without which it cannot be, the one that shows first.
+    /// Kernel modules that the device needs. The first one makes the directories in sysfs.
     pub modules: &'static [Module],
-    /// A daemon that its programs need.
+    /// Daemon that the commands need.
     pub service: Option<&'static Service>,
-    /// The name that servers know this host by.
+    /// File with the name of this host at the servers, such as the iSCSI initiator name.
     pub host_name: Option<HostName>,
-    /// The ways to it; it is there when one of them came up.
+    /// Paths to the device, such as portals. One active path is enough.
     pub paths: Vec<DevicePath>,
-    /// How it shows.
-    pub shows: SysfsLayout,
-    /// Ends a way that is up.
+    /// Directories and files of the device in sysfs.
+    pub sysfs: SysfsLayout,
+    /// Ends one active path: logs out of a session, or unmaps an image.
     pub detach_path: Command,
-    /// What remains to be done when all ways are ended.
-    pub end: Vec<Command>,
-    /// Options that are meant for this step, and not for the file system.
+    /// Commands to run when no path is active any more.
+    pub cleanup: Vec<Command>,
+    /// Options for the attachment. They are not passed to the file system.
     pub options: &'static [&'static str],
-    /// The secrets that it has a use for.
+    /// Names of the secrets that the attachment takes.
     pub secrets: &'static [&'static str],
-    /// How failures of its programs are told.
+    /// Rules to read the output of the commands and to find a hint in it.
     pub diagnostics: Diagnostics,
 }
 
-/// One way to a device.
+/// Path to a device. For iSCSI: a portal.
 #[derive(Clone, Debug)]
 pub struct DevicePath {
-    /// For people.
+    /// Name in messages, such as `192.0.2.1:3260`.
     pub name: String,
-    /// What the files [`Shows::known_by`] hold for it.
-    pub marks: Vec<String>,
-    /// Where a server has to answer for it; none if that is not to be seen beforehand.
+    /// Contents of the files [`SysfsLayout::key_attributes`] while this path is active.
+    pub key: Vec<String>,
+    /// Server to probe before the steps; none if the program itself finds a server.
     pub endpoint: Option<Endpoint>,
-    /// What brings it up.
+    /// Steps that make the path active.
     pub steps: Vec<Step>,
 }
 
-/// Where a server is, and what it is told so that it says something.
+/// Address of a server, and the request that makes it answer.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// Its name or address.
+    /// Name or address.
     pub host: String,
-    /// Its port.
+    /// TCP port.
     pub port: u16,
-    /// The words.
+    /// Bytes to send after connecting.
     pub probe_request: &'static [u8],
 }
 
-/// A step on a way.
+/// Step of attaching a path.
 #[derive(Clone, Debug)]
 pub enum Step {
     /// Runs a program.
     Run(Command),
-    /// Puts settings into a file that a program made: secrets must not be among anybody's arguments.
+    /// Writes settings into a file that a program has made. Secrets go there, not into arguments.
     Set {
-        /// Where the file may be; `*` stands for any name.
+        /// Paths at which the file may be; `*` stands for any name.
         files: Vec<String>,
         /// Lines `KEY = VALUE`.
         settings: Vec<(&'static str, Value)>,
     },
 }
 
-/// What a setting is set to.
+/// Value of a setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// This text.
+    /// Fixed text.
     Text(String),
-    /// The secret with this key.
+    /// Secret with this key.
     Secret(&'static str),
-    /// The name that servers know this host by.
+    /// Name of this host at the servers.
     HostName,
 }
 
-/// A program to run.
+/// Command line of a program, and the conditions under which it has succeeded.
 #[derive(Clone, Debug)]
 pub struct Command {
-    /// Its name.
+    /// Name of the program.
     pub program: &'static str,
-    /// Its arguments; in [`Device::end_way`], [`WAY`] stands for the number of the way.
+    /// Arguments; in [`Device::detach_path`], [`PATH_NUMBER`] stands for the number of the path.
     pub args: Vec<String>,
-    /// Exit codes that are as good as 0.
-    pub fine: &'static [i32],
-    /// What its output must tell; the error says why it does not.
+    /// Exit codes that count as success, besides 0.
+    pub accepted_codes: &'static [i32],
+    /// Check of the output after a success.
     pub output_check: Option<OutputCheck>,
-    /// The secret that it is given, if that is there.
+    /// Secret that the program takes, if the request has it.
     pub secret: Option<SecretParam>,
 }
 
-/// A look at a program's output for what was asked.
+/// Check that a program's output contains a text.
 #[derive(Clone, Debug)]
 pub struct OutputCheck {
-    /// What is looked for.
-    pub what: String,
-    /// Finds it, or says what is there instead.
-    pub find: fn(output: &str, what: &str) -> std::result::Result<(), String>,
+    /// Text that the output must contain.
+    pub wanted: String,
+    /// Fails with the reason if the output does not contain the text.
+    pub verify: fn(output: &str, wanted: &str) -> std::result::Result<(), String>,
 }
 
-/// Stands for the number of a way among a command's arguments.
-pub const PATH_NUMBER: &str = "\0way";
+/// Placeholder for the number of a path among a command's arguments.
+pub const PATH_NUMBER: &str = "\0path";
 
-/// How a device shows in sysfs; `*` in a path stands for any name.
+/// Directories and files of a device in sysfs. `*` in a name stands for any text.
 #[derive(Clone, Debug)]
 pub struct SysfsLayout {
-    /// A directory for each way that is up.
-    pub ways: &'static str,
-    /// Files in it, and what they hold for ways to this device.
-    pub holds: Vec<(&'static str, String)>,
-    /// Files in it that tell the ways apart, in the order of [`Way::marks`].
-    pub known_by: &'static [&'static str],
-    /// A file, from there, and what to write to it so that the kernel looks for the disk.
+    /// Directories of active paths of any device, below `/sys`. For iSCSI: sessions.
+    pub path_dirs: &'static str,
+    /// Files in a path's directory, with the contents that mark a path of this device.
+    pub attributes: Vec<(&'static str, String)>,
+    /// Files in a path's directory that distinguish the paths, in the order of
+    /// [`DevicePath::key`].
+    pub key_attributes: &'static [&'static str],
+    /// File, relative to a path's directory, and the text to write so that the kernel scans for
+    /// the disk.
     pub scan: Option<(&'static str, String)>,
-    /// Directories, from there, that are called as the disk is.
+    /// Directory, relative to a path's directory, that has the disk's name.
     pub disk: String,
-    /// The same for all disks of that way, of which somebody else may use one.
-    pub disks: &'static str,
-    /// Where the disk can be taken away by itself: a file in its directory, to which 1 is written.
+    /// Directories of all disks of a path. Other programs may use disks that spc does not.
+    pub all_disks: &'static str,
+    /// File in a disk's directory that removes the disk when 1 is written to it; none if the disk
+    /// goes with its path.
     pub delete: Option<&'static str>,
-    /// What tells which volume it is.
+    /// Source of the volume's identity.
     pub identity: Identity,
-    /// How soon a way is given up that was lost.
-    pub patience: Option<RecoveryTimeout>,
+    /// Limit after which a lost path fails its I/O.
+    pub recovery_timeout: Option<RecoveryTimeout>,
 }
 
-/// How soon a way is given up that was lost. New ones come with little patience, so that one that is lost while the disk is
-/// looked for does not hold up the others.
+/// Limit after which a lost path fails its I/O, in seconds. New paths start with the short one, so
+/// that a path that is lost during the scan does not delay the others.
 #[derive(Clone, Copy, Debug)]
 pub struct RecoveryTimeout {
-    /// A file of the way.
+    /// File in the path's directory.
     pub file: &'static str,
-    /// What it holds where there are other ways, and at first.
-    pub little: &'static str,
-    /// What it holds otherwise.
-    pub usual: &'static str,
+    /// Value for new paths, and where multipath can use another path.
+    pub short: &'static str,
+    /// Value for a single path.
+    pub normal: &'static str,
 }
 
-/// What tells which volume is behind a device.
+/// Source of the identity of the volume behind a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// What a SCSI disk answers when it is asked (vital product data, page 83h); and what the kernel remembers of it.
+    /// Vital product data of a SCSI disk, page 83h, both as the disk returns it now and as the
+    /// kernel has it from the scan.
     Scsi,
-    /// Files in the way's directory.
+    /// Files in the path's directory.
     Files(&'static [&'static str]),
 }

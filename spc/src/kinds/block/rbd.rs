@@ -8,19 +8,22 @@ use crate::kinds::block::model::{
 use crate::kinds::ceph;
 use crate::kinds::model::{Diagnostics, KindInput, SecretDelivery, SecretParam};
 
-/// The kernel's client.
+/// Kernel modules.
 pub const MODULES: [Module; 1] = [Module::driver("rbd")];
 
-/// How many seconds rbd looks for a monitor.
+/// Limit of rbd in seconds to find a monitor.
 const MOUNT_TIMEOUT: &str = "30";
 
-/// Options that are for the mapping.
+/// Options for the map.
 const OPTIONS: [&str; 6] = ["id", "mon", "keyring", "keyfile", "cluster", "conf"];
 
-/// The device that `rest`, the source behind `rbd:`, names.
-pub fn device(rest: &str, asked: &KindInput<'_>) -> Result<Device> {
+/// Builds the device of a source; `rest` is the text after `rbd:`.
+///
+/// # Errors
+/// Fails if the text is not `POOL/IMAGE` or `POOL/NAMESPACE/IMAGE`.
+pub fn device(rest: &str, input: &KindInput<'_>) -> Result<Device> {
     let bad = |why: &str| {
-        Error::usage(format!("bad source: {}", asked.source))
+        Error::usage(format!("bad source: {}", input.source))
             .because(why)
             .hint("an RBD source is rbd:POOL/IMAGE or rbd:POOL/NAMESPACE/IMAGE")
     };
@@ -35,7 +38,7 @@ pub fn device(rest: &str, asked: &KindInput<'_>) -> Result<Device> {
         |name: &str| !name.is_empty() && !name.starts_with(['-', '.']) && name.chars().all(plain);
     if !named(pool) || !named(image) || parts.iter().any(|part| !named(part)) {
         return Err(bad(
-            "names have letters, digits, dots, dashes and underscores; snapshots cannot be mounted",
+            "names have only letters, digits, dots, dashes, underscores, plus signs and colons; snapshots cannot be mounted",
         ));
     }
     let map = [
@@ -48,12 +51,12 @@ pub fn device(rest: &str, asked: &KindInput<'_>) -> Result<Device> {
     ];
     let mut args: Vec<String> = map.map(str::to_owned).into();
     args.push(rest.to_owned());
-    // Without udev nobody makes the events that rbd waits for; the kernel makes the node.
-    let mut map = vec!["noudev"];
-    if asked.options.read_only() {
-        map.push("ro");
+    // `noudev`: rbd would wait for an event of udev, which may not run. The kernel makes the node.
+    let mut map_options = vec!["noudev"];
+    if input.options.read_only() {
+        map_options.push("ro");
     }
-    args.extend(["-o".into(), map.join(",")]);
+    args.extend(["-o".into(), map_options.join(",")]);
     for (option, argument) in [
         ("cluster", "--cluster"),
         ("conf", "--conf"),
@@ -62,8 +65,8 @@ pub fn device(rest: &str, asked: &KindInput<'_>) -> Result<Device> {
         ("keyring", "--keyring"),
         ("keyfile", "--keyfile"),
     ] {
-        if let Some(value) = asked.options.value(option) {
-            // Monitors are separated by semicolons or slashes where a comma ends an option, as for mount.ceph.
+        if let Some(value) = input.options.value(option) {
+            // Semicolons or slashes separate monitors, since a comma ends an option.
             let value = match option {
                 "mon" => value.replace([';', '/'], ","),
                 _ => value.to_owned(),
@@ -79,14 +82,14 @@ pub fn device(rest: &str, asked: &KindInput<'_>) -> Result<Device> {
         service: None,
         host_name: None,
         paths: vec![DevicePath {
-            // Its program looks for a monitor that answers.
+            // rbd itself finds a monitor that answers.
             endpoint: None,
             name: rest.to_owned(),
-            marks: Vec::new(),
+            key: Vec::new(),
             steps: vec![Step::Run(Command {
                 program: "rbd",
                 args,
-                fine: &[],
+                accepted_codes: &[],
                 output_check: None,
                 secret: Some(SecretParam {
                     key: "secret",
@@ -96,46 +99,46 @@ pub fn device(rest: &str, asked: &KindInput<'_>) -> Result<Device> {
                 }),
             })],
         }],
-        shows: SysfsLayout {
-            ways: "bus/rbd/devices/*",
-            holds: vec![
+        sysfs: SysfsLayout {
+            path_dirs: "bus/rbd/devices/*",
+            attributes: vec![
                 ("pool", pool.to_owned()),
                 ("pool_ns", namespace.to_owned()),
                 ("name", image.to_owned()),
                 ("current_snap", "-".into()),
             ],
-            known_by: &[],
+            key_attributes: &[],
             scan: None,
             disk: "block/*".into(),
-            disks: "block/*",
+            all_disks: "block/*",
             delete: None,
             identity: Identity::Files(&["cluster_fsid", "pool_id", "image_id"]),
-            patience: None,
+            recovery_timeout: None,
         },
         detach_path: Command {
             program: "rbd",
             args: ["device", "unmap", "-t", "krbd", "-o", "noudev", PATH_NUMBER]
                 .map(|word| word.replace(PATH_NUMBER, &format!("/dev/rbd{PATH_NUMBER}")))
                 .into(),
-            fine: &[],
+            accepted_codes: &[],
             output_check: None,
             secret: None,
         },
-        end: Vec::new(),
+        cleanup: Vec::new(),
         options: &OPTIONS,
         secrets: &["secret"],
-        diagnostics: TELLING,
+        diagnostics: DIAGNOSTICS,
     })
 }
 
-const TELLING: Diagnostics = Diagnostics {
+const DIAGNOSTICS: Diagnostics = Diagnostics {
     line: ceph::line,
     gives_up: None,
     hints: &[
         ceph::WRONG_KEY,
         (
             "no keyring found",
-            "name the user and the key: -o id=USER --secret secret=file:/host/etc/ceph/USER.secret, or, as the container sees them, keyfile=FILE or keyring=FILE",
+            "name the user and the key: -o id=USER --secret secret=file:/host/etc/ceph/USER.secret, or keyfile=FILE or keyring=FILE with a path of the container",
         ),
         (
             "error opening pool",
@@ -161,9 +164,9 @@ mod tests {
     use super::*;
     use crate::options::Options;
 
-    fn of(rest: &str, options: &str) -> Result<Device> {
-        let (options, secrets) = Options::and_secrets([options])?;
-        let asked = KindInput {
+    fn parsed(rest: &str, options: &str) -> Result<Device> {
+        let (options, secrets) = Options::parse_with_secrets([options])?;
+        let input = KindInput {
             fs_type: "xfs",
             source: &format!("rbd:{rest}"),
             options: &options,
@@ -171,12 +174,12 @@ mod tests {
             kernel_lacks: &|_| None,
             log_name: "mnt",
         };
-        device(rest, &asked)
+        device(rest, &input)
     }
 
     #[test]
-    fn an_image_is_mapped_by_the_kernel_without_udev() {
-        let device = of("rbd/disk", "id=me,mon=192.0.2.1;192.0.2.2,ro,noatime").unwrap();
+    fn the_map_command_has_noudev_and_the_users_options() {
+        let device = parsed("rbd/disk", "id=me,mon=192.0.2.1;192.0.2.2,ro,noatime").unwrap();
         let [Step::Run(map)] = &device.paths[0].steps[..] else {
             panic!("{device:?}")
         };
@@ -186,18 +189,18 @@ mod tests {
         );
         assert_eq!(map.secret.unwrap().key, "secret");
         assert_eq!(device.name, "rbd:rbd/disk");
-        assert_eq!(device.detach_path.args.last().unwrap(), "/dev/rbd\0way");
+        assert_eq!(device.detach_path.args.last().unwrap(), "/dev/rbd\0path");
     }
 
     #[test]
-    fn a_source_names_a_pool_and_an_image() {
-        let held = |rest: &str| of(rest, "").unwrap().shows.holds;
-        assert!(held("p/n/i").contains(&("pool_ns", "n".into())));
-        assert!(held("p/i").contains(&("pool_ns", String::new())));
+    fn sources_with_pool_namespace_and_image_are_parsed_and_others_refused() {
+        let attributes = |rest: &str| parsed(rest, "").unwrap().sysfs.attributes;
+        assert!(attributes("p/n/i").contains(&("pool_ns", "n".into())));
+        assert!(attributes("p/i").contains(&("pool_ns", String::new())));
         for bad in [
             "", "i", "/i", "p/", "p/i@s", "p//i", "a/b/c/d", "p/-i", "p/*",
         ] {
-            assert!(of(bad, "").is_err(), "{bad}");
+            assert!(parsed(bad, "").is_err(), "{bad}");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! How kinds write servers and a path into a source.
+//! Forms in which kinds write servers and a path into a source.
 
 /// Servers and a path.
 type Parts = (Vec<String>, String);
 
-/// How servers and a path make a source.
+/// Form of a source: takes it apart into servers and a path, and writes it from them.
 #[derive(Clone, Copy)]
 pub(in crate::kinds) struct Form {
     pub(in crate::kinds) split: fn(&str) -> Option<Parts>,
@@ -16,7 +16,7 @@ pub(in crate::kinds) const COLON: Form = Form {
     join: |servers, path| format!("{}:{}", list(servers, bracketed), absolute(path)),
 };
 
-/// `A,B:/VOLUME` or `A:VOLUME`. mount.glusterfs(8) knows no brackets.
+/// `A,B:/VOLUME` or `A:VOLUME`. mount.glusterfs(8) does not accept brackets around an address.
 pub(in crate::kinds) const VOLUME: Form = Form {
     split: |source| split_colon(source).or_else(|| split(source.rsplit_once(':')?)),
     join: |servers, path| {
@@ -34,7 +34,7 @@ pub(in crate::kinds) const SLASHES: Form = Form {
     join: |servers, path| format!("//{}/{}", servers.join(","), path.trim_start_matches('/')),
 };
 
-/// `USER@A,B:PATH`, where a path without a slash is below the user's directory.
+/// `USER@A,B:PATH`, where a path without a slash is relative to the user's home directory.
 pub(in crate::kinds) const LOGIN: Form = Form {
     split: split_login,
     join: |servers, path| format!("{}:{path}", list(servers, bracketed)),
@@ -49,14 +49,14 @@ pub(in crate::kinds) const PORTALS: Form = Form {
     },
 };
 
-/// The name or address in a server: without a user before it, and brackets around it.
+/// Name or address in a server, without a user before it and brackets around it. A port stays.
 pub fn host_of(server: &str) -> &str {
     let host = server.rsplit_once('@').map_or(server, |(_, host)| host);
     bare(host)
 }
 
-/// A server with another host in the place of its own.
-pub fn at_host(server: &str, host: &str) -> String {
+/// Replaces the host of a server and keeps its user. Brackets and port are dropped.
+pub fn with_host(server: &str, host: &str) -> String {
     match server.rsplit_once('@') {
         Some((user, _)) => format!("{user}@{host}"),
         None => host.to_owned(),
@@ -65,10 +65,10 @@ pub fn at_host(server: &str, host: &str) -> String {
 
 fn split((servers, path): (&str, &str)) -> Option<Parts> {
     let servers: Vec<String> = servers.split(',').map(str::to_owned).collect();
-    // What has a slash is a path, with a colon in it.
-    let are = servers.iter().any(|server| !server.is_empty())
+    // Text with a slash before the separator is a path that contains the separator.
+    let valid = servers.iter().any(|server| !server.is_empty())
         && servers.iter().all(|server| !server.contains('/'));
-    are.then(|| (servers, path.to_owned()))
+    valid.then(|| (servers, path.to_owned()))
 }
 
 fn split_colon(source: &str) -> Option<Parts> {
@@ -76,7 +76,7 @@ fn split_colon(source: &str) -> Option<Parts> {
     split((&source[..at], &source[at + 1..]))
 }
 
-/// A user before the first server is the user at the others, unless they have their own.
+/// Gives the user of the first server to all servers without a user of their own.
 fn split_login(source: &str) -> Option<Parts> {
     let mut inside = false;
     let end = source.find(|c| {
@@ -102,17 +102,17 @@ fn absolute(path: &str) -> String {
     format!("/{}", path.trim_start_matches('/'))
 }
 
-/// An address with colons of its own is written in brackets.
+/// Puts brackets around an IPv6 address.
 fn bracketed(server: &str) -> String {
     let host = host_of(server);
     match host.matches(':').count() {
         0 | 1 => server.to_owned(),
         _ if server.contains(']') => server.to_owned(),
-        _ => at_host(server, &format!("[{host}]")),
+        _ => with_host(server, &format!("[{host}]")),
     }
 }
 
-/// Without the brackets around an address and nothing else.
+/// Removes brackets, unless there is a port after them.
 pub(super) fn bare(server: &str) -> &str {
     let inside = server.strip_prefix('[').and_then(|s| s.strip_suffix(']'));
     inside.unwrap_or(server)

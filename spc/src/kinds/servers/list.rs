@@ -1,12 +1,12 @@
-//! Lists of servers, as options and files have them.
+//! Lists of servers in options and files.
 
 use crate::error::{Error, Result};
 
-/// Reads a list of servers: between commas, slashes or white space.
+/// Parses a list of servers, separated by commas, slashes or white space.
 ///
 /// # Errors
-/// One cannot be a server, or there is none.
-pub fn list_of(text: &str) -> Result<Vec<String>> {
+/// Fails if an item has not the form of a server, or if the list is empty.
+pub fn parse_list(text: &str) -> Result<Vec<String>> {
     let separated = text.split(|c: char| ",/".contains(c) || c.is_whitespace());
     let servers: Vec<String> = separated
         .filter(|server| !server.is_empty())
@@ -19,29 +19,30 @@ pub fn list_of(text: &str) -> Result<Vec<String>> {
         );
     }
     if servers.is_empty() {
-        return Err(Error::usage("bad list of servers: there is none in it"));
+        return Err(Error::usage("bad list of servers: it is empty"));
     }
     Ok(servers)
 }
 
-/// Whether it is `[USER@]HOST[:PORT]`, where an address may be in brackets.
+/// Returns whether a text has the form `[USER@]HOST[:PORT]`, where HOST may be in brackets.
 fn is_server(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_%".contains(c);
-    let are = |text: &str| !text.starts_with(['-', '.']) && text.chars().all(plain);
+    let valid = |text: &str| !text.starts_with(['-', '.']) && text.chars().all(plain);
     let (user, host) = text.rsplit_once('@').unwrap_or(("user", text));
     let (inside, port) = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']').unwrap_or_default(),
         None => (host, ""),
     };
-    let port = port.is_empty() || (port.starts_with(':') && are(port));
-    are(user) && are(inside) && port && !user.is_empty() && !inside.is_empty()
+    let port = port.is_empty() || (port.starts_with(':') && valid(port));
+    valid(user) && valid(inside) && port && !user.is_empty() && !inside.is_empty()
 }
 
-/// Reads a file with servers, in which `#` begins a comment. What it holds is not repeated: it may be any file.
+/// Parses a file with lists of servers, in which `#` begins a comment. Errors do not quote the
+/// file: a wrong path may name one with secrets.
 ///
 /// # Errors
-/// A line has what cannot be a server, or there is none.
-pub fn in_file(text: &str) -> Result<Vec<String>> {
+/// Fails if a line has an item that has not the form of a server, or if the file has no server.
+pub fn parse_file(text: &str) -> Result<Vec<String>> {
     let mut servers = Vec::new();
     for (at, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default();
@@ -52,10 +53,10 @@ pub fn in_file(text: &str) -> Result<Vec<String>> {
             Error::usage(format!("bad server in line {}", at + 1))
                 .hint("a server is a name or an address, with :PORT where its protocol has one")
         };
-        servers.extend(list_of(line).map_err(fail)?);
+        servers.extend(parse_list(line).map_err(fail)?);
     }
     if servers.is_empty() {
-        return Err(Error::usage("there is no server in it"));
+        return Err(Error::usage("the file has no server"));
     }
     Ok(servers)
 }
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn brackets_are_around_addresses_and_nothing_else() {
+    fn only_user_host_and_port_make_a_server() {
         for good in ["nas", "me@[2001:db8::1]", "[fe80::1%eth0]:22", "a_b.c:3260"] {
             assert!(is_server(good), "{good}");
         }
@@ -78,14 +79,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_servers_and_comments_and_is_not_repeated() {
-        let servers = in_file("# ours\na\n\n b, c # and d\n").unwrap();
+    fn errors_in_a_server_file_do_not_quote_it() {
+        let servers = parse_file("# ours\na\n\n b, c # and d\n").unwrap();
         assert_eq!(servers, ["a", "b", "c"]);
-        let error = in_file("a\nroot:$6$hunter2:1").unwrap_err().to_string();
+        let error = parse_file("a\nroot:$6$hunter2:1").unwrap_err().to_string();
         assert!(
             error.contains("line 2") && !error.contains("hunter2"),
             "{error}"
         );
-        assert!(in_file("# nobody\n").is_err());
+        assert!(parse_file("# nobody\n").is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! Servers in sources: which a source names, what a kind does with several, and how it is seen whether one answers.
-//! Pure text; the looking is done by `mount/servers/`.
+//! Servers in sources: the servers that a source names, the use that a kind makes of several, and
+//! the probe of each kind. Pure text; the room `servers/` sends the probes.
 
 pub(crate) mod form;
 mod list;
@@ -8,56 +8,58 @@ mod server_probe;
 pub use crate::kinds::servers::server_probe::ServerProbe;
 pub(super) use crate::kinds::servers::server_probe::{GLUSTERD, NFSD, SMBD, SSHD};
 pub(super) use form::{COLON, LOGIN, PORTALS, SLASHES, VOLUME};
-pub use form::{at_host, host_of};
-pub use list::{in_file, list_of};
+pub use form::{host_of, with_host};
+pub use list::{parse_file, parse_list};
 
 use crate::kinds::servers::form::{Form, bare};
 use crate::options::Options;
 
-/// An option of any kind that has servers: more of them, or `@FILE` with them.
+/// Option with further servers: a list, or `@FILE` with one. For any kind whose sources have
+/// servers.
 pub const SERVERS: &str = "x-spc.servers";
 
-/// What a kind does with several servers.
+/// Use that a kind makes of several servers.
 #[derive(Clone, Copy)]
 pub(super) enum Servers {
-    /// One source names them all, and whoever mounts it uses them all, or chooses.
+    /// The source lists all servers; the client connects to all of them, or chooses one.
     All(Form),
-    /// One is chosen that answers.
-    Chosen(Form, ServerProbe),
-    /// Its sources have none.
+    /// spc mounts from one server that answers its probe.
+    OneOf(Form, ServerProbe),
+    /// Sources have no server.
     None,
 }
 
-/// A source of a kind of which one server is chosen.
+/// Servers and path of a source from which spc mounts one server.
 #[derive(Clone, Debug)]
 pub struct ServerSet {
-    /// The servers, as they were named; at least one.
+    /// Servers as they were written; at least one.
     pub servers: Vec<String>,
-    /// How it is seen whether they answer.
-    pub answering: ServerProbe,
+    /// Probe of the servers.
+    pub probe: ServerProbe,
     pub(super) path: String,
     pub(super) join: fn(&[String], &str) -> String,
 }
 
 impl ServerSet {
-    /// The source with these servers.
+    /// Writes the source with the given servers.
     pub fn source(&self, servers: &[String]) -> String {
         (self.join)(servers, &self.path)
     }
 
-    /// The port, by the options.
+    /// Port of the servers: from the options, or the usual one. Port 0 counts as not given.
     pub fn port(&self, options: &Options) -> u16 {
-        let keys = self.answering.port_options.iter();
-        let asked = keys.filter_map(|key| options.value(key)?.parse().ok());
-        asked
+        let keys = self.probe.port_options.iter();
+        let given = keys.filter_map(|key| options.value(key)?.parse().ok());
+        given
             .into_iter()
             .find(|port| *port != 0)
-            .unwrap_or(self.answering.port)
+            .unwrap_or(self.probe.port)
     }
 }
 
-/// The name by which a source has its server, the first of several; none if it is a path or has no name.
-pub fn first_of(source: &str) -> Option<&str> {
+/// First server of a source, as it is written there; none if the source is a path or names no
+/// server. Works without a type, so a source without a server can give its own text.
+pub fn first_server(source: &str) -> Option<&str> {
     let source = match source.strip_prefix("//") {
         Some(share) => share,
         None if source.starts_with('/') => return None,
@@ -71,6 +73,7 @@ pub fn first_of(source: &str) -> Option<&str> {
     (!name.is_empty()).then_some(name)
 }
 
+/// Removes duplicates, and keeps the first of each. Brackets around an address do not count.
 pub(crate) fn dedup(servers: &mut Vec<String>) {
     let mut seen = std::collections::BTreeSet::new();
     servers.retain(|server| seen.insert(bare(server).to_owned()));
@@ -83,7 +86,7 @@ mod tests {
     use crate::kinds::{server_set, with_servers};
 
     #[test]
-    fn a_source_names_its_server() {
+    fn the_first_server_of_a_source_is_found() {
         for (source, server) in [
             ("192.0.2.1:/vol", Some("192.0.2.1")),
             ("[2001:db8::1]:/vol", Some("[2001:db8::1]")),
@@ -94,16 +97,16 @@ mod tests {
             ("/srv/data", None),
             (":/", None),
         ] {
-            assert_eq!(first_of(source), server, "{source}");
+            assert_eq!(first_server(source), server, "{source}");
         }
     }
 
-    fn made(fs_type: &str, servers: &str, path: &str) -> Result<String> {
-        with_servers(fs_type, path, &list_of(servers)?)
+    fn joined(fs_type: &str, servers: &str, path: &str) -> Result<String> {
+        with_servers(fs_type, path, &parse_list(servers)?)
     }
 
     #[test]
-    fn each_kind_writes_servers_in_its_way() {
+    fn each_kind_joins_servers_in_its_own_form() {
         for (fs_type, path, expected) in [
             ("glusterfs", "vol/dir", "a,b:/vol/dir"),
             ("glusterfs", "/vol/x:y", "a,b:/vol/x:y"),
@@ -118,25 +121,25 @@ mod tests {
             ("ext4", "iqn.x:y/0", "iscsi:a,b/iqn.x:y/0"),
             ("ext4", "iscsi:c/iqn.x:y/0", "iscsi:c,a,b/iqn.x:y/0"),
         ] {
-            assert_eq!(made(fs_type, "a b", path).unwrap(), expected, "{fs_type}");
+            assert_eq!(joined(fs_type, "a b", path).unwrap(), expected, "{fs_type}");
         }
-        let six = "2001:db8::1,[2001:db8::2]";
+        let ipv6 = "2001:db8::1,[2001:db8::2]";
         assert_eq!(
-            made("nfs", six, "/x").unwrap(),
+            joined("nfs", ipv6, "/x").unwrap(),
             "[2001:db8::1],[2001:db8::2]:/x"
         );
         assert_eq!(
-            made("glusterfs", six, "x").unwrap(),
+            joined("glusterfs", ipv6, "x").unwrap(),
             "2001:db8::1,2001:db8::2:/x"
         );
-        let ports = made("ceph", "a:6789/2001:db8::1", "/").unwrap();
+        let ports = joined("ceph", "a:6789/2001:db8::1", "/").unwrap();
         assert_eq!(ports, "a:6789,[2001:db8::1]:/");
-        // Once each.
-        assert_eq!(made("nfs", "a,b,a", "b:/x").unwrap(), "b,a:/x");
+        // Duplicates are dropped.
+        assert_eq!(joined("nfs", "a,b,a", "b:/x").unwrap(), "b,a:/x");
     }
 
     #[test]
-    fn what_is_no_server_is_refused() {
+    fn servers_that_do_not_fit_the_kind_are_refused() {
         for (fs_type, servers, path) in [
             ("nfs", "a -o", "/x"),
             ("fuse.sshfs", "a:22", "dir"),
@@ -147,22 +150,25 @@ mod tests {
             ("tmpfs", "a", "/x"),
             ("fuse.s3fs", "a", "/x"),
         ] {
-            assert!(made(fs_type, servers, path).is_err(), "{fs_type} {servers}");
+            assert!(
+                joined(fs_type, servers, path).is_err(),
+                "{fs_type} {servers}"
+            );
         }
     }
 
     #[test]
-    fn servers_are_found_in_sources() {
-        let of = |fs_type: &str, source: &str, options: &str| {
+    fn servers_and_port_are_read_from_source_and_options() {
+        let read = |fs_type: &str, source: &str, options: &str| {
             let options = Options::parse([options]).unwrap();
-            let several = server_set(fs_type, source, &options)?;
+            let set = server_set(fs_type, source, &options)?;
             Some((
-                several.servers.join(" "),
-                several.source(&several.servers),
-                several.port(&options),
+                set.servers.join(" "),
+                set.source(&set.servers),
+                set.port(&options),
             ))
         };
-        for (fs_type, source, options, servers, again, port) in [
+        for (fs_type, source, options, servers, rewritten, port) in [
             ("nfs", "a,b:/x:/y", "", "a b", "a,b:/x:/y", 2049),
             (
                 "nfs",
@@ -199,8 +205,8 @@ mod tests {
                 22,
             ),
         ] {
-            let expected = (servers.to_owned(), again.to_owned(), port);
-            assert_eq!(of(fs_type, source, options), Some(expected), "{source}");
+            let expected = (servers.to_owned(), rewritten.to_owned(), port);
+            assert_eq!(read(fs_type, source, options), Some(expected), "{source}");
         }
         for (fs_type, source) in [
             ("ceph", "a,b:/"),
@@ -208,9 +214,9 @@ mod tests {
             ("nfs", "x"),
             ("tmpfs", "a:/x"),
         ] {
-            assert!(of(fs_type, source, "").is_none(), "{source}");
+            assert!(read(fs_type, source, "").is_none(), "{source}");
         }
         assert_eq!(host_of("me@[2001:db8::1]"), "2001:db8::1");
-        assert_eq!(at_host("me@nas", "192.0.2.1"), "me@192.0.2.1");
+        assert_eq!(with_host("me@nas", "192.0.2.1"), "me@192.0.2.1");
     }
 }

@@ -1,8 +1,10 @@
-//! Who keeps a mount busy, told by what procfs has of every process: ids of mounts and names of links. Nothing is
-//! asked of the mount itself, which may not answer.
+//! Finds the processes, mounts and loop devices that keep a mount busy.
+//!
+//! The search reads procfs and sysfs only: mount ids and link names. The mount itself is not
+//! touched, because it may not respond.
 
+pub mod finding;
 pub mod search;
-pub mod sign;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,92 +14,91 @@ use std::time::Duration;
 use crate::error::show;
 use crate::host::Host;
 use crate::host::mountinfo::Entry;
+use crate::unmount::holders::finding::{Finding, Use};
 use crate::unmount::holders::search::Search;
-use crate::unmount::holders::sign::{Sign, Use};
 
-/// How long to look. What a process has mapped cannot be read while it waits in a page fault.
+/// Time limit of the search. The maps of a process cannot be read while it waits in a page fault.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// How many are named.
-const NAMED: usize = 10;
+/// Maximum number of holders in an error.
+const MAX_LINES: usize = 10;
 
-/// A process that uses a mount.
+/// Process that uses a mount.
 #[derive(Debug, Default)]
 struct Holder {
-    /// Its name and, if it is in one, its container.
+    /// Name of the process and, if any, its container.
     name: String,
     uses: Vec<(Use, PathBuf)>,
 }
 
-/// Who keeps a mount busy.
+/// Holders of a busy mount.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct Holders {
     processes: BTreeMap<i32, Holder>,
-    /// What is mounted below it: where, and its type.
+    /// Mounts below the mount: target and type.
     pub below: Vec<(PathBuf, String)>,
     loops: Vec<(String, PathBuf)>,
     complete: bool,
 }
 
-/// Looks for everybody who uses a mount of the host, or a copy of it that is unmounted with it.
-pub fn find(host: &Host, mount: &Entry) -> Found {
-    let (said, signs) = channel();
+/// Finds the holders of a mount of the host, and of the copies that are unmounted with it.
+pub fn find(host: &Host, mount: &Entry) -> Holders {
+    let (sender, findings) = channel();
     let mount = mount.clone();
     let search = move || {
         Search {
             mount: &mount,
-            said: &said,
+            sender: &sender,
         }
         .run();
     };
-    // If it does not come to its end, what it has found until then counts.
-    let _ = host.run_within("looking for who uses a mount", LIMIT, search);
-    let mut found = Found::default();
-    for sign in signs.try_iter() {
-        found.heed(sign);
+    // A search that exceeds its limit still yields its findings so far.
+    let _ = host.run_within("searching for the users of a mount", LIMIT, search);
+    let mut holders = Holders::default();
+    for finding in findings.try_iter() {
+        holders.add(finding);
     }
-    found
+    holders
 }
 
-impl Found {
-    fn heed(&mut self, sign: Sign) {
-        match sign {
-            Sign::Process {
+impl Holders {
+    fn add(&mut self, finding: Finding) {
+        match finding {
+            Finding::Process {
                 pid,
                 name,
-                does,
-                with,
+                used_as,
+                path,
             } => {
                 let holder = self.processes.entry(pid).or_default();
                 holder.name = name;
-                // What runs or is open may well be mapped.
-                let known = holder
-                    .uses
-                    .iter()
-                    .any(|(used, path)| *path == with && (*used == does || does == Use::HasMapped));
-                if !known {
-                    holder.uses.push((does, with));
+                // A mapping of an open file or of the program itself is not news.
+                let is_known = holder.uses.iter().any(|(used, known)| {
+                    *known == path && (*used == used_as || used_as == Use::HasMapped)
+                });
+                if !is_known {
+                    holder.uses.push((used_as, path));
                 }
             }
-            Sign::Below(target, fs_type) => self.below.push((target, fs_type)),
-            Sign::Loop(device, file) => self.loops.push((device, file)),
-            Sign::End => self.complete = true,
+            Finding::Below(target, fs_type) => self.below.push((target, fs_type)),
+            Finding::Loop(device, file) => self.loops.push((device, file)),
+            Finding::End => self.complete = true,
         }
     }
 
-    /// Nobody was found who does more than wait for an answer.
+    /// Returns whether all holders only wait for a lookup on the mount.
     pub fn only_wait(&self) -> bool {
         let mut uses = self.processes.values().flat_map(|holder| &holder.uses);
         self.below.is_empty()
             && self.loops.is_empty()
-            && uses.all(|(does, _)| *does == Use::WaitsFor)
+            && uses.all(|(used_as, _)| *used_as == Use::WaitsFor)
     }
 
-    /// A line for each that was found, for people.
+    /// Returns one line per holder, for the user.
     pub fn lines(&self) -> Vec<String> {
         let processes = self.processes.iter().map(|(pid, holder)| {
             let uses = holder.uses.iter().take(2);
-            let uses: Vec<String> = uses.map(|(does, path)| does.words(path)).collect();
+            let uses: Vec<String> = uses.map(|(used_as, path)| used_as.words(path)).collect();
             let more = match holder.uses.len().saturating_sub(2) {
                 0 => String::new(),
                 more => format!(", and {more} more"),
@@ -111,14 +112,14 @@ impl Found {
         let loops = self
             .loops
             .iter()
-            .map(|(device, file)| format!("/dev/{device} is made of {}", show(file)));
+            .map(|(device, file)| format!("loop device /dev/{device} uses {}", show(file)));
         let mut lines: Vec<String> = below.chain(loops).chain(processes).collect();
-        if let Some(more) = lines.len().checked_sub(NAMED + 1) {
-            lines.truncate(NAMED);
+        if let Some(more) = lines.len().checked_sub(MAX_LINES + 1) {
+            lines.truncate(MAX_LINES);
             lines.push(format!("and {} more", more + 1));
         }
         if !self.complete {
-            lines.push("there may be more: the search did not come to its end".into());
+            lines.push("there may be more: the search did not finish".into());
         }
         lines
     }
@@ -129,28 +130,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_lines_than_can_be_read() {
-        let mut found = Found::default();
+    fn long_lists_of_holders_are_cut() {
+        let mut holders = Holders::default();
         for pid in 1..=13 {
-            for (does, with) in [
+            for (used_as, path) in [
                 (Use::HasOpen, "/m/a"),
                 (Use::HasMapped, "/m/a"),
                 (Use::HasOpen, "/m/b"),
                 (Use::WorksIn, "/m"),
             ] {
                 let name = "cat".to_owned();
-                found.heed(Sign::Process {
+                holders.add(Finding::Process {
                     pid,
                     name,
-                    does,
-                    with: with.into(),
+                    used_as,
+                    path: path.into(),
                 });
             }
         }
-        found.heed(Sign::End);
-        let lines = found.lines();
-        assert_eq!(lines.len(), NAMED + 1);
+        holders.add(Finding::End);
+        let lines = holders.lines();
+        assert_eq!(lines.len(), MAX_LINES + 1);
         assert_eq!(lines[0], "1 (cat) has /m/a open, has /m/b open, and 1 more");
-        assert_eq!(lines[NAMED], "and 3 more");
+        assert_eq!(lines[MAX_LINES], "and 3 more");
     }
 }

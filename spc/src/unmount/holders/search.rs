@@ -1,4 +1,4 @@
-//! The search for who uses a mount, in procfs and sysfs.
+//! Search for the users of a mount, in procfs and sysfs.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -13,9 +13,9 @@ use rustix::fs::{Mode, OFlags, open};
 
 use crate::error::show;
 use crate::host::mountinfo::{self, Entry};
-use crate::unmount::holders::sign::{Sign, Use};
+use crate::unmount::holders::finding::{Finding, Use};
 
-/// System calls that begin with a path, and those that have it after a directory's descriptor.
+/// System calls whose first argument is a path.
 #[cfg(target_arch = "x86_64")]
 const BY_PATH: &[i64] = &[
     libc::SYS_access,
@@ -33,6 +33,7 @@ const BY_PATH: &[i64] = &[
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const BY_PATH: &[i64] = &[libc::SYS_chdir, libc::SYS_execve, libc::SYS_statfs];
+/// System calls whose second argument is a path, after the descriptor of a directory.
 const BY_DIRECTORY: &[i64] = &[
     libc::SYS_execveat,
     libc::SYS_faccessat,
@@ -47,14 +48,14 @@ const BY_DIRECTORY: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
-/// A search, on the host's thread.
+/// Search for the users of `mount`. Runs on the host's thread.
 pub(super) struct Search<'a> {
     pub(super) mount: &'a Entry,
-    pub(super) said: &'a Sender<Sign>,
+    pub(super) sender: &'a Sender<Finding>,
 }
 
 impl Search<'_> {
-    /// Says all that there is to say.
+    /// Sends all findings, the cheap ones first.
     pub(super) fn run(&self) {
         let own = fs::read_link("/proc/self").ok();
         let own = own.and_then(|own| own.to_str()?.parse().ok());
@@ -70,24 +71,25 @@ impl Search<'_> {
             self.waits(*pid);
             self.mapped(*pid, &ids);
         }
-        self.say(Sign::End);
+        self.send(Finding::End);
     }
 
-    fn say(&self, sign: Sign) {
-        // Whoever asked may have given up.
-        let _ = self.said.send(sign);
+    fn send(&self, finding: Finding) {
+        // The receiver is gone after its time limit.
+        let _ = self.sender.send(finding);
     }
 
-    fn uses(&self, pid: i32, does: Use, with: PathBuf) {
-        self.say(Sign::Process {
+    fn send_process(&self, pid: i32, used_as: Use, path: PathBuf) {
+        self.send(Finding::Process {
             pid,
             name: name(pid),
-            does,
-            with,
+            used_as,
+            path,
         });
     }
 
-    /// The ids of the mount and of its copies in all mount namespaces. What is mounted on them is told of.
+    /// Returns the ids of the mount and of its copies in all mount namespaces. Sends the mounts
+    /// below them.
     fn ids(&self, processes: &[i32]) -> HashSet<u64> {
         let mut ids = HashSet::from([self.mount.id]);
         let own = mountinfo::read().unwrap_or_default();
@@ -115,17 +117,17 @@ impl Search<'_> {
             ids.extend(copies.map(|copy| copy.id));
         }
         if below.is_empty() {
-            // Each copy of what is mounted below is one more entry; those of the host say it all.
+            // The copies repeat the mounts below, so they count only if the host itself has none.
             let all = others.iter().flatten();
             below.extend(all.filter(|entry| ids.contains(&entry.parent)));
         }
         for entry in below {
-            self.say(Sign::Below(entry.target.clone(), entry.fs_type.clone()));
+            self.send(Finding::Below(entry.target.clone(), entry.fs_type.clone()));
         }
         ids
     }
 
-    /// Working directory and root, which each thread may have of its own, and the program.
+    /// Sends the working directory and root of each thread, and the program.
     fn links(&self, pid: i32, ids: &HashSet<u64>) {
         let process = PathBuf::from(format!("/proc/{pid}"));
         let threads = numbers(&process.join("task")).map(|thread| {
@@ -136,36 +138,38 @@ impl Search<'_> {
             ]
         });
         let program = (Use::Runs, process.join("exe"));
-        for (does, link) in threads.flatten().chain([program]) {
+        for (used_as, link) in threads.flatten().chain([program]) {
             if mount_of(&link).is_some_and(|id| ids.contains(&id)) {
-                self.uses(pid, does, fs::read_link(link).unwrap_or_default());
+                self.send_process(pid, used_as, fs::read_link(link).unwrap_or_default());
             }
         }
     }
 
+    /// Sends the open files.
     fn open(&self, pid: i32, ids: &HashSet<u64>) {
         let process = PathBuf::from(format!("/proc/{pid}"));
         for number in numbers(&process.join("fdinfo")) {
             let on = on_mount(&process.join(format!("fdinfo/{number}")));
             if on.is_some_and(|id| ids.contains(&id)) {
                 let path = fs::read_link(process.join(format!("fd/{number}")));
-                self.uses(pid, Use::HasOpen, path.unwrap_or_default());
+                self.send_process(pid, Use::HasOpen, path.unwrap_or_default());
             }
         }
     }
 
-    /// Whoever is on the way to a file has nothing open yet: it is told by the system call that it waits in.
+    /// Sends the threads that are blocked in a lookup: they have nothing open yet, but the
+    /// arguments of their system call name the path.
     fn waits(&self, pid: i32) {
         for thread in numbers(format!("/proc/{pid}/task").as_ref()) {
             let call = fs::read_to_string(format!("/proc/{pid}/task/{thread}/syscall"));
             let path = path_at(&call.unwrap_or_default()).and_then(|at| text(pid, at));
             if let Some(path) = path.filter(|path| path.starts_with(&self.mount.target)) {
-                self.uses(pid, Use::WaitsFor, path);
+                self.send_process(pid, Use::WaitsFor, path);
             }
         }
     }
 
-    /// Files that are mapped, whether they are open or not.
+    /// Sends the mapped files, whether open or not.
     fn mapped(&self, pid: i32, ids: &HashSet<u64>) {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
         let mut seen = HashSet::new();
@@ -175,27 +179,28 @@ impl Search<'_> {
         {
             let file = PathBuf::from(format!("/proc/{pid}/map_files/{range}"));
             if seen.insert(path) && mount_of(&file).is_some_and(|id| ids.contains(&id)) {
-                self.uses(pid, Use::HasMapped, PathBuf::from(path));
+                self.send_process(pid, Use::HasMapped, PathBuf::from(path));
             }
         }
     }
 
-    /// Block devices that are made of a file of the mount.
+    /// Sends the loop devices whose backing file is on the mount.
     fn loops(&self) {
         for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
             let file = fs::read_to_string(entry.path().join("loop/backing_file"));
             let file = PathBuf::from(file.unwrap_or_default().trim_end());
             if file.starts_with(&self.mount.target) {
                 let device = entry.file_name().to_string_lossy().into_owned();
-                self.say(Sign::Loop(device, file));
+                self.send(Finding::Loop(device, file));
             }
         }
     }
 }
 
-/// Whether a mount is where another shows because of what it is on: then both are unmounted together, or not at all.
+/// Returns whether `copy` is the propagated copy of `mount`, so that both are unmounted together.
+/// `under` and `on` are their parent mounts.
 fn is_copy(copy: &Entry, under: &Entry, mount: &Entry, on: &Entry) -> bool {
-    let place = |mount: &Entry, on: &Entry| {
+    let location = |mount: &Entry, on: &Entry| {
         let below = mount.target.strip_prefix(&on.target).ok()?;
         Some(on.root.join(below))
     };
@@ -203,30 +208,31 @@ fn is_copy(copy: &Entry, under: &Entry, mount: &Entry, on: &Entry) -> bool {
         && (under.peers == on.peers || under.master == on.peers)
         && copy.device == mount.device
         && copy.root == mount.root
-        && place(copy, under) == place(mount, on)
+        && location(copy, under) == location(mount, on)
 }
 
-/// The numbers that are names in a directory of procfs.
+/// Returns the numeric names in a directory of procfs.
 fn numbers(directory: &Path) -> impl Iterator<Item = i32> + use<> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// The id of the mount that is at the end of a link of procfs. The link is only gone through, and what it leads to is not
-/// asked.
+/// Returns the id of the mount that a link of procfs leads to. `O_PATH` follows the link without
+/// contacting the file system.
 fn mount_of(link: &Path) -> Option<u64> {
     let fd = open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
     on_mount(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd()).as_ref())
 }
 
-/// The id of the mount that an open file is on (proc_pid_fdinfo(5)).
+/// Returns the mount id of an open file (proc_pid_fdinfo(5)).
 fn on_mount(fdinfo: &Path) -> Option<u64> {
     let text = fs::read_to_string(fdinfo).ok()?;
     let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
     id.trim().parse().ok()
 }
 
-/// Where a system call has its path, as `/proc/PID/syscall` shows it: the number, then the arguments in hex.
+/// Returns the address of the path among the arguments of a system call. `call` is the content of
+/// `/proc/PID/syscall`: the number, then the arguments in hexadecimal.
 fn path_at(call: &str) -> Option<u64> {
     let mut words = call.split_ascii_whitespace();
     let number = words.next()?.parse().ok()?;
@@ -238,7 +244,7 @@ fn path_at(call: &str) -> Option<u64> {
     u64::from_str_radix(word.strip_prefix("0x")?, 16).ok()
 }
 
-/// The absolute path at an address of a process.
+/// Reads the absolute path at an address of a process.
 fn text(pid: i32, at: u64) -> Option<PathBuf> {
     let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
     let mut bytes = vec![0; 4096];
@@ -249,7 +255,7 @@ fn text(pid: i32, at: u64) -> Option<PathBuf> {
     path.is_absolute().then_some(path)
 }
 
-/// Address range and file of a line of `/proc/PID/maps`, if the file is on this device.
+/// Returns the address range and file of a line of `/proc/PID/maps`, if the file is on this device.
 fn map<'a>(line: &'a str, device: &str) -> Option<(&'a str, &'a str)> {
     let mut fields = line.splitn(6, ' ');
     let range = fields.next()?;
@@ -261,7 +267,7 @@ fn map<'a>(line: &'a str, device: &str) -> Option<(&'a str, &'a str)> {
     (same && path.starts_with('/')).then_some((range, path))
 }
 
-/// The name of a process, and the container that it is in.
+/// Returns the name of a process, with its container if any.
 fn name(pid: i32) -> String {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let command = show(Path::new(read("comm").trim_end()));
@@ -271,7 +277,8 @@ fn name(pid: i32) -> String {
     }
 }
 
-/// The short form of a container's id, by its cgroup: engines name that after the id, of 64 hex digits.
+/// Returns the short container id from a cgroup path. Container engines name the cgroup after the
+/// id of 64 hexadecimal digits.
 fn container(cgroup: &str) -> Option<&str> {
     let words = cgroup.split(|c: char| !c.is_ascii_alphanumeric());
     let mut ids =
@@ -290,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_in_the_same_place_of_what_follows() {
+    fn copies_follow_the_propagation_of_the_parent() {
         let on = entry("2 1 0:1 / / rw shared:1 - tmpfs root rw");
         let mount = entry("5 2 0:2 / /mnt/a rw shared:7 - fuse.glusterfs n:/v rw");
         let host = entry("10 1 0:1 / /host rw master:1 - tmpfs root rw");
@@ -303,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_is_of_a_file_on_the_device() {
+    fn mapped_files_are_recognised_by_their_device() {
         let line = "7f00-7f01 r-xp 00001000 00:2a 77                         /mnt/a b/lib.so";
         assert_eq!(map(line, "0:42"), Some(("7f00-7f01", "/mnt/a b/lib.so")));
         assert_eq!(map(line, "0:43"), None);
@@ -315,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_told_by_its_cgroup() {
+    fn container_ids_are_read_from_cgroup_paths() {
         let id = "0123456789ab".to_owned() + &"c".repeat(52);
         for path in [
             format!("12:pids:/docker/{id}\n0::/\n"),
@@ -331,23 +338,23 @@ mod tests {
     fn this_process_is_found_by_its_directory() {
         let here = std::env::current_dir().unwrap();
         let id = mount_of(&here).unwrap();
-        let (said, signs) = channel();
+        let (sender, findings) = channel();
         let mut mount = entry("1 0 0:1 / / rw - tmpfs none rw");
         mount.id = id;
         let search = Search {
             mount: &mount,
-            said: &said,
+            sender: &sender,
         };
         let own = i32::try_from(std::process::id()).unwrap();
         search.links(own, &HashSet::from([id]));
-        let found = signs.try_iter().any(|sign| {
-            matches!(sign, Sign::Process { pid, does: Use::WorksIn, with, .. } if pid == own && with == here)
+        let found = findings.try_iter().any(|finding| {
+            matches!(finding, Finding::Process { pid, used_as: Use::WorksIn, path, .. } if pid == own && path == here)
         });
         assert!(found);
     }
 
     #[test]
-    fn a_path_is_read_where_the_system_call_has_it() {
+    fn paths_are_read_from_system_call_arguments() {
         let path = c"/mnt/data/file";
         let at = path.as_ptr() as u64;
         let own = i32::try_from(std::process::id()).unwrap();

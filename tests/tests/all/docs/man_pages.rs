@@ -70,7 +70,8 @@ fn man(lab: &Lab) -> Result<()> {
     ensure!(short == spc.exec(&["spc", "man", "spc-mount"])?.ok()?.stdout);
     let error = spc.exec(&["spc", "man", "look"])?.code(1)?.error_text();
     ensure!(
-        error.starts_with("spc: no man page: spc-look") && error.contains("hint: there are spc, "),
+        error.starts_with("spc: no man page: spc-look")
+            && error.contains("hint: the pages are spc, "),
         "{error}"
     );
     Ok(())

@@ -278,7 +278,7 @@ impl<'a, H: AnyHost> User<'a, H> {
         ];
         let output = self
             .spc
-            .refused_mount(&words, 32, &["ended by spc after 2 s"])?;
+            .refused_mount(&words, 32, &["killed by spc after 2 s"])?;
         ensure!(output.elapsed < Duration::from_secs(20), "{output}");
         self.mount("ceph", APP, &good, "/app")
     }

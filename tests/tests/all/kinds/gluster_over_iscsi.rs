@@ -225,7 +225,10 @@ impl<'a> Client<'a> {
     /// Mounts without one server, which the command reports.
     fn does_with_two(&self) -> Result<()> {
         let again = self.mount()?;
-        ensure!(again.error_text().contains("goes without"), "{again}");
+        ensure!(
+            again.error_text().contains("is attached without"),
+            "{again}"
+        );
         ensure!(self.spc.host.read("/mnt/data/40")? == b"line 40\n");
         self.spc.umount("/mnt/data").map(drop)
     }

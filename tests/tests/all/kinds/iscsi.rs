@@ -312,7 +312,9 @@ fn one_of_two_portals_is_enough() {
         let mounted = host.command(&words).limit(limit).run()?.ok()?;
         let told = mounted.error_text();
         ensure!(
-            told.contains("goes without") && told.contains(":3999") && told.contains("192.0.2.250"),
+            told.contains("is attached without")
+                && told.contains(":3999")
+                && told.contains("192.0.2.250"),
             "{mounted}"
         );
         eprintln!("with two dead portals: {:.1?}", mounted.elapsed);

@@ -26,7 +26,7 @@ pub fn with_client(body: impl FnOnce(&VmSpc<'static>) -> Result<()>) {
         let client = client.map_err(|_| anyhow::anyhow!("no server"))?;
         let client = client.lock().unwrap_or_else(PoisonError::into_inner);
         let quiet = || {
-            let complaints = "grep -E 'cannot start|does not end' /run/container/log";
+            let complaints = "grep -E 'cannot start|does not exit' /run/container/log";
             let complaints = client.host.sh(complaints)?.text();
             ensure!(complaints.is_empty(), "{complaints}");
             Ok(())
@@ -333,10 +333,10 @@ fn nfs_says_why_it_cannot_mount() {
         )?;
         refused("bg", &data, 1, &["--timeout"])?;
         refused("rw", "/data", 1, &["SERVER:/PATH"])?;
-        let hint = "hint: look whether the server exports this path, and to this host's address";
+        let hint = "hint: check whether the server exports this path, and to this host's address";
         refused("rw", &nowhere, 32, &["access denied by server", hint])?;
         refused("vers=3", &private, 32, &["access denied by server", hint])?;
-        let hint = "hint: look what the server exports, and to whom";
+        let hint = "hint: check what the server exports, and to whom";
         refused(
             "vers=4.2",
             &nowhere,
@@ -362,7 +362,7 @@ fn nfs_says_why_it_cannot_mount() {
             "vers=4.2",
             nobody,
             32,
-            &["ended by spc after 8 s", "No route to host", hint],
+            &["killed by spc after 8 s", "No route to host", hint],
         )?;
         server.stop()?;
         let down = || {
@@ -370,7 +370,7 @@ fn nfs_says_why_it_cannot_mount() {
                 "vers=4.2",
                 &data,
                 32,
-                &["ended by spc after 8 s", "Connection refused", hint],
+                &["killed by spc after 8 s", "Connection refused", hint],
             )?;
             let hint = "hint: rpcbind on the server knows no NFS server of this version";
             refused("vers=3", &data, 32, &["Program not registered", hint])

@@ -224,7 +224,7 @@ fn rbd_says_why_it_refuses() {
         let output = client.refused(&dead, "check the monitors")?;
         ensure!(output.elapsed < Duration::from_secs(60), "{output}");
         let bounded = [&["--timeout", "3"], &dead[..]].concat();
-        let output = client.refused(&bounded, "ended by spc after 3 s")?;
+        let output = client.refused(&bounded, "killed by spc after 3 s")?;
         ensure!(output.elapsed < Duration::from_secs(30), "{output}");
         client.is_clean(&["good"])
     });

@@ -57,7 +57,7 @@ fn the_driver_replies_when_its_helper_hangs_or_spc_is_missing() {
         let started = Instant::now();
         let said = answer(host, &mount(r#","timeout":"2""#))?;
         ensure!(
-            said.starts_with("Failure ") && said.contains("ended by spc after 2 s"),
+            said.starts_with("Failure ") && said.contains("killed by spc after 2 s"),
             "{said}"
         );
         ensure!(started.elapsed() < Duration::from_secs(15));

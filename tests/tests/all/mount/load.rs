@@ -213,14 +213,14 @@ fn a_server_that_does_not_respond_delays_no_other_server() {
             "dead:/4",
             "/mnt/dead/4",
         ];
-        let says = ["no helper was started: waited 2 s, and 3 were at work for dead all the time"];
+        let says = ["timed out in the queue after 2 s: 3 helpers for dead are running (the limit)"];
         spc.exec(&waits)?.code(32).and_then(|told| {
             ensure!(told.error_text().contains(says[0]), "{told}");
             Ok(())
         })?;
         let output = storm.wait()?.ok()?;
         ensure!(
-            output.text().matches("ended by spc after 12 s").count() == 3,
+            output.text().matches("killed by spc after 12 s").count() == 3,
             "{output}"
         );
         spc.umount("/mnt/dead/5")?;

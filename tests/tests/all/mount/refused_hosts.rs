@@ -66,7 +66,7 @@ fn a_container_that_cannot_find_its_host_is_refused() {
             &bare,
         )?;
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
-        let own = "/proc/1/ns/mnt: this is our own mount namespace";
+        let own = "/proc/1/ns/mnt: this is the container's own mount namespace";
         spc.refused(&TMPFS, 2, &[own, "--pid=host"])?;
         spc.put("/etc/spc/shim.conf", b"namespace /host/proc/1/ns/mnt\n")?;
         spc.refused(

@@ -112,7 +112,7 @@ fn a_helper_that_misbehaves_leaves_nothing() {
             ),
             (
                 "#!/bin/sh\nexec mount -i -t tmpfs wrong \"$2\"",
-                &["the host shows tmpfs", "bad"],
+                &["the host's mount table shows type tmpfs", "bad"],
             ),
         ] {
             spc.put("/usr/local/sbin/mount.bad", script.as_bytes())?;
@@ -121,7 +121,7 @@ fn a_helper_that_misbehaves_leaves_nothing() {
         // The helper and its child both hang and ignore SIGTERM.
         let hang = "#!/bin/sh\ntrap '' TERM\nmount -i -t tmpfs half \"$2\"\nsetsid sleep 1000 & sleep 1000";
         spc.put("/usr/local/sbin/mount.bad", hang.as_bytes())?;
-        let output = spc.refused(&mount("bad"), 32, &["ended by spc after 3 s", "--timeout"])?;
+        let output = spc.refused(&mount("bad"), 32, &["killed by spc after 3 s", "--timeout"])?;
         ensure!(output.elapsed < Duration::from_secs(10), "{output}");
         ensure!(
             !spc.sh("pgrep sleep || pidof sleep")?.success(),
@@ -153,7 +153,7 @@ fn a_type_is_derived_from_the_source() {
                 spc.put(&format!("/usr/local/sbin/{program}"), helper.as_bytes())?;
             }
             let says = format!("this is {program}");
-            let doubt = "if it is another, add -t glusterfs or -t ceph";
+            let doubt = "for another type, add -t glusterfs or -t ceph";
             let says = match program {
                 "mount.nfs" => vec![&*says, doubt],
                 _ => vec![&*says],

@@ -76,7 +76,14 @@ fn the_user_may_insist_on_a_route() {
         })?;
         install(&["-DRAW"])?;
         let mount = ["--route", "preload", "-t", "ramfs", "x", "/mnt/made"];
-        spc.refused_mount(&mount, 32, &["past the shim", "--route preload"])?;
+        spc.refused_mount(
+            &mount,
+            32,
+            &[
+                "the preload did not intercept its mount(2)",
+                "--route preload",
+            ],
+        )?;
         Ok(())
     });
 }

@@ -158,8 +158,8 @@ fn doctor_names_what_the_container_was_not_given() {
         misses(
             &spc,
             "ceph",
-            "ceph module: the host cannot be looked at",
-            "check of the host",
+            "ceph module: the host cannot be inspected",
+            "check named host",
         )?;
         misses(&spc, "ceph", "host: ", "--pid=host")
     });

@@ -56,7 +56,7 @@ fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
         let lines = served(&spc, "pod-7.x")?;
         Ok(lines
             .iter()
-            .any(|line| line.contains("unmounted on the host; forgotten")))
+            .any(|line| line.contains("unmounted on the host; record removed")))
     })?;
 
     // Without an id, spc makes one up. An id that would spoil the log is ignored.

@@ -23,13 +23,13 @@ fn progress(lab: &Lab) -> Result<()> {
     let on_terminal = [&["docker", "exec", "-t", "spc"], &mount[..]].concat();
     let seen = spc.host.run(&on_terminal)?.code(32)?.text();
     ensure!(
-        seen.contains("/usr/local/sbin/mount.slow is at work: 2 s of at most 5 s"),
+        seen.contains("/usr/local/sbin/mount.slow is running: 2 s of at most 5 s"),
         "{seen}"
     );
     // Without a terminal, spc prints only the error.
     let logged = spc.exec(&mount)?.code(32)?.error_text();
     ensure!(
-        !logged.contains("is at work") && logged.contains("hint:"),
+        !logged.contains("is running") && logged.contains("hint:"),
         "{logged}"
     );
     spc.is_clean()?;

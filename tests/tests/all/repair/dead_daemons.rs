@@ -371,7 +371,7 @@ fn failed_repairs_back_off_and_say_why() {
         let said = log(&spc);
         for what in [
             "Connection refused",
-            "not repaired",
+            "repair failed",
             "again_in=1s",
             "again_in=2s",
         ] {

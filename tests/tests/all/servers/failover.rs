@@ -190,7 +190,7 @@ fn the_error_has_a_line_for_each_failed_server() {
         for (server, says) in servers.iter().zip([
             "port 24007: Connection refused",
             "no answer at port 24007",
-            "takes connections at port 24007, but says nothing",
+            "accepts connections at port 24007, but does not reply",
             "answers at port 24007",
         ]) {
             let lines: Vec<_> = text

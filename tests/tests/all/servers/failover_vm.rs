@@ -114,14 +114,14 @@ fn dead_nfs_servers_hardly_delay_a_mount() {
         let places = addresses(&dead, None);
         let source = format!("{}:/data", places.join(","));
         let words = ["-t", "nfs", "--timeout", "20", &source, "/mnt/failover"];
-        let output = spc.refused_mount(&words, 32, &["none of 4 servers gave it"])?;
+        let output = spc.refused_mount(&words, 32, &["all 4 servers failed"])?;
         has_lines(
             &output,
             &places,
             &[
                 "port 2049: Connection refused",
                 "no answer at port 2049",
-                "takes connections at port 2049, but says nothing",
+                "accepts connections at port 2049, but does not reply",
                 "answers at port 2049",
             ],
         )?;
@@ -188,14 +188,14 @@ fn dead_iscsi_portals_hardly_delay_a_mount() {
         let places = addresses(&dead, None);
         let source = format!("iscsi:{}/{iqn}/0", places.join(","));
         let words = ["-t", "ext4", "--timeout", "50", &source, "/mnt/failover"];
-        let output = spc.refused_mount(&words, 32, &["cannot attach", "no way to it came up"])?;
+        let output = spc.refused_mount(&words, 32, &["cannot attach", "no path to it came up"])?;
         has_lines(
             &output,
             &places,
             &[
                 "port 3260: Connection refused; ",
                 "no answer at port 3260",
-                "takes connections at port 3260, but says nothing; ",
+                "accepts connections at port 3260, but does not reply; ",
             ],
         )?;
         ensure!(sessions()? == "0", "{} sessions are left", sessions()?);

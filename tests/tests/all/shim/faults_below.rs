@@ -56,7 +56,7 @@ fn helper(scene: &Scene<'_>) -> Result<()> {
     refused(
         "mount=delay:20000",
         &["--timeout", "1"],
-        "ended by spc after 1 s",
+        "killed by spc after 1 s",
     )?;
     for fault in ["mount=delay:1500", "none"] {
         faulty(fault)?;

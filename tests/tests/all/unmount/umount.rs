@@ -193,7 +193,7 @@ fn a_mount_that_does_not_respond_can_be_unmounted() {
             spc,
             &outside,
             25,
-            &["the way to", "does not answer", "hint: "],
+            &["cannot be reached", "does not respond", "hint: "],
         )?;
         within(spc, &["spc", "umount", "/mnt/other"], 5)?;
 

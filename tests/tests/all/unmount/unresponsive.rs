@@ -136,7 +136,7 @@ fn one_process_waits(spc: &Spc<'_>) -> Result<()> {
 /// Checks that commands on paths below the hung mount fail soon, and name the mount.
 fn paths_below_are_refused(spc: &Spc<'_>) -> Result<()> {
     let error = [
-        "the way to /mnt/hung/new does not answer: nothing from /mnt/hung (fuse.sshfs) in 5 s",
+        "/mnt/hung/new cannot be reached: /mnt/hung (fuse.sshfs) does not respond within 5 s",
         "hint: ",
     ];
     let request = [&TMPFS[..], &["/mnt/hung/new"]].concat();
@@ -160,7 +160,7 @@ fn paths_below_are_refused(spc: &Spc<'_>) -> Result<()> {
 fn the_mount_is_called_dead(spc: &Spc<'_>, sshfs: &[String]) -> Result<()> {
     let words: Vec<&str> = sshfs.iter().map(String::as_str).collect();
     let told = spc.exec_with(&words, b"horse")?.code(32)?;
-    let dead = "/mnt/hung is mounted, but dead: it does not answer";
+    let dead = "/mnt/hung is mounted, but dead: it does not respond";
     ensure!(told.error_text().contains(dead), "{told}");
     ensure!(told.elapsed < Duration::from_secs(12), "{told}");
     Ok(())
@@ -182,7 +182,7 @@ fn a_helper_waits(spc: &Spc<'_>) -> Result<()> {
         "x",
         "/mnt/stuck",
     ];
-    let late = ["ended by spc after 3 s", "do not end"];
+    let late = ["killed by spc after 3 s", "do not end"];
     says(spc, &mount, (32, 25), &late)?;
     ensure!(states(spc)?.contains(&("/mnt/stuck".into(), "busy".into())));
     let left = ["do not end", "hint: they wait in the kernel"];
@@ -250,7 +250,7 @@ fn commands_return_while_an_nfs_server_is_gone() {
         );
         for _ in 0..2 {
             let error = [
-                "the way to /mnt/nfs/new does not answer",
+                "/mnt/nfs/new cannot be reached",
                 "/mnt/nfs (nfs4)",
                 "hint: ",
             ];

@@ -1,24 +1,24 @@
-//! One row of `spc doctor`.
+//! Rows of `spc doctor`.
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// One thing that was looked at.
+/// Result of one check.
 #[derive(Debug, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// Name of the check.
     pub name: String,
-    /// Whether it is as it should be.
+    /// Whether the check passed.
     pub ok: bool,
-    /// What was found.
+    /// Short description of the finding.
     pub found: String,
-    /// What to do about it.
+    /// Advice on how to pass the check.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
-/// The outcome of one look.
+/// Turns the result of a check into a row.
 pub fn check(name: &str, result: Result<String>) -> Check {
     let name = name.to_owned();
     match result {
@@ -37,6 +37,7 @@ pub fn check(name: &str, result: Result<String>) -> Check {
     }
 }
 
+/// Copies summary and hint of an error.
 pub(crate) fn copy(error: &Error) -> Error {
     let copy = Error::system(error.summary());
     match error.hint_text() {

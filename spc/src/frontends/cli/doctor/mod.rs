@@ -1,4 +1,4 @@
-//! `spc doctor`: is this container able to do its job?
+//! `spc doctor`: checks whether container and host have what spc needs.
 
 pub mod check;
 pub mod requirements;
@@ -9,19 +9,19 @@ use std::process::Command;
 
 use crate::error::{Error, Result};
 use crate::frontends::cli::doctor::check::{Check, check, copy};
-use crate::host::namespace::{self, shares};
+use crate::host::namespace::{self, shares_namespace};
 use crate::host::{Host, Settings, confinement};
 use crate::kinds::needs::Needs;
 use crate::mount::helper_run::SHIM;
 
-/// The oldest kernel with every call that is used (mount_setattr(2)).
+/// Oldest Linux version with every system call that spc uses; mount_setattr(2) is the newest.
 const KERNEL: (u32, u32) = (5, 12);
 
-/// Looks at everything, and with kinds at what these need; one failure does not stop the rest.
+/// Runs the general checks, and those for `kinds`. A failure does not stop the others.
 pub fn examine(kinds: &[Needs]) -> Vec<Check> {
     let mut checks = general();
     if !kinds.is_empty() {
-        // Not every kind needs it, and those that do say so.
+        // Kinds that need FUSE have a check of their own.
         checks.retain(|check| check.name != "fuse");
         checks.extend(kinds.iter().flat_map(requirements::examine));
     }
@@ -44,10 +44,10 @@ fn general() -> Vec<Check> {
         check("host", host()),
         check("network", network(settings.as_ref().ok())),
         check("shim", shim()),
-        check("claims", writable(&redirects)),
+        check("redirects", writable(&redirects)),
         check(
             "fuse",
-            confinement::fuse().map(|()| "/dev/fuse opens".into()),
+            confinement::check_fuse().map(|()| "/dev/fuse opens".into()),
         ),
         check("mtab", mtab()),
     ]
@@ -63,17 +63,19 @@ fn kernel() -> Result<String> {
     if version >= KERNEL {
         Ok(release)
     } else {
-        Err(Error::system(format!("Linux {release}")).hint(format!(
-            "Linux {}.{} or newer is needed",
-            KERNEL.0, KERNEL.1
-        )))
+        Err(
+            Error::system(format!("Linux {release} is too old")).hint(format!(
+                "spc needs Linux {}.{} or newer",
+                KERNEL.0, KERNEL.1
+            )),
+        )
     }
 }
 
 fn capabilities() -> Result<String> {
     let missing = namespace::missing_capabilities()?;
     if missing.is_empty() {
-        return Ok("all there".into());
+        return Ok("all present".into());
     }
     let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
     let options: Vec<_> = names
@@ -94,10 +96,10 @@ fn host() -> Result<String> {
 }
 
 fn network(settings: Option<&Settings>) -> Result<String> {
-    match settings.and_then(|settings| shares(settings, "net")) {
+    match settings.and_then(|settings| shares_namespace(settings, "net")) {
         Some(true) => Ok("the host's".into()),
         Some(false) => Err(Error::system("the container has a network of its own")
-            .hint("start it with --net=host; mounts of the kernel's network file systems would end with the container")),
+            .hint("start it with --net=host; otherwise NFS, CephFS and SMB mounts end with the container")),
         None => Err(Error::system("cannot tell whether the network is the host's").hint("start the container with --net=host --pid=host")),
     }
 }
@@ -106,22 +108,23 @@ fn shim() -> Result<String> {
     let preload = fs::read_to_string("/etc/ld.so.preload").unwrap_or_default();
     if !Path::new(SHIM).is_file() {
         return Err(Error::system(format!("{SHIM} is missing"))
-            .hint("use the image, or install the shim there"));
+            .hint("use the image of spc, or install the shim at this path"));
     }
     if !preload.split_ascii_whitespace().any(|line| line == SHIM) {
         return Err(
-            Error::system(format!("/etc/ld.so.preload does not name {SHIM}"))
-                .hint(format!("echo {SHIM} >>/etc/ld.so.preload in the container")),
+            Error::system(format!("/etc/ld.so.preload does not name {SHIM}")).hint(format!(
+                "in the container, run: echo {SHIM} >>/etc/ld.so.preload"
+            )),
         );
     }
-    // Not into this very program, which is static.
+    // spc itself is static, so the dynamic linker loads nothing into it.
     let read = Command::new("cat").arg("/proc/self/maps").output();
     let maps = read.map(|output| output.stdout).unwrap_or_default();
     if String::from_utf8_lossy(&maps).contains("libspc_shim.so") {
         Ok("loaded into every program".into())
     } else {
         Err(Error::system("the shim is not loaded into programs")
-            .hint("`ldd /usr/bin/cat` in the container tells why"))
+            .hint("`ldd /usr/bin/cat` in the container shows why"))
     }
 }
 
@@ -143,6 +146,6 @@ fn mtab() -> Result<String> {
         Ok("a symbolic link".into())
     } else {
         Err(Error::system("/etc/mtab is not a symbolic link")
-            .hint("ln -sf ../proc/self/mounts /etc/mtab in the container; helpers would write it"))
+            .hint("in the container, run: ln -sf ../proc/self/mounts /etc/mtab; otherwise helpers write into it"))
     }
 }

@@ -1,4 +1,4 @@
-//! `spc doctor --kind`: what container and host lack for one kind of file system.
+//! `spc doctor --kind`: checks container and host for one kind of file system.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,26 +7,26 @@ use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, Result};
 use crate::frontends::cli::doctor::check::{Check, check};
-use crate::host::namespace::shares;
+use crate::host::namespace::shares_namespace;
 use crate::host::{Host, Settings, confinement, modules};
 use crate::kinds::model::Need;
 use crate::kinds::needs::Needs;
 
-/// Looks at all that a kind needs; one failure does not stop the rest.
+/// Checks everything that a kind needs. A failure does not stop the others.
 pub fn examine(needs: &Needs) -> Vec<Check> {
     let host = Settings::read().and_then(Host::open).ok();
     let mut checks: Vec<Check> = Vec::new();
-    let mut add = |what: &str, result| {
-        checks.push(check(&format!("{} {what}", needs.kind), result));
+    let mut add = |name: &str, result| {
+        checks.push(check(&format!("{} {name}", needs.kind), result));
     };
     for part in needs.parts {
         match *part {
             Need::Program { names, package } => {
-                add("program", program(names, &needs.word, package));
+                add("program", program(names, &needs.program, package));
             }
             Need::Fuse => add(
                 "device",
-                confinement::fuse().map(|()| "/dev/fuse opens".into()),
+                confinement::check_fuse().map(|()| "/dev/fuse opens".into()),
             ),
             Need::Capabilities(names) => add("capabilities", capabilities(names)),
             Need::HostNetwork => add("network", network(host.as_ref().map(Host::settings))),
@@ -36,22 +36,22 @@ pub fn examine(needs: &Needs) -> Vec<Check> {
     }
     for module in needs.modules {
         let found = match &host {
-            Some(host) => modules::look(*module, host),
-            None => Err(unseen()),
+            Some(host) => modules::check(*module, host),
+            None => Err(no_host()),
         };
         add("module", found);
     }
     checks
 }
 
-fn unseen() -> Error {
-    Error::system("the host cannot be looked at").hint("see the check of the host")
+fn no_host() -> Error {
+    Error::system("the host cannot be inspected").hint("see the check named host")
 }
 
 fn program(names: &[&str], word: &str, package: &str) -> Result<String> {
     let names: Vec<String> = names.iter().map(|name| name.replace("{}", word)).collect();
     let package = package.replace("{}", word);
-    match confinement::program(&names) {
+    match confinement::find_program(&names) {
         Some(path) => Ok(path.display().to_string()),
         None => Err(
             Error::system(format!("this container has no {}", names.join(" and no "))).hint(
@@ -79,18 +79,18 @@ fn capabilities(names: &[&str]) -> Result<String> {
 }
 
 fn network(settings: Option<&Settings>) -> Result<String> {
-    match settings.and_then(|settings| shares(settings, "net")) {
+    match settings.and_then(|settings| shares_namespace(settings, "net")) {
         Some(true) => Ok("the host's".into()),
         _ => Err(
             Error::system("the container's network is not known to be the host's")
-                .hint("start it with --net=host: a mount that the kernel serves ends with the network that it was made in"),
+                .hint("start it with --net=host; otherwise the kernel's mounts of this kind end with the container"),
         ),
     }
 }
 
 fn writable_sys() -> Result<String> {
-    let there = rustix::fs::access("/sys/bus", rustix::fs::Access::WRITE_OK);
-    there.map(|()| "writable".into()).map_err(|e| {
+    let access = rustix::fs::access("/sys/bus", rustix::fs::Access::WRITE_OK);
+    access.map(|()| "writable".into()).map_err(|e| {
         Error::system("cannot write to /sys")
             .because(e)
             .hint("start the container with --privileged, or with -v /sys:/sys")
@@ -99,11 +99,11 @@ fn writable_sys() -> Result<String> {
 
 fn devices(host: Option<&Host>) -> Result<String> {
     let number = || fs::metadata("/dev").map(|dev| dev.dev());
-    let hosts = host.ok_or_else(unseen)?.run("looking at /dev", number)?;
+    let hosts = host.ok_or_else(no_host)?.run("looking at /dev", number)?;
     match (hosts, number()) {
         (Ok(hosts), Ok(own)) if hosts == own => Ok("the host's".into()),
         _ => Err(Error::system(
-            "the container has a /dev of its own, where new devices do not show",
+            "the container has a /dev of its own, in which new devices do not appear",
         )
         .hint("start it with -v /dev:/dev")),
     }

@@ -1,4 +1,4 @@
-//! Man pages and completions, from the definitions of the command line.
+//! Man pages and completions, generated from the definitions of the command line.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,28 +17,29 @@ mod mount_helper;
 pub mod page;
 mod text;
 
-/// What is asked about the program itself.
+/// Commands that print texts about the program itself.
 #[derive(Debug, Subcommand)]
 pub enum ManRequest {
-    /// Print a man page, to be read with `spc man mount | man -l -`
+    /// Print a man page; `spc man mount | man -l -` shows it
     Man {
-        /// A command, or mount.spc, the page about mount.TYPE; without it, the page about spc
+        /// Name of a command, or mount.spc for the page about mount.TYPE; without it, the page
+        /// about spc
         page: Option<String>,
     },
     /// Print the completions for a shell
     Completions {
-        /// The shell
+        /// Name of the shell
         shell: ShellName,
     },
-    /// Write all man pages and completions below a directory, where distributions have them
+    /// Write all man pages and completions into a tree, where distributions install them
     #[command(hide = true)]
     Pages {
-        /// The directory; /usr/share of a tree
+        /// Directory that becomes /usr/share
         share: PathBuf,
     },
 }
 
-/// A file system type: any word, of which those in the table are suggested.
+/// Parser of a file system type. Accepts any word, and suggests the types of the table of kinds.
 #[derive(Clone)]
 pub struct Types;
 
@@ -60,19 +61,19 @@ impl TypedValueParser for Types {
     }
 }
 
-/// A shell that there are completions for.
+/// Shell with completions.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ShellName {
-    /// <DIR>/bash-completion/completions/spc
+    /// Install as /usr/share/bash-completion/completions/spc
     Bash,
-    /// _spc in a directory of $fpath
+    /// Install as _spc in a directory of $fpath
     Zsh,
-    /// <DIR>/fish/vendor_completions.d/spc.fish
+    /// Install as /usr/share/fish/vendor_completions.d/spc.fish
     Fish,
 }
 
 impl ShellName {
-    /// Where a distribution has them, below `/usr/share`.
+    /// Path below `/usr/share` at which distributions install the completions.
     fn file(self) -> &'static str {
         match self {
             Self::Bash => "bash-completion/completions/spc",
@@ -93,13 +94,13 @@ impl ShellName {
     }
 }
 
-/// Answers, by the definitions of the command line.
+/// Prints or writes the requested texts about `command`, the definition of the command line.
 ///
 /// # Errors
-/// There is no such page, or it cannot be written.
-pub fn answer(ask: &ManRequest, command: Command) -> Result<()> {
+/// The page does not exist, or a text cannot be written.
+pub fn run(request: &ManRequest, command: Command) -> Result<()> {
     let command = visible(&command);
-    match ask {
+    match request {
         ManRequest::Man { page } => {
             let name = page.as_deref().map_or_else(|| "spc".into(), full_name);
             let pages = pages(command)?;
@@ -108,7 +109,7 @@ pub fn answer(ask: &ManRequest, command: Command) -> Result<()> {
                 None => {
                     let names = pages.iter().map(|page| page.name.as_str());
                     Err(Error::usage(format!("no man page: {name}")).hint(format!(
-                        "there are {}",
+                        "the pages are {}",
                         names.collect::<Vec<_>>().join(", ")
                     )))
                 }
@@ -122,6 +123,7 @@ pub fn answer(ask: &ManRequest, command: Command) -> Result<()> {
     }
 }
 
+/// Returns the full name of a page, such as `spc-mount` for `mount`.
 fn full_name(page: &str) -> String {
     match page {
         "spc" | HELPER_PAGE => page.to_owned(),
@@ -130,6 +132,7 @@ fn full_name(page: &str) -> String {
     }
 }
 
+/// Writes all completions and pages below `share`, the later `/usr/share`.
 fn write(share: &Path, command: Command) -> Result<()> {
     let shells = ShellName::value_variants().iter();
     let mut files: Vec<(String, Vec<u8>)> = shells
@@ -150,7 +153,7 @@ fn write(share: &Path, command: Command) -> Result<()> {
     Ok(())
 }
 
-/// The command without what is hidden, which clap's generators would show. All of it is ready to be printed.
+/// Copies a command without hidden arguments and subcommands, which clap's generators would show.
 fn visible(command: &Command) -> Command {
     let mut tree = Command::new(command.get_name().to_owned())
         .args(command.get_arguments().filter(|arg| !arg.is_hide_set()))
@@ -176,7 +179,7 @@ fn visible(command: &Command) -> Command {
     tree
 }
 
-/// All pages, that of the program first.
+/// Returns all pages, the program's own page first.
 fn pages(mut command: Command) -> Result<Vec<Page>> {
     command.build();
     let mut pages = Vec::new();
@@ -185,18 +188,22 @@ fn pages(mut command: Command) -> Result<Vec<Page>> {
     Ok(pages)
 }
 
-/// The page of a command, and those of its own commands.
+/// Adds the page of a command, and the pages of its subcommands.
 fn add_pages(command: Command, name: &str, parent: &str, pages: &mut Vec<Page>) -> Result<()> {
     let below: Vec<(String, Command)> = command
         .get_subcommands()
         .map(|sub| (format!("{name}-{}", sub.get_name()), sub.clone()))
         .collect();
-    let mut also: Vec<String> = below.iter().map(|(name, _)| name.clone()).collect();
+    let mut see_also: Vec<String> = below.iter().map(|(name, _)| name.clone()).collect();
     if !parent.is_empty() {
-        also.push(parent.to_owned());
+        see_also.push(parent.to_owned());
     }
-    also.push(HELPER_PAGE.to_owned());
-    pages.push(page(command.display_name(name.to_owned()), name, &also)?);
+    see_also.push(HELPER_PAGE.to_owned());
+    pages.push(page(
+        command.display_name(name.to_owned()),
+        name,
+        &see_also,
+    )?);
     for (sub, command) in below {
         add_pages(command, &sub, name, pages)?;
     }
@@ -211,7 +218,7 @@ mod tests {
     use crate::frontends::cli::Cli;
 
     #[test]
-    fn each_command_has_a_page_and_none_that_is_hidden() {
+    fn every_visible_command_has_a_page() {
         let command = Cli::command();
         let pages = pages(visible(&command)).unwrap();
         let mut subcommands = 0;
@@ -246,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_page_says_besides_is_of_a_command_that_there_is() {
+    fn additional_sections_belong_to_existing_commands() {
         let command = visible(&Cli::command());
         for name in text::NAMES {
             assert!(
@@ -257,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn completions_know_commands_types_and_nothing_hidden() {
+    fn completions_offer_commands_and_types_but_nothing_hidden() {
         for shell in ShellName::value_variants() {
             let text = String::from_utf8(shell.generate(visible(&Cli::command()))).unwrap();
             for word in ["umount", "over-system-directory", "glusterfs"] {

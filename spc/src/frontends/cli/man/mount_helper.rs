@@ -1,4 +1,4 @@
-//! The page about what mount(8) and umount(8) call us by.
+//! Man page mount.spc(8), about the names that mount(8) and umount(8) call.
 
 use clap::CommandFactory;
 use clap_mangen::Man;
@@ -12,14 +12,14 @@ use crate::frontends::cli::man::text::{HELPER_AFTER, HELPER_BEFORE};
 use crate::frontends::mount_helper::{MountHelper, UmountHelper};
 use crate::kinds;
 
-/// It, from the definitions of both.
+/// Returns the page, generated from the definitions of both helpers.
 pub fn page() -> Result<Page> {
     let mut roff = Roff::new();
     let title = HELPER_PAGE.to_uppercase();
     roff.control("TH", [&title, SECTION, NONE, &source(), MANUAL]);
     roff.control("SH", ["NAME"]);
     roff.text([roman(format!(
-        "{HELPER_PAGE} - spc, called by mount(8) as mount.TYPE and by umount(8) as umount.TYPE"
+        "{HELPER_PAGE} - spc as called by mount(8) under the name mount.TYPE and by umount(8) as umount.TYPE"
     ))]);
     roff.control("SH", ["SYNOPSIS"]);
     let mut text = roff.render().into_bytes();
@@ -66,7 +66,7 @@ pub fn page() -> Result<Page> {
     })
 }
 
-/// The lines of a section that follow its heading.
+/// Returns the lines of a section after its heading.
 fn without_heading(section: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(section);
     let lines = text

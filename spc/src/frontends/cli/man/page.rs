@@ -7,17 +7,21 @@ use clap_mangen::roff::{Roff, bold, roman};
 use crate::error::{Error, Result};
 use crate::frontends::cli::man::text::{Part, Section, sections};
 
-/// The manual's section: programs of administrators.
+/// Section of the manual: commands for system administration (man(1)).
 pub(crate) const SECTION: &str = "8";
 
-/// The page about `mount.TYPE` and `umount.TYPE`.
+/// Name of the page about `mount.TYPE` and `umount.TYPE`.
 pub(crate) const HELPER_PAGE: &str = "mount.spc";
 
+/// Man page.
 pub(crate) struct Page {
+    /// Name without the section, such as `spc-mount`.
     pub(crate) name: String,
+    /// Source text for man(1).
     pub(crate) text: String,
 }
 
+/// Renders the page of a command. `also` has the names of pages for its section SEE ALSO.
 pub(crate) fn page(command: Command, name: &str, also: &[String]) -> Result<Page> {
     let own = sections(name.trim_start_matches("spc-"));
     let has_commands = command.has_subcommands();
@@ -52,15 +56,18 @@ pub(crate) fn page(command: Command, name: &str, also: &[String]) -> Result<Page
     })
 }
 
-/// An argument that is empty; a page of no date.
+/// Empty macro argument, for pages without a date.
 pub(crate) const NONE: &str = "\"\"";
 
+/// Name of the manual in the header of a page.
 pub(crate) const MANUAL: &str = "System Administration";
 
+/// Returns name and version of the program, for the footer of a page.
 pub(crate) fn source() -> String {
     format!("spc {}", env!("CARGO_PKG_VERSION"))
 }
 
+/// Adds a section.
 pub(crate) fn add(roff: &mut Roff, section: &Section) {
     roff.control("SH", [section.heading]);
     for (at, part) in section.parts.iter().enumerate() {
@@ -90,6 +97,7 @@ pub(crate) fn add(roff: &mut Roff, section: &Section) {
     }
 }
 
+/// Adds the section SEE ALSO with references to pages.
 pub(crate) fn see_also(roff: &mut Roff, names: &[String]) {
     roff.control("SH", ["SEE ALSO"]);
     let mut line = Vec::new();

@@ -1,24 +1,26 @@
-//! What man pages say besides the definitions of the command line.
+//! Sections of man pages that the definitions of the command line do not contain.
 
-/// A section of a page.
+/// Section of a page.
 pub struct Section {
+    /// Heading, in capitals.
     pub heading: &'static str,
+    /// Paragraphs, in their order.
     pub parts: &'static [Part],
 }
 
-/// A part of a section.
+/// Part of a section.
 pub enum Part {
-    /// A paragraph.
+    /// Paragraph.
     Text(&'static str),
-    /// A term and what it means.
+    /// Term and its explanation.
     Item(&'static str, &'static str),
-    /// Lines as they are typed.
+    /// Lines to type, not filled.
     Lines(&'static str),
 }
 
 use Part::{Item, Lines, Text};
 
-/// The commands that have sections of their own.
+/// Commands with sections of their own.
 #[cfg(test)]
 pub const NAMES: &[&str] = &[
     "spc",
@@ -32,7 +34,7 @@ pub const NAMES: &[&str] = &[
     "completions",
 ];
 
-/// The sections about a command.
+/// Returns the additional sections for a command.
 pub fn sections(command: &str) -> &'static [Section] {
     match command {
         "spc" => SPC,
@@ -51,13 +53,13 @@ pub fn sections(command: &str) -> &'static [Section] {
 const EXIT_STATUS: Section = Section {
     heading: "EXIT STATUS",
     parts: &[
-        Text("As of mount(8):"),
+        Text("As in mount(8):"),
         Item("0", "success"),
-        Item("1", "usage, or permission"),
+        Item("1", "wrong usage or missing permission"),
         Item("2", "this container or host cannot do it"),
-        Item("8", "stopped by a signal"),
+        Item("8", "interrupted by a signal"),
         Item("32", "the mount or unmount failed"),
-        Item("64", "of several targets, some failed"),
+        Item("64", "some of several targets failed"),
     ],
 };
 
@@ -66,12 +68,12 @@ const ENVIRONMENT: Section = Section {
     parts: &[
         Item(
             "SPC_REQUEST",
-            "The id of the request in logs: up to 64 letters, digits, dots, dashes and underscores. Without it one is made up. \
-             Helpers and daemons have it in their environment.",
+            "Id of the request in logs: up to 64 letters, digits, dots, dashes and underscores. Without it, spc generates one. \
+             Helpers and daemons inherit it.",
         ),
         Item(
             "JOURNAL_STREAM",
-            "Set by systemd. Where it names standard error, log lines begin with their priority, as sd-daemon(3) has it.",
+            "Set by systemd. If it names standard error, log lines begin with their priority, as described in sd-daemon(3).",
         ),
     ],
 };
@@ -92,12 +94,12 @@ const SPC: &[Section] = &[
         parts: &[
             Item(
                 "/etc/spc/shim.conf",
-                "Which mounts of the container's programs go to the host.",
+                "Selects the mount calls of the container's programs that are made on the host.",
             ),
             Item("/run/spc/mounts", "On the host: a record of each mount."),
             Item(
                 "/run/spc/devices",
-                "On the host: what is attached for mounts of iSCSI and RBD.",
+                "On the host: attached devices of iSCSI and RBD mounts.",
             ),
         ],
     },
@@ -108,15 +110,15 @@ const MOUNT: &[Section] = &[
         heading: "MOUNT OPTIONS",
         parts: &[
             Text(
-                "A comma list, as mount(8) has it; a value may hold commas inside double quotes. What begins with x- is for spc, the rest is for the file system.",
+                "A list separated by commas, as in mount(8). A value may hold commas inside double quotes. Options that begin with x- are for spc, others for the file system.",
             ),
             Item(
                 "x-mount.mkdir[=MODE]",
-                "Make the target, and what is missing above it.",
+                "Create the target, and missing directories above it.",
             ),
             Item(
                 "x-spc.mkfs",
-                "Make a file system on an attached disk, if it is blank in every respect.",
+                "Create a file system on an attached disk, if the disk is completely blank.",
             ),
         ],
     },
@@ -124,13 +126,13 @@ const MOUNT: &[Section] = &[
         heading: "SECRETS",
         parts: &[
             Text(
-                "KEY is what the type calls the option: password for SMB and sshfs, secret for CephFS, passwd for s3fs. FROM is one of",
+                "KEY is the name of the type's own option: password for SMB and sshfs, secret for CephFS, passwd for s3fs. FROM is one of",
             ),
             Item(
                 "file:PATH",
-                "A file of the container; of the host below /host, if that is bound.",
+                "A file in the container; files of the host are below /host, if that is bound.",
             ),
-            Item("env:NAME", "A variable of the environment."),
+            Item("env:NAME", "An environment variable."),
             Item("stdin", "Standard input."),
         ],
     },
@@ -158,14 +160,17 @@ const UMOUNT: &[Section] = &[
 const LS: &[Section] = &[Section {
     heading: "STATES",
     parts: &[
-        Item("ok", "It answers."),
+        Item("ok", "The mount answers."),
         Item(
             "stale",
-            "It answers with an error: its server or its daemon is gone.",
+            "The mount answers with an error: its server or its daemon is gone.",
         ),
-        Item("hung", "It does not answer."),
-        Item("gone", "It is not mounted any more."),
-        Item("busy", "A command is at work on it, or died at work."),
+        Item("hung", "The mount does not answer."),
+        Item("gone", "The mount is no longer in the host's mount table."),
+        Item(
+            "busy",
+            "A command is working on the mount, or died before it had finished.",
+        ),
     ],
 }];
 
@@ -177,7 +182,7 @@ const DOCTOR: &[Section] = &[
     Section {
         heading: "EXIT STATUS",
         parts: &[
-            Item("0", "all is well"),
+            Item("0", "all checks passed"),
             Item("2", "a check failed; its hint says what to do"),
         ],
     },
@@ -192,8 +197,8 @@ const SERVE: &[Section] = &[
     Section {
         heading: "LOG",
         parts: &[Text(
-            "One line for each event, on standard error. Lines about a request have its id, request=ID, which the helper, \
-             its daemon and `spc ls --json` have as well.",
+            "One line for each event, on standard error. Lines about a request contain its id as request=ID. The helper and \
+             its daemon have the same id in their environment, and `spc ls --json` shows it.",
         )],
     },
     ENVIRONMENT,
@@ -207,27 +212,27 @@ const MAN: &[Section] = &[Section {
 const COMPLETIONS: &[Section] = &[Section {
     heading: "EXAMPLES",
     parts: &[
-        Text("For the shell that is running, bash here:"),
+        Text("Loads the completions into a running bash:"),
         Lines("source <(spc completions bash)"),
     ],
 }];
 
-/// Of the page about the names that mount(8) calls: what comes before its options.
+/// Sections of the page mount.spc(8) before its options.
 pub const HELPER_BEFORE: &[Section] = &[Section {
     heading: "DESCRIPTION",
     parts: &[
         Text(
-            "Links of these names to spc make mount(8), umount(8), /etc/fstab and systemd's mount units work for file systems whose own programs \
-             the host has not. What is asked for is done as by spc-mount(8) and spc-umount(8).",
+            "With links of these names to spc, mount(8), umount(8), /etc/fstab and systemd's mount units work for file systems whose own programs \
+             the host lacks. Requests are handled as by spc-mount(8) and spc-umount(8).",
         ),
         Text(
-            "mount(8) runs mount.fuse for every type fuse.PROGRAM. Types that the kernel mounts by itself are reached as spc.TYPE; type spc alone is told \
-             by the source.",
+            "mount(8) runs mount.fuse for every type fuse.PROGRAM. Use spc.TYPE for types that the kernel mounts by itself. For type spc, the source \
+             determines the type.",
         ),
     ],
 }];
 
-/// And what comes after them.
+/// Sections of the page mount.spc(8) after its options.
 pub const HELPER_AFTER: &[Section] = &[
     Section {
         heading: "EXAMPLES",

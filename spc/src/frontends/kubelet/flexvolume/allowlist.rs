@@ -1,4 +1,7 @@
-//! What whoever runs a node lets its pods have of the node: a file there, with a line for each volume.
+//! Volumes of the node that its administrator allows to pods: one line each in a file on the node.
+//!
+//! A line is `allow TYPE SOURCE [OPTIONS]`, with octal escapes such as `\040` for a space. Empty
+//! lines and lines that begin with `#` are ignored.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
@@ -7,17 +10,17 @@ use crate::error::{Error, Result};
 use crate::host::{Host, mountinfo};
 use crate::options::Options;
 
-/// The file, on the node.
+/// Path of the file on the node.
 pub const FILE: &str = "/etc/spc/flexvolume.conf";
 
-/// The most of it that is read.
-const LONGEST: u64 = 1024 * 1024;
+/// Size in bytes up to which the file is read.
+const MAX_SIZE: u64 = 1024 * 1024;
 
-/// The volumes that are allowed; none if nobody says so.
+/// Allowed volumes; none by default.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Allowed(Vec<Line>);
 
-/// One that is: this source as this type, with these options and no other that reach anything.
+/// Allowed volume, with the options that the node adds to those of the pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
     fs_type: String,
@@ -26,10 +29,10 @@ struct Line {
 }
 
 impl Allowed {
-    /// Reads the file of the host.
+    /// Reads the file on the host. A missing file allows nothing.
     ///
     /// # Errors
-    /// It cannot be read or understood, or somebody other than root may write it.
+    /// The file cannot be read or parsed, or users other than root may write it.
     pub fn read(host: &Host) -> Result<Self> {
         let read = || -> std::io::Result<Option<String>> {
             let file = match std::fs::File::open(FILE) {
@@ -40,23 +43,23 @@ impl Allowed {
             let meta = file.metadata()?;
             if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
                 return Err(std::io::Error::other(
-                    "not root alone may write it: chown 0:0 and chmod 644",
+                    "users other than root may write it: chown 0:0 and chmod 644",
                 ));
             }
             let mut text = String::new();
-            file.take(LONGEST).read_to_string(&mut text)?;
+            file.take(MAX_SIZE).read_to_string(&mut text)?;
             Ok(Some(text))
         };
         let text = host
-            .run("reading what pods may have", read)?
-            .map_err(|e| Error::system(format!("cannot read {FILE} of the node")).because(e))?;
+            .run("reading the volumes allowed to pods", read)?
+            .map_err(|e| Error::system(format!("cannot read {FILE} on the node")).because(e))?;
         Self::parse(&text.unwrap_or_default())
     }
 
-    /// Reads the lines.
+    /// Parses the text of the file.
     ///
     /// # Errors
-    /// One is not understood.
+    /// A line is invalid; the error names its number, and does not repeat its text.
     pub fn parse(text: &str) -> Result<Self> {
         let line = |(number, line): (usize, &str)| {
             let bad = |why: &str| {
@@ -70,7 +73,7 @@ impl Allowed {
                 [word, ..] if word.starts_with('#') => return None,
                 ["allow", _, _] => Ok(Options::default()),
                 ["allow", _, _, list] => Options::parse([list]).map_err(|_| bad("bad options")),
-                _ => Err(bad("not allow with a type, a source and options")),
+                _ => Err(bad("not an allow line with type, source and options")),
             };
             let text = |word: &str| {
                 String::from_utf8(mountinfo::unescape(word.as_bytes()))
@@ -88,11 +91,13 @@ impl Allowed {
         Ok(Self(lines.collect::<Result<_>>()?))
     }
 
-    /// The options that a volume is mounted with, if it is allowed. It is the whole source that is compared: a directory
-    /// below another might be a link that a pod has made.
+    /// Returns the node's options for a volume, if the volume is allowed.
+    ///
+    /// The full source is compared. A directory below an allowed one could be a symbolic link that a
+    /// pod has made.
     pub fn options(&self, fs_type: &str, source: &str) -> Option<&Options> {
-        let is = |line: &&Line| line.fs_type == fs_type && line.source == source;
-        self.0.iter().find(is).map(|line| &line.options)
+        let matches = |line: &&Line| line.fs_type == fs_type && line.source == source;
+        self.0.iter().find(matches).map(|line| &line.options)
     }
 }
 
@@ -101,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_allows_one_volume() {
+    fn a_line_allows_exactly_one_volume() {
         let text = "# of the node\n\nallow bind /srv/a\\040b\n\
             allow\toverlay  merged   lowerdir=/srv/l,upperdir=/srv/u,workdir=/srv/w\n";
         let allowed = Allowed::parse(text).unwrap();
@@ -126,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused() {
+    fn invalid_lines_are_refused() {
         for bad in [
             "allow bind",
             "deny bind /srv",

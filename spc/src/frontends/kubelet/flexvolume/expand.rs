@@ -1,5 +1,7 @@
-//! A volume that has become larger on its server: the file system on a disk is made to fill it, in use as it is. What is
-//! not on a disk has grown already or has not, and that is all there is to say.
+//! `expandfs`: lets a mounted volume use the space that it was given on its server.
+//!
+//! An ext4 or xfs file system is grown online to fill its disk. Volumes that are not on a disk need
+//! no work: only their size is checked.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,44 +14,47 @@ use rustix::fs::{FsWord, Mode, OFlags, StatVfs, fstat, fstatfs, fstatvfs, openat
 use crate::error::{Error, Reason, Result, show};
 use crate::frontends::kubelet::flexvolume::reply::Reply;
 use crate::frontends::kubelet::paths;
-use crate::host::disk::{Disk, tell};
+use crate::host::disk::{Disk, write_attribute};
 use crate::host::target::{Pinned, Rules, Walk, walk};
 use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{self, Subprocess};
 use crate::state::Session;
 use crate::sys::resize;
 
-/// How long it may take; kubelet tries again.
+/// Limit for growing a file system; kubelet tries again after an error.
 const LIMIT: Duration = Duration::from_secs(80);
 
+/// Magic numbers, as fstatfs(2) returns them.
 const EXT4: FsWord = 0xef53;
 const XFS: FsWord = 0x5846_5342;
 
-/// Has it done by a process of its own: a dead disk keeps whoever asks it.
+/// Grows the volume on `dir` to at least `wanted` bytes, in a process of its own.
+///
+/// A system call on a dead disk can block forever, so the process that does it may be abandoned.
 ///
 /// # Errors
-/// It does not answer.
+/// The process fails, or does not reply within 80 s.
 pub fn run(dir: &str, wanted: &str) -> Result<Reply> {
     let words = ["flexvolume", "--work", "grow", dir, wanted];
     let mut child = Subprocess::spawn_tied(&words, b"")?;
     let failed = || Error::mount(format!("cannot grow {}", show(Path::new(dir))));
     match child.line(CancelToken::at(Instant::now() + LIMIT))? {
         subprocess::Reply::Line(line) => {
-            Reply::read(&line).ok_or_else(|| failed().because("its process said something else"))
+            Reply::read(&line).ok_or_else(|| failed().because("its process printed no reply"))
         }
         subprocess::Reply::Eof => Err(failed().because("its process ended")),
         subprocess::Reply::Timeout => Err(failed()
             .because(format!("no answer: waited {} s", LIMIT.as_secs()))
             .reason_is(Reason::NoAnswer)
-            .hint("look whether its server is there: spc ls")),
+            .hint("check its server; `spc ls` shows the state of the mount")),
     }
 }
 
-/// Does it, in that process.
+/// Grows the volume on `dir` to at least `wanted` bytes; the child side of [`run`].
 ///
 /// # Errors
-/// It has not the size that is wanted, and cannot be given it.
-pub fn work(dir: &str, wanted: &str) -> Result<Reply> {
+/// The volume is smaller, and cannot be grown.
+pub fn child(dir: &str, wanted: &str) -> Result<Reply> {
     let wanted = wanted.parse().map_err(|_| Error::usage("bad size"))?;
     let path = PathBuf::from(dir);
     paths::check(&path)?;
@@ -71,7 +76,7 @@ fn on_host(path: &Path, wanted: u64) -> Result<Reply> {
     if !mount.is_root {
         return Err(
             Error::mount(format!("nothing is mounted on {}", show(path)))
-                .hint("kubelet asks for this once the pod has its volume"),
+                .hint("kubelet expands a volume only after it is mounted for the pod"),
         );
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -79,12 +84,12 @@ fn on_host(path: &Path, wanted: u64) -> Result<Reply> {
     let magic = fstatfs(&root).map_err(|e| fail(e.into()))?.f_type;
     let before = size(&root).map_err(fail)?;
     let Some(disk) = disk_of(&root).filter(|_| matches!(magic, EXT4 | XFS)) else {
-        return measured(path, bytes(&before), wanted);
+        return check_size(path, bytes(&before), wanted);
     };
-    look_anew(&disk);
+    rescan(&disk);
     let available = disk_size(&disk).map_err(fail)?;
     if available < wanted {
-        return measured(path, available, wanted);
+        return check_size(path, available, wanted);
     }
     let grown = match magic {
         EXT4 => resize::ext4(&root, available / before.f_bsize.max(1)),
@@ -94,8 +99,8 @@ fn on_host(path: &Path, wanted: u64) -> Result<Reply> {
         let denied = e.kind() == io::ErrorKind::PermissionDenied;
         let failed = fail(e);
         match denied {
-            true => failed.hint("the kernel wants CAP_SYS_RESOURCE for ext4 and CAP_SYS_ADMIN for xfs of whoever does it: kubelet's service must have them"),
-            false => failed.hint("the kernel's log says more: dmesg"),
+            true => failed.hint("growing needs CAP_SYS_RESOURCE for ext4 and CAP_SYS_ADMIN for xfs: kubelet's service must have them"),
+            false => failed.hint("see the host's kernel log: dmesg"),
         }
     })?;
     let own = match magic {
@@ -109,7 +114,7 @@ fn on_host(path: &Path, wanted: u64) -> Result<Reply> {
             show(path),
             own.bytes
         ))
-        .hint("the kernel's log may say why it did not grow: dmesg"));
+        .hint("the host's kernel log may say why it did not grow: dmesg"));
     }
     tracing::info!(
         target = %show(path), before = bytes(&before), after = own.bytes, disk = available,
@@ -118,25 +123,28 @@ fn on_host(path: &Path, wanted: u64) -> Result<Reply> {
     Ok(Reply::size(available))
 }
 
-/// How large a file system says that it is, all that it needs for itself included.
+/// Size of a file system according to its superblock, metadata included.
 #[derive(Debug, PartialEq, Eq)]
 struct Size {
     bytes: u64,
-    /// What is less than this may be left over at the end of a disk.
+    /// Bytes that a full disk may leave unused at its end: the file system grows in steps, and the
+    /// rest is smaller than this.
     step: u64,
 }
 
 impl Size {
+    /// Whether a disk of this size, in bytes, has no room for another step.
     fn fills(&self, disk: u64) -> bool {
         disk.checked_sub(self.bytes)
             .is_some_and(|left| left < self.step)
     }
 }
 
-/// Where ext4 has its superblock on a disk.
+/// Position of the ext4 superblock on a disk, in bytes.
 const SUPERBLOCK: u64 = 1024;
 
-/// What the superblock of the mounted ext4 says: the kernel keeps it where a reader of the disk finds it.
+/// Reads the size of a mounted ext4 from its superblock. The kernel keeps that in the page cache of
+/// the disk, where reads find the current one.
 fn ext4_size(disk: &Path) -> io::Result<Size> {
     let name = std::fs::canonicalize(disk)?;
     let name = name.file_name().unwrap_or_default().to_string_lossy();
@@ -144,10 +152,12 @@ fn ext4_size(disk: &Path) -> io::Result<Size> {
     Disk::open(&name)?
         .fd
         .read_exact_at(&mut block, SUPERBLOCK)?;
-    ext4_of(&block).ok_or_else(|| io::Error::other("its superblock is none of ext4"))
+    parse_ext4(&block).ok_or_else(|| io::Error::other("the disk has no ext4 superblock"))
 }
 
-fn ext4_of(superblock: &[u8; 1024]) -> Option<Size> {
+/// Parses an ext4 superblock (ext4 Data Structures and Algorithms, "Super Block" in the kernel's
+/// documentation). Returns `None` if it is not one.
+fn parse_ext4(superblock: &[u8; 1024]) -> Option<Size> {
     let number = |at: usize| {
         let bytes = superblock.get(at..at + 4)?.try_into().ok()?;
         Some(u64::from(u32::from_le_bytes(bytes)))
@@ -159,7 +169,7 @@ fn ext4_of(superblock: &[u8; 1024]) -> Option<Size> {
     let bits = number(0x18)?.try_into().ok()?;
     let block = 1024_u64.checked_shl(bits)?;
     let cluster = 1_u64.checked_shl(u32::try_from(number(0x1c)?).ok()?.checked_sub(bits)?)?;
-    // With block numbers of 64 bits: the upper half, and longer descriptors of groups.
+    // The feature 64bit adds upper halves of block numbers, and longer group descriptors.
     let (upper, descriptor) = match number(0x60)? & 0x80 {
         0 => (0, 32),
         _ => (number(0x150)?, short(0xfe)?),
@@ -170,25 +180,26 @@ fn ext4_of(superblock: &[u8; 1024]) -> Option<Size> {
     let inodes = (number(0x28)? * short(0x58)?).div_ceil(block);
     Some(Size {
         bytes: blocks.checked_mul(block)?,
-        // The kernel makes no last group in which the tables that it may need would not find room: a superblock, its
-        // descriptors, two bitmaps and inodes.
+        // The kernel adds no last group without room for its tables: a copy of the superblock, group
+        // descriptors, two bitmaps and an inode table.
         step: (1 + descriptors + 2 + inodes + cluster + 1).checked_mul(block)?,
     })
 }
 
+/// Reads the size of a mounted xfs.
 fn xfs_size(root: &OwnedFd) -> io::Result<Size> {
-    /// A last group with fewer blocks is not made (`XFS_MIN_AG_BLOCKS`).
-    const LEAST: u64 = 64;
+    /// Smallest last allocation group, in blocks (`XFS_MIN_AG_BLOCKS`).
+    const MIN_GROUP: u64 = 64;
     let (blocks, block) = resize::xfs_blocks(root)?;
     let block = u64::from(block);
     Ok(Size {
         bytes: blocks.saturating_mul(block),
-        step: LEAST * block,
+        step: MIN_GROUP * block,
     })
 }
 
-/// Success if there are as many bytes as are wanted.
-fn measured(path: &Path, bytes: u64, wanted: u64) -> Result<Reply> {
+/// Replies with the size of the volume, if it has at least `wanted` bytes.
+fn check_size(path: &Path, bytes: u64, wanted: u64) -> Result<Reply> {
     if bytes >= wanted {
         return Ok(Reply::size(bytes));
     }
@@ -196,7 +207,7 @@ fn measured(path: &Path, bytes: u64, wanted: u64) -> Result<Reply> {
         "the volume on {} has {bytes} bytes, not {wanted}",
         show(path)
     ))
-    .hint("make it larger on its server"))
+    .hint("enlarge it on its server"))
 }
 
 fn size(root: &OwnedFd) -> io::Result<StatVfs> {
@@ -207,7 +218,7 @@ fn bytes(size: &StatVfs) -> u64 {
     size.f_blocks.saturating_mul(size.f_frsize)
 }
 
-/// The directory of sysfs for the disk that a file system is on, if it is on one.
+/// Returns the sysfs directory of the disk that a file system is on, if there is one.
 fn disk_of(root: &OwnedFd) -> Option<PathBuf> {
     let device = fstat(root).ok()?.st_dev;
     let number = format!(
@@ -219,19 +230,22 @@ fn disk_of(root: &OwnedFd) -> Option<PathBuf> {
     disk.exists().then_some(disk)
 }
 
-/// Has the kernel ask what the disk is reached through how large it is now: SCSI disks and RBD images are only asked when
-/// they are attached, or when their server says so. Each path of a disk with several is asked.
-fn look_anew(disk: &Path) {
+/// Has the kernel read the disk's size again, on each path of a multipath disk.
+///
+/// By itself, the kernel reads the size of a SCSI disk or RBD image only when it is attached, or
+/// when the server announces a change.
+fn rescan(disk: &Path) {
     let slaves = std::fs::read_dir(disk.join("slaves"));
     let slaves = slaves.into_iter().flatten().flatten();
     for disk in slaves.map(|slave| slave.path()).chain([disk.to_owned()]) {
         for file in ["device/rescan", "device/refresh"] {
-            // One of them is there, or none; the size that is read afterwards counts.
-            let _ = tell(&disk.join(file), "1");
+            // At most one of the files exists. Only the size read afterwards matters.
+            let _ = write_attribute(&disk.join(file), "1");
         }
     }
 }
 
+/// Returns the size of a disk in bytes, from its sysfs directory (unit there: 512 bytes).
 fn disk_size(disk: &Path) -> io::Result<u64> {
     let sectors = std::fs::read_to_string(disk.join("size"))?;
     let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
@@ -245,10 +259,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_superblock_of_ext4_says_how_large_it_is() {
+    fn size_of_ext4_is_read_from_its_superblock() {
         let mut superblock = [0; 1024];
-        assert_eq!(ext4_of(&superblock), None);
-        // 64 MiB in blocks of 4 KiB, 2048 inodes of 256 bytes in each group, room for 16 more blocks of descriptors.
+        assert_eq!(parse_ext4(&superblock), None);
+        // 64 MiB in blocks of 4 KiB, 2048 inodes of 256 bytes in each group, and 16 reserved blocks
+        // for group descriptors.
         for (at, number) in [
             (0x04, 16384_u32),
             (0x18, 2),
@@ -264,18 +279,21 @@ mod tests {
             superblock[at..at + 4].copy_from_slice(&number.to_le_bytes());
         }
         let mib = 1 << 20;
-        let size = ext4_of(&superblock).unwrap();
+        let size = parse_ext4(&superblock).unwrap();
         let most = (1 + (1 + 16) + 2 + 128 + 1) * 4096;
         assert_eq!((size.bytes, size.step), (64 * mib, most + 4096));
         assert!(size.fills(64 * mib) && size.fills(64 * mib + most));
         assert!(!size.fills(64 * mib + most + 4096) && !size.fills(64 * mib - 1));
         superblock[0x60] = 0x80;
-        assert_eq!(ext4_of(&superblock).unwrap().bytes, (16 << 40) + 64 * mib);
+        assert_eq!(
+            parse_ext4(&superblock).unwrap().bytes,
+            (16 << 40) + 64 * mib
+        );
     }
 
-    /// What mkfs.ext4 makes fills its file, and is seen not to when that becomes larger.
+    /// A new ext4 fills its file, and no longer does after the file was enlarged.
     #[test]
-    fn what_mkfs_makes_is_understood() {
+    fn file_systems_of_mkfs_ext4_fill_their_file() {
         let memory = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
         let file = std::fs::File::from(memory);
@@ -295,7 +313,7 @@ mod tests {
             assert!(made.unwrap().success());
             let mut superblock = [0; 1024];
             file.read_exact_at(&mut superblock, SUPERBLOCK).unwrap();
-            let own = ext4_of(&superblock).unwrap();
+            let own = parse_ext4(&superblock).unwrap();
             assert!(own.fills(size), "{options:?}: {own:?}");
             assert!(!own.fills(size + (16 << 20)), "{options:?}: {own:?}");
         }

@@ -1,9 +1,12 @@
-//! A FlexVolume driver: kubelet calls it as `PLUGINS/VENDOR~DRIVER/DRIVER CALL ARGUMENTS`, and reads one JSON object from
-//! stdout and stderr together; `spc flexvolume CALL ARGUMENTS` is the same.
+//! FlexVolume driver.
 //!
-//! What needs nothing of the host is answered at once: a controller asks that as well, in a container with nothing in it.
-//! For the rest a second process does the work and this one waits for it ([`supervise`]): however the worker ends, there
-//! is an answer, and nothing that it leaves running has a descriptor that kubelet waits for.
+//! kubelet calls `PLUGINS/VENDOR~DRIVER/DRIVER CALL ARGUMENTS`, and reads one JSON object from
+//! stdout and stderr together. `spc flexvolume CALL ARGUMENTS` does the same.
+//!
+//! Calls that need nothing from the host are answered at once, since a controller makes them in an
+//! empty container. For other calls, this process starts a worker process and waits for it
+//! (`supervisor`). So kubelet gets a reply however the worker ends, and no process that the worker
+//! leaves running holds a descriptor that kubelet waits for.
 
 pub mod allowlist;
 pub mod call;
@@ -20,20 +23,20 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser};
 
 use crate::error::Error;
-use crate::frontends::kubelet::flexvolume::call::{Call, understand};
+use crate::frontends::kubelet::flexvolume::call::Call;
 use crate::frontends::kubelet::flexvolume::reply::Reply;
 use crate::frontends::secret_args::Arguments;
 use crate::log;
 
 pub use crate::frontends::kubelet::flexvolume::volume::SECRET;
 
-/// The call of kubelet.
+/// Arguments of `spc flexvolume`.
 #[derive(Debug, Args)]
 pub struct Flexvolume {
-    /// Do the work of a call, whose JSON comes on stdin
+    /// Run as the worker of a call, with the JSON on standard input
     #[arg(long, hide = true)]
     work: bool,
-    /// init, mount, unmount and so on, and what kubelet says with it
+    /// Name of the call (init, mount, unmount, …) and its arguments
     #[arg(
         value_name = "CALL",
         trailing_var_arg = true,
@@ -42,7 +45,7 @@ pub struct Flexvolume {
     words: Vec<String>,
 }
 
-/// Called as a driver.
+/// Arguments of the driver called by its own name.
 #[derive(Debug, Parser)]
 #[command(name = "flexvolume", disable_help_flag = true)]
 struct Driver {
@@ -50,11 +53,11 @@ struct Driver {
     words: Vec<String>,
 }
 
-/// Called as a driver.
+/// Runs the driver called by its own name.
 pub fn main() -> ExitCode {
     let arguments = Arguments::take();
-    log::take_id();
-    // It is not clap that may say something here.
+    log::init_request();
+    // clap must not print its own messages, since kubelet expects JSON.
     let words = match Driver::command().try_get_matches_from(&arguments.all) {
         Ok(matches) => matches
             .get_many::<String>("words")
@@ -65,41 +68,49 @@ pub fn main() -> ExitCode {
     ExitCode::from(answer(&words))
 }
 
-/// Answers a call that cannot be looked at; the exit code is as for any other.
+/// Replies with an error that precedes the parsing of the call. The exit code is 0, as for any call.
 pub fn refuse(error: Error) -> ExitCode {
-    say(&error.into());
+    print(&error.into());
     ExitCode::SUCCESS
 }
 
 impl Flexvolume {
-    /// Answers the call. The exit code is 0 whatever the answer is: with any other, kubelet would log the arguments, and
-    /// the pod's secrets with them.
+    /// Whether this process is the worker of a call.
+    pub fn is_worker(&self) -> bool {
+        self.work
+    }
+
+    /// Replies to the call, and returns the exit code.
+    ///
+    /// The exit code is always 0. With another one, kubelet would log the arguments, including the
+    /// secrets of the pod.
     pub fn run(&self) -> u8 {
         if self.work {
-            say(&worker::run(&self.words));
+            print(&worker::run(&self.words));
             return 0;
         }
         answer(&self.words)
     }
 }
 
+/// Replies to a call, also if spc panics, and returns exit code 0.
 fn answer(words: &[String]) -> u8 {
     std::panic::set_hook(Box::new(|panic| {
-        say(&Reply::failure(format!("spc: {panic}")));
+        print(&Reply::failure(format!("spc: {panic}")));
         std::process::exit(0);
     }));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let reply = match understand(&words) {
+    let reply = match Call::parse(&words) {
         Ok(Call::Answered(reply)) => reply,
-        Ok(call) => supervisor::run(&call).unwrap_or_else(|error| log::with_id(error).into()),
+        Ok(call) => supervisor::run(&call).unwrap_or_else(|error| log::with_request(error).into()),
         Err(error) => error.into(),
     };
-    say(&reply);
+    print(&reply);
     0
 }
 
-/// One object on stdout. Nobody is left to be told if that fails.
-fn say(reply: &Reply) {
+/// Prints a reply on one line. A failure to write cannot be reported to anybody.
+fn print(reply: &Reply) {
     let _ = std::io::stdout().write_all(format!("{}\n", reply.text()).as_bytes());
 }
 
@@ -109,7 +120,7 @@ mod tests {
     use crate::frontends::kubelet::flexvolume::reply::Status;
 
     fn status(words: &[&str]) -> Status {
-        match understand(words) {
+        match Call::parse(words) {
             Ok(Call::Answered(reply)) => reply.status,
             Ok(call) => panic!("{call:?}"),
             Err(_) => Status::Failure,
@@ -117,20 +128,20 @@ mod tests {
     }
 
     #[test]
-    fn every_call_of_kubelet_is_understood() {
+    fn calls_of_kubelet_are_parsed() {
         let json = r#"{"kubernetes.io/fsType":"nfs","source":"h:/x"}"#;
         assert_eq!(status(&["init"]), Status::Success);
         assert_eq!(status(&["getvolumename", json]), Status::Success);
         assert_eq!(
-            understand(&["mount", "/d", json]).unwrap(),
+            Call::parse(&["mount", "/d", json]).unwrap(),
             Call::Mount { dir: "/d", json }
         );
         assert_eq!(
-            understand(&["unmount", "/d"]).unwrap(),
+            Call::parse(&["unmount", "/d"]).unwrap(),
             Call::Unmount { dir: "/d" }
         );
         assert_eq!(
-            understand(&["expandfs", json, "", "/d", "7", "5"]).unwrap(),
+            Call::parse(&["expandfs", json, "", "/d", "7", "5"]).unwrap(),
             Call::ExpandFs { dir: "/d", size: 7 }
         );
         for call in [
@@ -141,7 +152,7 @@ mod tests {
             &["mountdevice", "/d", "", json],
             &["unmountdevice", "/d"],
             &["expandvolume", json, "/d", "7", "5"],
-            // Of a kubelet that is newer than this.
+            // A call of a later kubelet.
             &["refresh", json],
         ] {
             assert_eq!(status(call), Status::NotSupported, "{call:?}");

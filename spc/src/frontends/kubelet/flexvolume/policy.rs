@@ -1,37 +1,41 @@
-//! What a pod may ask for. Whoever may make pods is not therefore root on the nodes: nothing here reaches files, programs
-//! or devices of a node or of the container, unless the node says so ([`crate::frontends::kubelet::flexvolume::allowlist`]).
+//! Types, sources and options that a pod may use.
+//!
+//! A user who may create pods need not be root on the nodes. So no volume reaches files, programs or
+//! devices of a node or of the container, unless the node allows it ([`super::allowlist`]).
 
 use crate::block::filesystem::MKFS;
 use crate::error::{Error, Result};
 use crate::frontends::kubelet::flexvolume::allowlist::FILE;
-use crate::kinds::FILES;
+use crate::kinds::FILE_OPTIONS;
 use crate::options::Options;
 
-/// What a type lets a pod ask for.
+/// Rules for the volumes of one type.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// Its options.
+    /// Options that pods may use.
     options: Allowed,
-    /// What its sources begin with; anything if nothing is said.
+    /// Allowed prefixes of a source; if empty, any source.
     sources: &'static [&'static str],
-    /// Options that a pod's group makes, where files cannot be given to it one by one; `{}` stands for the group.
+    /// Options that follow from the pod's group (fsGroup), for types on which kubelet cannot change
+    /// the group of files. `{}` stands for the group.
     group: &'static [(&'static str, &'static str)],
-    /// Its mounts are for root alone unless this is asked for.
+    /// Option without which only root can use the mount.
     for_others: Option<&'static str>,
-    /// An option that there has to be, with a value that is not zero.
+    /// Required option, whose value must not be zero.
     needs: Option<&'static str>,
 }
 
-/// Options of a type.
+/// Set of options that pods may use.
 #[derive(Clone, Copy, Debug)]
 enum Allowed {
-    /// All but these and [`FILES`], which name files or devices.
+    /// All except these and [`FILE_OPTIONS`], which name files or devices.
     AllBut(&'static [&'static str]),
-    /// These and no other: the rest may name programs to run.
+    /// Only these and [`COMMON`]; others may name programs to run.
     Only(&'static [&'static str]),
 }
 
-const KERNEL: Policy = Policy {
+/// Policy for types whose options are safe, except those that name files.
+const DEFAULT: Policy = Policy {
     options: Allowed::AllBut(&[]),
     sources: &[],
     group: &[],
@@ -39,13 +43,13 @@ const KERNEL: Policy = Policy {
     needs: None,
 };
 
-/// For a volume that the node allows by itself: everything that counts is said there.
-pub const OF_NODE: Policy = Policy {
+/// Policy for a volume that the node allows. The node's file names its options.
+pub const ALLOWED_BY_NODE: Policy = Policy {
     options: Allowed::Only(&[]),
-    ..KERNEL
+    ..DEFAULT
 };
 
-/// Options that mean the same to every type.
+/// Options that have the same meaning for every type.
 const COMMON: [&str; 16] = [
     "ro",
     "rw",
@@ -121,20 +125,20 @@ const S3FS: [&str; 26] = [
     "use_path_request_style",
 ];
 
-/// What a type lets a pod ask for.
+/// Returns the policy for a type.
 ///
 /// # Errors
-/// It may reach what is the node's.
+/// Volumes of the type may reach files, programs or devices of the node.
 pub fn for_type(fs_type: &str) -> Result<Policy> {
     Ok(match fs_type {
         "glusterfs" => Policy {
             options: Allowed::AllBut(&["log-file", "dump-fuse"]),
-            ..KERNEL
+            ..DEFAULT
         },
-        "nfs" | "nfs4" => KERNEL,
+        "nfs" | "nfs4" => DEFAULT,
         "ceph" | "ceph-fuse" | "fuse.ceph" | "fuse.ceph-fuse" => Policy {
             options: Allowed::AllBut(&["modules"]),
-            ..KERNEL
+            ..DEFAULT
         },
         "cifs" | "smb3" => Policy {
             group: &[
@@ -143,7 +147,7 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
                 ("file_mode", "0664"),
                 ("dir_mode", "0775"),
             ],
-            ..KERNEL
+            ..DEFAULT
         },
         "ext4" | "xfs" | "auto" => Policy {
             options: Allowed::AllBut(&[
@@ -154,24 +158,24 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
                 "rtdev",
             ]),
             sources: &["iscsi:", "rbd:"],
-            ..KERNEL
+            ..DEFAULT
         },
         "fuse.sshfs" => Policy {
             options: Allowed::Only(&SSHFS),
             group: &[("gid", "{}")],
             for_others: Some("allow_other"),
-            ..KERNEL
+            ..DEFAULT
         },
         "fuse.s3fs" => Policy {
             options: Allowed::Only(&S3FS),
             group: &[("gid", "{}")],
             for_others: Some("allow_other"),
-            ..KERNEL
+            ..DEFAULT
         },
         "tmpfs" => Policy {
             options: Allowed::Only(&["gid", "mode", "size", "uid"]),
             needs: Some("size"),
-            ..KERNEL
+            ..DEFAULT
         },
         _ => {
             return Err(Error::usage(format!(
@@ -179,16 +183,16 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
                 fs_type.escape_default()
             ))
             .because("they may reach files or programs of the node")
-            .hint(format!("pods may have glusterfs, nfs, ceph, ceph-fuse, cifs, ext4 and xfs from iscsi: or rbd:, fuse.sshfs, fuse.s3fs and tmpfs; any other volume needs a line in {FILE} of the node: allow TYPE SOURCE OPTIONS")));
+            .hint(format!("pods may use glusterfs, nfs, ceph, ceph-fuse, cifs, ext4 and xfs from iscsi: or rbd:, fuse.sshfs, fuse.s3fs and tmpfs; any other volume needs a line in {FILE} on the node: allow TYPE SOURCE OPTIONS")));
         }
     })
 }
 
 impl Policy {
-    /// Checks a source.
+    /// Checks the source of a volume.
     ///
     /// # Errors
-    /// It names something of the node.
+    /// The source is a device of the node, or has characters that a helper could misread.
     pub fn check_source(&self, fs_type: &str, source: &str) -> Result<()> {
         if !self.sources.is_empty() && !self.sources.iter().any(|begin| source.starts_with(begin)) {
             return Err(Error::usage(format!(
@@ -197,27 +201,28 @@ impl Policy {
             ))
             .because("it is a device of the node")
             .hint(format!(
-                "for pods, sources of this type begin with {}; any other needs a line in {FILE} of the node: allow TYPE SOURCE OPTIONS",
+                "for pods, sources of this type begin with {}; any other needs a line in {FILE} on the node: allow TYPE SOURCE OPTIONS",
                 self.sources.join(" or ")
             )));
         }
-        // A helper that is a script splits at them.
+        // mount.glusterfs is a shell script.
         let script = fs_type == "glusterfs";
         if source.contains(|c: char| c.is_control() || "\"'".contains(c))
-            || (script && source.contains(is_for_shell))
+            || (script && source.contains(is_special_in_shell))
         {
             return Err(
                 Error::usage(format!("bad source: {}", source.escape_default()))
-                    .hint("quotes, spaces and the like cannot be in it"),
+                    .hint("a source must not contain quotes or control characters, and for glusterfs no spaces or shell characters"),
             );
         }
         Ok(())
     }
 
-    /// Checks options.
+    /// Checks the options of a volume.
     ///
     /// # Errors
-    /// One is not for pods.
+    /// An option is not allowed for pods, its value could be read as several options, or a required
+    /// option is missing.
     pub fn check_options(&self, fs_type: &str, options: &Options) -> Result<()> {
         for (key, value) in options.iter() {
             let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -228,14 +233,14 @@ impl Policy {
                 ))
             };
             if !key.chars().all(plain) {
-                return Err(bad("no such option can be"));
+                return Err(bad("no valid option name"));
             }
-            // What splits an option for anybody who reads it would smuggle another one in.
+            // A helper that splits the value at such a character would find a further option in it.
             let split = |c: char| {
                 c.is_control()
                     || c.is_whitespace()
                     || ",\"'".contains(c)
-                    || (fs_type == "glusterfs" && is_for_shell(c))
+                    || (fs_type == "glusterfs" && is_special_in_shell(c))
             };
             if value.is_some_and(|value| value.contains(split)) {
                 return Err(bad("its value has a comma, a space or a quote"));
@@ -243,12 +248,12 @@ impl Policy {
             let own = key.starts_with("x-") || key.starts_with("X-");
             let allowed = match self.options {
                 _ if own => key == MKFS,
-                Allowed::AllBut(not) => !not.contains(&key) && !FILES.contains(&key),
+                Allowed::AllBut(not) => !not.contains(&key) && !FILE_OPTIONS.contains(&key),
                 Allowed::Only(known) => known.contains(&key) || COMMON.contains(&key),
             };
             if !allowed {
                 return Err(bad("not for pods").hint(match self.options {
-                    Allowed::Only([]) => format!("options of this volume are said in {FILE} of the node"),
+                    Allowed::Only([]) => format!("the options of this volume are set in {FILE} on the node"),
                     Allowed::Only(known) => format!("pods may use {}", known.join(", ")),
                     Allowed::AllBut(_) => "it names a file, a device or a program of the node; secrets come from a secret of the pod".into(),
                 }));
@@ -261,17 +266,17 @@ impl Policy {
         {
             return Err(
                 Error::usage(format!("bad options for {fs_type}: no {needed}"))
-                    .because("without one it takes what memory there is")
+                    .because("without it, the volume can use up the memory of the node")
                     .hint(format!("add {needed}=64m to the volume's options")),
             );
         }
         Ok(())
     }
 
-    /// Adds what follows from a pod's group, and what any pod needs.
+    /// Adds options that follow from the pod's group, and those that any pod needs.
     ///
     /// # Errors
-    /// The group is no number.
+    /// The group is not a number.
     pub fn complete(&self, options: &mut Options, group: Option<&str>) -> Result<()> {
         if let Some(option) = self.for_others
             && !options.has(option)
@@ -285,12 +290,12 @@ impl Policy {
                     .hint("kubelet gives fsGroup as a number"),
             );
         }
-        // What the pod says itself counts.
+        // An explicit gid takes precedence over the group.
         if options.value("gid").is_some() {
             return Ok(());
         }
         for (key, value) in self.group {
-            if options.iter().any(|(there, _)| there == *key) {
+            if options.iter().any(|(given, _)| given == *key) {
                 continue;
             }
             options.push(match *value {
@@ -302,8 +307,8 @@ impl Policy {
     }
 }
 
-/// Whether a shell might not take it for a plain character.
-fn is_for_shell(c: char) -> bool {
+/// Whether a character has a special meaning in a shell.
+fn is_special_in_shell(c: char) -> bool {
     c.is_whitespace() || "`$;|&<>(){}*?!\\".contains(c)
 }
 
@@ -316,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_reaches_the_node() {
+    fn volumes_that_reach_the_node_are_refused() {
         for fs_type in [
             "bind",
             "overlay",
@@ -341,12 +346,12 @@ mod tests {
             ("fuse.s3fs", "credlib=/x"),
             ("fuse.s3fs", "passwd_file=/etc/shadow"),
             ("nfs", "x-spc.container"),
-            // Without a limit.
+            // No limit for the memory.
             ("tmpfs", "mode=0700"),
             ("tmpfs", "size=0"),
             ("tmpfs", "size=1m,nr_inodes=0"),
             ("tmpfs", "size=1m,size=0x0"),
-            // One option for us, two for others.
+            // A single option for spc, several for programs that split at the comma or space.
             ("cifs", "username=\"a,credentials=/etc/shadow\""),
             ("nfs", "port=1 2"),
             ("nfs", "a b"),
@@ -392,18 +397,18 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_is_for_pods_or_needs_the_nodes_word() {
-        let mut need = Vec::new();
+    fn every_kind_is_allowed_for_pods_except_those_of_the_node() {
+        let mut refused = Vec::new();
         for name in crate::kinds::names() {
             if for_type(name).is_err() {
-                need.push(name);
+                refused.push(name);
             }
         }
-        assert_eq!(need, ["fuse.*", "overlay", "bind"]);
+        assert_eq!(refused, ["fuse.*", "overlay", "bind"]);
     }
 
     #[test]
-    fn a_group_makes_options_where_files_cannot_be_given_to_it() {
+    fn group_of_a_pod_becomes_options_where_files_have_no_group() {
         for (fs_type, given, complete) in [
             ("nfs", "ro", "ro"),
             ("cifs", "", "gid=7,forcegid,file_mode=0664,dir_mode=0775"),

@@ -1,52 +1,54 @@
-//! What a FlexVolume driver answers: one JSON object.
+//! Reply of the FlexVolume driver: one JSON object.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// How a call ended, in kubelet's words.
+/// Result of a call, with kubelet's words for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
-    /// Done.
+    /// The call succeeded.
     Success,
-    /// Not done; kubelet tries again.
+    /// The call failed; kubelet tries again.
     Failure,
-    /// Never done: kubelet does not ask again until it is restarted, and does something of its own.
+    /// The driver does not support the call. kubelet uses its own default for it, and does not call
+    /// again until it is restarted.
     #[serde(rename = "Not supported")]
     NotSupported,
 }
 
-/// What kubelet may leave to the driver and what not; what is not said it takes for given.
+/// Capabilities of the driver, in the reply to `init`. kubelet assumes defaults for missing fields,
+/// so every field is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capabilities {
-    /// Volumes are attached to nodes before they are mounted.
+    /// Whether volumes are attached to nodes before they are mounted.
     attach: bool,
-    /// Files are given labels of SELinux, one by one.
+    /// Whether kubelet sets the SELinux label of each file.
     selinux_relabel: bool,
-    /// Files are given to the group of the pod, one by one.
+    /// Whether kubelet gives each file to the pod's group.
     fs_group: bool,
-    /// statfs(2) tells how full a volume is.
+    /// Whether statfs(2) on the volume returns its size and use.
     supports_metrics: bool,
-    /// The file system has to be told that its volume has grown.
+    /// Whether kubelet calls `expandfs` after a volume was enlarged.
     #[serde(rename = "requiresFSResize")]
     requires_fs_resize: bool,
 }
 
-/// An answer.
+/// Reply to a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// How it ended.
+    /// Result of the call.
     pub status: Status,
-    /// Why, for people.
+    /// Reason for the status, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     capabilities: Option<Capabilities>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     volume_name: Option<String>,
-    /// Bytes that a volume has.
+    /// Size of the volume in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     volume_new_size: Option<u64>,
 }
@@ -62,13 +64,15 @@ impl Reply {
         }
     }
 
-    /// It is done.
+    /// Returns a reply for a call that succeeded.
     pub fn success() -> Self {
         Self::with_status(Status::Success)
     }
 
-    /// What the driver can do. Volumes are on servers, so none is attached and none relabelled. The group of a pod is
-    /// kubelet's work, for only kubelet knows how the pod wants it done.
+    /// Returns the reply to `init`.
+    ///
+    /// Volumes are on servers, so kubelet neither attaches nor relabels them. kubelet sets the group
+    /// of files, because only kubelet knows the pod's policy for it.
     pub fn capabilities() -> Self {
         Self {
             capabilities: Some(Capabilities {
@@ -82,7 +86,7 @@ impl Reply {
         }
     }
 
-    /// The name of a volume.
+    /// Returns a reply with the name of a volume.
     pub fn named(name: String) -> Self {
         Self {
             volume_name: Some(name),
@@ -90,7 +94,7 @@ impl Reply {
         }
     }
 
-    /// How many bytes a volume has.
+    /// Returns a reply with the size of a volume in bytes.
     pub fn size(bytes: u64) -> Self {
         Self {
             volume_new_size: Some(bytes),
@@ -98,7 +102,7 @@ impl Reply {
         }
     }
 
-    /// It is not done, for this reason.
+    /// Returns a reply for a call that failed, with the reason.
     pub fn failure(message: impl Into<String>) -> Self {
         Self {
             message: Some(message.into()),
@@ -106,7 +110,7 @@ impl Reply {
         }
     }
 
-    /// It is never done, for this reason.
+    /// Returns a reply for a call that the driver does not support, with the reason.
     pub fn not_supported(message: impl Into<String>) -> Self {
         Self {
             message: Some(message.into()),
@@ -114,13 +118,13 @@ impl Reply {
         }
     }
 
-    /// As JSON, on one line.
+    /// Returns the reply as JSON, on one line.
     pub fn text(&self) -> String {
-        // Strings, numbers and truth values can always be written.
+        // Strings, numbers and booleans always convert to JSON.
         serde_json::to_string(self).unwrap_or_else(|_| r#"{"status":"Failure"}"#.into())
     }
 
-    /// Reads what [`Reply::text`] wrote.
+    /// Parses the text of [`Reply::text`].
     pub fn read(text: &str) -> Option<Self> {
         serde_json::from_str(text.trim()).ok()
     }
@@ -142,15 +146,15 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_in_kubelets_words() {
+    fn replies_use_the_fields_of_kubelet() {
         assert_eq!(json(&Reply::success()), json!({"status": "Success"}));
         let capabilities = json(&Reply::capabilities());
         assert_eq!(capabilities["capabilities"]["attach"], false);
         assert_eq!(capabilities["capabilities"]["selinuxRelabel"], false);
         assert_eq!(capabilities["capabilities"]["requiresFSResize"], true);
-        let not = Reply::not_supported("why");
+        let unsupported = Reply::not_supported("why");
         assert_eq!(
-            json(&not),
+            json(&unsupported),
             json!({"status": "Not supported", "message": "why"})
         );
         let named = Reply::named("a".into());

@@ -1,13 +1,10 @@
-//! The process that kubelet waits for: it starts the worker, and answers for it whatever becomes of it.
+//! Process that kubelet waits for. It starts the worker, and replies however the worker ends.
 
-use std::fs::File;
-use std::io::{Seek, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use crate::error::{Error, Result};
@@ -15,29 +12,34 @@ use crate::frontends::kubelet::flexvolume::call::Call;
 use crate::frontends::kubelet::flexvolume::reply::Reply;
 use crate::frontends::kubelet::flexvolume::volume;
 use crate::process::interrupts::Interrupts;
+use crate::process::memfd;
 use crate::process::output::Output;
 use crate::{log, sys};
 
-/// How long a worker may take beyond the limit of the mount, to undo what is half made.
-const GRACE: Duration = Duration::from_secs(20);
+/// Time that a worker has beyond the limit of the mount, to roll back a failed one.
+const ROLLBACK_TIME: Duration = Duration::from_secs(20);
 
-/// And once it was told to stop.
-const UNDOING: Duration = Duration::from_secs(12);
+/// Time that a worker has to roll back after SIGTERM, before SIGKILL.
+const TERM_TIME: Duration = Duration::from_secs(12);
 
-/// How long an unmount or a look may take.
+/// Limit for `unmount` and `expandfs`.
 const LIMIT: Duration = Duration::from_secs(100);
 
-/// The worker's own program: ours.
+/// Program of the worker: the same executable.
 const WORKER: &str = "/proc/self/exe";
 
-/// Has the call done.
+/// Runs a call in a worker process, and returns its reply.
 ///
 /// # Errors
-/// The worker cannot be started, does not end in time, or did not answer.
+/// The worker cannot be started, does not end in time, or ends without a reply.
 pub fn run(call: &Call<'_>) -> Result<Reply> {
     let (words, json, limit) = match *call {
         Call::Answered(ref reply) => return Ok(reply.clone()),
-        Call::Mount { dir, json } => (vec!["mount", dir], json, volume::timeout(json)? + GRACE),
+        Call::Mount { dir, json } => (
+            vec!["mount", dir],
+            json,
+            volume::timeout(json)? + ROLLBACK_TIME,
+        ),
         Call::Unmount { dir } => (vec!["unmount", dir], "", LIMIT),
         Call::ExpandFs { dir, .. } => (vec!["expandfs", dir], "", LIMIT),
     };
@@ -45,9 +47,9 @@ pub fn run(call: &Call<'_>) -> Result<Reply> {
         Call::ExpandFs { size, .. } => Some(size.to_string()),
         _ => None,
     };
-    let fail = |e: std::io::Error| Error::system("cannot start the work of this call").because(e);
-    let interrupts = Interrupts::hold()?;
-    let (said, answer) = (Output::new().map_err(fail)?, Output::new().map_err(fail)?);
+    let fail = |e: std::io::Error| Error::system("cannot start the worker of this call").because(e);
+    let interrupts = Interrupts::block()?;
+    let (stderr, stdout) = (Output::new().map_err(fail)?, Output::new().map_err(fail)?);
     let mut command = Command::new(WORKER);
     command
         .arg0("spc")
@@ -55,30 +57,32 @@ pub fn run(call: &Call<'_>) -> Result<Reply> {
         .args(words)
         .args(size)
         .stdin(in_memory(json).map_err(fail)?)
-        .stdout(answer.handle().map_err(fail)?)
-        .stderr(said.handle().map_err(fail)?);
-    log::hand_on(&mut command);
-    // What kubelet may have left open is for nobody but us.
-    let mut child = sys::tie_to_parent(sys::keep_standard(&mut command))
+        .stdout(stdout.handle().map_err(fail)?)
+        .stderr(stderr.handle().map_err(fail)?);
+    log::pass_request(&mut command);
+    // Descriptors that kubelet left open do not reach the worker.
+    let mut child = sys::tie_to_parent(sys::keep_standard_fds(&mut command))
         .spawn()
         .map_err(fail)?;
-    let (ended, stopped) = wait(&mut child, limit, &interrupts).map_err(fail)?;
-    if let Some(reply) = Reply::read(&answer.text()) {
+    let (status, stopped) = wait(&mut child, limit, &interrupts).map_err(fail)?;
+    if let Some(reply) = Reply::read(&stdout.text()) {
         return Ok(reply);
     }
     let failed = Error::system("the call was not answered");
-    let failed = match (stopped, ended.code(), ended.signal()) {
+    let failed = match (stopped, status.code(), status.signal()) {
         (Some(why), ..) => failed.because(why),
         (None, Some(code), _) => failed.because(format!("exit status {code}")),
         (None, None, signal) => failed
             .because(format!("killed by signal {}", signal.unwrap_or_default()))
-            .hint("kubelet tries again, and what is half made is undone then; if memory is short, dmesg says so"),
+            .hint("kubelet tries again, and spc then rolls back what is left; if memory was short, dmesg says so"),
     };
-    Err(failed.log(said.last_lines(|line| Some(line))))
+    Err(failed.log(stderr.last_lines(|line| Some(line))))
 }
 
-/// Waits for the worker to end. One that takes too long, or is not wanted any more, gets time to undo what it did; the
-/// reason comes back.
+/// Waits for the worker to end. Returns its status, and the reason if spc stopped it.
+///
+/// A worker that exceeds `limit`, or whose call was interrupted, gets SIGTERM and time to roll back,
+/// then SIGKILL.
 fn wait(
     child: &mut Child,
     limit: Duration,
@@ -86,10 +90,10 @@ fn wait(
 ) -> std::io::Result<(ExitStatus, Option<String>)> {
     let pid = Pid::from_child(child);
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let mut until = Instant::now() + limit;
+    let mut deadline = Instant::now() + limit;
     let mut stopped = None;
     loop {
-        let left = until.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN)];
         if stopped.is_none() {
             fds.push(PollFd::new(interrupts, PollFlags::IN));
@@ -101,32 +105,29 @@ fn wait(
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        if let Some(ended) = child.try_wait()? {
-            return Ok((ended, stopped));
+        if let Some(status) = child.try_wait()? {
+            return Ok((status, stopped));
         }
-        let late = Instant::now() >= until;
+        let late = Instant::now() >= deadline;
         let signal = match (interrupts.check(), &stopped) {
             (Err(interrupted), None) => {
                 stopped = Some(interrupted.summary());
                 Signal::TERM
             }
             (_, None) if late => {
-                stopped = Some(format!("it took longer than {} s", limit.as_secs()));
+                stopped = Some(format!("took longer than {} s", limit.as_secs()));
                 Signal::TERM
             }
             (_, Some(_)) if late => Signal::KILL,
             _ => continue,
         };
-        until = Instant::now() + UNDOING;
-        // It may have ended by itself.
+        deadline = Instant::now() + TERM_TIME;
+        // Fails if the worker has just ended by itself.
         let _ = kill_process_group(pid, signal);
     }
 }
 
-/// A text that is in memory only.
+/// Returns a text as an anonymous file for standard input, where no other process sees it.
 fn in_memory(text: &str) -> std::io::Result<Stdio> {
-    let mut file = File::from(memfd_create("volume", MemfdFlags::CLOEXEC)?);
-    file.write_all(text.as_bytes())?;
-    file.rewind()?;
-    Ok(Stdio::from(file))
+    Ok(memfd::create("volume", text.as_bytes())?.into())
 }

@@ -1,5 +1,7 @@
-//! A volume as kubelet describes it: one flat JSON object of strings, of which those with `kubernetes.io/` before their
-//! names are kubelet's own.
+//! Volume as kubelet describes it: one flat JSON object of strings.
+//!
+//! Keys that begin with `kubernetes.io/` are kubelet's own. The others come from the volume in the
+//! pod or PersistentVolume.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,54 +12,56 @@ use base64::prelude::BASE64_STANDARD;
 
 use crate::error::{Cause, Error, Result};
 use crate::frontends::kubelet::flexvolume::allowlist::Allowed;
-use crate::frontends::kubelet::flexvolume::policy::{self, OF_NODE};
+use crate::frontends::kubelet::flexvolume::policy::{self, ALLOWED_BY_NODE};
 use crate::frontends::kubelet::paths;
 use crate::kinds;
 use crate::kinds::servers::{self, SERVERS};
 use crate::mount::Request;
-use crate::mount::request::{DEFAULT_TIMEOUT, RouteChoice};
+use crate::mount::request::DEFAULT_TIMEOUT;
 use crate::options::secrets::is_secret;
 use crate::options::{Options, Secrets};
+use fnv::FnvHasher;
+use std::hash::Hasher;
 
-/// What precedes the names that are kubelet's own.
-const OWN: &str = "kubernetes.io/";
+/// Prefix of kubelet's own keys.
+const PREFIX: &str = "kubernetes.io/";
 
-/// What precedes the keys of the pod's secret; their values are in base64.
+/// Prefix of the keys of the pod's secret, whose values are in base64.
 pub const SECRET: &str = "kubernetes.io/secret/";
 
-/// The longest that a mount may take.
-const LONGEST: u64 = 3600;
+/// Largest value of `timeout`, in seconds.
+const MAX_TIMEOUT: u64 = 3600;
 
-/// What a pod writes under `options`.
+/// Keys that a volume may have besides those of kubelet.
 const KNOWN: [&str; 5] = ["source", "servers", "path", "options", "timeout"];
 
-/// A volume, understood.
+/// Parsed volume.
 #[derive(Debug)]
 pub struct Volume {
     /// Type of the file system.
     pub fs_type: String,
     /// Source, which may name several servers.
     pub source: String,
-    /// Options.
+    /// Mount options, including those of the node and of the pod's group.
     pub options: Options,
-    /// Secrets.
+    /// Values of the pod's secret.
     pub secrets: Secrets,
     /// Limit for the whole call.
     pub timeout: Duration,
 }
 
-/// The object as it was given.
+/// Keys and values of the JSON object.
 type Given = BTreeMap<String, String>;
 
-/// Reads the object.
-fn given(json: &str) -> Result<Given> {
+/// Parses the JSON object. Errors do not repeat its values.
+fn parse_object(json: &str) -> Result<Given> {
     let fail = |cause: Cause| {
         Error::usage("bad options of the volume")
             .because(cause)
-            .hint("kubelet gives them as one JSON object of strings")
+            .hint("kubelet passes them as one JSON object of strings")
     };
     let value: serde_json::Value = serde_json::from_str(json)
-        // Its own text may repeat a part of a secret.
+        // The text of the JSON error may repeat a part of a secret.
         .map_err(|e| fail(format!("not JSON, at column {}", e.column()).into()))?;
     let serde_json::Value::Object(object) = value else {
         return Err(fail("not an object".into()));
@@ -71,12 +75,12 @@ fn given(json: &str) -> Result<Given> {
     object.into_iter().map(text).collect()
 }
 
-/// How long the call may take.
+/// Returns the time limit for mounting a volume.
 ///
 /// # Errors
-/// It is no number of seconds, or too many.
+/// The object is invalid, or its `timeout` is not a number of seconds from 1 to 3600.
 pub fn timeout(json: &str) -> Result<Duration> {
-    limit(&given(json)?)
+    limit(&parse_object(json)?)
 }
 
 fn limit(given: &Given) -> Result<Duration> {
@@ -84,45 +88,45 @@ fn limit(given: &Given) -> Result<Duration> {
         return Ok(DEFAULT_TIMEOUT);
     };
     match text.parse() {
-        Ok(seconds) if (1..=LONGEST).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        Ok(seconds) if (1..=MAX_TIMEOUT).contains(&seconds) => Ok(Duration::from_secs(seconds)),
         _ => Err(
             Error::usage(format!("bad timeout: {}", text.escape_default()))
-                .hint(format!("a number of seconds from 1 to {LONGEST}")),
+                .hint(format!("use a number of seconds from 1 to {MAX_TIMEOUT}")),
         ),
     }
 }
 
-/// A name for the volume: the same on all nodes, for all pods.
+/// Returns a name for the volume, which is the same on all nodes and for all pods.
 ///
 /// # Errors
-/// It has no type or no source.
+/// The object is invalid, or has no type or source.
 pub fn name(json: &str) -> Result<String> {
-    let (fs_type, source) = type_and_source(&given(json)?)?;
-    let what = format!("{fs_type}-{source}");
+    let (fs_type, source) = type_and_source(&parse_object(json)?)?;
+    let full = format!("{fs_type}-{source}");
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-    let short: String = what.chars().map(plain).take(80).collect();
-    // Other characters may make another volume.
-    Ok(format!("{short}-{:08x}", number(&what) >> 32))
+    let short: String = full.chars().map(plain).take(80).collect();
+    // Sources that differ only in replaced or cut characters get different numbers.
+    Ok(format!("{short}-{:08x}", fnv1a(&full) >> 32))
 }
 
-/// The same number for the same text, in every version (FNV-1a).
-fn number(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+/// Returns the FNV-1a hash of a text, which must stay the same in every version of spc.
+fn fnv1a(text: &str) -> u64 {
+    let mut hasher = FnvHasher::default();
+    hasher.write(text.as_bytes());
+    hasher.finish()
 }
 
-/// What kubelet itself says.
+/// Returns the value of one of kubelet's own keys, unless it is empty.
 fn own<'a>(given: &'a Given, name: &str) -> Option<&'a str> {
-    let value = given.get(&format!("{OWN}{name}")).map(String::as_str);
+    let value = given.get(&format!("{PREFIX}{name}")).map(String::as_str);
     value.filter(|value| !value.is_empty())
 }
 
-/// The type and the source.
+/// Returns type and source. Without a type, the source determines it.
 fn type_and_source(given: &Given) -> Result<(String, String)> {
-    let asked = own(given, "fsType");
-    let source = source(given, asked)?;
-    let fs_type = match asked {
+    let given_type = own(given, "fsType");
+    let source = source(given, given_type)?;
+    let fs_type = match given_type {
         Some(fs_type) => fs_type.to_owned(),
         None => kinds::infer(&source)?.fs_type.to_owned(),
     };
@@ -130,33 +134,34 @@ fn type_and_source(given: &Given) -> Result<(String, String)> {
 }
 
 impl Volume {
-    /// Reads the object, and checks what a pod may ask for on a node that allows this.
+    /// Parses the JSON object, and checks that a pod may use the volume. `allowed` has the volumes
+    /// that the node allows in addition.
     ///
     /// # Errors
-    /// Something is missing, unknown, or not a pod's to ask for.
+    /// A key is missing, unknown or invalid, or pods may not use such a volume.
     pub fn read(json: &str, allowed: &Allowed) -> Result<Self> {
-        let given = given(json)?;
-        let unknown = |key: &&String| !key.starts_with(OWN) && !KNOWN.contains(&key.as_str());
+        let given = parse_object(json)?;
+        let unknown = |key: &&String| !key.starts_with(PREFIX) && !KNOWN.contains(&key.as_str());
         if let Some(key) = given.keys().find(unknown) {
             return Err(Error::usage(format!("unknown option: {}", key.escape_default()))
-                .hint(format!("known are {}; options of the file system go into `options`, secrets into a secret of the pod", KNOWN.join(", "))));
+                .hint(format!("the options of a volume are {}; those of the file system belong into `options`, secrets into a secret of the pod", KNOWN.join(", "))));
         }
         let mut options = Options::default();
         let mut secrets = Secrets::default();
         if let Some(list) = given.get("options") {
             options = Options::parse([list.as_str()]).map_err(|error| {
-                error.hint("put it into a secret, and name that in secretRef: everybody who may read the pod sees its options")
+                error.hint("put it into a secret named in secretRef: anybody who may read the pod sees its options")
             })?;
         }
         if options.value(SERVERS).is_some() {
             return Err(Error::usage(format!("bad option {SERVERS}"))
-                .hint("a volume names its servers in `servers`"));
+                .hint("name the servers of a volume in `servers`"));
         }
         for (key, value) in &given {
             if let Some(key) = key.strip_prefix(SECRET) {
                 let value = decoded(key, value)?;
                 if is_secret(key) {
-                    secrets.give(key, value)?;
+                    secrets.add_value(key, value)?;
                 } else {
                     options.push(format!("{key}={value}"))?;
                 }
@@ -164,18 +169,18 @@ impl Volume {
         }
         let (fs_type, source) = type_and_source(&given)?;
         let read_only = options.read_only() || own(&given, "readwrite") == Some("ro");
-        let of_node = allowed.options(&fs_type, &source);
-        let policy = match of_node {
-            Some(_) => OF_NODE,
+        let node_options = allowed.options(&fs_type, &source);
+        let policy = match node_options {
+            Some(_) => ALLOWED_BY_NODE,
             None => policy::for_type(&fs_type)?,
         };
-        if of_node.is_none() {
+        if node_options.is_none() {
             policy.check_source(&fs_type, &source)?;
         }
         policy.check_options(&fs_type, &options)?;
-        // The node's count more, for they come last.
-        if let Some(of_node) = of_node {
-            options.extend(of_node);
+        // Appended, so that they override options of the pod.
+        if let Some(node_options) = node_options {
+            options.extend(node_options);
         }
         if read_only {
             options.push("ro".into())?;
@@ -190,30 +195,25 @@ impl Volume {
         })
     }
 
-    /// The request for a target.
+    /// Returns the request to mount the volume on `target`.
     ///
     /// # Errors
-    /// The target is none of kubelet's, or the request cannot be one.
+    /// The target is not an absolute path, or the request is invalid.
     pub fn request(&self, target: &str) -> Result<Request> {
         let path = PathBuf::from(target);
         paths::check(&path)?;
         Request {
-            fs_type: self.fs_type.clone(),
-            inferred: None,
-            source: self.source.clone(),
-            no_symlink_tail: paths::depth(&path),
-            target: path,
             options: self.options.clone(),
             secrets: self.secrets.clone(),
             timeout: Some(self.timeout),
-            route: RouteChoice::Auto,
-            over_system_directory: false,
+            no_symlink_tail: paths::depth(&path),
+            ..Request::new(self.fs_type.as_str(), self.source.as_str(), path)
         }
         .validated()
     }
 }
 
-/// The source: as it is, or made of servers and a path.
+/// Returns the source, either as given or composed of servers and a path.
 fn source(given: &Given, fs_type: Option<&str>) -> Result<String> {
     let get = |key: &str| given.get(key).filter(|value| !value.is_empty());
     match (get("source"), get("servers"), get("path")) {
@@ -221,16 +221,16 @@ fn source(given: &Given, fs_type: Option<&str>) -> Result<String> {
         (None, Some(list), Some(path)) => {
             let Some(fs_type) = fs_type else {
                 return Err(Error::usage("no fsType is given")
-                    .hint("a volume with servers and a path needs one"));
+                    .hint("a volume with `servers` and `path` needs one"));
             };
-            kinds::with_servers(fs_type, path, &servers::list_of(list)?)
+            kinds::with_servers(fs_type, path, &servers::parse_list(list)?)
         }
         _ => Err(Error::usage("no source is given")
-            .hint("give either source, as of `spc mount`, or servers and path")),
+            .hint("give either `source`, as for `spc mount`, or `servers` and `path`")),
     }
 }
 
-/// The text of a secret, without the line break at its end.
+/// Decodes the value of a secret, without a line break at its end.
 fn decoded(key: &str, value: &str) -> Result<String> {
     let fail = |cause: &str| {
         Error::usage(format!("bad secret {}", key.escape_default()))
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_as_kubelet_describes_it() {
+    fn volume_of_kubelet_is_parsed() {
         let json = serde_json::json!({
             "kubernetes.io/fsType": "cifs", "kubernetes.io/readwrite": "ro",
             "kubernetes.io/pvOrVolumeName": "data", "kubernetes.io/pod.name": "web-1",
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn several_servers_are_one_source() {
+    fn servers_and_path_become_one_source() {
         let json = serde_json::json!({
             "kubernetes.io/fsType": "nfs", "servers": "a, b,c", "path": "/x",
         });
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_and_secrets_are_not_repeated() {
+    fn invalid_volumes_are_refused_without_repeating_secrets() {
         let json = |more: serde_json::Value| {
             let mut all = serde_json::json!({"kubernetes.io/fsType": "nfs"});
             if let (Some(all), Some(more)) = (all.as_object_mut(), more.as_object()) {
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn the_node_says_with_which_options_its_own_is_mounted() {
+    fn options_of_the_node_apply_to_its_own_volumes() {
         let allowed = Allowed::parse("allow bind /srv ro,nosuid\nallow x tag rw,a=b").unwrap();
         let read = |fs_type: &str, source: &str, options: &str, access: &str| {
             let json = serde_json::json!({
@@ -373,14 +373,14 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_has_one_name() {
-        let of = |source: &str| {
+    fn name_of_a_volume_depends_on_its_source_only() {
+        let name_of = |source: &str| {
             let json = serde_json::json!({"kubernetes.io/fsType": "nfs", "source": source});
             name(&json.to_string()).unwrap()
         };
-        assert_eq!(of("h:/x"), of("h:/x"));
-        assert_ne!(of("h:/x/y"), of("h:/x-y"));
-        assert!(of("h:/x").starts_with("nfs-h--x-"));
-        assert!(of(&format!("h:/{}", "x".repeat(500))).len() < 100);
+        assert_eq!(name_of("h:/x"), name_of("h:/x"));
+        assert_ne!(name_of("h:/x/y"), name_of("h:/x-y"));
+        assert!(name_of("h:/x").starts_with("nfs-h--x-"));
+        assert!(name_of(&format!("h:/{}", "x".repeat(500))).len() < 100);
     }
 }

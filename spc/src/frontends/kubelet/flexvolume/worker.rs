@@ -1,4 +1,4 @@
-//! The work of a call, in a process that may end however it likes.
+//! Worker process of a FlexVolume call, whose end the supervisor awaits.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -17,49 +17,53 @@ use crate::state::Session;
 use crate::unmount::escalate::UnmountMode;
 use crate::unmount::foreign::unmount_foreign;
 
-/// The most of an object that is read.
-const LONGEST: u64 = 4 * 1024 * 1024;
+/// Size in bytes up to which the JSON object is read.
+const MAX_SIZE: u64 = 4 * 1024 * 1024;
 
-/// Does it, and answers.
+/// Runs a call, and returns the reply.
 pub fn run(words: &[String]) -> Reply {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words[..] {
-        ["mount", dir] => make(dir),
-        ["unmount", dir] => unmake(dir),
+        ["mount", dir] => mount_volume(dir),
+        ["unmount", dir] => unmount_volume(dir),
         ["expandfs", dir, size] => expand::run(dir, size),
-        ["grow", dir, size] => expand::work(dir, size),
-        _ => Err(Error::usage("no work of this name")),
+        ["grow", dir, size] => expand::child(dir, size),
+        _ => Err(Error::usage("no such call")),
     };
-    // In an event, far from the log, the id leads there.
-    done.unwrap_or_else(|error| log::with_id(error).into())
+    // The error appears in an event. The id leads from there to the log.
+    done.unwrap_or_else(|error| log::with_request(error).into())
 }
 
-/// What kubelet says of the volume. It may be read again, by the `spc` of a client root that takes this one's place.
-fn object() -> std::io::Result<String> {
+/// Reads kubelet's JSON object of the volume from standard input, and rewinds it.
+///
+/// The `spc` of a client root file system may replace this process, and reads the object again.
+fn read_object() -> std::io::Result<String> {
     let mut json = String::new();
-    std::io::stdin().take(LONGEST).read_to_string(&mut json)?;
+    std::io::stdin().take(MAX_SIZE).read_to_string(&mut json)?;
     rustix::fs::seek(std::io::stdin(), rustix::fs::SeekFrom::Start(0))?;
     Ok(json)
 }
 
-/// Mounts the volume.
-fn make(dir: &str) -> Result<Reply> {
+/// Mounts the volume that standard input describes.
+fn mount_volume(dir: &str) -> Result<Reply> {
     let json =
-        object().map_err(|e| Error::system("cannot read the volume's options").because(e))?;
-    let interrupts = Interrupts::hold()?;
+        read_object().map_err(|e| Error::system("cannot read the volume's options").because(e))?;
+    let interrupts = Interrupts::block()?;
     let session = Session::open()?;
     let volume = Volume::read(&json, &Allowed::read(&session.host)?)?;
     Ok(match mount(&session, volume.request(dir)?, &interrupts) {
         Ok(_) => Reply::success(),
         Err(error) => {
-            let told = log::with_id(error).to_string();
-            Reply::failure(volume.secrets.mask(&told))
+            let text = log::with_request(error).to_string();
+            Reply::failure(volume.secrets.mask(&text))
         }
     })
 }
 
-/// Unmounts what is there, be it ours or not: the directory is the driver's.
-fn unmake(dir: &str) -> Result<Reply> {
+/// Unmounts the mount on `dir`, whoever made it, since kubelet gave the directory to the driver.
+///
+/// Succeeds if nothing is mounted there.
+fn unmount_volume(dir: &str) -> Result<Reply> {
     let path = PathBuf::from(dir);
     paths::check(&path)?;
     let session = Session::open()?;
@@ -68,14 +72,14 @@ fn unmake(dir: &str) -> Result<Reply> {
         system: true,
         no_symlink_tail: paths::depth(&path),
     };
-    let there = {
+    let walked = {
         let path = path.clone();
         session
             .host
             .run("looking at the target", move || target::walk(&path, rules))??
     };
-    let (target, mounted) = match there {
-        Walk::Missing(there, missing) => (there.join(missing), false),
+    let (target, mounted) = match walked {
+        Walk::Missing(existing, missing) => (existing.join(missing), false),
         Walk::Pinned(pinned, _) => (pinned.path, pinned.mount.is_root),
     };
     if mounted || session.ledger.get(&target)?.is_some() {

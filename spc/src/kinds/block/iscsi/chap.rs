@@ -1,10 +1,11 @@
-//! CHAP: names are options, passwords are secrets; both become settings of records.
+//! CHAP authentication: names are options, passwords are secrets. Both become settings of
+//! Open-iSCSI's records.
 
 use crate::error::{Error, Result};
 use crate::kinds::block::model::Value;
 use crate::kinds::model::KindInput;
 
-/// Secrets that are for it.
+/// Names of the secrets.
 pub(super) const SECRETS: [&str; 4] = [
     "password",
     "password_in",
@@ -12,9 +13,10 @@ pub(super) const SECRETS: [&str; 4] = [
     "discovery.password_in",
 ];
 
-/// Method, name and password of ours, name and password of the target's.
+/// Keys of settings: method, name and password of the initiator, name and password of the target.
 pub(super) type Keys = [&'static str; 5];
 
+/// Keys for the login of a session.
 pub(super) const SESSION: Keys = [
     "node.session.auth.authmethod",
     "node.session.auth.username",
@@ -23,6 +25,7 @@ pub(super) const SESSION: Keys = [
     "node.session.auth.password_in",
 ];
 
+/// Keys for a discovery.
 pub(super) const DISCOVERY: Keys = [
     "discovery.sendtargets.auth.authmethod",
     "discovery.sendtargets.auth.username",
@@ -31,37 +34,40 @@ pub(super) const DISCOVERY: Keys = [
     "discovery.sendtargets.auth.password_in",
 ];
 
-/// Settings for CHAP, if a name was given for it.
+/// Returns the settings for CHAP; empty if the options have no name for it. `prefix` is the
+/// beginning of the options' names, `discovery.` or empty.
+///
+/// # Errors
+/// Fails if a name has no password or a password no name, and for mutual CHAP without `user`.
 pub(super) fn credentials(
-    asked: &KindInput<'_>,
+    input: &KindInput<'_>,
     prefix: &str,
     keys: &Keys,
 ) -> Result<Vec<(&'static str, Value)>> {
-    let option = |name: &str| asked.options.value(&format!("{prefix}{name}"));
-    // A name and a password, or neither.
-    let pair = |name: &str, word: &str| {
-        let key = format!("{prefix}{word}");
-        let known = SECRETS.into_iter().find(|known| *known == key);
-        let known = known.filter(|key| asked.secrets.has(key));
-        match (option(name), known) {
+    let option = |name: &str| input.options.value(&format!("{prefix}{name}"));
+    let name_and_password = |name: &str, password: &str| {
+        let key = format!("{prefix}{password}");
+        let secret = SECRETS.into_iter().find(|secret| *secret == key);
+        let secret = secret.filter(|key| input.secrets.has(key));
+        match (option(name), secret) {
             (Some(user), Some(key)) => Ok(Some((user.to_owned(), Value::Secret(key)))),
             (None, None) => Ok(None),
             _ => Err(Error::usage(format!(
-                "bad options: {prefix}{name} and {prefix}{word} go together"
+                "bad options: {prefix}{name} and {prefix}{password} go together"
             ))
             .hint(format!(
                 "give both: -o {prefix}{name}=NAME --secret {key}=file:PATH"
             ))),
         }
     };
-    // Taking a device away needs neither.
-    let (user, user_in) = (pair("user", "password")?, pair("user_in", "password_in")?);
+    let user = name_and_password("user", "password")?;
+    let user_in = name_and_password("user_in", "password_in")?;
     let Some((user, password)) = user else {
         return match user_in {
             Some(_) => Err(Error::usage(format!(
                 "bad options: {prefix}user_in without {prefix}user"
             ))
-            .hint("with mutual CHAP both sides have a name and a password")),
+            .hint("mutual CHAP needs a name and a password for each side")),
             None => Ok(Vec::new()),
         };
     };

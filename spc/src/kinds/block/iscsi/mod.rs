@@ -1,8 +1,9 @@
 //! iSCSI: `iscsi:PORTAL[,PORTAL…]/IQN/LUN`, attached by Open-iSCSI's iscsiadm(8) and iscsid(8).
 //!
-//! The target is logged in to at each portal, without discovery unless that is asked for; records are made for the
-//! purpose and removed at the end. Only the LUN that was asked for is scanned. Names and passwords go into the
-//! records, which only root reads, never into arguments.
+//! spc logs in to the target at each portal, without discovery unless the option `discovery` is
+//! given. It makes Open-iSCSI's node records for that, and deletes them after the last logout. Only
+//! the requested LUN is scanned. Names and passwords go into the records, which only root can read,
+//! never into arguments.
 
 mod chap;
 mod portal;
@@ -12,26 +13,30 @@ use crate::host::hostname::HostName;
 use crate::host::modules::Module;
 use crate::host::service::{Ready, Service};
 use crate::kinds::block::iscsi::chap::{DISCOVERY, SECRETS, SESSION, credentials};
-use crate::kinds::block::iscsi::portal::{HELLO, Portal};
+use crate::kinds::block::iscsi::portal::{PROBE_REQUEST, Portal};
 use crate::kinds::block::model::{
-    Command, Device, DevicePath as BlockWay, Endpoint, Identity, OutputCheck, PATH_NUMBER,
-    RecoveryTimeout, Step, SysfsLayout, Value,
+    Command, Device, DevicePath, Endpoint, Identity, OutputCheck, PATH_NUMBER, RecoveryTimeout,
+    Step, SysfsLayout, Value,
 };
 use crate::kinds::model::{Diagnostics, KindInput};
 
-/// Where Open-iSCSI keeps its records: Debian 13 and later, earlier ones.
-const RECORDS: [&str; 2] = ["/var/lib/iscsi", "/etc/iscsi"];
+/// Directories of Open-iSCSI's records: since Debian 13, and before.
+const RECORD_DIRS: [&str; 2] = ["/var/lib/iscsi", "/etc/iscsi"];
 
-/// After how many seconds without a connection a session fails what waits for it.
-const SOON: &str = "5";
+/// Seconds without a connection after which a session fails its I/O. For new sessions, and where
+/// multipath has another path.
+const SHORT_RECOVERY_TIMEOUT: &str = "5";
 
-/// iscsiadm(8): a session of these very parameters is there; nothing like that is there, and what it says of a discovery
-/// that is not there.
+/// Exit code of iscsiadm(8): a session with the same parameters exists (`ISCSI_ERR_SESS_EXISTS`).
 const EXISTS: i32 = 15;
+
+/// Exit code of iscsiadm(8): no such record or session (`ISCSI_ERR_NO_OBJS_FOUND`).
 const NO_RECORD: i32 = 21;
+
+/// Exit code of iscsiadm(8) for a discovery record that does not exist (`ISCSI_ERR_IDBM`).
 const NO_DISCOVERY: i32 = 6;
 
-/// Options that are for the attachment.
+/// Options for the attachment.
 const OPTIONS: [&str; 6] = [
     "user",
     "user_in",
@@ -41,53 +46,56 @@ const OPTIONS: [&str; 6] = [
     "initiator",
 ];
 
-/// The device that `rest`, the source behind `iscsi:`, names.
-pub fn device(rest: &str, asked: &KindInput<'_>) -> Result<Device> {
+/// Builds the device of a source; `rest` is the text after `iscsi:`.
+///
+/// # Errors
+/// Fails if the source is not valid, or if a CHAP name has no password or a password no name.
+pub fn device(rest: &str, input: &KindInput<'_>) -> Result<Device> {
     let bad = |why: &str| {
-        Error::usage(format!("bad source: {}", asked.source))
+        Error::usage(format!("bad source: {}", input.source))
             .because(why)
             .hint("an iSCSI source is iscsi:PORTAL[,PORTAL…]/IQN/LUN, for example iscsi:192.0.2.1,192.0.2.2:3261/iqn.2026-01.example:disks/0")
     };
     let (portals, rest) = rest.split_once('/').ok_or_else(|| bad("no portal"))?;
     let (iqn, lun) = rest.rsplit_once('/').ok_or_else(|| bad("no LUN"))?;
     let named = ["iqn.", "eui.", "naa."].iter().any(|p| iqn.starts_with(p));
-    // RFC 3722: letters are lower case after preparation, but targets exist that do otherwise.
+    // RFC 3722 maps letters to lower case, but some targets have upper case in their names.
     let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_".contains(c);
     if !named || iqn.len() > 223 || !iqn.chars().all(plain) {
         return Err(bad(
-            "the target's name begins with iqn., eui. or naa., and has letters, digits, dots, colons and dashes",
+            "the name of a target begins with iqn., eui. or naa., and has only letters, digits, dots, colons, dashes and underscores",
         ));
     }
     let lun: u16 = match lun.parse() {
         Ok(lun) if lun <= 16383 => lun,
         _ => return Err(bad("a LUN is a number from 0 to 16383")),
     };
-    let mut ways: Vec<BlockWay> = Vec::new();
+    let mut paths: Vec<DevicePath> = Vec::new();
     for portal in portals.split(',') {
         let portal = Portal::parse(portal).ok_or_else(|| bad("a portal is ADDRESS[:PORT]"))?;
-        let way = way(&portal, iqn, asked)?;
-        if !ways.iter().any(|known| known.marks == way.marks) {
-            ways.push(way);
+        let path = path(&portal, iqn, input)?;
+        if !paths.iter().any(|known| known.key == path.key) {
+            paths.push(path);
         }
     }
-    let delete = |before: &[&str], portal: &str, fine| Command {
-        args: words(&[before, &["-p", portal, "-o", "delete"]].concat()),
-        fine,
-        ..ADM
+    let delete = |record: &[&str], portal: &str, accepted_codes| Command {
+        args: words(&[record, &["-p", portal, "-o", "delete"]].concat()),
+        accepted_codes,
+        ..ISCSIADM
     };
-    let end = ways.iter().flat_map(|way| {
+    let cleanup = paths.iter().flat_map(|path| {
         [
-            // A record that somebody else's session uses stays.
-            delete(&["-m", "node", "-T", iqn], &way.name, &[NO_RECORD, EXISTS]),
-            // It is gone already, unless the discovery failed or was killed.
+            // iscsiadm keeps a record that a session of another program uses.
+            delete(&["-m", "node", "-T", iqn], &path.name, &[NO_RECORD, EXISTS]),
+            // Left only by a discovery that failed or was killed.
             delete(
                 &["-m", "discoverydb", "-t", "sendtargets"],
-                &way.name,
+                &path.name,
                 &[NO_RECORD, NO_DISCOVERY],
             ),
         ]
     });
-    let end = end.collect();
+    let cleanup = cleanup.collect();
     Ok(Device {
         name: format!("iscsi:{iqn}/{lun}"),
         session_key: format!("iscsi:{iqn}"),
@@ -98,58 +106,58 @@ pub fn device(rest: &str, asked: &KindInput<'_>) -> Result<Device> {
             key: "InitiatorName=",
             prefix: "iqn.1993-08.org.debian:01:",
         }),
-        paths: ways,
-        shows: SysfsLayout {
-            ways: "class/iscsi_session/session*",
-            holds: vec![("targetname", iqn.to_owned())],
-            known_by: &[
+        paths,
+        sysfs: SysfsLayout {
+            path_dirs: "class/iscsi_session/session*",
+            attributes: vec![("targetname", iqn.to_owned())],
+            key_attributes: &[
                 "device/connection*/iscsi_connection/connection*/persistent_address",
                 "device/connection*/iscsi_connection/connection*/persistent_port",
             ],
-            // Channel and target are the session's only ones.
+            // Wildcards for channel and target: a session has one of each.
             scan: Some(("device/../scsi_host/host*/scan", format!("- - {lun}"))),
             disk: format!("device/target*/*:*:*:{lun}/block/*"),
-            disks: "device/target*/*:*:*:*/block/*",
+            all_disks: "device/target*/*:*:*:*/block/*",
             delete: Some("device/delete"),
             identity: Identity::Scsi,
-            patience: Some(RecoveryTimeout {
+            recovery_timeout: Some(RecoveryTimeout {
                 file: "recovery_tmo",
-                little: SOON,
-                usual: "120",
+                short: SHORT_RECOVERY_TIMEOUT,
+                normal: "120",
             }),
         },
-        // By its number: that needs no record, which may have gone with a container.
+        // A logout by the session's number needs no record. Records may be lost with a container.
         detach_path: Command {
             args: words(&["-m", "session", "-r", PATH_NUMBER, "--logout"]),
-            ..ADM
+            ..ISCSIADM
         },
-        end,
+        cleanup,
         options: &OPTIONS,
         secrets: &SECRETS,
-        diagnostics: TELLING,
+        diagnostics: DIAGNOSTICS,
     })
 }
 
-/// One in a network namespace: it keeps the sessions alive when a connection is lost.
+/// Daemon that reconnects sessions after the loss of a connection. One in each network namespace.
 pub const ISCSID: Service = Service {
     name: "iscsid",
     program: "iscsid",
     args: &["--foreground"],
     ready: Ready::Abstract("ISCSIADM_ABSTRACT_NAMESPACE"),
-    hint: "iSCSI needs the container to be started with --privileged and --net=host, and the kernel module iscsi_tcp",
+    hint: "start the container with --privileged and --net=host; the host's kernel needs the module iscsi_tcp",
 };
 
-/// The last one joins several ways to a disk, and only where there are several.
+/// Kernel modules. dm_multipath is needed only for several paths.
 pub const MODULES: [Module; 3] = [
     Module::driver("iscsi_tcp"),
     Module::driver("sd_mod"),
-    Module::part("dm_multipath"),
+    Module::auxiliary("dm_multipath"),
 ];
 
-const ADM: Command = Command {
+const ISCSIADM: Command = Command {
     program: "iscsiadm",
     args: Vec::new(),
-    fine: &[NO_RECORD],
+    accepted_codes: &[NO_RECORD],
     output_check: None,
     secret: None,
 };
@@ -158,20 +166,20 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// What logs in at a portal.
-fn way(portal: &Portal, iqn: &str, asked: &KindInput<'_>) -> Result<BlockWay> {
+/// Builds the path through a portal: discovery if requested, node record, login.
+fn path(portal: &Portal, iqn: &str, input: &KindInput<'_>) -> Result<DevicePath> {
     let text = portal.text();
     let file = format!("{},{}", portal.address, portal.port);
     let mut steps = Vec::new();
-    let discovery = credentials(asked, "discovery.", &DISCOVERY)?;
-    if asked.options.has("discovery") || !discovery.is_empty() {
+    let discovery = credentials(input, "discovery.", &DISCOVERY)?;
+    if input.options.has("discovery") || !discovery.is_empty() {
         let database = ["-m", "discoverydb", "-t", "sendtargets", "-p", &text];
-        let adm = |more: &[&str], fine| Command {
+        let iscsiadm = |more: &[&str], accepted_codes| Command {
             args: words(&[&database[..], more].concat()),
-            fine,
-            ..ADM
+            accepted_codes,
+            ..ISCSIADM
         };
-        steps.push(Step::Run(adm(&["-o", "new"], &[])));
+        steps.push(Step::Run(iscsiadm(&["-o", "new"], &[])));
         let mut settings = vec![
             ("discovery.sendtargets.reopen_max", Value::Text("1".into())),
             (
@@ -181,7 +189,7 @@ fn way(portal: &Portal, iqn: &str, asked: &KindInput<'_>) -> Result<BlockWay> {
         ];
         settings.extend(discovery);
         steps.push(Step::Set {
-            files: RECORDS
+            files: RECORD_DIRS
                 .iter()
                 .flat_map(|dir| {
                     [
@@ -192,27 +200,27 @@ fn way(portal: &Portal, iqn: &str, asked: &KindInput<'_>) -> Result<BlockWay> {
                 .collect(),
             settings,
         });
-        // Of what it finds no record is made: those of other targets are not wanted.
-        let mut discover = adm(&["--discover", "-o", "nonpersistent"], &[]);
+        // `nonpersistent`: no node records of the targets that it finds.
+        let mut discover = iscsiadm(&["--discover", "-o", "nonpersistent"], &[]);
         discover.output_check = Some(OutputCheck {
-            what: iqn.to_owned(),
-            find: offered,
+            wanted: iqn.to_owned(),
+            verify: check_offered,
         });
         steps.push(Step::Run(discover));
-        steps.push(Step::Run(adm(&["-o", "delete"], &[NO_RECORD])));
+        steps.push(Step::Run(iscsiadm(&["-o", "delete"], &[NO_RECORD])));
     }
     let node = ["-m", "node", "-T", iqn, "-p", &text];
-    let adm = |more: &[&str], fine| Command {
+    let iscsiadm = |more: &[&str], accepted_codes| Command {
         args: words(&[&node[..], more].concat()),
-        fine,
-        ..ADM
+        accepted_codes,
+        ..ISCSIADM
     };
-    steps.push(Step::Run(adm(&["-o", "new"], &[])));
+    steps.push(Step::Run(iscsiadm(&["-o", "new"], &[])));
     let mut settings = vec![
-        // Nobody logs in but us, and nothing is scanned but what we ask for.
+        // Neither iscsid nor iscsiadm logs in or scans by itself.
         ("node.startup", Value::Text("manual".into())),
         ("node.session.scan", Value::Text("manual".into())),
-        // A dead portal must not hold up the others for minutes.
+        // Keeps a dead portal from delaying the others for minutes.
         (
             "node.session.initial_login_retry_max",
             Value::Text("2".into()),
@@ -220,13 +228,13 @@ fn way(portal: &Portal, iqn: &str, asked: &KindInput<'_>) -> Result<BlockWay> {
         ("node.conn[0].timeo.login_timeout", Value::Text("10".into())),
         (
             "node.session.timeo.replacement_timeout",
-            Value::Text(SOON.into()),
+            Value::Text(SHORT_RECOVERY_TIMEOUT.into()),
         ),
         ("iface.initiatorname", Value::HostName),
     ];
-    settings.extend(credentials(asked, "", &SESSION)?);
+    settings.extend(credentials(input, "", &SESSION)?);
     steps.push(Step::Set {
-        files: RECORDS
+        files: RECORD_DIRS
             .iter()
             .flat_map(|dir| {
                 [
@@ -237,21 +245,21 @@ fn way(portal: &Portal, iqn: &str, asked: &KindInput<'_>) -> Result<BlockWay> {
             .collect(),
         settings,
     });
-    steps.push(Step::Run(adm(&["--login"], &[EXISTS])));
-    Ok(BlockWay {
+    steps.push(Step::Run(iscsiadm(&["--login"], &[EXISTS])));
+    Ok(DevicePath {
         name: text,
-        marks: vec![portal.address.clone(), portal.port.to_string()],
+        key: vec![portal.address.clone(), portal.port.to_string()],
         endpoint: Some(Endpoint {
             host: portal.address.clone(),
             port: portal.port,
-            probe_request: &HELLO,
+            probe_request: &PROBE_REQUEST,
         }),
         steps,
     })
 }
 
-/// Looks for a target in what a discovery found: lines `PORTAL,GROUP IQN`.
-fn offered(output: &str, iqn: &str) -> std::result::Result<(), String> {
+/// Checks that the output of a discovery, lines `PORTAL,GROUP IQN`, has the target.
+fn check_offered(output: &str, iqn: &str) -> std::result::Result<(), String> {
     let mut names: Vec<&str> = output
         .lines()
         .filter_map(|line| Some(line.trim().split_once(' ')?.1.trim()))
@@ -269,22 +277,22 @@ fn offered(output: &str, iqn: &str) -> std::result::Result<(), String> {
     }
 }
 
-const TELLING: Diagnostics = Diagnostics {
-    // That it is so is known, and the reason is in the line before.
+const DIAGNOSTICS: Diagnostics = Diagnostics {
+    // Drops the summary; the line before it has the reason.
     line: |line| (!line.contains("Could not log into all portals")).then_some(line),
     gives_up: None,
     hints: &[
         (
             "authorization failure",
-            "check name and password (-o user=NAME --secret password=file:PATH), and that the target admits this host's initiator name: `spc explain` shows it",
+            "check name and password (-o user=NAME --secret password=file:PATH), and that the target allows this host's initiator name: `spc explain` shows it",
         ),
         (
             "authentication failed",
-            "check name and password: -o user=NAME --secret password=file:PATH, or the ones that begin with discovery.",
+            "check name and password: -o user=NAME --secret password=file:PATH, or discovery.user and discovery.password",
         ),
         (
             "offers no target",
-            "look whether the target admits this host's initiator name: `spc explain` shows it",
+            "check that the target allows this host's initiator name: `spc explain` shows it",
         ),
         (
             "offers other targets",
@@ -303,9 +311,9 @@ mod tests {
     use super::*;
     use crate::options::Options;
 
-    fn of(source: &str, options: &str) -> Result<Device> {
-        let (options, secrets) = Options::and_secrets([options])?;
-        let asked = KindInput {
+    fn parsed(source: &str, options: &str) -> Result<Device> {
+        let (options, secrets) = Options::parse_with_secrets([options])?;
+        let input = KindInput {
             fs_type: "ext4",
             source,
             options: &options,
@@ -313,28 +321,28 @@ mod tests {
             kernel_lacks: &|_| None,
             log_name: "mnt",
         };
-        device(source.strip_prefix("iscsi:").unwrap(), &asked)
+        device(source.strip_prefix("iscsi:").unwrap(), &input)
     }
 
     const IQN: &str = "iqn.2026-01.example:disks";
 
     #[test]
-    fn a_source_names_portals_a_target_and_a_lun() {
-        let device = of(
+    fn sources_are_parsed_into_portals_target_and_lun() {
+        let device = parsed(
             &format!("iscsi:192.0.2.1,192.0.2.2:3261,[2001:db8::1],192.0.2.1:3260/{IQN}/3"),
             "",
         )
         .unwrap();
         assert_eq!(device.name, format!("iscsi:{IQN}/3"));
         assert_eq!(device.session_key, format!("iscsi:{IQN}"));
-        let names: Vec<_> = device.paths.iter().map(|way| way.name.as_str()).collect();
+        let names: Vec<_> = device.paths.iter().map(|path| path.name.as_str()).collect();
         assert_eq!(
             names,
             ["192.0.2.1:3260", "192.0.2.2:3261", "[2001:db8::1]:3260"]
         );
-        assert_eq!(device.paths[2].marks, ["2001:db8::1", "3260"]);
-        assert_eq!(device.end.len(), 6);
-        assert!(device.shows.disk.contains("*:*:*:3/"));
+        assert_eq!(device.paths[2].key, ["2001:db8::1", "3260"]);
+        assert_eq!(device.cleanup.len(), 6);
+        assert!(device.sysfs.disk.contains("*:*:*:3/"));
         for bad in [
             "iscsi:",
             "iscsi:/iqn.x/0",
@@ -351,14 +359,14 @@ mod tests {
             "iscsi:-o/iqn.x/0",
             "iscsi:a,/iqn.x/0",
         ] {
-            assert!(of(bad, "").is_err(), "{bad}");
+            assert!(parsed(bad, "").is_err(), "{bad}");
         }
     }
 
-    /// Everything that any program is told, and every setting.
-    fn told(device: &Device) -> (Vec<String>, Vec<(&'static str, Value)>) {
+    /// Arguments of all programs, and all settings.
+    fn steps(device: &Device) -> (Vec<String>, Vec<(&'static str, Value)>) {
         let (mut arguments, mut settings) = (Vec::new(), Vec::new());
-        for step in device.paths.iter().flat_map(|way| &way.steps) {
+        for step in device.paths.iter().flat_map(|path| &path.steps) {
             match step {
                 Step::Run(command) => arguments.push(command.args.join(" ")),
                 Step::Set { settings: set, .. } => settings.extend(set.clone()),
@@ -368,9 +376,9 @@ mod tests {
     }
 
     #[test]
-    fn without_credentials_it_is_a_plain_login_of_one_lun() {
+    fn without_credentials_there_is_no_discovery_and_no_chap() {
         let (arguments, settings) =
-            told(&of(&format!("iscsi:192.0.2.1/{IQN}/0"), "noatime").unwrap());
+            steps(&parsed(&format!("iscsi:192.0.2.1/{IQN}/0"), "noatime").unwrap());
         let node = format!("-m node -T {IQN} -p 192.0.2.1:3260");
         assert_eq!(
             arguments,
@@ -384,10 +392,10 @@ mod tests {
     }
 
     #[test]
-    fn names_and_passwords_are_settings() {
+    fn names_and_passwords_become_settings_not_arguments() {
         let options = "user=me,password=a,user_in=they,password_in=b,discovery.user=asker,discovery.password=c";
         let (arguments, settings) =
-            told(&of(&format!("iscsi:192.0.2.1/{IQN}/0"), options).unwrap());
+            steps(&parsed(&format!("iscsi:192.0.2.1/{IQN}/0"), options).unwrap());
         assert_eq!(arguments.len(), 5);
         assert!(arguments[1].ends_with("--discover -o nonpersistent"));
         let value = |key: &str| settings.iter().find(|(k, _)| *k == key).map(|(_, v)| v);
@@ -409,18 +417,18 @@ mod tests {
             "user_in=x,password_in=hunter2",
             "discovery.user=x",
         ] {
-            let error = of(&format!("iscsi:192.0.2.1/{IQN}/0"), bad).unwrap_err();
+            let error = parsed(&format!("iscsi:192.0.2.1/{IQN}/0"), bad).unwrap_err();
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
     }
 
     #[test]
-    fn a_target_that_is_not_offered_is_told() {
+    fn a_target_that_is_not_offered_is_an_error_with_the_other_targets() {
         let output =
             format!("192.0.2.1:3260,1 {IQN}\n192.0.2.1:3260,1 iqn.2026-01.example:other\n");
-        assert_eq!(offered(&output, IQN), Ok(()));
-        let error = offered(&output, "iqn.2026-01.example:disk").unwrap_err();
+        assert_eq!(check_offered(&output, IQN), Ok(()));
+        let error = check_offered(&output, "iqn.2026-01.example:disk").unwrap_err();
         assert!(error.contains("example:other"), "{error}");
-        assert!(offered("", IQN).unwrap_err().contains("no target"));
+        assert!(check_offered("", IQN).unwrap_err().contains("no target"));
     }
 }

@@ -1,6 +1,6 @@
-//! Where targets listen, and what is said to see whether one does.
+//! Portals: the address and port at which a target listens, and the request to probe one.
 
-/// Where a target listens.
+/// Address and port of a target.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Portal {
     pub(super) address: String,
@@ -8,6 +8,7 @@ pub(super) struct Portal {
 }
 
 impl Portal {
+    /// Parses `ADDRESS[:PORT]` or `[IPV6][:PORT]`; the port is 3260 unless it is given.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (address, port) = if let Some(rest) = text.strip_prefix('[') {
             let (address, rest) = rest.split_once(']')?;
@@ -29,6 +30,7 @@ impl Portal {
         })
     }
 
+    /// Returns `ADDRESS:PORT`, with brackets around an IPv6 address.
     pub(super) fn text(&self) -> String {
         if self.address.contains(':') {
             format!("[{}]:{}", self.address, self.port)
@@ -38,22 +40,23 @@ impl Portal {
     }
 }
 
-/// What a portal is told so that it says something: a login for a discovery (RFC 7143, 11.12), by nobody. It is not gone on
-/// with.
-pub(super) const HELLO: [u8; 48 + WHO.len()] = {
-    let mut bytes = [0; 48 + WHO.len()];
-    // Login, at once; from the first phase to the second; the length of the text.
-    (bytes[0], bytes[1], bytes[7]) = (0x43, 0x81, WHO.len() as u8);
-    // An id of the session that is random, and anybody's.
+/// Login request for a discovery session (RFC 7143, 11.12), under an initiator name that no target
+/// knows. The login is not continued after the answer.
+pub(super) const PROBE_REQUEST: [u8; 48 + LOGIN_KEYS.len()] = {
+    let mut bytes = [0; 48 + LOGIN_KEYS.len()];
+    // Immediate login request; transit from SecurityNegotiation to LoginOperationalNegotiation;
+    // length of the data segment.
+    (bytes[0], bytes[1], bytes[7]) = (0x43, 0x81, LOGIN_KEYS.len() as u8);
+    // ISID of the type "random".
     bytes[8] = 0x80;
     let mut at = 0;
-    while at < WHO.len() {
-        bytes[48 + at] = WHO[at];
+    while at < LOGIN_KEYS.len() {
+        bytes[48 + at] = LOGIN_KEYS[at];
         at += 1;
     }
     bytes
 };
 
-/// Filled up to whole words.
-const WHO: &[u8; 88] =
+/// Data segment of the login, padded to a multiple of four bytes.
+const LOGIN_KEYS: &[u8; 88] =
     b"InitiatorName=iqn.2026-01.invalid.spc:who-answers\0SessionType=Discovery\0AuthMethod=None\0";

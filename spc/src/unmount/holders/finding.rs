@@ -1,10 +1,10 @@
-//! The ways in which a process keeps a mount busy.
+//! Findings of the search for the users of a mount.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::show;
 
-/// What a process does with a file or directory of a mount.
+/// Use that a process makes of a file or directory on a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     WorksIn,
@@ -16,6 +16,7 @@ pub(crate) enum Use {
 }
 
 impl Use {
+    /// Returns the words for an error text.
     pub(crate) fn words(self, path: &Path) -> String {
         let path = show(path);
         match self {
@@ -29,16 +30,19 @@ impl Use {
     }
 }
 
-/// Something that keeps a mount busy, as soon as it is found.
-pub(crate) enum Sign {
+/// Finding, sent as soon as it is made.
+pub(crate) enum Finding {
+    /// Process that uses the mount.
     Process {
         pid: i32,
         name: String,
-        does: Use,
-        with: PathBuf,
+        used_as: Use,
+        path: PathBuf,
     },
+    /// Mount below the mount: target and type.
     Below(PathBuf, String),
+    /// Loop device whose backing file is on the mount: device and file.
     Loop(String, PathBuf),
-    /// That was all.
+    /// End of a complete search.
     End,
 }
