@@ -76,15 +76,26 @@ impl<'lab> Spc<'lab> {
         base: Base,
         arguments: &[&str],
     ) -> Result<Self> {
+        let spc = Self::loaded(lab, propagation, engine, base)?;
+        spc.run(base, arguments)?.ok()?;
+        Ok(spc)
+    }
+
+    /// Boots a host, starts the engine and loads the image. The container called `spc` is left to
+    /// the test.
+    pub fn loaded(
+        lab: &'lab Lab,
+        propagation: Propagation,
+        engine: Engine,
+        base: Base,
+    ) -> Result<Self> {
         let host = lab.host(HostOptions {
             propagation,
             ..HostOptions::default()
         })?;
         host.start(engine, Some(&lab::image(base)?))?;
         let runtime = Runtime::Engine(engine);
-        let spc = Self { host, runtime };
-        spc.run(base, arguments)?.ok()?;
-        Ok(spc)
+        Ok(Self { host, runtime })
     }
 
     /// Starts docker on a host with a shared `/`, with all privileges.
@@ -101,9 +112,13 @@ impl<'lab> Spc<'lab> {
 
     /// Runs `docker run -d --name spc ARGUMENTS IMAGE`.
     pub fn run(&self, base: Base, arguments: &[&str]) -> Result<Output> {
+        self.run_image(base.image(), arguments)
+    }
+
+    /// Runs `docker run -d --name spc ARGUMENTS IMAGE` with an image of another name.
+    pub fn run_image(&self, image: &str, arguments: &[&str]) -> Result<Output> {
         let start = [self.runtime.command(), "run", "-d", "--name", "spc"];
-        self.host
-            .run(&[&start, arguments, &[base.image()]].concat())
+        self.host.run(&[&start, arguments, &[image]].concat())
     }
 }
 
