@@ -9,7 +9,7 @@ use crate::enter::Enter;
 use crate::step::Step;
 use crate::{
     Base, Engine, HostOptions, Lab, Propagation, Root, Status, VmOptions, bench, boot, cache, demo,
-    enter, guest, net, packages, runtime, step, supervisor, times,
+    enter, guest, net, packages, prepare, runtime, step, supervisor, times,
 };
 
 /// Disposable hosts and real servers for tests.
@@ -45,6 +45,8 @@ enum Task {
     Bench(bench::Options),
     /// Mounts a GlusterFS volume on a disposable host and shows how
     Demo,
+    /// Makes what most tests take from the cache
+    Prepare,
     /// Prints where the time of a test run went
     Times {
         /// The file that SPC_TEST_TIMES named
@@ -116,6 +118,7 @@ pub fn main() -> Result<ExitCode> {
         Task::Vm { systemd, beside } => virtual_machine(systemd, &beside)?,
         Task::Bench(options) => bench::main(&options)?,
         Task::Demo => demo::run()?,
+        Task::Prepare => prepare::prepare()?,
         Task::Times { file } => times::print(&file)?,
         Task::Clean => cache::remove(&cache::directory()?)?,
         Task::Supervise => supervisor::supervise()?,

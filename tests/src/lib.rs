@@ -43,6 +43,7 @@ mod net;
 mod outer;
 mod output;
 mod packages;
+mod prepare;
 mod programs;
 mod roots;
 mod runtime;

@@ -118,7 +118,7 @@ fn tables(lines: Vec<Line>) -> String {
     };
     let wall = tests.iter().map(|line| line.wall).sum();
     let cpu = tests.iter().map(|line| line.cpu).sum();
-    row(wall, cpu, &format!("s, s of CPU: {} tests", tests.len()));
+    row(wall, cpu, &format!("{} tests together", tests.len()));
     tests.sort_by_key(|line| std::cmp::Reverse(line.wall));
     for test in tests.iter().take(SLOWEST) {
         row(test.wall, test.cpu, &test.name);
@@ -157,7 +157,7 @@ mod tests {
             line(What::Step, "host", 250, 200),
         ]);
         let expected = [
-            "     3.0      0.2  s, s of CPU: 2 tests",
+            "     3.0      0.2  2 tests together",
             "     2.0      0.1  slow",
             "     1.0      0.1  quick",
             "     0.5      0.4  2 × host",
