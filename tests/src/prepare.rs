@@ -1,4 +1,4 @@
-//! `lab prepare`: makes what most tests take from the cache, so that no test waits for it.
+//! `lab prepare`: fills the cache with what most tests need, so that no test waits for it.
 
 use anyhow::Result;
 use std::thread::scope;
@@ -22,10 +22,10 @@ const ROOTS: [Root; 6] = [
     Root::Readers,
 ];
 
-/// Roots of virtual machines whose saved states are wanted.
+/// Roots of virtual machines with a saved state.
 const MACHINES: [Root; 3] = [Root::Vm, Root::Systemd, Root::Storage];
 
-/// Makes images in one thread, because cargo builds one at a time, and all else in another.
+/// Makes images in one thread, because cargo builds one at a time, and everything else in another.
 pub fn prepare() -> Result<()> {
     if !packages::require() {
         return Ok(());
