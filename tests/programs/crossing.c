@@ -1,8 +1,8 @@
-/* What a crossing costs: crossing NAMESPACE TARGET RUNS MIB THREADS mounts a tmpfs three ways in turn, in a caller with
+/* Cost of a redirected call: crossing NAMESPACE TARGET RUNS MIB THREADS mounts a tmpfs three ways in turn, in a caller with
  * so much memory and so many threads besides, and prints for each way the microseconds that each run took:
  *   in-place   mount(2) in the caller's own namespace, by a system call of its own
  *   bare       a CLONE_VM | CLONE_VFORK child that does setns(2) and mount(2)
- *   shim       mount() of the C library, which the preloaded shim carries to the namespace */
+ *   shim       mount() of the C library, which the preloaded shim redirects to the namespace */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>

@@ -1,2 +1,2 @@
-/* A library that does nothing: what preloading costs by itself. */
+/* A library that does nothing, to measure the cost of preloading alone. */
 int spc_empty;

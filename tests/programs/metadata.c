@@ -1,4 +1,4 @@
-/* What a build or an archive does to a directory: metadata DIRECTORY COUNT makes it and COUNT files in it, looks at each,
+/* Metadata calls of a build or an archiver: metadata DIRECTORY COUNT makes it and COUNT files in it, looks at each,
  * renames it and removes it. Prints how many files went through all of that in a second. */
 #include <fcntl.h>
 #include <stdio.h>

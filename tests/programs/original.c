@@ -1,5 +1,5 @@
-/* What the shim of 2015 did wrong, made again in our own words, so that every test of a defect can be shown to fail
- * against a shim that has it. A preloadable library:
+/* The defects of the shim of 2015, written anew: a test of a defect has to fail against a shim that has it.
+ * A preloadable library:
  *
  *   gcc -shared -fPIC -o liboriginal.so original.c -ldl
  *

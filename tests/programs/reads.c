@@ -1,4 +1,4 @@
-/* How many bytes a command reads: reads COMMAND ARGUMENT... runs it, and prints what it and the processes that it
+/* Counts the bytes that a command reads: reads COMMAND ARGUMENT... runs it, and prints what it and the processes that it
  * starts have read by the time that each of them ended. Ends with the command, and with its exit status. */
 #define _GNU_SOURCE
 #include <signal.h>

@@ -1,4 +1,4 @@
-//! What tests ask of a host, whether it is a set of namespaces or a virtual machine.
+//! Common interface of hosts and virtual machines for tests.
 
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -12,16 +12,16 @@ use crate::vm::Vm;
 
 /// A host or a virtual machine.
 pub trait AnyHost {
-    /// Its address on the lab's network.
+    /// Returns the address on the lab's network.
     fn address(&self) -> Ipv4Addr;
 
-    /// Runs a command with these bytes as its standard input.
+    /// Runs a command with these bytes as standard input.
     fn run_with(&self, argv: &[&str], input: &[u8]) -> Result<Output>;
 
-    /// Its mount table.
+    /// Returns the mount table.
     fn mountinfo(&self) -> Result<Vec<Mount>>;
 
-    /// How many entries each mount table of its processes has, containers included, by its namespace.
+    /// Returns the number of entries of each mount table, containers included, by mount namespace.
     fn tables(&self) -> Result<BTreeMap<PathBuf, usize>>;
 
     /// Runs a command.
@@ -39,7 +39,7 @@ pub trait AnyHost {
         Ok(self.run(&["cat", "--", path])?.ok()?.stdout)
     }
 
-    /// Writes a file; missing directories are made.
+    /// Writes a file, and makes missing directories.
     fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let script = r#"mkdir -p -- "$(dirname -- "$1")" && cat > "$1""#;
         let write = ["sh", "-c", script, "write", path];
@@ -85,7 +85,7 @@ impl AnyHost for Vm<'_> {
     }
 
     fn tables(&self) -> Result<BTreeMap<PathBuf, usize>> {
-        // One look at each namespace: programs are slow to start where every instruction is emulated.
+        // One process per namespace: programs start slowly where every instruction is emulated.
         let script = "
             seen=
             for process in /proc/[0-9]*; do

@@ -1,5 +1,6 @@
-//! How a host comes up, inside of the lab: `lab host-up` makes its PID namespace and its network cable, `lab host-init`
-//! is its PID 1, which lays out its file systems and turns into busybox's init.
+//! Boot of a host inside the lab. `lab host-up` makes the PID namespace and the network cable of
+//! the host. `lab host-init` is PID 1 of the host: it mounts the file systems and becomes busybox's
+//! init.
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
@@ -21,32 +22,32 @@ use crate::machine::{expect_line, is_plain};
 use crate::net;
 use crate::runtime::DIRECTORY;
 
-/// Whether mounts below `/` propagate.
+/// Propagation of the mounts below `/`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Propagation {
-    /// As systemd leaves it.
+    /// Shared, as systemd sets it.
     #[default]
     Shared,
-    /// As the kernel leaves it.
+    /// Private, the kernel's default.
     Private,
 }
 
-/// A host to be.
+/// Parameters of a host's boot.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Boot {
-    /// Its number in the lab.
+    /// Number of the host in the lab.
     pub number: u8,
-    /// Of `/` and all below.
+    /// Propagation of `/` and all mounts below.
     pub propagation: Propagation,
-    /// Its cgroup, with a child `init`.
+    /// Cgroup of the host, with a child `init`.
     pub cgroup: PathBuf,
-    /// What is installed, read-only.
+    /// Read-only tree of installed files.
     pub lower: PathBuf,
-    /// An empty directory to mount its writable files on, out of everybody else's sight.
+    /// Empty directory. The host mounts its writable files on it in its own mount namespace.
     pub data: PathBuf,
 }
 
-/// `lab host-up`: ends when the host is up; the host stays.
+/// `lab host-up`: boots a host and ends when the host is up.
 pub fn up(argument: &str) -> Result<()> {
     let boot: Boot = serde_json::from_str(argument).context("bad argument")?;
     unshare(CloneFlags::CLONE_NEWPID).context("cannot make a PID namespace")?;
@@ -70,7 +71,8 @@ pub fn up(argument: &str) -> Result<()> {
 pub fn init(argument: &str) -> Result<()> {
     let boot: Boot = serde_json::from_str(argument).context("bad argument")?;
     let cgroup = Cgroup::at(&boot.cgroup);
-    // The cgroup namespace begins where the process is when it is made; below, init leaves room for others.
+    // The root of the cgroup namespace is the cgroup of the process that unshares it. The child
+    // `init` leaves room for other cgroups.
     cgroup.join()?;
     let kinds = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
@@ -99,7 +101,7 @@ pub fn init(argument: &str) -> Result<()> {
     Err(error).context("cannot become init")
 }
 
-/// Mounts everything below what is going to be `/`.
+/// Mounts the host's root and everything below, and returns the root.
 fn lay_out(boot: &Boot) -> Result<PathBuf> {
     mount_change(
         "/",
@@ -131,13 +133,14 @@ fn lay_out(boot: &Boot) -> Result<PathBuf> {
     attach(&root.join("run"), "tmpfs", "mode=0755")?;
     attach(&root.join("tmp"), "tmpfs", "mode=1777")?;
     devices(&root.join("dev"))?;
-    // Container engines put overlays on these, which cannot be done on an overlay.
+    // Container engines need overlays here, and the kernel refuses an overlay on an overlay.
     for directory in ["var/lib/docker", "var/lib/containerd", "var/lib/containers"] {
         let directory = root.join(directory);
         fs::create_dir_all(&directory)?;
         attach(&directory, "tmpfs", "mode=0711")?;
     }
-    // Roots with container engines have a place for the program that is in front of their runtimes.
+    // Installs the lab's own program as a wrapper of the container runtimes, on roots with
+    // container engines.
     let own = root.join(DIRECTORY.trim_start_matches('/'));
     if own.exists() {
         fs::copy("/proc/self/exe", own.join("lab"))
@@ -159,7 +162,7 @@ fn lay_out(boot: &Boot) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// The devices of a small host. Not the machine's own `/dev`: its disks are none of ours.
+/// Makes the devices of a small host. The machine's own `/dev` would give access to its disks.
 fn devices(dev: &Path) -> Result<()> {
     attach(dev, "tmpfs", "mode=0755")?;
     let nodes = [
@@ -226,10 +229,10 @@ fn attach(target: &Path, fstype: &str, options: &str) -> Result<()> {
     .with_context(|| format!("cannot mount {fstype} on {}", target.display()))
 }
 
-/// Makes the root the one and only tree of the namespace.
+/// Makes the root the only tree of the mount namespace.
 fn enter_root(root: &Path, propagation: Propagation) -> Result<()> {
     fchdir(File::open(root)?)?;
-    // The old root comes to lie on the new one, and goes.
+    // pivot_root(2) stacks the old root on the new one.
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
     std::env::set_current_dir("/")?;

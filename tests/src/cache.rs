@@ -1,4 +1,5 @@
-//! What takes long is made once and kept in the user's cache directory, by the content of what makes it.
+//! Cache of things that take long to make, in the user's cache directory, by a hash of their
+//! inputs.
 
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
@@ -12,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use crate::times;
 
-/// How many things of a kind stay that nobody is using: other checkouts may want them.
+/// Number of unused entries of a kind that stay, because other checkouts may use them.
 const KEPT: usize = 2;
 
-/// Where the lab keeps what it has made.
+/// Returns the cache directory, and makes it if it is missing.
 pub fn directory() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(base) => PathBuf::from(base),
@@ -28,25 +29,25 @@ pub fn directory() -> Result<PathBuf> {
         .context("cannot resolve the cache directory")
 }
 
-/// A directory that stays empty: every host mounts its own files on it, in its own namespace.
+/// Returns an empty directory. Every host mounts its own files on it, in its own mount namespace.
 pub fn mount_point() -> Result<PathBuf> {
     let path = directory()?.join("empty");
     fs::create_dir_all(&path)?;
     Ok(path)
 }
 
-/// The name of something in the cache: a hash of all that it is made from.
+/// Name of a cache entry: a hash of its inputs.
 pub struct Key(Sha256);
 
 impl Key {
-    /// Begins with the recipe.
+    /// Starts a key with the recipe.
     pub fn new(recipe: &str) -> Self {
         let mut key = Self(Sha256::new());
         key.add(recipe.as_bytes());
         key
     }
 
-    /// Adds an ingredient.
+    /// Adds an input.
     pub fn add(&mut self, bytes: &[u8]) {
         self.0.update((bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);
@@ -62,8 +63,10 @@ impl Key {
     }
 }
 
-/// Finds something in the cache or makes it: under a lock, under another name, so that it is there whole or not at all.
-/// It stays there for as long as this process runs.
+/// Returns an entry of the cache, made now if it is missing.
+///
+/// An entry is made under a lock and renamed when it is complete. No process removes it while this
+/// process runs.
 pub fn cached(kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let cache = directory()?;
     let path = cache.join(format!("{kind}-{}", key.name()));
@@ -84,7 +87,11 @@ pub fn cached(kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> R
     remove(&unfinished)?;
     make(&unfinished).with_context(|| format!("cannot make {}", path.display()))?;
     fs::rename(&unfinished, &path)?;
-    ensure!(hold(&path)?, "removed by somebody: {}", path.display());
+    ensure!(
+        hold(&path)?,
+        "removed by another process: {}",
+        path.display()
+    );
     let (time, size) = (started.elapsed(), size(&path)? / 1_000_000);
     eprintln!("lab: made {} in {time:.1?}: {size} MB", path.display());
     times::note(format!("cache {kind}"), time, Duration::ZERO);
@@ -92,7 +99,7 @@ pub fn cached(kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> R
     Ok(path)
 }
 
-/// Keeps something from being forgotten, if it is there.
+/// Locks an entry against removal, and returns whether it exists.
 fn hold(path: &Path) -> Result<bool> {
     static HELD: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,7 +110,7 @@ fn hold(path: &Path) -> Result<bool> {
         return Ok(false);
     };
     file.lock_shared().context("cannot lock the cache")?;
-    // It may have been removed before it was locked.
+    // Another process may have removed the entry before the lock was taken.
     let is_there = path.exists();
     if is_there {
         held.insert(path.to_owned(), file);
@@ -111,7 +118,7 @@ fn hold(path: &Path) -> Result<bool> {
     Ok(is_there)
 }
 
-/// Bytes on disk of a file or of all files of a tree.
+/// Returns the bytes on disk of a file or of all files of a tree.
 fn size(path: &Path) -> Result<u64> {
     let data = fs::symlink_metadata(path)?;
     if !data.is_dir() {
@@ -120,7 +127,8 @@ fn size(path: &Path) -> Result<u64> {
     fs::read_dir(path)?.map(|entry| size(&entry?.path())).sum()
 }
 
-/// Removes what is outdated, but for the newest few and what other processes hold. Called under the lock of the kind.
+/// Removes old entries of a kind, except the newest [`KEPT`] and entries that processes hold. The
+/// caller holds the lock of the kind.
 fn forget_old(cache: &Path, kind: &str) -> Result<()> {
     let mut free = Vec::new();
     for entry in fs::read_dir(cache)? {
@@ -140,7 +148,7 @@ fn forget_old(cache: &Path, kind: &str) -> Result<()> {
         .try_for_each(|(_, path, _)| remove(path))
 }
 
-/// Removes a file or a tree that may not exist.
+/// Removes a file or a tree, if it exists.
 pub fn remove(path: &Path) -> Result<()> {
     let result = match fs::symlink_metadata(path) {
         Ok(data) if data.is_dir() => fs::remove_dir_all(path),

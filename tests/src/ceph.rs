@@ -1,5 +1,5 @@
-//! A real Ceph cluster on one host of the lab: three monitors on three ports, a manager, an OSD that keeps its data in
-//! memory, a metadata server. Everybody has to authenticate (cephx).
+//! A real Ceph cluster on one host of the lab: three monitors on three ports, a manager, an OSD
+//! with its data in memory, and a metadata server. Clients and daemons authenticate (cephx).
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -13,13 +13,14 @@ use crate::host::{Host, HostOptions};
 use crate::outer::{Lab, shared};
 use crate::roots::Root;
 
-/// Names of the monitors, and the ports of their protocols 2 and 1. The first has the usual ones.
+/// Names of the monitors, and their ports for protocol 2 and 1. The first monitor has the default
+/// ports.
 const MONITORS: [(&str, u16, u16); 3] = [("a", 3300, 6789), ("b", 3301, 6790), ("c", 3302, 6791)];
 
 /// A cluster with a CephFS `cephfs` and a pool `rbd`.
 ///
-/// Its users are `client.app`, who may use the directory `/app` of the file system, and `client.disk`, who may use the
-/// images of the pool. The root of the file system is mounted on `/mnt` of the cluster's host, for its administrator.
+/// The user `client.app` may use the directory `/app` of the file system, and `client.disk` the
+/// images of the pool. The root of the file system is mounted on `/mnt` of the cluster's host.
 #[derive(Debug)]
 pub struct Ceph<'lab> {
     host: Host<'lab>,
@@ -50,17 +51,18 @@ impl Lab {
 }
 
 impl<'lab> Ceph<'lab> {
-    /// The host that all of it runs on.
+    /// Returns the host of the cluster.
     pub fn host(&self) -> &Host<'lab> {
         &self.host
     }
 
-    /// Its address; the first monitor has Ceph's usual ports there.
+    /// Returns the address of the cluster. The first monitor has the default ports there.
     pub fn address(&self) -> Ipv4Addr {
         self.host.address()
     }
 
-    /// Addresses and ports of all monitors (protocol 1, which is what a plain list means), separated by commas.
+    /// Returns addresses and ports of all monitors, separated by commas. The ports are those of
+    /// protocol 1, as clients expect in a plain list.
     pub fn monitors(&self) -> String {
         let address = self.address();
         MONITORS
@@ -68,27 +70,27 @@ impl<'lab> Ceph<'lab> {
             .join(",")
     }
 
-    /// The id of the cluster.
+    /// Returns the id of the cluster.
     pub fn fsid(&self) -> &str {
         &self.fsid
     }
 
-    /// The key of a user: `app` or `disk`.
+    /// Returns the key of a user: `app` or `disk`.
     pub fn secret(&self, user: &str) -> Result<String> {
         self.sh(&format!("ceph auth print-key client.{user}"))
     }
 
-    /// The keyring file of a user: its key with its name.
+    /// Returns the keyring file of a user.
     pub fn keyring(&self, user: &str) -> Result<String> {
         self.sh(&format!("ceph auth get client.{user} 2>/dev/null"))
     }
 
-    /// What a script on the cluster's host prints, as its administrator.
+    /// Runs a script on the cluster's host as administrator, and returns its output.
     pub fn sh(&self, script: &str) -> Result<String> {
         Ok(self.host.sh(script)?.ok()?.text())
     }
 
-    /// The sessions that a user has on the metadata server: what each has mounted.
+    /// Returns the sessions of a user on the metadata server.
     pub fn sessions(&self, user: &str) -> Result<Vec<Session>> {
         let list: Vec<Value> =
             serde_json::from_str(&self.sh("ceph tell mds.a session ls 2>/dev/null")?)?;
@@ -104,14 +106,16 @@ impl<'lab> Ceph<'lab> {
             .collect())
     }
 
-    /// What the OSD has of a file of the CephFS with this inode number, if it is no longer than an object (4 MiB).
+    /// Returns the content of a file of the CephFS by inode number, read from the OSD. The file has
+    /// at most 4 MiB, the size of an object.
     pub fn bytes(&self, inode: u64) -> Result<Vec<u8>> {
         let object = format!("{inode:x}.00000000");
         let get = ["rados", "-p", "cephfs_data", "get", &object, "-"];
         Ok(self.host.run(&get)?.ok()?.stdout)
     }
 
-    /// Makes an image of the pool `rbd` with this many bytes, and what `fill` writes into a file of that size.
+    /// Makes an image of this size in the pool `rbd`. `fill` writes its content into a file of that
+    /// size.
     pub fn image(
         &self,
         name: &str,
@@ -133,7 +137,7 @@ impl<'lab> Ceph<'lab> {
         Ok(())
     }
 
-    /// Everything that is in an image of the pool `rbd`.
+    /// Returns the content of an image of the pool `rbd`.
     pub fn content(&self, image: &str) -> Result<Vec<u8>> {
         let export = [
             "rbd",
@@ -145,7 +149,7 @@ impl<'lab> Ceph<'lab> {
         Ok(self.host.run(&export)?.ok()?.stdout)
     }
 
-    /// Who has an image of the pool `rbd` open, by their addresses.
+    /// Returns the addresses of the clients that have an image of the pool `rbd` open.
     pub fn watchers(&self, image: &str) -> Result<Vec<String>> {
         let status: Value =
             serde_json::from_str(&self.sh(&format!("rbd status --format json rbd/{image}"))?)?;
@@ -171,7 +175,7 @@ impl<'lab> Ceph<'lab> {
     }
 
     fn long(&self, script: &str) -> Result<()> {
-        // With -e a script ends at the first command that fails.
+        // `-e` ends the script at the first command that fails.
         let words = ["sh", "-ec", script];
         let limit = Duration::from_secs(300);
         self.host.command(&words)?.limit(limit).run()?.ok()?;
@@ -186,7 +190,8 @@ impl<'lab> Ceph<'lab> {
         format!("[global]\nmon host = {monitors}\n{SETTINGS}")
     }
 
-    /// Makes the keys of monitors and administrator, and starts the monitors.
+    /// Returns the script that makes the keys of monitors and administrator and starts the
+    /// monitors.
     fn first_monitors(&self) -> String {
         let address = self.address();
         let mut script = String::from(KEYS);
@@ -205,14 +210,14 @@ impl<'lab> Ceph<'lab> {
     }
 }
 
-/// What a client of the CephFS tells the metadata server about itself.
+/// Metadata that a client of the CephFS sends to the metadata server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// Where it comes from, with a port that means nothing.
+    /// Address of the client, with an arbitrary port.
     pub address: String,
-    /// The directory that it has mounted.
+    /// Directory that the client has mounted.
     pub root: String,
-    /// Whether it is the kernel.
+    /// Whether the client is the kernel.
     pub kernel: bool,
 }
 
@@ -220,7 +225,8 @@ fn start_monitor(name: &str) -> String {
     format!("ceph-mon -i {name} --pid-file /run/ceph/mon.{name}.pid")
 }
 
-/// One copy of everything; long patience, because tests use the machine to the full; no wait for more to write at once.
+/// Single copies of all data; long timeouts, because tests keep the machine busy; no delay to batch
+/// updates.
 const SETTINGS: &str = "
 auth cluster required = cephx
 auth service required = cephx
@@ -270,7 +276,7 @@ ceph-fuse -n client.admin /mnt
 mkdir /mnt/app /mnt/app/sub /mnt/other
 ";
 
-/// The cluster that all tests of this process share; nothing where there is no lab.
+/// Returns the cluster that all tests of this process share, or `None` where there is no lab.
 pub fn ceph() -> Option<&'static Ceph<'static>> {
     static CEPH: OnceLock<Ceph<'static>> = OnceLock::new();
     let lab = shared()?;

@@ -1,4 +1,4 @@
-//! The cgroup that holds every process of a lab, so that all of them can be found and killed.
+//! The cgroup that holds every process of a lab, to find and kill all of them.
 
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -20,17 +20,17 @@ impl Cgroup {
     pub fn create_lab() -> Result<Self> {
         let root = hierarchy()?;
         sweep(&root);
-        // Process ids alone repeat: another PID namespace may share the hierarchy.
+        // PIDs alone repeat: another PID namespace may share the hierarchy.
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
         Self(root).child(&format!("{PREFIX}{}-{now:x}", std::process::id()))
     }
 
-    /// Names a cgroup that exists.
+    /// Refers to an existing cgroup.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
     }
 
-    /// Where it is in the file system of this mount namespace.
+    /// Returns the directory of the cgroup.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -48,8 +48,8 @@ impl Cgroup {
         self.write("cgroup.procs", "0")
     }
 
-    /// Lets children use whatever controllers there are. A hybrid machine has hardly any, and a controller that
-    /// refuses is one that the tests do without.
+    /// Enables all available controllers for children. A hybrid machine has hardly any; controllers
+    /// that fail are left out.
     pub fn delegate(&self) -> Result<()> {
         let controllers = fs::read_to_string(self.0.join("cgroup.controllers"))?;
         for controller in controllers.split_whitespace() {
@@ -58,7 +58,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The processes here and below, numbered as the caller's PID namespace does.
+    /// Returns the processes here and below, numbered by the caller's PID namespace.
     pub fn processes(&self) -> Vec<i32> {
         let own = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
         let mut pids: Vec<i32> = own
@@ -72,7 +72,7 @@ impl Cgroup {
         pids
     }
 
-    /// The cgroups below this one, without those whose names begin like this.
+    /// Returns the cgroups below this one, except names that begin with `without`.
     pub fn below(&self, without: &str) -> Vec<PathBuf> {
         let ours = |child: &Self| {
             let name = child.0.file_name().unwrap_or_default();
@@ -97,7 +97,8 @@ impl Cgroup {
         )
     }
 
-    /// Prints what it took to start something whose processes are here and below. Shared memory counts more than once.
+    /// Prints time, CPU time and memory of a start whose processes are here and below. Shared
+    /// memory counts more than once.
     pub fn say_cost(&self, what: &str, started: Instant) {
         let resident = |pid: i32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -110,12 +111,12 @@ impl Cgroup {
         times::note(what, time, cpu);
     }
 
-    /// Kills everything here and below, at once.
+    /// Kills all processes here and below, at once.
     pub fn kill(&self) -> Result<()> {
         self.write("cgroup.kill", "1")
     }
 
-    /// Kills what is left and removes the directories.
+    /// Kills the remaining processes and removes the directories.
     pub fn remove(&self) -> Result<()> {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
@@ -132,7 +133,7 @@ impl Cgroup {
         }
     }
 
-    /// Removes the directories if no process is in them.
+    /// Removes the directories, if they have no process.
     pub fn remove_empty(&self) -> std::io::Result<()> {
         for child in self.children() {
             child.remove_empty()?;
@@ -159,7 +160,8 @@ impl Cgroup {
     }
 }
 
-/// Where the version 2 hierarchy is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside version 1.
+/// Returns the mount point of the version 2 hierarchy: `/sys/fs/cgroup`, or
+/// `/sys/fs/cgroup/unified` beside version 1.
 fn hierarchy() -> Result<PathBuf> {
     match mountinfo::of_process(std::process::id() as i32)?
         .into_iter()
@@ -170,7 +172,7 @@ fn hierarchy() -> Result<PathBuf> {
     }
 }
 
-/// Removes what the supervisors that were killed left: no process is in it, and its maker is gone.
+/// Removes empty cgroups of labs whose supervisor was killed.
 fn sweep(root: &Path) {
     let Ok(entries) = fs::read_dir(root) else {
         return;

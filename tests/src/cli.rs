@@ -1,4 +1,4 @@
-//! The `lab` program: what a developer types, and the steps that the lab runs of itself.
+//! The `lab` program: commands for developers, and hidden commands for steps of the lab.
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -9,7 +9,7 @@ use crate::enter::Enter;
 use crate::step::Step;
 use crate::{
     Base, Engine, HostOptions, Lab, Propagation, Root, Status, VmOptions, bench, boot, cache, demo,
-    enter, guest, net, packages, runtime, step, supervisor, times,
+    enter, guest, net, packages, prepare, runtime, step, supervisor, times,
 };
 
 /// Disposable hosts and real servers for tests.
@@ -25,7 +25,7 @@ enum Task {
     Setup,
     /// Boots a host and runs a shell in it
     Shell {
-        /// A host whose mounts do not propagate
+        /// Boot a host whose mounts do not propagate
         #[arg(long)]
         private: bool,
         /// Start dockerd first
@@ -34,43 +34,46 @@ enum Task {
     },
     /// Boots a virtual machine with the container and runs each line of standard input in it
     Vm {
-        /// With systemd as its init
+        /// Use systemd as init
         #[arg(long)]
         systemd: bool,
-        /// Servers on the same network: a GlusterFS cluster with a volume `vol`, Samba with a share `data`, moto with a bucket
+        /// Start servers on the same network: a GlusterFS cluster with a volume `vol`, Samba with a
+        /// share `data`, moto with a bucket
         #[arg(long, value_enum)]
         beside: Vec<Server>,
     },
     /// Measures every row of the table of aims
     Bench(bench::Options),
-    /// Mounts a GlusterFS volume on a disposable host and shows how
+    /// Mounts a GlusterFS volume on a disposable host and shows each step
     Demo,
+    /// Makes what most tests take from the cache
+    Prepare,
     /// Prints where the time of a test run went
     Times {
-        /// The file that SPC_TEST_TIMES named
+        /// File that SPC_TEST_TIMES named
         file: PathBuf,
     },
     /// Removes everything that the lab keeps in the user's cache directory
     Clean,
-    /// Makes a lab and ends it at the end of standard input
+    /// Makes a lab, and ends it at the end of standard input
     #[command(hide = true)]
     Supervise,
     /// PID 1 of a lab
     #[command(hide = true)]
     LabInit {
-        /// The cgroup to join
+        /// Cgroup to join
         cgroup: PathBuf,
     },
     /// Boots a host inside of a lab
     #[command(hide = true)]
     HostUp {
-        /// The host, as JSON
+        /// Parameters of the host, as JSON
         boot: String,
     },
     /// PID 1 of a host
     #[command(hide = true)]
     HostInit {
-        /// The host, as JSON
+        /// Parameters of the host, as JSON
         boot: String,
     },
     /// Runs commands in a virtual machine
@@ -82,7 +85,7 @@ enum Task {
     /// Lays a cable for a virtual machine
     #[command(hide = true)]
     Tap {
-        /// Its name
+        /// Name of the interface
         cable: String,
     },
     /// Runs a command in the namespaces of a process
@@ -91,7 +94,7 @@ enum Task {
     /// Runs and times commands in the namespaces of a process
     #[command(hide = true)]
     Work(Enter),
-    /// Runs a command like `enter`, from one change to the next
+    /// Runs a command like `enter`, and stops it at each system call that changes something
     #[command(hide = true)]
     Step(Step),
 }
@@ -116,6 +119,7 @@ pub fn main() -> Result<ExitCode> {
         Task::Vm { systemd, beside } => virtual_machine(systemd, &beside)?,
         Task::Bench(options) => bench::main(&options)?,
         Task::Demo => demo::run()?,
+        Task::Prepare => prepare::prepare()?,
         Task::Times { file } => times::print(&file)?,
         Task::Clean => cache::remove(&cache::directory()?)?,
         Task::Supervise => supervisor::supervise()?,

@@ -1,5 +1,5 @@
-//! The container on a virtual machine, where a container runtime is all there is: runc, which is told what an engine
-//! would tell it for `run --privileged --net=host --pid=host -v /dev:/dev IMAGE`.
+//! The container on a virtual machine, whose only container runtime is runc. The configuration is
+//! what an engine makes of `run --privileged --net=host --pid=host -v /dev:/dev IMAGE`.
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::runtime::CAPABILITIES;
 use crate::vm::Vm;
 
 impl Vm<'_> {
-    /// Starts the container `spc`. Its log is `/run/container/log`.
+    /// Starts the container `spc`, with its log in `/run/container/log`.
     pub fn start_container(&self) -> Result<()> {
         let config = serde_json::to_vec_pretty(&config(&self.name()))?;
         self.write("/run/container/config.json", &config)?;
@@ -20,8 +20,8 @@ impl Vm<'_> {
     }
 }
 
-/// The bundle's configuration (OCI runtime specification). On the host's network, engines give the host's name; NFS
-/// servers tell clients apart by it.
+/// Returns the bundle's configuration (OCI runtime specification). On the host's network, engines
+/// set the host's name; NFS servers identify clients by it.
 fn config(host: &str) -> Value {
     let bind = |path: &str, options: &[&str]| json!({"destination": path, "source": path, "type": "bind", "options": options});
     let all = json!(CAPABILITIES.as_slice());

@@ -1,4 +1,5 @@
-//! `lab demo`: the whole thing once, on a disposable host with real servers, shown as one would type it.
+//! `lab demo`: mounts a volume on a disposable host with real servers, and shows each command as a
+//! user would type it.
 
 use anyhow::{Context, Result, ensure};
 use std::io::{self, IsTerminal, Write};
@@ -14,7 +15,7 @@ use crate::outer::Lab;
 const TARGET: &str = "/mnt/data";
 const TEXT: &str = "hello from the host";
 
-/// Makes a lab with three servers and shows everything on the terminal.
+/// Makes a lab with three servers and shows the demo on the terminal.
 pub fn run() -> Result<()> {
     let begun = Instant::now();
     let mut out = io::stdout();
@@ -36,10 +37,10 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Shows a mount of the cluster's volume `vol` on a new host, and proves each step of it.
+/// Shows a mount of the cluster's volume `vol` on a new host, and proves each step.
 ///
 /// # Errors
-/// A command fails, or does not do what it should.
+/// Fails if a command fails or has an unexpected result.
 pub fn demo(lab: &Lab, cluster: &Cluster<'_>, out: &mut dyn Write) -> Result<()> {
     let image = image(Base::Trixie)?;
     let host = lab.host(HostOptions::default())?;
@@ -105,7 +106,7 @@ impl Show<'_> {
         Ok(self.out.flush()?)
     }
 
-    /// Runs a command line on a host and shows both, as its terminal would.
+    /// Runs a command line on a host, and shows command and output as a terminal would.
     fn typed(&mut self, name: &str, host: &Host<'_>, line: &str) -> Result<crate::Output> {
         let (bold, plain) = if io::stdout().is_terminal() {
             ("\x1b[1m", "\x1b[0m")

@@ -1,4 +1,4 @@
-//! What a virtual machine boots from: a kernel, the first program that runs in it, and read-only disks.
+//! Files that a virtual machine boots from: a kernel, an initial file system, and read-only disks.
 
 use anyhow::{Context, Result};
 use std::ffi::OsStr;
@@ -12,10 +12,10 @@ use crate::image::{Base, unpack};
 use crate::roots::{self, Root};
 use crate::{image, machine};
 
-/// The release whose `linux-image-amd64` is booted.
+/// Debian release of the booted `linux-image-amd64`.
 const RELEASE: &str = "bookworm";
 
-/// What the first program needs to find its disks, its network and its way out.
+/// Modules that the first program needs for its disks, its network and its serial port.
 const FIRST_MODULES: [&str; 6] = [
     "virtio_pci",
     "virtio_blk",
@@ -25,7 +25,8 @@ const FIRST_MODULES: [&str; 6] = [
     "overlay",
 ];
 
-/// Where the modules are that hosts may need; the rest (graphics, sound, wireless, …) only costs time.
+/// Directories of modules that hosts may need. The rest (graphics, sound, wireless, …) only costs
+/// time.
 const MODULE_DIRECTORIES: [&str; 13] = [
     "arch",
     "block",
@@ -42,21 +43,21 @@ const MODULE_DIRECTORIES: [&str; 13] = [
     "net",
 ];
 
-/// Bytes of the disk with the container's image, most of them a hole in the file.
+/// Size in bytes of the disk with the container's image. Most of the file is a hole.
 const IMAGE_DISK: u64 = 1 << 30;
 
 /// The files of a kernel.
 pub struct Kernel {
-    /// What QEMU starts.
+    /// Kernel image that QEMU starts.
     pub image: PathBuf,
-    /// A disk with what belongs on `/lib/modules`.
+    /// Disk with the content of `/lib/modules`.
     pub modules: PathBuf,
-    /// The first file system, in memory.
+    /// Initial file system, in memory.
     pub first: PathBuf,
 }
 
 impl Kernel {
-    /// Debian's kernel, made bootable now if it never was.
+    /// Returns Debian's kernel, unpacked now if it is missing in the cache.
     pub fn get() -> Result<Self> {
         let recipe = format!("{RELEASE} {MODULE_DIRECTORIES:?}");
         let tree = cached("kernel", Key::new(&recipe), kernel)?;
@@ -74,14 +75,14 @@ impl Kernel {
     }
 }
 
-/// A disk with a tree of the lab.
+/// Returns a disk with a tree of the lab.
 pub fn disk(root: Root) -> Result<PathBuf> {
     let tree = roots::path(root)?;
     let key = Key::new(&tree.to_string_lossy());
     cached(&format!("disk-{root:?}"), key, |path| squash(&tree, path))
 }
 
-/// A disk with the files of the container's image.
+/// Returns a disk with the files of the container's image.
 pub fn image_disk(base: Base) -> Result<PathBuf> {
     let archive = image::image(base)?;
     let mut key = Key::new(&archive.to_string_lossy());
@@ -90,7 +91,7 @@ pub fn image_disk(base: Base) -> Result<PathBuf> {
         let tree = path.with_extension("tree");
         unpack(&archive, &tree)?;
         squash(&tree, path)?;
-        // A machine that was saved cannot be told of another size.
+        // A machine from a saved state keeps the size that the disk had when the state was saved.
         let disk = fs::File::options().write(true).open(path)?;
         anyhow::ensure!(disk.metadata()?.len() <= IMAGE_DISK, "the image is too big");
         disk.set_len(IMAGE_DISK)?;
@@ -105,8 +106,8 @@ pub fn no_image() -> Result<PathBuf> {
     })
 }
 
-/// A disk of 4 GiB with an empty file system, for a machine that keeps what is written. Without a journal: it never loses
-/// power.
+/// Returns a disk of 4 GiB with an empty file system, for a machine that keeps its files. The file
+/// system needs no journal, because the machine never loses power.
 pub fn blank() -> Result<PathBuf> {
     let options = "-q -F -O ^has_journal -E lazy_itable_init=0";
     cached("disk-blank", Key::new(options), |path| {
@@ -117,14 +118,14 @@ pub fn blank() -> Result<PathBuf> {
     })
 }
 
-/// lz4, because the machine that reads it is an emulated one.
+/// Makes a squashfs with lz4, the fastest to unpack on an emulated machine.
 fn squash(tree: &Path, disk: &Path) -> Result<()> {
     let words = [tree.as_os_str(), disk.as_os_str()];
     let options = ["-comp", "lz4", "-noappend", "-quiet", "-no-progress"].map(OsStr::new);
     machine::run("mksquashfs", &[&words[..], &options].concat())
 }
 
-/// `vmlinuz`, the modules as a disk, and as files those that the first program loads.
+/// Makes `vmlinuz`, the disk with modules, and the files of the first modules.
 fn kernel(path: &Path) -> Result<()> {
     fs::create_dir(path)?;
     let unpacked = path.join("unpacked");
@@ -168,16 +169,16 @@ fn kernel(path: &Path) -> Result<()> {
     crate::cache::remove(&unpacked)
 }
 
-/// The one entry of a directory.
+/// Returns the name of the only entry of a directory.
 fn only(directory: &Path) -> Result<String> {
     let entry = fs::read_dir(directory)
         .with_context(|| format!("cannot read {}", directory.display()))?
         .next()
-        .context("nothing in it")??;
+        .with_context(|| format!("empty: {}", directory.display()))??;
     Ok(entry.file_name().to_string_lossy().into_owned())
 }
 
-/// An archive of busybox, the first modules, the script that is run first, and the lab's own program.
+/// Makes an archive of busybox, the first modules, the first scripts, and the lab's own program.
 fn first(path: &Path, kernel: &Path, own: &Path) -> Result<()> {
     let tree = path.with_extension("tree");
     crate::cache::remove(&tree)?;
@@ -186,7 +187,7 @@ fn first(path: &Path, kernel: &Path, own: &Path) -> Result<()> {
     }
     fs::copy("/usr/bin/busybox", tree.join("bin/busybox"))?;
     let release = only(&kernel.join("modules"))?;
-    // In the order in which they are to be loaded.
+    // The file lists the modules in the order of loading.
     let mut order = String::new();
     for module in FIRST_MODULES {
         for file in with_dependencies(&kernel.join("modules").join(&release), module)? {
@@ -228,7 +229,7 @@ fn first(path: &Path, kernel: &Path, own: &Path) -> Result<()> {
     crate::cache::remove(&tree)
 }
 
-/// The file of a module, after those it needs, as modules.dep has them.
+/// Returns the file of a module, after the files of the modules it needs (modules.dep).
 fn with_dependencies(modules: &Path, name: &str) -> Result<Vec<PathBuf>> {
     let dependencies = fs::read_to_string(modules.join("modules.dep"))?;
     let wanted = format!("/{name}.ko:");

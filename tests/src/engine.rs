@@ -1,4 +1,5 @@
-//! Container engines on a host: docker, whose daemon is started when it is asked for, and podman, which has none.
+//! Container engines on a host: docker, whose daemon is started on request, and podman, which has
+//! none.
 
 use anyhow::{Context, Result};
 use std::ffi::OsStr;
@@ -12,7 +13,7 @@ use crate::cache::{Key, cached};
 use crate::host::{Host, HostOptions};
 use crate::{machine, times};
 
-/// A program that runs containers.
+/// A container engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
     /// dockerd with its own containerd and runc.
@@ -22,7 +23,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The command that a user types.
+    /// Returns the engine's command.
     pub fn command(self) -> &'static str {
         match self {
             Self::Docker => "docker",
@@ -30,7 +31,7 @@ impl Engine {
         }
     }
 
-    /// Where it keeps its images on a host.
+    /// Returns the engine's image store on a host.
     fn store(self) -> &'static str {
         match self {
             Self::Docker => "var/lib/docker",
@@ -39,7 +40,7 @@ impl Engine {
     }
 }
 
-/// Without a bridge of its own and without firewall rules: the containers of these tests are on the host's network.
+/// No bridge and no firewall rules: the containers of these tests are on the host's network.
 const DOCKERD: &str = r#"
 dockerd --bridge=none --iptables=false --ip6tables=false >/var/log/dockerd.log 2>&1 &
 until docker version >/dev/null 2>&1; do
@@ -49,10 +50,10 @@ done
 "#;
 
 impl Host<'_> {
-    /// Starts an engine whose store has the image of an archive on the machine, if one is given.
+    /// Starts an engine. Its store has the image of `archive`, if one is given.
     ///
-    /// Loading takes a second for 80 MB, so it is done once; each host then gets a copy of the store, a second for a GB.
-    /// docker's log is `/var/log/dockerd.log`.
+    /// An archive loads at 80 MB per second, so the lab loads it once and copies the store to each
+    /// host, at 1 GB per second. docker's log is `/var/log/dockerd.log`.
     pub fn start(&self, engine: Engine, archive: Option<&Path>) -> Result<()> {
         if let Some(archive) = archive {
             copy(&self.store(engine, archive)?, &self.outside(engine))?;
@@ -65,7 +66,7 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// Loads an archive on the machine as a user would.
+    /// Loads an archive on the machine as users do.
     pub fn load_image(&self, engine: Engine, archive: &Path) -> Result<()> {
         let file =
             File::open(archive).with_context(|| format!("cannot open {}", archive.display()))?;
@@ -74,7 +75,7 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// A store of the engine with this image in it, from the cache.
+    /// Returns a store of the engine with this image, from the cache.
     fn store(&self, engine: Engine, archive: &Path) -> Result<PathBuf> {
         let data =
             fs::metadata(archive).with_context(|| format!("cannot find {}", archive.display()))?;
@@ -92,7 +93,7 @@ impl Host<'_> {
         })
     }
 
-    /// The engine's store on this host, seen from the machine.
+    /// Returns the path of the engine's store on this host, as the machine sees it.
     fn outside(&self, engine: Engine) -> PathBuf {
         Path::new("/proc")
             .join(self.pid().to_string())
@@ -101,7 +102,7 @@ impl Host<'_> {
     }
 }
 
-/// Copies a tree with owners, modes, links, devices and extended attributes, into a directory that may exist.
+/// Copies a tree with owners, modes, links, devices and extended attributes. The target may exist.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let arguments = [OsStr::new("-aT"), from.as_os_str(), to.as_os_str()];
     machine::run("/usr/bin/cp", &arguments)

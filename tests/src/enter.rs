@@ -1,4 +1,5 @@
-//! `lab enter`: runs one command in a cgroup and in the namespaces of a host, and ends as it ended.
+//! `lab enter`: runs one command in a cgroup and in the namespaces of a host, and exits with its
+//! status.
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
@@ -11,22 +12,23 @@ use std::process::{Command, ExitCode};
 
 use crate::cgroup::Cgroup;
 
-/// What a shell says when it cannot start a command.
+/// Exit code of a shell that cannot start a command.
 const NOT_STARTED: u8 = 127;
 
-/// The arguments of `lab enter`.
+/// Arguments of `lab enter`.
 #[derive(Debug, clap::Args)]
 pub struct Enter {
-    /// The process whose namespaces are entered.
+    /// Process whose namespaces are entered.
     pub pid: i32,
-    /// The cgroup that is joined first.
+    /// Cgroup to join first.
     pub cgroup: PathBuf,
-    /// The command, which inherits the environment.
+    /// Command, which inherits the environment.
     #[arg(last = true, required = true)]
     pub command: Vec<OsString>,
 }
 
-/// Joins the cgroup and enters the namespaces; the PID namespace is entered by children only. Gives back the command.
+/// Joins the cgroup and enters the namespaces, and returns the command. Only children enter the PID
+/// namespace.
 pub fn go(arguments: &Enter) -> Result<(&OsString, &[OsString])> {
     let Enter {
         pid,
@@ -48,7 +50,7 @@ pub fn go(arguments: &Enter) -> Result<(&OsString, &[OsString])> {
     command.split_first().context("no command")
 }
 
-/// Runs the command. A process in another PID namespace has to be a child, so this one waits for it.
+/// Runs the command as a child, because only a child is in the other PID namespace.
 pub fn enter(arguments: &Enter) -> Result<ExitCode> {
     let (program, rest) = go(arguments)?;
     let status = match Command::new(program).args(rest).status() {
@@ -61,7 +63,7 @@ pub fn enter(arguments: &Enter) -> Result<ExitCode> {
     end_as(status.code(), status.signal())
 }
 
-/// Ends as a command did: by the same signal, or with the same exit code.
+/// Ends this process as a command ended: by the same signal, or with the same exit code.
 pub fn end_as(code: Option<i32>, signal: Option<i32>) -> Result<ExitCode> {
     if let Some(signal) = signal {
         die_of(signal)?;

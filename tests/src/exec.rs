@@ -1,4 +1,4 @@
-//! Commands in a host: bounded in time, captured, and said in full when they fail.
+//! Commands in a host: limited in time, with captured output, and errors that show all of it.
 
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,12 +15,12 @@ use crate::cgroup::Cgroup;
 use crate::machine::binary;
 use crate::output::{Output, Status};
 
-/// Where programs are looked for in a host.
+/// Default `PATH` in a host.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// How long a command may take when nobody says.
+/// Default time limit of a command.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// A command that is about to be run in a host.
+/// A command to run in a host.
 #[derive(Debug)]
 pub struct Run {
     command: Command,
@@ -30,7 +30,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// A command for the namespaces of `pid`, in a cgroup that is made for it alone.
+    /// Makes a command in the namespaces of `pid`, in a cgroup of its own.
     pub(crate) fn new<S: AsRef<OsStr>>(
         host: &str,
         pid: i32,
@@ -40,7 +40,7 @@ impl Run {
         Self::task(&["enter"], host, pid, cgroup, argv)
     }
 
-    /// The same, by another task of the `lab` program than `enter`.
+    /// Makes a command that another task of the `lab` program than `enter` runs.
     pub(crate) fn task<S: AsRef<OsStr>>(
         task: &[&str],
         host: &str,
@@ -76,19 +76,19 @@ impl Run {
         })
     }
 
-    /// Sets a variable of its environment, which otherwise has PATH, HOME and LANG.
+    /// Sets an environment variable. PATH, HOME and LANG are set already.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
         self
     }
 
-    /// Gives it this file as standard input; otherwise it is `/dev/null`.
+    /// Sets standard input, by default `/dev/null`.
     pub fn stdin(mut self, file: impl Into<Stdio>) -> Self {
         self.command.stdin(file);
         self
     }
 
-    /// Gives it these bytes as standard input.
+    /// Sets these bytes as standard input.
     pub fn input(self, bytes: &[u8]) -> Result<Self> {
         use std::io::{Seek, Write};
         let fd = rustix::fs::memfd_create("input", rustix::fs::MemfdFlags::CLOEXEC)?;
@@ -98,13 +98,13 @@ impl Run {
         Ok(self.stdin(file))
     }
 
-    /// Sets the time limit, which otherwise is a minute.
+    /// Sets the time limit, by default a minute.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Starts it.
+    /// Starts the command.
     pub fn spawn(mut self) -> Result<Process> {
         let started = Instant::now();
         let mut child = self
@@ -131,7 +131,7 @@ impl Run {
         })
     }
 
-    /// Runs it to its end on this process's own terminal, without a limit.
+    /// Runs the command on this process's own terminal, without a limit.
     pub(crate) fn interactive(mut self) -> Result<Status> {
         self.command
             .stdin(Stdio::inherit())
@@ -144,19 +144,20 @@ impl Run {
             .into())
     }
 
-    /// Starts it with pipes for all three streams, without a limit; its cgroup ends it.
+    /// Starts the command with pipes for all three streams, without a limit. Removing its cgroup
+    /// ends it.
     pub(crate) fn with_pipes(mut self) -> Result<Child> {
         let child = self.command.stdin(Stdio::piped()).spawn();
         child.with_context(|| format!("cannot start {}", self.title))
     }
 
-    /// Runs it to its end.
+    /// Runs the command and waits for its end.
     pub fn run(self) -> Result<Output> {
         self.spawn()?.wait()
     }
 }
 
-/// A command that runs in a host. Dropping it kills it, with all it has started.
+/// A running command in a host. Dropping it kills the command and all its descendants.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -169,7 +170,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// The command's own process, as the machine numbers it.
+    /// Returns the PID of the command, as the machine numbers it.
     pub fn pid(&self) -> Result<i32> {
         let enter = self.child.id();
         let path = format!("/proc/{enter}/task/{enter}/children");
@@ -187,18 +188,18 @@ impl Process {
         }
     }
 
-    /// Sends a signal to the command itself.
+    /// Sends a signal to the command.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(self.pid()?).context("no process")?;
         kill_process(pid, signal).with_context(|| format!("cannot send a signal: {}", self.title))
     }
 
-    /// Kills it, with all it has started.
+    /// Kills the command and all its descendants.
     pub fn kill(&self) -> Result<()> {
         self.cgroup.kill()
     }
 
-    /// What it has written to standard output and standard error until now.
+    /// Returns standard output and standard error until now.
     pub fn so_far(&mut self) -> Result<(Vec<u8>, Vec<u8>)> {
         let [stdout, stderr] = &mut self.streams;
         stdout.drain()?;
@@ -206,8 +207,8 @@ impl Process {
         Ok((stdout.bytes.clone(), stderr.bytes.clone()))
     }
 
-    /// Waits until it has ended or its time is over. A daemon that it leaves behind may hold the other ends of the
-    /// pipes, so it is the end of the process that counts, not the end of its output.
+    /// Waits until the command ends or reaches its limit. A daemon may keep the pipes open, so the
+    /// end of output does not count.
     pub fn wait(mut self) -> Result<Output> {
         let pid = Pid::from_child(&self.child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch a child")?;
@@ -241,7 +242,7 @@ impl Process {
             }
         };
         self.reaped = true;
-        // A daemon may have stayed: then the cgroup stays as well, until the host ends.
+        // If a daemon is left, the cgroup stays until the host ends.
         let _ = self.cgroup.remove_empty();
         let [stdout, stderr] = &mut self.streams;
         let (stdout, stderr) = (
@@ -269,7 +270,7 @@ impl Drop for Process {
     }
 }
 
-/// The reading end of a pipe and what came through it.
+/// Reading end of a pipe, and the bytes read so far.
 #[derive(Debug)]
 struct Stream {
     file: Option<File>,
@@ -292,7 +293,7 @@ impl Stream {
             .map(|file| PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN))
     }
 
-    /// Reads what is there.
+    /// Reads all available bytes.
     fn drain(&mut self) -> Result<()> {
         let Some(file) = &mut self.file else {
             return Ok(());

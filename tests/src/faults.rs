@@ -1,8 +1,9 @@
-//! Faults of the kernel: a system call of a command, or of what it starts, is not made and fails, or is held up, or its
-//! caller is killed in it.
+//! Faults in system calls of a command or its descendants: a call fails without being made, is
+//! delayed, or its caller is killed in it.
 //!
-//! This is the tracer of `lab step`, with a longer list of system calls. It needs no library in the program, so it
-//! reaches the launcher, which is static, and helpers that make their system calls themselves.
+//! The tracer of `lab step` injects them, with a longer list of system calls. A tracer needs no
+//! library in the program. So faults reach the launcher, which is static, and helpers that make
+//! system calls directly.
 
 use anyhow::{Result, bail};
 use libc::{
@@ -17,11 +18,12 @@ use std::time::Duration;
 use crate::host::Host;
 use crate::step::{FAMILY_STEPS, Stepped};
 
-/// A system call, and the errnos that a sound program may get of it on a machine in trouble: no memory, no descriptor, no
-/// room, no right, no such call, a bad disk, a signal.
+/// A system call and its errnos on a machine in trouble: no memory, descriptor, space, permission
+/// or support, a bad disk, a signal.
 type Call = (libc::c_long, &'static str, &'static [i32]);
 
-/// What may fail. What cannot (getpid) or what nobody looks at (close) is not here.
+/// System calls that may fail. Calls that cannot fail (getpid) and calls whose result nobody checks
+/// (close) are left out.
 const CALLS: &[Call] = &[
     (libc::SYS_bind, "bind", &[ENOSPC, EACCES]),
     (libc::SYS_chdir, "chdir", &[EACCES, EIO]),
@@ -95,8 +97,8 @@ const CALLS: &[Call] = &[
     (libc::SYS_pread64, "pread64", &[EIO]),
     (libc::SYS_read, "read", &[EIO, EINTR]),
     (libc::SYS_readlinkat, "readlinkat", &[EIO, EACCES]),
-    // By which std hears that a program began, from a local socket: the kernel needs no memory for that, and std waits for
-    // the program to end when it hears of any error.
+    // std learns from a local socket that a program has started. The kernel needs no memory for it.
+    // After any error, std waits for the end of the program.
     (libc::SYS_recvfrom, "recvfrom", &[EINTR]),
     (libc::SYS_renameat, "renameat", &[ENOSPC, EROFS, EIO]),
     (libc::SYS_renameat2, "renameat2", &[ENOSPC, EROFS, EIO]),
@@ -113,7 +115,8 @@ const CALLS: &[Call] = &[
     (libc::SYS_wait4, "wait4", &[EINTR]),
     (libc::SYS_waitid, "waitid", &[EINTR]),
     (libc::SYS_write, "write", &[ENOSPC, EIO]),
-    // statmount(2) and listmount(2) have these numbers everywhere; libc does not know them yet on every target.
+    // statmount(2) and listmount(2) have the same numbers on all architectures; libc does not
+    // define them on every target.
     (457, "statmount", &[ENOSYS, EPERM, ENOMEM]),
     (458, "listmount", &[ENOSYS, EPERM, ENOMEM]),
     #[cfg(target_arch = "x86_64")]
@@ -144,28 +147,29 @@ const CALLS: &[Call] = &[
     (libc::SYS_vfork, "vfork", &[EAGAIN, ENOMEM]),
 ];
 
-/// The names that the launcher and the shim's children have; where it runs itself it has that of a link in procfs.
+/// Process names of the launcher and of the shim's children. When the launcher runs itself through
+/// procfs, its name is `exe`.
 const OURS: [&str; 3] = ["spc", "spc-crossing", "exe"];
 
 /// A fault in a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The system call that it is in.
+    /// Name of the system call.
     pub call: String,
-    /// The how manieth of these, from 1 on.
+    /// Number of the faulty call among calls of that name, from 1.
     pub at: usize,
-    /// What happens.
+    /// Effect.
     pub act: Act,
 }
 
-/// What happens in a faulty system call.
+/// Effect of a fault on a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
-    /// It is not made, and fails with this errno.
+    /// Fails with this errno; the kernel does not make the call.
     Fail(i32),
-    /// It is made after this time.
+    /// Makes the call after this delay.
     Delay(Duration),
-    /// It is not made, and its process is killed.
+    /// Kills the process; the kernel does not make the call.
     Kill,
 }
 
@@ -202,7 +206,8 @@ impl FromStr for Fault {
 }
 
 impl Host<'_> {
-    /// Runs a command as [`Host::step`] does, with faults in it; those of what it starts count as well, if the family does.
+    /// Runs a command as [`Host::step`] does, with faults. With `family`, calls of descendants
+    /// count as well.
     pub fn fault(
         &self,
         pid: i32,
@@ -213,7 +218,8 @@ impl Host<'_> {
         self.with_faults(&["step"], pid, argv, faults, family)
     }
 
-    /// The same, and it tells of every system call that may fail, before and after the faults: `PROGRAM SYSTEM_CALL`.
+    /// Runs a command as [`Host::fault`] does, and records every system call that may fail:
+    /// `PROGRAM SYSTEM_CALL`.
     pub fn trace(
         &self,
         pid: i32,
@@ -244,31 +250,31 @@ impl Host<'_> {
     }
 }
 
-/// The errnos that a system call may fail with, the likeliest first.
+/// Returns the errnos that a system call may fail with, the likeliest first.
 pub fn errnos(call: &str) -> &'static [i32] {
     let known = CALLS.iter().find(|(_, name, _)| *name == call);
     known.map_or(&[], |(.., errnos)| *errnos)
 }
 
-/// The name of a system call, if it is one that may fail.
+/// Returns the name of a system call that may fail.
 pub(crate) fn name(number: libc::c_long) -> Option<&'static str> {
     let known = CALLS.iter().find(|(call, ..)| *call == number);
     known.map(|(_, name, _)| *name)
 }
 
-/// Whether a descendant's system call counts. Loaders, shells and daemons make too many.
+/// Returns whether a descendant's system call counts. Loaders, shells and daemons make too many.
 pub(crate) fn counts(program: &str, call: &str) -> bool {
     let starts = ["clone", "clone3", "fork", "vfork"];
     OURS.contains(&program) || FAMILY_STEPS.contains(&call) || starts.contains(&call)
 }
 
-/// At the entry of a system call: keeps the kernel from making it.
+/// Keeps the kernel from making the system call that a thread has just entered.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn begin(thread: Pid) -> Result<()> {
     change(thread, |registers| registers.orig_rax = u64::MAX)
 }
 
-/// At its exit: it has failed with this errno.
+/// Sets the errno of the system call that a thread is about to leave.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn end(thread: Pid, errno: i32) -> Result<()> {
     change(thread, |registers| {
@@ -276,7 +282,7 @@ pub(crate) fn end(thread: Pid, errno: i32) -> Result<()> {
     })
 }
 
-/// Changes the registers of a thread; one that was killed meanwhile has none.
+/// Changes the registers of a thread, if the thread still lives.
 #[cfg(target_arch = "x86_64")]
 fn change(thread: Pid, how: impl FnOnce(&mut libc::user_regs_struct)) -> Result<()> {
     use nix::{errno::Errno, sys::ptrace};
@@ -290,13 +296,13 @@ fn change(thread: Pid, how: impl FnOnce(&mut libc::user_regs_struct)) -> Result<
     }
 }
 
-/// At the entry of a system call: keeps the kernel from making it.
+/// Keeps the kernel from making the system call that a thread has just entered.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn begin(_: Pid) -> Result<()> {
     bail!("system calls can be made to fail on x86_64 only")
 }
 
-/// At its exit.
+/// Sets the errno of the system call that a thread is about to leave.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn end(_: Pid, _: i32) -> Result<()> {
     Ok(())

@@ -1,7 +1,7 @@
-//! Servers that do not do what they should: a host of the lab with an address for each of them.
+//! Faulty servers: a host of the lab with an address for each.
 //!
-//! They are threads of the test process, whose sockets are in that host's network. What looks like a real server for a
-//! while is one: the bytes come from it, through a thread that may stop to pass them on.
+//! The servers are threads of the test process with sockets in that host's network. Where a server
+//! first behaves like a real one, a thread forwards bytes of a real one until it stops.
 
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -19,37 +19,37 @@ use crate::host::{Host, HostOptions};
 use crate::net;
 use crate::outer::Lab;
 
-/// How long a real server may take to be connected to.
+/// Time limit for a connection to a real server.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// What a server does.
+/// Behaviour of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conduct {
-    /// It serves, as the real server behind it.
+    /// Forwards to the real server.
     Serves(SocketAddrV4),
-    /// Its port is closed: who asks is told so at once.
+    /// Closed port: connections are refused at once.
     Refuses,
-    /// Whatever is sent to it is lost, as behind a firewall.
+    /// Drops all packets, as a firewall does.
     Drops,
-    /// Nobody has its address.
+    /// Unused address.
     Absent,
-    /// It accepts connections and never says a word.
+    /// Accepts connections and never answers.
     Silent,
-    /// It serves as the real server behind it, until so many bytes have come from there. Then its connections are closed
-    /// and its port is.
+    /// Forwards to the real server until it has sent this many bytes. Then connections and port are
+    /// closed.
     Dies(SocketAddrV4, u32),
-    /// It serves as the real server behind it, until so many bytes have come from there. Then it accepts connections, and
-    /// keeps those that it has, and never says a word.
+    /// Forwards to the real server until it has sent this many bytes. Then connections stay open
+    /// without an answer, also new ones.
     Hangs(SocketAddrV4, u32),
 }
 
-/// A host whose addresses are faulty servers.
+/// A host with an address for each faulty server.
 #[derive(Debug)]
 pub struct Faulty<'lab> {
     host: Host<'lab>,
 }
 
-/// One of them.
+/// A faulty server.
 #[derive(Debug)]
 pub struct FaultyServer<'a> {
     faulty: &'a Faulty<'a>,
@@ -59,7 +59,7 @@ pub struct FaultyServer<'a> {
 }
 
 impl Lab {
-    /// A host for faulty servers.
+    /// Boots a host for faulty servers.
     pub fn faulty(&self) -> Result<Faulty<'_>> {
         let faulty = Faulty {
             host: self.host(HostOptions::default())?,
@@ -76,7 +76,7 @@ impl Lab {
 }
 
 impl Faulty<'_> {
-    /// A server with an address of its own.
+    /// Adds a server with an address of its own.
     pub fn server(&self, port: u16, conduct: Conduct) -> Result<FaultyServer<'_>> {
         let number = self.host.lab().take_number()?;
         let server = FaultyServer {
@@ -94,7 +94,7 @@ impl Faulty<'_> {
         Ok(server)
     }
 
-    /// Runs a program of the machine in the host's network.
+    /// Runs a program of the machine in the host's network namespace.
     fn run(&self, words: &[&str], input: &str) -> Result<String> {
         within(self.host.pid(), || {
             let mut child = Command::new(words[0])
@@ -114,19 +114,20 @@ impl Faulty<'_> {
         })
     }
 
-    /// Tells the packet filter.
+    /// Changes the packet filter.
     fn filter(&self, lines: &str) -> Result<()> {
         self.run(&["nft", "-f", "-"], lines).map(drop)
     }
 }
 
 impl FaultyServer<'_> {
-    /// Its address, which it has alone.
+    /// Returns the server's address.
     pub fn address(&self) -> Ipv4Addr {
         net::address(self.number)
     }
 
-    /// How often somebody began to connect to it; whoever gets no answer begins again, after a second at first.
+    /// Returns the number of connection attempts. A client without an answer tries again, first
+    /// after a second.
     pub fn asked(&self) -> Result<u64> {
         let name = format!("n{}", self.number);
         let list = ["nft", "list", "counter", "ip", "faulty", &name];
@@ -137,7 +138,7 @@ impl FaultyServer<'_> {
         packets.parse().context("no count of packets")
     }
 
-    /// Changes what it does from now on; connections that it has are closed.
+    /// Changes the behaviour, and closes existing connections.
     pub fn turn(&self, conduct: Conduct) -> Result<()> {
         let mut now = lock(&self.now);
         let before = now.0;
@@ -193,19 +194,19 @@ impl Drop for FaultyServer<'_> {
     }
 }
 
-/// What listens at a server's port.
+/// Listener at a server's port.
 #[derive(Debug)]
 struct Service {
     listener: TcpListener,
-    /// How many bytes of the real server it still passes on.
+    /// Bytes of the real server that remain to be forwarded.
     left: AtomicI64,
-    /// When nothing is left, it stays as it is.
+    /// Whether connections stay open when no bytes remain.
     hangs: bool,
     open: Mutex<Vec<TcpStream>>,
 }
 
 impl Service {
-    /// Listens in the network of a process; what is said there comes from the real server.
+    /// Listens in the network namespace of a process, and forwards to the real server.
     fn start(
         pid: i32,
         address: SocketAddrV4,
@@ -228,7 +229,7 @@ impl Service {
                 accepting.keep(&client)?;
                 let speaks = accepting.left.load(Ordering::Relaxed) > 0;
                 if let Some((server, _)) = real.filter(|_| speaks) {
-                    // A real server that is gone is gone for the client as well.
+                    // When the real server is gone, the client's connection ends as well.
                     let passed = accepting.pass(&client, server);
                     let _ = passed.or_else(|_| client.shutdown(Shutdown::Both));
                 }
@@ -244,7 +245,7 @@ impl Service {
         Ok(())
     }
 
-    /// Joins a client with the real server.
+    /// Connects a client with the real server.
     fn pass(self: &Arc<Self>, client: &TcpStream, server: SocketAddrV4) -> std::io::Result<()> {
         let server = TcpStream::connect_timeout(&server.into(), CONNECT)?;
         self.keep(&server)?;
@@ -259,7 +260,7 @@ impl Service {
         Ok(())
     }
 
-    /// Copies until one side has closed, or what was to be said is said.
+    /// Copies until one side has closed, or until no bytes remain.
     fn copy(&self, mut from: &TcpStream, mut to: &TcpStream, counts: bool) {
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
@@ -282,11 +283,11 @@ impl Service {
                 return;
             }
         }
-        // The other way may still be used.
+        // The other direction may still be in use.
         let _ = to.shutdown(Shutdown::Write);
     }
 
-    /// Closes its port and its connections.
+    /// Closes the port and the connections.
     fn end(&self) {
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         for stream in lock(&self.open).drain(..) {
@@ -295,14 +296,14 @@ impl Service {
     }
 }
 
-/// From now on, what this thread opens is in the network of a process.
+/// Moves this thread into the network namespace of a process.
 fn enter(pid: i32) -> Result<()> {
     let network = File::open(format!("/proc/{pid}/ns/net")).context("the host has ended")?;
     move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
         .context("cannot enter the host's network")
 }
 
-/// Runs this in the network of a process.
+/// Runs `work` in the network namespace of a process.
 fn within<T: Send>(pid: i32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = scope.spawn(|| enter(pid).and_then(|()| work()));

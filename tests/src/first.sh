@@ -1,6 +1,5 @@
 #!/bin/busybox sh
-# The first program of a virtual machine: puts a writable layer on its disk, gives it its name and its address, and
-# leaves the rest to its init.
+# The first program of a virtual machine: mounts a writable layer on the disk, sets name and address, and starts init.
 export PATH=/bin
 bb=/bin/busybox
 fail() { echo "first: $*"; exec $bb poweroff -f; }
@@ -14,7 +13,7 @@ option() { $bb sed "s/.*lab.$1=\([^ ]*\).*/\1/" "${root-}/proc/cmdline"; }
 if $bb grep -q lab.keeps=yes /proc/cmdline; then
     $bb mkdir -p /lib/modules
     $bb mount -t squashfs -o ro /dev/vdb /lib/modules || fail "no modules"
-    # It asks for this one by the name of what it does, and the kernel finds no modprobe yet.
+    # ext4 requests this module by its alias, and the kernel finds no modprobe yet.
     $bb modprobe crc32c_generic
     $bb modprobe ext4 || fail "no ext4"
     for disk in /sys/block/vd*; do [ "$($bb cat "$disk/serial")" = kept ] && kept=/dev/${disk##*/}; done
@@ -38,7 +37,7 @@ $bb cp /bin/lab $root/run/lab/lab
 $bb cp /bin/image $root/run/lab/image
 if $bb grep -q lab.image=yes /proc/cmdline; then $bb sh /bin/image $root || fail "no image"; fi
 
-# What a host's kmod or udev makes beforehand, so that opening it loads the module.
+# Devices that kmod or udev make beforehand, so that opening them loads the module.
 $bb mknod /dev/fuse c 10 229 2>/dev/null
 $bb mknod /dev/loop-control c 10 237 2>/dev/null
 $bb mkdir -p /dev/pts /dev/shm
@@ -49,7 +48,7 @@ $bb mount -t cgroup2 cgroup /sys/fs/cgroup
 for place in dev proc sys; do $bb mount --move /$place $root/$place; done
 
 $bb ip link set lo up
-# A machine that will be saved gets the rest when it is woken.
+# A machine that will be saved gets name and address when it is woken.
 if $bb grep -q lab.name= $root/proc/cmdline; then
     name=$(option name) address=$(option address)
     $bb hostname "$name"

@@ -1,4 +1,5 @@
-//! The fuzz targets of `tests/fuzz`, built as cargo fuzz builds them, but with the stable compiler and without it.
+//! The fuzz targets of `tests/fuzz`, built with the flags of cargo fuzz, but with the stable
+//! compiler and without cargo fuzz.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,26 +8,26 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// What cargo fuzz gives the compiler where no sanitizer is asked for: the fuzzer sees which ways a run has taken, and
-/// what it compared.
+/// Flags of cargo fuzz without a sanitizer: they show the fuzzer the branches that a run took and
+/// the values it compared.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Ccodegen-units=16";
 
-/// The target with a bug that has to be found.
+/// Target with a planted bug, which the fuzzer has to find.
 pub const CANARY: &str = "canary";
 
-/// The targets, built.
+/// Built targets.
 pub struct Fuzz {
     programs: PathBuf,
 }
 
-/// A run of a target that found nothing.
+/// Result of a run without a finding.
 #[derive(Debug)]
 pub struct Run {
-    /// How often the target was executed.
+    /// Number of executions of the target.
     pub executions: u64,
-    /// How many ways through the program were seen.
+    /// Number of features (branches and compared values) that the fuzzer saw.
     pub features: u64,
 }
 
@@ -34,10 +35,10 @@ fn room() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
 }
 
-/// The names of all targets that must have no bug.
+/// Returns the names of all targets except the canary.
 ///
 /// # Errors
-/// The directory cannot be read.
+/// Fails if the directory cannot be read.
 pub fn targets() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(room().join("fuzz_targets"))? {
@@ -53,17 +54,17 @@ pub fn targets() -> Result<Vec<String>> {
 }
 
 impl Fuzz {
-    /// Builds them, below this directory.
+    /// Builds all targets below this directory.
     ///
     /// # Errors
-    /// The compiler fails.
+    /// Fails if the compiler fails.
     pub fn build(below: &Path) -> Result<Self> {
         let said = Command::new("rustc").arg("-vV").output()?;
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
         let host = said.lines().find_map(|line| line.strip_prefix("host: "));
-        let host = host.context("rustc does not say for what it compiles")?;
+        let host = host.context("rustc -vV does not name the host")?;
         let below = below.join("fuzz");
-        // With a target that is named, what runs while building is not instrumented.
+        // With an explicit `--target`, build scripts and macros are not instrumented.
         let built = Command::new("cargo")
             .args(["build", "--locked", "--release", "--target", host])
             .arg("--manifest-path")
@@ -81,10 +82,11 @@ impl Fuzz {
         self.programs.join(name)
     }
 
-    /// Runs one from its corpus on, for so long. What it comes upon is kept for the next run, beside the program.
+    /// Runs a target from its corpus for a time. New inputs are kept beside the program for the
+    /// next run.
     ///
     /// # Errors
-    /// It found something, and where that input is.
+    /// Fails if the fuzzer finds a bug, and names the file with the input.
     pub fn run(&self, target: &str, long: Duration) -> Result<Run> {
         let (new, findings) = (self.beside("corpus").join(target), self.beside("findings"));
         for dir in [&new, &findings] {
@@ -97,7 +99,7 @@ impl Fuzz {
             .args(["-max_len=2048", "-timeout=20", "-verbosity=1"])
             .arg(&new)
             .arg(room().join("corpus").join(target))
-            // A finding is in the last lines, whatever who called us wants of backtraces.
+            // The finding has to be in the last lines, whatever the caller's backtrace setting.
             .env("RUST_BACKTRACE", "0")
             .output()
             .with_context(|| format!("cannot run {target}"))?;

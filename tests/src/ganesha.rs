@@ -1,4 +1,4 @@
-//! NFS-Ganesha: an NFS server that is a program, on a host of the lab.
+//! NFS-Ganesha, an NFS server in user space, on a host of the lab.
 
 use anyhow::{Context, Result};
 use std::sync::OnceLock;
@@ -9,14 +9,15 @@ use crate::host::{Host, HostOptions};
 use crate::outer::{Lab, shared};
 use crate::roots::Root;
 
-/// A server with two exports: `/vfs`, the directory [`Ganesha::VFS`] of its host, and `/gluster`, a GlusterFS volume.
+/// A server with two exports: `/vfs`, the directory [`Ganesha::VFS`] of its host, and `/gluster`, a
+/// GlusterFS volume.
 #[derive(Debug)]
 pub struct Ganesha<'lab> {
     host: Host<'lab>,
 }
 
 impl Lab {
-    /// Starts a server that also exports this volume of a cluster.
+    /// Starts a server that exports this volume of a cluster.
     pub fn ganesha(&self, cluster: &Cluster<'_>, volume: &str) -> Result<Ganesha<'_>> {
         let started = Instant::now();
         let host = self.host(HostOptions {
@@ -40,17 +41,17 @@ impl Lab {
 }
 
 impl<'lab> Ganesha<'lab> {
-    /// What it exports as `/vfs`.
+    /// Directory of the export `/vfs`.
     pub const VFS: &'static str = "/srv/vfs";
 
-    /// The host it runs on.
+    /// Returns the server's host.
     pub fn host(&self) -> &Host<'lab> {
         &self.host
     }
 }
 
-/// By default it wants a privilege that the machine may lack, and has clients wait 90 seconds after its start. Once it got
-/// a datagram, version 6.5 does nothing any more but complain of it.
+/// By default, the server wants a capability that the machine may lack, and clients wait 90 s after
+/// its start. UDP is off, because version 6.5 fails for good after its first datagram.
 const SETTINGS: &str = "
 NFS_CORE_PARAM { Protocols = 3, 4; Enable_UDP = false; mount_path_pseudo = true; allow_set_io_flusher_fail = true; }
 NFSv4 { Graceless = true; Lease_Lifetime = 10; }
@@ -58,7 +59,7 @@ NFSv4 { Graceless = true; Lease_Lifetime = 10; }
 
 const ALLOWED: &str = "Access_Type = RW; Squash = No_Root_Squash; SecType = sys;";
 
-/// Its VFS back end takes no tmpfs.
+/// The VFS back end refuses a tmpfs.
 const START: &str = "set -e
 ln -sf ../proc/self/mounts /etc/mtab
 truncate -s 64M /tmp/disk && mkfs.ext4 -q /tmp/disk && mkdir -p /srv && mount -o loop /tmp/disk /srv && mkdir /srv/vfs
@@ -69,7 +70,8 @@ rpcinfo -T tcp 127.0.0.1 nfs 4 >/dev/null || { tail -n 40 /var/log/ganesha.log >
 [ \"$(showmount -e --no-headers 127.0.0.1 | wc -l)\" = 2 ] || { tail -n 40 /var/log/ganesha.log >&2; exit 1; }
 ";
 
-/// The server that all tests of this process share, which exports the volume `vol`; nothing where there is no lab.
+/// Returns the server that all tests of this process share, with the volume `vol`, or `None` where
+/// there is no lab.
 pub fn ganesha() -> Option<&'static Ganesha<'static>> {
     static GANESHA: OnceLock<Ganesha<'static>> = OnceLock::new();
     let (lab, cluster) = (shared()?, gluster()?);

@@ -12,13 +12,13 @@ use crate::roots::Root;
 
 const NODES: usize = 3;
 
-/// Servers that trust each other.
+/// A cluster of servers that trust each other.
 #[derive(Debug)]
 pub struct Cluster<'lab> {
     nodes: Vec<Node<'lab>>,
 }
 
-/// One server.
+/// A server of the cluster.
 #[derive(Debug)]
 pub struct Node<'lab> {
     host: Host<'lab>,
@@ -43,7 +43,7 @@ impl Lab {
         for node in &cluster.nodes[1..] {
             first.gluster(&["peer", "probe", &node.host.address().to_string()])?;
         }
-        // Each server learns of the others on its own time, and refuses a volume before it did.
+        // A server refuses a new volume until it is connected to all others.
         let known = format!(
             "until [ $(gluster pool list | grep -cw Connected) = {NODES} ]; do sleep 0.1; done"
         );
@@ -61,7 +61,7 @@ impl Lab {
 }
 
 impl<'lab> Cluster<'lab> {
-    /// The servers.
+    /// Returns the servers.
     pub fn nodes(&self) -> &[Node<'lab>] {
         &self.nodes
     }
@@ -70,7 +70,7 @@ impl<'lab> Cluster<'lab> {
         self.nodes.first().context("no servers")
     }
 
-    /// Makes a volume with a copy of everything on each server and starts it. `NODE:/NAME` is what is mounted.
+    /// Makes and starts a volume with a replica on each server. Clients mount `NODE:/NAME`.
     pub fn create_volume(&self, name: &str) -> Result<()> {
         let started = Instant::now();
         let first = self.first()?;
@@ -95,7 +95,7 @@ impl<'lab> Node<'lab> {
             root: Root::Server,
             ..HostOptions::default()
         })?;
-        // GlusterFS keeps its own data in trusted attributes, which a tmpfs has.
+        // GlusterFS keeps its own data in trusted attributes, which tmpfs supports.
         host.sh("mkdir /bricks && mount -t tmpfs bricks /bricks")?
             .ok()?;
         let node = Self { host };
@@ -103,17 +103,17 @@ impl<'lab> Node<'lab> {
         Ok(node)
     }
 
-    /// The host it runs on.
+    /// Returns the server's host.
     pub fn host(&self) -> &Host<'lab> {
         &self.host
     }
 
-    /// The directory on this host that holds its copy of a volume.
+    /// Returns the directory of a volume's brick on this host.
     pub fn brick(&self, volume: &str) -> PathBuf {
         Path::new("/bricks").join(volume)
     }
 
-    /// Starts glusterd, and with it the bricks of the volumes that were started.
+    /// Starts glusterd, which starts the bricks of all started volumes.
     pub fn start(&self) -> Result<()> {
         self.host
             .sh("glusterd && until gluster pool list >/dev/null 2>&1; do sleep 0.1; done")?
@@ -141,7 +141,8 @@ impl<'lab> Node<'lab> {
     }
 }
 
-/// The cluster that all tests of this process share, with a volume `vol`; nothing where there is no lab.
+/// Returns the cluster that all tests of this process share, with a volume `vol`, or `None` where
+/// there is no lab.
 pub fn gluster() -> Option<&'static Cluster<'static>> {
     static CLUSTER: OnceLock<Cluster<'static>> = OnceLock::new();
     let lab = shared()?;

@@ -1,5 +1,5 @@
-//! Commands in a virtual machine: how they are written down on its serial port, and the program at the other end that
-//! runs them, `lab guest`.
+//! Commands in a virtual machine: the messages on its serial port, and `lab guest`, the program in
+//! the machine that runs them.
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,39 +13,39 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// The name of the port.
+/// Name of the virtio serial port.
 pub const PORT: &str = "lab";
 
-/// A command. Standard input follows.
+/// A command. Its standard input follows the message.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// Tells its report from others.
+    /// Number that the report repeats.
     pub number: u64,
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// All of its environment.
+    /// Complete environment.
     pub environment: Vec<(String, String)>,
-    /// When it is killed.
+    /// Time limit, after which the command is killed.
     pub limit: Duration,
 }
 
-/// What became of it. Standard output and standard error follow, in that order.
+/// Result of a command. Standard output and standard error follow the message, in that order.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// That of the order.
+    /// Number of the order.
     pub number: u64,
-    /// How it ended.
+    /// End of the command.
     pub end: End,
 }
 
-/// How a command ended.
+/// End of a command.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum End {
-    /// With an exit code.
+    /// Exited with this code.
     Code(i32),
-    /// By a signal.
+    /// Killed by this signal.
     Signal(i32),
-    /// By its limit.
+    /// Killed at its time limit.
     TimedOut,
 }
 
@@ -55,7 +55,7 @@ struct Envelope<T> {
     lengths: Vec<usize>,
 }
 
-/// Writes a message and what belongs to it: a line of JSON, then the bytes.
+/// Writes a message as a line of JSON, and then its parts.
 pub fn send<T: Serialize>(port: &mut impl Write, message: T, parts: &[&[u8]]) -> Result<()> {
     let lengths = parts.iter().map(|part| part.len()).collect();
     let mut bytes = serde_json::to_vec(&Envelope { message, lengths })?;
@@ -65,7 +65,7 @@ pub fn send<T: Serialize>(port: &mut impl Write, message: T, parts: &[&[u8]]) ->
     Ok(port.flush()?)
 }
 
-/// Reads a message and what belongs to it; nothing at the end.
+/// Reads a message and its parts, or `None` at the end of input.
 pub fn receive<T: DeserializeOwned>(port: &mut impl BufRead) -> Result<Option<(T, Vec<Vec<u8>>)>> {
     let mut line = String::new();
     if port.read_line(&mut line)? == 0 {
@@ -82,7 +82,7 @@ pub fn receive<T: DeserializeOwned>(port: &mut impl BufRead) -> Result<Option<(T
     Ok(Some((message, parts)))
 }
 
-/// `lab guest`: runs what it is told, for as long as the machine runs.
+/// `lab guest`: runs commands for as long as the machine runs.
 pub fn guest() -> Result<()> {
     let port = port()?;
     let reader = File::options()
@@ -94,7 +94,7 @@ pub fn guest() -> Result<()> {
     let mut reader = BufReader::new(reader);
     loop {
         let Some((order, parts)) = receive::<Order>(&mut reader)? else {
-            // Nobody is at the other end yet.
+            // No process has the other end open yet.
             std::thread::sleep(Duration::from_millis(10));
             continue;
         };
@@ -113,7 +113,7 @@ pub fn guest() -> Result<()> {
     }
 }
 
-/// The argument of the RNDADDENTROPY ioctl (linux/random.h).
+/// Argument of the RNDADDENTROPY ioctl (linux/random.h).
 #[repr(C)]
 struct Entropy {
     bits: i32,
@@ -121,8 +121,8 @@ struct Entropy {
     seed: [u8; 32],
 }
 
-/// `lab reseed`: seeds the kernel's random numbers from standard input. Machines that start from one saved state would all
-/// have the same ones.
+/// `lab reseed`: seeds the kernel's random numbers from standard input. Machines from one saved
+/// state would all have the same numbers.
 pub fn reseed() -> Result<()> {
     let mut seed = [0; 32];
     std::io::stdin().read_exact(&mut seed)?;
@@ -134,13 +134,14 @@ pub fn reseed() -> Result<()> {
     type Add = Setter<{ opcode::write::<[i32; 2]>(b'R', 3) }, Entropy>;
     type Reseed = NoArg<{ opcode::none(b'R', 7) }>;
     let device = File::options().write(true).open("/dev/urandom")?;
-    // SAFETY: RNDADDENTROPY reads two integers and as many bytes as the second one says, which is all of `Entropy`.
+    // SAFETY: RNDADDENTROPY reads two integers and as many bytes as the second one says: all of
+    // `Entropy`.
     unsafe { ioctl(&device, Add::new(entropy)) }.context("cannot add random bytes")?;
     // SAFETY: RNDRESEEDCRNG has no argument.
     unsafe { ioctl(&device, Reseed::new()) }.context("cannot seed random numbers")
 }
 
-/// The device of the port.
+/// Returns the device of the port.
 fn port() -> Result<String> {
     for entry in std::fs::read_dir("/sys/class/virtio-ports").context("no ports")? {
         let entry = entry?;
@@ -152,7 +153,7 @@ fn port() -> Result<String> {
     anyhow::bail!("no port named {PORT}")
 }
 
-/// It is the end of the process that counts, not the end of its output: daemons may keep that open.
+/// Runs a command until its process ends. Daemons may keep its output open for longer.
 fn run(order: &Order, input: &[u8]) -> Result<(End, Vec<u8>, Vec<u8>)> {
     let (mut stdin, stdout, stderr) = (memory()?, memory()?, memory()?);
     stdin.write_all(input)?;

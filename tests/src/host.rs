@@ -21,16 +21,17 @@ use crate::{cache, loops, net, times};
 
 pub use crate::boot::Propagation;
 
-/// What kind of host is wanted.
+/// Properties of a host.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostOptions {
-    /// Whether mounts below `/` propagate.
+    /// Propagation of the mounts below `/`.
     pub propagation: Propagation,
-    /// What is installed.
+    /// Installed files.
     pub root: Root,
 }
 
-/// A host: own mount, PID, network, UTS, IPC and cgroup namespaces, own files, own init. Dropping it ends it.
+/// A host: mount, PID, network, UTS, IPC and cgroup namespaces, files and an init of its own.
+/// Dropping it ends the host.
 #[derive(Debug)]
 pub struct Host<'lab> {
     lab: &'lab Lab,
@@ -98,63 +99,63 @@ impl<'lab> Host<'lab> {
         })
     }
 
-    /// The host's name in its own UTS namespace and in messages.
+    /// Returns the host's name in its UTS namespace and in messages.
     pub fn name(&self) -> String {
         net::name(self.number)
     }
 
-    /// Its address on the lab's network.
+    /// Returns the address on the lab's network.
     pub fn address(&self) -> Ipv4Addr {
         net::address(self.number)
     }
 
-    /// Its PID 1, as the machine numbers it.
+    /// Returns the host's PID 1, as the machine numbers it.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// The lab it is in.
+    /// Returns the host's lab.
     pub fn lab(&self) -> &'lab Lab {
         self.lab
     }
 
-    /// Says what it took to start what runs on it.
+    /// Prints the cost of a start on this host.
     pub(crate) fn say_cost(&self, what: &str, started: Instant) {
         self.cgroup.say_cost(what, started);
     }
 
-    /// Every process of the host, as the machine numbers them.
+    /// Returns every process of the host, as the machine numbers them.
     pub fn processes(&self) -> Vec<i32> {
         self.cgroup.processes()
     }
 
-    /// The cgroups that there are in the host, those of the lab's commands apart.
+    /// Returns the cgroups in the host, except those of the lab's commands.
     pub fn cgroups(&self) -> Vec<PathBuf> {
         self.cgroup.below("run-")
     }
 
-    /// A command to be run in the host.
+    /// Makes a command in the host.
     pub fn command<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Run> {
         self.command_at(self.pid, argv)
     }
 
-    /// A command to be run in the namespaces of a process of the host, such as a container's.
+    /// Makes a command in the namespaces of a process of the host, such as a container's.
     pub fn command_at<S: AsRef<OsStr>>(&self, pid: i32, argv: &[S]) -> Result<Run> {
         Run::new(&self.name(), pid, self.next_cgroup()?, argv)
     }
 
-    /// A cgroup for one command.
+    /// Makes a cgroup for one command.
     pub(crate) fn next_cgroup(&self) -> Result<Cgroup> {
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
         self.cgroup.child(&format!("run-{run}"))
     }
 
-    /// Runs a command in the host, for a minute at most.
+    /// Runs a command in the host, with a limit of a minute.
     pub fn run<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Output> {
         self.command(argv)?.run()
     }
 
-    /// Runs a shell script in the host, for a minute at most.
+    /// Runs a shell script in the host, with a limit of a minute.
     pub fn sh(&self, script: &str) -> Result<Output> {
         self.run(&["sh", "-c", script])
     }
@@ -164,12 +165,12 @@ impl<'lab> Host<'lab> {
         self.command(argv)?.spawn()
     }
 
-    /// The mount table of the host.
+    /// Returns the mount table of the host.
     pub fn mountinfo(&self) -> Result<Vec<Mount>> {
         mountinfo::of_process(self.pid)
     }
 
-    /// Reads a file of the host, as a process of the host sees it.
+    /// Reads a file of the host, as its processes see it.
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
         Ok(self
             .run(&[
@@ -181,7 +182,7 @@ impl<'lab> Host<'lab> {
             .stdout)
     }
 
-    /// Writes a file of the host; missing directories are made.
+    /// Writes a file of the host, and makes missing directories.
     pub fn write(&self, path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
         self.command(&write_argv(path.as_ref()))?
             .input(bytes)?
@@ -209,7 +210,8 @@ impl<'lab> Host<'lab> {
 }
 
 impl Host<'_> {
-    /// Its PID namespace ends with its init, and its mount namespace and files with the last process.
+    /// Kills the host's init, which ends its PID namespace. Mount namespace and files end with the
+    /// last process.
     fn end(&self) -> Result<()> {
         let loops = loops::of_processes(&self.processes())?;
         let _ = pidfd_send_signal(&self.init, Signal::KILL);
@@ -228,14 +230,14 @@ impl Drop for Host<'_> {
     }
 }
 
-/// Whether a process is PID 1 of its own namespace.
+/// Returns whether a process is PID 1 of its PID namespace.
 fn is_init(pid: i32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     numbers.and_then(|numbers| numbers.split_whitespace().last()) == Some("1")
 }
 
-/// Writes a file in the host from standard input.
+/// Returns a command that writes standard input to a file.
 fn write_argv(path: &Path) -> [&OsStr; 5] {
     let script = r#"mkdir -p -- "$(dirname -- "$1")" && cat > "$1""#;
     let [shell, option, script, name] = ["sh", "-c", script, "write"].map(OsStr::new);

@@ -10,18 +10,18 @@ use std::path::{Path, PathBuf};
 use crate::cache::{Key, cached};
 use crate::machine;
 
-/// The Debian that an image is made of.
+/// Debian release that an image is based on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Base {
-    /// Its mount(8) is 2.41. The image is `localhost/spc:latest`.
+    /// trixie, with mount(8) 2.41. The image is `localhost/spc:latest`.
     #[default]
     Trixie,
-    /// Its mount(8) is 2.38. The image is `localhost/spc:bookworm`.
+    /// bookworm, with mount(8) 2.38. The image is `localhost/spc:bookworm`.
     Bookworm,
 }
 
 impl Base {
-    /// The name of the image that is made of it.
+    /// Returns the name of the image.
     pub fn image(self) -> &'static str {
         match self {
             Self::Trixie => "localhost/spc:latest",
@@ -37,7 +37,7 @@ impl Base {
     }
 }
 
-/// What an image is made from, in the checkout.
+/// Files and directories of the checkout that an image is made from.
 const SOURCES: [&str; 10] = [
     "Cargo.lock",
     "Cargo.toml",
@@ -51,7 +51,7 @@ const SOURCES: [&str; 10] = [
     "spc",
 ];
 
-/// The archive of the image, built now if it never was from these sources.
+/// Returns the archive of the image, built now unless the cache has it for these sources.
 pub fn image(base: Base) -> Result<PathBuf> {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -60,7 +60,7 @@ pub fn image(base: Base) -> Result<PathBuf> {
     for source in SOURCES {
         add(&mut key, &checkout.join(source))?;
     }
-    // Cargo reads settings of profiles from the environment, too.
+    // Cargo also reads profile settings from the environment.
     let mut settings: Vec<_> = std::env::vars()
         .filter(|(name, _)| name.starts_with("CARGO_PROFILE_"))
         .collect();
@@ -78,12 +78,13 @@ pub fn image(base: Base) -> Result<PathBuf> {
     })
 }
 
-/// Name of the cargo profile that the image's launcher is built with: `SPC_IMAGE_PROFILE`, or what is shipped.
+/// Returns the cargo profile of the image's launcher: `SPC_IMAGE_PROFILE`, by default the shipped
+/// one.
 pub(crate) fn profile() -> String {
     std::env::var("SPC_IMAGE_PROFILE").unwrap_or_else(|_| "release".to_owned())
 }
 
-/// Adds names, modes and contents of a tree.
+/// Adds names, modes and contents of a tree to a key.
 fn add(key: &mut Key, path: &Path) -> Result<()> {
     let data =
         fs::symlink_metadata(path).with_context(|| format!("cannot find {}", path.display()))?;
@@ -103,7 +104,7 @@ fn add(key: &mut Key, path: &Path) -> Result<()> {
     }
 }
 
-/// Unpacks an archive of an image: layer upon layer, with what each takes away of those below.
+/// Unpacks all layers of an image archive in order, with their whiteouts.
 pub(crate) fn unpack(archive: &Path, tree: &Path) -> Result<()> {
     let parts = tree.with_extension("parts");
     for directory in [tree, &parts] {
@@ -128,7 +129,7 @@ fn tar(archive: &Path, tree: &Path) -> Result<()> {
     machine::run("tar", &[&words[..], &into].concat())
 }
 
-/// `.wh.NAME` in a layer takes NAME away (OCI image specification, whiteouts).
+/// Applies whiteouts: `.wh.NAME` in a layer removes NAME (OCI image specification).
 fn take_away(directory: &Path) -> Result<()> {
     let names: Vec<_> = fs::read_dir(directory)?
         .map(|entry| Ok(entry?.file_name()))

@@ -8,8 +8,8 @@ use crate::outer::{Lab, shared};
 use crate::roots::Root;
 use crate::vm::{Vm, VmOptions};
 
-/// A server that exports `/data` and, read-only, `/ro` to everybody on the lab's network, and `/private` to somebody
-/// else.
+/// A server. It exports `/data` and, read-only, `/ro` to the lab's network, and `/private` to an
+/// unused address.
 #[derive(Debug)]
 pub struct Knfsd<'lab> {
     vm: Vm<'lab>,
@@ -32,27 +32,27 @@ impl Lab {
 }
 
 impl<'lab> Knfsd<'lab> {
-    /// Where its exports are on its machine.
+    /// Directory of the exports on the server's machine.
     pub const EXPORTS: &'static str = "/srv/nfs";
 
-    /// The machine it runs on.
+    /// Returns the server's machine.
     pub fn vm(&self) -> &Vm<'lab> {
         &self.vm
     }
 
-    /// Starts the server, with all its versions.
+    /// Starts the server with all NFS versions.
     pub fn start(&self) -> Result<()> {
         self.vm.sh(START)?.ok().map(drop)
     }
 
-    /// Ends it: from now on connections are refused.
+    /// Stops the server. Connections are refused afterwards.
     pub fn stop(&self) -> Result<()> {
         self.vm.sh(STOP)?.ok().map(drop)
     }
 }
 
-/// What clients see as `/` is a tmpfs: the machine's own root cannot be exported. A tmpfs has no number of its own that a
-/// file handle could name it by, so each export is given one.
+/// Exports a tmpfs, because the machine's root (an overlay) cannot be exported. A tmpfs has no
+/// stable device number for file handles, so each export has an `fsid`.
 const EXPORT: &str = "set -e
 mkdir -p /srv/nfs
 mount -t tmpfs export /srv/nfs
@@ -73,7 +73,7 @@ rpcbind
 rpc.statd --no-notify
 ";
 
-/// After a start, a server lets clients claim what they had, for 90 seconds unless it is told that none will come.
+/// The server ends its grace period at once. By default, clients wait 90 s for it.
 const START: &str = "set -e
 exportfs -ra
 rpc.mountd
@@ -83,7 +83,7 @@ echo Y >/proc/fs/nfsd/v4_end_grace
 
 const STOP: &str = "rpc.nfsd 0 && kill $(pidof rpc.mountd)";
 
-/// The server that all tests of this process share; nothing where there is no lab.
+/// Returns the server that all tests of this process share, or `None` where there is no lab.
 pub fn knfsd() -> Option<&'static Knfsd<'static>> {
     static SERVER: OnceLock<Knfsd<'static>> = OnceLock::new();
     let lab = shared()?;

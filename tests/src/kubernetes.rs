@@ -1,4 +1,4 @@
-//! Kubernetes' own schemas of what its API takes, as a package of Python's has them: no cluster is needed to ask them.
+//! Kubernetes' own schemas of its API objects, from a Python package. Validation needs no cluster.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use crate::cache::{Key, cached, remove};
 use crate::machine;
 
-/// The package, and what it needs.
+/// The package and its dependencies.
 const REQUIREMENTS: [&str; 10] = [
     "PyYAML==6.0.3",
     "attrs==26.1.0",
@@ -24,7 +24,7 @@ const REQUIREMENTS: [&str; 10] = [
     "typing_extensions==4.16.0",
 ];
 
-/// Versions of Kubernetes, the oldest and the newest that a manifest is held against.
+/// Oldest and newest version of Kubernetes whose schemas are checked.
 pub const VERSIONS: [&str; 2] = ["1.30", "1.37"];
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -40,7 +40,7 @@ pub fn objects(manifest: &Path) -> Result<Vec<Value>> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Holds a manifest against the schemas of one version, in which no unknown field is allowed.
+/// Validates a manifest against the schemas of one version, which refuse unknown fields.
 pub fn validate(manifest: &Path, version: &str) -> Result<()> {
     let options = [
         "-m",
@@ -68,9 +68,9 @@ fn python(words: &[&OsStr]) -> Result<Output> {
     output.with_context(|| format!("cannot run {PYTHON}"))
 }
 
-/// The package, installed now if it never was.
+/// Returns the package, installed now if the cache lacks it.
 fn package() -> Result<PathBuf> {
-    // Parts of it are made for one version of Python.
+    // Parts of the package are compiled for one version of Python.
     let version = Command::new(PYTHON).arg("--version").output();
     let version = version.with_context(|| format!("cannot run {PYTHON}"))?;
     let mut key = Key::new(include_str!("kubernetes.rs"));
@@ -89,7 +89,7 @@ fn package() -> Result<PathBuf> {
         let wanted = REQUIREMENTS.map(OsStr::new);
         let words = [&words[..], &[path.as_os_str()], &wanted].concat();
         machine::run("/usr/bin/pip3", &words)?;
-        // It has every version twice; 100 MB of that nobody asks for.
+        // The package has every version twice. The unused half is 100 MB.
         for entry in fs::read_dir(path.join("kubernetes_validate/kubernetes-json-schema"))? {
             let entry = entry?;
             let name = entry.file_name();

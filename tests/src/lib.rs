@@ -8,10 +8,10 @@
 //!                                     └─ host-3   QEMU: a virtual machine with a kernel of its own, on the same bridge
 //! ```
 //!
-//! Everything a host writes lies in a tmpfs of its mount namespace, every process of the lab is in one cgroup
-//! (`spc-lab-PID-…`) and below one PID 1, so that nothing survives the test process and nothing reaches the machine.
-//! What the kernel has only once is shared with it: loop devices, which are given back, and the settings in `/proc/sys`
-//! that no namespace holds.
+//! A host writes to a tmpfs of its mount namespace. Every process of the lab is in one cgroup
+//! (`spc-lab-PID-…`) and below one PID 1. So nothing survives the test process or reaches the
+//! machine. Loop devices, which the lab gives back, and settings in `/proc/sys` without a namespace
+//! are shared with the machine.
 
 mod any;
 mod bench;
@@ -43,6 +43,7 @@ mod net;
 mod outer;
 mod output;
 mod packages;
+mod prepare;
 mod programs;
 mod roots;
 mod runtime;

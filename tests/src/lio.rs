@@ -1,4 +1,4 @@
-//! LIO, the kernel's own iSCSI server, in a virtual machine, set up by targetcli.
+//! LIO, the kernel's iSCSI server, in a virtual machine, configured with targetcli.
 
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -14,12 +14,12 @@ use crate::vm::{Vm, VmOptions};
 #[derive(Debug)]
 pub struct Lio<'lab> {
     vm: Vm<'lab>,
-    /// targetcli reads and writes files of its own without a lock.
+    /// Lock for targetcli, which reads and writes its own files without one.
     told: Mutex<()>,
 }
 
 impl Lab {
-    /// Boots a server. It has no targets.
+    /// Boots a server without targets.
     pub fn lio(&self) -> Result<Lio<'_>> {
         let started = Instant::now();
         let vm = self.vm(VmOptions {
@@ -35,7 +35,7 @@ impl Lab {
     }
 }
 
-/// targetcli asks the system bus for back stores that are programs.
+/// targetcli looks for user-space back stores on the system bus.
 const START: &str = "set -e
 for module in configfs target_core_mod target_core_file iscsi_target_mod; do modprobe $module; done
 mountpoint -q /sys/kernel/config || mount -t configfs config /sys/kernel/config
@@ -48,16 +48,16 @@ EOF
 dbus-daemon --config-file=/tmp/bus.conf --fork
 ";
 
-/// Where the kernel keeps the targets.
+/// Directory of the targets in configfs.
 const TARGETS: &str = "/sys/kernel/config/target/iscsi";
 
 impl<'lab> Lio<'lab> {
-    /// Its virtual machine.
+    /// Returns the server's virtual machine.
     pub fn vm(&self) -> &Vm<'lab> {
         &self.vm
     }
 
-    /// Puts files onto it, below `/srv`, without the holes in them.
+    /// Copies files to `/srv` on the server, without the holes in them.
     pub fn put(&self, directory: &Path, names: &[&str]) -> Result<()> {
         let archive = std::process::Command::new("tar")
             .args(["--create", "--sparse", "--gzip", "--directory"])
@@ -76,7 +76,7 @@ impl<'lab> Lio<'lab> {
         Ok(())
     }
 
-    /// Makes a file of a size and puts it onto the server after this has been done with it.
+    /// Makes a file of a size, has `make` change it, and copies it to the server.
     pub fn disk(
         &self,
         name: &str,
@@ -92,7 +92,7 @@ impl<'lab> Lio<'lab> {
         put
     }
 
-    /// What targetcli is told, line by line.
+    /// Runs lines of targetcli.
     pub fn tell(&self, lines: &str) -> Result<()> {
         let _one = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let told = self
@@ -115,7 +115,7 @@ impl<'lab> Lio<'lab> {
         Ok(())
     }
 
-    /// Makes a target that lets everybody in, with these files below `/srv` as its LUNs from 0 on.
+    /// Makes a target without access control, with these files below `/srv` as its LUNs from 0 on.
     pub fn target(&self, iqn: &str, disks: &[&str]) -> Result<()> {
         let mut lines = String::new();
         for disk in disks {
@@ -137,7 +137,7 @@ impl<'lab> Lio<'lab> {
         Ok(())
     }
 
-    /// Who is logged in to a target: a line for each session.
+    /// Returns a line for each session of a target.
     pub fn sessions(&self, iqn: &str) -> Result<Vec<String>> {
         let group = format!("{TARGETS}/{iqn}/tpgt_1");
         let look = self
@@ -149,14 +149,14 @@ impl<'lab> Lio<'lab> {
         Ok(names.map(str::to_owned).collect())
     }
 
-    /// Whether these bytes are anywhere in a file below `/srv`.
+    /// Returns whether a file below `/srv` contains this text.
     pub fn holds(&self, disk: &str, text: &str) -> Result<bool> {
         let look = ["grep", "-q", "-a", "-F", text, &format!("/srv/{disk}")];
         Ok(self.vm.run(&look)?.status == crate::output::Status::Code(0))
     }
 }
 
-/// The server that all tests of this process share; nothing where there is no lab.
+/// Returns the server that all tests of this process share, or `None` where there is no lab.
 pub fn lio() -> Option<&'static Lio<'static>> {
     static LIO: OnceLock<Lio<'static>> = OnceLock::new();
     let lab = shared()?;

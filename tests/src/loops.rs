@@ -1,4 +1,4 @@
-//! Loop devices, the one thing a host can take that no namespace holds: they are given back when the host ends.
+//! Loop devices. No namespace holds them, so they are detached when a host ends.
 
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -12,7 +12,7 @@ pub struct Loop {
     name: String,
     inode: u64,
     file: String,
-    /// As `losetup` and the kernel write it: major, minor.
+    /// Device number: major, minor.
     device: (u32, u32),
 }
 
@@ -33,7 +33,7 @@ impl Loop {
         })
     }
 
-    /// Whether the file is what this process finds under its name.
+    /// Returns whether a process finds this same file under its name.
     fn is_seen_by(&self, pid: i32) -> bool {
         let path = Path::new("/proc").join(pid.to_string()).join("root");
         let Ok(data) = fs::metadata(path.join(self.file.trim_start_matches('/'))) else {
@@ -44,14 +44,15 @@ impl Loop {
     }
 }
 
-/// The loop devices whose files belong to these processes. Asked before they end, used after.
+/// Returns the loop devices whose files belong to these processes. The caller asks before the
+/// processes end.
 pub fn of_processes(processes: &[i32]) -> Result<Vec<Loop>> {
     let mut loops = list()?;
     loops.retain(|device| processes.iter().any(|pid| device.is_seen_by(*pid)));
     Ok(loops)
 }
 
-/// Detaches those that are still what they were.
+/// Detaches the devices that still have the same file.
 pub fn detach(loops: &[Loop]) -> Result<()> {
     if loops.is_empty() {
         return Ok(());

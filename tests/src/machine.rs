@@ -5,7 +5,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The `lab` binary: this program, or the one that cargo puts beside or above the test program.
+/// Returns the `lab` binary: this program, or the one that cargo puts beside or above the test
+/// program.
 pub(crate) fn binary() -> Result<PathBuf> {
     let this = std::env::current_exe().context("cannot find this program")?;
     if this.file_name() == Some(OsStr::new("lab")) {
@@ -25,7 +26,7 @@ pub(crate) fn binary() -> Result<PathBuf> {
     })
 }
 
-/// Runs a program of the machine to its end; its output is for the developer.
+/// Runs a program of the machine. Its output goes to standard error.
 pub(crate) fn run(program: impl AsRef<OsStr>, arguments: &[&OsStr]) -> Result<()> {
     let program = program.as_ref();
     let mut command = Command::new(program);
@@ -49,7 +50,7 @@ pub(crate) fn run(program: impl AsRef<OsStr>, arguments: &[&OsStr]) -> Result<()
     Ok(())
 }
 
-/// What a program of the machine writes, without the newline at its end.
+/// Returns the output of a program of the machine, without the newline at its end.
 pub(crate) fn output(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program)
         .args(arguments)
@@ -62,7 +63,7 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(text.trim_end_matches('\n').to_owned())
 }
 
-/// Reads a line from a process that the lab has just started, or says that it failed.
+/// Reads a line from a process that the lab has just started, or fails if the process failed.
 pub(crate) fn expect_line(reader: &mut impl std::io::BufRead, what: &str) -> Result<String> {
     let mut line = String::new();
     reader
@@ -72,7 +73,7 @@ pub(crate) fn expect_line(reader: &mut impl std::io::BufRead, what: &str) -> Res
     Ok(line.trim_end().to_owned())
 }
 
-/// Whether a path can stand in the options of an overlay without quoting.
+/// Returns whether a path can stand in the options of an overlay without quoting.
 pub(crate) fn is_plain(path: &Path) -> bool {
     !path.to_string_lossy().contains([',', ':', '\\'])
 }

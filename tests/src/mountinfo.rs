@@ -1,4 +1,4 @@
-//! `/proc/PID/mountinfo`, parsed.
+//! Parser of `/proc/PID/mountinfo`.
 
 use anyhow::{Context, Result};
 use std::ffi::OsString;
@@ -6,33 +6,33 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-/// One entry of a mount table.
+/// An entry of a mount table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mount {
-    /// The mount's id, unique in the machine as long as it is mounted.
+    /// Mount id, unique on the machine while the mount exists.
     pub id: u64,
-    /// The id of the mount it is on.
+    /// Id of the parent mount.
     pub parent: u64,
-    /// `major:minor` of the file system.
+    /// Device number of the file system, `major:minor`.
     pub device: String,
-    /// The directory of the file system that is mounted.
+    /// Mounted directory of the file system.
     pub root: PathBuf,
-    /// Where it is, seen from the root of the process.
+    /// Mount point, relative to the root of the process.
     pub target: PathBuf,
     /// Options of the mount.
     pub options: String,
-    /// `shared:N`, `master:N`, …; none for a private mount.
+    /// Propagation: `shared:N`, `master:N`, …; empty for a private mount.
     pub propagation: Vec<String>,
     /// Type of the file system.
     pub fstype: String,
-    /// What is mounted.
+    /// Source of the mount.
     pub source: OsString,
     /// Options of the file system.
     pub super_options: String,
 }
 
 impl Mount {
-    /// Whether mounts on it appear in its peers.
+    /// Returns whether the mount is shared.
     pub fn is_shared(&self) -> bool {
         self.propagation
             .iter()
@@ -82,7 +82,7 @@ pub fn parse(table: &[u8]) -> Result<Vec<Mount>> {
         .collect()
 }
 
-/// The mount table as a process sees it.
+/// Returns the mount table as a process sees it.
 pub fn of_process(pid: i32) -> Result<Vec<Mount>> {
     let path = format!("/proc/{pid}/mountinfo");
     parse(&fs::read(&path).with_context(|| format!("cannot read {path}"))?)
@@ -96,7 +96,8 @@ fn path(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(unescape(bytes)))
 }
 
-/// The kernel writes space, tab, newline and backslash as `\` and three octal digits.
+/// Decodes space, tab, newline and backslash, which the kernel writes as `\` and three octal
+/// digits.
 fn unescape(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
     let mut rest = bytes;

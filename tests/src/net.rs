@@ -1,18 +1,19 @@
-//! The lab's network: a bridge, a cable to each host, documentation addresses, nothing beyond.
+//! The lab's network: a bridge and a cable to each host, with documentation addresses and no way
+//! out.
 
 use anyhow::{Context, Result, ensure};
 use std::net::Ipv4Addr;
 use std::process::Command;
 
-/// How many hosts fit on the network at once.
+/// Number of hosts that the network has addresses for.
 pub const HOSTS: u8 = 240;
 
-/// The name of a host.
+/// Returns the name of a host.
 pub fn name(host: u8) -> String {
     format!("host-{host}")
 }
 
-/// The address of a host, from the network that is set apart for documentation.
+/// Returns the address of a host, from a network for documentation (RFC 5737).
 pub fn address(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, 10 + host)
 }
@@ -29,9 +30,10 @@ pub fn create_bridge() -> Result<()> {
     ip(&["link", "set", "br0", "up"])
 }
 
-/// Lays a cable from the bridge to the network namespace of a process. Both ends go with that namespace.
+/// Lays a cable (veth) from the bridge to the network namespace of a process. Both ends end with
+/// that namespace.
 pub fn attach(host: u8, pid: u32) -> Result<()> {
-    // By path: the caller's children are numbered by another PID namespace.
+    // A path, because the caller's children have other numbers in another PID namespace.
     let (cable, netns) = (format!("host{host}"), format!("/proc/{pid}/ns/net"));
     ip(&[
         "link", "add", &cable, "master", "br0", "up", "type", "veth", "peer", "name", "eth0",
@@ -39,13 +41,13 @@ pub fn attach(host: u8, pid: u32) -> Result<()> {
     ])
 }
 
-/// Lays a cable from the bridge to where a virtual machine will take hold of it, in the lab's network namespace.
+/// Makes a tap interface for a virtual machine on the bridge, in the lab's network namespace.
 pub fn plug(cable: &str) -> Result<()> {
     ip(&["tuntap", "add", cable, "mode", "tap"])?;
     ip(&["link", "set", cable, "master", "br0", "up"])
 }
 
-/// Gives the host its address, in its own network namespace.
+/// Sets the host's address, in its own network namespace.
 pub fn configure(host: u8) -> Result<()> {
     ip(&["link", "set", "lo", "up"])?;
     ip(&[

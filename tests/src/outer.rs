@@ -18,7 +18,7 @@ use crate::mountinfo::{self, Mount};
 use crate::supervisor::Address;
 use crate::{net, packages, times};
 
-/// A lab: a place for hosts that ends with the process that started it.
+/// A lab: the parent of hosts. A lab ends with the process that started it.
 #[derive(Debug)]
 pub struct Lab {
     supervisor: Child,
@@ -28,7 +28,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Starts a lab of its own. Most tests want [`shared`].
+    /// Starts a separate lab. Most tests want [`shared`].
     pub fn start() -> Result<Self> {
         let mut supervisor = Command::new(binary()?)
             .arg("supervise")
@@ -53,33 +53,34 @@ impl Lab {
         Host::boot(self, options)
     }
 
-    /// The process that ends the lab; nothing of the lab outlives it for long.
+    /// Returns the PID of the process that ends the lab.
     pub fn supervisor(&self) -> u32 {
         self.supervisor.id()
     }
 
-    /// The directory of the cgroup that holds the lab.
+    /// Returns the directory of the lab's cgroup.
     pub fn cgroup(&self) -> &Path {
         self.cgroup.path()
     }
 
-    /// Every process of the lab, as the machine numbers them.
+    /// Returns every process of the lab, as the machine numbers them.
     pub fn processes(&self) -> Vec<i32> {
         self.cgroup.processes()
     }
 
-    /// The mount table of every mount namespace that a process of the lab is in, by the namespace's number.
+    /// Returns the mount table of every mount namespace in the lab, by the namespace's inode
+    /// number.
     pub fn mount_tables(&self) -> BTreeMap<u64, Vec<Mount>> {
         let mut tables: BTreeMap<u64, Vec<Mount>> = BTreeMap::new();
         for pid in self.processes() {
-            // A process that has ended meanwhile has no table.
+            // A process that has just ended has no table.
             let Ok(namespace) = fs::metadata(format!("/proc/{pid}/ns/mnt")) else {
                 continue;
             };
             let Ok(mounts) = mountinfo::of_process(pid) else {
                 continue;
             };
-            // Somebody in a chroot sees only a part of the table.
+            // Processes in a chroot see only a part of the table.
             let table = tables.entry(namespace.ino()).or_default();
             if mounts.len() > table.len() {
                 *table = mounts;
@@ -88,13 +89,13 @@ impl Lab {
         tables
     }
 
-    /// A command in the lab itself, where the hosts are made.
+    /// Makes a command in the lab itself, outside of its hosts.
     pub(crate) fn command(&self, cgroup: Cgroup, argv: &[OsString]) -> Result<Run> {
         Run::new("lab", self.init, cgroup, argv)
     }
 
-    /// A number that no living host has, and that none had for as long as possible: the kernel takes its time to
-    /// forget the network of a host that has ended.
+    /// Returns the number of a new host: unused, and for as long as possible. The kernel needs time
+    /// to remove the network of a host that has ended.
     pub(crate) fn take_number(&self) -> Result<u8> {
         let mut numbers = self.numbers();
         let mut order = (numbers.last + 1..=net::HOSTS).chain(1..=numbers.last);
@@ -116,7 +117,7 @@ impl Lab {
     }
 }
 
-/// The numbers of hosts.
+/// Numbers of hosts.
 #[derive(Debug, Default)]
 struct Numbers {
     taken: BTreeSet<u8>,
@@ -130,8 +131,10 @@ impl Drop for Lab {
     }
 }
 
-/// The lab that all tests of this process share, or nothing where it cannot be: then the test has to end, and the
-/// reason was printed. With `CI=true` that is a failure.
+/// Returns the lab that all tests of this process share.
+///
+/// Where a lab cannot be, prints the reason and returns `None`, and the test has to end. With
+/// `CI=true`, panics instead.
 pub fn shared() -> Option<&'static Lab> {
     static LAB: OnceLock<Lab> = OnceLock::new();
     let start = || {
@@ -144,7 +147,8 @@ pub fn shared() -> Option<&'static Lab> {
     })
 }
 
-/// Keeps what each panic says in the file that `SPC_TEST_FAILURES` names: what two tests print at once is long and mixed.
+/// Appends the message of each panic to the file `SPC_TEST_FAILURES`, because the output of
+/// concurrent tests is mixed.
 fn keep_failures() {
     let Some(path) = std::env::var_os("SPC_TEST_FAILURES") else {
         return;
@@ -154,7 +158,7 @@ fn keep_failures() {
         print(panic);
         let thread = std::thread::current();
         let said = panic.payload_as_str().unwrap_or("no message");
-        // The error, and then the end of the logs that came with it.
+        // Keeps the error and the end of the logs.
         let lines: Vec<_> = said.lines().collect();
         let (first, last) = lines.split_at(lines.len().min(12));
         let last = &last[last.len().saturating_sub(12)..];

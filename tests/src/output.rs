@@ -1,4 +1,4 @@
-//! What a command did, said in full when it was not what was expected.
+//! Result of a command, with an error that shows all of it.
 
 use anyhow::{Result, bail};
 use std::fmt;
@@ -6,14 +6,14 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-/// How a command ended.
+/// End of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// With an exit code.
+    /// Exited with this code.
     Code(i32),
-    /// By a signal.
+    /// Killed by this signal.
     Signal(i32),
-    /// It did not, and was killed with all it had started.
+    /// Killed with all its descendants at this time limit.
     TimedOut(Duration),
 }
 
@@ -36,33 +36,34 @@ impl fmt::Display for Status {
     }
 }
 
-/// What a command did.
+/// Result of a command.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// How it ended.
+    /// End of the command.
     pub status: Status,
-    /// What it wrote to standard output until it ended.
+    /// Standard output until the end.
     pub stdout: Vec<u8>,
-    /// What it wrote to standard error until it ended.
+    /// Standard error until the end.
     pub stderr: Vec<u8>,
-    /// How long it took.
+    /// Duration.
     pub elapsed: Duration,
     pub(crate) title: String,
 }
 
 impl Output {
-    /// Whether it exited with 0.
+    /// Returns whether the command exited with 0.
     pub fn success(&self) -> bool {
         self.status == Status::Code(0)
     }
 
-    /// Itself, or an error that shows everything when it did not exit with 0.
+    /// Returns the output if the command exited with 0, else an error that shows everything.
     #[track_caller]
     pub fn ok(self) -> Result<Self> {
         self.code(0)
     }
 
-    /// Itself, or an error that shows everything when it did not exit with this code.
+    /// Returns the output if the command exited with this code, else an error that shows
+    /// everything.
     #[track_caller]
     pub fn code(self, code: i32) -> Result<Self> {
         if self.status == Status::Code(code) {
@@ -76,14 +77,14 @@ impl Output {
         )
     }
 
-    /// Standard output as text, without the newline at its end.
+    /// Returns standard output as text, without the newline at its end.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout)
             .trim_end_matches('\n')
             .to_owned()
     }
 
-    /// Standard error as text, without the newline at its end.
+    /// Returns standard error as text, without the newline at its end.
     pub fn error_text(&self) -> String {
         String::from_utf8_lossy(&self.stderr)
             .trim_end_matches('\n')

@@ -1,4 +1,4 @@
-//! What the lab needs of the machine, and how to get it.
+//! Debian packages that the lab needs on the machine.
 
 use anyhow::{Result, ensure};
 use std::ffi::OsStr;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::machine;
 
-/// What the lab runs, and the Debian package it comes in.
+/// Programs that the lab runs, and their packages.
 const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/busybox", "busybox-static"),
     ("/usr/bin/containerd", "containerd"),
@@ -34,10 +34,10 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/sbin/sfdisk", "fdisk"),
 ];
 
-/// What only `lab bench` runs.
+/// Programs that only `lab bench` runs.
 const BENCH: &[(&str, &str)] = &[("/usr/bin/fio", "fio"), ("/usr/bin/git", "git")];
 
-/// The packages that are missing.
+/// Returns the missing packages.
 fn missing() -> Vec<&'static str> {
     missing_of(PROGRAMS)
 }
@@ -50,12 +50,12 @@ fn missing_of(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
         .collect()
 }
 
-/// `lab setup`: installs what is missing.
+/// `lab setup`: installs the missing packages.
 pub fn setup() -> Result<()> {
     install(&missing())
 }
 
-/// The same for what `lab bench` needs besides.
+/// Installs the missing packages of `lab bench`.
 pub fn bench() -> Result<()> {
     install(&missing_of(BENCH))
 }
@@ -86,7 +86,7 @@ fn install(missing: &[&str]) -> Result<()> {
     environment(&[&install, missing].concat())
 }
 
-/// Whether a lab can be made here. Where it cannot, a test is skipped loudly on a laptop and fails in CI.
+/// Returns whether a lab can be made here. If not, prints the reason; with `CI=true`, panics.
 pub fn require() -> bool {
     let missing = missing();
     let reason = if !is_root() {

@@ -1,4 +1,4 @@
-//! Small C programs of the tests, compiled when they are first wanted.
+//! Small C programs for tests, compiled on first use.
 
 use anyhow::{Context, Result};
 use std::ffi::OsStr;
@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use crate::cache::{Key, cached};
 use crate::machine;
 
-/// Whose C library a program is made for.
+/// C library of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Libc {
-    /// glibc, by gcc.
+    /// glibc, with gcc.
     Gnu,
-    /// musl, by musl-gcc.
+    /// musl, with musl-gcc.
     Musl,
 }
 
-/// The program made of `tests/programs/NAME.c` with these arguments of the compiler.
+/// Returns the program compiled from `tests/programs/NAME.c` with these compiler arguments.
 pub fn program(name: &str, libc: Libc, arguments: &[&str]) -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("programs")
@@ -39,7 +39,7 @@ pub fn program(name: &str, libc: Libc, arguments: &[&str]) -> Result<PathBuf> {
     })
 }
 
-/// A library of this workspace, built as it is shipped.
+/// Builds a library of this workspace with the release profile, and returns its path.
 pub fn library(package: &str, file: &str) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let words = ["build", "--quiet", "--locked", "--release", "-p", package];

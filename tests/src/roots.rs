@@ -1,5 +1,5 @@
-//! What is installed on hosts: trees that are made once, kept in the user's cache directory by the content of what
-//! makes them, and only ever read.
+//! Installed files of hosts: read-only trees, made once and kept in the cache by a hash of their
+//! inputs.
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -15,29 +15,30 @@ use crate::cache::{Key, cached};
 use crate::machine;
 use crate::runtime::{DIRECTORY, RUNTIMES};
 
-/// What is installed on a host.
+/// Set of installed files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Root {
-    /// busybox, docker and podman with what they run, and nsenter: a container host without any storage client.
+    /// busybox, nsenter, docker and podman with their runtimes: a container host without any
+    /// storage client.
     #[default]
     Minimal,
     /// Debian trixie with the servers of GlusterFS and SSH, and the native client of GlusterFS.
     Server,
     /// Debian trixie with the servers of SMB and S3, and fuse2fs.
     Shares,
-    /// Debian trixie with what reads man pages, shells' completions and metrics.
+    /// Debian trixie with readers of man pages, shell completions and metrics.
     Readers,
-    /// Debian trixie with the servers of Ceph, and its programs for administrators.
+    /// Debian trixie with the servers and administration programs of Ceph.
     Ceph,
-    /// busybox and runc: the container host that virtual machines are, without any storage client.
+    /// busybox and runc: a container host for virtual machines, without any storage client.
     Vm,
-    /// Debian trixie with systemd as its init, udev, and runc.
+    /// Debian trixie with systemd as init, udev, and runc.
     Systemd,
-    /// Debian trixie with servers of NFS (the kernel's and NFS-Ganesha) and iSCSI (the kernel's).
+    /// Debian trixie with servers of NFS (the kernel's, NFS-Ganesha) and iSCSI (the kernel's).
     Storage,
 }
 
-/// The programs of a container host; their libraries come along.
+/// Programs of a container host. Their libraries are installed with them.
 const PROGRAMS: &[&str] = &[
     "/usr/bin/busybox",
     "/usr/bin/conmon",
@@ -49,16 +50,16 @@ const PROGRAMS: &[&str] = &[
     "/usr/sbin/dockerd",
 ];
 
-/// mount(8) as most hosts have it, out of the way of busybox's until a test puts it there.
+/// mount(8) of util-linux. A test has to replace busybox's with it.
 const UTIL_LINUX: [&str; 2] = ["/usr/bin/mount", "/usr/bin/umount"];
 
-/// Where it is on a minimal host.
+/// Directory of util-linux's programs on a minimal host.
 const UTIL_LINUX_DIRECTORY: &str = "/usr/libexec/util-linux";
 
-/// The programs of a host that is a virtual machine: busybox has its own nsenter.
+/// Programs of virtual machines, where busybox provides nsenter.
 const VM_PROGRAMS: &[&str] = &["/usr/bin/busybox", "/usr/sbin/runc"];
 
-/// The tree of a root, made now if it never was.
+/// Returns the tree of a root, made now if the cache lacks it.
 pub fn path(root: Root) -> Result<PathBuf> {
     match root {
         Root::Minimal => {
@@ -70,7 +71,7 @@ pub fn path(root: Root) -> Result<PathBuf> {
         }
         Root::Vm => {
             let programs: Vec<PathBuf> = VM_PROGRAMS.iter().map(PathBuf::from).collect();
-            // The lab's own program, which runs there, is brought by each boot.
+            // Each boot brings the lab's own program; only its libraries belong to the root.
             let own = machine::binary()?;
             let mut files = libraries(programs.iter().chain([&own]))?;
             files.extend(programs.into_iter().map(|path| (path.clone(), path)));
@@ -85,7 +86,7 @@ pub fn path(root: Root) -> Result<PathBuf> {
     }
 }
 
-/// A Debian trixie with these packages.
+/// Returns a Debian trixie with these packages.
 fn trixie(name: &str, packages: &str) -> Result<PathBuf> {
     let include = format!("--include={packages}");
     let arguments = ["--variant=essential", &include, "trixie"];
@@ -104,11 +105,11 @@ fn key_of(files: &BTreeMap<PathBuf, PathBuf>) -> Result<Key> {
     Ok(key)
 }
 
-/// GlusterFS's server brings its client.
+/// The package of GlusterFS's server depends on the client.
 const SERVER: &str = "busybox-static,glusterfs-server,mount,openssh-server,tgt,tgt-glusterfs";
 
-/// Samba with its client, which tells when it is ready; moto, whose server needs flask-cors; and a FUSE program that the
-/// image has not.
+/// Samba with its client, for the test of readiness; moto with flask-cors for its server; and
+/// fuse2fs, a FUSE program that the image lacks.
 const SHARES: &str = "busybox-static,fuse2fs,mount,python3-flask-cors,python3-moto,samba,smbclient";
 
 const READERS: &str = "busybox-static,curl,fish,man-db,mandoc,mount,prometheus,zsh";
@@ -117,14 +118,15 @@ const SYSTEMD: &str = "kmod,runc,systemd-sysv,udev";
 
 const STORAGE: &str = "busybox-static,dbus-daemon,e2fsprogs,glusterfs-common,iproute2,kmod,mount,netbase,nfs-ganesha-gluster,nfs-ganesha-vfs,nfs-kernel-server,procps,rpcbind,targetcli-fb";
 
-/// The servers, and the programs of administrators; ceph-fuse for looking into a file system.
+/// Servers and administration programs, and ceph-fuse, which mounts the file system on the
+/// cluster's host.
 const CEPH: &str = "busybox-static,ceph-common,ceph-fuse,ceph-mds,ceph-mgr,ceph-mon,ceph-osd,mount";
 
-/// The files of a minimal host, and where they go.
+/// Returns the files of a minimal host, with their paths there.
 fn minimal_files() -> Result<BTreeMap<PathBuf, PathBuf>> {
     let runtimes = RUNTIMES.map(PathBuf::from);
     let util_linux = UTIL_LINUX.map(PathBuf::from);
-    // The lab's own program takes the place of the runtimes, so its libraries are needed as well.
+    // The lab's own program replaces the runtimes, so its libraries are needed as well.
     let own = machine::binary()?;
     let programs: Vec<PathBuf> = PROGRAMS.iter().map(PathBuf::from).collect();
     let elsewhere = runtimes.iter().chain(&util_linux);
@@ -145,7 +147,7 @@ fn minimal_files() -> Result<BTreeMap<PathBuf, PathBuf>> {
     Ok(files)
 }
 
-/// The libraries of programs, each at its own path.
+/// Returns the libraries of programs, each with its own path.
 fn libraries<'a>(
     programs: impl Iterator<Item = &'a PathBuf>,
 ) -> Result<BTreeMap<PathBuf, PathBuf>> {
@@ -154,7 +156,7 @@ fn libraries<'a>(
         .output()
         .context("cannot run ldd")?;
     let mut files = BTreeMap::new();
-    // ldd exits with 1 for a static program; one that is missing is found out when it is copied.
+    // ldd exits with 1 for a static program. A missing program fails when it is copied.
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         ensure!(
             !line.contains("not found"),
@@ -169,11 +171,11 @@ fn libraries<'a>(
     Ok(files)
 }
 
-/// A hybrid machine has no controllers for cgroup2, and podman insists on those that it has something to say to.
+/// On a hybrid machine, cgroup2 has no controllers, and podman fails where it has to set a limit.
 const CONTAINERS: &str =
     "[containers]\npids_limit = 0\ncgroups = \"no-conmon\"\n[engine]\nruntime = \"crun\"\n";
 
-/// A tree with busybox's applets and these files, each at its own path.
+/// Makes a tree with busybox's applets and these files at their paths.
 fn minimal(root: &Path, files: &BTreeMap<PathBuf, PathBuf>) -> Result<()> {
     for directory in [
         "dev",
@@ -221,7 +223,7 @@ fn minimal(root: &Path, files: &BTreeMap<PathBuf, PathBuf>) -> Result<()> {
         .output()
         .context("cannot run busybox")?;
     for applet in String::from_utf8(applets.stdout)?.lines() {
-        // What is there already is the real program.
+        // An existing file is the real program.
         let link = root.join("usr/bin").join(applet);
         if link.symlink_metadata().is_err() && !root.join("usr/sbin").join(applet).exists() {
             symlink("busybox", link)?;
@@ -245,12 +247,12 @@ fn minimal(root: &Path, files: &BTreeMap<PathBuf, PathBuf>) -> Result<()> {
     ] {
         fs::write(root.join(path), text)?;
     }
-    // The kernel's own path to the program that loads modules.
+    // The kernel runs /sbin/modprobe to load modules.
     let modprobe = root.join("usr/sbin/modprobe");
     symlink("../bin/busybox", &modprobe).context("cannot link modprobe")
 }
 
-/// What docker and podman need besides their programs.
+/// Adds configuration and runtimes of docker and podman.
 fn engines(root: &Path) -> Result<()> {
     for runtime in RUNTIMES {
         symlink(
@@ -270,8 +272,8 @@ fn engines(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A Debian tree. Recommended packages do not come along: mmdebstrap leaves them out. What it mounts and starts on its
-/// way is in namespaces of its own, and ends with the thread that asked for it.
+/// Makes a Debian tree without recommended packages. mmdebstrap runs in namespaces of its own, so
+/// its mounts and processes end with the calling thread.
 pub(crate) fn debian(root: &Path, arguments: &[&str]) -> Result<()> {
     let contained = [
         "--pdeathsig=KILL",

@@ -1,8 +1,9 @@
-//! What docker and podman find as `runc` and `crun` on a host of the lab: takes from a container's configuration what
-//! this machine cannot give, and becomes the real one.
+//! Wrapper of the runtimes `runc` and `crun` on hosts of the lab. It removes capabilities that this
+//! machine lacks from a container's configuration, and executes the real runtime.
 //!
-//! A machine that is itself some kind of container may lack capabilities. `--privileged` asks for all of them, and the
-//! runtimes fail when one is missing, where a real host would have it. On a machine that has all of them nothing is changed.
+//! A machine that is itself a container may lack capabilities. `--privileged` asks for all of them,
+//! and the runtimes fail when one is missing. A machine with all capabilities gets the
+//! configuration unchanged.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -12,15 +13,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where the lab's own program and the real runtimes are on a host.
+/// Directory of the lab's own program and of the real runtimes on a host.
 pub const DIRECTORY: &str = "/usr/libexec/lab";
 
-/// The paths that engines know the runtimes by.
+/// Paths at which engines find the runtimes.
 pub const RUNTIMES: [&str; 2] = ["/usr/bin/crun", "/usr/sbin/runc"];
 
 const SYS_RESOURCE: &str = "CAP_SYS_RESOURCE";
 
-/// The kernel's capabilities, each at the place of its number.
+/// Names of the kernel's capabilities, by number.
 pub(crate) const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -65,7 +66,7 @@ pub(crate) const CAPABILITIES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// The runtime that this program was called as, if it was.
+/// Returns the runtime that this program was called as, if any.
 pub fn called_as(name: &OsStr) -> Option<&'static str> {
     let name = Path::new(name).file_name()?;
     RUNTIMES
@@ -74,7 +75,8 @@ pub fn called_as(name: &OsStr) -> Option<&'static str> {
         .find(|runtime| name == *runtime)
 }
 
-/// Changes the files that the arguments name and becomes the real runtime. Returns only if that fails.
+/// Changes the files that the arguments name, and executes the real runtime. Returns only on
+/// failure.
 pub fn run(name: &str, arguments: Vec<OsString>) -> Result<()> {
     let missing = missing(&fs::read_to_string("/proc/self/status")?)?;
     if !missing.is_empty() {
@@ -96,7 +98,7 @@ pub fn run(name: &str, arguments: Vec<OsString>) -> Result<()> {
     Err(error).with_context(|| format!("cannot become the real {name}"))
 }
 
-/// The capabilities that no process here can ever have.
+/// Returns the capabilities outside of this process's bounding set.
 fn missing(status: &str) -> Result<Vec<&'static str>> {
     let bounding = status
         .lines()
@@ -111,7 +113,7 @@ fn missing(status: &str) -> Result<Vec<&'static str>> {
         .collect())
 }
 
-/// The value of an option, which may be given as `-o VALUE`, `--option VALUE` or `--option=VALUE`.
+/// Returns the value of an option, given as `-o VALUE`, `--option VALUE` or `--option=VALUE`.
 fn option(arguments: &[OsString], short: &str, long: &str) -> Option<PathBuf> {
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
@@ -141,7 +143,8 @@ fn soften(name: &str, config: &mut Value, missing: &[&str]) {
     if let Some(process) = config.get_mut("process") {
         drop_capabilities(process, missing);
     }
-    // crun raises the limit of locked memory before it loads its device filter, which takes this capability.
+    // crun needs this capability to raise the limit of locked memory, before it loads its device
+    // filter.
     if name == "crun"
         && missing.contains(&SYS_RESOURCE)
         && let Some(resources) = config

@@ -1,4 +1,4 @@
-//! A real S3 server: moto on a host of the lab. It keeps its objects in memory.
+//! A real S3 server: moto on a host of the lab, with its objects in memory.
 
 use anyhow::{Context, Result};
 use std::time::Instant;
@@ -7,8 +7,9 @@ use crate::host::{Host, HostOptions};
 use crate::outer::Lab;
 use crate::roots::Root;
 
-/// A host with two S3 servers, each with a bucket `bucket`. One lets everybody in and knows all of S3; the other wants
-/// requests that are signed with the one key it has, and errs about what is signed besides a plain path.
+/// A host with two S3 servers, each with a bucket `bucket`. The open server needs no
+/// authentication. The guarded server accepts requests signed with its one key; moto checks
+/// signatures of plain paths only.
 #[derive(Debug)]
 pub struct ObjectStore<'lab> {
     host: Host<'lab>,
@@ -18,7 +19,7 @@ pub struct ObjectStore<'lab> {
 const OPEN: u16 = 9000;
 const GUARDED: u16 = 9001;
 
-/// Starts both; what they are asked first may be asked by anybody.
+/// Starts both servers. The first requests need no signature.
 const START: &str = "
 export AWS_DEFAULT_REGION=us-east-1
 INITIAL_NO_AUTH_ACTION_COUNT=1000000000 setsid moto_server -H 0.0.0.0 -p 9000 </dev/null >/var/log/moto-open 2>&1 &
@@ -26,7 +27,7 @@ INITIAL_NO_AUTH_ACTION_COUNT=4 setsid moto_server -H 0.0.0.0 -p 9001 </dev/null 
 for port in 9000 9001; do until busybox wget -qO /dev/null http://127.0.0.1:$port/moto-api/data.json 2>/dev/null; do sleep 0.1; done; done
 ";
 
-/// What the scripts below begin with.
+/// Common beginning of the scripts below.
 const PYTHON: &str = r#"
 import boto3, json, sys
 def at(service, port):
@@ -34,7 +35,8 @@ def at(service, port):
                         aws_access_key_id="x", aws_secret_access_key="x")
 "#;
 
-/// Makes the buckets, and a key for the server on the second port, which it prints as `ID:SECRET`.
+/// Makes the buckets, and a key for the server on the second port, and prints the key as
+/// `ID:SECRET`.
 const SETUP: &str = r#"
 for port in 9000, 9001:
     at("s3", port).create_bucket(Bucket="bucket")
@@ -52,7 +54,7 @@ sys.stdout.buffer.write(at("s3", 9000).get_object(Bucket="bucket", Key=sys.argv[
 "#;
 
 impl Lab {
-    /// Starts an S3 server.
+    /// Starts both servers.
     pub fn s3(&self) -> Result<ObjectStore<'_>> {
         let started = Instant::now();
         let host = self.host(HostOptions {
@@ -68,33 +70,33 @@ impl Lab {
 }
 
 impl<'lab> ObjectStore<'lab> {
-    /// The host it runs on.
+    /// Returns the host of the servers.
     pub fn host(&self) -> &Host<'lab> {
         &self.host
     }
 
-    /// The server that lets everybody in.
+    /// Returns the URL of the open server.
     pub fn open(&self) -> String {
         format!("http://{}:{OPEN}", self.host.address())
     }
 
-    /// The server that wants requests signed with [`Self::key`].
+    /// Returns the URL of the guarded server, whose requests are signed with [`Self::key`].
     pub fn guarded(&self) -> String {
         format!("http://{}:{GUARDED}", self.host.address())
     }
 
-    /// `ID:SECRET`, as s3fs has it in its file.
+    /// Returns the key as `ID:SECRET`, the format of s3fs's password file.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Kills both, as a power cut does.
+    /// Kills both servers, as a power cut does.
     pub fn stop(&self) -> Result<()> {
         self.host.sh("busybox killall -9 moto_server")?.ok()?;
         Ok(())
     }
 
-    /// An object of the open server, asked for on its host.
+    /// Returns an object of the open server, read on its host.
     pub fn object(&self, name: &str) -> Result<Vec<u8>> {
         let get = [PYTHON, GET].concat();
         let words = ["python3", "-c", &get, name];

@@ -9,13 +9,14 @@ use crate::host::{Host, HostOptions};
 use crate::outer::Lab;
 use crate::roots::Root;
 
-/// A host with smbd, which speaks SMB 3 only. The share `data` can be written, `docs` cannot; both lie in `/srv`.
+/// A host with smbd, which speaks SMB 3 only. The share `data` is writable, `docs` is read-only;
+/// both are in `/srv`.
 #[derive(Debug)]
 pub struct Samba<'lab> {
     host: Host<'lab>,
 }
 
-/// The users: name, user and group id, password.
+/// Users: name, user and group id, password.
 const USERS: [(&str, u32, &str); 2] =
     [("alice", 1001, Samba::PASSWORD), ("bob", 1002, "bob's own")];
 
@@ -65,15 +66,15 @@ impl Lab {
 }
 
 impl<'lab> Samba<'lab> {
-    /// The password of `alice`, to whom the share `data` belongs.
+    /// Password of `alice`, who owns the share `data`.
     pub const PASSWORD: &'static str = "s3cret, of alice";
 
-    /// The host it runs on.
+    /// Returns the server's host.
     pub fn host(&self) -> &Host<'lab> {
         &self.host
     }
 
-    /// Its address on the lab's network.
+    /// Returns the address on the lab's network.
     pub fn address(&self) -> Ipv4Addr {
         self.host.address()
     }
@@ -95,7 +96,7 @@ impl<'lab> Samba<'lab> {
         Ok(())
     }
 
-    /// The shares that clients use now, each with its user's name, as smbstatus(1) tells.
+    /// Returns the shares in use, each with its user's name (smbstatus(1)).
     pub fn sessions(&self) -> Result<Vec<(String, String)>> {
         let status = self.host.run(&["smbstatus", "--json"])?.ok()?.text();
         let status: serde_json::Value = serde_json::from_str(&status)?;
@@ -111,7 +112,7 @@ impl<'lab> Samba<'lab> {
             .collect())
     }
 
-    /// Where a share lies on the host.
+    /// Returns the directory of a share on the host.
     pub fn path(share: &str) -> std::path::PathBuf {
         Path::new("/srv").join(share)
     }

@@ -1,8 +1,9 @@
-//! States of virtual machines that were saved after their first boot. The cache keeps one for each kind of machine.
+//! States of virtual machines, saved after a first boot and kept in the cache, one for each kind of
+//! machine.
 //!
-//! QEMU writes the state as a migration to a file; a machine starts from it with `-incoming`. The state has no name, no
-//! address and no image of the container: `WAKE` gives them to each machine, with the time and with random numbers of
-//! its own.
+//! QEMU writes a state as a migration to a file, and a machine starts from the file with
+//! `-incoming`. A state has no name, no address and no image of the container. `WAKE` sets them in
+//! each machine, with the time and new random numbers.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -26,8 +27,8 @@ pub(crate) const VARIABLE: &str = "LAB_STATE";
 /// Limit for writing a state, which alone takes a second.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Arguments: name, address, MAC address, seconds since 1970, and `image` if the container's image is wanted. Standard
-/// input: random bytes.
+/// Arguments: name, address, MAC address, seconds since 1970, and `image` if the container's image
+/// is wanted. Standard input: random bytes.
 const WAKE: &str = r#"
 set -e
 bb=/run/lab/busybox
@@ -65,7 +66,8 @@ fn save(lab: &Lab, options: VmOptions, parts: &Parts, path: &Path) -> Result<()>
         image: None,
         ..options
     };
-    let name = format!("lab-monitor-{}-{:?}", std::process::id(), options.root);
+    let (process, root, memory) = (std::process::id(), options.root, options.memory);
+    let name = format!("lab-monitor-{process}-{root:?}-{memory}");
     let monitor = std::env::temp_dir().join(name);
     let start = Start::ToSave {
         monitor: &monitor,
@@ -97,7 +99,7 @@ fn migrate(monitor: &Path) -> Result<()> {
         let answer = ask(&mut monitor, json!({"execute": "query-migrate"}))?;
         match answer["status"].as_str() {
             Some("completed") => break,
-            Some("failed" | "cancelled") => anyhow::bail!("QEMU says: {answer}"),
+            Some("failed" | "cancelled") => anyhow::bail!("QEMU cannot save: {answer}"),
             _ => ensure!(Instant::now() < end, "not saved in time: {answer}"),
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -114,7 +116,10 @@ fn ask(monitor: &mut BufReader<UnixStream>, command: Value) -> Result<Value> {
         let mut line = String::new();
         ensure!(monitor.read_line(&mut line)? > 0, "QEMU has ended");
         let mut answer: Value = serde_json::from_str(&line)?;
-        ensure!(answer.get("error").is_none(), "QEMU says: {answer}");
+        ensure!(
+            answer.get("error").is_none(),
+            "QEMU refuses {command}: {answer}"
+        );
         // A greeting and events come in between.
         if let Some(value) = answer.get_mut("return") {
             return Ok(value.take());

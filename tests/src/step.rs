@@ -1,8 +1,8 @@
-//! `lab step`: runs a command of a host from one change to the next, and kills it where it is told to.
+//! `lab step`: runs a command of a host from one change to the next, and kills it at a given one.
 //!
-//! The command is traced (ptrace(2)) and stops at the entry of every system call that changes something: a file, a
-//! mount, a process. What is killed there has not made that change, and all changes before it are made. A system call
-//! may also be made to fail, or be held up (`faults.rs`).
+//! The command is traced (ptrace(2)). It stops at the entry of every system call that changes a
+//! file, a mount or a process. A command killed there has made all changes before, and not that
+//! one. System calls can also fail or be delayed (`faults.rs`).
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ use crate::faults::{self, Act, Fault};
 use crate::host::Host;
 use crate::output::Output;
 
-/// The system calls at which the command itself stops.
+/// System calls at which the command stops.
 const STEPS: &[(libc::c_long, &str)] = &[
     (libc::SYS_bind, "bind"),
     (libc::SYS_clone, "clone"),
@@ -65,7 +65,7 @@ const STEPS: &[(libc::c_long, &str)] = &[
     (libc::SYS_vfork, "vfork"),
 ];
 
-/// The system calls at which its descendants stop: shells and daemons make too many of the others.
+/// System calls at which descendants stop. Shells and daemons make too many of the others.
 pub(crate) const FAMILY_STEPS: [&str; 7] = [
     "execve",
     "mount",
@@ -76,7 +76,7 @@ pub(crate) const FAMILY_STEPS: [&str; 7] = [
     "unlinkat",
 ];
 
-/// Who is killed at a step.
+/// Process that is killed at a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Victim {
     /// The command.
@@ -85,19 +85,20 @@ pub enum Victim {
     Caller,
 }
 
-/// The arguments of `lab step`.
+/// Arguments of `lab step`.
 #[derive(Debug, clap::Args)]
 pub struct Step {
-    /// The step at which something happens, from 1 on
+    /// Step at which the command is killed, from 1
     #[arg(long)]
     at: Option<usize>,
-    /// Who is killed there
+    /// Process that is killed
     #[arg(long, value_enum, default_value = "command")]
     victim: Victim,
-    /// What happens in a system call: CALL:NUMBER:fail:ERRNO, CALL:NUMBER:delay:MS or CALL:NUMBER:kill; may be repeated
+    /// Fault of a system call: CALL:NUMBER:fail:ERRNO, CALL:NUMBER:delay:MS or CALL:NUMBER:kill;
+    /// can be repeated
     #[arg(long, conflicts_with_all = ["at", "victim", "only"])]
     fault: Vec<Fault>,
-    /// Stop at everything that may fail, not only at changes
+    /// Stop at every system call that can fail, not only at changes
     #[arg(long)]
     wide: bool,
     /// Stop the command's descendants as well
@@ -110,34 +111,36 @@ pub struct Step {
     enter: Enter,
 }
 
-/// What became of a command that was run in steps.
+/// Result of a command that was run in steps.
 #[derive(Debug)]
 pub struct Stepped {
-    /// The steps, up to the last that it came to: `PROGRAM SYSTEM_CALL`.
+    /// Steps that the command reached: `PROGRAM SYSTEM_CALL`.
     pub steps: Vec<String>,
-    /// It came to the step at which something was to happen, the last of them; or all of its faults have happened.
+    /// Whether the command reached the step at which it was to be killed, or all of its faults have
+    /// happened.
     pub killed: bool,
-    /// How many steps there were when each of its faults happened.
+    /// Number of steps before each of its faults.
     pub faults: Vec<usize>,
-    /// How it ended.
+    /// Output and status.
     pub output: Output,
 }
 
-/// How a command is to be run.
+/// Step at which a command is killed.
 #[derive(Debug, Clone, Copy)]
 pub struct Kill {
-    /// The step to be killed at, from 1 on.
+    /// Number of the step, from 1.
     pub at: usize,
-    /// Who is killed.
+    /// Process that is killed.
     pub victim: Victim,
-    /// Whether its descendants' steps count as well.
+    /// Whether steps of descendants count as well.
     pub family: bool,
-    /// The one system call that counts, if not all do.
+    /// The only system call that counts, by default all.
     pub only: Option<&'static str>,
 }
 
 impl Host<'_> {
-    /// Runs a command in the namespaces of a process of this host, as the machine numbers it, and kills it at a step.
+    /// Runs a command in the namespaces of a process, given by its number on the machine, and kills
+    /// it at a step.
     pub fn step(&self, pid: i32, argv: &[&str], order: Kill) -> Result<Stepped> {
         let at = order.at.to_string();
         let mut task = vec!["step", "--at", &at];
@@ -153,7 +156,7 @@ impl Host<'_> {
         self.in_steps(&task, pid, argv, Some(order.at))
     }
 
-    /// Runs a command by this task.
+    /// Runs a command with `lab step` and these arguments.
     pub(crate) fn in_steps(
         &self,
         task: &[&str],
@@ -183,10 +186,10 @@ impl Host<'_> {
 
 /// Runs the command.
 pub fn step(arguments: &Step) -> Result<ExitCode> {
-    // Inside, /proc numbers processes in another way than the tracer, or is not there.
+    // In the namespaces, /proc has other numbers, or is missing.
     let proc = File::open("/proc").context("cannot open /proc")?;
     let (program, rest) = go(&arguments.enter)?;
-    // It stops itself, so that the tracer sees it from its first instruction on.
+    // The child stops before exec, so that the tracer sees it from its first instruction on.
     let mut command = Command::new("sh");
     command.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]);
     let child = command
@@ -236,7 +239,7 @@ pub fn step(arguments: &Step) -> Result<ExitCode> {
             ptrace::syscall(signal.0, signal.1)
         };
         match resumed {
-            // It was killed meanwhile.
+            // The process was killed meanwhile.
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => return Err(error).context("cannot resume the command"),
         }
@@ -249,16 +252,17 @@ struct Tracer<'a> {
     leader: Pid,
     begun: bool,
     steps: usize,
-    /// How often each system call was made.
+    /// Number of calls, by system call.
     made: BTreeMap<&'static str, usize>,
-    /// How many faults have happened.
+    /// Number of faults that have happened.
     faults: usize,
-    /// The threads in a system call that is not made, and the errno that they get.
+    /// Threads in a system call that is made to fail, and its errno.
     failing: BTreeMap<Pid, i32>,
 }
 
 impl Tracer<'_> {
-    /// What was to happen has happened, and the command may run as if nobody looked.
+    /// Returns whether the kill or all faults have happened, so that the command can run on
+    /// untraced.
     fn is_over(&self) -> bool {
         let Step {
             at, fault, wide, ..
@@ -267,7 +271,7 @@ impl Tracer<'_> {
         self.failing.is_empty() && (faults_are || at.is_some_and(|at| self.steps >= at))
     }
 
-    /// A thread is at the entry of a system call, or at its exit.
+    /// Handles a thread at the entry or the exit of a system call.
     fn stopped(&mut self, thread: Pid) -> Result<()> {
         let info = match ptrace::syscall_info(thread) {
             Err(Errno::ESRCH) => return Ok(()),
@@ -330,12 +334,12 @@ impl Tracer<'_> {
         kill(victim, Signal::SIGKILL).context("cannot kill")
     }
 
-    /// Not only changes are steps.
+    /// Returns whether every system call that can fail is a step.
     fn all_that_may_fail(&self) -> bool {
         self.arguments.wide || !self.arguments.fault.is_empty()
     }
 
-    /// The step that a thread is about to make, if its system call is one.
+    /// Returns the step that a thread is about to make, if its system call is a step.
     fn call_of(&self, thread: Pid) -> Option<&'static str> {
         let text = self.read(thread, "syscall")?;
         let mut words = text.split_whitespace();
@@ -352,14 +356,14 @@ impl Tracer<'_> {
         Some(name)
     }
 
-    /// The process that a thread belongs to.
+    /// Returns the process of a thread.
     fn process_of(&self, thread: Pid) -> Option<Pid> {
         let status = self.read(thread, "status")?;
         let id = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
         id.trim().parse().ok().map(Pid::from_raw)
     }
 
-    /// A file of procfs; none if the process has ended.
+    /// Reads a file of a process in procfs, unless the process has ended.
     fn read(&self, process: Pid, name: &str) -> Option<String> {
         let path = format!("{process}/{name}");
         let file = openat(

@@ -1,4 +1,5 @@
-//! Outside of the lab: starts it, and ends it when the test process has ended. And the lab's own PID 1.
+//! The supervisor, which starts a lab and ends it after the test process has ended, and the lab's
+//! own PID 1.
 
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, unshare};
@@ -18,7 +19,7 @@ use crate::cgroup::Cgroup;
 use crate::machine::expect_line;
 use crate::{loops, net};
 
-/// What the test process has to know of a lab.
+/// Facts that the test process needs of a lab.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Address {
     /// The lab's PID 1, as the machine numbers it.
@@ -27,9 +28,10 @@ pub struct Address {
     pub cgroup: PathBuf,
 }
 
-/// `lab supervise`: makes a lab, writes its address to standard output, ends it at the end of standard input.
+/// `lab supervise`: makes a lab, writes its address to standard output, ends it at the end of
+/// standard input.
 pub fn supervise() -> Result<()> {
-    // A Ctrl-C on the terminal is for the test process alone: this one has to clean up after it.
+    // A separate session keeps Ctrl-C on the terminal from the supervisor, which has to clean up.
     setsid().context("cannot start a session")?;
     let cgroup = Cgroup::create_lab()?;
     let result = run(&cgroup);
@@ -49,7 +51,7 @@ fn run(cgroup: &Cgroup) -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the lab's init")?;
-    // From here on children are in the machine's PID namespace again, like this process itself.
+    // Later children are in the machine's PID namespace again, like this process.
     let own_namespace = File::open("/proc/self/ns/pid")?;
     move_into_link_name_space(own_namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
     let mut output = BufReader::new(init.stdout.take().context("no standard output")?);
@@ -62,7 +64,7 @@ fn run(cgroup: &Cgroup) -> Result<()> {
     serde_json::to_writer(&mut stdout, &address)?;
     stdout.write_all(b"\n")?;
     stdout.flush()?;
-    // Nothing is ever sent: the end comes when the test process closes the pipe or ends, by whatever means.
+    // End of input comes when the test process ends, however it ends, or closes the pipe.
     std::io::stdin().read_to_end(&mut Vec::new())?;
     let loops = loops::of_processes(&cgroup.processes())?;
     init.kill()?;
@@ -71,7 +73,7 @@ fn run(cgroup: &Cgroup) -> Result<()> {
     loops::detach(&loops)
 }
 
-/// `lab lab-init`: PID 1 of the lab. All hosts are below it, and end with it.
+/// `lab lab-init`: PID 1 of the lab, an ancestor of all hosts, which end with it.
 pub fn init(cgroup: &Path) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     Cgroup::at(cgroup).join()?;

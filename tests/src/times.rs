@@ -1,5 +1,5 @@
-//! Where the time of a test run goes: tests and the lab's slow steps add lines to the file that `SPC_TEST_TIMES` names,
-//! and `lab times FILE` prints two tables of them.
+//! Time of a test run by test and by step. Tests and slow steps of the lab append lines to the file
+//! `SPC_TEST_TIMES`, and `lab times FILE` prints two tables.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ struct Line {
     what: What,
     name: String,
     wall: Duration,
-    /// CPU time of the processes of the hosts and virtual machines that belong to it alone.
+    /// CPU time of the processes of its own hosts and virtual machines.
     cpu: Duration,
 }
 
@@ -49,10 +49,10 @@ thread_local! {
     static TEST: OnceCell<Test> = const { OnceCell::new() };
 }
 
-/// Starts the clock of the test that this thread runs. The end of the thread stops it.
+/// Starts the clock of the test on this thread. The end of the thread stops it.
 pub(crate) fn begin_test() {
     let thread = std::thread::current();
-    // The main thread runs one test after another.
+    // The main thread has no test of its own.
     let Some(name) = thread.name().filter(|name| *name != "main") else {
         return;
     };
@@ -65,9 +65,9 @@ pub(crate) fn begin_test() {
     });
 }
 
-/// Adds CPU time to the test that this thread runs, if it runs one.
+/// Adds CPU time to the test on this thread, if there is one.
 pub(crate) fn add_cpu(cpu: Duration) {
-    // The thread may be at its end.
+    // Fails at the end of the thread.
     let _ = TEST.try_with(|test| {
         if let Some(test) = test.get() {
             test.cpu.set(test.cpu.get() + cpu);
@@ -75,12 +75,12 @@ pub(crate) fn add_cpu(cpu: Duration) {
     });
 }
 
-/// Notes what a step of the lab took.
+/// Notes time and CPU time of a step of the lab.
 pub(crate) fn note(name: impl Into<String>, wall: Duration, cpu: Duration) {
     write(What::Step, name.into(), wall, cpu);
 }
 
-/// Appends a line. Times are not worth a failure.
+/// Appends a line. A failure is ignored, because a test must not fail over times.
 fn write(what: What, name: String, wall: Duration, cpu: Duration) {
     let Some(path) = std::env::var_os("SPC_TEST_TIMES") else {
         return;
@@ -118,7 +118,7 @@ fn tables(lines: Vec<Line>) -> String {
     };
     let wall = tests.iter().map(|line| line.wall).sum();
     let cpu = tests.iter().map(|line| line.cpu).sum();
-    row(wall, cpu, &format!("s, s of CPU: {} tests", tests.len()));
+    row(wall, cpu, &format!("{} tests together", tests.len()));
     tests.sort_by_key(|line| std::cmp::Reverse(line.wall));
     for test in tests.iter().take(SLOWEST) {
         row(test.wall, test.cpu, &test.name);
@@ -157,7 +157,7 @@ mod tests {
             line(What::Step, "host", 250, 200),
         ]);
         let expected = [
-            "     3.0      0.2  s, s of CPU: 2 tests",
+            "     3.0      0.2  2 tests together",
             "     2.0      0.1  slow",
             "     1.0      0.1  quick",
             "     0.5      0.4  2 × host",

@@ -1,11 +1,14 @@
-//! A virtual machine in the lab: a real kernel of its own, emulated by QEMU, with its cable in the lab's bridge.
+//! A virtual machine in the lab: a real kernel of its own, emulated by QEMU, with its cable in the
+//! lab's bridge.
 //!
-//! QEMU's standard input and output are the serial port on which the machine is told what to run; its standard error
-//! is the machine's console. Nothing is written to disks. Dropping it, or the end of the test process, ends it.
+//! QEMU's standard input and output are the serial port for commands, its standard error is the
+//! machine's console. Nothing is written to disks. Dropping the machine, or the end of the test
+//! process, ends QEMU.
 //!
-//! A boot under emulation takes 7 to 10 s of CPU time, with systemd 20 to 40 until all is started. So a machine continues
-//! from a state that was saved after the first boot (`saved.rs`): 1 s, with systemd 2 to 3, and less memory. Machines that
-//! keep what is written boot each time, because a saved state does not have the disk.
+//! A boot under emulation takes 7 to 10 s of CPU time, with systemd 20 to 40 s until all is
+//! started. A machine therefore continues from a state that was saved after a first boot
+//! (`saved.rs`): 1 s, with systemd 2 to 3 s, and 240 MB of memory instead of 320. Machines that
+//! keep their files boot each time, because a saved state lacks the content of their disk.
 
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
@@ -30,16 +33,16 @@ use crate::output::{Output, Status};
 use crate::roots::Root;
 use crate::{net, saved, times};
 
-/// What kind of machine is wanted.
+/// Properties of a virtual machine.
 #[derive(Debug, Clone, Copy)]
 pub struct VmOptions {
-    /// What is installed.
+    /// Installed files.
     pub root: Root,
-    /// The container's image, which is then mounted, writable, on `/run/container/rootfs`.
+    /// Image of the container, mounted writable on `/run/container/rootfs`.
     pub image: Option<Base>,
-    /// In MiB.
+    /// Memory in MiB.
     pub memory: u32,
-    /// Whether what is written to its root is still there after [`Vm::reboot`].
+    /// Whether files on its root survive [`Vm::reboot`].
     pub keeps: bool,
 }
 
@@ -54,7 +57,7 @@ impl Default for VmOptions {
     }
 }
 
-/// How long booting may take on a machine that is busy otherwise; alone it is a few seconds.
+/// Time limit of a boot on a busy machine. On an idle one, a boot takes a few seconds.
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// The emulator.
@@ -69,7 +72,7 @@ pub(crate) struct Parts {
 impl Parts {
     fn get(options: VmOptions) -> Result<Self> {
         let kernel = Kernel::get()?;
-        // Always three, so that a saved state fits machines with an image and without.
+        // Always three disks, so that a saved state fits machines with an image and without.
         let third = match options.image {
             Some(base) => disks::image_disk(base)?,
             None => disks::no_image()?,
@@ -85,14 +88,15 @@ impl Parts {
     }
 }
 
-/// How a machine comes up.
+/// Start of a machine.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Start<'a> {
-    /// Boots.
+    /// Boot.
     Boot,
-    /// Boots without a name and an address, to be saved to the file `state` by way of the socket `monitor`.
+    /// Boot without a name and an address. The state can be saved to the file `state` through the
+    /// socket `monitor`.
     ToSave { monitor: &'a Path, state: &'a Path },
-    /// Continues from a file.
+    /// Continuation of the state in this file.
     Saved(&'a Path),
 }
 
@@ -122,7 +126,7 @@ impl<'lab> Vm<'lab> {
     fn boot(lab: &'lab Lab, options: VmOptions) -> Result<Self> {
         let parts = Parts::get(options)?;
         let state = match options.keeps {
-            // The state does not have what was written to the disk.
+            // A saved state lacks the content of the disk.
             true => None,
             false => Some(saved::state(lab, options, &parts)?),
         };
@@ -205,12 +209,14 @@ impl<'lab> Vm<'lab> {
         add(&["-netdev", &net, "-device", &card]);
         for (index, disk) in parts.disks.iter().enumerate() {
             let disk = disk.to_str().filter(|path| !path.contains(','));
-            let disk = disk.context("a path that QEMU cannot be told\nhint: set XDG_CACHE_HOME")?;
+            let disk =
+                disk.context("a path with a comma, which QEMU refuses\nhint: set XDG_CACHE_HOME")?;
             let drive = format!("if=none,id=disk{index},file={disk},format=raw,readonly=on");
             let device = format!("virtio-blk-pci,drive=disk{index}");
             add(&["-drive", &drive, "-device", &device]);
         }
-        // The kernel checks its timer against the processor, whose time stands still while this machine is busy.
+        // The kernel checks its timer against the processor's clock, which stands still while this
+        // machine is busy.
         let mut line =
             "console=ttyS0 quiet panic=-1 no_timer_check random.trust_cpu=on net.ifnames=0"
                 .to_owned();
@@ -220,9 +226,7 @@ impl<'lab> Vm<'lab> {
                 line.push_str(&format!(" lab.name={name} lab.address={address}"));
             }
             Start::ToSave { monitor, .. } => {
-                let monitor = monitor
-                    .to_str()
-                    .context("a path that QEMU cannot be told")?;
+                let monitor = monitor.to_str().context("a path that is not UTF-8")?;
                 add(&["-qmp", &format!("unix:{monitor},server=on,wait=off")]);
             }
         }
@@ -231,7 +235,7 @@ impl<'lab> Vm<'lab> {
         }
         if options.keeps {
             let blank = disks::blank()?;
-            // QEMU writes to a file without a name, which ends with it.
+            // QEMU writes to an unlinked file, which ends with QEMU.
             let drive = format!(
                 "if=none,id=kept,file={},format=raw,snapshot=on",
                 blank.display()
@@ -277,11 +281,11 @@ impl<'lab> Vm<'lab> {
             move || {
                 while let Ok(Some((report, parts))) = guest::receive::<Report>(&mut output) {
                     if let Some(waiting) = lock(&reports).remove(&report.number) {
-                        // Whoever waited may have given up.
+                        // The receiver may have timed out.
                         let _ = waiting.send((report, parts));
                     }
                 }
-                // The machine has ended: nobody is to wait any longer.
+                // The machine has ended, so pending commands fail.
                 lock(&reports).clear();
             }
         });
@@ -297,17 +301,17 @@ impl<'lab> Vm<'lab> {
         })
     }
 
-    /// The machine's name.
+    /// Returns the machine's name.
     pub fn name(&self) -> String {
         net::name(self.number)
     }
 
-    /// Its address on the lab's network.
+    /// Returns the address on the lab's network.
     pub fn address(&self) -> Ipv4Addr {
         net::address(self.number)
     }
 
-    /// The number it has in the lab.
+    /// Returns the machine's number in the lab.
     pub(crate) fn number(&self) -> u8 {
         self.number
     }
@@ -315,12 +319,15 @@ impl<'lab> Vm<'lab> {
     /// Runs the first command in a machine, which may still be booting.
     pub(crate) fn is_up(&self, first: VmRun<'_, '_>) -> Result<()> {
         let up = first.limit(BOOT_LIMIT).run();
-        up.and_then(Output::ok)
-            .map(drop)
-            .with_context(|| format!("it does not come up, its console says:\n{}", self.console()))
+        up.and_then(Output::ok).map(drop).with_context(|| {
+            format!(
+                "the machine does not come up; its console:\n{}",
+                self.console()
+            )
+        })
     }
 
-    /// Waits until QEMU and all that it started have ended.
+    /// Waits until QEMU and all its children have ended.
     pub(crate) fn wait(&mut self, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         while self.qemu.try_wait()?.is_none() || !self.cgroup.processes().is_empty() {
@@ -330,17 +337,17 @@ impl<'lab> Vm<'lab> {
         Ok(())
     }
 
-    /// The lab it is in.
+    /// Returns the machine's lab.
     pub fn lab(&self) -> &'lab Lab {
         self.lab
     }
 
-    /// What it has written to its console.
+    /// Returns the console's output so far.
     pub fn console(&self) -> String {
         String::from_utf8_lossy(&lock(&self.console)).into_owned()
     }
 
-    /// A command to be run in the machine.
+    /// Makes a command in the machine.
     pub fn command<S: AsRef<str>>(&self, argv: &[S]) -> VmRun<'_, 'lab> {
         let environment = [("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")];
         VmRun {
@@ -357,24 +364,24 @@ impl<'lab> Vm<'lab> {
         }
     }
 
-    /// Runs a command in the machine, for a minute at most.
+    /// Runs a command in the machine, with a limit of a minute.
     pub fn run<S: AsRef<str>>(&self, argv: &[S]) -> Result<Output> {
         self.command(argv).run()
     }
 
-    /// Runs a shell script in the machine, for a minute at most.
+    /// Runs a shell script in the machine, with a limit of a minute.
     pub fn sh(&self, script: &str) -> Result<Output> {
         self.run(&["sh", "-c", script])
     }
 
-    /// Reboots a machine that keeps what is written, and waits until it is up again.
+    /// Reboots a machine that keeps its files, and waits until it is up.
     pub fn reboot(&self) -> Result<()> {
         let boot = |wait: Duration| {
             let order = self.command(&["cat", "/proc/sys/kernel/random/boot_id"]);
             order.answer_within(wait).map(|output| output.text())
         };
         let before = boot(LIMIT)?;
-        // It may be gone before it can say that it goes.
+        // The machine may be down before it can report.
         let reboot = self
             .command(&["reboot"])
             .answer_within(Duration::from_secs(5));
@@ -383,18 +390,18 @@ impl<'lab> Vm<'lab> {
             Ok(())
         })?;
         let until = Instant::now() + BOOT_LIMIT;
-        // What it was told while it went down is lost.
+        // A command sent while the machine goes down is lost.
         while boot(Duration::from_secs(5)).map_or(true, |now| now == before) {
             ensure!(
                 Instant::now() < until,
-                "it does not come up again, its console says:\n{}",
+                "the machine does not come up again; its console:\n{}",
                 tail(&self.console())
             );
         }
         Ok(())
     }
 
-    /// The mount table of the machine.
+    /// Returns the mount table of the machine.
     pub fn mountinfo(&self) -> Result<Vec<Mount>> {
         mountinfo::parse(&self.run(&["cat", "/proc/1/mountinfo"])?.ok()?.stdout)
     }
@@ -405,7 +412,7 @@ impl<'lab> Vm<'lab> {
         Ok(self.run(&["cat", "--", &path])?.ok()?.stdout)
     }
 
-    /// Writes a file of the machine; missing directories are made.
+    /// Writes a file of the machine, and makes missing directories.
     pub fn write(&self, path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
         let script = r#"mkdir -p -- "$(dirname -- "$1")" && cat > "$1""#;
         let path = path.as_ref().to_string_lossy();
@@ -414,13 +421,13 @@ impl<'lab> Vm<'lab> {
         Ok(())
     }
 
-    /// Says what it took to start what runs on it; all of it is QEMU to the machine.
+    /// Prints the cost of a start on the machine. The machine's processes are those of QEMU.
     pub(crate) fn say_cost(&self, what: &str, started: Instant) {
         self.cgroup.say_cost(what, started);
     }
 }
 
-/// A command that is about to be run in a virtual machine.
+/// A command to run in a virtual machine.
 #[derive(Debug)]
 pub struct VmRun<'vm, 'lab> {
     vm: &'vm Vm<'lab>,
@@ -429,27 +436,27 @@ pub struct VmRun<'vm, 'lab> {
 }
 
 impl VmRun<'_, '_> {
-    /// Sets a variable of its environment, which otherwise has PATH, HOME and LANG.
+    /// Sets an environment variable. PATH, HOME and LANG are set already.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.order.environment.push((name.into(), value.into()));
         self
     }
 
-    /// Gives it these bytes as standard input.
+    /// Sets these bytes as standard input.
     pub fn input(mut self, bytes: &[u8]) -> Self {
         self.input = bytes.to_vec();
         self
     }
 
-    /// Sets the time limit, which otherwise is a minute.
+    /// Sets the time limit, by default a minute.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.order.limit = limit;
         self
     }
 
-    /// Runs it to its end.
+    /// Runs the command and waits for its end.
     pub fn run(self) -> Result<Output> {
-        // The machine keeps the limit; this one is for a machine that does not answer.
+        // `lab guest` enforces the limit. The longer wait is for a machine that does not answer.
         let wait = self.order.limit + Duration::from_secs(30);
         self.answer_within(wait)
     }

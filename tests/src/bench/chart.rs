@@ -1,4 +1,5 @@
-//! A curve as a chart (SVG): linear axes from 0, a line for each way, its quartiles as a band.
+//! A curve as a chart (SVG): linear axes from 0, a line for each series, with its quartiles as a
+//! band.
 
 use super::figures::{Curve, Series};
 use super::table::digits;
@@ -9,10 +10,10 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 28.0;
 const TOP: f64 = 82.0;
 const BOTTOM: f64 = 46.0;
-/// Told apart by people who do not see red and green apart, too.
+/// Colours that differ for people who confuse red and green.
 const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
 
-/// Draws it.
+/// Draws a chart.
 pub fn svg(curve: &Curve) -> String {
     let largest = |pick: fn(&[f64; 4]) -> f64| {
         let points = curve.series.iter().flat_map(|series| &series.points);
@@ -104,7 +105,7 @@ fn text(out: &mut String, x: f64, y: f64, anchor: &str, text: &str) {
     ));
 }
 
-/// Numbers from 0 to something round, and where they are.
+/// An axis from 0 to a round number, with its labels.
 struct Axis {
     step: f64,
     end: f64,
@@ -155,7 +156,8 @@ mod tests {
             series: vec![series],
         };
         let drawn = svg(&curve);
-        // From the lower left corner to the upper right one: both ends are round.
+        // The line goes from the lower left corner to the upper right one, because both ends are
+        // round.
         assert!(
             drawn.contains("polyline points=\"64.0,314.0 692.0,82.0\""),
             "{drawn}"

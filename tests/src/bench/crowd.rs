@@ -1,4 +1,4 @@
-//! Rows 7 and 11: many mounts at once, and many mounts of our own.
+//! Rows 7 and 11: many mounts at once, and many mounts by spc.
 
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
@@ -8,10 +8,10 @@ use super::stage::{Stage, WAY};
 use super::work::{Argv, Side, argv};
 use super::{Report, Scale};
 
-/// Where they are.
+/// Directory of the mounts.
 const MANY: &str = "/mnt/crowd";
 
-/// How long mounts of our own may take to be made, all together.
+/// Time limit for all mounts by spc together.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 fn commands(command: &str, from: usize, to: usize) -> Vec<Argv> {
@@ -29,13 +29,13 @@ fn directories(stage: &Stage<'_>, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Row 7: a thousand at once.
+/// Row 7: a thousand mounts at once.
 pub fn at_once(stage: &Stage<'_>, scale: Scale, report: &mut Report) -> Result<()> {
     let host = &stage.host;
     let count = scale.count(1000);
     directories(stage, count)?;
     let spc = commands("/usr/sbin/spc mount -t tmpfs crowd", 0, count);
-    // From the container, as one would without us; the mount(8) is the host's in both.
+    // nsenter enters the host from the container. mount(8) is the host's on both sides.
     let enter = "/usr/bin/nsenter --mount=/proc/1/ns/mnt /usr/bin/mount -t tmpfs crowd";
     let nsenter = commands(enter, 0, count);
     let (mut ours, mut theirs, mut off) = (Vec::new(), Vec::new(), Vec::new());
@@ -88,7 +88,7 @@ pub fn at_once(stage: &Stage<'_>, scale: Scale, report: &mut Report) -> Result<(
     Ok(())
 }
 
-/// What there is when there are so many mounts of our own.
+/// Memory, time and table entries with a given number of mounts.
 struct Sample {
     mounts: usize,
     pair: Number,
@@ -118,7 +118,7 @@ impl Sample {
     }
 }
 
-/// Row 6 for mounts of our own, and row 11.
+/// Row 6 for mounts by spc, and row 11.
 pub fn of_our_own(
     stage: &Stage<'_>,
     scale: Scale,

@@ -1,4 +1,4 @@
-//! What was measured, as it stands in `figures.json`.
+//! Measured figures, as `figures.json` holds them.
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -6,67 +6,67 @@ use std::fs;
 
 use crate::machine;
 
-/// One run of the benchmarks.
+/// Figures of a single run of the benchmarks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Figures {
-    /// Where.
+    /// Machine and software.
     pub machine: Machine,
-    /// Whether it was a quick run: fewer runs, smaller crowds.
+    /// Whether the run was a quick one, with fewer runs and smaller crowds.
     pub quick: bool,
-    /// What was measured, in the order of the rows.
+    /// Measured lines, in the order of the rows.
     pub lines: Vec<Line>,
-    /// How things grow.
+    /// Curves of growth.
     pub curves: Vec<Curve>,
-    /// What could not be measured.
+    /// Rows that could not be measured.
     pub failed: Vec<Failure>,
 }
 
-/// The machine, and the software that was measured.
+/// The machine, and the measured software.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine {
-    /// The processor's name.
+    /// Name of the processor.
     pub processor: String,
-    /// How many of them.
+    /// Number of processors.
     pub cores: usize,
     /// Memory in MiB.
     pub memory: u64,
-    /// The kernel's release.
+    /// Release of the kernel.
     pub kernel: String,
-    /// The distribution.
+    /// Distribution.
     pub system: String,
-    /// The day.
+    /// Date.
     pub day: String,
-    /// The commit, with `-dirty` behind it when files were changed.
+    /// Commit, with `-dirty` behind it when files were changed.
     pub commit: String,
-    /// What the environment told cargo to build otherwise than it is shipped.
+    /// Settings from the environment that make the build differ from the shipped one.
     pub profile: Vec<String>,
 }
 
-/// One thing that was measured, and what it is held against.
+/// A measured quantity, and the quantities it is compared with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// The row of the table of aims.
+    /// Row of the table of aims.
     pub row: u8,
-    /// What it is.
+    /// Name of the quantity.
     pub what: String,
-    /// What was measured.
+    /// Value of spc.
     pub ours: Value,
-    /// The same by other means.
+    /// Values of other programs for the same work.
     pub peers: Vec<Peer>,
-    /// What it should be.
+    /// Aim for the value.
     pub aim: Option<Aim>,
 }
 
-/// Another way to the same end.
+/// Another program for the same work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Peer {
-    /// Its name.
+    /// Name of the peer.
     pub name: String,
-    /// What was measured.
+    /// Measured value.
     pub value: Value,
 }
 
-/// A number with its spread, or something that is no number.
+/// A number with its spread, or a word.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
@@ -79,34 +79,34 @@ pub enum Value {
 /// Median and quartiles.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Number {
-    /// `ms`, `MiB`, …
+    /// Unit: `ms`, `MiB`, …
     pub unit: String,
-    /// Half are not above it.
+    /// Median.
     pub median: f64,
-    /// A quarter is not above it.
+    /// Lower quartile.
     pub low: f64,
-    /// Three quarters are not above it.
+    /// Upper quartile.
     pub high: f64,
-    /// How many there were.
+    /// Number of measurements.
     pub runs: usize,
 }
 
-/// What a line should be.
+/// Aim for a line.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Aim {
-    /// The number divided by that of a peer is at most this.
+    /// The ratio to a peer is at most this.
     Within {
-        /// Which peer.
+        /// Index of the peer.
         peer: usize,
-        /// How much of it.
+        /// Limit of the ratio.
         times: f64,
     },
-    /// The number divided by that of a peer is at least this.
+    /// The ratio to a peer is at least this.
     Reaches {
-        /// Which peer.
+        /// Index of the peer.
         peer: usize,
-        /// How much of it.
+        /// Limit of the ratio.
         times: f64,
     },
     /// The number is at most this.
@@ -115,41 +115,41 @@ pub enum Aim {
     Exactly(f64),
 }
 
-/// How something grows with something else.
+/// Growth of a quantity with another.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Curve {
-    /// The name of its chart's file, without `.svg`.
+    /// Name of the chart's file, without `.svg`.
     pub name: String,
-    /// What it shows.
+    /// Title.
     pub title: String,
-    /// What grows, and its unit.
+    /// Quantity and unit of the horizontal axis.
     pub across: String,
-    /// What is measured, and its unit.
+    /// Quantity and unit of the vertical axis.
     pub up: String,
-    /// A line for each way.
+    /// Series, a line each.
     pub series: Vec<Series>,
 }
 
-/// One line of a chart.
+/// A line of a chart.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Series {
-    /// Its name.
+    /// Name in the legend.
     pub name: String,
-    /// Where it goes: across, median, quartiles.
+    /// Points: across, median, quartiles.
     pub points: Vec<[f64; 4]>,
 }
 
-/// A row that could not be measured, or not all of it.
+/// A row that could not be measured completely.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Failure {
-    /// The row.
+    /// Number of the row.
     pub row: u8,
-    /// Why.
+    /// Reason.
     pub reason: String,
 }
 
 impl Number {
-    /// Median and quartiles of these.
+    /// Returns median and quartiles.
     pub fn of(unit: &str, mut all: Vec<f64>) -> Result<Self> {
         ensure!(!all.is_empty(), "nothing was measured");
         all.sort_unstable_by(f64::total_cmp);
@@ -163,12 +163,12 @@ impl Number {
         })
     }
 
-    /// Seconds as milliseconds.
+    /// Converts seconds to milliseconds.
     pub fn milliseconds(seconds: &[f64]) -> Result<Self> {
         Self::of("ms", seconds.iter().map(|time| time * 1e3).collect())
     }
 
-    /// A number that does not vary.
+    /// Makes a number without spread.
     pub fn one(unit: &str, number: f64) -> Self {
         Self {
             unit: unit.into(),
@@ -179,19 +179,19 @@ impl Number {
         }
     }
 
-    /// A point of a curve.
+    /// Returns a point of a curve.
     pub fn at(&self, across: f64) -> [f64; 4] {
         [across, self.median, self.low, self.high]
     }
 }
 
-/// As many digits as are worth being kept.
+/// Rounds to the digits that are worth keeping.
 fn rounded(number: f64) -> f64 {
     (number * 1e4).round() / 1e4
 }
 
 impl Value {
-    /// The median, if it is a number.
+    /// Returns the median of a number.
     pub fn median(&self) -> Option<f64> {
         match self {
             Self::Number(number) => Some(number.median),
@@ -207,7 +207,7 @@ impl From<Number> for Value {
 }
 
 impl Line {
-    /// Something without peers or aim.
+    /// Makes a line without peers or aim.
     pub fn new(row: u8, what: impl Into<String>, ours: impl Into<Value>) -> Self {
         Self {
             row,
@@ -218,20 +218,20 @@ impl Line {
         }
     }
 
-    /// Something that it is held against.
+    /// Adds a peer.
     pub fn peer(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         let (name, value) = (name.into(), value.into());
         self.peers.push(Peer { name, value });
         self
     }
 
-    /// What it should be.
+    /// Sets the aim.
     pub fn aim(mut self, aim: Aim) -> Self {
         self.aim = Some(aim);
         self
     }
 
-    /// The peer that the aim is about, or the first.
+    /// Returns the index of the peer in the aim, by default the first.
     pub fn rival(&self) -> usize {
         match self.aim {
             Some(Aim::Within { peer, .. } | Aim::Reaches { peer, .. }) => peer,
@@ -239,25 +239,25 @@ impl Line {
         }
     }
 
-    /// The number divided by that of the peer that it is held against.
+    /// Returns the ratio to that peer.
     pub fn ratio(&self) -> Option<f64> {
         let peer = self.peers.get(self.rival())?;
         let (ours, theirs) = (self.ours.median()?, peer.value.median()?);
         (theirs > 0.0).then_some(ours / theirs)
     }
 
-    /// Whether it is what it should be; none where nobody said what, or where it cannot be told.
+    /// Returns whether the aim is met, or `None` without an aim or a ratio.
     pub fn met(&self) -> Option<bool> {
         if matches!(self.ours, Value::Text(_)) {
             return self.aim.map(|_| false);
         }
-        // As it is printed, with two digits.
+        // Two digits, as printed.
         let ratio = self.ratio().map(|ratio| (ratio * 100.0).round() / 100.0);
         match self.aim? {
             Aim::Within { times, .. } => ratio.map(|ratio| ratio <= times),
             Aim::Reaches { times, .. } => ratio.map(|ratio| ratio >= times),
             Aim::AtMost(limit) => self.ours.median().map(|ours| ours <= limit),
-            // In every run.
+            // All quartiles are exact, not the median alone.
             Aim::Exactly(number) => match &self.ours {
                 Value::Number(ours) => Some(ours.low == number && ours.high == number),
                 Value::Text(_) => None,
@@ -267,7 +267,7 @@ impl Line {
 }
 
 impl Machine {
-    /// This one.
+    /// Describes this machine.
     pub fn this() -> Result<Self> {
         let value = |text: &str, key: &str, separator: char| {
             let line = text.lines().find(|line| line.starts_with(key))?;

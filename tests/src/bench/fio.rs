@@ -1,4 +1,4 @@
-//! Row 10: what is done on a mount, once it is there.
+//! Row 10: file access on a mount.
 
 use anyhow::{Context, Result};
 use serde_json::Value as Json;
@@ -11,10 +11,10 @@ use super::{Report, Scale};
 use crate::programs::{Libc, program};
 use crate::{Host, machine};
 
-/// Where the programs are on a host.
+/// Directory of the programs on a host.
 const PLACE: &str = "/srv/fio";
 
-/// Brings fio of the machine with its libraries, and the metadata loop.
+/// Copies fio of the machine, its libraries and the metadata loop to a host.
 pub fn bring(host: &Host<'_>) -> Result<()> {
     let fio = "/usr/bin/fio";
     let listed = machine::output("ldd", &[fio])?;
@@ -28,7 +28,7 @@ pub fn bring(host: &Host<'_>) -> Result<()> {
     host.copy_in(metadata, format!("{PLACE}/metadata"))
 }
 
-/// What fio does, and which of its numbers counts.
+/// Jobs of fio, and the number of each that counts.
 const JOBS: [(&str, &str, &str, &str, f64); 2] = [
     (
         "fio: 256 MiB written in order, flushed",
@@ -46,14 +46,15 @@ const JOBS: [(&str, &str, &str, &str, f64); 2] = [
     ),
 ];
 
-/// How many files the metadata loop makes, looks at, renames and removes.
+/// Number of files that the metadata loop makes, looks at, renames and removes.
 const FILES: usize = 200;
 
-/// How often each is done on each host, with a new mount each time: one daemon is a little faster than the next for as long
-/// as it runs.
+/// Number of measurements per host, each on a new mount. Some daemons are a little faster than
+/// others for as long as they run.
 const ROUNDS: usize = 9;
 
-/// The same on mounts of ours and on those of two hosts with the native client, whose difference is what chance does.
+/// Runs fio on a mount by spc and on mounts of two hosts with the native client. The difference of
+/// those two shows the noise.
 pub fn rows(hosts: [&Host<'_>; 3], source: &str, scale: Scale, report: &mut Report) -> Result<()> {
     let on_mount = |host: &Host<'_>, command: &str| {
         let mount = format!("mount -t glusterfs {source} {WAY} || exit");
@@ -91,7 +92,7 @@ fn line(
 ) -> Result<()> {
     let mut numbers = [const { Vec::new() }; 3];
     for round in 0..scale.rounds(ROUNDS) {
-        // Each begins as often as the others.
+        // Each host is the first one equally often.
         for side in (0..3).map(|side| (side + round) % 3) {
             numbers[side].push(run(hosts[side], ["ours", "theirs", "another"][side])?);
         }
@@ -103,7 +104,7 @@ fn line(
             "another mount by the native client",
             Number::of(unit, another)?,
         );
-    // 1.00, and what two runs of the same thing differ by on such a machine.
+    // 1.00, less the difference of two equal hosts on this machine.
     report.line(line.aim(Aim::Reaches {
         peer: 0,
         times: 0.95,

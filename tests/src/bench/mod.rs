@@ -1,4 +1,5 @@
-//! `lab bench`: every row of the table of aims, measured in disposable hosts, as a table, a JSON file and charts.
+//! `lab bench`: measures every row of the table of aims in disposable hosts, and writes a table, a
+//! JSON file and charts.
 
 mod chart;
 mod crowd;
@@ -23,47 +24,47 @@ use crate::{Lab, packages};
 pub use self::figures::Figures;
 pub use self::work::work;
 
-/// Between these lines the page is made anew.
+/// Lines of the page between which the table is replaced.
 const MARKS: [&str; 2] = [
     "<!-- made by scripts/bench, from figures.json -->\n",
     "<!-- end of what scripts/bench made -->\n",
 ];
 
-/// What is to be measured.
+/// Options of `lab bench`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The rows to measure, all if none is named
+    /// Rows to measure, by default all
     #[arg(value_parser = clap::value_parser!(u8).range(1..=11))]
     rows: Vec<u8>,
-    /// Few runs and small crowds: to see that it works
+    /// Make few runs and small crowds, to try it out
     #[arg(long)]
     quick: bool,
     /// Write figures.json, table.md and the charts to this directory, instead of docs/performance
     #[arg(long)]
     output: Option<PathBuf>,
-    /// Write the table and charts of docs/performance anew from its figures.json, and measure nothing
+    /// Write table and charts of docs/performance again from its figures.json, and measure nothing
     #[arg(long, conflicts_with_all = ["rows", "quick", "output"])]
     render: bool,
 }
 
-/// How much of everything.
+/// Number of runs and size of crowds.
 #[derive(Debug, Clone, Copy)]
 pub struct Scale {
     quick: bool,
 }
 
 impl Scale {
-    /// How often, for what takes milliseconds.
+    /// Returns the number of runs for work of milliseconds.
     fn runs(self, runs: usize) -> usize {
         if self.quick { runs.min(10) } else { runs }
     }
 
-    /// How often, for what takes seconds.
+    /// Returns the number of runs for work of seconds.
     fn rounds(self, rounds: usize) -> usize {
         if self.quick { 1 } else { rounds }
     }
 
-    /// How many.
+    /// Returns the size of a crowd.
     fn count(self, count: usize) -> usize {
         if self.quick { count / 20 } else { count }
     }
@@ -73,7 +74,7 @@ impl Scale {
     }
 }
 
-/// What was measured so far.
+/// Figures measured so far.
 #[derive(Debug)]
 pub struct Report {
     cores: usize,
@@ -93,7 +94,7 @@ impl Report {
         self.failed.push(Failure { row, reason });
     }
 
-    /// Goes on with the next rows when these cannot be measured.
+    /// Measures rows. On failure, records the reason and continues with the next rows.
     fn part(&mut self, rows: &[u8], measure: impl FnOnce(&mut Self) -> Result<()>) {
         let Some(first) = rows.first() else { return };
         let begun = Instant::now();
@@ -159,13 +160,13 @@ pub fn measure(lab: &Lab, rows: &[u8], quick: bool) -> Result<Figures> {
 }
 
 impl Figures {
-    /// Reads `figures.json` or one like it.
+    /// Reads a file like `figures.json`.
     pub fn read(file: &Path) -> Result<Self> {
         let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         serde_json::from_slice(&bytes).with_context(|| format!("bad figures: {}", file.display()))
     }
 
-    /// Writes `figures.json` to a directory, the page with the table, and the charts.
+    /// Writes `figures.json`, the page with the table, and the charts to a directory.
     pub fn write(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory)?;
         let json = serde_json::to_string_pretty(self)? + "\n";
@@ -177,7 +178,7 @@ impl Figures {
         render(directory)
     }
 
-    /// The files of a directory that show them, by name. `page` is the page that has the table in it.
+    /// Returns name and content of the page and the charts. `page` is the current text of the page.
     fn files(&self, page: &str, before: Option<&Self>) -> Result<Vec<(String, String)>> {
         let [begin, end] = MARKS;
         let (head, rest) = page.split_once(begin).context("the page has no table")?;
@@ -194,13 +195,13 @@ impl Figures {
     }
 }
 
-/// The directory of the page in the checkout.
+/// Returns the directory of the page in the checkout.
 fn documents() -> Result<PathBuf> {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     Ok(checkout.context("no checkout")?.join("docs/performance"))
 }
 
-/// Writes page and charts of a directory anew, from what is in it.
+/// Writes page and charts of a directory again, from its figures.
 fn render(directory: &Path) -> Result<()> {
     for (name, text) in rendered(directory)? {
         fs::write(directory.join(name), text)?;

@@ -1,4 +1,4 @@
-//! Rows 5 and 6: a mount and its unmount by programs, on a host with few mounts and with many.
+//! Rows 5 and 6: a mount and its unmount by programs, on a host with few and with many mounts.
 
 use anyhow::Result;
 
@@ -7,10 +7,10 @@ use super::stage::{Stage, WAY};
 use super::work::Side;
 use super::{Report, Scale};
 
-/// Where other mounts are.
+/// Directory of the other mounts.
 const MANY: &str = "/mnt/many";
 
-/// A mount and its unmount, three ways, as a host's programs do it.
+/// Returns three programs for a mount and its unmount on a host.
 fn on_the_host(stage: &Stage<'_>) -> [Side; 3] {
     let (mount, umount) = (
         format!("/usr/bin/mount -t tmpfs way {WAY}"),
@@ -53,7 +53,7 @@ pub fn pair(stage: &Stage<'_>, scale: Scale, report: &mut Report) -> Result<()> 
             .peer(place_name, place.clone());
         report.line(line.aim(aim));
     }
-    // In the container, where one would go to the host's namespace otherwise.
+    // In the container, nsenter is the alternative.
     let enter = "/usr/bin/nsenter --mount=/proc/1/ns/mnt";
     let sides = [
         Side::timed(&[
@@ -73,7 +73,7 @@ pub fn pair(stage: &Stage<'_>, scale: Scale, report: &mut Report) -> Result<()> 
     Ok(())
 }
 
-/// Row 6: the same with many mounts on the host that are none of ours.
+/// Row 6: row 5 with many mounts on the host that spc did not make.
 pub fn among_many(stage: &Stage<'_>, scale: Scale, report: &mut Report) -> Result<()> {
     let host = &stage.host;
     let sizes = scale.of(&[0, 1000, 3000, 10_000], &[0, 300]);
@@ -119,7 +119,7 @@ pub fn among_many(stage: &Stage<'_>, scale: Scale, report: &mut Report) -> Resul
     Ok(())
 }
 
-/// Milliseconds of each way.
+/// Returns milliseconds of each side.
 fn numbers<const N: usize>(times: &[Vec<f64>]) -> Result<[Number; N]> {
     let numbers = times
         .iter()

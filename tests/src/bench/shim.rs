@@ -1,4 +1,5 @@
-//! Rows 1 to 4: what the shim costs those who do not mount, what it is, and what a crossing costs.
+//! Rows 1 to 4: cost of the shim for programs that do not mount, its size, and the cost of a
+//! redirected call.
 
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -10,10 +11,10 @@ use super::{Report, Scale};
 use crate::programs::{Libc, library, program};
 use crate::{Host, HostOptions, Lab, Root, machine};
 
-/// What the shim could have been: `tests/fault`, which has three hooks.
+/// The alternative to the shim: `tests/fault`, which has three hooks.
 const REDHOOK: &str = "a library on redhook and std";
 
-/// Row 1: a program that does nothing, with something or nothing preloaded.
+/// Row 1: a program that does nothing, with and without a preloaded library.
 pub fn exec(lab: &Lab, scale: Scale, report: &mut Report) -> Result<()> {
     let host = lab.host(HostOptions {
         root: Root::Server,
@@ -58,7 +59,7 @@ pub fn exec(lab: &Lab, scale: Scale, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A library with one variable in it.
+/// Makes a library with one variable.
 fn empty() -> Result<PathBuf> {
     program("empty", Libc::Gnu, &["-shared", "-fPIC", "-s"])
 }
@@ -110,13 +111,14 @@ fn needed(library: &Path) -> Result<Vec<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// How much memory a caller has, in MiB, and how many threads.
+/// Memory of a caller in MiB, and number of its threads.
 type Caller = (u32, u32);
 
-/// What a mount took in place, by a bare child, and by the shim, in µs.
+/// Time of a mount in place, by a bare child, and by the shim, in µs.
 type Ways<T> = [T; 3];
 
-/// How often each caller is started: one has a better place in memory and on the processors than the next.
+/// Number of starts of each caller. Placement in memory and on processors differs from start to
+/// start.
 const PASSES: usize = 8;
 
 /// Rows 3 and 4: one mount(2), in callers of different sizes.
@@ -180,7 +182,7 @@ pub fn crossing(stage: &Stage<'_>, scale: Scale, wanted: &[u8], report: &mut Rep
     Ok(())
 }
 
-/// Lets each caller mount, in turn.
+/// Runs each caller in turn.
 fn each(
     host: &Host<'_>,
     scale: Scale,

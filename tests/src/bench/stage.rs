@@ -1,12 +1,12 @@
-//! The host that is measured: the container runs as its documents say, its programs are installed, and util-linux's
-//! mount(8) is where it belongs.
+//! The measured host. The container runs as its documents say, its programs are installed, and
+//! util-linux's mount(8) replaces busybox's.
 
 use anyhow::{Context, Result};
 use std::fs;
 
 use crate::{AnyHost, Base, Engine, Host, HostOptions, Lab, image};
 
-/// What is mounted on.
+/// Mount point of the measured mounts.
 pub const WAY: &str = "/mnt/way";
 
 /// The recommended run line.
@@ -18,7 +18,7 @@ pub struct Stage<'lab> {
     pub host: Host<'lab>,
     /// The container's first process, as the host numbers it.
     pub pid: String,
-    /// The same, as the machine numbers it.
+    /// The container's first process, as the machine numbers it.
     pub first: i32,
 }
 
@@ -29,12 +29,12 @@ impl<'lab> Stage<'lab> {
         let links =
             "ln -sf ../libexec/util-linux/mount ../libexec/util-linux/umount /usr/bin/ && mkdir";
         host.sh(&format!("{links} {WAY} && {RUN}"))?.ok()?;
-        // What nsenter's mount carries to the host, in the container.
+        // The shim redirects mounts on this target that nsenter starts in the container.
         let target = format!("mkdir {WAY} && echo target {WAY} >>/etc/spc/shim.conf");
         host.run(&["docker", "exec", "spc", "sh", "-c", &target])?
             .ok()?;
         host.sh("docker exec spc spc install")?.ok()?;
-        // What is made once, by the first mount, is not what a mount costs.
+        // The first mount makes what later mounts reuse, so it is not measured.
         let first = format!("spc mount -t tmpfs first {WAY} && spc umount {WAY}");
         host.sh(&first)?.ok()?;
         let inspect = ["docker", "inspect", "--format", "{{.State.Pid}}", "spc"];
@@ -43,24 +43,24 @@ impl<'lab> Stage<'lab> {
         Ok(Self { host, pid, first })
     }
 
-    /// `nsenter` into the container, before a command.
+    /// Returns the `nsenter` command into the container.
     pub fn enter(&self) -> String {
         format!("/usr/bin/nsenter --mount=/proc/{}/ns/mnt", self.pid)
     }
 
-    /// How many entries all mount tables of the host have together, containers included.
+    /// Returns the number of entries of all mount tables of the host, containers included.
     pub fn entries(&self) -> Result<usize> {
         Ok(self.host.tables()?.values().sum())
     }
 
-    /// KiB of memory that a process of the host has for itself, with its share of what it has together with others.
+    /// Returns the proportional memory (Pss) of a process of the host, in KiB.
     pub fn memory(process: i32) -> Option<f64> {
         let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).ok()?;
         let line = text.lines().find(|line| line.starts_with("Pss:"))?;
         line.split_whitespace().nth(1)?.parse().ok()
     }
 
-    /// The same of all processes of the host whose name passes, and how many they are.
+    /// Returns the memory of all processes of the host whose name passes, in KiB, and their number.
     pub fn memory_of(&self, passes: impl Fn(&str) -> bool) -> (f64, usize) {
         let named = |process: &i32| {
             let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
@@ -72,7 +72,7 @@ impl<'lab> Stage<'lab> {
     }
 }
 
-/// A process of a host, as the machine numbers it.
+/// Returns the number of a host's process on the machine.
 fn outside(host: &Host<'_>, pid: &str) -> Result<i32> {
     let ids = |process: i32| -> Option<Vec<String>> {
         let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use super::figures::{Aim, Curve, Figures, Line, Number, Value};
 
 impl Figures {
-    /// The machine, the table, what is missing, and the charts. `before` has what the same lines were once.
+    /// Returns the machine, the table, failures and charts. `before` has earlier values of the same
+    /// lines.
     pub fn markdown(&self, before: Option<&Self>) -> String {
         let mut text = self.described();
         let head = ["#", "what", "ours", "against", "ratio", "aim", "met"];
@@ -93,7 +94,7 @@ fn aim(line: &Line) -> String {
     }
 }
 
-/// What a line was once: the ratio where there is one, and the number.
+/// Formats the earlier value of a line: its ratio if there is one, and the number.
 fn earlier(before: &Figures, line: &Line) -> String {
     let same = |other: &&Line| (other.row, &other.what) == (line.row, &line.what);
     let Some(line) = before.lines.iter().find(same) else {
@@ -127,7 +128,7 @@ fn median(number: &Number) -> String {
     text.trim_end().to_owned()
 }
 
-/// Three digits, more only where they are in front of the point.
+/// Formats a number with three digits, or all digits before the point.
 pub(super) fn digits(number: f64) -> String {
     let places = match number.abs() {
         size if size.fract() == 0.0 => 0,

@@ -1,4 +1,5 @@
-//! Rows 8 to 10, and GlusterFS's part of 7 and 11: real volumes, beside the native client on a host that has it.
+//! Rows 8 to 10, and GlusterFS's part of 7 and 11: real volumes, compared with the native client on
+//! a host.
 
 use anyhow::{Result, ensure};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -9,28 +10,28 @@ use super::work::{Side, argv};
 use super::{Report, Scale, fio};
 use crate::{Cluster, Conduct, Host, HostOptions, Lab, Root};
 
-/// What is read.
+/// File that is read.
 const FILE: &str = "first";
 
-/// Where glusterd listens.
+/// Port of glusterd.
 const PORT: u16 = 24007;
 
-/// How long one mount may look for a server that answers.
+/// Time limit in seconds for a mount's search for a live server.
 const PATIENCE: u64 = 60;
 
-/// How many seconds a client may take for all mounts of one kind.
+/// Time limit in seconds for all mounts of a kind by one client.
 const ENOUGH: f64 = 30.0;
 
-/// The servers, a host with the container, and one with the native client.
+/// Servers, a host with the container, and hosts with the native client.
 struct Scene<'a, 'lab> {
     cluster: &'a Cluster<'lab>,
     stage: Stage<'lab>,
     native: Host<'lab>,
-    /// One more of these, for what is also compared with itself.
+    /// A second host with the native client, for figures that are also compared with themselves.
     another: Host<'lab>,
 }
 
-/// Everything that needs servers.
+/// Measures all rows that need servers.
 pub fn rows(lab: &Lab, scale: Scale, wanted: &[u8], report: &mut Report) -> Result<()> {
     let cluster = lab.gluster()?;
     cluster.create_volume("vol")?;
@@ -48,7 +49,7 @@ pub fn rows(lab: &Lab, scale: Scale, wanted: &[u8], report: &mut Report) -> Resu
         native: native()?,
         another: native()?,
     };
-    // The first mount of a type has more to do: the programs come to the host.
+    // The first mount of a type also copies the client programs to the host.
     scene.mounted(|| Ok(()))?;
     let one = |row: u8| -> Vec<u8> { wanted.iter().copied().filter(|one| *one == row).collect() };
     report.part(&one(8), |report| scene.first_byte(scale, report));
@@ -72,12 +73,12 @@ impl Scene<'_, '_> {
         format!("{}:/vol", self.cluster.nodes()[0].host().address())
     }
 
-    /// All that mount.
+    /// Returns all clients.
     fn hosts(&self) -> [&Host<'_>; 3] {
         [&self.stage.host, &self.native, &self.another]
     }
 
-    /// Mounts the volume on all hosts for as long as something takes.
+    /// Mounts the volume on all hosts, runs `with`, and unmounts.
     fn mounted(&self, with: impl FnOnce() -> Result<()>) -> Result<()> {
         let source = self.source();
         let mount = format!("mount -t glusterfs {source} {WAY} && echo text >{WAY}/{FILE}");
@@ -91,7 +92,7 @@ impl Scene<'_, '_> {
         done
     }
 
-    /// Runs the same on both hosts, in turn.
+    /// Runs the same commands on both hosts in turn.
     fn both(&self, runs: usize, side: &Side) -> Result<[Vec<f64>; 2]> {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..runs {
@@ -120,7 +121,7 @@ impl Scene<'_, '_> {
         Ok(())
     }
 
-    /// Row 9: a volume that lies on one server, whose description three of them have.
+    /// Row 9: a volume on one server, whose description all three servers have.
     fn servers_down(&self, lab: &Lab, scale: Scale, report: &mut Report) -> Result<()> {
         let node = &self.cluster.nodes()[2];
         let address = node.host().address();
@@ -146,7 +147,7 @@ impl Scene<'_, '_> {
             "/usr/bin/busybox timeout {PATIENCE} /usr/bin/mount -t glusterfs -o backup-volfile-servers={}:{} {}:/single {WAY}",
             listed[1], listed[2], listed[0]
         );
-        // What was dead is forgotten before each run: it is the first mount that is of interest.
+        // Each run is a first mount, so the cache of dead servers is removed before it.
         let forget = "/usr/bin/busybox rm -rf /run/spc/dead";
         let after = format!("/usr/bin/umount {WAY}");
         let ours = Side::timed(&[&ours]).before(forget).after(&after);
@@ -182,7 +183,7 @@ impl Scene<'_, '_> {
             report.line(line);
             healthy.get_or_insert(value);
         }
-        // What gave up waiting has left its daemon behind.
+        // A client that timed out leaves its daemon behind.
         let end = format!("busybox killall -9 glusterfs; umount -l {WAY}; true");
         self.native.sh(&end)?.ok()?;
         Ok(())
@@ -255,7 +256,7 @@ impl Scene<'_, '_> {
     }
 }
 
-/// What a client does where servers are down.
+/// Outcomes of a client's mounts while servers are down.
 #[derive(Default)]
 struct Tries {
     times: Vec<f64>,
@@ -263,7 +264,7 @@ struct Tries {
 }
 
 impl Tries {
-    /// Mounts once more, if it did the last time: what takes minutes does so again.
+    /// Mounts again, unless the last attempt failed: a mount that fails takes minutes.
     fn mount(&mut self, host: &Host<'_>, side: &Side) {
         if self.fails.is_some() || self.times.iter().sum::<f64>() > ENOUGH {
             return;
@@ -277,7 +278,7 @@ impl Tries {
     fn value(self) -> Result<Value> {
         match self.fails {
             None => Ok(Number::milliseconds(&self.times)?.into()),
-            // What timeout(1) ends with.
+            // timeout(1) kills with SIGTERM.
             Some(says) if says.contains("SIGTERM") || says.contains("143") => {
                 Ok(Value::Text(format!("more than {PATIENCE} s")))
             }

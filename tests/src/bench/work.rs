@@ -1,4 +1,5 @@
-//! `lab work`: runs and times commands in the namespaces of a process, so that what it costs to get there is not timed.
+//! `lab work`: runs and times commands in the namespaces of a process, so that entering them is not
+//! timed.
 
 use anyhow::{Context, Result, bail};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -18,19 +19,19 @@ use crate::host::Host;
 /// A program and its arguments.
 pub type Argv = Vec<String>;
 
-/// One of several ways to the same end.
+/// A measured command with its preparation and its clean-up; several are compared in one run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Side {
-    /// What is run before, and not timed.
+    /// Commands before the measurement, not timed.
     pub before: Vec<Argv>,
-    /// What is timed, one after the other.
+    /// Timed commands, one after the other.
     pub timed: Vec<Argv>,
-    /// What is run after, and not timed.
+    /// Commands after the measurement, not timed.
     pub after: Vec<Argv>,
 }
 
 impl Side {
-    /// A way of commands that are written in words.
+    /// Makes a side of command lines.
     pub fn timed(commands: &[&str]) -> Self {
         Self {
             timed: commands.iter().map(|command| argv(command)).collect(),
@@ -38,38 +39,38 @@ impl Side {
         }
     }
 
-    /// What is run after, and not timed.
+    /// Adds a command after the measurement, not timed.
     pub fn after(mut self, command: &str) -> Self {
         self.after.push(argv(command));
         self
     }
 
-    /// What is run before, and not timed.
+    /// Adds a command before the measurement, not timed.
     pub fn before(mut self, command: &str) -> Self {
         self.before.push(argv(command));
         self
     }
 }
 
-/// The words of a command.
+/// Splits a command line at spaces.
 pub fn argv(command: &str) -> Argv {
     command.split_whitespace().map(str::to_owned).collect()
 }
 
-/// What is to be done.
+/// Work that `lab work` reads from standard input.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
-    /// Runs each way so many times, in turn.
+    /// Run each side this many times, in turn.
     Turns { runs: usize, sides: Vec<Side> },
-    /// Runs these commands, so many at once.
+    /// Run these commands, at most `at_once` at a time.
     Crowd { commands: Vec<Argv>, at_once: usize },
-    /// Mounts a tmpfs on so many new directories.
+    /// Mount a tmpfs on new directories.
     Fill {
         directory: PathBuf,
         from: usize,
         to: usize,
     },
-    /// Unmounts them.
+    /// Unmount those directories.
     Clear {
         directory: PathBuf,
         from: usize,
@@ -77,31 +78,31 @@ enum Order {
     },
 }
 
-/// What many commands at once did.
+/// Result of many commands at once.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Crowd {
-    /// From the first start to the last end.
+    /// Time from the first start to the last end.
     pub time: Duration,
-    /// How many failed.
+    /// Number of commands that failed.
     pub failed: usize,
-    /// What they wrote, if one failed.
+    /// Output of the commands, if any failed.
     pub says: String,
 }
 
 impl Host<'_> {
-    /// Runs each way so many times, in turn, in the namespaces of a process as the machine numbers it. Gives the times of
-    /// each.
+    /// Runs each side this many times in turn, in the namespaces of a process, given by its number
+    /// on the machine. Returns the times of each side.
     pub(crate) fn turns(&self, pid: i32, runs: usize, sides: &[Side]) -> Result<Vec<Vec<f64>>> {
         let sides = sides.to_vec();
         self.work(pid, &Order::Turns { runs, sides })
     }
 
-    /// Runs commands in the namespaces of a process, so many at once.
+    /// Runs commands in the namespaces of a process, at most `at_once` at a time.
     pub(crate) fn crowd(&self, pid: i32, commands: Vec<Argv>, at_once: usize) -> Result<Crowd> {
         self.work(pid, &Order::Crowd { commands, at_once })
     }
 
-    /// Mounts a tmpfs on `DIRECTORY/FROM` to `DIRECTORY/TO`, the last left out.
+    /// Mounts a tmpfs on `DIRECTORY/FROM` to `DIRECTORY/TO`, without the last.
     pub(crate) fn fill(&self, directory: &str, from: usize, to: usize) -> Result<()> {
         let directory = directory.into();
         let order = Order::Fill {
@@ -112,7 +113,7 @@ impl Host<'_> {
         self.work(self.pid(), &order)
     }
 
-    /// Unmounts what [`Host::fill`] or something else mounted there.
+    /// Unmounts all mounts on these directories.
     pub(crate) fn clear(&self, directory: &str, from: usize, to: usize) -> Result<()> {
         let directory = directory.into();
         let order = Order::Clear {
@@ -137,7 +138,7 @@ impl Host<'_> {
     }
 }
 
-/// Does what standard input says.
+/// Reads an order from standard input, and carries it out.
 pub fn work(arguments: &Enter) -> Result<()> {
     let order: Order = serde_json::from_reader(std::io::stdin()).context("bad order")?;
     go(arguments)?;
@@ -174,7 +175,8 @@ pub fn work(arguments: &Enter) -> Result<()> {
     Ok(())
 }
 
-/// Seconds of each run of each way. Each round begins with another way, so that none has always the same before it.
+/// Returns the seconds of each run of each side. The first side changes with each round, so that
+/// the order is fair.
 fn turns(runs: usize, sides: &[Side]) -> Result<Vec<Vec<f64>>> {
     let said = Said::new()?;
     let mut times = vec![Vec::with_capacity(runs); sides.len()];
@@ -224,7 +226,7 @@ fn crowd(commands: &[Argv], at_once: usize) -> Result<Crowd> {
     })
 }
 
-/// Where commands write to: a file in memory, which costs them nothing.
+/// Output of commands, in a file in memory.
 struct Said(File);
 
 impl Said {
@@ -254,7 +256,7 @@ impl Said {
         Ok(())
     }
 
-    /// The end of what was written.
+    /// Returns the end of the output.
     fn text(&self) -> Result<String> {
         let length = self.0.metadata()?.len();
         let kept = length.min(4000);

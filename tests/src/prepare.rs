@@ -1,0 +1,65 @@
+//! `lab prepare`: fills the cache with what most tests need, so that no test waits for it.
+
+use anyhow::Result;
+use std::thread::scope;
+
+use crate::disks;
+use crate::engine::Engine;
+use crate::host::HostOptions;
+use crate::image::{Base, image};
+use crate::outer::Lab;
+use crate::packages;
+use crate::roots::{self, Root};
+use crate::vm::VmOptions;
+
+/// Roots of servers, the slowest to make first.
+const ROOTS: [Root; 6] = [
+    Root::Ceph,
+    Root::Storage,
+    Root::Server,
+    Root::Shares,
+    Root::Systemd,
+    Root::Readers,
+];
+
+/// Roots of virtual machines with a saved state.
+const MACHINES: [Root; 3] = [Root::Vm, Root::Systemd, Root::Storage];
+
+/// Makes images in one thread, because cargo builds one at a time, and everything else in another.
+pub fn prepare() -> Result<()> {
+    if !packages::require() {
+        return Ok(());
+    }
+    let lab = Lab::start()?;
+    scope(|scope| {
+        let others = scope.spawn(|| trees_and_machines(&lab));
+        images(&lab)?;
+        others
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn images(lab: &Lab) -> Result<()> {
+    let archive = image(Base::Trixie)?;
+    for engine in [Engine::Docker, Engine::Podman] {
+        let host = lab.host(HostOptions::default())?;
+        host.start(engine, Some(&archive))?;
+    }
+    disks::image_disk(Base::Trixie)?;
+    image(Base::Bookworm).map(drop)
+}
+
+fn trees_and_machines(lab: &Lab) -> Result<()> {
+    for root in ROOTS {
+        roots::path(root)?;
+    }
+    for root in MACHINES {
+        let options = VmOptions {
+            root,
+            ..VmOptions::default()
+        };
+        lab.vm(options)?;
+    }
+    Ok(())
+}
