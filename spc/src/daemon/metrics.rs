@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
 use crate::kinds::label;
-use crate::liveness::probe::Health;
+use crate::liveness::health::Health;
 use crate::state::events::{Operation, Report};
 
 /// Value of the HTTP header `Content-Type`.

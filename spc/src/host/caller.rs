@@ -15,14 +15,14 @@ use crate::error::{Error, Result};
 use crate::sys;
 
 /// Environment variable with the number of a file descriptor of the caller's root.
-pub const CALLER_ROOT: &str = "SPC_ASKER";
+pub const CALLER_ROOT: &str = "SPC_CALLER_ROOT";
 
 /// Environment variable with the caller's working directory.
-pub const CALLER_CWD: &str = "SPC_CWD";
+pub const CALLER_CWD: &str = "SPC_CALLER_CWD";
 
 /// Environment variable with the number of a file descriptor that holds the lock of the client root
 /// file system.
-pub const CLIENT_ROOT_LOCK: &str = "SPC_IN_USE";
+pub const CLIENT_ROOT_LOCK: &str = "SPC_CLIENT_ROOT_LOCK";
 
 /// Caller with another root.
 struct Caller {

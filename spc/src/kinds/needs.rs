@@ -12,8 +12,8 @@ use crate::kinds::table::{DEFAULT_ROW, TABLE};
 pub struct Needs {
     /// Name of the kind as it was requested.
     pub kind: String,
-    /// Replacement for `{}` in the names of programs and packages, such as `bindfs` for
-    /// `fuse.bindfs`.
+    /// Replacement for `{}` in the names of programs and packages, such as `NAME` for
+    /// `fuse.NAME`.
     pub program: String,
     /// Kernel modules.
     pub modules: &'static [Module],

@@ -16,6 +16,7 @@ use crate::error::{Error, Reason, Result, show};
 use crate::host::Host;
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::mount_id;
+use crate::liveness::message::Message;
 use crate::liveness::waiter_lock::{WaiterLock, key};
 use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{Reply, Subprocess};
@@ -49,7 +50,7 @@ pub fn ensure_reachable(host: &Host, path: &Path, limit: Duration) -> Result<()>
     ];
     let mut child = Subprocess::spawn_tied(&args, b"")?;
     match child.line(CancelToken::at(Instant::now() + limit))? {
-        Reply::Line(line) if line == HELD => {}
+        Reply::Line(line) if Message::parse(&line) == Some(Message::Held) => {}
         Reply::Timeout => {}
         // The caller meets any other error itself when it walks the path.
         Reply::Line(_) | Reply::Eof => return Ok(()),
@@ -66,9 +67,6 @@ pub fn ensure_reachable(host: &Host, path: &Path, limit: Duration) -> Result<()>
             "bring its server or daemon back, or unmount it: `spc umount -f -l {blocking}`"
         )))
 }
-
-/// Reply of the subprocess if another process has been blocked on the path for too long.
-pub const HELD: &str = "held";
 
 /// Returns the mount whose file system has to look up the rest of the path, if that could block.
 fn blocking_mount(path: &Path) -> Option<Entry> {
@@ -113,14 +111,17 @@ fn may_hang(mount: &Entry) -> bool {
     mount.target != Path::new("/") && !NEVER_BLOCK.contains(&mount.fs_type.as_str())
 }
 
-/// Runs the subprocess of [`ensure_reachable`]: walks the path and prints `done` or `held`.
+/// Runs the subprocess of [`ensure_reachable`]: walks the path and prints [`Message::Done`] or
+/// [`Message::Held`].
 ///
 /// # Errors
 /// Fails if the host cannot be entered or the walk does not finish.
 pub fn reach(session: &Session, path: &Path, limit: Duration) -> Result<()> {
-    let held = is_held(session, path, limit)?;
-    println!("{}", if held { HELD } else { "done" });
-    Ok(())
+    let result = match is_held(session, path, limit)? {
+        true => Message::Held,
+        false => Message::Done,
+    };
+    result.send()
 }
 
 /// Walks a path and takes the waiter lock of each mount on it. Returns true if another process has

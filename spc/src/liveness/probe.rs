@@ -5,23 +5,23 @@
 //! [waiter lock](WaiterLock).
 
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
-use serde::Serialize;
-
 use crate::error::{Error, Result};
+use crate::liveness::health::Health;
+use crate::liveness::message::Message;
 use crate::liveness::waiter_lock::WaiterLock;
 use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::Session;
 use crate::state::presence::entries_of;
 use crate::state::record::{Record, State};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 /// Time limit for a probe of one mount.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -34,44 +34,6 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Stack size in bytes of a thread that makes one system call.
 const STACK: usize = 64 * 1024;
-
-/// State of a mount, from a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Health {
-    /// The mount responds.
-    Ok,
-    /// The mount responds with an error: its server or daemon is gone.
-    Stale,
-    /// The mount does not respond.
-    Hung,
-    /// The mount no longer exists.
-    Gone,
-    /// A command is mounting or unmounting it, or died in the middle.
-    Busy,
-}
-
-impl Health {
-    /// All states.
-    pub const ALL: [Self; 5] = [Self::Ok, Self::Stale, Self::Hung, Self::Gone, Self::Busy];
-
-    /// Returns the word that `spc ls` prints.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Stale => "stale",
-            Self::Hung => "hung",
-            Self::Gone => "gone",
-            Self::Busy => "busy",
-        }
-    }
-
-    /// Parses the word that the subprocess prints for a probed mount.
-    fn from_word(word: &str) -> Option<Self> {
-        let results = [Self::Ok, Self::Stale, Self::Hung];
-        results.into_iter().find(|health| health.word() == word)
-    }
-}
 
 /// Returns the states of recorded mounts, in their order. Takes at most 2 s for each 256 mounts
 /// that hang.
@@ -202,11 +164,8 @@ fn read_results(
         let Reply::Line(line) = child.line(cancel.with_deadline(deadline))? else {
             break;
         };
-        let result = line.split_once(' ');
-        let result =
-            result.and_then(|(at, word)| Some((at.parse().ok()?, Health::from_word(word)?)));
-        if let Some((at, health)) = result
-            && let Some(state) = states.get_mut::<usize>(at)
+        if let Some(Message::Probed { index, health }) = Message::parse(&line)
+            && let Some(state) = states.get_mut(index)
         {
             *state = health;
             open -= 1;
@@ -218,8 +177,8 @@ fn read_results(
 /// Runs the subprocess: reads mounts from standard input, probes them, and prints one line per
 /// result.
 ///
-/// Each input item is the id of a mount, a space, a path and a NUL. Each output line is the index
-/// of the item and the word for its state.
+/// Each input item is the id of a mount, a space, a path and a NUL. Each output line is a
+/// [`Message::Probed`].
 ///
 /// # Errors
 /// Fails if the host cannot be entered, an item is invalid, or standard output is closed.
@@ -299,7 +258,13 @@ impl ProbeRun<'_> {
         let cannot = |what: &str, e| Error::system(what.to_owned()).because(e);
         let held = self.waiter.try_acquire(open.mount);
         match held.map_err(|e| cannot("cannot read the waiter lock of a mount", e))? {
-            Some(since) if since >= self.limit => return print_result(open.index, Health::Hung),
+            Some(since) if since >= self.limit => {
+                return Message::Probed {
+                    index: open.index,
+                    health: Health::Hung,
+                }
+                .send();
+            }
             Some(_) => {
                 open.held = Some(target);
                 self.open.push(open);
@@ -354,7 +319,11 @@ impl ProbeRun<'_> {
                 Health::Hung => self.hung.push(open),
                 _ => self.waiter.release(open.mount),
             }
-            print_result(index, health)?;
+            Message::Probed {
+                index: index,
+                health: health,
+            }
+            .send()?;
         }
         Ok(())
     }
@@ -369,12 +338,6 @@ impl ProbeRun<'_> {
         }
         Ok(())
     }
-}
-
-fn print_result(index: usize, health: Health) -> Result<()> {
-    let line = format!("{index} {}\n", health.word());
-    let written = std::io::stdout().write_all(line.as_bytes());
-    written.map_err(|e| Error::system("cannot write to stdout").because(e))
 }
 
 fn start_thread(
@@ -398,17 +361,4 @@ fn start_thread(
     };
     let thread = std::thread::Builder::new().stack_size(STACK);
     thread.spawn(probe).map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn state_words_survive_parsing() {
-        for health in [Health::Ok, Health::Stale, Health::Hung] {
-            assert_eq!(Health::from_word(health.word()), Some(health));
-        }
-        assert_eq!(Health::from_word("gone"), None);
-    }
 }

@@ -13,9 +13,10 @@ use crate::error::{Error, Reason, Result, show};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::target::MountId;
 use crate::host::unmount as host_unmount;
-use crate::liveness::path::{self, HELD};
-use crate::liveness::probe::{self, Health, ProbeTarget};
-use crate::liveness::waiter_lock;
+use crate::liveness::health::Health;
+use crate::liveness::message::Message;
+use crate::liveness::probe::{self, ProbeTarget};
+use crate::liveness::{path, waiter_lock};
 use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::presence::entry_of;
@@ -215,14 +216,12 @@ fn run_step(record: &Record, step: UnmountStep) -> Result<StepResult> {
     let mut child = Subprocess::spawn_tied(&args, b"")?;
     let reply = child.line(CancelToken::at(Instant::now() + LIMIT))?;
     Ok(match reply {
-        Reply::Line(line) => match line.split_once(' ') {
-            None if line == "done" => StepResult::Done,
-            // Another process has been blocked on the path for the whole limit.
-            None if line == HELD => StepResult::Timeout,
-            None => StepResult::NotThere,
-            Some((_, number)) => StepResult::Failed(Errno::from_raw_os_error(
-                number.parse().unwrap_or(libc::EIO),
-            )),
+        Reply::Line(line) => match Message::parse(&line) {
+            Some(Message::Done) => StepResult::Done,
+            Some(Message::Held) => StepResult::Timeout,
+            Some(Message::Failed(errno)) => StepResult::Failed(Errno::from_raw_os_error(errno)),
+            Some(Message::NotThere) => StepResult::NotThere,
+            Some(Message::Probed { .. }) | None => StepResult::Failed(Errno::IO),
         },
         Reply::Timeout => StepResult::Timeout,
         Reply::Eof => {
@@ -245,8 +244,7 @@ pub fn child(
     step: UnmountStep,
 ) -> Result<()> {
     if path::is_held(session, target, LIMIT)? {
-        println!("{HELD}");
-        return Ok(());
+        return Message::Held.send();
     }
     let target = target.to_owned();
     let deadline = Instant::now()
@@ -264,12 +262,12 @@ pub fn child(
         }
     };
     // The parent process waits for `LIMIT` only; the rest is slack for slow starts.
-    match session.host.run_within("unmounting", 2 * LIMIT, detach)? {
-        Ok(true) => println!("done"),
-        Ok(false) => println!("none"),
-        Err(error) => println!("errno {}", error.raw_os_error()),
-    }
-    Ok(())
+    let result = match session.host.run_within("unmounting", 2 * LIMIT, detach)? {
+        Ok(true) => Message::Done,
+        Ok(false) => Message::NotThere,
+        Err(error) => Message::Failed(error.raw_os_error()),
+    };
+    result.send()
 }
 
 /// Options of umount(8) that allow further steps.

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::error::{Class, Error, Result, show};
 use crate::frontends::cli::output::{print, print_json};
-use crate::liveness::probe::{self, Health};
+use crate::liveness::health::Health;
+use crate::liveness::probe;
 use crate::log;
 use crate::state::store::Corrupt;
 use crate::state::{Record, Session};
