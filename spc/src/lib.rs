@@ -8,6 +8,7 @@
 pub mod block;
 pub mod client;
 pub mod daemon;
+pub mod doctor;
 pub mod error;
 pub mod frontends;
 pub mod helper;

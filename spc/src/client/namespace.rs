@@ -18,10 +18,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Cause, Error, Result};
-use crate::host::file_lock::LockMode;
+use crate::host::file_lock::{self, LockMode};
 use crate::host::namespace::shares_namespace;
 use crate::host::redirect::REDIRECTS;
-use crate::host::{Host, cgroup, file_lock};
+use crate::host::{Host, cgroup};
 use crate::process::marks;
 use crate::process::output::Output;
 use crate::sys;

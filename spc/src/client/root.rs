@@ -16,10 +16,10 @@ use rustix::fs::{CWD, Mode, OFlags, open};
 
 use crate::client::{image, namespace};
 use crate::error::{Cause, Error, Result};
-use crate::host::file_lock::LockMode;
+use crate::host::file_lock::{self, LockMode};
 use crate::host::runs_in::{NAME_FILE, RunsIn, current};
 use crate::host::target::mount_id;
-use crate::host::{Host, Settings, caller, file_lock};
+use crate::host::{Host, Settings, caller};
 use crate::state::{Record, Session};
 
 /// Directory on the host for everything that spc keeps across reboots.

@@ -8,8 +8,7 @@ use crate::error::Result;
 use crate::frontends::argv0::Frontend;
 use crate::frontends::common::enter_client_on_host;
 use crate::frontends::kubelet::{flexvolume, mounter};
-use crate::host::caller;
-use crate::host::runs_in;
+use crate::host::{caller, runs_in};
 use crate::log;
 
 pub mod argv0;

@@ -21,9 +21,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 
 use crate::error::{Cause, Error, Result, errno_text};
-use crate::host::file_lock::LockMode;
+use crate::host::file_lock::{self, LockMode};
 use crate::host::runs_in::{self, RunsIn};
-use crate::host::{cgroup, file_lock, rpc};
+use crate::host::{cgroup, rpc};
 use crate::process::marks;
 use crate::process::output::Output;
 use crate::sys;

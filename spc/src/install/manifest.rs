@@ -2,16 +2,16 @@
 //! which `spc uninstall` removes exactly that.
 
 use std::fs;
+use std::hash::Hasher;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use fnv::FnvHasher;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Cause, Error, Result};
 use crate::install::tree::below;
-use fnv::FnvHasher;
-use std::hash::Hasher;
 
 /// Directory on the host for everything that spc keeps across reboots.
 pub use crate::client::root::HOME as DIR;

@@ -289,7 +289,8 @@ pub fn line(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::{ResolvedKind, resolve};
+    use crate::kinds::resolve;
+    use crate::kinds::resolve::ResolvedKind;
 
     fn kind(fs_type: &str, source: &str, options: &str, has_module: bool) -> Result<ResolvedKind> {
         let (options, secrets) = Options::parse_with_secrets([options])?;

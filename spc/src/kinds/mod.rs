@@ -9,7 +9,7 @@ mod infer;
 pub mod model;
 pub mod needs;
 pub mod nfs;
-mod resolve;
+pub(crate) mod resolve;
 pub mod servers;
 mod smb;
 mod source;

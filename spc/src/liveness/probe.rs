@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
 use crate::error::{Error, Result};
 use crate::liveness::health::Health;
 use crate::liveness::message::Message;
@@ -21,7 +23,6 @@ use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::Session;
 use crate::state::presence::entries_of;
 use crate::state::record::{Record, State};
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 /// Time limit for a probe of one mount.
 const LIMIT: Duration = Duration::from_secs(2);

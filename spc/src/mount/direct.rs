@@ -16,8 +16,8 @@ use rustix::mount::{
 
 use crate::error::{Error, Result, errno_text, show};
 use crate::host::target::{MountId, Pinned, mount_id};
-use crate::kinds::ResolvedKind;
 use crate::kinds::model::{MountMethod, Source};
+use crate::kinds::resolve::ResolvedKind;
 use crate::options::Options;
 use crate::sys;
 

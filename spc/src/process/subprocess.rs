@@ -14,8 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::{Error, Result};
 use crate::process::cancel::CancelToken;
-use crate::process::marks;
-use crate::process::memfd;
+use crate::process::{marks, memfd};
 use crate::sys;
 
 /// Interval at which a wait checks for cancellation.

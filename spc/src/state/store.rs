@@ -8,19 +8,19 @@
 //! each record (OFD locks, fcntl(2)), and the kernel releases the lock when its holder dies.
 
 use std::fs::{self, OpenOptions};
+use std::hash::Hasher;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fnv::FnvHasher;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Class, Error, Result, errno_text, is_shortage, show};
 use crate::host::Host;
 use crate::state::Record;
-use fnv::FnvHasher;
-use std::hash::Hasher;
 
 pub use crate::state::attachments::{Attachment, Volume};
 pub use crate::state::changes::Changes;

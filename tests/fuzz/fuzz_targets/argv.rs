@@ -1,4 +1,4 @@
-//! Arguments of the doors that other programs call: no secret is left where everybody sees it, and what is understood
+//! Arguments of the frontends that other programs call: no secret is left where everybody sees it, and what is understood
 //! is a request. The first byte says which door.
 #![no_main]
 

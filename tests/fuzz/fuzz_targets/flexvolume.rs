@@ -1,4 +1,4 @@
-//! What kubelet says of a volume: nothing of it gets past the rules for pods, and no secret shows.
+//! Volumes as kubelet describes them: no input passes the rules for pods, and no secret is printed.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

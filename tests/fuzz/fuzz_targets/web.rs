@@ -1,4 +1,4 @@
-//! What a client of the metrics may send, piece by piece: there is one answer, of which the head is whole.
+//! Requests to the metrics server, in pieces: each gets one response with a complete head.
 #![no_main]
 
 use std::sync::OnceLock;

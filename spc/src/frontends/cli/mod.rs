@@ -1,6 +1,5 @@
 //! Command line: `spc COMMAND`.
 
-pub mod doctor;
 pub mod install;
 pub mod list;
 pub mod man;
@@ -16,6 +15,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::client::namespace_holder;
 use crate::daemon::{http, serve};
+use crate::doctor;
 use crate::error::{Class, Error, Result};
 use crate::frontends::cli::install::{InstallArgs, UninstallArgs};
 use crate::frontends::cli::umount::UmountArgs;

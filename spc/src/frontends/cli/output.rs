@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::block::blank;
+use crate::doctor::check::Check;
 use crate::error::{Error, Result, show};
-use crate::frontends::cli::doctor::check::Check;
 use crate::helper::program::Linkage;
 use crate::helper::tool::STDIN;
 use crate::host::{Host, hostname};

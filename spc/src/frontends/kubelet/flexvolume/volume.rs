@@ -4,11 +4,13 @@
 //! pod or PersistentVolume.
 
 use std::collections::BTreeMap;
+use std::hash::Hasher;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use fnv::FnvHasher;
 
 use crate::error::{Cause, Error, Result};
 use crate::frontends::kubelet::flexvolume::allowlist::Allowed;
@@ -20,8 +22,6 @@ use crate::mount::Request;
 use crate::mount::request::DEFAULT_TIMEOUT;
 use crate::options::secrets::is_secret;
 use crate::options::{Options, Secrets};
-use fnv::FnvHasher;
-use std::hash::Hasher;
 
 /// Prefix of kubelet's own keys.
 const PREFIX: &str = "kubernetes.io/";

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::doctor::check::{Check, check, copy};
 use crate::error::{Error, Result};
-use crate::frontends::cli::doctor::check::{Check, check, copy};
 use crate::host::namespace::{self, shares_namespace};
 use crate::host::{Host, Settings, confinement};
 use crate::kinds::needs::Needs;

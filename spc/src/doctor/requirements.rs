@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::thread::CapabilitySet;
 
+use crate::doctor::check::{Check, check};
 use crate::error::{Error, Result};
-use crate::frontends::cli::doctor::check::{Check, check};
 use crate::host::namespace::shares_namespace;
 use crate::host::{Host, Settings, confinement, modules};
 use crate::kinds::model::Need;
