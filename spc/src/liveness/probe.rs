@@ -320,11 +320,7 @@ impl ProbeRun<'_> {
                 Health::Hung => self.hung.push(open),
                 _ => self.waiter.release(open.mount),
             }
-            Message::Probed {
-                index: index,
-                health: health,
-            }
-            .send()?;
+            Message::Probed { index, health }.send()?;
         }
         Ok(())
     }
