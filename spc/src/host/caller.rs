@@ -18,11 +18,11 @@ use crate::sys;
 pub const CALLER_ROOT: &str = "SPC_CALLER_ROOT";
 
 /// Environment variable with the caller's working directory.
-pub const CALLER_CWD: &str = "SPC_CALLER_CWD";
+pub const CALLER_CWD: &str = "SPC_CWD";
 
 /// Environment variable with the number of a file descriptor that holds the lock of the client root
 /// file system.
-pub const CLIENT_ROOT_LOCK: &str = "SPC_CLIENT_ROOT_LOCK";
+pub const CLIENT_ROOT_LOCK: &str = "SPC_IN_USE";
 
 /// Caller with another root.
 struct Caller {
