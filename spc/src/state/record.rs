@@ -134,3 +134,42 @@ pub fn now() -> u64 {
         .unwrap_or_default()
         .as_secs()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn written_by_an_earlier_version() -> Value {
+        json!({
+            "id": "0123456789abcdef", "state": "mounted", "target": "/mnt/data",
+            "written": "/mnt/link", "fs_type": "glusterfs", "source": "192.0.2.1:/vol",
+            "shows": ["fuse.glusterfs"], "shows_source": null, "options": "ro",
+            "request": "glusterfs", "route": "preload", "mount_id": 40, "unique_id": 4_000,
+            "on": 30, "daemon": [17], "since": 1_700_000_000
+        })
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_read_and_written_with_its_names() {
+        let mut whole = written_by_an_earlier_version();
+        let more = json!({
+            "root": "0.1.0-0", "request_id": "r", "boot": "b",
+            "device": {"name": "iscsi:d", "through": "iscsi:s"},
+            "again": {"secrets": ["key=file:/f"], "repairs": 1, "making": "n"}
+        });
+        let more = more.as_object().cloned().unwrap_or_default();
+        whole.as_object_mut().unwrap().extend(more);
+        let record: Record = serde_json::from_value(whole.clone()).unwrap();
+        assert_eq!(record.requested_target, "/mnt/link");
+        assert_eq!(serde_json::to_value(&record).unwrap(), whole);
+    }
+
+    #[test]
+    fn fields_that_earlier_versions_lacked_have_defaults() {
+        let record: Record = serde_json::from_value(written_by_an_earlier_version()).unwrap();
+        assert_eq!((record.root, record.repair), (None, None));
+        assert!(record.request_id.is_empty() && record.boot.is_empty());
+    }
+}
