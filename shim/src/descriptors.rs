@@ -1,8 +1,8 @@
 //! Kinds of the mounts behind descriptors.
 //!
-//! move_mount(2) attaches a mount of fsopen(2) and fsmount(2), and its arguments do not tell the
-//! type. Asking the file system would wait for a FUSE daemon, which may be the caller. So fsopen(2)
-//! notes whether the type is redirected. The key is the mount's id: a descriptor can be closed,
+//! move_mount(2) attaches a mount of fsopen(2) and fsmount(2), and its arguments do not contain the
+//! type. statfs(2) would wait for a FUSE daemon, which may be the caller. So the shim records at
+//! fsopen(2) whether the type is redirected. The key is the mount's id: a descriptor can be closed,
 //! reused and duplicated.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

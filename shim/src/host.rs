@@ -210,8 +210,8 @@ fn unmount(via: Via, name: ThinCStr<'_>, flags: c_int) -> Result<usize> {
 /// is at the target there. For [`Destination::LocalThenHost`], the target must not be a mount point
 /// in the container. Enters the directory that contains the target on the host.
 ///
-/// On an error the call is left to the caller: the real call gives the right error for a target
-/// that is no mount point.
+/// On an error the caller makes the real call, which gives the right error for a target that is no
+/// mount point.
 pub fn has_redirected_mount(call: &mut RedirectedCall<'_>) -> Result<bool> {
     let local = sys::statx(CWD, call.buffers.target.as_thin(), 0);
     if call.destination == Destination::LocalThenHost && local.is_ok_and(|stat| stat.is_mount_root)

@@ -1,6 +1,6 @@
 //! Destination, progress and outcome of an intercepted call.
 
-/// Destination of a call, as far as its target tells.
+/// Destination of a call, as far as its target determines it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Destination {
     /// The container: the caller makes the real call.

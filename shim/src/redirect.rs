@@ -1,6 +1,6 @@
-//! Files of the launcher's redirects: beside a placeholder directory, `ID.claim` tells where calls
-//! on the placeholder go, and `ID.mount` holds the ids of the resulting mount. Both are symbolic
-//! links whose content is the text, so one system call reads or writes it whole.
+//! Files of the launcher's redirects, beside a placeholder directory: `ID.claim` names the
+//! destination of calls on the placeholder, and `ID.mount` holds the ids of the resulting mount.
+//! Both are symbolic links whose content is the text, so one system call reads or writes it whole.
 
 use core::ffi::c_int;
 

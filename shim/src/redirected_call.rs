@@ -1,4 +1,4 @@
-//! One intercepted call on its way to the host, with everything learned about it.
+//! State of an intercepted call: its arguments, its destination, its progress and its result.
 
 use core::ffi::c_int;
 
@@ -32,13 +32,13 @@ pub struct RedirectedCall<'a> {
     pub redirects_dir: c_int,
     /// Host directory that the redirect names.
     pub inode: Inode,
-    /// Destination, as far as the target tells.
+    /// Destination, as far as the target determines it.
     pub destination: Destination,
     /// Outcome.
     pub decision: Decision,
     /// Reason for the destination.
     pub reason: Reason,
-    /// Step reached so far. An error needs to carry nothing but its number.
+    /// Step reached so far. It is kept here, so that an error is an errno alone.
     pub step: Step,
     /// Result of the call.
     pub result: Result<usize>,

@@ -249,11 +249,11 @@ impl Service {
     fn pass(self: &Arc<Self>, client: &TcpStream, server: SocketAddrV4) -> std::io::Result<()> {
         let server = TcpStream::connect_timeout(&server.into(), CONNECT)?;
         self.keep(&server)?;
-        let ways = [
+        let directions = [
             (client.try_clone()?, server.try_clone()?, false),
             (server, client.try_clone()?, true),
         ];
-        for (from, to, counts) in ways {
+        for (from, to, counts) in directions {
             let service = Arc::clone(self);
             thread::spawn(move || service.copy(&from, &to, counts));
         }
@@ -264,16 +264,16 @@ impl Service {
     fn copy(&self, mut from: &TcpStream, mut to: &TcpStream, counts: bool) {
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
-            let mut said = &buffer[..length];
+            let mut bytes = &buffer[..length];
             let whole = length.try_into().unwrap_or(i64::MAX);
             let left = match counts {
                 true => self.left.fetch_sub(whole, Ordering::Relaxed),
                 false => i64::MAX,
             };
             if left < whole {
-                said = &said[..usize::try_from(left).unwrap_or(0)];
+                bytes = &bytes[..usize::try_from(left).unwrap_or(0)];
             }
-            if to.write_all(said).is_err() {
+            if to.write_all(bytes).is_err() {
                 break;
             }
             if left <= whole {

@@ -31,7 +31,8 @@ pub struct Run {
     pub features: u64,
 }
 
-fn room() -> PathBuf {
+/// Returns the directory of the fuzz crate.
+fn fuzz_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
 }
 
@@ -41,7 +42,7 @@ fn room() -> PathBuf {
 /// Fails if the directory cannot be read.
 pub fn targets() -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(room().join("fuzz_targets"))? {
+    for entry in fs::read_dir(fuzz_dir().join("fuzz_targets"))? {
         let path = entry?.path();
         names.extend(
             path.file_stem()
@@ -59,16 +60,16 @@ impl Fuzz {
     /// # Errors
     /// Fails if the compiler fails.
     pub fn build(below: &Path) -> Result<Self> {
-        let said = Command::new("rustc").arg("-vV").output()?;
-        let said = String::from_utf8_lossy(&said.stdout).into_owned();
-        let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+        let version = Command::new("rustc").arg("-vV").output()?;
+        let version = String::from_utf8_lossy(&version.stdout).into_owned();
+        let host = version.lines().find_map(|line| line.strip_prefix("host: "));
         let host = host.context("rustc -vV does not name the host")?;
         let below = below.join("fuzz");
         // With an explicit `--target`, build scripts and macros are not instrumented.
         let built = Command::new("cargo")
             .args(["build", "--locked", "--release", "--target", host])
             .arg("--manifest-path")
-            .arg(room().join("Cargo.toml"))
+            .arg(fuzz_dir().join("Cargo.toml"))
             .arg("--target-dir")
             .arg(&below)
             .env("RUSTFLAGS", FLAGS)
@@ -78,17 +79,21 @@ impl Fuzz {
         Ok(Self { programs })
     }
 
-    fn beside(&self, name: &str) -> PathBuf {
+    /// Returns a directory beside the programs.
+    fn output_dir(&self, name: &str) -> PathBuf {
         self.programs.join(name)
     }
 
-    /// Runs a target from its corpus for a time. New inputs are kept beside the program for the
-    /// next run.
+    /// Runs a target from its corpus for a time. New inputs stay beside the program for the next
+    /// run.
     ///
     /// # Errors
     /// Fails if the fuzzer finds a bug, and names the file with the input.
     pub fn run(&self, target: &str, long: Duration) -> Result<Run> {
-        let (new, findings) = (self.beside("corpus").join(target), self.beside("findings"));
+        let (new, findings) = (
+            self.output_dir("corpus").join(target),
+            self.output_dir("findings"),
+        );
         for dir in [&new, &findings] {
             fs::create_dir_all(dir)?;
         }
@@ -98,19 +103,19 @@ impl Fuzz {
             .args(["-seed=1", "-print_final_stats=1", "-rss_limit_mb=1024"])
             .args(["-max_len=2048", "-timeout=20", "-verbosity=1"])
             .arg(&new)
-            .arg(room().join("corpus").join(target))
+            .arg(fuzz_dir().join("corpus").join(target))
             // The finding has to be in the last lines, whatever the caller's backtrace setting.
             .env("RUST_BACKTRACE", "0")
             .output()
             .with_context(|| format!("cannot run {target}"))?;
-        let said = String::from_utf8_lossy(&output.stderr);
+        let log = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
-            let lines: Vec<_> = said.lines().collect();
+            let lines: Vec<_> = log.lines().collect();
             let last = lines[lines.len().saturating_sub(30)..].join("\n");
             bail!("{target} found something: {}\n{last}", output.status);
         }
         let number = |before: &str| {
-            let words: Vec<&str> = said.split_whitespace().collect();
+            let words: Vec<&str> = log.split_whitespace().collect();
             let at = words.iter().rposition(|word| *word == before)?;
             words.get(at + 1)?.parse().ok()
         };

@@ -118,7 +118,7 @@ pub(crate) fn unpack(archive: &Path, tree: &Path) -> Result<()> {
     for layer in layers {
         let layer = layer.as_str().context("a layer without a name")?;
         tar(&parts.join(layer), tree)?;
-        take_away(tree)?;
+        apply_whiteouts(tree)?;
     }
     crate::cache::remove(&parts)
 }
@@ -130,7 +130,7 @@ fn tar(archive: &Path, tree: &Path) -> Result<()> {
 }
 
 /// Applies whiteouts: `.wh.NAME` in a layer removes NAME (OCI image specification).
-fn take_away(directory: &Path) -> Result<()> {
+fn apply_whiteouts(directory: &Path) -> Result<()> {
     let names: Vec<_> = fs::read_dir(directory)?
         .map(|entry| Ok(entry?.file_name()))
         .collect::<Result<_>>()?;
@@ -144,7 +144,7 @@ fn take_away(directory: &Path) -> Result<()> {
     for name in &names {
         let path = directory.join(name);
         if path.symlink_metadata().is_ok_and(|data| data.is_dir()) {
-            take_away(&path)?;
+            apply_whiteouts(&path)?;
         }
     }
     Ok(())

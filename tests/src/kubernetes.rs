@@ -56,9 +56,13 @@ pub fn validate(manifest: &Path, version: &str) -> Result<()> {
         .chain([manifest.as_os_str()])
         .collect();
     let output = python(&words)?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+    let output_text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {said}", manifest.display());
+    ensure!(
+        output.status.success(),
+        "{}: {output_text}",
+        manifest.display()
+    );
     Ok(())
 }
 

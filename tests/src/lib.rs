@@ -1,7 +1,7 @@
 //! The lab: disposable hosts, virtual machines and real servers for tests.
 //!
 //! ```text
-//! test process ──stdin pipe──> supervisor        ends the lab when the test process ends, however it ends
+//! test process ──stdin pipe──> supervisor        ends the lab when the test process exits or is killed
 //!                                └─ lab init      PID 1 of the lab: own PID, mount, network (bridge), UTS, IPC namespaces
 //!                                     ├─ host-1   PID 1 of a host: own PID, mount, network, UTS, IPC, cgroup namespaces
 //!                                     ├─ host-2 …

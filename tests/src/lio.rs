@@ -14,8 +14,8 @@ use crate::vm::{Vm, VmOptions};
 #[derive(Debug)]
 pub struct Lio<'lab> {
     vm: Vm<'lab>,
-    /// Lock for targetcli, which reads and writes its own files without one.
-    told: Mutex<()>,
+    /// Lock for targetcli, which does not lock its files.
+    targetcli: Mutex<()>,
 }
 
 impl Lab {
@@ -30,12 +30,13 @@ impl Lab {
         vm.say_cost("LIO", started);
         Ok(Lio {
             vm,
-            told: Mutex::default(),
+            targetcli: Mutex::default(),
         })
     }
 }
 
-/// targetcli looks for user-space back stores on the system bus.
+/// Script that starts the server. targetcli needs a system bus, on which it searches for user-space
+/// back stores.
 const START: &str = "set -e
 for module in configfs target_core_mod target_core_file iscsi_target_mod; do modprobe $module; done
 mountpoint -q /sys/kernel/config || mount -t configfs config /sys/kernel/config
@@ -76,7 +77,7 @@ impl<'lab> Lio<'lab> {
         Ok(())
     }
 
-    /// Makes a file of a size, has `make` change it, and copies it to the server.
+    /// Makes a file of a size, calls `make` to fill it, and copies it to the server.
     pub fn disk(
         &self,
         name: &str,
@@ -94,15 +95,18 @@ impl<'lab> Lio<'lab> {
 
     /// Runs lines of targetcli.
     pub fn tell(&self, lines: &str) -> Result<()> {
-        let _one = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = self
+        let _one = self
+            .targetcli
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let output = self
             .vm
             .command(&["targetcli"])
             .input(lines.as_bytes())
             .limit(Duration::from_secs(120))
             .run()?
             .ok()?;
-        let text = format!("{}{}", told.text(), told.error_text());
+        let text = format!("{}{}", output.text(), output.error_text());
         let bad = [
             "Wrong",
             "rror",
@@ -111,7 +115,7 @@ impl<'lab> Lio<'lab> {
             "not valid",
             "not found",
         ];
-        ensure!(!bad.iter().any(|word| text.contains(word)), "{told}");
+        ensure!(!bad.iter().any(|word| text.contains(word)), "{output}");
         Ok(())
     }
 
@@ -140,19 +144,19 @@ impl<'lab> Lio<'lab> {
     /// Returns a line for each session of a target.
     pub fn sessions(&self, iqn: &str) -> Result<Vec<String>> {
         let group = format!("{TARGETS}/{iqn}/tpgt_1");
-        let look = self
+        let listed = self
             .vm
             .sh(&format!("tr '\\0' '\\n' <{group}/dynamic_sessions"))?
             .ok()?;
-        let names = look.text();
+        let names = listed.text();
         let names = names.lines().filter(|line| !line.is_empty());
         Ok(names.map(str::to_owned).collect())
     }
 
     /// Returns whether a file below `/srv` contains this text.
     pub fn holds(&self, disk: &str, text: &str) -> Result<bool> {
-        let look = ["grep", "-q", "-a", "-F", text, &format!("/srv/{disk}")];
-        Ok(self.vm.run(&look)?.status == crate::output::Status::Code(0))
+        let grep = ["grep", "-q", "-a", "-F", text, &format!("/srv/{disk}")];
+        Ok(self.vm.run(&grep)?.status == crate::output::Status::Code(0))
     }
 }
 

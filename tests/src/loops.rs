@@ -44,7 +44,7 @@ impl Loop {
     }
 }
 
-/// Returns the loop devices whose files belong to these processes. The caller asks before the
+/// Returns the loop devices whose files belong to these processes. Must be called before the
 /// processes end.
 pub fn of_processes(processes: &[i32]) -> Result<Vec<Loop>> {
     let mut loops = list()?;

@@ -1,5 +1,5 @@
-//! The lab's network: a bridge and a cable to each host, with documentation addresses and no way
-//! out.
+//! The lab's network: a bridge and a cable to each host, with documentation addresses and no route
+//! to other networks.
 
 use anyhow::{Context, Result, ensure};
 use std::net::Ipv4Addr;

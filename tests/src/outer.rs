@@ -157,13 +157,13 @@ fn keep_failures() {
     std::panic::set_hook(Box::new(move |panic| {
         print(panic);
         let thread = std::thread::current();
-        let said = panic.payload_as_str().unwrap_or("no message");
+        let message = panic.payload_as_str().unwrap_or("no message");
         // Keeps the error and the end of the logs.
-        let lines: Vec<_> = said.lines().collect();
+        let lines: Vec<_> = message.lines().collect();
         let (first, last) = lines.split_at(lines.len().min(12));
         let last = &last[last.len().saturating_sub(12)..];
-        let said = [first, last].concat().join("\n    ");
-        let text = format!("{}:\n    {said}\n", thread.name().unwrap_or("a thread"));
+        let message = [first, last].concat().join("\n    ");
+        let text = format!("{}:\n    {message}\n", thread.name().unwrap_or("a thread"));
         let file = File::options().create(true).append(true).open(&path);
         let _ = file.and_then(|mut file| file.write_all(text.as_bytes()));
     }));

@@ -1,7 +1,7 @@
 //! Wrapper of the runtimes `runc` and `crun` on hosts of the lab. It removes capabilities that this
 //! machine lacks from a container's configuration, and executes the real runtime.
 //!
-//! A machine that is itself a container may lack capabilities. `--privileged` asks for all of them,
+//! A machine that is itself a container may lack capabilities. `--privileged` requests all of them,
 //! and the runtimes fail when one is missing. A machine with all capabilities gets the
 //! configuration unchanged.
 

@@ -53,9 +53,9 @@ impl Lab {
             let add = format!(
                 "echo {name}:x:{id}: >>/etc/group && echo {name}:x:{id}:{id}::/:/bin/false >>/etc/passwd && exec smbpasswd -s -a {name}"
             );
-            let twice = format!("{password}\n{password}\n");
+            let input = format!("{password}\n{password}\n");
             let command = host.command(&["sh", "-c", &add])?;
-            command.input(twice.as_bytes())?.run()?.ok()?;
+            command.input(input.as_bytes())?.run()?.ok()?;
         }
         host.sh("chown alice:alice /srv/data")?.ok()?;
         let samba = Samba { host };
@@ -81,16 +81,16 @@ impl<'lab> Samba<'lab> {
 
     /// Starts smbd, and waits until it serves a share.
     pub fn start(&self) -> Result<()> {
-        let ask = format!(
+        let script = format!(
             "smbd -D && until smbclient -U 'alice%{}' //127.0.0.1/data -c ls >/dev/null 2>&1; do sleep 0.1; done",
             Self::PASSWORD
         );
-        let started = self.host.sh(&ask)?;
+        let started = self.host.sh(&script)?;
         started.ok().context("smbd does not serve")?;
         Ok(())
     }
 
-    /// Kills smbd, as a power cut does.
+    /// Kills smbd with SIGKILL, as in a power cut.
     pub fn stop(&self) -> Result<()> {
         self.host.sh("busybox killall -9 smbd; true")?.ok()?;
         Ok(())
@@ -102,8 +102,8 @@ impl<'lab> Samba<'lab> {
         let status: serde_json::Value = serde_json::from_str(&status)?;
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         let users = &status["sessions"];
-        let uses = status["tcons"].as_object().into_iter().flatten();
-        Ok(uses
+        let shares = status["tcons"].as_object().into_iter().flatten();
+        Ok(shares
             .map(|(_, tcon)| {
                 let session = text(&tcon["session_id"]);
                 (text(&tcon["service"]), text(&users[session]["username"]))

@@ -8,7 +8,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -47,7 +47,7 @@ if [ "$5" = image ]; then bb=$bb $bb sh /run/lab/image; fi
 const SYSTEMD_IS_UP: &str =
     r#"until [ "$(systemctl is-system-running)" = running ]; do sleep 0.2; done"#;
 
-/// Returns the saved state of such a machine, and makes it now if it never was.
+/// Returns the saved state of such a machine, made now if the cache lacks it.
 pub(crate) fn state(lab: &Lab, options: VmOptions, parts: &Parts) -> Result<PathBuf> {
     let mut key = Key::new(include_str!("saved.rs"));
     key.add(include_str!("vm.rs").as_bytes());
@@ -80,8 +80,13 @@ fn save(lab: &Lab, options: VmOptions, parts: &Parts, path: &Path) -> Result<()>
     };
     vm.is_up(vm.command(&["sh", "-c", up]))?;
     let saved = migrate(&monitor);
-    fs::remove_file(&monitor)?;
+    // QEMU removes its socket itself when it exits.
+    let removed = fs::remove_file(&monitor);
     saved.context("cannot save a virtual machine")?;
+    removed.or_else(|error| match error.kind() {
+        ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })?;
     // The shell that QEMU started may still be writing.
     vm.wait(LIMIT)
 }
@@ -127,12 +132,12 @@ fn ask(monitor: &mut BufReader<UnixStream>, command: Value) -> Result<Value> {
     }
 }
 
-/// Gives a machine that was started from a saved state all that is its own.
+/// Gives a machine that was started from a saved state its own seed, time, name and address.
 pub(crate) fn wake(vm: &Vm<'_>, options: VmOptions) -> Result<()> {
     let mut seed = [0; 32];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    // Rounded, because the machine is told whole seconds.
+    // Rounded, because the script on the machine takes whole seconds.
     let now = (now + Duration::from_millis(500)).as_secs().to_string();
     let (name, address) = (vm.name(), vm.address().to_string());
     let (mac, image) = (net::mac(vm.number()), options.image.map_or("", |_| "image"));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const SLOWEST: usize = 15;
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-enum What {
+enum LineKind {
     /// A test, from its first use of the lab to its end.
     Test,
     /// A step of the lab, such as a boot.
@@ -24,7 +24,7 @@ enum What {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
-    what: What,
+    what: LineKind,
     name: String,
     wall: Duration,
     /// CPU time of the processes of its own hosts and virtual machines.
@@ -41,7 +41,7 @@ struct Test {
 impl Drop for Test {
     fn drop(&mut self) {
         let name = std::mem::take(&mut self.name);
-        write(What::Test, name, self.started.elapsed(), self.cpu.get());
+        write(LineKind::Test, name, self.started.elapsed(), self.cpu.get());
     }
 }
 
@@ -75,13 +75,13 @@ pub(crate) fn add_cpu(cpu: Duration) {
     });
 }
 
-/// Notes time and CPU time of a step of the lab.
+/// Records time and CPU time of a step of the lab.
 pub(crate) fn note(name: impl Into<String>, wall: Duration, cpu: Duration) {
-    write(What::Step, name.into(), wall, cpu);
+    write(LineKind::Step, name.into(), wall, cpu);
 }
 
 /// Appends a line. A failure is ignored, because a test must not fail over times.
-fn write(what: What, name: String, wall: Duration, cpu: Duration) {
+fn write(what: LineKind, name: String, wall: Duration, cpu: Duration) {
     let Some(path) = std::env::var_os("SPC_TEST_TIMES") else {
         return;
     };
@@ -109,8 +109,9 @@ pub fn print(path: &Path) -> Result<()> {
 }
 
 fn tables(lines: Vec<Line>) -> String {
-    let (mut tests, steps): (Vec<_>, Vec<_>) =
-        lines.into_iter().partition(|line| line.what == What::Test);
+    let (mut tests, steps): (Vec<_>, Vec<_>) = lines
+        .into_iter()
+        .partition(|line| line.what == LineKind::Test);
     let mut text = String::new();
     let mut row = |wall: Duration, cpu: Duration, name: &str| {
         let (wall, cpu) = (wall.as_secs_f64(), cpu.as_secs_f64());
@@ -151,10 +152,10 @@ mod tests {
             cpu: Duration::from_millis(cpu),
         };
         let text = tables(vec![
-            line(What::Test, "quick", 1000, 100),
-            line(What::Step, "host", 250, 200),
-            line(What::Test, "slow", 2000, 100),
-            line(What::Step, "host", 250, 200),
+            line(LineKind::Test, "quick", 1000, 100),
+            line(LineKind::Step, "host", 250, 200),
+            line(LineKind::Test, "slow", 2000, 100),
+            line(LineKind::Step, "host", 250, 200),
         ]);
         let expected = [
             "     3.0      0.2  2 tests together",

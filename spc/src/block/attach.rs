@@ -22,7 +22,7 @@ use crate::state::attachments::{Attachment, Volume};
 use crate::state::lock::Lock;
 use crate::state::{Record, Session};
 
-/// Time limit in seconds of one step on a path. The programs give up a dead portal before that.
+/// Time limit in seconds of one step on a path. The programs time out earlier at a dead portal.
 pub(super) const STEP_SECONDS: u64 = 60;
 
 /// Time limit for the kernel to add a disk after a scan, or to remove one.

@@ -42,13 +42,13 @@ const BUCKETS: [f64; 12] = [
 pub struct Metrics {
     registry: Registry,
     mounts: IntGaugeVec,
-    look_success: IntGauge,
+    probe_success: IntGauge,
     mounting: HistogramVec,
     unmounting: HistogramVec,
     repairs: IntCounterVec,
     failures: IntCounterVec,
     /// Time of the last probe of the mounts.
-    last_look: Mutex<Option<Instant>>,
+    last_probe: Mutex<Option<Instant>>,
     started: Instant,
     /// Time of the last heartbeat in milliseconds since `started`; 0 while the host is not watched.
     last_loop: AtomicU64,
@@ -114,7 +114,7 @@ impl Metrics {
                     ),
                     &["kind", "state"],
                 )?,
-                look_success: IntGauge::new(
+                probe_success: IntGauge::new(
                     "spc_look_success",
                     "Whether the last probe of the mounts succeeded",
                 )?,
@@ -134,14 +134,14 @@ impl Metrics {
                     Opts::new("spc_failures_total", "Failed operations by reason"),
                     &["operation", "kind", "reason"],
                 )?,
-                last_look: Mutex::new(None),
+                last_probe: Mutex::new(None),
                 started: Instant::now(),
                 last_loop: AtomicU64::new(0),
                 registry: registry.clone(),
             };
             registry.register(Box::new(build))?;
             registry.register(Box::new(metrics.mounts.clone()))?;
-            registry.register(Box::new(metrics.look_success.clone()))?;
+            registry.register(Box::new(metrics.probe_success.clone()))?;
             registry.register(Box::new(metrics.mounting.clone()))?;
             registry.register(Box::new(metrics.unmounting.clone()))?;
             registry.register(Box::new(metrics.repairs.clone()))?;
@@ -198,13 +198,13 @@ impl Metrics {
     /// A metric cannot be encoded.
     pub fn text(&self) -> Result<Vec<u8>> {
         // Concurrent requests wait for one probe.
-        let mut last_look = self
-            .last_look
+        let mut last_probe = self
+            .last_probe
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if last_look.is_none_or(|at| at.elapsed() > MAX_AGE) {
+        if last_probe.is_none_or(|at| at.elapsed() > MAX_AGE) {
             self.update_mounts();
-            *last_look = Some(Instant::now());
+            *last_probe = Some(Instant::now());
         }
         let mut text = Vec::new();
         TextEncoder::new()
@@ -216,7 +216,7 @@ impl Metrics {
     /// Probes the mounts and sets their gauges.
     fn update_mounts(&self) {
         let listed = list_mounts().inspect_err(|error| tracing::warn!("{error}"));
-        self.look_success.set(i64::from(listed.is_ok()));
+        self.probe_success.set(i64::from(listed.is_ok()));
         // After a failure there is no series: the states are unknown.
         self.mounts.reset();
         for (kind, mounts) in listed.map(|listed| listed.0).unwrap_or_default() {

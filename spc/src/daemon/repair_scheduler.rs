@@ -30,7 +30,7 @@ const CHECK_SPACING: Duration = Duration::from_millis(50);
 /// Number of checks and repairs that run at the same time.
 const MAX_RUNNING: usize = 8;
 
-/// Number of attempts for a mount after which the scheduler gives up, see [`REPAIR_RESET`].
+/// Limit for the attempts at a mount. [`REPAIR_RESET`] resets the count.
 const MAX_ATTEMPTS: u32 = 10;
 
 /// Lifetime of a repaired mount after which its attempts are counted from 0 again.
@@ -127,7 +127,7 @@ impl RepairScheduler {
         }
     }
 
-    /// Handles the end of a daemon process: schedules a repair or gives up.
+    /// Handles the end of a daemon process: schedules a repair, unless the attempts are exhausted.
     fn daemon_ended(&mut self, key: u64) {
         for mount in self.mounts.values_mut() {
             let Some(pidfd) = mount.daemons.remove(&key) else {

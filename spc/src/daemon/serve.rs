@@ -72,8 +72,8 @@ pub fn serve(metrics_address: Option<http::Address>) -> Result<()> {
         .thread_block()
         .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
         .map_err(|e| system("cannot watch for signals", e.into()))?;
-    // With --pid=host this process is not PID 1. As a subreaper it is still the one that reaps
-    // orphaned descendants.
+    // With --pid=host this process is not PID 1. As a subreaper it still reaps orphaned
+    // descendants.
     set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|e| system("cannot become a subreaper", e.into()))?;
     let reports = bind_report_socket();

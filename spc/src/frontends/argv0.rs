@@ -3,16 +3,16 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-/// A way to call spc.
+/// Interface through which spc was called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frontend {
     /// `spc COMMAND`.
     Cli,
     /// `start-statd`.
     Statd,
-    /// `mount.TYPE`, with the type that the name holds.
+    /// `mount.TYPE`, with the type in the name.
     Mount(String),
-    /// `umount.TYPE`, with the type that the name holds.
+    /// `umount.TYPE`, with the type in the name.
     Umount(String),
     /// `mounter`, the program for kubelet's `--experimental-mounter-path`.
     Mounter,

@@ -1,4 +1,4 @@
-//! Frontends: ways to call spc. Each parses its arguments into a request for the pipeline.
+//! Frontends: the interfaces of spc. Each parses its arguments into a request for the pipeline.
 //!
 //! [`main`] selects the frontend by the name under which the program was called (`argv[0]`).
 

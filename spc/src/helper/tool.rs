@@ -31,8 +31,8 @@ pub struct Tool<'a> {
     pub deadline: Instant,
 }
 
-/// Path by which a program opens its standard input. A device of the host needs no device node in
-/// the container this way.
+/// Path by which a program opens its standard input. Thus a device of the host needs no device node
+/// in the container.
 pub const STDIN: &str = "/proc/self/fd/0";
 
 /// Path of spc itself, for subcommands that may block.

@@ -188,7 +188,7 @@ pub fn start(
 }
 
 /// Reads the child's report: the process that runs the program, and whether it is in its cgroup.
-/// None if the spawn returned without a report.
+/// Returns none if the spawn returned without a report.
 fn read_report(reports: &OwnedFd, spawn_returned: &AtomicBool) -> Option<(Pid, bool)> {
     let tick = Timespec::try_from(Duration::from_millis(20)).unwrap_or_default();
     loop {
@@ -230,7 +230,7 @@ pub fn remove(name: &str) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // The parent directory goes with the last cgroup in it.
+        // Fails while the parent directory has other cgroups.
         let _ = fs::remove_dir(base.join("spc"));
         Ok(())
     };

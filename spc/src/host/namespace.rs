@@ -287,8 +287,8 @@ pub fn find(settings: &Settings) -> Result<(PathBuf, File)> {
         .hint(hint))
 }
 
-/// Returns whether the container shares the host's namespace of a kind, such as `net` or `pid`.
-/// None if a namespace file cannot be read.
+/// Returns whether the container shares the host's namespace of a kind, such as `net` or `pid`;
+/// none if a namespace file cannot be read.
 pub fn shares_namespace(settings: &Settings, kind: &str) -> Option<bool> {
     let (host, _) = namespace::find(settings).ok()?;
     let host = std::fs::metadata(host.with_file_name(kind)).ok()?;

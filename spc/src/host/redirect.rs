@@ -119,8 +119,8 @@ impl Redirect {
     /// # Errors
     /// Fails if the redirect is missing or cannot be written.
     pub fn redirect_to_host(&self, id: u64, unique: u64) -> std::io::Result<()> {
-        let (claim, new) = (self.file("claim"), self.file("new"));
-        let text = fs::read_link(&claim)?.into_os_string().into_vec();
+        let (target_link, new) = (self.file("claim"), self.file("new"));
+        let text = fs::read_link(&target_link)?.into_os_string().into_vec();
         let mode_end = text.iter().position(|&b| b == b' ').unwrap_or_default();
         let mut redirected = Mode::ToHost.to_string().into_bytes();
         redirected.extend(&text[mode_end..]);
@@ -134,7 +134,7 @@ impl Redirect {
             })
         };
         replace(format!("{id} {unique}").into(), self.file("mount"))?;
-        replace(OsString::from_vec(redirected), claim)
+        replace(OsString::from_vec(redirected), target_link)
     }
 
     /// Removes temporary files that a killed launcher left, and keeps the redirect. No other

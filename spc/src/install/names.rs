@@ -6,8 +6,8 @@ use crate::kinds;
 
 /// Type whose helper `mount.spc` mounts any kind, as `mount -t spc.KIND`.
 ///
-/// For kinds whose own helper belongs to the host, and for types that mount(8) would otherwise
-/// mount itself, such as `ext4`.
+/// Users need the type for kinds whose own helper belongs to the host, and for types that mount(8)
+/// would otherwise mount itself, such as `ext4`.
 const GENERIC: &str = "spc";
 
 /// Returns all names to create.

@@ -57,8 +57,8 @@ pub fn is_clientless(fs_type: &str) -> bool {
     row(fs_type).is_ok_and(|kind| kind.clientless)
 }
 
-/// Label of a type in metrics: the name of its row, or `other`. The number of labels is limited
-/// by the table, not by what users ask for.
+/// Label of a type in metrics: the name of its row, or `other`. The table limits the number of
+/// labels, whatever types users request.
 pub fn label(fs_type: &str) -> &'static str {
     match row(fs_type).map_or("*", |kind| kind.name) {
         "*" => "other",

@@ -105,7 +105,7 @@ pub(in crate::kinds) struct Kind {
     pub(in crate::kinds) source: Source,
     /// Rules to read the helper's output and to find a hint in it.
     pub(in crate::kinds) diagnostics: Diagnostics,
-    /// Tells how well a source fits, for requests without a type.
+    /// Rates how well a source fits, for requests without a type.
     pub(in crate::kinds) source_fit: fn(&str) -> Fit,
     /// Kernel modules that the mount needs.
     pub(in crate::kinds) modules: &'static [Module],

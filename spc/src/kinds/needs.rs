@@ -1,5 +1,5 @@
 //! Requirements of each kind on the container and the host, for `spc doctor --kind`. Data only:
-//! `frontends/cli/doctor/requirements.rs` makes the checks.
+//! `doctor/requirements.rs` makes the checks.
 
 use crate::error::{Error, Result};
 use crate::host::modules::{FUSE, Module};
@@ -21,8 +21,8 @@ pub struct Needs {
     pub parts: &'static [Need],
 }
 
-/// Names that `--kind` takes besides the types: a version of NFS, the family of FUSE, and the two
-/// ways to attach block devices.
+/// Names that `--kind` accepts besides the types: a version of NFS, the family of FUSE, and the two
+/// protocols that attach block devices.
 const NAMES_BESIDES_TYPES: [Kind; 4] = [
     Kind {
         name: "nfs3",

@@ -125,8 +125,8 @@ const LOCKD: (u32, u32) = (100_021, 4);
 
 /// Services of version 3 with locks, in the order of their start.
 pub const SERVICES: [SharedService; 2] = [
-    // No RPC client: rpcbind runs as long as rpc.statd, and cannot be asked about lockd while it is
-    // being stopped itself.
+    // No RPC client: rpcbind runs as long as rpc.statd, and does not answer queries about lockd
+    // while it is being stopped.
     shared(RPCBIND, None),
     shared(STATD, Some(LOCKD)),
 ];

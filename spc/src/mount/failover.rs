@@ -26,8 +26,8 @@ use crate::servers::{dead_cache, resolve};
 /// Time limit for a helper at a server that responded, while there are others to try.
 const RESPONSIVE_LIMIT: Duration = Duration::from_secs(20);
 
-/// Time limit for a helper at a server that failed the probe. The helper may reach the server in
-/// another way than the probe, which a firewall may block.
+/// Time limit for a helper at a server that failed the probe. A firewall may block the probe, but
+/// not the helper.
 const UNRESPONSIVE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Servers of which spc chooses one.

@@ -184,7 +184,8 @@ impl<'a> HelperRun<'a> {
         Err(self.annotate(failed, &output))
     }
 
-    /// Returns whether the helper's log says that its daemon gives up.
+    /// Returns whether the helper's log contains the text with which its daemon announces that the
+    /// mount will end.
     pub fn gave_up(&self, output: &HelperOutput) -> bool {
         let (Some(file), Some(words)) = (&self.log, self.diagnostics.gives_up) else {
             return false;

@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::process::interrupts::Interrupts;
 
-/// Tells a wait when to give up: at a deadline, or earlier when a signal or another event asks for
-/// it.
+/// Ends a wait: at a deadline, or earlier at a signal or when a check fails.
 #[derive(Clone, Copy)]
 pub struct CancelToken<'a> {
     deadline: Instant,

@@ -1,4 +1,4 @@
-//! Reconciles records with the mounts of the host, and removes what is left of a mount.
+//! Reconciles records with the mounts of the host, and removes the leftovers of a mount.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -83,7 +83,7 @@ pub(crate) fn adopt(session: &Session, mut record: Record, new: MountId) -> Resu
         Some((on, entry))
     })?;
     if let Some((on, entry)) = entries {
-        // The new mount may itself be the copy of a mount on a peer, so copies of any age go.
+        // The new mount may itself be the copy of a mount on a peer, so 0 removes copies of any age.
         drop_copies(&entry, &on, 0)?;
     }
     record.mount_id = new.id;

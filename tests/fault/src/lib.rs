@@ -1,15 +1,15 @@
-//! Injects faults into the mount calls of libc. Preloaded after the shim it lies below it: what the
-//! shim carries to the host meets the fault there.
+//! Injects faults into the mount calls of libc. The library is preloaded after the shim, so a call
+//! that the shim redirects to the host meets the fault there.
 //!
-//! `SPC_FAULT` says what happens, one fault or several separated by blanks:
-//! - `CALL=ERRNO`: the call fails with this errno, a number, and is not made;
-//! - `CALL=delay:MS`: the call is made after so many milliseconds;
-//! - `CALL=kill`: the process that makes it is killed before it is made;
-//! - `CALL=die`: the process that makes it is killed when it is made, and learns nothing of it;
-//! - `CALL=lie`: the call is not made, and success is reported.
+//! `SPC_FAULT` lists the faults, separated by blanks:
+//! - `CALL=ERRNO`: fails with this errno, a number, without making the call;
+//! - `CALL=delay:MS`: makes the call after this number of milliseconds;
+//! - `CALL=kill`: kills the calling process before the call;
+//! - `CALL=die`: kills the calling process after the call, before it sees the result;
+//! - `CALL=lie`: reports success without making the call.
 //!
-//! CALL is `mount`, `umount`, `umount2`, `fsopen`, `fsconfig`, `fsmount`, `move_mount`, `open_tree` or
-//! `mount_setattr`.
+//! CALL is `mount`, `umount`, `umount2`, `fsopen`, `fsconfig`, `fsmount`, `move_mount`, `open_tree`
+//! or `mount_setattr`.
 
 use std::time::Duration;
 
@@ -26,10 +26,10 @@ enum Fault {
 
 fn fault(call: &str) -> Option<Fault> {
     let all = std::env::var("SPC_FAULT").ok()?;
-    let what = all
+    let fault = all
         .split_whitespace()
         .find_map(|one| one.strip_prefix(call)?.strip_prefix('='))?;
-    match (what, what.strip_prefix("delay:")) {
+    match (fault, fault.strip_prefix("delay:")) {
         ("kill", _) => Some(Fault::Kill),
         ("die", _) => Some(Fault::Die),
         ("lie", _) => Some(Fault::Lie),
@@ -38,7 +38,7 @@ fn fault(call: &str) -> Option<Fault> {
     }
 }
 
-/// The result of a call with this fault.
+/// Returns the result of a call with this fault.
 fn with(fault: Option<Fault>, make: impl Fn() -> c_int) -> c_int {
     match fault {
         Some(Fault::Fail(errno)) => {
@@ -59,16 +59,17 @@ fn with(fault: Option<Fault>, make: impl Fn() -> c_int) -> c_int {
 }
 
 fn kill_self() {
-    // SAFETY: a signal to the process that we are. A child that shares its parent's memory is one of its own.
+    // SAFETY: the call takes no pointers. The signal goes to the calling process, also if that is a
+    // child that shares its parent's memory.
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
 }
 
-/// One hook: the fault if there is one, else the next definition of the same symbol.
+/// Defines a hook: applies the fault if there is one, or else calls the symbol's next definition.
 macro_rules! faulty {
     ($call:ident, $hook:ident, ($($arg:ident: $type:ty),*)) => {
         hook! {
             unsafe fn $call($($arg: $type),*) -> c_int => $hook {
-                // SAFETY: the caller's own arguments go on unchanged.
+                // SAFETY: the caller's arguments are passed on unchanged.
                 with(fault(stringify!($call)), || unsafe { real!($call)($($arg),*) })
             }
         }

@@ -1,5 +1,5 @@
-//! Arguments of the frontends that other programs call: no secret is left where everybody sees it, and what is understood
-//! is a request. The first byte says which door.
+//! Arguments of the frontends: no secret stays in the command line, and accepted arguments give a
+//! valid request. The first byte selects the frontend.
 #![no_main]
 
 use std::ffi::OsString;
@@ -7,14 +7,14 @@ use std::os::unix::ffi::OsStringExt;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use libfuzzer_sys::fuzz_target;
-use spc::frontends::secret_args::Arguments;
 use spc::frontends::cli::Cli;
-use spc::frontends::mount_helper::{MountHelper, UmountHelper};
 use spc::frontends::kubelet::mounter::Mounter;
+use spc::frontends::mount_helper::{MountHelper, UmountHelper};
+use spc::frontends::secret_args::Arguments;
 use spc::options::secrets::is_secret;
 
 fuzz_target!(|data: &[u8]| {
-    let Some((door, words)) = data.split_first() else {
+    let Some((selector, words)) = data.split_first() else {
         return;
     };
     let words = words.split(|byte| *byte == b'\n');
@@ -31,10 +31,10 @@ fuzz_target!(|data: &[u8]| {
         }
         assert_eq!(shown, word.as_encoded_bytes());
     }
-    let request = match door % 4 {
+    let request = match selector % 4 {
         0 => MountHelper::try_parse_from(&all)
             .ok()
-            // Which names a file of this machine.
+            // `N` may set the mount namespace, a file of this machine.
             .filter(|_| {
                 !all.iter()
                     .any(|word| word.as_encoded_bytes().contains(&b'N'))

@@ -1,4 +1,5 @@
-//! Has a bug that only who sees what is compared comes upon: if it is not found, the others say nothing.
+//! Canary with a deliberate bug, which only a fuzzer that sees the compared bytes finds. If the bug
+//! is not found, the results of the other targets mean nothing.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

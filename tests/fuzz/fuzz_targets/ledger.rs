@@ -1,4 +1,4 @@
-//! Records: one that is read is written and read again as the same.
+//! Records: a record that was parsed is the same after it was written and parsed again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,10 +1,11 @@
-//! Lines of mountinfo: none stops the reader, and what is read of a line that a kernel would write is what it says.
+//! Lines of mountinfo: no line makes the parser panic, and a line as the kernel writes it is parsed
+//! without loss.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use spc::host::mountinfo::{Entry, unescape};
 
-/// As the kernel escapes a name.
+/// Escapes a name as the kernel does.
 fn escaped(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     for byte in name {

@@ -1,4 +1,5 @@
-//! Option lists: what is a secret never shows, and a list that was read reads the same again.
+//! Option lists: no secret stays among the options, and a list that was printed is parsed as the
+//! same list.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

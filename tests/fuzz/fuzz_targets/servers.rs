@@ -1,4 +1,4 @@
-//! Lists of servers: those that are read are those of the source that is made of them, and of no other.
+//! Lists of servers: a source built from a list names servers of that list only.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -23,7 +23,7 @@ fuzz_target!(|text: &str| {
         let host = servers::host_of(server);
         assert!(server.contains(host) && servers::with_host(server, host).contains(host));
     }
-    // A path that is written as a source brings servers of its own.
+    // A path without the leading slash could be a source with servers of its own.
     let path = format!("/{}", path.trim_start_matches(['/', '\\']));
     for fs_type in names() {
         let Ok(source) = kinds::with_servers(fs_type, &path, &list) else {
@@ -37,7 +37,7 @@ fuzz_target!(|text: &str| {
             let named = |named: &String| servers::host_of(named) == host;
             assert!(list.iter().any(named), "{fs_type} {source}: {server}");
         }
-        // A user may be the user at all of them; after that it stays as it is.
+        // The first server's user becomes that of all servers; a second pass changes nothing.
         let source = server_set.source(&server_set.servers);
         let again = kinds::server_set(fs_type, &source, &Options::default());
         let again = again.map(|again| again.source(&again.servers));

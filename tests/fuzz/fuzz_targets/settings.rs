@@ -1,4 +1,5 @@
-//! The settings of the shim and of the launcher, from a file and from the environment, and what a node lets pods have.
+//! Settings of the shim and of the launcher, from a file and from the environment, and the node's
+//! list of allowed FlexVolumes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

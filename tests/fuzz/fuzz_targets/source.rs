@@ -1,4 +1,4 @@
-//! Sources and options of every kind: what a helper is run with holds no secret, and no option that nobody gave.
+//! Sources and options of every kind: the options of a helper contain no secret.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -13,11 +13,11 @@ fuzz_target!(|text: &str| {
     let Ok((options, secrets)) = Options::parse_with_secrets([lines.next().unwrap_or("")]) else {
         return;
     };
-    // A door would have refused it.
+    // The frontends refuse such a source.
     if source.is_empty() || source.starts_with('-') {
         return;
     }
-    let asked = KindInput {
+    let input = KindInput {
         fs_type,
         source,
         options: &options,
@@ -25,10 +25,10 @@ fuzz_target!(|text: &str| {
         log_name: "mnt-data",
         kernel_lacks: &|_| None,
     };
-    let Ok(chosen) = kinds::resolve(&asked) else {
+    let Ok(resolved) = kinds::resolve(&input) else {
         return;
     };
-    if let MountMethod::Helper(helper) = &chosen.method {
+    if let MountMethod::Helper(helper) = &resolved.method {
         assert!(!helper.programs.is_empty());
         assert!(helper.args.iter().any(|arg| arg == TARGET) || helper.args.is_empty());
         for key in secrets.keys() {

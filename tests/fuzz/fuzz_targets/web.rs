@@ -4,21 +4,21 @@
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use spc::daemon::metrics::Metrics;
 use spc::daemon::http::response_to;
+use spc::daemon::metrics::Metrics;
 
-fuzz_target!(|question: &[u8]| {
+fuzz_target!(|request: &[u8]| {
     static METRICS: OnceLock<Metrics> = OnceLock::new();
     let metrics = METRICS.get_or_init(|| Metrics::new().expect("no metrics"));
-    // The mounts would be looked for, by a process.
-    if question.windows(8).any(|part| part == b"/metrics") {
+    // Such a request starts a process that lists the mounts.
+    if request.windows(8).any(|part| part == b"/metrics") {
         return;
     }
-    let pieces = (1..=question.len()).filter(|end| *end == question.len() || end % 16 == 0);
+    let pieces = (1..=request.len()).filter(|end| *end == request.len() || end % 16 == 0);
     for end in pieces {
-        if let Some(answer) = response_to(&question[..end], metrics) {
-            let head = answer.windows(4).position(|part| part == b"\r\n\r\n");
-            assert!(answer.starts_with(b"HTTP/1.1 ") && head.is_some());
+        if let Some(response) = response_to(&request[..end], metrics) {
+            let head = response.windows(4).position(|part| part == b"\r\n\r\n");
+            assert!(response.starts_with(b"HTTP/1.1 ") && head.is_some());
             break;
         }
     }

@@ -12,7 +12,7 @@ use super::{Report, Scale};
 const MANY: &str = "/mnt/crowd";
 
 /// Time limit for all mounts by spc together.
-const PATIENCE: Duration = Duration::from_secs(240);
+const MOUNTS_LIMIT: Duration = Duration::from_secs(240);
 
 fn commands(command: &str, from: usize, to: usize) -> Vec<Argv> {
     (from..to)
@@ -39,7 +39,7 @@ pub fn at_once(stage: &Stage<'_>, scale: Scale, report: &mut Report) -> Result<(
     let enter = "/usr/bin/nsenter --mount=/proc/1/ns/mnt /usr/bin/mount -t tmpfs crowd";
     let nsenter = commands(enter, 0, count);
     let (mut ours, mut theirs, mut off) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut failed, mut others_failed, mut says) = (0, 0, String::new());
+    let (mut failed, mut others_failed, mut output) = (0, 0, String::new());
     let mut grown = Vec::new();
     let umount = [argv("/usr/sbin/spc umount --all")];
     for _ in 0..scale.rounds(3) {
@@ -48,7 +48,7 @@ pub fn at_once(stage: &Stage<'_>, scale: Scale, report: &mut Report) -> Result<(
         grown.push(stage.entries()?.cast_signed() - before.cast_signed());
         ours.push(crowd.time.as_secs_f64());
         failed += crowd.failed;
-        says.push_str(&crowd.says);
+        output.push_str(&crowd.says);
         let crowd = host.crowd(host.pid(), umount.to_vec(), 1)?;
         ensure!(crowd.failed == 0, "spc umount --all: {}", crowd.says);
         off.push(crowd.time.as_secs_f64());
@@ -59,7 +59,7 @@ pub fn at_once(stage: &Stage<'_>, scale: Scale, report: &mut Report) -> Result<(
         host.clear(MANY, 0, count)?;
     }
     if failed > 0 {
-        eprintln!("bench: mounts at once that failed:\n{says}");
+        eprintln!("bench: mounts at once that failed:\n{output}");
     }
     let what = format!("{count} `spc mount` at once");
     let line = Line::new(7, what.clone(), Number::of("s", ours)?).peer(
@@ -133,7 +133,7 @@ pub fn of_our_own(
     let begun = Instant::now();
     for size in sizes {
         let mut there = samples.last().map_or(0, |sample| sample.mounts);
-        while there < *size && begun.elapsed() < PATIENCE {
+        while there < *size && begun.elapsed() < MOUNTS_LIMIT {
             let next = (there + 500).min(*size);
             let commands = commands("/usr/sbin/spc mount -t tmpfs crowd", there, next);
             let crowd = host.crowd(host.pid(), commands, report.cores)?;
@@ -149,7 +149,7 @@ pub fn of_our_own(
         if there < *size {
             report.failed(
                 6,
-                format!("{there} of {size} mounts of our own after {PATIENCE:?}"),
+                format!("{there} of {size} mounts of our own after {MOUNTS_LIMIT:?}"),
             );
         }
         samples.push(Sample::take(stage, scale, there)?);

@@ -278,9 +278,9 @@ impl Machine {
         let memory = value(&fs::read_to_string("/proc/meminfo")?, "MemTotal", ':');
         let kilobytes = memory.and_then(|memory| memory.split(' ').next()?.parse::<u64>().ok());
         let system = fs::read_to_string("/etc/os-release")?;
-        let said = |program: &str, words: &[&str]| machine::output(program, words);
+        let output_of = |program: &str, words: &[&str]| machine::output(program, words);
         let git = ["-C", env!("CARGO_MANIFEST_DIR")];
-        let commit = said(
+        let commit = output_of(
             "git",
             &[&git[..], &["describe", "--always", "--dirty"]].concat(),
         )
@@ -296,7 +296,7 @@ impl Machine {
                 .to_string_lossy()
                 .into_owned(),
             system: value(&system, "PRETTY_NAME", '=').context("no name")?,
-            day: said("date", &["-u", "+%F"])?,
+            day: output_of("date", &["-u", "+%F"])?,
             commit,
             profile: profile
                 .map(|(name, value)| format!("{name}={value}"))

@@ -46,7 +46,7 @@ const JOBS: [(&str, &str, &str, &str, f64); 2] = [
     ),
 ];
 
-/// Number of files that the metadata loop makes, looks at, renames and removes.
+/// Number of files that the metadata loop creates, stats, renames and removes.
 const FILES: usize = 200;
 
 /// Number of measurements per host, each on a new mount. Some daemons are a little faster than

@@ -182,7 +182,7 @@ pub fn crossing(stage: &Stage<'_>, scale: Scale, wanted: &[u8], report: &mut Rep
     Ok(())
 }
 
-/// Runs each caller in turn.
+/// Runs the callers one after the other, in several passes.
 fn each(
     host: &Host<'_>,
     scale: Scale,

@@ -17,10 +17,10 @@ const FILE: &str = "first";
 const PORT: u16 = 24007;
 
 /// Time limit in seconds for a mount's search for a live server.
-const PATIENCE: u64 = 60;
+const MOUNT_TIMEOUT: u64 = 60;
 
 /// Time limit in seconds for all mounts of a kind by one client.
-const ENOUGH: f64 = 30.0;
+const MOUNTS_LIMIT: f64 = 30.0;
 
 /// Servers, a host with the container, and hosts with the native client.
 struct Scene<'a, 'lab> {
@@ -92,7 +92,7 @@ impl Scene<'_, '_> {
         done
     }
 
-    /// Runs the same commands on both hosts in turn.
+    /// Runs the same commands on both hosts, alternating.
     fn both(&self, runs: usize, side: &Side) -> Result<[Vec<f64>; 2]> {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..runs {
@@ -140,17 +140,17 @@ impl Scene<'_, '_> {
         let addresses: Vec<Ipv4Addr> = servers.iter().map(|server| server.address()).collect();
         let listed: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         let ours = format!(
-            "/usr/bin/busybox timeout {PATIENCE} /usr/sbin/spc mount -t glusterfs -o x-spc.order=given {}:/single {WAY}",
+            "/usr/bin/busybox timeout {MOUNT_TIMEOUT} /usr/sbin/spc mount -t glusterfs -o x-spc.order=given {}:/single {WAY}",
             listed.join(",")
         );
         let theirs = format!(
-            "/usr/bin/busybox timeout {PATIENCE} /usr/bin/mount -t glusterfs -o backup-volfile-servers={}:{} {}:/single {WAY}",
+            "/usr/bin/busybox timeout {MOUNT_TIMEOUT} /usr/bin/mount -t glusterfs -o backup-volfile-servers={}:{} {}:/single {WAY}",
             listed[1], listed[2], listed[0]
         );
         // Each run is a first mount, so the cache of dead servers is removed before it.
-        let forget = "/usr/bin/busybox rm -rf /run/spc/dead";
+        let clear_cache = "/usr/bin/busybox rm -rf /run/spc/dead";
         let after = format!("/usr/bin/umount {WAY}");
-        let ours = Side::timed(&[&ours]).before(forget).after(&after);
+        let ours = Side::timed(&[&ours]).before(clear_cache).after(&after);
         let theirs = Side::timed(&[&theirs]).after(&after);
         let mut healthy: Option<Value> = None;
         for (name, conduct) in [
@@ -260,30 +260,31 @@ impl Scene<'_, '_> {
 #[derive(Default)]
 struct Tries {
     times: Vec<f64>,
-    fails: Option<String>,
+    failure: Option<String>,
 }
 
 impl Tries {
-    /// Mounts again, unless the last attempt failed: a mount that fails takes minutes.
+    /// Mounts again, unless the last attempt failed or the time limit is over: a mount that fails
+    /// takes minutes.
     fn mount(&mut self, host: &Host<'_>, side: &Side) {
-        if self.fails.is_some() || self.times.iter().sum::<f64>() > ENOUGH {
+        if self.failure.is_some() || self.times.iter().sum::<f64>() > MOUNTS_LIMIT {
             return;
         }
         match host.turns(host.pid(), 1, std::slice::from_ref(side)) {
             Ok(once) => self.times.extend(once.into_iter().flatten()),
-            Err(error) => self.fails = Some(format!("{error:#}")),
+            Err(error) => self.failure = Some(format!("{error:#}")),
         }
     }
 
     fn value(self) -> Result<Value> {
-        match self.fails {
+        match self.failure {
             None => Ok(Number::milliseconds(&self.times)?.into()),
             // timeout(1) kills with SIGTERM.
-            Some(says) if says.contains("SIGTERM") || says.contains("143") => {
-                Ok(Value::Text(format!("more than {PATIENCE} s")))
+            Some(error) if error.contains("SIGTERM") || error.contains("143") => {
+                Ok(Value::Text(format!("more than {MOUNT_TIMEOUT} s")))
             }
-            Some(says) => {
-                eprintln!("bench: with servers down: {says}");
+            Some(error) => {
+                eprintln!("bench: with servers down: {error}");
                 Ok(Value::Text("fails".into()))
             }
         }

@@ -19,7 +19,7 @@ use crate::host::Host;
 /// A program and its arguments.
 pub type Argv = Vec<String>;
 
-/// A measured command with its preparation and its clean-up; several are compared in one run.
+/// A measured command with its preparation and its clean-up. A run compares several sides.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Side {
     /// Commands before the measurement, not timed.
@@ -60,7 +60,7 @@ pub fn argv(command: &str) -> Argv {
 /// Work that `lab work` reads from standard input.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
-    /// Run each side this many times, in turn.
+    /// Run each side this many times, alternating.
     Turns { runs: usize, sides: Vec<Side> },
     /// Run these commands, at most `at_once` at a time.
     Crowd { commands: Vec<Argv>, at_once: usize },
@@ -90,8 +90,8 @@ pub struct Crowd {
 }
 
 impl Host<'_> {
-    /// Runs each side this many times in turn, in the namespaces of a process, given by its number
-    /// on the machine. Returns the times of each side.
+    /// Runs each side this many times, alternating, in the namespaces of a process, given by its
+    /// number on the machine. Returns the times of each side.
     pub(crate) fn turns(&self, pid: i32, runs: usize, sides: &[Side]) -> Result<Vec<Vec<f64>>> {
         let sides = sides.to_vec();
         self.work(pid, &Order::Turns { runs, sides })
@@ -138,7 +138,7 @@ impl Host<'_> {
     }
 }
 
-/// Reads an order from standard input, and carries it out.
+/// Reads an order from standard input, and executes it.
 pub fn work(arguments: &Enter) -> Result<()> {
     let order: Order = serde_json::from_reader(std::io::stdin()).context("bad order")?;
     go(arguments)?;
@@ -178,24 +178,24 @@ pub fn work(arguments: &Enter) -> Result<()> {
 /// Returns the seconds of each run of each side. The first side changes with each round, so that
 /// the order is fair.
 fn turns(runs: usize, sides: &[Side]) -> Result<Vec<Vec<f64>>> {
-    let said = Said::new()?;
+    let output = CapturedOutput::new()?;
     let mut times = vec![Vec::with_capacity(runs); sides.len()];
     for run in 0..runs {
-        for turn in 0..sides.len() {
-            let number = (run + turn) % sides.len();
+        for offset in 0..sides.len() {
+            let number = (run + offset) % sides.len();
             let side = &sides[number];
-            side.before.iter().try_for_each(|words| said.run(words))?;
+            side.before.iter().try_for_each(|words| output.run(words))?;
             let begun = Instant::now();
-            side.timed.iter().try_for_each(|words| said.run(words))?;
+            side.timed.iter().try_for_each(|words| output.run(words))?;
             times[number].push(begun.elapsed().as_secs_f64());
-            side.after.iter().try_for_each(|words| said.run(words))?;
+            side.after.iter().try_for_each(|words| output.run(words))?;
         }
     }
     Ok(times)
 }
 
 fn crowd(commands: &[Argv], at_once: usize) -> Result<Crowd> {
-    let said = Said::new()?;
+    let output = CapturedOutput::new()?;
     let begun = Instant::now();
     let (mut running, mut failed) = (0, 0);
     let mut wait = |running: &mut usize| -> Result<()> {
@@ -209,7 +209,7 @@ fn crowd(commands: &[Argv], at_once: usize) -> Result<Crowd> {
         if running == at_once {
             wait(&mut running)?;
         }
-        said.start(words)?;
+        output.start(words)?;
         running += 1;
     }
     while running > 0 {
@@ -219,7 +219,7 @@ fn crowd(commands: &[Argv], at_once: usize) -> Result<Crowd> {
         time: begun.elapsed(),
         failed,
         says: if failed > 0 {
-            said.text()?
+            output.text()?
         } else {
             String::new()
         },
@@ -227,9 +227,9 @@ fn crowd(commands: &[Argv], at_once: usize) -> Result<Crowd> {
 }
 
 /// Output of commands, in a file in memory.
-struct Said(File);
+struct CapturedOutput(File);
 
-impl Said {
+impl CapturedOutput {
     fn new() -> Result<Self> {
         let file = memfd_create("said", MemfdFlags::CLOEXEC)?;
         fcntl_setfl(&file, fcntl_getfl(&file)? | OFlags::APPEND)?;

@@ -130,7 +130,7 @@ pub struct SysfsLayout {
     /// Directories of all disks of a path. Other programs may use disks that spc does not.
     pub all_disks: &'static str,
     /// File in a disk's directory that removes the disk when 1 is written to it; none if the disk
-    /// goes with its path.
+    /// disappears with its path.
     pub delete: Option<&'static str>,
     /// Source of the volume's identity.
     pub identity: Identity,

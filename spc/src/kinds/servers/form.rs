@@ -76,12 +76,12 @@ fn split_colon(source: &str) -> Option<Parts> {
     split((&source[..at], &source[at + 1..]))
 }
 
-/// Gives the user of the first server to all servers without a user of their own.
+/// Splits a source of [`LOGIN`]. Servers without a user get the user of the first server.
 fn split_login(source: &str) -> Option<Parts> {
-    let mut inside = false;
+    let mut in_brackets = false;
     let end = source.find(|c| {
-        inside = c == '[' || (inside && c != ']');
-        c == ':' && !inside
+        in_brackets = c == '[' || (in_brackets && c != ']');
+        c == ':' && !in_brackets
     })?;
     let (mut servers, path) = split((&source[..end], &source[end + 1..]))?;
     if let Some((user, _)) = servers[0].rsplit_once('@') {
@@ -114,6 +114,6 @@ fn bracketed(server: &str) -> String {
 
 /// Removes brackets, unless there is a port after them.
 pub(super) fn bare(server: &str) -> &str {
-    let inside = server.strip_prefix('[').and_then(|s| s.strip_suffix(']'));
-    inside.unwrap_or(server)
+    let inner = server.strip_prefix('[').and_then(|s| s.strip_suffix(']'));
+    inner.unwrap_or(server)
 }

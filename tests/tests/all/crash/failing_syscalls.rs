@@ -13,7 +13,7 @@ use crate::install::native_commands::installed;
 use crate::support::images::attach;
 use crate::support::{Spc, entries, with_lab};
 
-/// The trials that a case goes through.
+/// Trials of a case.
 type Tried<'a> = &'a dyn Fn(&Scene<'_>, &Case<'_>) -> Result<()>;
 
 /// Tries each system call of these commands.
@@ -82,7 +82,7 @@ fn helper(scene: &Scene<'_>, arguments: &[&str]) -> Result<Case<'static>> {
     ))
 }
 
-/// A FUSE program, whose daemon stays.
+/// A FUSE program with a daemon, whose mount is not repaired.
 fn daemon(scene: &Scene<'_>) -> Result<Case<'static>> {
     scene.spc.sh("mkdir /srv/source")?.ok()?;
     let words = ["-t", "fuse.bindfs", "-o", "x-spc.repair=no", "/srv/source"];

@@ -7,7 +7,7 @@ use lab::{Act, Fault, errnos};
 
 use crate::support::random::Random;
 
-/// How many errnos of each system call are tried.
+/// Errnos to try in each system call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
     /// The likeliest errno, and only in system calls that change something.
@@ -19,7 +19,7 @@ pub enum Extent {
 }
 
 /// System calls without side effects, whose failure the short run leaves out.
-const LOOKS: [&str; 14] = [
+const READ_ONLY: [&str; 14] = [
     "fstat",
     "fcntl",
     "getdents64",
@@ -53,7 +53,7 @@ pub fn acts(call: &str, extent: Extent) -> Vec<Act> {
     let all = errnos(call).iter().map(|errno| Act::Fail(*errno));
     match extent {
         Extent::All => all.collect(),
-        _ if LOOKS.contains(&call) => Vec::new(),
+        _ if READ_ONLY.contains(&call) => Vec::new(),
         Extent::Short => all.take(1).collect(),
         Extent::SlowOrDead => vec![Act::Delay(Duration::from_millis(500)), Act::Kill],
     }

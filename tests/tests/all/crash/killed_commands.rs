@@ -243,7 +243,7 @@ fn a_killed_helper_leaves_a_whole_mount_or_none() {
         );
         let (mut failed, mut done) = (Vec::new(), Vec::new());
         // The number of steps differs by one or two from run to run. The step between the shim's
-        // mount and its note must always be included.
+        // mount and its link `ID.mount` must always be included.
         for only in [None, Some("symlinkat")] {
             for at in 1.. {
                 let order = Kill {
@@ -259,7 +259,7 @@ fn a_killed_helper_leaves_a_whole_mount_or_none() {
                 let step = stepped.steps.last().context("no step")?;
                 let here = || format!("killed at step {at}: {step}\n{}", stepped.output);
                 match stepped.output.status {
-                    // The killed process was spc itself, which another test covers.
+                    // The killed process was spc itself. Another test covers this case.
                     Status::Signal(9) => {}
                     // The helper did not need the killed process.
                     Status::Code(0) => done.push(step.clone()),
@@ -278,7 +278,7 @@ fn a_killed_helper_leaves_a_whole_mount_or_none() {
             }
             scene.run(&["spc", "umount", case.target])?.ok()?;
         }
-        // The mount succeeded, and its caller was told otherwise.
+        // The mount succeeded on the host, and its caller got an error.
         ensure!(
             failed.iter().any(|step| step.ends_with(" symlinkat")),
             "errors: {failed:?}, mounts: {done:?}"
@@ -319,8 +319,8 @@ fn a_target_is_usable_after_its_daemon_or_container_died() {
         let ls = scene.spc.host.run(&["ls", case.target])?;
         ensure!(!ls.success(), "the daemon still serves the mount: {ls}");
         let again = scene.run(&case.mount)?.code(32)?;
-        let said = again.error_text();
-        ensure!(said.contains("dead") && said.contains("hint:"), "{said}");
+        let error = again.error_text();
+        ensure!(error.contains("dead") && error.contains("hint:"), "{error}");
         let list = scene.run(&["spc", "ls"])?.ok()?.text();
         ensure!(list.contains(" stale "), "{list}");
         scene.run(&["spc", "umount", case.target])?.ok()?;

@@ -90,12 +90,12 @@ impl Steady {
 
     fn is_unharmed<H: AnyHost>(&self, spc: &Container<H>) -> Result<()> {
         let [rounds, errors, longest] = self.state(&spc.host)?;
-        let said = spc.host.read(&format!("{}.errors", self.state))?;
+        let logged = spc.host.read(&format!("{}.errors", self.state))?;
         ensure!(
-            errors == 0 && said.is_empty(),
+            errors == 0 && logged.is_empty(),
             "{}: {errors} errors in {rounds} rounds:\n{}",
             self.target,
-            String::from_utf8_lossy(&said)
+            String::from_utf8_lossy(&logged)
         );
         ensure!(
             longest < LONGEST,

@@ -166,8 +166,8 @@ impl<'a> Trial<'a> {
             true => self.trace(faults)?,
             false => host.fault(self.scene.first, &self.command, faults, self.family())?,
         };
-        let (status, said) = (stepped.output.status, stepped.output.error_text());
-        let here = || format!("{faults:?}: {status:?}\n{said}");
+        let (status, stderr) = (stepped.output.status, stepped.output.error_text());
+        let here = || format!("{faults:?}: {status:?}\n{stderr}");
         let call = &faults[faults.len() - 1].call;
         let judged = match self.scene.serving {
             true => self.serve_finishes(&stepped),
@@ -249,7 +249,7 @@ impl<'a> Trial<'a> {
         }
         self.scene.poke()?;
         until("nothing is left", || {
-            // A mount whose record says so is not a leftover.
+            // A recorded mount is not a leftover.
             if !self.scene.spc.on(self.case.target)?.is_empty() {
                 self.scene.run(&self.umount)?;
             }
@@ -258,7 +258,7 @@ impl<'a> Trial<'a> {
         self.clean.are_left(self.scene)
     }
 
-    /// Checks that the mount is there as if nothing had failed, and that its unmount works.
+    /// Checks that the mount is as complete as without faults, and that its unmount works.
     fn is_made(&self) -> Result<()> {
         let scene = self.scene;
         let mut census = scene.spc.census(scene.first)?;
@@ -276,8 +276,8 @@ impl<'a> Trial<'a> {
             .values()
             .next()
             .map_or(&[][..], Vec::as_slice);
-        // Where the shim could not redirect the call, the mount was grafted, and the redirect has
-        // no note. A socket that could not be removed goes with the redirect.
+        // Where the shim could not redirect the call, spc grafted the mount, and the redirect has
+        // no `ID.mount`. A socket that could not be removed is removed with the redirect.
         let parts = ["", "claim", "mount", "report"];
         let known =
             |file: &&String| parts.contains(&file.split_once('.').map_or("", |(_, part)| part));

@@ -1,4 +1,4 @@
-//! `scripts/bench`: what it measures, and its report.
+//! `scripts/bench`: its measurements, and its report.
 
 use std::fs;
 
@@ -29,7 +29,7 @@ fn measured(lab: &Lab) -> Result<()> {
             );
         }
     }
-    // The shim and the programs beside it are the right ones: their cost is not zero.
+    // A ratio in this range shows that the right libraries were preloaded.
     let exec = figures.lines.first().context("no first line")?;
     ensure!(
         exec.ratio()
@@ -37,7 +37,7 @@ fn measured(lab: &Lab) -> Result<()> {
         "{exec:?}"
     );
 
-    // The report shows what was written to the file.
+    // The report shows the content of the file.
     let directory = std::env::temp_dir().join(format!("spc-bench-{}", std::process::id()));
     let written = shown(&figures, &directory);
     fs::remove_dir_all(&directory)?;

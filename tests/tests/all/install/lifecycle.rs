@@ -50,9 +50,9 @@ fn with_util_linux<'lab>(lab: &'lab Lab, arguments: &[&str]) -> Result<Spc<'lab>
 
 /// Checks that a name on the host leads to a program that runs there, and is this version.
 fn works(spc: &Spc<'_>, name: &str) -> Result<()> {
-    let said = spc.host.run(&[name, "--version"])?.ok()?.text();
+    let version = spc.host.run(&[name, "--version"])?.ok()?.text();
     let own = spc.exec(&["spc", "--version"])?.ok()?.text();
-    ensure!(said == own, "{said} is not {own}");
+    ensure!(version == own, "{version} is not {own}");
     Ok(())
 }
 

@@ -55,8 +55,8 @@ fn as_libmount_calls(spc: &Spc<'_>, source: &str) -> Result<()> {
 /// The name has a part of the type, and -t the whole type. Verbose, and with a lazy unmount.
 fn by_a_part_of_the_type(spc: &Spc<'_>, source: &str) -> Result<()> {
     let words = [source, TARGET, "-v", "-t", "spc.glusterfs"];
-    let said = helper(spc, "mount.spc", &words)?.ok()?;
-    ensure!(said.text().contains("mounted"), "{said}");
+    let output = helper(spc, "mount.spc", &words)?.ok()?;
+    ensure!(output.text().contains("mounted"), "{output}");
     let host = &spc.host;
     let busy = host.spawn(&["sh", "-c", "cd /mnt/data && sleep 50"])?;
     let inside = "ls -l /proc/[0-9]*/cwd 2>/dev/null | grep -q /mnt/data";
@@ -99,7 +99,7 @@ fn in_a_namespace(spc: &Spc<'_>, source: &str) -> Result<()> {
 #[test]
 fn mount_type_has_the_exit_codes_of_mount() {
     with_helpers(|spc, source| {
-        for (name, words, code, says) in [
+        for (name, words, code, expected) in [
             ("mount.glusterfs", &[source][..], 1, "Usage"),
             ("mount.glusterfs", &[source, TARGET, "-z"], 1, "-z"),
             (
@@ -125,7 +125,7 @@ fn mount_type_has_the_exit_codes_of_mount() {
         ] {
             let failed = helper(spc, name, words)?.code(code)?;
             ensure!(
-                failed.error_text().contains(says) && failed.stdout.is_empty(),
+                failed.error_text().contains(expected) && failed.stdout.is_empty(),
                 "{failed}"
             );
         }

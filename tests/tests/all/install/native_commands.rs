@@ -114,8 +114,8 @@ fn exit_codes_and_messages_are_those_of_a_native_helper() {
             let run = |host: &Host<'_>| host.sh(&format!("mkdir -p /mnt/g; {script}"));
             let (ours, theirs) = (run(&spc.host)?, run(&native)?);
             ensure!(ours.status == theirs.status, "{what}: {ours}\n{theirs}");
-            let (said, native) = (says(&ours), says(&theirs));
-            ensure!(said == native, "{what}: {ours}\n{theirs}");
+            let (our_text, their_text) = (error_line(&ours), error_line(&theirs));
+            ensure!(our_text == their_text, "{what}: {ours}\n{theirs}");
         }
         let failed = spc.host.sh(&mount(&source, "/mnt/none"))?.code(32)?;
         ensure!(
@@ -134,8 +134,9 @@ fn exit_codes_and_messages_are_those_of_a_native_helper() {
     });
 }
 
-/// Error text of mount(8) or umount(8), without the parts that differ between releases.
-fn says(output: &Output) -> String {
+/// Returns the first error line of mount(8) or umount(8), without the final dot, which differs
+/// between releases.
+fn error_line(output: &Output) -> String {
     let text = output.error_text();
     let line = text.lines().next().unwrap_or_default();
     line.trim_end_matches('.').to_owned()
@@ -178,7 +179,7 @@ fn an_upgrade_keeps_every_mount() {
         );
         ensure!(spc.on("/mnt/g")? == before, "{:?}", spc.on("/mnt/g")?);
         is_used(&spc, cluster, &source)?;
-        // New mounts use the new version. The old one goes with its last mount.
+        // New mounts use the new version. The unmount of its last mount removes the old version.
         host.run(&["mount", "-t", "glusterfs", &source, "/mnt/new"])?
             .ok()?;
         let records = host

@@ -7,8 +7,8 @@ use lab::{AnyHost, Ceph, Lab, Session};
 
 use crate::support::{Container, Spc, VmSpc, until, with_lab};
 
-/// Runs a test's body with the lab and its Ceph cluster. Does nothing without a lab, which has said
-/// why.
+/// Runs a test's body with the lab and its Ceph cluster. Does nothing where the lab cannot run; the
+/// lab prints the reason.
 fn with_ceph(body: impl FnOnce(&'static Lab, &'static Ceph<'static>) -> Result<()>) {
     with_lab(|lab| body(lab, lab::ceph().context("no cluster")?));
 }
@@ -127,7 +127,7 @@ impl<'a, H: AnyHost> User<'a, H> {
         until("the session has ended", || Ok(self.sessions()?.is_empty()))
     }
 
-    /// Mounts by every way to name the key, the monitors and the directory.
+    /// Mounts with every syntax for the key, the monitors and the directory.
     fn every_syntax(&self) -> Result<()> {
         let (address, fsid) = (self.ceph.address(), self.ceph.fsid());
         let ring = format!("name=app,keyring={KEYRING}");
@@ -214,18 +214,20 @@ impl<'a, H: AnyHost> User<'a, H> {
         );
         let in_option = format!("name=app,secret={key}");
         let in_file = format!("secret=file:{SECRET}");
-        for way in [
+        for options in [
             vec!["-o", &in_option],
             vec!["-o", "name=app", "--secret", &in_file],
         ] {
-            let words = [&["-t", "ceph"], &way[..], &[&source]].concat();
+            let words = [&["-t", "ceph"], &options[..], &[&source]].concat();
             let shows = self.shows(&source);
             self.spc.life(&words, "/mnt/secret", shows, |record| {
                 host.sh("ls /mnt/secret")?.ok()?;
                 ensure!(!record.to_string().contains(&key), "{record}");
                 let places = "/run/spc /proc/[0-9]*/cmdline /proc/[0-9]*/environ /proc/mounts";
-                let look = format!("cat >/tmp/key; grep -rlsF -f /tmp/key {places}; rm /tmp/key");
-                let found = host.run_with(&["sh", "-c", &look], key.as_bytes())?.ok()?;
+                let search = format!("cat >/tmp/key; grep -rlsF -f /tmp/key {places}; rm /tmp/key");
+                let found = host
+                    .run_with(&["sh", "-c", &search], key.as_bytes())?
+                    .ok()?;
                 ensure!(found.stdout.is_empty(), "{found}");
                 Ok(())
             })?;
@@ -233,8 +235,8 @@ impl<'a, H: AnyHost> User<'a, H> {
         Ok(())
     }
 
-    /// Checks that a mount is found and removed when its helper was killed before it could note the
-    /// mount.
+    /// Checks that spc finds and removes a mount whose helper was killed before the shim wrote the
+    /// mount's id.
     fn half_made(&self) -> Result<()> {
         let (spc, target) = (self.spc, "/mnt/half made");
         spc.host.run(&["mkdir", "-p", target])?.ok()?;
@@ -258,9 +260,9 @@ impl<'a, H: AnyHost> User<'a, H> {
     /// Sends requests that must fail, and checks the words of each error.
     fn refused(&self, requests: &[(&str, &str, &str)]) -> Result<()> {
         self.spc.host.sh("mkdir -p /mnt/ceph")?.ok()?;
-        for (options, source, says) in requests {
+        for (options, source, expected) in requests {
             let words = ["-t", "ceph", "-o", options, source, "/mnt/ceph"];
-            let output = self.spc.refused_mount(&words, 32, &[says])?;
+            let output = self.spc.refused_mount(&words, 32, &[expected])?;
             ensure!(output.elapsed < Duration::from_secs(20), "{output}");
         }
         let good = self.source("/app");

@@ -212,9 +212,9 @@ fn s3fs_says_why_it_cannot_mount() {
             ];
             Ok(words.map(str::to_owned).to_vec())
         };
-        let refused = |words: Vec<String>, says: &[&str]| {
+        let refused = |words: Vec<String>, expected: &[&str]| {
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            spc.refused(&words, 32, says)
+            spc.refused(&words, 32, expected)
         };
         let url = format!(",passwd_file=/run/key,url={guarded}");
 

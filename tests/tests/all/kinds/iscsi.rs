@@ -310,11 +310,11 @@ fn one_of_two_portals_is_enough() {
         ];
         let limit = Duration::from_secs(110);
         let mounted = host.command(&words).limit(limit).run()?.ok()?;
-        let told = mounted.error_text();
+        let error = mounted.error_text();
         ensure!(
-            told.contains("is attached without")
-                && told.contains(":3999")
-                && told.contains("192.0.2.250"),
+            error.contains("is attached without")
+                && error.contains(":3999")
+                && error.contains("192.0.2.250"),
             "{mounted}"
         );
         eprintln!("with two dead portals: {:.1?}", mounted.elapsed);
@@ -354,7 +354,7 @@ fn a_lun_that_became_another_volume_is_refused() {
         host.run(&["mkdir", "/mnt/more"])?.ok()?;
         let more = ["-t", "ext4", &source, "/mnt/more"];
         spc.refused_mount(&more, 32, &["another volume is behind it now"])?;
-        // The last user goes, and the kernel forgets the disk.
+        // After the last unmount, the kernel removes the disk.
         spc.umount("/mnt/data")?;
         client.is_clean(lio)?;
         client.mount(&["-t", "ext4", &source], "/mnt/data")?.ok()?;
@@ -389,9 +389,9 @@ fn passwords_are_used_by_iscsi_and_never_shown() {
             ];
             words.map(str::to_owned).to_vec()
         };
-        let refused = |words: &[String], says: &[&str]| -> Result<()> {
+        let refused = |words: &[String], expected: &[&str]| -> Result<()> {
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let output = spc.refused(&words, 32, says)?;
+            let output = spc.refused(&words, 32, expected)?;
             ensure!(!output.error_text().contains("123456"), "{output}");
             client.is_clean(lio)
         };
@@ -482,15 +482,15 @@ fn mkfs_runs_only_on_blank_disks() {
         let sums = || anyhow::Ok(lio.vm().sh(&stat)?.ok()?.text());
         let before = sums()?;
         let mkfs = "x-spc.mkfs";
-        for (lun, (name, _, says)) in (2..).zip(NOT_BLANK) {
+        for (lun, (name, _, expected)) in (2..).zip(NOT_BLANK) {
             let source = client.source(lun);
-            let fs_type = if says.ends_with("ext4") {
+            let fs_type = if expected.ends_with("ext4") {
                 "xfs"
             } else {
                 "ext4"
             };
             let mount = ["-t", fs_type, "-o", mkfs, &source, "/mnt/data"];
-            spc.refused_mount(&mount, 32, &[says]).context(name)?;
+            spc.refused_mount(&mount, 32, &[expected]).context(name)?;
         }
         // No file system is made without the option, without a type, or for a read-only mount.
         let source = client.source(0);

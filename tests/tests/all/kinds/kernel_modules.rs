@@ -46,10 +46,10 @@ fn not_to_be_had(spc: &VmSpc<'_>, release: &str) -> Result<()> {
         "hint: on the host, try: modprobe cifs; or start the container with --cap-add=SYS_MODULE";
     spc.refused(&limited, 32, &[&capability, hint])?;
     let doctor = [&LIMITED[..], &["spc", "doctor", "--kind", "cifs"]].concat();
-    let told = spc.exec(&doctor)?.code(2)?.text();
+    let report = spc.exec(&doctor)?.code(2)?.text();
     ensure!(
-        told.contains("FAIL cifs module") && told.contains("--cap-add=SYS_MODULE"),
-        "{told}"
+        report.contains("FAIL cifs module") && report.contains("--cap-add=SYS_MODULE"),
+        "{report}"
     );
 
     // A modprobe rule of the administrator is respected.
@@ -107,10 +107,10 @@ fn loaded_from_the_host(spc: &VmSpc<'_>) -> Result<()> {
             has_all(spc, kind)?;
         }
     }
-    let told = spc.exec(&["spc", "doctor", "--kind", "nfs"])?.ok()?.text();
+    let report = spc.exec(&["spc", "doctor", "--kind", "nfs"])?.ok()?.text();
     let how =
         "nfs is loaded when it is needed, by /usr/sbin/modprobe from /proc/1/root/lib/modules";
-    ensure!(told.contains(how), "{told}");
+    ensure!(report.contains(how), "{report}");
 
     spc.host.write("/srv/source/file", b"seen through")?;
     let mount = ["-t", "fuse.bindfs", "/proc/1/root/srv/source"];
@@ -133,8 +133,8 @@ fn loaded_from_the_host(spc: &VmSpc<'_>) -> Result<()> {
         "/mnt/data",
     ];
     let nfs = spc.refused_mount(&nfs, 32, &["mount.nfs"])?.error_text();
-    for said in [&cifs, &xfs, &nfs] {
-        ensure!(!said.contains("cannot be loaded"), "{said}");
+    for output in [&cifs, &xfs, &nfs] {
+        ensure!(!output.contains("cannot be loaded"), "{output}");
     }
     for file_system in ["cifs", "xfs", "nfs", "fuse"] {
         ensure!(

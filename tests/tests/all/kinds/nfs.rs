@@ -66,13 +66,13 @@ fn every_version_of_nfs_4_mounts() {
     with_client(|spc| {
         let server = knfsd()?;
         let source = format!("{}:/data", server.vm().address());
-        for (asked, version) in [
+        for (options, version) in [
             ("rw", "4.2"),
             ("vers=4.2", "4.2"),
             ("vers=4.1", "4.1"),
             ("nfsvers=4.0", "4.0"),
         ] {
-            let mount = ["-t", "nfs", "-o", asked, &source];
+            let mount = ["-t", "nfs", "-o", options, &source];
             spc.life(&mount, "/mnt/nfs", ["nfs4", &source], |record| {
                 ensure!(record["route"] == "preload", "{record}");
                 has_option(spc, "/mnt/nfs", &format!("vers={version}"))?;
@@ -90,12 +90,12 @@ fn every_version_of_nfs_4_mounts() {
                     .text();
                 let (address, name) = (spc.host.address(), spc.host.name());
                 let minor = version.split_once('.').map_or("", |(_, minor)| minor);
-                for says in [
+                for expected in [
                     format!("address: \"{address}:"),
                     format!("NFSv{version} {name}"),
                     format!("minor version: {minor}"),
                 ] {
-                    ensure!(clients.contains(&says), "{says}: {clients}");
+                    ensure!(clients.contains(&expected), "{expected}: {clients}");
                 }
                 ensure_running(spc, &[])
             })?;
@@ -111,22 +111,22 @@ fn nfs_mounts_read_only_and_below_an_export() {
     with_client(|spc| {
         let server = knfsd()?.vm().address();
         let (data, ro) = (format!("{server}:/data"), format!("{server}:/ro"));
-        for (asked, source) in [("ro", &data), ("ro,vers=3,nolock", &data), ("rw", &ro)] {
-            let shows = if asked.contains("vers=3") {
+        for (options, source) in [("ro", &data), ("ro,vers=3,nolock", &data), ("rw", &ro)] {
+            let shows = if options.contains("vers=3") {
                 "nfs"
             } else {
                 "nfs4"
             };
-            let mount = ["-t", "nfs", "-o", asked, source];
+            let mount = ["-t", "nfs", "-o", options, source];
             spc.life(&mount, "/mnt/nfs", [shows, source], |_| {
                 let refused = spc.host.sh("echo x > /mnt/nfs/file")?;
                 ensure!(refused.error_text().contains("Read-only"), "{refused}");
-                has_option(spc, "/mnt/nfs", if asked == "rw" { "rw" } else { "ro" })
+                has_option(spc, "/mnt/nfs", if options == "rw" { "rw" } else { "ro" })
             })?;
         }
-        for (asked, shows) in [("vers=4.2", "nfs4"), ("vers=3,nolock", "nfs")] {
+        for (options, shows) in [("vers=4.2", "nfs4"), ("vers=3,nolock", "nfs")] {
             let sub = format!("{server}:/data/sub");
-            let mount = ["-t", "nfs", "-o", asked, &sub];
+            let mount = ["-t", "nfs", "-o", options, &sub];
             spc.life(&mount, "/mnt/nfs", [shows, &sub], |_| {
                 ensure!(spc.host.read("/mnt/nfs/file")? == b"below\n");
                 Ok(())
@@ -310,7 +310,7 @@ fn nfs_says_why_it_cannot_mount() {
         let (data, nowhere) = (format!("{address}:/data"), format!("{address}:/no/such"));
         let private = format!("{address}:/private");
         spc.host.run(&["mkdir", "-p", "/mnt/nfs"])?.ok()?;
-        let refused = |options: &str, source: &str, code: i32, says: &[&str]| -> Result<()> {
+        let refused = |options: &str, source: &str, code: i32, expected: &[&str]| -> Result<()> {
             let words = [
                 "-t",
                 "nfs",
@@ -321,7 +321,7 @@ fn nfs_says_why_it_cannot_mount() {
                 source,
                 "/mnt/nfs",
             ];
-            let output = spc.refused_mount(&words, code, says)?;
+            let output = spc.refused_mount(&words, code, expected)?;
             ensure!(output.elapsed < Duration::from_secs(20), "{output}");
             Ok(())
         };
@@ -392,27 +392,27 @@ fn ganesha_serves_nfs_mounts() {
         let address = server.host().address();
         for export in ["vfs", "gluster"] {
             let source = format!("{address}:/{export}");
-            for (asked, version, shows) in [
+            for (options, version, shows) in [
                 ("rw", "4.2", "nfs4"),
                 ("vers=4.1", "4.1", "nfs4"),
                 ("vers=4.0", "4.0", "nfs4"),
                 ("vers=3", "3", "nfs"),
             ] {
-                let mount = ["-t", "nfs", "-o", asked, &source];
+                let mount = ["-t", "nfs", "-o", options, &source];
                 let name = format!("by nfs {version} {}", spc.host.name());
                 spc.life(&mount, "/mnt/ganesha", [shows, &source], |_| {
                     has_option(spc, "/mnt/ganesha", &format!("vers={version}"))?;
                     ensure_running(spc, if version == "3" { &BOTH } else { &[] })?;
                     spc.host
-                        .write(format!("/mnt/ganesha/{name}"), asked.as_bytes())?;
+                        .write(format!("/mnt/ganesha/{name}"), options.as_bytes())?;
                     if export == "vfs" {
                         let file = Path::new(Ganesha::VFS).join(&name);
-                        ensure!(server.host().read(file)? == asked.as_bytes());
+                        ensure!(server.host().read(file)? == options.as_bytes());
                         return Ok(());
                     }
                     for node in cluster.nodes() {
                         let file = node.brick("vol").join(&name);
-                        ensure!(node.host().read(file)? == asked.as_bytes());
+                        ensure!(node.host().read(file)? == options.as_bytes());
                     }
                     Ok(())
                 })?;

@@ -22,7 +22,8 @@ struct Client<'a> {
     access: String,
 }
 
-/// Runs a test's body with a new client. Does nothing without a lab, which has said why.
+/// Runs a test's body with a new client. Does nothing where the lab cannot run; the lab prints the
+/// reason.
 fn with_client(body: impl FnOnce(&Client<'_>) -> Result<()>) {
     with_vm(|spc| {
         let ceph = lab::ceph().context("no cluster")?;
@@ -71,23 +72,23 @@ impl Client<'_> {
     }
 
     /// Checks that a mount is refused with these words, and that no byte of the image changes.
-    fn untouched(&self, image: &str, options: &str, says: &str) -> Result<()> {
+    fn untouched(&self, image: &str, options: &str, expected: &str) -> Result<()> {
         let before = self.ceph.content(image)?;
         let options = format!("{options}{}", self.access);
         let source = format!("rbd:rbd/{image}");
-        self.refused(&["-t", "xfs", "-o", &options, &source], says)?;
+        self.refused(&["-t", "xfs", "-o", &options, &source], expected)?;
         ensure!(self.ceph.content(image)? == before, "{image} was changed");
         self.is_clean(&[image])
     }
 
-    fn refused(&self, arguments: &[&str], says: &str) -> Result<Output> {
+    fn refused(&self, arguments: &[&str], expected: &str) -> Result<Output> {
         self.spc.host.sh("mkdir -p /mnt/refused")?.ok()?;
         let words = [arguments, &["/mnt/refused"]].concat();
-        self.spc.refused_mount(&words, 32, &[says])
+        self.spc.refused_mount(&words, 32, &[expected])
     }
 }
 
-/// Makes a file system that looks to e2fsck as if it was not unmounted.
+/// Makes a file system that e2fsck takes for one that was not unmounted.
 fn dirty(path: &Path) -> Result<()> {
     ext4(path)?;
     on(path, &["debugfs", "-w", "-R", "set_super_value state 0"])
@@ -135,9 +136,9 @@ fn an_image_is_mapped_once_and_unmapped_by_its_last_user() {
         let key = ceph.secret("disk")?;
         let places =
             "/run/spc /proc/[0-9]*/cmdline /proc/[0-9]*/environ /sys/bus/rbd/devices/*/config_info";
-        let look = format!("cat >/tmp/key; grep -rlsF -f /tmp/key {places}; rm /tmp/key");
-        let look = host.command(&["sh", "-c", &look]).input(key.as_bytes());
-        let found = look.run()?.ok()?;
+        let search = format!("cat >/tmp/key; grep -rlsF -f /tmp/key {places}; rm /tmp/key");
+        let search = host.command(&["sh", "-c", &search]).input(key.as_bytes());
+        let found = search.run()?.ok()?;
         ensure!(found.stdout.is_empty(), "{found}");
 
         ensure!(host.read("/mnt/two/greeting")? == b"from the server");
@@ -211,13 +212,13 @@ fn rbd_says_why_it_refuses() {
         let monitor = ceph.address();
         let wrong = format!("id=disk,mon={monitor},keyfile=/etc/app.secret");
         let none = format!("id=disk,mon={monitor}");
-        for (options, source, says) in [
+        for (options, source, expected) in [
             (&wrong, "rbd:rbd/good", "does not take this key"),
             (&none, "rbd:rbd/good", "name the user and the key"),
             (access, "rbd:rbd/none", "check the image"),
             (access, "rbd:none/good", "check the pool"),
         ] {
-            client.refused(&["-t", "ext4", "-o", options, source], says)?;
+            client.refused(&["-t", "ext4", "-o", options, source], expected)?;
         }
         let dead = format!("id=disk,mon=192.0.2.254,keyfile={SECRET}");
         let dead = ["-t", "ext4", "-o", &dead, "rbd:rbd/good"];

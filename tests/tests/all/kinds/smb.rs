@@ -9,7 +9,8 @@ use crate::support::{VmSpc, until, with_lab};
 
 const TARGET: &str = "/mnt/smb";
 
-/// Mounts a share and uses it. The server must list the user, and nobody after the unmount.
+/// Mounts a share and uses it. The server must list the user until the unmount, and no user after
+/// it.
 fn life(
     spc: &VmSpc<'_>,
     samba: &Samba<'_>,
@@ -149,13 +150,13 @@ fn an_smb_password_reaches_only_the_server() {
                 "{option}: {:?}",
                 samba.sessions()?
             );
-            let told = format!("{output}{:?}", spc.record(TARGET)?);
+            let shown = format!("{output}{:?}", spc.record(TARGET)?);
             let left = "cat /run/spc/mounts/*.json /proc/mounts; dmesg; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ";
             let left = spc.host.sh(left)?;
             ensure!(left.text().contains(TARGET), "{left}");
             ensure!(
-                !told.contains("s3cret") && !left.text().contains("s3cret"),
-                "{option}: {told}\n{left}"
+                !shown.contains("s3cret") && !left.text().contains("s3cret"),
+                "{option}: {shown}\n{left}"
             );
             spc.umount(TARGET)?;
         }
@@ -174,9 +175,9 @@ fn smb_says_why_it_cannot_mount() {
             let text = format!("username=alice\npassword={password}\n");
             spc.put("/run/credentials", text.as_bytes())
         };
-        let refused = |options: &str, source: &str, code, says: &[&str]| {
+        let refused = |options: &str, source: &str, code, expected: &[&str]| {
             let words = ["-t", "cifs", "-o", options, source, TARGET];
-            spc.refused_mount(&words, code, says).map(drop)
+            spc.refused_mount(&words, code, expected).map(drop)
         };
         let good = "credentials=/run/credentials";
         credentials("not hers")?;

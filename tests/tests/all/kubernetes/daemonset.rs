@@ -260,7 +260,7 @@ fn the_daemonset_serves_pods_through_an_upgrade() {
     with_gluster(|lab, cluster| works(lab, cluster, &pod("spc.yaml")?));
 }
 
-/// Removes each part in turn, and checks that something fails.
+/// Removes one part at a time, and checks that something fails.
 #[test]
 fn every_part_of_the_daemonset_is_needed() {
     with_gluster(|lab, cluster| {

@@ -28,12 +28,12 @@ fn pods_use_of_the_node_only_what_it_allows() {
             ensure!(seen == "2000", "{seen}");
             host.write(format!("{directory}/file"), b"by a pod")
         })?;
-        let refused = |pod: &Pod, says: &str| -> Result<()> {
+        let refused = |pod: &Pod, expected: &str| -> Result<()> {
             let failed = kubelet
                 .set_up(pod)
                 .err()
                 .context("the driver mounted the volume")?;
-            ensure!(failed.to_string().contains(says), "{failed}");
+            ensure!(failed.to_string().contains(expected), "{failed}");
             ensure!(spc.on(pod.directory())?.is_empty());
             spc.is_clean()
         };

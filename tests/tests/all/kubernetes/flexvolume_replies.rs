@@ -55,19 +55,19 @@ fn the_driver_replies_when_its_helper_hangs_or_spc_is_missing() {
     with_driver(|spc| {
         let host = &spc.host;
         let started = Instant::now();
-        let said = answer(host, &mount(r#","timeout":"2""#))?;
+        let reply = answer(host, &mount(r#","timeout":"2""#))?;
         ensure!(
-            said.starts_with("Failure ") && said.contains("killed by spc after 2 s"),
-            "{said}"
+            reply.starts_with("Failure ") && reply.contains("killed by spc after 2 s"),
+            "{reply}"
         );
         ensure!(started.elapsed() < Duration::from_secs(15));
         spc.is_clean()?;
         // The driver's file is still there, and the installation is not.
         host.sh("rm /var/lib/spc/current")?.ok()?;
-        let said = answer(host, &mount(""))?;
+        let reply = answer(host, &mount(""))?;
         ensure!(
-            said.contains("not installed on this host") && said.starts_with("Failure"),
-            "{said}"
+            reply.contains("not installed on this host") && reply.starts_with("Failure"),
+            "{reply}"
         );
         spc.is_clean()
     });
@@ -78,7 +78,7 @@ fn the_driver_replies_when_its_work_is_killed() {
     with_driver(|spc| {
         let host = &spc.host;
         // The working process is killed, or kubelet kills the driver.
-        for (who, signal, says) in [
+        for (who, signal, expected) in [
             ("--work", Signal::KILL, "killed by signal 9"),
             ("mount", Signal::TERM, "stopped by"),
         ] {
@@ -115,7 +115,7 @@ fn the_driver_replies_when_its_work_is_killed() {
                 call.join().map_err(|_| anyhow::anyhow!("a panic"))?
             })?;
             ensure!(
-                answered.starts_with("Failure ") && answered.contains(says),
+                answered.starts_with("Failure ") && answered.contains(expected),
                 "{answered}"
             );
             // Nothing is left once the pod has gone.
@@ -130,7 +130,7 @@ fn the_driver_replies_when_its_work_is_killed() {
 fn the_driver_replies_to_malformed_calls() {
     with_driver(|spc| {
         let host = &spc.host;
-        for (script, says) in [
+        for (script, expected) in [
             ("$1", "Failure no call is given"),
             ("$1 mount", "Failure bad arguments of mount"),
             (
@@ -155,8 +155,8 @@ fn the_driver_replies_to_malformed_calls() {
                 "Success",
             ),
         ] {
-            let said = answer(host, script)?;
-            ensure!(said.starts_with(says), "{script}: {said}");
+            let reply = answer(host, script)?;
+            ensure!(reply.starts_with(expected), "{script}: {reply}");
         }
         spc.is_clean()
     });

@@ -1,6 +1,6 @@
-//! Plays kubelet: its FlexVolume plug-in and its mounter. Order and arguments of the calls follow
-//! kubernetes' `pkg/volume/flexvolume`, `pkg/volume/util` and `mount-utils`, and so does what
-//! happens to the directories before and after.
+//! Plays kubelet: its FlexVolume plug-in and its mounter. Order and arguments of the calls, and the
+//! treatment of the directories before and after, follow kubernetes' `pkg/volume/flexvolume`,
+//! `pkg/volume/util` and `mount-utils`.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -109,8 +109,8 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         // Capabilities that the driver leaves out are true.
         let mut capabilities = json!({"attach": true, "selinuxRelabel": true, "supportsMetrics": false,
             "fsGroup": true, "requiresFSResize": true});
-        if let Some(said) = reply["capabilities"].as_object() {
-            for (key, value) in said {
+        if let Some(reported) = reply["capabilities"].as_object() {
+            for (key, value) in reported {
                 capabilities[key] = value.clone();
             }
         }
@@ -182,8 +182,8 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         let script = r#"
             if ! [ -e "$1" ]; then mkdir -p -m 0750 "$1" && echo new; exit; fi
             [ "$(stat -c %d "$1")" = "$(stat -c %d "${1%/*}")" ] && echo there || echo mounted"#;
-        let look = ["sh", "-c", script, "prepare", directory];
-        Ok(self.host.run(&look)?.ok()?.text() == "mounted")
+        let command = ["sh", "-c", script, "prepare", directory];
+        Ok(self.host.run(&command)?.ok()?.text() == "mounted")
     }
 
     /// Plays `SetUpAt`.

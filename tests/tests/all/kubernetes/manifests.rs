@@ -55,14 +55,14 @@ fn a_mistake_in_a_manifest_is_found() {
             let bad = good.replacen(right, wrong, 1);
             ensure!(bad != good, "not in the manifest: {right}");
             fs::write(&file, bad)?;
-            let said = VERSIONS.map(|version| validate(&file, version));
+            let results = VERSIONS.map(|version| validate(&file, version));
             fs::remove_file(&file)?;
-            for said in said {
-                let said = said.err().map(|error| error.to_string());
-                let refused = said
+            for result in results {
+                let error = result.err().map(|error| error.to_string());
+                let refused = error
                     .as_ref()
-                    .is_some_and(|said| said.contains("did not validate"));
-                ensure!(refused, "{wrong}: {said:?}");
+                    .is_some_and(|error| error.contains("did not validate"));
+                ensure!(refused, "{wrong}: {error:?}");
             }
         }
         Ok(())

@@ -202,7 +202,7 @@ fn a_server_that_does_not_respond_delays_no_other_server() {
         })?;
         let other = ["-t", "ramfs", "2:/2", "/mnt/dead/5"];
         spc.mount(&other)?;
-        // A waiting command says for how long it waited.
+        // The error of a command in the queue contains the time that it waited.
         let waits = [
             "spc",
             "mount",
@@ -213,9 +213,10 @@ fn a_server_that_does_not_respond_delays_no_other_server() {
             "dead:/4",
             "/mnt/dead/4",
         ];
-        let says = ["timed out in the queue after 2 s: 3 helpers for dead are running (the limit)"];
-        spc.exec(&waits)?.code(32).and_then(|told| {
-            ensure!(told.error_text().contains(says[0]), "{told}");
+        let expected =
+            ["timed out in the queue after 2 s: 3 helpers for dead are running (the limit)"];
+        spc.exec(&waits)?.code(32).and_then(|output| {
+            ensure!(output.error_text().contains(expected[0]), "{output}");
             Ok(())
         })?;
         let output = storm.wait()?.ok()?;

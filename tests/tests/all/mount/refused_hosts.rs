@@ -29,11 +29,11 @@ fn a_missing_capability_is_named_unless_unneeded() {
             let without = ["setpriv", "--bounding-set", &less, "--inh-caps", &less];
             let name = capability.to_uppercase();
             if ["SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"].contains(&name.as_str()) {
-                let says = [
+                let expected = [
                     &*format!("CAP_{name} is missing"),
                     &format!("--cap-add={name}"),
                 ];
-                spc.refused(&[&without[..], &TMPFS].concat(), 2, &says)?;
+                spc.refused(&[&without[..], &TMPFS].concat(), 2, &expected)?;
             } else {
                 for mount in [TMPFS, BINDFS] {
                     spc.exec(&[&without[..], &mount].concat())?.ok()?;
@@ -84,8 +84,8 @@ fn a_container_that_cannot_find_its_host_is_refused() {
             .host
             .run(&[&[&*program], &TMPFS[1..]].concat())?
             .code(2)?;
-        let says = "spc is not installed on this host";
-        ensure!(mount.error_text().contains(says), "{mount}");
+        let expected = "spc is not installed on this host";
+        ensure!(mount.error_text().contains(expected), "{mount}");
         ensure!(spc.on("/mnt/data")?.is_empty());
         spc.is_clean()
     });
@@ -96,13 +96,13 @@ fn broken_settings_are_refused() {
     with_container(|spc| {
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
         let file = "/etc/spc/shim.conf";
-        for (text, says) in [
+        for (text, expected) in [
             ("# fine\nfrobnicate yes\n", "/etc/spc/shim.conf line 2"),
             ("host relative/path\n", "/etc/spc/shim.conf line 1"),
         ] {
             spc.put(file, text.as_bytes())?;
             for mount in [TMPFS, BINDFS] {
-                spc.refused(&mount, 2, &["broken settings", says])?;
+                spc.refused(&mount, 2, &["broken settings", expected])?;
             }
         }
         spc.sh(&format!("rm {file} && mkdir {file}"))?.ok()?;
@@ -193,9 +193,9 @@ fn a_damaged_record_is_named_and_blocks_only_its_mount() {
                 "cd /run/spc/mounts && bad=$(grep -l '\"/mnt/data\"' *.json) && {damage} $bad && echo $bad"
             );
             let file = host.sh(&script)?.ok()?.text();
-            let says = [&*file, "on the host cannot be read", "then remove the file"];
-            spc.refused(&TMPFS, 2, &says)?;
-            spc.refused(&["spc", "umount", "/mnt/data"], 2, &says)?;
+            let expected = [&*file, "on the host cannot be read", "then remove the file"];
+            spc.refused(&TMPFS, 2, &expected)?;
+            spc.refused(&["spc", "umount", "/mnt/data"], 2, &expected)?;
             let list = spc.exec(&["spc", "ls"])?.code(2)?;
             ensure!(
                 list.text().contains("/mnt/other") && list.error_text().contains(&file),

@@ -19,7 +19,7 @@ fn missing_servers_and_volumes_are_named() {
         let idle = lab.host(HostOptions::default())?;
         let node = cluster.nodes()[0].host().address();
         spc.host.run(&["mkdir", "/mnt/data"])?.ok()?;
-        for (source, says) in [
+        for (source, expected) in [
             // An unused address, an unknown name, and a closed port.
             (
                 "192.0.2.250:/vol".to_owned(),
@@ -44,7 +44,7 @@ fn missing_servers_and_volumes_are_named() {
             ),
         ] {
             let mount = ["spc", "mount", "-t", "glusterfs", &source, "/mnt/data"];
-            let output = spc.refused(&mount, 32, &[says])?;
+            let output = spc.refused(&mount, 32, &[expected])?;
             ensure!(output.elapsed < Duration::from_secs(15), "{output}");
             let error = output.error_text();
             // The error is for people: no source files, no dates, no internal path of the mount.
@@ -86,7 +86,7 @@ fn a_helper_that_misbehaves_leaves_nothing() {
         ] {
             spc.refused_mount(&[source, "/mnt/data"], 1, &[hint])?;
         }
-        for (script, says) in [
+        for (script, expected) in [
             (
                 "#!/bin/sh\nexit 0",
                 &["reported success", "nothing is mounted on /mnt/data"][..],
@@ -116,7 +116,7 @@ fn a_helper_that_misbehaves_leaves_nothing() {
             ),
         ] {
             spc.put("/usr/local/sbin/mount.bad", script.as_bytes())?;
-            spc.refused(&mount("bad"), 32, says)?;
+            spc.refused(&mount("bad"), 32, expected)?;
         }
         // The helper and its child both hang and ignore SIGTERM.
         let hang = "#!/bin/sh\ntrap '' TERM\nmount -i -t tmpfs half \"$2\"\nsetsid sleep 1000 & sleep 1000";
@@ -152,15 +152,15 @@ fn a_type_is_derived_from_the_source() {
             for program in programs {
                 spc.put(&format!("/usr/local/sbin/{program}"), helper.as_bytes())?;
             }
-            let says = format!("this is {program}");
+            let expected = format!("this is {program}");
             let doubt = "for another type, add -t glusterfs or -t ceph";
-            let says = match program {
-                "mount.nfs" => vec![&*says, doubt],
-                _ => vec![&*says],
+            let expected = match program {
+                "mount.nfs" => vec![&*expected, doubt],
+                _ => vec![&*expected],
             };
             for mount in [&["spc", "mount"][..], &["spc", "mount", "-t", "auto"]] {
                 let mount = [mount, &[source, "/mnt/data"]].concat();
-                let output = spc.refused(&mount, 32, &says)?;
+                let output = spc.refused(&mount, 32, &expected)?;
                 let doubted = output.error_text().contains(doubt);
                 ensure!(doubted == (program == "mount.nfs"), "{output}");
             }
@@ -172,8 +172,8 @@ fn a_type_is_derived_from_the_source() {
                 "{explained}"
             );
         }
-        let said = ["-t", "nfs", "host:/path", "/mnt/data"];
-        let output = spc.refused_mount(&said, 32, &["this is mount.nfs"])?;
+        let mount = ["-t", "nfs", "host:/path", "/mnt/data"];
+        let output = spc.refused_mount(&mount, 32, &["this is mount.nfs"])?;
         ensure!(!output.error_text().contains("add -t"), "{output}");
         Ok(())
     });
@@ -188,7 +188,7 @@ fn bad_targets_are_refused_and_good_ones_are_not() {
             ln -s /mnt/real /tmp/link; ln -s /mnt/real /srv/user/link; ln -s /mnt/real /srv/root-link
             chown -h 65534 /tmp/link /srv/user; mount -t tmpfs foreign /mnt/foreign")?.ok()?;
         let mount = |target| ["spc", "mount", "-t", "tmpfs", "scratch", target];
-        for (target, code, says) in [
+        for (target, code, expected) in [
             (
                 "/mnt/missing",
                 32,
@@ -226,7 +226,7 @@ fn bad_targets_are_refused_and_good_ones_are_not() {
                 &["/mnt/foreign is already mounted: foreign (tmpfs)"],
             ),
         ] {
-            spc.refused(&mount(target), code, says)?;
+            spc.refused(&mount(target), code, expected)?;
         }
         // A failed mount removes the directories that it created.
         let making = ["-t", "nosuch", "-o", "x-mount.mkdir", "x", "/mnt/new/dir"];

@@ -24,8 +24,8 @@ fn read(spc: &Spc<'_>, first: i32) -> Result<u64> {
     let umount = ["/reads", "spc", "umount", target];
     let mut bytes = 0;
     for words in [&mount[..], &umount] {
-        let said = spc.host.command_at(first, words)?.run()?.ok()?.text();
-        let number: u64 = said.trim().parse().context(said)?;
+        let printed = spc.host.command_at(first, words)?.run()?.ok()?.text();
+        let number: u64 = printed.trim().parse().context(printed)?;
         ensure!(number > 0, "nothing was counted");
         bytes += number;
     }

@@ -165,14 +165,17 @@ exec spc mount -v -t fuse.s3fs "-oname=me,passwd=\"$secret\"" mon:/ /mnt/data"#,
     let explained = spc.sh(explain)?.ok()?;
     let text = explained.text();
     ensure!(!format!("{explained}").contains("Horse"), "{explained}");
-    for says in [
+    for expected in [
         "\"key\": \"password\"",
         "\"value\": \"***\"",
         ",passwd_file=/proc/self/fd/N",
         "secret     passwd=*** (from an option)",
         "secret     password=*** (from stdin)",
     ] {
-        ensure!(text.contains(says), "no {says} in the plan: {explained}");
+        ensure!(
+            text.contains(expected),
+            "no {expected} in the plan: {explained}"
+        );
     }
     Ok(())
 }
@@ -193,7 +196,7 @@ fn bad_secrets_are_refused() {
             let words = [&["spc", "mount", "--timeout", "2", "-t", "cifs"], more];
             [&words.concat()[..], &["//h/s", "/mnt/data"]].concat()
         };
-        for (more, says) in [
+        for (more, expected) in [
             (
                 &["-o", "secret=Horse"][..],
                 &[
@@ -237,17 +240,17 @@ fn bad_secrets_are_refused() {
             // Errors of the command line parser have another form.
             if more[0].starts_with("--optoins") {
                 let output = spc.exec(&cifs(more))?.code(1)?;
-                ensure!(output.error_text().contains(says[0]), "{output}");
+                ensure!(output.error_text().contains(expected[0]), "{output}");
                 ensure!(!output.error_text().contains("Horse"), "{output}");
                 continue;
             }
-            let output = spc.refused(&cifs(more), 1, says)?;
+            let output = spc.refused(&cifs(more), 1, expected)?;
             ensure!(!output.error_text().contains("Horse"), "{output}");
         }
         for fs_type in ["tmpfs", "fuse.bindfs", "glusterfs", "nosuch"] {
             let mount = ["-t", fs_type, "-o", "password=Horse", "h:/x", "/mnt/data"];
-            let says = format!("type {fs_type} takes no secrets");
-            let output = spc.refused_mount(&mount, 1, &[&says])?;
+            let expected = format!("type {fs_type} takes no secrets");
+            let output = spc.refused_mount(&mount, 1, &[&expected])?;
             ensure!(!output.error_text().contains("Horse"), "{output}");
         }
         Ok(())

@@ -84,7 +84,7 @@ impl Targets<'_> {
         Ok(())
     }
 
-    /// Mounts by one spelling and unmounts by the other, both ways round.
+    /// Mounts by one spelling and unmounts by the other, in both orders.
     fn check(
         &self,
         maker: Maker,

@@ -19,8 +19,8 @@ fn served(spc: &Spc<'_>, id: &str) -> Result<Vec<String>> {
 
 /// Value of a variable in the environment of a process of the container.
 fn variable(spc: &Spc<'_>, process: &str, name: &str) -> Result<String> {
-    let look = format!("tr '\\0' '\\n' </proc/{process}/environ | sed -n 's/^{name}=//p'");
-    Ok(spc.sh(&look)?.ok()?.text())
+    let script = format!("tr '\\0' '\\n' </proc/{process}/environ | sed -n 's/^{name}=//p'");
+    Ok(spc.sh(&script)?.ok()?.text())
 }
 
 fn one_id(lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {

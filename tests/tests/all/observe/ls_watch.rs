@@ -14,30 +14,30 @@ fn each_change_is_one_json_document() {
         let mut watch = spc
             .host
             .spawn(&["docker", "exec", "spc", "spc", "ls", "--watch", "--json"])?;
-        let mut told = || -> Result<Vec<Value>> {
-            let said = String::from_utf8(watch.so_far()?.0)?;
-            let whole = said.lines().take(said.matches('\n').count());
+        let mut printed = || -> Result<Vec<Value>> {
+            let output = String::from_utf8(watch.so_far()?.0)?;
+            let whole = output.lines().take(output.matches('\n').count());
             let documents = whole.map(|line| Ok(serde_json::from_str(line)?));
             documents.collect()
         };
         let nothing = Value::Array(Vec::new());
         until("an empty list is printed", || {
-            Ok(told()? == [nothing.clone()])
+            Ok(printed()? == [nothing.clone()])
         })?;
         spc.exec(&MOUNT)?.ok()?;
         // The first report may come while the command is still running.
         until("the mount is printed", || {
-            let all = told()?;
+            let all = printed()?;
             let last = &all[all.len() - 1][0];
             Ok(last["target"] == "/mnt/data" && last["state"] == "ok")
         })?;
         // Without a change there is no report.
-        let before = told()?;
+        let before = printed()?;
         std::thread::sleep(std::time::Duration::from_secs(5));
-        ensure!(told()? == before, "{:?} after {before:?}", told()?);
+        ensure!(printed()? == before, "{:?} after {before:?}", printed()?);
         spc.host.run(&["umount", "/mnt/data"])?.ok()?;
         until("the unmount is printed", || {
-            Ok(told()?.last() == Some(&nothing))
+            Ok(printed()?.last() == Some(&nothing))
         })?;
         // The command ends when its reader has gone.
         let piped = spc.sh("spc ls --watch | head -n 1")?.ok()?;

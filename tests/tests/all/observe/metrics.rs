@@ -1,4 +1,4 @@
-//! `spc serve --metrics`: counters of what was done, gauges of what is there, in a format that
+//! `spc serve --metrics`: counters of operations, gauges of current mounts, in a format that
 //! Prometheus' own tool accepts.
 
 use std::io::{Read, Write};
@@ -177,7 +177,7 @@ fn counted(lab: &Lab) -> Result<()> {
     // The watch loop does not depend on mounts that respond.
     ensure!(get(&spc.host, "/healthz")? == "ok");
     spc.exec(&["kill", "-CONT", &daemon])?.ok()?;
-    // Nor do counters of later events.
+    // The counters of later events do not depend on them either.
     let daemon = spc.record("/mnt/a")?["daemon"][0].to_string();
     spc.exec(&["kill", "-KILL", &daemon])?.ok()?;
     until("the mount is repaired", || {
@@ -248,10 +248,10 @@ fn places(lab: &Lab) -> Result<()> {
     // A file that is not a socket is not replaced; `spc serve` does the rest of its work.
     spc.host.write("/run/file", b"precious")?;
     again(&spc, &MINIMAL, &["--metrics", "unix:/run/file"])?;
-    let said = "cannot listen on /run/file on the host: ";
+    let reason = "cannot listen on /run/file on the host: ";
     until("the log has the reason", || {
         let log = spc.host.run(&["docker", "logs", "spc"])?.error_text();
-        Ok(log.contains(said) && log.contains("serving"))
+        Ok(log.contains(reason) && log.contains("serving"))
     })?;
     ensure!(spc.host.read("/run/file")? == b"precious");
 
@@ -262,10 +262,10 @@ fn places(lab: &Lab) -> Result<()> {
         .collect();
     again(&spc, &apart, &["--metrics", ADDRESS])?;
     until("spc serve replies", || {
-        let look = format!("wget -qSO - http://{ADDRESS}/healthz 2>&1");
+        let command = format!("wget -qSO - http://{ADDRESS}/healthz 2>&1");
         Ok(spc
             .host
-            .sh(&look)?
+            .sh(&command)?
             .text()
             .contains("503 Service Unavailable"))
     })?;

@@ -46,8 +46,8 @@ fn progress(lab: &Lab) -> Result<()> {
     std::thread::sleep(std::time::Duration::from_millis(500));
     let second = stopped("1")?.wait()?.code(8)?;
     ensure!(second.elapsed.as_secs() < 3, "{second}");
-    let said = first.wait()?.code(8)?.error_text();
-    ensure!(said.contains("stopped by signal 2"), "{said}");
+    let error = first.wait()?.code(8)?.error_text();
+    ensure!(error.contains("stopped by signal 2"), "{error}");
     spc.is_clean()
 }
 

@@ -23,11 +23,11 @@ fn unique(path: &str) -> Result<u64> {
 /// PID of the namespace holder, as the machine numbers it.
 fn namespace_holder(host: &Host<'_>) -> Result<i32> {
     let mut processes = host.processes().into_iter();
-    let is_keeper = |pid: &i32| {
+    let is_holder = |pid: &i32| {
         let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split('\0').nth(1) == Some("keeper")
     };
-    processes.find(is_keeper).context("no namespace holder")
+    processes.find(is_holder).context("no namespace holder")
 }
 
 #[test]

@@ -104,8 +104,11 @@ impl<H: AnyHost> Scene<H> {
             own.contains("spc") && !own.starts_with(&theirs),
             "cgroups: {own}, and of the container {theirs}"
         );
-        let look = "readlink ns/mnt";
-        let (own, theirs) = (self.in_proc(daemon, look)?, self.in_proc(&container, look)?);
+        let command = "readlink ns/mnt";
+        let (own, theirs) = (
+            self.in_proc(daemon, command)?,
+            self.in_proc(&container, command)?,
+        );
         ensure!(own != theirs, "in the container's mount namespace");
         let table = self.in_proc(daemon, "cat mountinfo maps")?;
         for files in ENGINES {
@@ -231,8 +234,8 @@ impl Scene<Vm<'_>> {
     fn have_scopes(&self) -> Result<()> {
         let scopes = self.scopes()?;
         for steady in &self.steady {
-            let tells = |scope: &&String| scope.contains(&steady.target);
-            let found = scopes.iter().filter(tells).count();
+            let is_of_target = |scope: &&String| scope.contains(&steady.target);
+            let found = scopes.iter().filter(is_of_target).count();
             ensure!(found == 1, "{}: {scopes:?}", steady.target);
         }
         ensure!(scopes.len() == self.steady.len(), "{scopes:?}");
@@ -306,8 +309,8 @@ fn mounts_outlive_their_container() {
         scene.is_known()?;
         scene.are_on_their_own()?;
 
-        // The old client root file system goes with its last mount. The new one stays for the
-        // container.
+        // The unmount of its last mount removes the old client root file system. The new one stays
+        // for the container.
         let spc = scene.end()?;
         let scene = Scene::new(spc);
         let new: BTreeSet<_> = both.difference(&old).cloned().collect();

@@ -368,14 +368,14 @@ fn failed_repairs_back_off_and_say_why() {
         kill(&spc)?;
         let tried = || Ok(log(&spc).contains("tries=2"));
         until("two repairs have failed", tried).with_context(|| log(&spc))?;
-        let said = log(&spc);
+        let text = log(&spc);
         for what in [
             "Connection refused",
             "repair failed",
             "again_in=1s",
             "again_in=2s",
         ] {
-            ensure!(said.contains(what), "no {what}: {said}");
+            ensure!(text.contains(what), "no {what}: {text}");
         }
         let (same, record) = only(&spc)?;
         ensure!(same == dead && record["state"] == "stale", "{record}");

@@ -103,10 +103,10 @@ impl<'a> Scene<'a> {
             .text();
         let plan: Value = serde_json::from_str(&text)?;
         let servers = plan["servers"].as_array().context("no servers")?;
-        let asked = servers
+        let probed = servers
             .iter()
             .filter_map(|server| server["asked_at"].as_str());
-        Ok(asked.map(str::to_owned).collect())
+        Ok(probed.map(str::to_owned).collect())
     }
 }
 
@@ -187,7 +187,7 @@ fn the_error_has_a_line_for_each_failed_server() {
             &[&format!("cannot mount {source}"), "4 servers"],
         )?;
         let text = output.error_text();
-        for (server, says) in servers.iter().zip([
+        for (server, expected) in servers.iter().zip([
             "port 24007: Connection refused",
             "no answer at port 24007",
             "accepts connections at port 24007, but does not reply",
@@ -198,8 +198,8 @@ fn the_error_has_a_line_for_each_failed_server() {
                 .filter(|line| line.trim().starts_with(&format!("{server}: ")))
                 .collect();
             ensure!(
-                lines.len() == 1 && lines[0].contains(says),
-                "{says}: {output}"
+                lines.len() == 1 && lines[0].contains(expected),
+                "{expected}: {output}"
             );
         }
         ensure!(output.elapsed < Duration::from_secs(40), "{output}");
@@ -227,11 +227,11 @@ fn a_repair_tries_the_next_server() {
             servers[0].turn(conduct)?;
             scene.spc.host.sh("rm -rf /run/spc/dead")?.ok()?;
             let (dead, _) = only(&scene.spc)?;
-            let asked = servers[0].asked()?;
+            let connections = servers[0].asked()?;
             kill(&scene.spc)?;
             let took = is_repaired(&scene.spc, dead)?;
             eprintln!("{conduct:?}: repaired after {took:.2?}");
-            ensure!(servers[0].asked()? > asked, "{conduct:?}: not probed");
+            ensure!(servers[0].asked()? > connections, "{conduct:?}: not probed");
             let given = scene.given()?;
             ensure!(given.first() == Some(&places[1].to_string()), "{given:?}");
             // The fourth repair in a row starts some seconds later.
@@ -256,8 +256,8 @@ fn servers_that_failed_recently_are_tried_last() {
         let (first, second) = (&servers[0], &servers[1]);
         let mounted = scene.mount(given, &places, "/mnt/data")?;
         scene.used(mounted, "/mnt/data")?;
-        let asked = first.asked()?;
-        ensure!(asked > 0, "the first server was not probed");
+        let connections = first.asked()?;
+        ensure!(connections > 0, "the first server was not probed");
         let order = scene.explained(given, &source(&places))?;
         ensure!(
             order
@@ -269,13 +269,16 @@ fn servers_that_failed_recently_are_tried_last() {
         );
         let mounted = scene.mount(given, &places, "/mnt/data")?;
         scene.used(mounted, "/mnt/data")?;
-        ensure!(first.asked()? == asked, "the dead server was probed again");
+        ensure!(
+            first.asked()? == connections,
+            "the dead server was probed again"
+        );
 
-        // Now the other server is dead, and the memory is wrong.
+        // Now the other server is dead, and the cache of dead servers is outdated.
         first.turn(Conduct::Serves(behind))?;
         second.turn(Conduct::Drops)?;
         let mounted = scene.mount(given, &places, "/mnt/data")?;
-        ensure!(first.asked()? > asked, "{mounted}");
+        ensure!(first.asked()? > connections, "{mounted}");
         scene.used(mounted, "/mnt/data")?;
         let order = scene.explained(given, &source(&places))?;
         ensure!(order[0] == format!("{}:{PORT}", places[0]), "{order:?}");
@@ -354,7 +357,7 @@ fn server_order_is_random_or_follows_the_seed() {
         ensure!(scene.given()?[0] == real[2].to_string(), "{mounted}");
         scene.used(mounted, "/mnt/data")?;
 
-        // So does a list of servers, on the command line or in a file.
+        // A list on the command line or in a file counts as several servers, too.
         let list: Vec<_> = places.iter().map(ToString::to_string).collect();
         scene.spc.host.write(
             "/srv/servers",

@@ -52,16 +52,16 @@ fn is_soon(what: &[Conduct], took: Duration, healthy: Duration) -> Result<()> {
 }
 
 /// Checks that the error has one line per server.
-fn has_lines(output: &Output, servers: &[String], says: &[&str]) -> Result<()> {
+fn has_lines(output: &Output, servers: &[String], expected: &[&str]) -> Result<()> {
     let text = output.error_text();
-    for (server, says) in servers.iter().zip(says) {
+    for (server, expected) in servers.iter().zip(expected) {
         let start = format!("{server}:");
         let mut lines = text.lines().map(str::trim);
         let line = lines.find(|line| line.starts_with(&start));
         let line = line.with_context(|| format!("no line for {server}: {output}"))?;
         ensure!(
-            line.contains(says) && !line.contains("shim: "),
-            "{server}, {says}: {output}"
+            line.contains(expected) && !line.contains("shim: "),
+            "{server}, {expected}: {output}"
         );
     }
     Ok(())
@@ -143,21 +143,21 @@ fn dead_iscsi_portals_hardly_delay_a_mount() {
             let count = "ls /sys/class/iscsi_session 2>/dev/null | wc -l";
             anyhow::Ok(spc.host.sh(count)?.text().trim().to_owned())
         };
-        let try_all = |conducts: &[Conduct], ways: &str| {
+        let try_all = |conducts: &[Conduct], paths: &str| {
             let dead = servers(&faulty, real.port(), conducts)?;
             let places = addresses(&dead, Some(*real.ip())).join(",");
             let source = format!("iscsi:{places}/{iqn}/0");
             let (mounted, took) = mount(spc, &["-t", "ext4", &source])?;
             let mounted = mounted.ok()?;
             ensure!(
-                sessions()? == ways,
+                sessions()? == paths,
                 "{conducts:?}: {} sessions, {mounted}",
                 sessions()?
             );
             for server in &dead {
                 let place = server.address().to_string();
                 let lost = mounted.error_text().contains(&place);
-                ensure!(lost == (ways == "1"), "{conducts:?}, {place}: {mounted}");
+                ensure!(lost == (paths == "1"), "{conducts:?}, {place}: {mounted}");
             }
             ensure!(spc.host.read("/mnt/failover/greeting")? == b"from the server");
             spc.umount("/mnt/failover")?;

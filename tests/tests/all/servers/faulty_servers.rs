@@ -42,9 +42,9 @@ fn a_faulty_server_behaves_as_configured() {
         ] {
             let before = server.asked()?;
             server.turn(conduct)?;
-            let said = ask(&client, &server.address().to_string(), 7)?;
-            ensure!(said.ends_with(says), "{conduct:?}: {said}");
-            let asked = server.asked()? - before;
+            let reply = ask(&client, &server.address().to_string(), 7)?;
+            ensure!(reply.ends_with(says), "{conduct:?}: {reply}");
+            let connections = server.asked()? - before;
             let expected = match conduct {
                 // TCP retransmits, after a second at first.
                 Conduct::Drops => 1..=3,
@@ -52,8 +52,8 @@ fn a_faulty_server_behaves_as_configured() {
                 _ => 1..=1,
             };
             ensure!(
-                expected.contains(&asked),
-                "{conduct:?}: {asked} connections"
+                expected.contains(&connections),
+                "{conduct:?}: {connections} connections"
             );
             let other = ask(&client, &beside.address().to_string(), 7)?;
             ensure!(other == "123456789 0", "{conduct:?}: {other}");
@@ -61,13 +61,13 @@ fn a_faulty_server_behaves_as_configured() {
         // Several clients may get the bytes before the server dies.
         server.turn(Conduct::Dies(behind, 14))?;
         for says in ["123456789 0", "1234 0", "refused 1"] {
-            let said = ask(&client, &server.address().to_string(), 7)?;
-            ensure!(said.ends_with(says), "{said}");
+            let reply = ask(&client, &server.address().to_string(), 7)?;
+            ensure!(reply.ends_with(says), "{reply}");
         }
         server.turn(Conduct::Hangs(behind, 14))?;
         for says in ["123456789 0", "1234 143", "143"] {
-            let said = ask(&client, &server.address().to_string(), 7)?;
-            ensure!(said.ends_with(says), "{said}");
+            let reply = ask(&client, &server.address().to_string(), 7)?;
+            ensure!(reply.ends_with(says), "{reply}");
         }
         Ok(())
     });

@@ -101,9 +101,9 @@ fn every_way_to_name_servers_gives_the_same_mount() {
         scene.spc.host.write("/srv/shadow", secret)?;
         let wrong = ["--servers", "@/host/srv/shadow", "/srv/data"];
         let refused = scene.mount(no_keys, &wrong)?.code(1)?;
-        let says = refused.error_text();
+        let error = refused.error_text();
         ensure!(
-            says.contains("bad server in line 2") && !says.contains("hunter2"),
+            error.contains("bad server in line 2") && !error.contains("hunter2"),
             "{refused}"
         );
 

@@ -28,16 +28,16 @@ fn helper(scene: &Scene<'_>) -> Result<()> {
         );
         spc.put("/usr/local/sbin/mount.ramfs", script.as_bytes())
     };
-    let refused = |fault: &str, more: &[&str], says: &str| -> Result<()> {
+    let refused = |fault: &str, more: &[&str], expected: &str| -> Result<()> {
         faulty(fault)?;
         let words = [&case.mount[..2], more, &case.mount[2..]].concat();
         let output = scene
             .run(&words)?
             .code(32)
             .with_context(|| fault.to_owned())?;
-        let said = output.error_text();
+        let error = output.error_text();
         ensure!(
-            said.starts_with("spc: ") && said.contains(says),
+            error.starts_with("spc: ") && error.contains(expected),
             "{fault}: {output}"
         );
         scene.is_clean().with_context(|| fault.to_owned())

@@ -159,7 +159,8 @@ fn faults(lab: &Lab) -> Result<()> {
     // A call that reports success without a mount is a failure.
     let output = "mount -1 116";
     case("mount=lie", "mount src @/data tmpfs 0 NULL", output, 0)?;
-    // So is a call whose result is unknown, because its process was killed before or after it.
+    // A call whose result is unknown, because its process was killed before or after it, is a
+    // failure, too.
     for (how, on_host) in [("kill", 0), ("die", 1)] {
         let words = "mount src @/data tmpfs 0 NULL";
         case(&format!("mount={how}"), words, "mount -1 5", on_host)?;
@@ -172,7 +173,7 @@ fn faults(lab: &Lab) -> Result<()> {
             1 - on_host,
         )?;
     }
-    // Calls before the one that counts.
+    // Faults in the calls before move_mount(2).
     for fault in ["fsopen=24", "fsmount=12"] {
         let errno = fault.split('=').next_back().unwrap_or_default();
         case(fault, "new tmpfs src @/data", &format!("new -1 {errno}"), 0)?;

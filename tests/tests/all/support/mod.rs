@@ -1,5 +1,5 @@
 //! Support for tests of the container: a host with an engine, the container started on it, and
-//! questions to both.
+//! queries to both.
 
 pub mod images;
 pub mod random;
@@ -262,8 +262,8 @@ impl<H: AnyHost> Container<H> {
         let records = self
             .host
             .sh("ls -A /run/spc/mounts 2>/dev/null | grep -v '^lock$'")?;
-        let look = "cat /proc/self/mountinfo; ls -A /spc/targets; grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ";
-        let container = self.sh(look)?.text();
+        let script = "cat /proc/self/mountinfo; ls -A /spc/targets; grep -lzs ^SPC_MOUNT= /proc/[0-9]*/environ";
+        let container = self.sh(script)?.text();
         let redirects = self.host.sh(CLIENT_REDIRECTS)?.text();
         Ok((
             self.host.mountinfo()?,
@@ -305,8 +305,8 @@ impl<H: AnyHost> Container<H> {
         Ok(())
     }
 
-    /// Number of entries that the tables gained. Vanished tables do not count: `docker run` and
-    /// `docker exec` have one of their own for a moment.
+    /// Number of entries that the tables gained. Vanished tables do not count: processes of
+    /// `docker run` and `docker exec` briefly have a table of their own.
     fn grown(&self, before: &BTreeMap<PathBuf, usize>) -> Result<isize> {
         let grown = |(namespace, now): (PathBuf, usize)| {
             let before = before.get(&namespace).copied().unwrap_or_default();
@@ -317,7 +317,7 @@ impl<H: AnyHost> Container<H> {
 
     /// Runs a command that must fail: with this exit code, with one error that has these words and
     /// a hint, and with nothing left behind.
-    pub fn refused(&self, words: &[&str], code: i32, says: &[&str]) -> Result<Output> {
+    pub fn refused(&self, words: &[&str], code: i32, expected: &[&str]) -> Result<Output> {
         let before = self.traces()?;
         let output = self.exec(words)?.code(code)?;
         let error = output.error_text();
@@ -329,7 +329,7 @@ impl<H: AnyHost> Container<H> {
                 && output.stdout.is_empty(),
             "{output}"
         );
-        for what in says {
+        for what in expected {
             ensure!(error.contains(what), "no {what:?} in the error: {output}");
         }
         let after = self.traces()?;
@@ -342,8 +342,13 @@ impl<H: AnyHost> Container<H> {
     }
 
     /// Runs `spc mount ARGUMENTS` as [`refused`](Self::refused) does.
-    pub fn refused_mount(&self, arguments: &[&str], code: i32, says: &[&str]) -> Result<Output> {
-        self.refused(&[&["spc", "mount"], arguments].concat(), code, says)
+    pub fn refused_mount(
+        &self,
+        arguments: &[&str],
+        code: i32,
+        expected: &[&str],
+    ) -> Result<Output> {
+        self.refused(&[&["spc", "mount"], arguments].concat(), code, expected)
     }
 
     /// Checks that no mount has left a record, a redirect or a process.
@@ -396,8 +401,8 @@ fn tables(host: &impl AnyHost) -> Result<BTreeMap<PathBuf, usize>> {
     Ok(tables)
 }
 
-/// Runs a test's body with the lab and its GlusterFS cluster. Does nothing without a lab, which has
-/// said why.
+/// Runs a test's body with the lab and its GlusterFS cluster. Does nothing where the lab cannot
+/// run; the lab prints the reason.
 pub fn with_gluster(body: impl FnOnce(&'static Lab, &'static Cluster<'static>) -> Result<()>) {
     let (Some(lab), Some(cluster)) = (lab::shared(), lab::gluster()) else {
         return;
@@ -405,7 +410,8 @@ pub fn with_gluster(body: impl FnOnce(&'static Lab, &'static Cluster<'static>) -
     body(lab, cluster).unwrap_or_else(|error| panic!("{error:?}"));
 }
 
-/// Runs a test's body with the lab. Does nothing without a lab, which has said why.
+/// Runs a test's body with the lab. Does nothing where the lab cannot run; the lab prints the
+/// reason.
 pub fn with_lab(body: impl FnOnce(&'static Lab) -> Result<()>) {
     if let Some(lab) = lab::shared() {
         body(lab).unwrap_or_else(|error| panic!("{error:?}"));

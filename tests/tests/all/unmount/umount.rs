@@ -20,21 +20,26 @@ impl Holder {
         let mut process = host.spawn(&["sh", "-c", &format!("echo $$; {script}")])?;
         let mut pid = String::new();
         until("a holder has started", || {
-            let (said, error) = process.so_far()?;
+            let (stdout, error) = process.so_far()?;
             let error = String::from_utf8_lossy(&error);
             ensure!(error.is_empty(), "{script}: {error}");
-            pid = String::from_utf8_lossy(&said).trim().to_owned();
+            pid = String::from_utf8_lossy(&stdout).trim().to_owned();
             Ok(!pid.is_empty())
         })?;
         Ok(Self { process, pid })
     }
 }
 
-/// Checks that an unmount fails within a limit, with these words.
-fn refused(spc: &Container<impl AnyHost>, words: &[&str], limit: u64, says: &[&str]) -> Result<()> {
+/// Checks that a command fails within a limit in seconds, with these texts in its error.
+fn refused(
+    spc: &Container<impl AnyHost>,
+    words: &[&str],
+    limit: u64,
+    expected: &[&str],
+) -> Result<()> {
     let output = spc.exec(words)?.code(32)?;
     let error = output.error_text();
-    for what in says {
+    for what in expected {
         ensure!(error.contains(what), "no {what:?} in the output: {output}");
     }
     ensure!(output.elapsed < Duration::from_secs(limit), "{output}");
@@ -96,7 +101,7 @@ fn a_busy_mount_says_who_holds_it() {
             .sh("docker inspect --format '{{.Id}}' other | cut -c 1-12")?
             .ok()?
             .text();
-        let says = [
+        let expected = [
             "cannot unmount /mnt/data: Device or resource busy",
             &format!("{} (sleep) works in /mnt/data/sub", works.pid),
             &format!("{} (sleep) has /mnt/data/file open", opens.pid),
@@ -110,16 +115,16 @@ fn a_busy_mount_says_who_holds_it() {
             "/mnt/data/below is mounted below it (tmpfs)",
             "hint: unmount what is mounted below it first",
         ];
-        refused(spc, &umount, 10, &says)?;
+        refused(spc, &umount, 10, &expected)?;
         ensure!(spc.record("/mnt/data")?["state"] == "ok");
 
-        // The holders end in turn, and the error names the remaining ones.
+        // After some holders have exited, the error names the remaining ones.
         host.sh("umount /mnt/data/below && docker rm -f other")?
             .ok()?;
         drop((works, runs, rooted, maps));
-        let says = ["/mnt/data/file open", "hint: end what uses it"];
-        refused(spc, &umount, 10, &says)?;
-        refused(spc, &["spc", "umount", "-f", "/mnt/data"], 10, &says)?;
+        let expected = ["/mnt/data/file open", "hint: end what uses it"];
+        refused(spc, &umount, 10, &expected)?;
+        refused(spc, &["spc", "umount", "-f", "/mnt/data"], 10, &expected)?;
         within(spc, &["spc", "umount", "-f", "-l", "/mnt/data"], 5)?;
         ensure!(
             spc.on("/mnt/data")?.is_empty(),
@@ -139,12 +144,12 @@ fn a_busy_mount_says_who_holds_it() {
     });
 }
 
-/// A directory of the container, whose daemon runs there; and a directory of the host, whose daemon
-/// runs in a client root file system.
-const INSIDE: &str = "/srv/source";
-const OUTSIDE: &str = "/host/srv/source";
+/// Directory of the container. The daemon of a mount of it runs in the container.
+const IN_CONTAINER: &str = "/srv/source";
+/// Directory of the host. The daemon of a mount of it runs in a client root file system.
+const ON_HOST: &str = "/host/srv/source";
 
-/// Mounts a directory by bindfs, and returns the PID of its daemon.
+/// Mounts a directory with bindfs, and returns the PID of its daemon.
 fn bindfs(spc: &Spc<'_>, source: &str, target: &str) -> Result<String> {
     let make = format!("mkdir -p {source}/sub && echo through >{source}/file");
     spc.sh(&make)?.ok()?;
@@ -158,7 +163,7 @@ fn bindfs(spc: &Spc<'_>, source: &str, target: &str) -> Result<String> {
 fn a_mount_that_does_not_respond_can_be_unmounted() {
     with_container(|spc| {
         let host = &spc.host;
-        let daemon = bindfs(spc, INSIDE, "/mnt/data")?;
+        let daemon = bindfs(spc, IN_CONTAINER, "/mnt/data")?;
         // A mount that hangs only because its parent mount does.
         let below = ["spc", "mount", "-t", "tmpfs", "below", "/mnt/data/sub"];
         spc.exec(&below)?.ok()?;
@@ -178,7 +183,7 @@ fn a_mount_that_does_not_respond_can_be_unmounted() {
         };
         ensure!(states(&list) == ["hung", "hung", "ok"], "{list}");
 
-        // The mount below cannot be reached, and spc says so. Other mounts work.
+        // The mount below cannot be reached, and the error names the cause. Other mounts work.
         refused(
             spc,
             &["spc", "umount", "/mnt/data/sub"],
@@ -199,9 +204,9 @@ fn a_mount_that_does_not_respond_can_be_unmounted() {
 
         // A process waits in the mount, but none is found as its holder.
         let waits = Holder::start(host, "exec cat /mnt/data/file")?;
-        let says = ["Device or resource busy", "hint: "];
-        refused(spc, &["spc", "umount", "/mnt/data"], 25, &says)?;
-        // With all mounts below.
+        let expected = ["Device or resource busy", "hint: "];
+        refused(spc, &["spc", "umount", "/mnt/data"], 25, &expected)?;
+        // `-R` also unmounts all mounts below.
         within(spc, &["spc", "umount", "-R", "-f", "-l", "/mnt/data"], 60)?;
         ensure!(spc.on("/mnt/data")?.is_empty() && spc.on("/mnt/data/sub")?.is_empty());
         let ended = waits.process.wait()?.code(1)?;
@@ -215,27 +220,27 @@ fn a_mount_that_does_not_respond_can_be_unmounted() {
 #[test]
 fn force_aborts_the_requests_to_a_stopped_daemon() {
     with_container(|spc| {
-        let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
+        let daemon = bindfs(spc, ON_HOST, "/mnt/data")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         let waits = Holder::start(&spc.host, "exec cat /mnt/data/file")?;
         std::thread::sleep(Duration::from_millis(500));
         let waiting = format!("{} (cat) waits for /mnt/data/file", waits.pid);
-        let says = ["busy", &*waiting, "with -f"];
-        refused(spc, &["spc", "umount", "/mnt/data"], 15, &says)?;
+        let expected = ["busy", &*waiting, "with -f"];
+        refused(spc, &["spc", "umount", "/mnt/data"], 15, &expected)?;
         within(spc, &["spc", "umount", "-f", "/mnt/data"], 20)?;
         let ended = waits.process.wait()?.code(1)?;
         ensure!(!ended.error_text().is_empty(), "{ended}");
         spc.is_clean()?;
 
         // An open file keeps a mount whose daemon is stopped.
-        let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
+        let daemon = bindfs(spc, ON_HOST, "/mnt/data")?;
         let opens = Holder::start(&spc.host, "exec sleep 1000 </mnt/data/file")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
-        let says = [
+        let expected = [
             &*format!("{} (sleep) has /mnt/data/file open", opens.pid),
             "detach it with -l",
         ];
-        refused(spc, &["spc", "umount", "-f", "/mnt/data"], 20, &says)?;
+        refused(spc, &["spc", "umount", "-f", "/mnt/data"], 20, &expected)?;
         ensure!(spc.record("/mnt/data")?["state"] == "stale");
         within(spc, &["spc", "umount", "-f", "-l", "/mnt/data"], 20)?;
         // The daemon, still stopped, serves no other mount.
@@ -248,14 +253,14 @@ fn a_daemon_ends_with_the_last_use_of_its_mount() {
     with_container(|spc| {
         let host = &spc.host;
         // A daemon that does not end by itself.
-        let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
+        let daemon = bindfs(spc, ON_HOST, "/mnt/data")?;
         spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         host.sh("umount -l /mnt/data")?.ok()?;
         until("the stopped daemon is gone", || Ok(spc.is_clean().is_ok()))?;
 
-        // A daemon that is still needed, after `umount -l` and when a container has a copy of the
-        // mount.
-        let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
+        // A daemon that is still needed: an open file uses the mount after `umount -l`, or a
+        // container has a copy of the mount.
+        let daemon = bindfs(spc, ON_HOST, "/mnt/data")?;
         let opens = Holder::start(
             host,
             "exec 3</mnt/data/file; sleep 3; read -r line <&3; echo $line",
@@ -265,7 +270,7 @@ fn a_daemon_ends_with_the_last_use_of_its_mount() {
         until("its daemon has ended", || Ok(spc.is_clean().is_ok()))?;
         ensure!(!spc.sh(&format!("kill -0 {daemon}"))?.success());
 
-        let daemon = bindfs(spc, OUTSIDE, "/mnt/data")?;
+        let daemon = bindfs(spc, ON_HOST, "/mnt/data")?;
         let other = [
             "docker",
             "run",
@@ -304,7 +309,7 @@ fn a_thousand_mounts_are_probed_at_once() {
     with_container(|spc| {
         let stopped = ["/mnt/a", "/mnt/b", "/mnt/c"];
         for target in stopped {
-            let daemon = bindfs(spc, INSIDE, target)?;
+            let daemon = bindfs(spc, IN_CONTAINER, target)?;
             spc.sh(&format!("kill -STOP {daemon}"))?.ok()?;
         }
         let many = "for n in $(seq 1000); do spc mount -t tmpfs -o size=4k,x-mount.mkdir x /mnt/many/$n || exit 1; done";
@@ -364,19 +369,20 @@ fn a_lost_nfs_server_blocks_no_unmount() {
         within(&spc, &["spc", "umount", other], 15)?;
         within(&spc, &["spc", "umount", "-f", "/mnt/nfs"], 40)?;
         ensure!(spc.on("/mnt/nfs")?.is_empty());
-        let told = host.sh("cat /run/waits")?.text();
+        let error = host.sh("cat /run/waits")?.text();
         // cat may not know the kernel's errno by name.
-        ensure!(!told.is_empty(), "the waiting process got no error");
+        ensure!(!error.is_empty(), "the waiting process got no error");
         back()?;
 
-        // The last write has not reached the server. The mount goes, and the command reports it.
+        // The last write has not reached the server. The unmount succeeds, and the command reports
+        // that the kernel has not finished.
         spc.mount(&mount)?;
         host.sh(CUT_OFF)?.ok()?;
         let late = spc.exec(&umount)?.code(2)?;
-        let says =
+        let expected =
             "/mnt/nfs is unmounted, but the kernel has not finished: its server does not answer";
         ensure!(
-            late.error_text().contains(says) && late.elapsed < Duration::from_secs(30),
+            late.error_text().contains(expected) && late.elapsed < Duration::from_secs(30),
             "{late}"
         );
         ensure!(spc.on("/mnt/nfs")?.is_empty());

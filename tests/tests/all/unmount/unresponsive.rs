@@ -1,6 +1,6 @@
 //! Mounts that do not respond, where the wait is uninterruptible. Every command returns within its
-//! limit and reports the truth. Other mounts are still watched. However many commands probe the
-//! mount, one process waits.
+//! limit and reports the truth. spc still watches the other mounts. Only one process waits,
+//! whatever the number of commands that probe the mount.
 
 use std::fs;
 use std::time::Duration;
@@ -29,17 +29,20 @@ fn waiting(host: &Host<'_>) -> Vec<i32> {
     host.processes().into_iter().filter(waits).collect()
 }
 
-/// Checks that a command exits with this code, within this many seconds, and prints these words.
-fn says<H: AnyHost>(
+/// Checks that a command exits with this code, within this many seconds, and prints these texts.
+fn check<H: AnyHost>(
     spc: &Container<H>,
     words: &[&str],
     (code, limit): (i32, u64),
-    what: &[&str],
+    texts: &[&str],
 ) -> Result<Output> {
     let output = spc.exec(words)?.code(code)?;
     let text = format!("{}\n{}", output.text(), output.error_text());
-    for what in what {
-        ensure!(text.contains(what), "no {what:?} in the output: {output}");
+    for expected in texts {
+        ensure!(
+            text.contains(expected),
+            "no {expected:?} in the output: {output}"
+        );
     }
     ensure!(output.elapsed < Duration::from_secs(limit), "{output}");
     eprintln!("{} ({:.1?})\n{text}\n", words.join(" "), output.elapsed);
@@ -48,7 +51,7 @@ fn says<H: AnyHost>(
 
 /// Target and state of each mount, from `spc ls`.
 fn states<H: AnyHost>(spc: &Container<H>) -> Result<Vec<(String, String)>> {
-    let list = says(spc, &["spc", "ls"], (0, 10), &[])?.text();
+    let list = check(spc, &["spc", "ls"], (0, 10), &[])?.text();
     let rows = list.lines().skip(1).map(|row| {
         let mut words = row.split_whitespace();
         let target = words.next().unwrap_or_default().to_owned();
@@ -142,27 +145,27 @@ fn paths_below_are_refused(spc: &Spc<'_>) -> Result<()> {
     let request = [&TMPFS[..], &["/mnt/hung/new"]].concat();
     for command in ["mount", "explain"] {
         let words = [&["spc", command], &request[..]].concat();
-        says(spc, &words, (32, 12), &error)?;
+        check(spc, &words, (32, 12), &error)?;
     }
     let bind = ["spc", "mount", "-B", "/mnt/hung/new", "/mnt/other"];
-    says(spc, &bind, (32, 12), &error)?;
-    says(spc, &["spc", "umount", "/mnt/hung/new"], (32, 12), &error)?;
+    check(spc, &bind, (32, 12), &error)?;
+    check(spc, &["spc", "umount", "/mnt/hung/new"], (32, 12), &error)?;
     let below = [
         "does not answer",
         "hint: it is on /mnt/hung, which does not answer",
     ];
-    says(spc, &["spc", "umount", "/mnt/hung/below"], (32, 40), &below)?;
-    says(spc, &["spc", "doctor"], (0, 20), &[])?;
+    check(spc, &["spc", "umount", "/mnt/hung/below"], (32, 40), &below)?;
+    check(spc, &["spc", "doctor"], (0, 20), &[])?;
     Ok(())
 }
 
-/// Checks that the same request again fails soon, and says that the mount is dead.
+/// Checks that the same request again fails soon, with an error that calls the mount dead.
 fn the_mount_is_called_dead(spc: &Spc<'_>, sshfs: &[String]) -> Result<()> {
     let words: Vec<&str> = sshfs.iter().map(String::as_str).collect();
-    let told = spc.exec_with(&words, b"horse")?.code(32)?;
+    let output = spc.exec_with(&words, b"horse")?.code(32)?;
     let dead = "/mnt/hung is mounted, but dead: it does not respond";
-    ensure!(told.error_text().contains(dead), "{told}");
-    ensure!(told.elapsed < Duration::from_secs(12), "{told}");
+    ensure!(output.error_text().contains(dead), "{output}");
+    ensure!(output.elapsed < Duration::from_secs(12), "{output}");
     Ok(())
 }
 
@@ -183,10 +186,10 @@ fn a_helper_waits(spc: &Spc<'_>) -> Result<()> {
         "/mnt/stuck",
     ];
     let late = ["killed by spc after 3 s", "do not end"];
-    says(spc, &mount, (32, 25), &late)?;
+    check(spc, &mount, (32, 25), &late)?;
     ensure!(states(spc)?.contains(&("/mnt/stuck".into(), "busy".into())));
     let left = ["do not end", "hint: they wait in the kernel"];
-    says(spc, &["spc", "umount", "/mnt/stuck"], (2, 25), &left)?;
+    check(spc, &["spc", "umount", "/mnt/stuck"], (2, 25), &left)?;
     Ok(())
 }
 
@@ -204,17 +207,17 @@ fn other_mounts_are_watched(spc: &Spc<'_>) -> Result<()> {
         Ok(seen.iter().all(|(target, _)| target != "/mnt/other"))
     })?;
     spc.mount(&[&TMPFS[..], &["/mnt/other"]].concat())?;
-    says(spc, &["spc", "umount", "/mnt/other"], (0, 10), &[])?;
+    check(spc, &["spc", "umount", "/mnt/other"], (0, 10), &[])?;
     Ok(())
 }
 
 /// Checks that after the unmount no process waits, and that nothing is left.
 fn the_unmount_ends_the_wait(spc: &Spc<'_>, before: usize) -> Result<()> {
     let umount = ["spc", "umount", "-R", "-f", "-l", "/mnt/hung"];
-    says(spc, &umount, (0, 60), &[])?;
+    check(spc, &umount, (0, 60), &[])?;
     until("no process waits", || Ok(waiting(&spc.host).is_empty()))?;
-    says(spc, &["spc", "umount", "/mnt/again"], (0, 30), &[])?;
-    // The helper's remains go without another command.
+    check(spc, &["spc", "umount", "/mnt/again"], (0, 30), &[])?;
+    // `spc serve` removes the helper's leftovers without another command.
     until("nothing is left", || Ok(spc.is_clean().is_ok()))
         .with_context(|| format!("{:?}", spc.is_clean()))?;
     until("no entry is left", || Ok(entries(&spc.host)? == before))
@@ -255,8 +258,8 @@ fn commands_return_while_an_nfs_server_is_gone() {
                 "hint: ",
             ];
             let mount = [&["spc", "mount"], &TMPFS[..], &["/mnt/nfs/new"]].concat();
-            says(&spc, &mount, (32, 15), &error)?;
-            says(&spc, &["spc", "umount", "/mnt/nfs/new"], (32, 15), &error)?;
+            check(&spc, &mount, (32, 15), &error)?;
+            check(&spc, &["spc", "umount", "/mnt/nfs/new"], (32, 15), &error)?;
         }
         // spc still watches the other mounts.
         host.sh("umount /mnt/other")?.ok()?;
@@ -266,7 +269,7 @@ fn commands_return_while_an_nfs_server_is_gone() {
                 .all(|(target, _)| target != "/mnt/other"))
         })?;
         let umount = ["spc", "umount", "-f", "-l", "/mnt/nfs"];
-        says(&spc, &umount, (0, 60), &[])?;
+        check(&spc, &umount, (0, 60), &[])?;
         until("nothing is left", || Ok(spc.is_clean().is_ok()))
     });
 }

@@ -303,7 +303,7 @@ mod tests {
             }
             volume(all).unwrap_err().to_string()
         };
-        for (more, says) in [
+        for (more, expected) in [
             (serde_json::json!({}), "no source"),
             (
                 serde_json::json!({"source": "h:/x", "path": "/x"}),
@@ -336,7 +336,7 @@ mod tests {
         ] {
             let error = json(more);
             assert!(
-                error.contains(says) && !error.contains("hunter2"),
+                error.contains(expected) && !error.contains("hunter2"),
                 "{error}"
             );
         }
