@@ -297,11 +297,15 @@ fn nothing_is_left_when_a_test_is_killed() -> Result<()> {
     let mut output = BufReader::new(shell.0.stdout.take().context("no output")?);
     let mut input = shell.0.stdin.take().context("no input")?;
     input.write_all(
-        b"mount -t tmpfs x /mnt; truncate -s 8388608 /tmp/disk; losetup -f /tmp/disk; setsid sleep 1000 & grep 0:: /proc/1/cgroup; exec sleep 1000\n",
+        b"mount -t tmpfs x /mnt; truncate -s 8388608 /tmp/disk-of-a-killed-lab; losetup -f /tmp/disk-of-a-killed-lab; setsid sleep 1000 & grep 0:: /proc/1/cgroup; exec sleep 1000\n",
     )?;
     let mut line = String::new();
     output.read_line(&mut line)?;
-    ensure!(loop_files()?.contains("/tmp/disk"), "{}", loop_files()?);
+    ensure!(
+        loop_files()?.contains("/tmp/disk-of-a-killed-lab"),
+        "{}",
+        loop_files()?
+    );
     let family = descendants(shell.0.id());
     ensure!(
         family.len() >= 6,
@@ -319,7 +323,7 @@ fn nothing_is_left_when_a_test_is_killed() -> Result<()> {
     })?;
     ensure!(fs::read_to_string("/proc/self/mountinfo")? == before);
     wait_until("the loop device is free", || {
-        Ok(!loop_files()?.contains("/tmp/disk"))
+        Ok(!loop_files()?.contains("/tmp/disk-of-a-killed-lab"))
     })
 }
 
