@@ -9,6 +9,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::process::marks;
 use crate::process::output::Output;
 
+/// Time for a killed child to exit.
+const KILL_LIMIT: Duration = Duration::from_secs(1);
+
 /// Exit status and output of a command.
 pub struct Finished {
     /// Exit status.
@@ -46,11 +49,16 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Finished> {
 /// [`ErrorKind::TimedOut`] if spc killed the child. A process that is blocked in the kernel is left
 /// behind, as no signal ends it.
 pub fn wait_or_kill(mut child: Child, limit: Duration) -> Result<ExitStatus> {
-    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
-    if marks::exited(&pidfd, limit) {
+    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+    if let Ok(pidfd) = &pidfd
+        && marks::exited(pidfd, limit)
+    {
         return child.wait();
     }
+    // Fails only if the child has exited. A killed child is reaped, unless it is blocked.
     let _ = child.kill();
+    marks::exited(&pidfd?, KILL_LIMIT);
+    let _ = child.try_wait();
     let text = format!("no answer in {} s", limit.as_secs());
     Err(Error::new(ErrorKind::TimedOut, text))
 }
