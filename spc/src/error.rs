@@ -98,6 +98,7 @@ pub struct Error {
     cause: Option<Cause>,
     log: Vec<String>,
     hint: Option<String>,
+    is_transient: bool,
 }
 
 /// Cause of an error: a text, or the error of a system call with its errno.
@@ -197,6 +198,7 @@ impl Error {
             cause: None,
             log: Vec::new(),
             hint: None,
+            is_transient: false,
         }
     }
 
@@ -254,6 +256,18 @@ impl Error {
     pub fn log(mut self, lines: Vec<String>) -> Self {
         self.log.extend(lines);
         self
+    }
+
+    /// Marks a fault that a second attempt does not meet.
+    #[must_use]
+    pub fn transient(mut self) -> Self {
+        self.is_transient = true;
+        self
+    }
+
+    /// Returns whether the same attempt may succeed when it is made again.
+    pub fn is_transient(&self) -> bool {
+        self.is_transient
     }
 
     /// Returns the class, which selects the exit code.

@@ -88,6 +88,7 @@ pub fn s3fs(input: &KindInput<'_>) -> Result<MountMethod> {
 /// Diagnostics of s3fs: errors in its log.
 pub const S3FS_DIAGNOSTICS: Diagnostics = Diagnostics {
     gives_up: Some("Failed to check bucket"),
+    transient: None,
     line: |line| match line.split_once("Z [") {
         // `DATE [LEVEL] FILE:FUNCTION(LINE): TEXT`
         Some((_, rest)) if rest.starts_with("CRT] ") || rest.starts_with("ERR] ") => {

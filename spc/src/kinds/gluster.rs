@@ -37,6 +37,9 @@ pub fn helper(input: &KindInput<'_>) -> Result<MountMethod> {
 /// server, which has the level I (info).
 pub const DIAGNOSTICS: Diagnostics = Diagnostics {
     gives_up: Some("Server authentication failed"),
+    // The client connects to several bricks at once, and one thread may read the volume's id while
+    // another still writes it.
+    transient: Some("volume-id changed, can't connect to server"),
     line,
     hints: &[
         (

@@ -133,6 +133,8 @@ pub struct Diagnostics {
     pub hints: &'static [(&'static str, &'static str)],
     /// Text in the helper's own log that means: the mount, which has been made, will end.
     pub gives_up: Option<&'static str>,
+    /// Text in the output or log of a fault that a second attempt does not meet.
+    pub transient: Option<&'static str>,
 }
 
 /// Diagnostics that keep every line and have no hint.
@@ -140,6 +142,7 @@ pub(crate) const DEFAULT_DIAGNOSTICS: Diagnostics = Diagnostics {
     line: |line| Some(line),
     hints: &[],
     gives_up: None,
+    transient: None,
 };
 
 /// Source that the mount table shows for a kind.

@@ -375,6 +375,13 @@ pub fn mount<T>(
     interrupts: &Interrupts,
     mut attempt: impl FnMut(&Plan, AttemptBudget<'_>) -> Result<T>,
 ) -> Result<T> {
+    let mut attempt = |plan: &Plan, budget: AttemptBudget<'_>| match attempt(plan, budget) {
+        Err(error) if error.is_transient() && !deadline.remaining().is_zero() => {
+            tracing::info!(%error, "trying once more");
+            attempt(plan, budget)
+        }
+        result => result,
+    };
     let Some(mut choice) = ServerChoice::new(plan, host, deadline.at(), interrupts)? else {
         return attempt(plan, AttemptBudget::whole(deadline));
     };

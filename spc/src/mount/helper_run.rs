@@ -217,6 +217,9 @@ impl<'a> HelperRun<'a> {
         let hints = self.diagnostics.hints.iter();
         let known = hints.filter(|(words, _)| log.iter().any(|line| line.contains(words)));
         let known_hint = known.map(|(_, hint)| *hint).next();
+        let transient = self.diagnostics.transient;
+        let is_transient =
+            transient.is_some_and(|words| log.iter().any(|line| line.contains(words)));
         let (placeholder, target) = (
             self.redirect.placeholder().to_string_lossy(),
             show(self.target),
@@ -231,7 +234,10 @@ impl<'a> HelperRun<'a> {
                 .filter(|line| line.contains("decision=failed") && seen.insert((*line).clone()))
                 .map(|line| format!("shim: {}", self.secrets.mask(line))),
         );
-        let error = error.log(log);
+        let mut error = error.log(log);
+        if is_transient {
+            error = error.transient();
+        }
         match known_hint {
             Some(hint) => error.hint(hint),
             None => error,

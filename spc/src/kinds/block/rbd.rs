@@ -134,6 +134,7 @@ pub fn device(rest: &str, input: &KindInput<'_>) -> Result<Device> {
 const DIAGNOSTICS: Diagnostics = Diagnostics {
     line: ceph::line,
     gives_up: None,
+    transient: None,
     hints: &[
         ceph::WRONG_KEY,
         (

@@ -1,4 +1,4 @@
-//! Programs that read and write on mounts without pause (`tests/programs/steady.c`), and report
+//! Programs that read and write on mounts all the time (`tests/programs/steady.c`), and report
 //! every error.
 
 use std::path::Path;

@@ -122,3 +122,30 @@ fn podman_mounts_glusterfs() {
         )
     });
 }
+
+/// Fails the first N times with the message of a client whose threads raced, N in /var/log/races.
+const RACING_CLIENT: &str = r#"#!/bin/sh
+read -r left </var/log/races
+[ "$left" = 0 ] && exec /usr/sbin/mount.glusterfs "$@"
+echo $((left - 1)) >/var/log/races
+echo "volume-id changed, can't connect to server. Needs remount"
+exit 1
+"#;
+
+#[test]
+fn a_client_whose_threads_raced_is_started_once_more() {
+    with_gluster(|lab, cluster| {
+        let (shared, base) = (Propagation::Shared, Base::Trixie);
+        let spc = Spc::start(lab, shared, Engine::Docker, base, &PRIVILEGED)?;
+        let source = format!("{}:/vol", cluster.nodes()[0].host().address());
+        let mount = ["-ox-spc.container", "-tglusterfs", &source, "/mnt/data"];
+        spc.host.run(&["mkdir", "-p", "/mnt/data"])?.ok()?;
+        spc.put("/usr/local/sbin/mount.glusterfs", RACING_CLIENT.as_bytes())?;
+        spc.put("/var/log/races", b"2\n")?;
+        spc.refused_mount(&mount, 32, &["volume-id changed"])?;
+        spc.put("/var/log/races", b"1\n")?;
+        spc.mount(&mount)?;
+        spc.umount("/mnt/data")?;
+        spc.is_clean()
+    });
+}

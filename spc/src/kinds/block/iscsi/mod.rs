@@ -281,6 +281,7 @@ const DIAGNOSTICS: Diagnostics = Diagnostics {
     // Drops the summary; the line before it has the reason.
     line: |line| (!line.contains("Could not log into all portals")).then_some(line),
     gives_up: None,
+    transient: None,
     hints: &[
         (
             "authorization failure",
