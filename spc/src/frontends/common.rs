@@ -91,11 +91,13 @@ pub(crate) fn finish(name: &str, arguments: &Arguments, done: Result<u8>) -> Exi
 /// Makes a mount; with `fake`, only plans it.
 ///
 /// # Errors
-/// The mount fails, or a signal stops it. On the host itself: no client is installed.
+/// The mount fails, or a signal stops it. On the host itself: no client is installed, or the caller
+/// has a mount namespace or a root directory of its own.
 pub(crate) fn run_mount(request: Request, fake: bool, verbose: bool) -> Result<()> {
     if runs_in::current() == RunsIn::Host {
         // Fails unless spc is installed, also for types that need no client.
         root::own_id()?;
+        Host::open(Settings::read()?)?.check_caller()?;
         if !kinds::is_clientless(&request.fs_type) {
             exec_client_spc()?;
         }
@@ -120,8 +122,13 @@ pub(crate) fn run_mount(request: Request, fake: bool, verbose: bool) -> Result<(
 /// Stays on the host for a single target whose recorded mount was made without a client.
 ///
 /// # Errors
-/// No client is installed, or its `spc` cannot be started.
+/// No client is installed, or its `spc` cannot be started; or the caller has a mount namespace or a
+/// root directory of its own.
 pub(crate) fn enter_client_to_unmount(session: &Session, target: Option<&Path>) -> Result<()> {
+    session
+        .host
+        .check_caller()
+        .map_err(|error| error.hint_also("umount -i TARGET unmounts the caller's own copy"))?;
     let record = target.map(|target| session.ledger.get(target));
     match record {
         _ if session.runs_in != RunsIn::Host => Ok(()),

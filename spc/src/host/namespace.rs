@@ -4,7 +4,8 @@
 //! namespace, while the other threads stay (setns(2)). This needs no fork, and file descriptors
 //! opened there work in the whole process.
 
-use std::fs::File;
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, Result, errno_text};
 use crate::host::runs_in::{RunsIn, current};
+use crate::host::target::mount_id;
 use crate::host::{Settings, confinement, namespace};
 
 /// Timeout for one job on the host.
@@ -164,6 +166,45 @@ impl Host {
                 lost: lost + 1,
             };
         }
+    }
+
+    /// Checks that a process on the host itself has the mount namespace and the root directory in
+    /// which spc mounts. A mount of such a process would otherwise appear in another place than its
+    /// caller expects.
+    ///
+    /// # Errors
+    /// Fails if this process has another mount namespace or root directory.
+    pub fn check_caller(&self) -> Result<()> {
+        if current() != RunsIn::Host {
+            return Ok(());
+        }
+        let unreadable = |e: std::io::Error| {
+            Error::system("cannot compare the caller's mount namespace with the host's").because(e)
+        };
+        let id = |file: &Metadata| (file.dev(), file.ino());
+        let own = std::fs::metadata("/proc/self/ns/mnt").map_err(unreadable)?;
+        let entered = self.file.metadata().map_err(unreadable)?;
+        if id(&own) != id(&entered) {
+            return Err(Error::usage("the caller's mount namespace is not the host's")
+                .because("spc mounts and unmounts only in the host's")
+                .hint("run it on the host itself, or by nsenter --target 1 --mount; in a systemd service, use a mount unit or leave out PrivateMounts=; in place of mount(8) with X-mount.subdir=, use `spc mount`"));
+        }
+        let root = move || -> std::io::Result<_> {
+            let root = File::open("/")?;
+            let mount = mount_id(&root, OsStr::new(""))?;
+            Ok((id(&root.metadata()?), mount.id))
+        };
+        let hosts = self.run("looking at the root directory", root)?;
+        if root().map_err(unreadable)? != hosts.map_err(unreadable)? {
+            return Err(
+                Error::usage("the caller's root directory is not the host's")
+                    .because("spc mounts and unmounts only below the host's")
+                    .hint(
+                        "run the command outside of the chroot, with the target's path on the host",
+                    ),
+            );
+        }
+        Ok(())
     }
 
     /// Returns the path of the namespace file that was entered.

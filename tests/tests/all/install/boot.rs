@@ -69,6 +69,20 @@ fn fstab_and_units_mount_at_boot() {
             vm.run(&["umount", target])?.ok()?;
             ensure!(mounted(vm, target)?.is_empty());
         }
+        // mount(8) makes a namespace of its own for X-mount.subdir=.
+        let service = ["systemd-run", "--wait", "--pipe", "-pPrivateMounts=yes"];
+        let subdir = ["-o", "X-mount.subdir=below"];
+        for (before, options) in [(&service[..], &[][..]), (&[], &subdir)] {
+            let words = ["mount", "-t", "nfs", &export, "/mnt/n"];
+            let elsewhere = vm.run(&[before, &words, options].concat())?;
+            ensure!(
+                !elsewhere.success() && elsewhere.error_text().contains("mount namespace is not"),
+                "{elsewhere}"
+            );
+            ensure!(
+                mounted(vm, "/mnt/n")?.is_empty() && mounted(vm, "/run/mount/tmptgt")?.is_empty()
+            );
+        }
         let wrong = export.replace("/data", "/nosuch");
         let failed = vm
             .run(&["mount", "-t", "nfs", &wrong, "/mnt/n"])?
