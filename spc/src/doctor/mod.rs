@@ -47,7 +47,7 @@ fn general() -> Vec<Check> {
         check("redirects", writable(&redirects)),
         check(
             "fuse",
-            confinement::check_fuse().map(|()| "/dev/fuse opens".into()),
+            confinement::open_fuse().map(|()| "/dev/fuse opens".into()),
         ),
         check("mtab", mtab()),
     ]

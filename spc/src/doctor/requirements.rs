@@ -26,7 +26,7 @@ pub fn examine(needs: &Needs) -> Vec<Check> {
             }
             Need::Fuse => add(
                 "device",
-                confinement::check_fuse().map(|()| "/dev/fuse opens".into()),
+                confinement::open_fuse().map(|()| "/dev/fuse opens".into()),
             ),
             Need::Capabilities(names) => add("capabilities", capabilities(names)),
             Need::HostNetwork => add("network", network(host.as_ref().map(Host::settings))),

@@ -5,6 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::host::runs_in::{self, RunsIn};
 
 /// Directories that are searched for mount helpers and FUSE programs, in this order.
 pub const PROGRAM_DIRS: [&str; 6] = [
@@ -28,14 +29,36 @@ pub fn find_program<S: AsRef<Path>>(names: &[S]) -> Option<PathBuf> {
     })
 }
 
-/// Checks that `/dev/fuse` can be opened, which every FUSE file system does first.
+/// Path of the device that every FUSE daemon opens first.
+const FUSE: &str = "/dev/fuse";
+
+/// Checks that a FUSE daemon that this process starts can use `/dev/fuse`.
+///
+/// In a client root file system the daemon starts in a cgroup on the host, whose devices are not
+/// restricted. This process itself may be in the cgroup of a container that may not open the
+/// device, so only its presence counts.
 ///
 /// # Errors
 /// Fails if the device is missing, or the container may not use it.
 pub fn check_fuse() -> Result<()> {
-    let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    match runs_in::current() {
+        RunsIn::ClientRoot(_) => fs::symlink_metadata(FUSE).map(drop).map_err(|e| {
+            Error::system(format!("the host has no {FUSE}"))
+                .because(e)
+                .hint("on the host, try: modprobe fuse")
+        }),
+        RunsIn::Container | RunsIn::Host => open_fuse(),
+    }
+}
+
+/// Checks that this process can open `/dev/fuse`.
+///
+/// # Errors
+/// Fails if the device is missing, or the container may not use it.
+pub fn open_fuse() -> Result<()> {
+    let opened = OpenOptions::new().read(true).write(true).open(FUSE);
     opened.map(drop).map_err(|e| {
-        Error::system("cannot open /dev/fuse").because(e).hint(
+        Error::system(format!("cannot open {FUSE}")).because(e).hint(
             "start the container with --device=/dev/fuse, or --privileged; on the host, try: modprobe fuse",
         )
     })

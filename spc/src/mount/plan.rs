@@ -107,7 +107,7 @@ impl Plan {
             path::ensure_reachable(host, &source, request.limit())?;
         }
         let FoundTarget { path, missing } = find_target(&requested_target, rules, host)?;
-        Ok(Self {
+        let plan = Self {
             id,
             request,
             fingerprint,
@@ -123,7 +123,12 @@ impl Plan {
             missing,
             rules,
             hosts,
-        })
+        };
+        // /dev/fuse cannot be opened before the module is loaded, which the mount does first.
+        if plan.kind.is_fuse() && !plan.outlives_container() && modules::FUSE.is_available() {
+            confinement::check_fuse()?;
+        }
+        Ok(plan)
     }
 
     /// Changes the source to these servers, and adds the options for them.
@@ -245,17 +250,12 @@ fn check_mkfs(request: &Request, kind: &ResolvedKind) -> Result<()> {
     Ok(())
 }
 
-/// Finds the helper program of a kind, if it has one. For a FUSE helper, checks that FUSE is
-/// usable.
+/// Finds the helper program of a kind, if it has one.
 fn find_helper(request: &Request, kind: &ResolvedKind) -> Result<Option<Program>> {
     let MountMethod::Helper(helper) = &kind.method else {
         return Ok(None);
     };
     let program = find(&helper.programs, &request.fs_type)?;
-    // /dev/fuse cannot be opened before the module is loaded, which the mount does first.
-    if kind.is_fuse() && modules::FUSE.is_available() {
-        confinement::check_fuse()?;
-    }
     Ok(Some(program))
 }
 
