@@ -8,17 +8,23 @@ use crate::install::tree::below;
 /// Default of kubelet's `--volume-plugin-dir`.
 pub const DEFAULT_DIR: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
 
-/// Path of the driver that pods name `spc/spc`, relative to the plugin directory.
-const DRIVER: &str = "spc~spc/spc";
+/// Name of the driver that leaves the pod's group to mount options. The other driver, `spc`, has
+/// kubelet change the group of each file.
+pub const NO_FSGROUP: &str = "no-fsgroup";
 
-/// Returns the path of the driver in a plugin directory.
-pub fn driver_path(plugin_dir: &Path) -> PathBuf {
-    plugin_dir.join(DRIVER)
+/// Paths of the drivers that pods name `spc/spc` and `spc/no-fsgroup`, relative to the plugin
+/// directory.
+const DRIVERS: [&str; 2] = ["spc~spc/spc", "spc~no-fsgroup/no-fsgroup"];
+
+/// Returns the paths of the drivers in a plugin directory.
+pub fn driver_paths(plugin_dir: &Path) -> Vec<PathBuf> {
+    DRIVERS.map(|driver| plugin_dir.join(driver)).into()
 }
 
-/// Returns whether a path names spc's driver in any plugin directory.
-pub fn is_driver(path: &Path) -> bool {
-    path.ends_with(DRIVER)
+/// Returns the plugin directory with this driver, if the path names a driver of spc.
+pub fn plugin_dir_of(path: &Path) -> Option<&Path> {
+    let is_driver = DRIVERS.iter().any(|driver| path.ends_with(driver));
+    is_driver.then(|| path.ancestors().nth(2)).flatten()
 }
 
 /// Returns the plugin directory of the kubelet that runs on the host, whose procfs is at
@@ -115,8 +121,12 @@ mod tests {
 
     #[test]
     fn driver_path_is_below_the_vendor_directory() {
-        let path = driver_path(Path::new(DEFAULT_DIR));
-        assert!(path.ends_with("exec/spc~spc/spc") && is_driver(&path));
-        assert!(!is_driver(Path::new("/usr/sbin/spc")));
+        let paths = driver_paths(Path::new(DEFAULT_DIR));
+        assert!(paths[0].ends_with("exec/spc~spc/spc"));
+        assert!(paths[1].ends_with(format!("spc~{NO_FSGROUP}/{NO_FSGROUP}")));
+        for path in paths {
+            assert_eq!(plugin_dir_of(&path), Some(Path::new(DEFAULT_DIR)));
+        }
+        assert_eq!(plugin_dir_of(Path::new("/usr/sbin/spc")), None);
     }
 }

@@ -25,8 +25,8 @@ pub struct Layout {
 pub struct Extras<'a> {
     /// Contents of the program, for copies of it.
     pub program: &'a [u8],
-    /// Path of the FlexVolume driver for kubelet, if one is wanted.
-    pub driver: Option<&'a Path>,
+    /// Paths of the FlexVolume drivers for kubelet, if they are wanted.
+    pub drivers: &'a [PathBuf],
 }
 
 /// Returns the layout for the host whose root is at `root`.
@@ -88,9 +88,9 @@ pub fn layout(
     if location.method == InstallMethod::Extension {
         layout.wanted.push(sysext_paths::release());
     }
-    if let Some(path) = extras.driver {
+    for path in extras.drivers {
         layout.wanted.push(Wanted {
-            path: path.into(),
+            path: path.clone(),
             content: Content::Program(extras.program.to_vec()),
             optional: false,
         });
@@ -107,7 +107,7 @@ mod tests {
 
     const NO_EXTRAS: Extras<'_> = Extras {
         program: b"program",
-        driver: None,
+        drivers: &[],
     };
 
     fn names() -> BTreeSet<String> {
@@ -160,9 +160,9 @@ mod tests {
             program: "/sbin/spc".into(),
             program_copy: Some("/sbin/spc".into()),
         };
-        let driver = Path::new("/plugins/spc~spc/spc");
+        let drivers = ["/plugins/spc~spc/spc".into()];
         let extras = Extras {
-            driver: Some(driver),
+            drivers: &drivers,
             ..NO_EXTRAS
         };
         let layout = layout(

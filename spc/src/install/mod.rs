@@ -8,7 +8,7 @@
 
 mod apply;
 mod extension;
-mod kubelet;
+pub mod kubelet;
 mod layout;
 mod location;
 mod manifest;
@@ -159,10 +159,10 @@ impl Job {
             extensions: self.extensions && extension::is_usable(root),
         };
         let location = location::choose(root, features, probe)?;
-        let driver = self.driver_path(root, probe)?;
+        let drivers = self.driver_paths(root, probe)?;
         let extras = Extras {
             program: &self.program,
-            driver: driver.as_deref(),
+            drivers: &drivers,
         };
         let mut layout = layout::layout(root, &location, &self.names, &extras, &self.manifest);
         let pages = pages::links(root, &location, &self.pages, probe);
@@ -173,19 +173,19 @@ impl Job {
             location,
             applied,
             manifest: self.manifest,
-            driver,
+            drivers,
             kept,
         })
     }
 
-    /// Returns the path of the FlexVolume driver, if one is requested or was installed before.
-    fn driver_path(&self, root: &Path, probe: &impl HostProbe) -> Result<Option<PathBuf>> {
+    /// Returns the paths of the FlexVolume drivers, if they are requested or were installed before.
+    fn driver_paths(&self, root: &Path, probe: &impl HostProbe) -> Result<Vec<PathBuf>> {
         let plugin_dir = match &self.request.driver {
             None => {
                 let entries = self.manifest.entries.iter();
                 let mut files = entries.filter(|entry| matches!(entry.kind, EntryKind::File(_)));
-                let old = files.find(|entry| kubelet::is_driver(&entry.path));
-                return Ok(old.map(|entry| entry.path.clone()));
+                let old = files.find_map(|entry| kubelet::plugin_dir_of(&entry.path));
+                return Ok(old.map(kubelet::driver_paths).unwrap_or_default());
             }
             Some(Some(dir)) => dir.clone(),
             Some(None) => kubelet::plugin_dir(root).unwrap_or_else(|| kubelet::DEFAULT_DIR.into()),
@@ -207,7 +207,7 @@ impl Job {
         if !probe.allows_exec(&existing) {
             return Err(fail("it is mounted noexec"));
         }
-        Ok(Some(kubelet::driver_path(&plugin_dir)))
+        Ok(kubelet::driver_paths(&plugin_dir))
     }
 }
 

@@ -14,7 +14,7 @@ pub(crate) struct Outcome {
     pub(crate) location: InstallLocation,
     pub(crate) applied: Applied,
     pub(crate) manifest: Manifest,
-    pub(crate) driver: Option<PathBuf>,
+    pub(crate) drivers: Vec<PathBuf>,
     /// Names that belong to the host and were left alone.
     pub(crate) kept: Vec<PathBuf>,
 }
@@ -39,7 +39,7 @@ impl Outcome {
                 InstallMethod::Line { line, file } => Some(Add { line, file }),
                 InstallMethod::Direct | InstallMethod::Extension => None,
             },
-            driver: self.driver,
+            drivers: self.drivers,
             mounter: MOUNTER.into(),
             changed,
         }
@@ -66,8 +66,8 @@ pub struct Installed {
     pub kept: Vec<PathBuf>,
     /// Line that the administrator has to add before mount(8) finds the names.
     pub add: Option<Add>,
-    /// Path of the FlexVolume driver for kubelet.
-    pub driver: Option<PathBuf>,
+    /// Paths of the FlexVolume drivers for kubelet.
+    pub drivers: Vec<PathBuf>,
     /// Path for kubelet's `--experimental-mounter-path`.
     pub mounter: PathBuf,
     /// Whether anything on the host changed.

@@ -15,7 +15,7 @@ use crate::state::Session;
 /// Arguments of `spc install`.
 #[derive(Debug, Args)]
 pub struct InstallArgs {
-    /// Also install the FlexVolume driver spc/spc, in kubelet's plugin directory or in DIR
+    /// Also install the FlexVolume drivers spc/spc and spc/no-fsgroup, in kubelet's plugin directory or in DIR
     #[arg(long, value_name = "DIR", num_args = 0..=1)]
     flexvolume: Option<Option<PathBuf>>,
     /// Allow replacing the installed version by an older one
@@ -95,7 +95,7 @@ fn installed(done: &Installed) -> String {
         }
         text.push('\n');
     }
-    if let Some(driver) = &done.driver {
+    for driver in &done.drivers {
         text.push_str(&format!("driver     {}\n", driver.display()));
     }
     text.push_str(&format!("mounter    {}\n", done.mounter.display()));
@@ -143,7 +143,7 @@ mod tests {
                 line: "overlay /usr/sbin".into(),
                 file: "/etc/fstab",
             }),
-            driver: None,
+            drivers: Vec::new(),
             mounter: "/var/lib/spc/mounter".into(),
             changed: true,
         };

@@ -24,6 +24,13 @@ pub fn depth(target: &Path) -> usize {
         .map_or(0, |at| parts.len() - at)
 }
 
+/// Returns the name of the FlexVolume driver that a target belongs to, by the directory
+/// `VENDOR~DRIVER` above it.
+pub fn driver(target: &Path) -> Option<&str> {
+    let plugin = target.parent()?.file_name()?.to_str()?;
+    plugin.split_once('~').map(|(_, driver)| driver)
+}
+
 /// Checks that a target is absolute and has no `.` or `..`, as kubelet's targets are.
 ///
 /// # Errors
@@ -61,6 +68,21 @@ mod tests {
             ("/", 0),
         ] {
             assert_eq!(depth(Path::new(target)), below, "{target}");
+        }
+    }
+
+    #[test]
+    fn directory_of_a_volume_names_its_driver() {
+        for (target, name) in [
+            (
+                "/k/pods/1-2/volumes/spc~no-fsgroup/data",
+                Some("no-fsgroup"),
+            ),
+            ("/k/pods/1-2/volumes/spc~spc/a~b", Some("spc")),
+            ("/mnt/data", None),
+            ("/", None),
+        ] {
+            assert_eq!(driver(Path::new(target)), name, "{target}");
         }
     }
 

@@ -196,7 +196,8 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
         );
         works(&spc, "/opt/bin/spc")?;
         let driver = "/opt/plugins/spc~spc/spc";
-        ensure!(done["driver"] == driver, "{done}");
+        let drivers = serde_json::json!([driver, "/opt/plugins/spc~no-fsgroup/no-fsgroup"]);
+        ensure!(done["drivers"] == drivers, "{done}");
         let init = spc.host.run(&[driver, "init"])?.ok()?.text();
         let init: Value = serde_json::from_str(&init)?;
         ensure!(init["status"] == "Success", "{init}");
@@ -226,7 +227,7 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
             again["changed"] == false && again["kept"] == serde_json::json!([]),
             "{again}"
         );
-        ensure!(again["driver"] == driver, "{again}");
+        ensure!(again["drivers"] == drivers, "{again}");
         spc.host.run(&["umount", "/usr/sbin"])?.ok()?;
         spc.exec(&["spc", "uninstall"])?.ok()?;
         same(&before, &listing(&spc)?)

@@ -8,7 +8,7 @@ use lab::kubernetes::objects;
 use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Output};
 use serde_json::{Value, json};
 
-use crate::kubernetes::kubelet::{Kubelet, Pod, Volume};
+use crate::kubernetes::kubelet::{DRIVER, Kubelet, NO_FSGROUP, Pod, Volume};
 use crate::kubernetes::manifests::{directory, manifests, volume};
 use crate::repair::container_restart::NEXT;
 use crate::support::{until, with_gluster, with_lab};
@@ -136,6 +136,35 @@ impl<'a> Node<'a> {
             .map(drop)
     }
 
+    /// Kills the daemon of a volume, and waits until `spc serve` has mounted it again.
+    fn repairs(&self, target: &str) -> Result<()> {
+        let record = || -> Result<Value> {
+            let list: Vec<Value> = serde_json::from_str(&self.ls()?.ok()?.text())?;
+            let mut list = list.into_iter();
+            let record = list.find(|record| record["target"] == target);
+            record.with_context(|| format!("no record of {target}"))
+        };
+        let daemons = |record: &Value| -> Vec<String> {
+            let daemons = record["daemon"].as_array().into_iter().flatten();
+            daemons.map(Value::to_string).collect()
+        };
+        let before = daemons(&record()?);
+        ensure!(!before.is_empty(), "no daemon");
+        self.host
+            .sh(&format!("kill -9 {}", before.join(" ")))?
+            .ok()?;
+        until("the volume is repaired", || {
+            let record = record()?;
+            Ok(record["state"] == "ok" && daemons(&record) != before)
+        })
+        .with_context(|| self.log())
+    }
+
+    fn log(&self) -> String {
+        let output = self.host.sh("docker logs serve 2>&1");
+        output.map(|output| output.text()).unwrap_or_default()
+    }
+
     fn ls(&self) -> Result<Output> {
         self.host
             .run(&["docker", "exec", "serve", "spc", "ls", "--json"])
@@ -163,8 +192,12 @@ fn examples(manifest: &Path) -> Result<Vec<Pod>> {
             read_only: volume["readOnly"] == true,
         };
         let fs_group = group.and_then(|group| u32::try_from(group.as_u64()?).ok());
+        let no_fsgroup = object
+            .pointer("/spec/volumes/0/flexVolume/driver")
+            .is_some_and(|driver| driver == "spc/no-fsgroup");
         Some(Pod {
             fs_group,
+            driver: if no_fsgroup { NO_FSGROUP } else { DRIVER },
             ..Pod::new("7c5d", volume)
         })
     };
@@ -202,8 +235,10 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
     );
     let file = format!("{target}/{}", host.name());
     host.write(&file, b"by a pod")?;
-    let list = node.ls()?.ok()?;
-    ensure!(list.text().contains(&target), "{list}");
+    node.repairs(&target)?;
+    let mounted = on()?;
+    ensure!(mounted.len() == 1, "{mounted:?}");
+    ensure!(host.read(&file)? == b"by a pod");
 
     host.sh(NEXT)?.ok()?;
     node.stop()?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use lab::{AnyHost, Host, HostOptions, Lab, Root, Samba};
 
-use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install, install_there};
+use crate::kubernetes::kubelet::{Kubelet, NO_FSGROUP, Pod, Volume, install, install_there};
 use crate::support::{Container, Spc, VmSpc, until, with_gluster, with_lab};
 
 /// An unused address of the lab.
@@ -138,8 +138,25 @@ fn pods_use_fuse_programs_with_their_secrets() {
             ],
         )
         .secret("password", password);
-        let pod = Pod::new("1-1", volume);
+        let mut pod = Pod::new("1-1", volume);
+        pod.fs_group = Some(2000);
+        let refused = kubelet.set_up(&pod);
+        let named = |error: anyhow::Error| error.to_string().contains("driver: spc/no-fsgroup");
+        ensure!(
+            refused.is_err_and(named),
+            "kubelet would change the group of files"
+        );
+        pod.driver = NO_FSGROUP;
+        let owners = || -> Result<String> {
+            let files = "stat -c %n:%u:%g:%a:%Z /srv/data /srv/data/file";
+            Ok(server.sh(files)?.ok()?.text())
+        };
+        let before = owners()?;
         life(&spc, &kubelet, &pod, "fuse.sshfs", |directory| {
+            let seen = host.sh(&format!("stat -c %g {directory} {directory}/file"))?;
+            ensure!(seen.ok()?.text() == "2000\n2000");
+            let after = owners()?;
+            ensure!(after == before, "on the server:\n{before}\nbecame\n{after}");
             read_and_write(host, directory, b"on the server")?;
             ensure!(server.read("/srv/data/new")? == b"by a pod");
             Ok(())
@@ -159,6 +176,7 @@ fn pods_use_fuse_programs_with_their_secrets() {
         .secret("passwd", &format!("{}\n", store.key()));
         let mut pod = Pod::new("1-2", volume);
         pod.fs_group = Some(2000);
+        pod.driver = NO_FSGROUP;
         life(&spc, &kubelet, &pod, "fuse.s3fs", |directory| {
             host.write(format!("{directory}/new"), b"by a pod")?;
             ensure!(host.read(format!("{directory}/new"))? == b"by a pod");
@@ -256,6 +274,7 @@ fn pods_use_volumes_that_the_kernel_mounts() {
             .secret("password", Samba::PASSWORD);
             let mut pod = Pod::new("2-1", volume);
             pod.fs_group = Some(2000);
+            pod.driver = NO_FSGROUP;
             life(&spc, &kubelet, &pod, fs_type, |directory| {
                 host.write(format!("{directory}/file"), fs_type.as_bytes())?;
                 ensure!(samba.host().read("/srv/data/file")? == fs_type.as_bytes());

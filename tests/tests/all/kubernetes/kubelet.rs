@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::AnyHost;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::support::{Spc, VmSpc};
 
@@ -17,12 +17,21 @@ pub const ROOT: &str = "/var/lib/kubelet";
 /// Directory that kubelet probes for drivers.
 const PLUGINS: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
 
-/// Directory name of the driver, which a pod names `spc/spc`.
+/// Directory name of the driver that a pod names `spc/spc`.
 pub const DRIVER: &str = "spc~spc";
 
-/// Path of the driver's file.
+/// Directory name of the driver that a pod names `spc/no-fsgroup`.
+pub const NO_FSGROUP: &str = "spc~no-fsgroup";
+
+/// Path of the file of `spc/spc`.
 pub fn driver() -> String {
-    format!("{PLUGINS}/{DRIVER}/spc")
+    path(DRIVER)
+}
+
+/// Path of the file of a driver with this directory name.
+fn path(driver: &str) -> String {
+    let name = driver.rsplit('~').next().unwrap_or_default();
+    format!("{PLUGINS}/{driver}/{name}")
 }
 
 /// Installs the frontends on a host.
@@ -71,6 +80,8 @@ pub struct Pod {
     pub uid: String,
     pub volume: Volume,
     pub fs_group: Option<u32>,
+    /// Directory name of the driver.
+    pub driver: &'static str,
 }
 
 impl Pod {
@@ -79,19 +90,21 @@ impl Pod {
             uid: uid.to_owned(),
             volume,
             fs_group: None,
+            driver: DRIVER,
         }
     }
 
     /// Directory where the volume is mounted.
     pub fn directory(&self) -> String {
-        format!("{ROOT}/pods/{}/volumes/{DRIVER}/data", self.uid)
+        format!("{ROOT}/pods/{}/volumes/{}/data", self.uid, self.driver)
     }
 }
 
 /// kubelet on a host, after it probed the driver.
 pub struct Kubelet<'a, H> {
     host: &'a H,
-    pub capabilities: Value,
+    /// Drivers that said in their capabilities that kubelet is to set the group of files.
+    set_group: Vec<&'static str>,
     unsupported: Mutex<Vec<String>>,
 }
 
@@ -99,28 +112,33 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
     /// Starts kubelet, which probes the plug-in directory.
     pub fn start(host: &'a H) -> Result<Self> {
         let names = host.sh(&format!("ls {PLUGINS}"))?.ok()?.text();
-        ensure!(names == DRIVER, "drivers: {names}");
+        ensure!(
+            names == format!("{NO_FSGROUP}\n{DRIVER}"),
+            "drivers: {names}"
+        );
         let mut kubelet = Self {
             host,
-            capabilities: Value::Null,
+            set_group: Vec::new(),
             unsupported: Mutex::default(),
         };
-        let reply = kubelet.call(&["init"])?;
-        // Capabilities that the driver leaves out are true.
-        let mut capabilities = json!({"attach": true, "selinuxRelabel": true, "supportsMetrics": false,
-            "fsGroup": true, "requiresFSResize": true});
-        if let Some(reported) = reply["capabilities"].as_object() {
-            for (key, value) in reported {
-                capabilities[key] = value.clone();
+        for driver in [DRIVER, NO_FSGROUP] {
+            let reply = kubelet.call_driver(driver, &["init"])?;
+            // A capability that the driver leaves out is true.
+            if reply["capabilities"]["fsGroup"] != false {
+                kubelet.set_group.push(driver);
             }
         }
-        kubelet.capabilities = capabilities;
         Ok(kubelet)
     }
 
-    /// Calls the driver as `driver-call.go` does: stdout and stderr are one pipe, read to its end,
-    /// with one object.
+    /// Calls the driver `spc/spc`.
     pub fn call(&self, words: &[&str]) -> Result<Value> {
+        self.call_driver(DRIVER, words)
+    }
+
+    /// Calls a driver as `driver-call.go` does: stdout and stderr are one pipe, read to its end,
+    /// with one object.
+    fn call_driver(&self, driver: &str, words: &[&str]) -> Result<Value> {
         let call = words.first().copied().unwrap_or_default();
         let mut unsupported = self
             .unsupported
@@ -129,7 +147,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         if unsupported.iter().any(|known| known == call) {
             bail!("Not supported");
         }
-        let driver = driver();
+        let driver = path(driver);
         // kubelet takes the driver's exit code, and waits until every process has closed the pipe.
         let script = r#"{ "$@" 7>&1; echo "exit $?" >&3; } 3>&2 2>&1 | cat"#;
         let shell = ["sh", "-c", script, "kubelet", driver.as_str()];
@@ -190,17 +208,18 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
     pub fn set_up(&self, pod: &Pod) -> Result<()> {
         let directory = pod.directory();
         // kubelet calls GetVolumeName and ignores the reply.
-        self.call(&["getvolumename", &self.options(pod)])?;
+        self.call_driver(pod.driver, &["getvolumename", &self.options(pod)])?;
         if self.prepare(&directory)? {
             return Ok(());
         }
-        if let Err(error) = self.call(&["mount", &directory, &self.options(pod)]) {
+        if let Err(error) = self.call_driver(pod.driver, &["mount", &directory, &self.options(pod)])
+        {
             self.host.run(&["rmdir", &directory])?;
             return Err(error);
         }
         let group = pod
             .fs_group
-            .filter(|_| self.capabilities["fsGroup"] == true);
+            .filter(|_| self.set_group.contains(&pod.driver));
         if let Some(group) = group.filter(|_| !pod.volume.read_only) {
             // kubelet ignores failures of SetVolumeOwnership.
             let script = r#"find "$1" -exec chgrp -h "$2" {} + ; find "$1" -type d -exec chmod g+rwxs {} + ; find "$1" -type f -exec chmod g+rw {} +"#;
@@ -224,7 +243,7 @@ impl<'a, H: AnyHost> Kubelet<'a, H> {
         if !self.host.run(&there)?.success() {
             return Ok(());
         }
-        self.call(&["unmount", &directory])?;
+        self.call_driver(pod.driver, &["unmount", &directory])?;
         // The driver may have removed the directory. A directory that cannot be read counts as
         // present, and kubelet tries again.
         let remove = r#"[ "$(echo "${1%/*}"/*)" = "${1%/*}/*" ] || rmdir "$1""#;

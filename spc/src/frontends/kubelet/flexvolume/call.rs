@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::frontends::kubelet::flexvolume::reply::Reply;
 use crate::frontends::kubelet::flexvolume::volume;
+use crate::install::kubelet::NO_FSGROUP;
 
 /// Parsed call.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,12 +19,12 @@ pub(crate) enum Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// Parses a call. The position of the JSON in some unsupported calls differs between versions of
+    /// Parses a call of the driver that has this name. The position of the JSON in some unsupported calls differs between versions of
     /// kubelet, so their arguments are not read.
-    pub(crate) fn parse(words: &[&'a str]) -> Result<Self> {
+    pub(crate) fn parse(driver: &str, words: &[&'a str]) -> Result<Self> {
         let not_supported = |why: &str| Ok(Call::Answered(Reply::not_supported(why)));
         match words {
-            ["init"] => Ok(Call::Answered(Reply::capabilities())),
+            ["init"] => Ok(Call::Answered(Reply::capabilities(driver != NO_FSGROUP))),
             ["getvolumename", json] => Ok(Call::Answered(Reply::named(volume::name(json)?))),
             ["mount", dir, json] => Ok(Call::Mount { dir, json }),
             ["unmount", dir] => Ok(Call::Unmount { dir }),

@@ -17,7 +17,9 @@ mod supervisor;
 pub mod volume;
 mod worker;
 
+use std::ffi::OsStr;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser};
@@ -65,7 +67,9 @@ pub fn main() -> ExitCode {
             .unwrap_or_default(),
         Err(_) => Vec::new(),
     };
-    ExitCode::from(answer(&words))
+    let driver = arguments.all.first().map(Path::new);
+    let driver = driver.and_then(Path::file_name).and_then(OsStr::to_str);
+    ExitCode::from(answer(driver.unwrap_or_default(), &words))
 }
 
 /// Replies with an error that precedes the parsing of the call. The exit code is 0, as for any call.
@@ -89,18 +93,18 @@ impl Flexvolume {
             print(&worker::run(&self.words));
             return 0;
         }
-        answer(&self.words)
+        answer("spc", &self.words)
     }
 }
 
-/// Replies to a call, also if spc panics, and returns exit code 0.
-fn answer(words: &[String]) -> u8 {
+/// Replies to a call of the driver that has this name, also if spc panics, and returns exit code 0.
+fn answer(driver: &str, words: &[String]) -> u8 {
     std::panic::set_hook(Box::new(|panic| {
         print(&Reply::failure(format!("spc: {panic}")));
         std::process::exit(0);
     }));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let reply = match Call::parse(&words) {
+    let reply = match Call::parse(driver, &words) {
         Ok(Call::Answered(reply)) => reply,
         Ok(call) => supervisor::run(&call).unwrap_or_else(|error| log::with_request(error).into()),
         Err(error) => error.into(),
@@ -120,7 +124,7 @@ mod tests {
     use crate::frontends::kubelet::flexvolume::reply::Status;
 
     fn status(words: &[&str]) -> Status {
-        match Call::parse(words) {
+        match Call::parse("spc", words) {
             Ok(Call::Answered(reply)) => reply.status,
             Ok(call) => panic!("{call:?}"),
             Err(_) => Status::Failure,
@@ -133,15 +137,15 @@ mod tests {
         assert_eq!(status(&["init"]), Status::Success);
         assert_eq!(status(&["getvolumename", json]), Status::Success);
         assert_eq!(
-            Call::parse(&["mount", "/d", json]).unwrap(),
+            Call::parse("spc", &["mount", "/d", json]).unwrap(),
             Call::Mount { dir: "/d", json }
         );
         assert_eq!(
-            Call::parse(&["unmount", "/d"]).unwrap(),
+            Call::parse("spc", &["unmount", "/d"]).unwrap(),
             Call::Unmount { dir: "/d" }
         );
         assert_eq!(
-            Call::parse(&["expandfs", json, "", "/d", "7", "5"]).unwrap(),
+            Call::parse("spc", &["expandfs", json, "", "/d", "7", "5"]).unwrap(),
             Call::ExpandFs { dir: "/d", size: 7 }
         );
         for call in [

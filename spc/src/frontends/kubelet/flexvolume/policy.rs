@@ -43,11 +43,14 @@ const DEFAULT: Policy = Policy {
     needs: None,
 };
 
-/// Policy for a volume that the node allows. The node's file names its options.
-pub const ALLOWED_BY_NODE: Policy = Policy {
-    options: Allowed::Only(&[]),
-    ..DEFAULT
-};
+/// Returns the policy for a volume that the node allows. The node's file names its options.
+pub fn allowed_by_node(fs_type: &str) -> Policy {
+    Policy {
+        options: Allowed::Only(&[]),
+        group: for_type(fs_type).map_or(DEFAULT.group, |policy| policy.group),
+        ..DEFAULT
+    }
+}
 
 /// Options that have the same meaning for every type.
 const COMMON: [&str; 16] = [
@@ -189,6 +192,11 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
 }
 
 impl Policy {
+    /// Returns whether files of this type have owners of their own.
+    pub fn has_owners(&self) -> bool {
+        self.group.is_empty()
+    }
+
     /// Checks the source of a volume.
     ///
     /// # Errors

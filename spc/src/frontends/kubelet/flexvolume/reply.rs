@@ -71,14 +71,14 @@ impl Reply {
 
     /// Returns the reply to `init`.
     ///
-    /// Volumes are on servers, so kubelet neither attaches nor relabels them. kubelet sets the group
-    /// of files, because only kubelet knows the pod's policy for it.
-    pub fn capabilities() -> Self {
+    /// Volumes are on servers, so kubelet neither attaches nor relabels them. With `fs_group`,
+    /// kubelet sets the group of files, because only kubelet knows the pod's policy for it.
+    pub fn capabilities(fs_group: bool) -> Self {
         Self {
             capabilities: Some(Capabilities {
                 attach: false,
                 selinux_relabel: false,
-                fs_group: true,
+                fs_group,
                 supports_metrics: true,
                 requires_fs_resize: true,
             }),
@@ -148,10 +148,13 @@ mod tests {
     #[test]
     fn replies_use_the_fields_of_kubelet() {
         assert_eq!(json(&Reply::success()), json!({"status": "Success"}));
-        let capabilities = json(&Reply::capabilities());
+        let capabilities = json(&Reply::capabilities(true));
         assert_eq!(capabilities["capabilities"]["attach"], false);
         assert_eq!(capabilities["capabilities"]["selinuxRelabel"], false);
         assert_eq!(capabilities["capabilities"]["requiresFSResize"], true);
+        assert_eq!(capabilities["capabilities"]["fsGroup"], true);
+        let without = json(&Reply::capabilities(false));
+        assert_eq!(without["capabilities"]["fsGroup"], false);
         let unsupported = Reply::not_supported("why");
         assert_eq!(
             json(&unsupported),
@@ -164,7 +167,7 @@ mod tests {
         );
         assert_eq!(json(&Reply::size(7))["volumeNewSize"], 7);
         for reply in [
-            Reply::capabilities(),
+            Reply::capabilities(false),
             named,
             Reply::failure("a\n\"b\"\u{1}"),
         ] {

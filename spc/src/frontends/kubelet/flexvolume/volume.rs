@@ -14,7 +14,7 @@ use fnv::FnvHasher;
 
 use crate::error::{Cause, Error, Result};
 use crate::frontends::kubelet::flexvolume::allowlist::Allowed;
-use crate::frontends::kubelet::flexvolume::policy::{self, ALLOWED_BY_NODE};
+use crate::frontends::kubelet::flexvolume::policy;
 use crate::frontends::kubelet::paths;
 use crate::kinds;
 use crate::kinds::servers::{self, SERVERS};
@@ -44,6 +44,8 @@ pub struct Volume {
     pub source: String,
     /// Mount options, including those of the node and of the pod's group.
     pub options: Options,
+    /// Whether the pod has a group, and the files on the volume have no owners of their own.
+    has_group_without_owners: bool,
     /// Values of the pod's secret.
     pub secrets: Secrets,
     /// Limit for the whole call.
@@ -171,7 +173,7 @@ impl Volume {
         let read_only = options.read_only() || own(&given, "readwrite") == Some("ro");
         let node_options = allowed.options(&fs_type, &source);
         let policy = match node_options {
-            Some(_) => ALLOWED_BY_NODE,
+            Some(_) => policy::allowed_by_node(&fs_type),
             None => policy::for_type(&fs_type)?,
         };
         if node_options.is_none() {
@@ -185,14 +187,34 @@ impl Volume {
         if read_only {
             options.push("ro".into())?;
         }
-        policy.complete(&mut options, own(&given, "mounterArgs.FsGroup"))?;
+        let group = own(&given, "mounterArgs.FsGroup");
+        policy.complete(&mut options, group)?;
         Ok(Self {
+            // kubelet leaves a read-only volume as it is.
+            has_group_without_owners: group.is_some() && !policy.has_owners() && !read_only,
             fs_type,
             source,
             options,
             secrets,
             timeout: limit(&given)?,
         })
+    }
+
+    /// Checks that kubelet will not change group and mode of files for the pod's group, where the
+    /// mount shows the same owner for all files.
+    ///
+    /// # Errors
+    /// kubelet would change them.
+    pub fn check_fs_group(&self) -> Result<()> {
+        if !self.has_group_without_owners {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "fsGroup is not for volumes of type {} with the driver spc/spc",
+            self.fs_type
+        ))
+        .because("kubelet would change every file on the server")
+        .hint("use `driver: spc/no-fsgroup`, and a secret of that type: the group becomes an option of the mount"))
     }
 
     /// Returns the request to mount the volume on `target`.
@@ -279,6 +301,36 @@ mod tests {
         }
         assert_eq!(volume.request(VOLUME).unwrap().no_symlink_tail, 5);
         assert!(volume.request("mnt").is_err());
+    }
+
+    #[test]
+    fn a_group_is_refused_where_kubelet_would_change_files_without_owners() {
+        for (fs_type, source, options, access, refused) in [
+            ("fuse.sshfs", "a@h:", "", "rw", true),
+            ("fuse.s3fs", "bucket", "gid=5", "rw", true),
+            ("cifs", "//h/s", "", "rw", true),
+            ("cifs", "//h/s", "", "ro", false),
+            ("nfs", "h:/x", "", "rw", false),
+        ] {
+            let json = serde_json::json!({
+                "kubernetes.io/fsType": fs_type, "source": source, "options": options,
+                "kubernetes.io/readwrite": access, "kubernetes.io/mounterArgs.FsGroup": "7",
+            });
+            let mut given = json.clone();
+            let checked = volume(json).unwrap().check_fs_group();
+            assert_eq!(checked.is_err(), refused, "{fs_type} {access}");
+            given["kubernetes.io/mounterArgs.FsGroup"] = "".into();
+            assert!(volume(given).unwrap().check_fs_group().is_ok());
+        }
+        // The same for a volume that the node allows.
+        let allowed = Allowed::parse("allow fuse.sshfs a@h: reconnect").unwrap();
+        let json = serde_json::json!({
+            "kubernetes.io/fsType": "fuse.sshfs", "source": "a@h:",
+            "kubernetes.io/mounterArgs.FsGroup": "7",
+        });
+        let volume = Volume::read(&json.to_string(), &allowed).unwrap();
+        assert!(volume.check_fs_group().is_err());
+        assert_eq!(volume.options.value("gid"), Some("7"));
     }
 
     #[test]

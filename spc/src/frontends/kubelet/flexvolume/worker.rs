@@ -1,7 +1,7 @@
 //! Worker process of a FlexVolume call, whose end the supervisor awaits.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::frontends::kubelet::flexvolume::allowlist::Allowed;
@@ -10,6 +10,7 @@ use crate::frontends::kubelet::flexvolume::reply::Reply;
 use crate::frontends::kubelet::flexvolume::volume::Volume;
 use crate::frontends::kubelet::paths;
 use crate::host::target::{self, Rules, Walk};
+use crate::install::kubelet::NO_FSGROUP;
 use crate::log;
 use crate::mount::pipeline::mount;
 use crate::process::interrupts::Interrupts;
@@ -51,6 +52,9 @@ fn mount_volume(dir: &str) -> Result<Reply> {
     let interrupts = Interrupts::block()?;
     let session = Session::open()?;
     let volume = Volume::read(&json, &Allowed::read(&session.host)?)?;
+    if paths::driver(Path::new(dir)) != Some(NO_FSGROUP) {
+        volume.check_fs_group()?;
+    }
     Ok(match mount(&session, volume.request(dir)?, &interrupts) {
         Ok(_) => Reply::success(),
         Err(error) => {
