@@ -22,8 +22,8 @@ use crate::host::file_lock::{self, LockMode};
 use crate::host::namespace::shares_namespace;
 use crate::host::redirect::REDIRECTS;
 use crate::host::{Host, cgroup};
-use crate::process::marks;
 use crate::process::output::Output;
+use crate::process::{candidates, marks};
 use crate::sys;
 
 /// Directory on the host with a file for each namespace holder.
@@ -226,7 +226,7 @@ fn register(host: &Host, id: &str, child: &mut Child) -> Result<NamespaceHolder>
 pub fn end_if_unused(host: &Host, id: &str) -> Result<bool> {
     let _lock = lock_clients(host)?;
     if let Some(holder) = find(host, id)? {
-        let others = marks::any_in_namespace(holder.namespace, holder.pid);
+        let others = candidates::any_in_namespace(holder.namespace, holder.pid);
         if others {
             return Ok(false);
         }

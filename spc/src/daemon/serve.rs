@@ -26,6 +26,7 @@ use crate::error::{Error, Result, errno_text};
 use crate::host::Settings;
 use crate::host::redirect::{self, Redirect};
 use crate::process::cancel::CancelToken;
+use crate::process::marks;
 use crate::recovery::records::{load_record, reconcile_record};
 use crate::recovery::{client_upkeep, services};
 use crate::state::Session;
@@ -48,6 +49,9 @@ const COOLDOWN_FACTOR: u32 = 9;
 
 /// Longest cooldown. Repairs do not wait for it: the scheduler watches each daemon by a pidfd.
 const MAX_COOLDOWN: Duration = Duration::from_secs(2);
+
+/// Number of the shim's reports that are read at once.
+const MAX_REPORTS: usize = 256;
 
 /// Number of mounts that are reconciled in one pass.
 const MAX_PER_PASS: usize = 256;
@@ -146,11 +150,14 @@ fn bind_report_socket() -> Option<UnixDatagram> {
     }
 }
 
-/// Reads all reports that are waiting in the socket.
+/// Reads the reports that are waiting in the socket, 256 at most.
 fn read_reports(socket: &UnixDatagram) -> Vec<String> {
     let mut lines = Vec::new();
     let mut buffer = vec![0; 16 * 1024];
-    while let Ok(length) = socket.recv(&mut buffer) {
+    // More wait for the next round.
+    while lines.len() < MAX_REPORTS
+        && let Ok(length) = socket.recv(&mut buffer)
+    {
         let line = String::from_utf8_lossy(&buffer[..length]);
         lines.push(line.trim_end().to_owned());
     }
@@ -253,7 +260,8 @@ impl Reconciler {
     /// mount whose placeholder was the target.
     fn request_of(&mut self, report: &str) -> Option<String> {
         let process = field(report, "pid").and_then(|pid| pid.parse().ok());
-        if let Some(request) = process.and_then(log::request_of) {
+        let variable = process.and_then(|pid| marks::variable_of(pid, log::VARIABLE));
+        if let Some(request) = variable.and_then(|id| log::valid_id(&id)) {
             return Some(request);
         }
         let id = Path::new(field(report, "target")?).file_name()?.to_str()?;

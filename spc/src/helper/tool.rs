@@ -86,7 +86,7 @@ impl Tool<'_> {
             .stderr(output.handle().map_err(|e| fail(e.into()))?);
         log::pass_request(&mut command);
         if let Some(id) = self.id {
-            command.env(marks::MARK, id);
+            marks::mark(&mut command, id);
         }
         if let Some(secret_fds) = self.secret_fds {
             secret_fds.apply(&mut command)?;

@@ -16,7 +16,7 @@ use crate::install::manifest::Manifest;
 use crate::install::switch::{LIMIT, lock, switch};
 use crate::install::{apply, extension};
 use crate::process::cancel::CancelToken;
-use crate::process::marks;
+use crate::process::candidates;
 use crate::recovery::records::reconcile_record;
 use crate::state::Session;
 use crate::state::presence::entries_of;
@@ -120,7 +120,7 @@ pub(super) fn remove_installed(host: &Host, manifest: Manifest) -> Result<Vec<Pa
 /// there is no record.
 fn remove_empty_directories(session: &Session, without_records: bool) -> Result<()> {
     let run_is_unused =
-        without_records && session.runs_in == RunsIn::Host && !marks::is_running("spc");
+        without_records && session.runs_in == RunsIn::Host && !candidates::is_running("spc");
     let removed = session.host.run(
         "removing empty directories",
         move || -> std::io::Result<()> {

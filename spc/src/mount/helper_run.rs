@@ -27,6 +27,9 @@ use crate::{log, sys};
 /// Path of the shim in the image, for `LD_PRELOAD`. Not every libc reads `/etc/ld.so.preload`.
 pub const SHIM: &str = "/usr/lib/spc/libspc_shim.so";
 
+/// Number of the shim's reports that are kept of a helper.
+const MAX_REPORTS: usize = 1000;
+
 /// Helper that is ready to run.
 pub struct HelperRun<'a> {
     /// Path of the program.
@@ -128,11 +131,11 @@ impl<'a> HelperRun<'a> {
             .args(&self.argv)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("LD_PRELOAD", SHIM)
-            .env(marks::MARK, self.id)
             .env("SPC_REPORT", self.redirect.report())
             .stdin(Stdio::null())
             .stdout(output.handle().map_err(|e| fail(e.into()))?)
             .stderr(output.handle().map_err(|e| fail(e.into()))?);
+        marks::mark(&mut command, self.id);
         log::pass_request(&mut command);
         self.secret_fds.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
@@ -264,12 +267,14 @@ fn log_lines(log: &Path, offset: u64, select: fn(&str) -> Option<&str>) -> Vec<S
         .unwrap_or_default()
 }
 
-/// Reads the reports that the shim has sent to a socket.
+/// Reads the reports that the shim has sent to a socket, 1000 at most.
 fn received_reports(socket: &UnixDatagram) -> Vec<String> {
     let mut lines = Vec::new();
     let mut buffer = vec![0; 16 * 1024];
     if socket.set_nonblocking(true).is_ok() {
-        while let Ok(length) = socket.recv(&mut buffer) {
+        while lines.len() < MAX_REPORTS
+            && let Ok(length) = socket.recv(&mut buffer)
+        {
             lines.push(
                 String::from_utf8_lossy(&buffer[..length])
                     .trim_end()

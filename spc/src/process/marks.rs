@@ -1,30 +1,47 @@
-//! Processes of a mount or a service: finding them by a mark in their environment, and
-//! terminating them in bounded time.
+//! Processes of a mount or a service, and the search for them.
+//!
+//! A process belongs to a mount if it has the mount's mark in its environment, and if it is in a
+//! place that only spc and root put processes in: a cgroup of spc on the host, or the mount
+//! namespace of this process. Users can write any mark, so that a mark elsewhere means nothing.
+//! Nothing is read of processes elsewhere but their place.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{
-    Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
-};
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use crate::error::is_shortage;
+use crate::process::candidates::{ProcessId, Status, Users, candidates, default_if_gone};
+use crate::process::procfs::{self, look_at_each};
 
 /// Environment variable that helpers and their daemons inherit. Its value is the id of the mount.
-pub const MARK: &str = "SPC_MOUNT";
+const MARK: &str = "SPC_MOUNT";
 
-/// Both process ids of one process. They differ where the host's procfs is bind-mounted over the
-/// container's `/proc`.
-#[derive(Clone, Copy)]
-struct ProcessId {
-    /// Id in the PID namespace of `/proc`.
-    in_proc: i32,
-    /// Id in the PID namespace of this process.
-    own: i32,
+/// Longest environment that a marked program inherits, in bytes, so that the mark is within the
+/// part that is read.
+const MAX_INHERITED: usize = 64 * 1024;
+
+/// Time limit for reading the environments of all processes that may belong to spc.
+const SEARCH_LIMIT: Duration = Duration::from_secs(2);
+
+/// Device number of `/dev/fuse`, which is the same on every host.
+const FUSE_DEVICE: (u32, u32) = (10, 229);
+
+/// Marks a command, and removes variables that make its environment longer than 64 KiB.
+pub fn mark(command: &mut Command, id: &str) {
+    let mut length = 0;
+    for (name, value) in std::env::vars_os() {
+        length += name.len() + value.len() + 2;
+        if length > MAX_INHERITED {
+            command.env_remove(name);
+        }
+    }
+    command.env(MARK, id);
 }
 
 /// Returns the ids of the processes with the mark of a mount, without this process, in ascending
@@ -32,11 +49,8 @@ struct ProcessId {
 ///
 /// # Errors
 /// No file descriptor or no memory is left.
-fn marked(id: &str) -> io::Result<Vec<i32>> {
-    let mut found: Vec<i32> = with_variable(&format!("{MARK}={id}"))?
-        .iter()
-        .map(|process| process.own)
-        .collect();
+pub(super) fn marked(id: &str) -> io::Result<Vec<i32>> {
+    let mut found: Vec<i32> = with_mark(id)?.iter().map(|process| process.own).collect();
     found.sort_unstable();
     Ok(found)
 }
@@ -49,7 +63,7 @@ fn marked(id: &str) -> io::Result<Vec<i32>> {
 /// # Errors
 /// No file descriptor or no memory is left.
 pub fn daemons(id: &str) -> io::Result<Vec<i32>> {
-    daemons_among(&with_variable(&format!("{MARK}={id}"))?)
+    daemons_among(&with_mark(id)?)
 }
 
 /// Does the same as [`daemons`], among the processes of a cgroup. This process must be in the PID
@@ -58,7 +72,6 @@ pub fn daemons(id: &str) -> io::Result<Vec<i32>> {
 /// # Errors
 /// The cgroup cannot be read, or no file descriptor or no memory is left.
 pub fn daemons_in(cgroup: &Path, id: &str) -> io::Result<Vec<i32>> {
-    let mark = format!("{MARK}={id}");
     let members = match fs::read_to_string(cgroup.join("cgroup.procs")) {
         // systemd removes a cgroup without processes.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
@@ -66,23 +79,28 @@ pub fn daemons_in(cgroup: &Path, id: &str) -> io::Result<Vec<i32>> {
         }
         members => members?,
     };
-    let mut found = Vec::new();
-    for pid in members.lines().filter_map(|line| line.parse().ok()) {
-        if has_mark(&environ(pid)?, mark.as_bytes()) {
-            found.push(ProcessId {
-                in_proc: pid,
-                own: pid,
-            });
-        }
-    }
-    daemons_among(&found)
+    let members = members.lines().filter_map(|line| line.parse().ok());
+    let members = members.map(|pid| ProcessId {
+        in_proc: pid,
+        own: pid,
+    });
+    let variable = format!("{MARK}={id}");
+    let is_marked = move |environ: &[u8]| has_variable(environ, &variable).then_some(());
+    let found = matching(members.collect(), is_marked)?;
+    daemons_among(
+        &found
+            .into_iter()
+            .map(|(process, ())| process)
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// Returns the processes whose parent is none of the others.
 fn daemons_among(found: &[ProcessId]) -> io::Result<Vec<i32>> {
     let mut daemons = Vec::new();
     for process in found {
-        let parent = parent(process.in_proc)?;
+        let status = Status::read(format!("/proc/{}", process.in_proc).as_ref())?;
+        let parent = status.and_then(|status| status.parent);
         if parent.is_some_and(|parent| found.iter().all(|other| other.in_proc != parent)) {
             daemons.push(process.own);
         }
@@ -91,42 +109,61 @@ fn daemons_among(found: &[ProcessId]) -> io::Result<Vec<i32>> {
     Ok(daemons)
 }
 
-/// Returns the id of a process's parent in the PID namespace of `/proc`, or `None` if the process
-/// has exited.
-fn parent(pid: i32) -> io::Result<Option<i32>> {
-    let status = default_if_gone(fs::read_to_string(format!("/proc/{pid}/status")))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-    Ok(line.and_then(|parent| parent.trim().parse().ok()))
-}
-
 /// Returns whether a process of a mount has `/dev/fuse` open, and so can serve the mount.
 ///
 /// # Errors
 /// No file descriptor or no memory is left.
 pub fn holds_fuse_device(id: &str) -> io::Result<bool> {
-    let marked = with_variable(&format!("{MARK}={id}"))?;
-    Ok(marked.iter().any(|process| !fuse_fds(*process).is_empty()))
+    any_process(&with_mark(id)?, |process| !fuse_fds(process).is_empty())
 }
 
 /// Returns whether a process of a mount has a FUSE connection that the kernel has not closed. The
 /// kernel closes the connection when the last mount of the file system is gone.
-fn serves_fuse(id: &str) -> io::Result<bool> {
-    let mut marked = with_variable(&format!("{MARK}={id}"))?.into_iter();
-    Ok(marked.any(|process| {
+pub(super) fn serves_fuse(id: &str) -> io::Result<bool> {
+    any_process(&with_mark(id)?, |process| {
         let pidfd = Pid::from_raw(process.own).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
         let Some(Ok(pidfd)) = pidfd else { return false };
         let fds = fuse_fds(process);
         fds.iter().any(|fd| is_connected(&pidfd, *fd))
-    }))
+    })
+}
+
+/// Returns whether something holds for any process. A process that cannot be looked at in time,
+/// such as in the middle of execve(2), counts as one for which it holds.
+fn any_process(processes: &[ProcessId], holds: fn(ProcessId) -> bool) -> io::Result<bool> {
+    let own: BTreeMap<i32, i32> = processes.iter().map(|p| (p.in_proc, p.own)).collect();
+    let pids: Vec<i32> = own.keys().copied().collect();
+    let look = move |pid| {
+        own.get(&pid).is_some_and(|own| {
+            holds(ProcessId {
+                in_proc: pid,
+                own: *own,
+            })
+        })
+    };
+    let mut any = false;
+    let all = look_at_each(&pids, SEARCH_LIMIT, look, |_, holds| any |= holds)?;
+    Ok(any || !all)
 }
 
 /// Returns the file descriptors of `/dev/fuse` in a process.
 fn fuse_fds(process: ProcessId) -> Vec<RawFd> {
     let fds = fs::read_dir(format!("/proc/{}/fd", process.in_proc));
     let fds = fds.into_iter().flatten().flatten();
+    // The name comes first, because statx(2) may contact a server for other files.
     fds.filter(|entry| fs::read_link(entry.path()).is_ok_and(|file| file.ends_with("fuse")))
+        .filter(|entry| is_fuse_device(&entry.path()))
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+/// Returns whether a file is `/dev/fuse`, by its device number.
+fn is_fuse_device(file: &Path) -> bool {
+    let found = statx(CWD, file, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE);
+    found.is_ok_and(|file| {
+        FileType::from_raw_mode(file.stx_mode.into()) == FileType::CharacterDevice
+            && (file.stx_rdev_major, file.stx_rdev_minor) == FUSE_DEVICE
+    })
 }
 
 /// Returns pidfds of the processes of all mounts, by mount id, from one walk through `/proc`.
@@ -135,23 +172,74 @@ fn fuse_fds(process: ProcessId) -> Vec<RawFd> {
 /// No file descriptor or no memory is left.
 pub fn by_mount() -> io::Result<BTreeMap<String, Vec<OwnedFd>>> {
     let mut found: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
-    for process in with_environ(|environ| mount_of(environ).is_some())? {
-        let pid_in_proc = process.in_proc;
-        if let Some(id) = mount_of(&environ(pid_in_proc)?)
-            && let Some(pid) = Pid::from_raw(process.own)
-            && let Some(pidfd) = open(pid)?
-            // The kernel may have reused the process id before the pidfd was opened.
-            && mount_of(&environ(pid_in_proc)?).as_ref() == Some(&id)
-        {
-            found.entry(id).or_default().push(pidfd);
-        }
+    for (id, pidfd) in hold(candidates(Users::Own)?, mount_of)? {
+        found.entry(id).or_default().push(pidfd);
     }
     Ok(found)
 }
 
+/// Returns the processes for which `select` returns something of their environment, with that.
+fn matching<T: Send + 'static>(
+    processes: Vec<ProcessId>,
+    select: impl Fn(&[u8]) -> Option<T> + Clone + Send + 'static,
+) -> io::Result<Vec<(ProcessId, T)>> {
+    let own: BTreeMap<i32, i32> = processes.iter().map(|p| (p.in_proc, p.own)).collect();
+    let pids: Vec<i32> = processes.iter().map(|process| process.in_proc).collect();
+    let look = move |pid| environ(pid).map(|environ| select(&environ));
+    let (mut found, mut shortage) = (Vec::new(), None);
+    look_at_each(&pids, SEARCH_LIMIT, look, |pid, selected| match selected {
+        Ok(Some(selected)) => {
+            let own = own.get(&pid).copied().unwrap_or(pid);
+            found.push((ProcessId { in_proc: pid, own }, selected));
+        }
+        Ok(None) => {}
+        Err(error) => shortage = Some(error),
+    })?;
+    match shortage {
+        Some(error) => Err(error),
+        None => Ok(found),
+    }
+}
+
+/// Returns pidfds of the processes for which `select` returns something of their environment, with
+/// that.
+///
+/// Reads each environment again after opening the pidfd, since the kernel reuses process ids.
+fn hold<T: PartialEq + Send + 'static>(
+    processes: Vec<ProcessId>,
+    select: impl Fn(&[u8]) -> Option<T> + Clone + Send + 'static,
+) -> io::Result<Vec<(T, OwnedFd)>> {
+    let mut opened = Vec::new();
+    for (process, selected) in matching(processes, select.clone())? {
+        if let Some(pid) = Pid::from_raw(process.own)
+            && let Some(pidfd) = open(pid)?
+        {
+            opened.push((process, selected, pidfd));
+        }
+    }
+    let again = opened.iter().map(|(process, ..)| *process).collect();
+    let again: BTreeMap<i32, T> = matching(again, select)?
+        .into_iter()
+        .map(|(process, selected)| (process.in_proc, selected))
+        .collect();
+    let same = opened.into_iter().filter_map(|(process, selected, pidfd)| {
+        (again.get(&process.in_proc) == Some(&selected)).then_some((selected, pidfd))
+    });
+    Ok(same.collect())
+}
+
+/// Returns the value of a variable in the environment of any process, by its id in `/proc`. None if
+/// it cannot be read in time.
+pub fn variable_of(pid: i32, name: &'static str) -> Option<String> {
+    let look = move |pid| value_of(&environ(pid).ok()?, name);
+    let mut value = None;
+    look_at_each(&[pid], SEARCH_LIMIT, look, |_, found| value = found).ok()?;
+    value
+}
+
 /// Returns the environment of a process; empty if the process has exited.
 fn environ(pid: i32) -> io::Result<Vec<u8>> {
-    default_if_gone(fs::read(format!("/proc/{pid}/environ")))
+    default_if_gone(procfs::read(format!("/proc/{pid}/environ")))
 }
 
 /// Returns a pidfd of a process, or `None` if the process has exited.
@@ -163,182 +251,50 @@ fn open(pid: Pid) -> io::Result<Option<OwnedFd>> {
     )
 }
 
-/// Replaces an error by the default value, since the process may have exited. Keeps errors that
-/// report a shortage of file descriptors or memory.
-fn default_if_gone<T: Default>(result: io::Result<T>) -> io::Result<T> {
-    match result {
-        Err(error) if is_shortage(&error) => Err(error),
-        result => Ok(result.unwrap_or_default()),
-    }
-}
-
 /// Returns the mount id in an environment with a mark.
 fn mount_of(environ: &[u8]) -> Option<String> {
+    value_of(environ, MARK)
+}
+
+/// Returns the value of a variable in an environment.
+fn value_of(environ: &[u8], name: &str) -> Option<String> {
     let mut variables = environ.split(|&b| b == 0);
-    let id = variables.find_map(|v| v.strip_prefix(MARK.as_bytes())?.strip_prefix(b"="))?;
-    Some(String::from_utf8_lossy(id).into_owned())
+    let value = variables.find_map(|v| v.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+    Some(String::from_utf8_lossy(value).into_owned())
 }
 
-/// Returns whether another process runs a program of this name, in any container.
-pub fn is_running(program: &str) -> bool {
-    let own = std::process::id().to_string();
-    let named = |entry: std::io::Result<fs::DirEntry>| {
-        let entry = entry.ok()?;
-        let exe = fs::read_link(entry.path().join("exe")).ok()?;
-        Some(exe.file_name()? == program && entry.file_name() != *own)
-    };
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .any(|entry| named(entry) == Some(true))
+/// Returns the processes with the mark of a mount.
+fn with_mark(id: &str) -> io::Result<Vec<ProcessId>> {
+    let variable = format!("{MARK}={id}");
+    let is_marked = move |environ: &[u8]| has_variable(environ, &variable).then_some(());
+    let found = matching(candidates(Users::Own)?, is_marked)?;
+    Ok(found.into_iter().map(|(process, ())| process).collect())
 }
 
-/// Returns whether a process other than `except` is in the mount namespace with this inode number.
-pub fn any_in_namespace(namespace: u64, except: i32) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let is_in = |entry: std::io::Result<fs::DirEntry>| {
-        let entry = entry.ok()?;
-        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        let own = fs::metadata(entry.path().join("ns/mnt")).ok()?;
-        Some(own.ino() == namespace && pid != except)
-    };
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .any(|entry| is_in(entry) == Some(true))
-}
-
-/// Returns the processes with a variable, as `NAME=VALUE`, in their environment.
-fn with_variable(variable: &str) -> io::Result<Vec<ProcessId>> {
-    with_environ(|environ| has_mark(environ, variable.as_bytes()))
-}
-
-/// Returns the processes with a matching environment, without this process.
-fn with_environ(matches: impl Fn(&[u8]) -> bool) -> io::Result<Vec<ProcessId>> {
-    let depth = namespace_pids("self")?.len().saturating_sub(1);
-    let own = rustix::process::getpid().as_raw_nonzero().get();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(in_proc) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        if !matches(&environ(in_proc)?) {
-            continue;
-        }
-        match namespace_pids(&in_proc.to_string())?.get(depth) {
-            Some(pid) if *pid != own => found.push(ProcessId { in_proc, own: *pid }),
-            _ => {}
-        }
-    }
-    Ok(found)
-}
-
-/// Returns the ids of a process, from the PID namespace of `/proc` down to the process's own
-/// (proc_pid_status(5), `NSpid`).
-fn namespace_pids(process: &str) -> io::Result<Vec<i32>> {
-    let status = default_if_gone(fs::read_to_string(format!("/proc/{process}/status")))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    let pids = line.unwrap_or_default().split_whitespace();
-    Ok(pids.filter_map(|pid| pid.parse().ok()).collect())
-}
-
-fn has_mark(environ: &[u8], mark: &[u8]) -> bool {
-    environ.split(|&b| b == 0).any(|variable| variable == mark)
-}
-
-/// Waits for the processes of a mount to exit, then kills them: TERM, and KILL after 2 s.
-///
-/// `patience` limits the wait before the first signal. Returns the ids of processes that survived.
-///
-/// # Errors
-/// No file descriptor or no memory is left, so processes may have been missed.
-pub fn terminate(id: &str, patience: Duration) -> io::Result<Vec<i32>> {
-    for (signal, wait) in [
-        (None, patience),
-        (Some(Signal::TERM), Duration::from_secs(2)),
-        (Some(Signal::KILL), Duration::from_secs(2)),
-    ] {
-        // A process may fork before it exits, so search until none is left.
-        let until = Instant::now() + wait;
-        loop {
-            let mut held = open_all(id)?;
-            if held.is_empty() {
-                // A process in the middle of execve(2) has no environment, so search twice.
-                std::thread::sleep(Duration::from_millis(1));
-                held = open_all(id)?;
-            }
-            if held.is_empty() {
-                return Ok(Vec::new());
-            }
-            if let Some(signal) = signal {
-                for pidfd in &held {
-                    // The process may have exited. A stopped process handles TERM once it
-                    // continues.
-                    let _ = pidfd_send_signal(pidfd, signal);
-                    let _ = pidfd_send_signal(pidfd, Signal::CONT);
-                }
-            }
-            if !all_exited(&held, until) {
-                break;
-            }
-        }
-    }
-    marked(id)
-}
-
-/// Terminates the processes of a mount that is gone from the host, unless the file system is still
-/// mounted elsewhere, for example in a container that bind-mounted it.
-///
-/// `patience` is the time for the processes to exit without a signal; `copies_limit` is the time
-/// for other mounts of the file system to go away. Returns the ids of processes that survived.
-///
-/// # Errors
-/// No file descriptor or no memory is left, so processes may have been missed.
-pub fn stop_unused_daemon(
-    id: &str,
-    patience: Duration,
-    copies_limit: Duration,
-) -> io::Result<Vec<i32>> {
-    let start = Instant::now();
-    loop {
-        let held = open_all(id)?;
-        let serves = serves_fuse(id)?;
-        if held.is_empty() || (!serves && start.elapsed() >= patience) {
-            return terminate(id, Duration::ZERO);
-        }
-        if serves && start.elapsed() >= copies_limit {
-            tracing::info!(
-                "the file system is still mounted elsewhere; its daemon keeps running until then"
-            );
-            return Ok(Vec::new());
-        }
-        all_exited(&held, Instant::now() + Duration::from_millis(50));
-    }
+fn has_variable(environ: &[u8], variable: &str) -> bool {
+    let mut variables = environ.split(|&b| b == 0);
+    variables.any(|found| found == variable.as_bytes())
 }
 
 /// Returns pidfds of the processes of a mount.
-fn open_all(id: &str) -> io::Result<Vec<OwnedFd>> {
-    open_marked(&format!("{MARK}={id}"))
+pub(super) fn open_all(id: &str) -> io::Result<Vec<OwnedFd>> {
+    open_marked(&format!("{MARK}={id}"), Users::Own)
 }
 
 /// Returns pidfds of the processes with a variable, as `NAME=VALUE`, in their environment.
-///
-/// Reads each environment again after opening the pidfd, since the kernel reuses process ids.
+/// Processes of any user are considered, as services change to users of their own.
 ///
 /// # Errors
 /// No file descriptor or no memory is left.
-pub fn open_marked(variable: &str) -> io::Result<Vec<OwnedFd>> {
-    let mut held = Vec::new();
-    for process in with_variable(variable)? {
-        if let Some(pid) = Pid::from_raw(process.own)
-            && let Some(pidfd) = open(pid)?
-            && has_mark(&environ(process.in_proc)?, variable.as_bytes())
-        {
-            held.push(pidfd);
-        }
-    }
-    Ok(held)
+pub fn open_service(variable: &str) -> io::Result<Vec<OwnedFd>> {
+    open_marked(variable, Users::Any)
+}
+
+fn open_marked(variable: &str, users: Users) -> io::Result<Vec<OwnedFd>> {
+    let variable = variable.to_owned();
+    let is_marked = move |environ: &[u8]| has_variable(environ, &variable).then_some(());
+    let held = hold(candidates(users)?, is_marked)?;
+    Ok(held.into_iter().map(|((), pidfd)| pidfd).collect())
 }
 
 /// Returns whether a process's FUSE device still has a file system in the kernel. The kernel
@@ -369,25 +325,38 @@ pub fn exited(pidfd: &OwnedFd, timeout: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::terminate::terminate;
 
     #[test]
     fn marked_processes_are_found_and_terminated() {
         let id = format!("test-{}", std::process::id());
         // The shell starts a child, which inherits the mark.
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", "sleep 60; :"])
-            .env(MARK, &id)
-            .spawn()
-            .unwrap();
+        let mut command = Command::new("sh");
+        mark(command.args(["-c", "sleep 60; :"]), &id);
+        let mut child = command.spawn().unwrap();
         // Both may still be in the middle of execve(2).
         let until = Instant::now() + Duration::from_secs(5);
         while marked(&id).unwrap().len() < 2 && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(marked(&id).unwrap().len(), 2);
-        assert_eq!(daemons(&id).unwrap(), [i32::try_from(child.id()).unwrap()]);
+        let pid = child.id().cast_signed();
+        assert_eq!(variable_of(pid, MARK), Some(id.clone()));
+        assert_eq!(daemons(&id).unwrap(), [pid]);
         let reaper = std::thread::spawn(move || child.wait().unwrap());
         assert_eq!(terminate(&id, Duration::ZERO).unwrap(), Vec::<i32>::new());
         assert!(!reaper.join().unwrap().success());
+    }
+    #[test]
+    fn the_device_is_known_by_its_number_and_not_by_its_name() {
+        assert!(!is_fuse_device("/dev/null".as_ref()));
+        let directory = std::env::temp_dir().join(format!("spc-marks-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let file = directory.join("fuse");
+        fs::write(&file, "").unwrap();
+        assert!(!is_fuse_device(&file));
+        fs::remove_dir_all(&directory).unwrap();
+        let exists = Path::new("/dev/fuse").exists();
+        assert_eq!(is_fuse_device("/dev/fuse".as_ref()), exists);
     }
 }

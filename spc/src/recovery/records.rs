@@ -11,7 +11,7 @@ use crate::host::mountinfo::Entry;
 use crate::host::redirect::Redirect;
 use crate::host::{cgroup, unmount as host_unmount};
 use crate::liveness::path;
-use crate::process::marks;
+use crate::process::terminate;
 use crate::recovery::leftovers::{
     cannot_remove, cannot_search, find_unrecorded, is_mount, remove_redirect, unmount_placeholder,
 };
@@ -82,7 +82,7 @@ pub fn reconcile_record(session: &Session, record: &Record) -> Result<Option<Ent
     Ok(entry)
 }
 
-/// Stops the daemon of a recorded mount if nothing uses it, like [`marks::stop_unused_daemon`].
+/// Stops the daemon of a recorded mount if nothing uses it, like [`terminate::stop_unused_daemon`].
 /// Mounts of the kernel have no daemon. Returns the processes that did not end.
 ///
 /// # Errors
@@ -95,7 +95,7 @@ pub fn stop_unused_daemon(
     match record.route {
         Route::Direct => Ok(Vec::new()),
         Route::Preload | Route::Graft => {
-            marks::stop_unused_daemon(&record.id, exit_limit, copy_limit)
+            terminate::stop_unused_daemon(&record.id, exit_limit, copy_limit)
                 .map_err(|e| cannot_search(record, e))
         }
     }
@@ -110,7 +110,7 @@ pub fn roll_back(session: &Session, record: &Record) -> Result<()> {
     let redirect = session.redirect(record);
     // A running helper could mount after the search for the mount.
     let left =
-        marks::terminate(&record.id, Duration::ZERO).map_err(|e| cannot_search(record, e))?;
+        terminate::terminate(&record.id, Duration::ZERO).map_err(|e| cannot_search(record, e))?;
     let mut ids = redirect
         .mount_ids()
         .or((record.mount_id != 0).then_some((record.mount_id, record.unique_id)));

@@ -13,7 +13,7 @@ use crate::host::propagated::drop_copies;
 use crate::host::redirect::Redirect;
 use crate::host::target::{MountId, mount_id};
 use crate::host::unmount as host_unmount;
-use crate::process::marks;
+use crate::process::{marks, terminate};
 use crate::recovery::leftovers::{
     cannot_search, find_unrecorded, is_mount, remove_redirect, unmount_placeholder,
 };
@@ -33,7 +33,7 @@ pub fn cancel(session: &Session, target: &Path) -> Result<()> {
     {
         // The repair fails without its helper. Processes that start meanwhile are found by the next
         // call.
-        marks::terminate(pending_id, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
+        terminate::terminate(pending_id, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
     }
     Ok(())
 }
@@ -61,7 +61,7 @@ pub(crate) fn adopt(session: &Session, mut record: Record, new: MountId) -> Resu
     };
     let old = std::mem::replace(&mut record.id, pending_id);
     // A dead mount can have several processes, and some may still be alive.
-    let left = marks::terminate(&old, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
+    let left = terminate::terminate(&old, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of the dead mount do not end");
     }
@@ -135,7 +135,7 @@ pub fn finish(session: &Session, mut record: Record) -> Result<Record> {
         return adopt(session, record, new);
     }
     let left =
-        marks::terminate(&pending_id, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
+        terminate::terminate(&pending_id, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
     if !left.is_empty() {
         tracing::warn!(target = %record.target, ?left, "processes of a repair do not end");
     }

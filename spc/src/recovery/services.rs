@@ -5,7 +5,7 @@ use crate::host::mountinfo::{self, Entry};
 use crate::host::{rpc, service};
 use crate::kinds;
 use crate::kinds::model::SharedService;
-use crate::process::marks;
+use crate::process::candidates;
 use crate::state::Session;
 use crate::state::record::{Record, State};
 
@@ -91,7 +91,11 @@ fn is_relied_on(shared: &SharedService) -> bool {
 /// Returns whether a mount of the host needs the service. Mounts in progress count, and so do
 /// mounts that the kernel has not released yet.
 fn needed(session: &Session, shared: &SharedService) -> Result<bool> {
-    if shared.helpers.iter().any(|name| marks::is_running(name)) {
+    if shared
+        .helpers
+        .iter()
+        .any(|name| candidates::is_running(name))
+    {
         return Ok(true);
     }
     let is_mounting = |record: &Record| {
