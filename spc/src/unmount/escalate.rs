@@ -126,7 +126,7 @@ pub fn escalate(session: &Session, record: &Record, mode: UnmountMode) -> Result
         }
     }
     Err(match (last, entry_of(session, record)?) {
-        (StepResult::Failed(Errno::BUSY), Some(entry)) => busy(session, record, &entry, mode),
+        (StepResult::Failed(Errno::BUSY), Some(entry)) => busy(record, &entry, mode),
         (StepResult::Failed(error), _) => failed(record).because(error),
         (_, entry) => failed(record)
             .because(format!("it does not answer: waited {} s", LIMIT.as_secs()))
@@ -168,8 +168,8 @@ fn failed(record: &Record) -> Error {
 }
 
 /// Returns the error for a busy mount: the processes that use it, and a hint how to proceed.
-fn busy(session: &Session, record: &Record, entry: &Entry, mode: UnmountMode) -> Error {
-    let holders = holders::find(&session.host, entry);
+fn busy(record: &Record, entry: &Entry, mode: UnmountMode) -> Error {
+    let holders = holders::find(entry);
     let hint = match &holders {
         Holders { below, .. } if !below.is_empty() => {
             "unmount what is mounted below it first (-R does, if spc mounted that), or detach it with -l"

@@ -36,6 +36,7 @@ use crate::recovery::client_upkeep;
 use crate::repair::{self, NOTHING, Outcome};
 use crate::state::Session;
 use crate::unmount::escalate::{self, UnmountStep};
+use crate::unmount::holders;
 
 /// Mount network file systems on a host that ships no client for them
 ///
@@ -129,6 +130,14 @@ enum Command {
         #[arg(value_enum)]
         step: UnmountStep,
     },
+    /// Search for what keeps a mount busy, and print each finding
+    #[command(hide = true)]
+    Holders {
+        /// Mount id
+        id: u64,
+        /// Mount id that the kernel never reuses
+        unique: u64,
+    },
     /// Replace a mount whose daemon died
     #[command(hide = true)]
     Repair {
@@ -187,6 +196,7 @@ impl Command {
             | Self::Probe { .. }
             | Self::Reach { .. }
             | Self::UnmountStep { .. }
+            | Self::Holders { .. }
             | Self::Repair { .. }
             | Self::HoldNamespace { .. }
             | Self::MaintainClient
@@ -379,6 +389,7 @@ fn run(command: Command) -> Result<u8> {
             let limit = Duration::from_millis(milliseconds);
             path::reach(&Session::open()?, &target, limit).map(|()| 0)
         }
+        Command::Holders { id, unique } => holders::child(id, unique).map(|()| 0),
         Command::UnmountStep {
             target,
             id,
@@ -417,6 +428,7 @@ mod tests {
             (true, &["install"]),
             (true, &["mounter", "mount", "h:/x", "/mnt"]),
             (true, &["look", "2000"]),
+            (true, &["holders", "1", "2"]),
             (true, &["detach", "/mnt", "1", "2", "force"]),
             (true, &["tend"]),
         ] {

@@ -1,11 +1,9 @@
 //! Findings of the search for the users of a mount.
 
-use std::path::{Path, PathBuf};
-
-use crate::error::show;
+use serde::{Deserialize, Serialize};
 
 /// Use that a process makes of a file or directory on a mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Use {
     WorksIn,
     HasAsRoot,
@@ -17,8 +15,7 @@ pub(crate) enum Use {
 
 impl Use {
     /// Returns the words for an error text.
-    pub(crate) fn words(self, path: &Path) -> String {
-        let path = show(path);
+    pub(crate) fn words(self, path: &str) -> String {
         match self {
             Self::WorksIn => format!("works in {path}"),
             Self::HasAsRoot => format!("has {path} as its root"),
@@ -30,19 +27,20 @@ impl Use {
     }
 }
 
-/// Finding, sent as soon as it is made.
+/// Finding, sent as soon as it is made. Paths are written as in messages.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Finding {
     /// Process that uses the mount.
     Process {
         pid: i32,
         name: String,
         used_as: Use,
-        path: PathBuf,
+        path: String,
     },
     /// Mount below the mount: target and type.
-    Below(PathBuf, String),
+    Below(String, String),
     /// Loop device whose backing file is on the mount: device and file.
-    Loop(String, PathBuf),
+    Loop(String, String),
     /// End of a complete search.
     End,
 }

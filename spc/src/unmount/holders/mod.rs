@@ -1,24 +1,31 @@
 //! Finds the processes, mounts and loop devices that keep a mount busy.
 //!
 //! The search reads procfs and sysfs only: mount ids and link names. The mount itself is not
-//! touched, because it may not respond.
+//! touched, because it may not respond. Other users determine what the files of their processes
+//! hold, and whether a read ends, so that a subprocess searches, with limits of time and length.
 
 pub mod finding;
 pub mod search;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::Write;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::error::show;
-use crate::host::Host;
-use crate::host::mountinfo::Entry;
+use crate::error::{Cause, Error, Result};
+use crate::host::mountinfo::{self, Entry};
+use crate::host::{Settings, namespace};
+use crate::process::cancel::CancelToken;
+use crate::process::subprocess::{Reply, Subprocess};
 use crate::unmount::holders::finding::{Finding, Use};
 use crate::unmount::holders::search::Search;
 
 /// Time limit of the search. The maps of a process cannot be read while it waits in a page fault.
 const LIMIT: Duration = Duration::from_secs(3);
+
+/// Largest number of uses that are kept of a process.
+const MAX_USES: usize = 100;
 
 /// Maximum number of holders in an error.
 const MAX_LINES: usize = 10;
@@ -28,7 +35,7 @@ const MAX_LINES: usize = 10;
 struct Holder {
     /// Name of the process and, if any, its container.
     name: String,
-    uses: Vec<(Use, PathBuf)>,
+    uses: Vec<(Use, String)>,
 }
 
 /// Holders of a busy mount.
@@ -36,29 +43,67 @@ struct Holder {
 pub struct Holders {
     processes: BTreeMap<i32, Holder>,
     /// Mounts below the mount: target and type.
-    pub below: Vec<(PathBuf, String)>,
-    loops: Vec<(String, PathBuf)>,
+    pub below: Vec<(String, String)>,
+    loops: Vec<(String, String)>,
     complete: bool,
 }
 
 /// Finds the holders of a mount of the host, and of the copies that are unmounted with it.
-pub fn find(host: &Host, mount: &Entry) -> Holders {
-    let (sender, findings) = channel();
-    let mount = mount.clone();
-    let search = move || {
-        Search {
-            mount: &mount,
-            sender: &sender,
-        }
-        .run();
-    };
-    // A search that exceeds its limit still yields its findings so far.
-    let _ = host.run_within("searching for the users of a mount", LIMIT, search);
+///
+/// A search that exceeds its limit still yields its findings so far.
+pub fn find(mount: &Entry) -> Holders {
     let mut holders = Holders::default();
-    for finding in findings.try_iter() {
-        holders.add(finding);
+    let ids = [mount.id, mount.unique].map(|id| id.to_string());
+    let cancel = CancelToken::at(Instant::now() + LIMIT);
+    match Subprocess::spawn_detached(&["holders", &ids[0], &ids[1]], &[]) {
+        Ok(mut child) => {
+            while let Ok(Reply::Line(line)) = child.line(cancel) {
+                if let Ok(finding) = serde_json::from_str(&line) {
+                    holders.add(finding);
+                }
+            }
+        }
+        Err(error) => tracing::warn!("{error}"),
     }
     holders
+}
+
+/// Searches for the users of the mount with these ids, and prints each finding as JSON on a line.
+/// Runs in a subprocess, which the caller leaves behind with the threads that hang.
+///
+/// # Errors
+/// The host's mount namespace cannot be entered or its mount table cannot be read.
+pub fn child(id: u64, unique: u64) -> Result<()> {
+    let fail = |why: Cause| Error::system("cannot search for the users of a mount").because(why);
+    let (_, host) = namespace::find(&Settings::read()?)?;
+    // The threads that start from here on are in the host's mount namespace as well.
+    namespace::enter(&host).map_err(|e| fail(e.into()))?;
+    let Some(mount) = mountinfo::find(id, unique).map_err(|e| fail(e.into()))? else {
+        return Ok(());
+    };
+    let (sender, findings) = channel();
+    let search = move || {
+        Arc::new(Search {
+            mount,
+            sender,
+            limit: LIMIT,
+        })
+        .run()
+    };
+    std::thread::Builder::new()
+        .spawn(search)
+        .map_err(|e| fail(e.into()))?;
+    let deadline = Instant::now() + LIMIT;
+    while let Ok(finding) =
+        findings.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    {
+        let mut line = serde_json::to_vec(&finding).map_err(|e| fail(e.into()))?;
+        line.push(b'\n');
+        std::io::stdout()
+            .write_all(&line)
+            .map_err(|e| fail(e.into()))?;
+    }
+    Ok(())
 }
 
 impl Holders {
@@ -76,7 +121,7 @@ impl Holders {
                 let is_known = holder.uses.iter().any(|(used, known)| {
                     *known == path && (*used == used_as || used_as == Use::HasMapped)
                 });
-                if !is_known {
+                if !is_known && holder.uses.len() < MAX_USES {
                     holder.uses.push((used_as, path));
                 }
             }
@@ -108,11 +153,11 @@ impl Holders {
         let below = self
             .below
             .iter()
-            .map(|(target, fs_type)| format!("{} is mounted below it ({fs_type})", show(target)));
+            .map(|(target, fs_type)| format!("{target} is mounted below it ({fs_type})"));
         let loops = self
             .loops
             .iter()
-            .map(|(device, file)| format!("loop device /dev/{device} uses {}", show(file)));
+            .map(|(device, file)| format!("loop device /dev/{device} uses {file}"));
         let mut lines: Vec<String> = below.chain(loops).chain(processes).collect();
         if let Some(more) = lines.len().checked_sub(MAX_LINES + 1) {
             lines.truncate(MAX_LINES);

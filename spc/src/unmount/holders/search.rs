@@ -3,16 +3,20 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::error::show;
 use crate::host::mountinfo::{self, Entry};
+use crate::process::procfs::{self, look_at_each};
 use crate::unmount::holders::finding::{Finding, Use};
 
 /// System calls whose first argument is a path.
@@ -48,30 +52,41 @@ const BY_DIRECTORY: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Search for the users of `mount`. Runs on the host's thread.
-pub(super) struct Search<'a> {
-    pub(super) mount: &'a Entry,
-    pub(super) sender: &'a Sender<Finding>,
+/// Largest part of the maps of a process that is read, in bytes.
+const MAX_MAPS: u64 = 8 * 1024 * 1024;
+
+/// Search for the users of `mount`. Runs in the host's mount namespace.
+pub(super) struct Search {
+    pub(super) mount: Entry,
+    pub(super) sender: Sender<Finding>,
+    /// Time limit for the files of all processes, and again for their memory.
+    pub(super) limit: Duration,
 }
 
-impl Search<'_> {
-    /// Sends all findings, the cheap ones first.
-    pub(super) fn run(&self) {
+impl Search {
+    /// Sends all findings, the cheap ones first. Gives each process a limited time.
+    pub(super) fn run(self: &Arc<Self>) {
         let own = fs::read_link("/proc/self").ok();
         let own = own.and_then(|own| own.to_str()?.parse().ok());
         let all = numbers("/proc".as_ref()).filter(|pid| Some(*pid) != own);
         let processes: Vec<i32> = all.collect();
-        let ids = self.ids(&processes);
-        for pid in &processes {
-            self.links(*pid, &ids);
-            self.open(*pid, &ids);
-        }
+        let ids = Arc::new(self.ids(&processes));
+        let (search, found) = (Arc::clone(self), Arc::clone(&ids));
+        let files = move |pid| {
+            search.links(pid, &found);
+            search.open(pid, &found);
+        };
+        let files = look_at_each(&processes, self.limit, files, |_, ()| {});
         self.loops();
-        for pid in &processes {
-            self.waits(*pid);
-            self.mapped(*pid, &ids);
+        let search = Arc::clone(self);
+        let memory = move |pid| {
+            search.waits(pid);
+            search.mapped(pid, &ids);
+        };
+        let memory = look_at_each(&processes, self.limit, memory, |_, ()| {});
+        if matches!((files, memory), (Ok(true), Ok(true))) {
+            self.send(Finding::End);
         }
-        self.send(Finding::End);
     }
 
     fn send(&self, finding: Finding) {
@@ -84,7 +99,7 @@ impl Search<'_> {
             pid,
             name: name(pid),
             used_as,
-            path,
+            path: show(&path),
         });
     }
 
@@ -94,35 +109,35 @@ impl Search<'_> {
         let mut ids = HashSet::from([self.mount.id]);
         let own = mountinfo::read().unwrap_or_default();
         let on = own.iter().find(|entry| entry.id == self.mount.parent);
-        let mut below: Vec<&Entry> = own
-            .iter()
-            .filter(|entry| entry.parent == self.mount.id)
-            .collect();
+        let below = |entry: &Entry| Finding::Below(show(&entry.target), entry.fs_type.clone());
+        let is_below = |entry: &&Entry| entry.parent == self.mount.id;
+        let mut all_below: Vec<Finding> = own.iter().filter(is_below).map(below).collect();
+        // The copies repeat the mounts below, so they count only if the host itself has none.
+        let has_own = !all_below.is_empty();
         let mut seen = HashSet::new();
-        let mut others = Vec::new();
         for pid in processes {
             let namespace = fs::read_link(format!("/proc/{pid}/ns/mnt"));
-            if namespace.is_ok_and(|namespace| seen.insert(namespace)) {
-                let table = mountinfo::read_file(format!("/proc/{pid}/mountinfo"));
-                others.push(table.unwrap_or_default());
+            if !namespace.is_ok_and(|namespace| seen.insert(namespace)) {
+                continue;
             }
-        }
-        for table in &others {
+            // Any user can have many namespaces with many mounts: one table at a time is kept.
+            let table = mountinfo::read_file(format!("/proc/{pid}/mountinfo"));
+            let table = table.unwrap_or_default();
             let by_id: HashMap<u64, &Entry> = table.iter().map(|entry| (entry.id, entry)).collect();
             let copies = table.iter().filter(|copy| {
                 let under = by_id.get(&copy.parent);
                 on.zip(under)
-                    .is_some_and(|(on, under)| is_copy(copy, under, self.mount, on))
+                    .is_some_and(|(on, under)| is_copy(copy, under, &self.mount, on))
             });
-            ids.extend(copies.map(|copy| copy.id));
+            let copies: HashSet<u64> = copies.map(|copy| copy.id).collect();
+            if !has_own {
+                let on_copy = |entry: &&Entry| copies.contains(&entry.parent);
+                all_below.extend(table.iter().filter(on_copy).map(below));
+            }
+            ids.extend(copies);
         }
-        if below.is_empty() {
-            // The copies repeat the mounts below, so they count only if the host itself has none.
-            let all = others.iter().flatten();
-            below.extend(all.filter(|entry| ids.contains(&entry.parent)));
-        }
-        for entry in below {
-            self.send(Finding::Below(entry.target.clone(), entry.fs_type.clone()));
+        for finding in all_below {
+            self.send(finding);
         }
         ids
     }
@@ -161,7 +176,7 @@ impl Search<'_> {
     /// arguments of their system call name the path.
     fn waits(&self, pid: i32) {
         for thread in numbers(format!("/proc/{pid}/task").as_ref()) {
-            let call = fs::read_to_string(format!("/proc/{pid}/task/{thread}/syscall"));
+            let call = procfs::read_text(format!("/proc/{pid}/task/{thread}/syscall"));
             let path = path_at(&call.unwrap_or_default()).and_then(|at| text(pid, at));
             if let Some(path) = path.filter(|path| path.starts_with(&self.mount.target)) {
                 self.send_process(pid, Use::WaitsFor, path);
@@ -171,7 +186,12 @@ impl Search<'_> {
 
     /// Sends the mapped files, whether open or not.
     fn mapped(&self, pid: i32, ids: &HashSet<u64>) {
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let mut maps = Vec::new();
+        if let Ok(file) = fs::File::open(format!("/proc/{pid}/maps")) {
+            // What was read before an error counts as well.
+            let _ = file.take(MAX_MAPS).read_to_end(&mut maps);
+        }
+        let maps = String::from_utf8_lossy(&maps);
         let mut seen = HashSet::new();
         for (range, path) in maps
             .lines()
@@ -191,7 +211,7 @@ impl Search<'_> {
             let file = PathBuf::from(file.unwrap_or_default().trim_end());
             if file.starts_with(&self.mount.target) {
                 let device = entry.file_name().to_string_lossy().into_owned();
-                self.send(Finding::Loop(device, file));
+                self.send(Finding::Loop(device, show(&file)));
             }
         }
     }
@@ -226,7 +246,7 @@ fn mount_of(link: &Path) -> Option<u64> {
 
 /// Returns the mount id of an open file (proc_pid_fdinfo(5)).
 fn on_mount(fdinfo: &Path) -> Option<u64> {
-    let text = fs::read_to_string(fdinfo).ok()?;
+    let text = procfs::read_text(fdinfo).ok()?;
     let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
     id.trim().parse().ok()
 }
@@ -269,7 +289,7 @@ fn map<'a>(line: &'a str, device: &str) -> Option<(&'a str, &'a str)> {
 
 /// Returns the name of a process, with its container if any.
 fn name(pid: i32) -> String {
-    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let read = |file: &str| procfs::read_text(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let command = show(Path::new(read("comm").trim_end()));
     match container(&read("cgroup")) {
         Some(id) => format!("{command}, in container {id}"),
@@ -342,13 +362,14 @@ mod tests {
         let mut mount = entry("1 0 0:1 / / rw - tmpfs none rw");
         mount.id = id;
         let search = Search {
-            mount: &mount,
-            sender: &sender,
+            mount,
+            sender,
+            limit: Duration::from_secs(1),
         };
         let own = i32::try_from(std::process::id()).unwrap();
         search.links(own, &HashSet::from([id]));
         let found = findings.try_iter().any(|finding| {
-            matches!(finding, Finding::Process { pid, used_as: Use::WorksIn, path, .. } if pid == own && path == here)
+            matches!(finding, Finding::Process { pid, used_as: Use::WorksIn, path, .. } if pid == own && path == show(&here))
         });
         assert!(found);
     }
