@@ -2,15 +2,15 @@
 //!
 //! Other addresses are refused, because there is no authentication and no encryption.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::daemon::event_listener::retry_forever;
@@ -18,12 +18,15 @@ use crate::daemon::metrics::{CONTENT_TYPE, Metrics};
 use crate::error::{Error, Result};
 use crate::host::{Host, Settings};
 
-/// Limit for receiving a request, and for each write of the response.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit for receiving a request, and for sending the response.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Number of connections that are served at the same time. Any user of the host can connect to a
-/// loopback address.
-const MAX_CLIENTS: usize = 8;
+/// loopback address, so that a new connection ends the oldest one when there are too many.
+const MAX_CLIENTS: usize = 32;
+
+/// Number of connections from one address that are served at the same time.
+const MAX_PER_PEER: usize = 16;
 
 /// Longest request in bytes.
 const MAX_REQUEST: usize = 8 * 1024;
@@ -72,12 +75,17 @@ pub fn serve(address: Address, metrics: Arc<Metrics>) -> Result<()> {
                 bound.map_err(|e| cannot_listen(&address.to_string(), e))
             });
             tracing::info!(%address, "serving metrics");
-            accept_clients(|| Ok(listener.accept()?.0), &metrics);
+            let accept = || {
+                listener
+                    .accept()
+                    .map(|(client, peer)| (client, Some(peer.ip())))
+            };
+            accept_clients(accept, &metrics);
         }
         Address::Unix(path) => {
             let listener = retry_forever(consequence, || bind(path));
             tracing::info!(path = %path.display(), "serving metrics");
-            accept_clients(|| Ok(listener.accept()?.0), &metrics);
+            accept_clients(|| Ok((listener.accept()?.0, None)), &metrics);
         }
     };
     let thread = std::thread::Builder::new().name("metrics".into());
@@ -112,79 +120,135 @@ fn bind(path: &Path) -> Result<UnixListener> {
 }
 
 /// Connection of either kind.
-trait Client: Read + Write + Send + 'static {
-    /// Sets the timeouts for reading and writing.
-    fn set_timeouts(&self) -> std::io::Result<()>;
-    /// Ends the response.
-    fn shut_down_write(&self) -> std::io::Result<()>;
+trait Client: Read + Write + Send + Sized + 'static {
+    /// Sets the timeouts for the next read and write.
+    fn set_timeouts(&self, timeout: Duration) -> std::io::Result<()>;
+    /// Ends the response, or the connection.
+    fn shut_down(&self, how: Shutdown) -> std::io::Result<()>;
+    /// Duplicates the descriptor.
+    fn duplicate(&self) -> std::io::Result<Self>;
 }
 
 impl Client for TcpStream {
-    fn set_timeouts(&self) -> std::io::Result<()> {
-        self.set_read_timeout(Some(CLIENT_TIMEOUT))?;
-        self.set_write_timeout(Some(CLIENT_TIMEOUT))
+    fn set_timeouts(&self, timeout: Duration) -> std::io::Result<()> {
+        self.set_read_timeout(Some(timeout))?;
+        self.set_write_timeout(Some(timeout))
     }
 
-    fn shut_down_write(&self) -> std::io::Result<()> {
-        self.shutdown(Shutdown::Write)
+    fn shut_down(&self, how: Shutdown) -> std::io::Result<()> {
+        self.shutdown(how)
+    }
+
+    fn duplicate(&self) -> std::io::Result<Self> {
+        self.try_clone()
     }
 }
 
 impl Client for UnixStream {
-    fn set_timeouts(&self) -> std::io::Result<()> {
-        self.set_read_timeout(Some(CLIENT_TIMEOUT))?;
-        self.set_write_timeout(Some(CLIENT_TIMEOUT))
+    fn set_timeouts(&self, timeout: Duration) -> std::io::Result<()> {
+        self.set_read_timeout(Some(timeout))?;
+        self.set_write_timeout(Some(timeout))
     }
 
-    fn shut_down_write(&self) -> std::io::Result<()> {
-        self.shutdown(Shutdown::Write)
+    fn shut_down(&self, how: Shutdown) -> std::io::Result<()> {
+        self.shutdown(how)
+    }
+
+    fn duplicate(&self) -> std::io::Result<Self> {
+        self.try_clone()
+    }
+}
+
+/// Open connections, the oldest first: a number, the address of the peer, and the connection.
+struct Clients<C>(Mutex<VecDeque<(u64, Option<IpAddr>, C)>>);
+
+impl<C: Client> Clients<C> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, Option<IpAddr>, C)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a connection. Ends the oldest one of the same peer, or of all, if there are too many.
+    fn add(&self, number: u64, peer: Option<IpAddr>, client: C) {
+        let mut open = self.lock();
+        let of_peer = open.iter().filter(|(_, other, _)| *other == peer).count();
+        let oldest = match of_peer {
+            MAX_PER_PEER.. => open.iter().position(|(_, other, _)| *other == peer),
+            _ => (open.len() >= MAX_CLIENTS).then_some(0),
+        };
+        if let Some((.., client)) = oldest.and_then(|at| open.remove(at)) {
+            // The peer may have ended it already.
+            let _ = client.shut_down(Shutdown::Both);
+        }
+        open.push_back((number, peer, client));
+    }
+
+    fn remove(&self, number: u64) {
+        self.lock().retain(|(other, ..)| *other != number);
     }
 }
 
 /// Accepts connections and serves each on a thread of its own. Errors of a connection are ignored.
-fn accept_clients<C: Client>(accept: impl Fn() -> std::io::Result<C>, metrics: &Arc<Metrics>) {
-    let open = Arc::new(AtomicUsize::new(0));
-    loop {
-        let Ok(mut client) = accept() else {
+fn accept_clients<C: Client>(
+    accept: impl Fn() -> std::io::Result<(C, Option<IpAddr>)>,
+    metrics: &Arc<Metrics>,
+) {
+    let clients = Arc::new(Clients(Mutex::default()));
+    for number in 0.. {
+        let Ok((mut client, peer)) = accept() else {
             // Without a pause the loop would spin while no file descriptor is free.
             std::thread::sleep(Duration::from_millis(100));
             continue;
         };
-        if open.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
-            open.fetch_sub(1, Ordering::Relaxed);
+        let Ok(duplicate) = client.duplicate() else {
             continue;
-        }
-        let (metrics, counter) = (Arc::clone(metrics), Arc::clone(&open));
+        };
+        clients.add(number, peer, duplicate);
+        let (metrics, open) = (Arc::clone(metrics), Arc::clone(&clients));
         let handle = move || {
             // The client may have disconnected.
             let _ = serve_client(&mut client, &metrics);
-            counter.fetch_sub(1, Ordering::Relaxed);
+            open.remove(number);
         };
         if std::thread::Builder::new().spawn(handle).is_err() {
-            open.fetch_sub(1, Ordering::Relaxed);
+            clients.remove(number);
         }
     }
 }
 
 /// Reads one request and writes the response.
 fn serve_client(client: &mut impl Client, metrics: &Metrics) -> std::io::Result<()> {
-    client.set_timeouts()?;
-    let deadline = Instant::now() + CLIENT_TIMEOUT;
     let mut request = Vec::new();
     let mut buffer = [0; 1024];
+    let deadline = Instant::now() + CLIENT_TIMEOUT;
     let response = loop {
+        wait_until(client, deadline)?;
         let read = client.read(&mut buffer)?;
         request.extend(&buffer[..read]);
         if let Some(response) = response_to(&request, metrics) {
             break response;
         }
-        if read == 0 || request.len() >= MAX_REQUEST || Instant::now() >= deadline {
+        if read == 0 || request.len() >= MAX_REQUEST {
             break bad_request().bytes();
         }
     };
-    client.write_all(&response)?;
-    client.flush()?;
-    client.shut_down_write()
+    let deadline = Instant::now() + CLIENT_TIMEOUT;
+    let mut rest = &response[..];
+    while !rest.is_empty() {
+        wait_until(client, deadline)?;
+        match client.write(rest)? {
+            0 => return Err(ErrorKind::WriteZero.into()),
+            written => rest = &rest[written..],
+        }
+    }
+    client.shut_down(Shutdown::Write)
+}
+
+/// Limits the next read and write of a client to the time that is left.
+fn wait_until(client: &impl Client, deadline: Instant) -> std::io::Result<()> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+        left => client.set_timeouts(left),
+    }
 }
 
 /// Returns the bytes of the response to a request, or `None` if the request is incomplete.
