@@ -1,9 +1,13 @@
 //! Directory in which kubelet looks for FlexVolume drivers.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
 use crate::install::tree::below;
+use crate::process::candidates::Status;
+use crate::process::procfs;
 
 /// Default of kubelet's `--volume-plugin-dir`.
 pub const DEFAULT_DIR: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
@@ -33,23 +37,53 @@ pub fn plugin_dir_of(path: &Path) -> Option<&Path> {
 /// `--volume-plugin-dir` on its command line comes first, then `volumePluginDir` in the file that
 /// `--config` names. Returns `None` if no kubelet runs, neither is set, or the path is not
 /// absolute.
-pub fn plugin_dir(root: &Path) -> Option<PathBuf> {
-    let processes = fs::read_dir(below(root, "/proc")).ok()?;
-    let kubelet = processes.filter_map(|entry| {
-        let cmdline = fs::read(entry.ok()?.path().join("cmdline")).ok()?;
-        let argv: Vec<String> = cmdline
-            .split(|byte| *byte == 0)
+///
+/// # Errors
+/// More than one kubelet runs.
+pub fn plugin_dir(root: &Path) -> Result<Option<PathBuf>> {
+    let processes = fs::read_dir(below(root, "/proc")).into_iter().flatten();
+    let processes = processes.flatten().map(|entry| entry.path());
+    let kubelets: Vec<PathBuf> = processes.filter(|process| is_kubelet(process)).collect();
+    let kubelet = match &kubelets[..] {
+        [] => return Ok(None),
+        [kubelet] => kubelet,
+        _ => {
+            let ids = kubelets.iter().filter_map(|process| process.file_name());
+            let ids: Vec<String> = ids.map(|id| id.to_string_lossy().into_owned()).collect();
+            return Err(Error::system("cannot tell where kubelet looks for drivers")
+                .because(format!(
+                    "{} processes are called kubelet: {}",
+                    ids.len(),
+                    ids.join(", ")
+                ))
+                .hint("name the directory: --flexvolume=DIRECTORY"));
+        }
+    };
+    let dir = || {
+        let cmdline = procfs::read(kubelet.join("cmdline")).ok()?;
+        let words = cmdline.split(|byte| *byte == 0);
+        let argv: Vec<String> = words
             .map(|word| String::from_utf8_lossy(word).into_owned())
             .collect();
-        let program = Path::new(argv.first()?).file_name()?;
-        (program == "kubelet").then_some(argv)
-    });
-    let argv = kubelet.into_iter().next()?;
-    let dir = flag(&argv, "volume-plugin-dir").or_else(|| {
-        let config = fs::read_to_string(below(root, flag(&argv, "config")?)).ok()?;
-        configured(&config)
-    });
-    dir.map(PathBuf::from).filter(|dir| dir.is_absolute())
+        flag(&argv, "volume-plugin-dir").or_else(|| {
+            let config = procfs::read_text(below(root, flag(&argv, "config")?)).ok()?;
+            configured(&config)
+        })
+    };
+    Ok(dir().map(PathBuf::from).filter(|dir| dir.is_absolute()))
+}
+
+/// Returns whether a process is a kubelet: root runs a program of that name in the PID namespace of
+/// the host. Users and pods can have processes of any name.
+fn is_kubelet(process: &Path) -> bool {
+    let exe = fs::read_link(process.join("exe")).unwrap_or_default();
+    let name = exe.file_name().map(OsStr::to_string_lossy);
+    // The kernel marks a program that was replaced, as by an upgrade.
+    if !name.is_some_and(|name| matches!(&*name, "kubelet" | "kubelet (deleted)")) {
+        return false;
+    }
+    let status = Status::read(process).ok().flatten();
+    status.is_some_and(|status| status.has_users([0; 4]) && status.ids.len() == 1)
 }
 
 /// Returns the value of the last `--NAME VALUE` or `--NAME=VALUE`.
@@ -83,17 +117,57 @@ mod tests {
     use super::*;
 
     fn kubelet(tree: &Tree, argv: &str) {
-        tree.write("proc/1/cmdline", "/sbin/init\0");
-        tree.write("proc/42/cmdline", &argv.replace(' ', "\0"));
-        tree.write("proc/43/cmdline", "vi\0kubelet\0--volume-plugin-dir=/no\0");
+        process(tree, 1, "/sbin/init", "/sbin/init", "");
+        process(tree, 42, "/usr/bin/kubelet", argv, ROOT);
+        process(
+            tree,
+            43,
+            "/usr/bin/vi",
+            "vi kubelet --volume-plugin-dir=/no",
+            ROOT,
+        );
+        let evil = "kubelet --volume-plugin-dir=/tmp/evil";
+        process(
+            tree,
+            7,
+            "/tmp/kubelet",
+            evil,
+            "Uid:\t1000\t1000\t1000\t1000\nNSpid:\t7\n",
+        );
+        process(
+            tree,
+            8,
+            "/tmp/kubelet",
+            evil,
+            "Uid:\t1000\t0\t0\t0\nNSpid:\t8\n",
+        );
+        process(
+            tree,
+            9,
+            "/kubelet",
+            evil,
+            "Uid:\t0\t0\t0\t0\nNSpid:\t9\t1\n",
+        );
+        process(tree, 10, "/usr/bin/sleep", evil, ROOT);
+    }
+
+    /// Status of a process of root in the host's PID namespace.
+    const ROOT: &str = "PPid:\t1\nUid:\t0\t0\t0\t0\nNSpid:\t42\n";
+
+    fn process(tree: &Tree, pid: u32, exe: &str, argv: &str, status: &str) {
+        tree.write(&format!("proc/{pid}/cmdline"), &argv.replace(' ', "\0"));
+        tree.write(&format!("proc/{pid}/status"), status);
+        let link = tree.path().join(format!("proc/{pid}/exe"));
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(exe, link).unwrap();
     }
 
     #[test]
     fn plugin_dir_comes_from_the_command_line_or_configuration_of_a_running_kubelet() {
         let tree = Tree::new("kubelet");
-        assert_eq!(plugin_dir(tree.path()), None);
+        assert_eq!(plugin_dir(tree.path()).unwrap(), None);
         kubelet(&tree, "/usr/bin/kubelet --v=2");
-        assert_eq!(plugin_dir(tree.path()), None);
+        assert_eq!(plugin_dir(tree.path()).unwrap(), None);
         for argv in [
             "/usr/bin/kubelet --volume-plugin-dir=/opt/plugins --v=2",
             "kubelet --volume-plugin-dir /opt/plugins --v=2",
@@ -105,18 +179,34 @@ mod tests {
             );
             kubelet(&tree, argv);
             assert_eq!(
-                plugin_dir(tree.path()).unwrap(),
+                plugin_dir(tree.path()).unwrap().unwrap(),
                 Path::new("/opt/plugins"),
                 "{argv}"
             );
         }
         tree.write("etc/kubelet.yaml", r#"{"volumePluginDir": "/json"}"#);
-        assert_eq!(plugin_dir(tree.path()).unwrap(), Path::new("/json"));
+        assert_eq!(
+            plugin_dir(tree.path()).unwrap().unwrap(),
+            Path::new("/json")
+        );
         tree.write(
             "etc/kubelet.yaml",
             "a:\n  volumePluginDir: /not/at/the/top\n",
         );
-        assert_eq!(plugin_dir(tree.path()), None);
+        assert_eq!(plugin_dir(tree.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn two_kubelets_are_an_error() {
+        let tree = Tree::new("kubelets");
+        for pid in [42, 44] {
+            process(&tree, pid, "/usr/bin/kubelet (deleted)", "kubelet", ROOT);
+        }
+        let error = plugin_dir(tree.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("--flexvolume=") && error.contains("44"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -188,7 +188,7 @@ impl Job {
                 return Ok(old.map(kubelet::driver_paths).unwrap_or_default());
             }
             Some(Some(dir)) => dir.clone(),
-            Some(None) => kubelet::plugin_dir(root).unwrap_or_else(|| kubelet::DEFAULT_DIR.into()),
+            Some(None) => kubelet::plugin_dir(root)?.unwrap_or_else(|| kubelet::DEFAULT_DIR.into()),
         };
         let existing = plugin_dir.ancestors().find(|dir| below(root, dir).is_dir());
         let existing = below(root, existing.unwrap_or(Path::new("/")));
