@@ -1,7 +1,7 @@
 //! Receives the reports of commands (`state/events.rs`), logs them and counts them in the metrics.
 
 use std::fs;
-use std::io::ErrorKind::{Interrupted, NotFound, WouldBlock};
+use std::io::ErrorKind::{ConnectionRefused, Interrupted, NotFound, WouldBlock};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
@@ -18,9 +18,13 @@ const DIR: &str = "/run/spc";
 /// Delay before a failed operation is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Interval at which the socket is checked: another process may have taken it, and ended.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Starts a thread that receives reports for as long as the process runs.
 ///
-/// If two processes listen on one host, the later one receives the reports.
+/// If two processes listen on one host, the later one receives the reports. When it ends, the
+/// earlier one receives them again.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -33,7 +37,7 @@ pub fn listen(metrics: Arc<Metrics>) -> Result<()> {
                 retry_forever("reports of commands are not logged", || bind(create_dir));
             // The directory is missing after `spc uninstall`. The next mount creates it again.
             create_dir = false;
-            while socket_exists(&host) {
+            while is_served(&host) {
                 match socket.recv(&mut buffer) {
                     Ok(length) => match serde_json::from_slice(&buffer[..length]) {
                         Ok(report) => handle(&report, &metrics),
@@ -76,11 +80,14 @@ pub(super) fn retry_forever<T>(consequence: &str, attempt: impl Fn() -> Result<T
     }
 }
 
-/// Returns whether the path of the socket exists, be it that of this process or of a later one.
-fn socket_exists(host: &Host) -> bool {
-    let exists = || !matches!(fs::symlink_metadata(SOCKET), Err(e) if e.kind() == NotFound);
-    // The socket counts as existing while the host does not respond.
-    host.run("looking for the socket", exists).unwrap_or(true)
+/// Returns whether a process listens on the socket, be it this one or a later one.
+fn is_served(host: &Host) -> bool {
+    let connect = || {
+        let connected = UnixDatagram::unbound().and_then(|socket| socket.connect(SOCKET));
+        !matches!(connected, Err(e) if [ConnectionRefused, NotFound].contains(&e.kind()))
+    };
+    // The socket counts as served while the host does not respond.
+    host.run("looking for the socket", connect).unwrap_or(true)
 }
 
 /// Binds the socket, and replaces one left by an earlier start. Creates its directory if
@@ -99,7 +106,7 @@ fn bind(create_dir: bool) -> Result<(Host, UnixDatagram)> {
         let socket = UnixDatagram::bind(SOCKET)?;
         // Another program may have created the directory with a wider mode.
         fs::set_permissions(SOCKET, fs::Permissions::from_mode(0o600))?;
-        socket.set_read_timeout(Some(RETRY_INTERVAL))?;
+        socket.set_read_timeout(Some(CHECK_INTERVAL))?;
         Ok(socket)
     };
     let bound = host.run("binding the socket", bind)?;
