@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -56,10 +57,15 @@ pub fn replace(session: &Session, dead: &DeadMount, record: &Record) {
 
 /// Returns the mount namespaces that have mounts of this device: a process in each namespace, the
 /// namespace, and the mounts.
+///
+/// Namespaces that another user namespace owns are left out. Any user can make one, with binds
+/// whose flags the kernel has locked, and a replaced bind would lose the locks.
 fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Vec<Entry>)>> {
     let procfs = session.host.proc_file("..").unwrap_or("/proc/1/..".into());
     let fail = |e| Error::system("cannot look for containers").because(e);
     let mut visited = vec![fs::read_link("/proc/self/ns/mnt").map_err(fail)?];
+    let (_, host) = namespace::find(session.host.settings())?;
+    let host_owner = owner(&host).map_err(fail)?;
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(&procfs).map_err(fail)?.flatten() {
         let name = entry.file_name();
@@ -75,15 +81,29 @@ fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Ve
             continue;
         }
         visited.push(link);
+        let Ok(file) = File::open(&namespace) else {
+            continue;
+        };
+        if owner(&file).ok() != Some(host_owner) {
+            tracing::debug!(
+                process,
+                "another user namespace owns the mounts of a process"
+            );
+            continue;
+        }
         let table = mountinfo::read_file(entry.path().join("mountinfo")).unwrap_or_default();
         let mounts: Vec<Entry> = table.into_iter().filter(|m| m.device == device).collect();
-        if !mounts.is_empty()
-            && let Ok(file) = File::open(&namespace)
-        {
+        if !mounts.is_empty() {
             found.insert(process, (file, mounts));
         }
     }
     Ok(found)
+}
+
+/// Returns the inode number of the user namespace that owns a mount namespace.
+fn owner(namespace: &File) -> std::io::Result<u64> {
+    let owner = File::from(sys::owner_of_namespace(namespace)?);
+    Ok(owner.metadata()?.ino())
 }
 
 /// Replaces one bind mount in the namespace where it is.
@@ -115,14 +135,17 @@ fn replace_one(
     let mount_attributes = MountAttributes {
         set: set.bits().into(),
         clear: (kept - set).bits().into(),
-        propagation: match (entry.peers, entry.master) {
-            (Some(_), _) => None,
-            (None, Some(_)) => Some(MountPropagationFlags::DOWNSTREAM),
-            (None, None) => Some(MountPropagationFlags::PRIVATE),
-        },
+        propagation: None,
         recursive: false,
     };
     sys::mount_setattr(&new, mount_attributes).map_err(|e| fail(e.into()))?;
+    for propagation in propagation(entry, dead.entry.peers) {
+        let attributes = MountAttributes {
+            propagation: Some(*propagation),
+            ..MountAttributes::default()
+        };
+        sys::mount_setattr(&new, attributes).map_err(|e| fail(e.into()))?;
+    }
     let namespace = namespace.try_clone().map_err(|e| fail(e.into()))?;
     let (entry, (sender, receiver)) = (entry.clone(), channel());
     let work = move || {
@@ -141,6 +164,24 @@ fn replace_one(
         Err(_) => Err(fail(
             format!("not done within {} s", LIMIT.as_secs()).into(),
         )),
+    }
+}
+
+/// Returns the changes of propagation that give a clone of the new mount, which is in the new
+/// mount's peer group, the propagation of a bind of the dead one. `dead` is the dead mount's group.
+///
+/// A bind that was shared, but not with the host, gets a peer group of its own: mounts in it never
+/// appear on the host.
+fn propagation(bind: &Entry, dead: Option<u64>) -> &'static [MountPropagationFlags] {
+    const PRIVATE: MountPropagationFlags = MountPropagationFlags::PRIVATE;
+    const SLAVE: MountPropagationFlags = MountPropagationFlags::DOWNSTREAM;
+    const SHARED: MountPropagationFlags = MountPropagationFlags::SHARED;
+    match (bind.peers, bind.master) {
+        (Some(_), _) if bind.peers == dead => &[],
+        (Some(_), Some(_)) => &[SLAVE, SHARED],
+        (Some(_), None) => &[PRIVATE, SHARED],
+        (None, Some(_)) => &[SLAVE],
+        (None, None) => &[PRIVATE],
     }
 }
 

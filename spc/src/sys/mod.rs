@@ -6,7 +6,7 @@ pub mod resize;
 pub mod statmount;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -284,6 +284,22 @@ pub fn inquiry(disk: impl AsFd, page: u8, limit: std::time::Duration) -> io::Res
     let got = data.len() - usize::try_from(header.resid).unwrap_or(0).min(data.len());
     data.truncate(got);
     Ok(data)
+}
+
+/// Opens the user namespace that owns a namespace (ioctl_ns(2)).
+///
+/// # Errors
+/// The kernel does not show it: it is not the user namespace of this process or one below.
+pub fn owner_of_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
+    // _IO(0xb7, 0x1) of `<linux/nsfs.h>`.
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: the request takes no argument.
+    let fd = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nothing else uses it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Marks all file descriptors but the standard ones close-on-exec (close_range(2)). The process may
