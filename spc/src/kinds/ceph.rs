@@ -16,9 +16,9 @@ const KEYRING: &str = "keyring";
 /// default.
 const MOUNT_TIMEOUT: &str = "60";
 
-/// Tuning options of the kernel's client that ceph-fuse does not have. They are left out for
-/// ceph-fuse.
-const KERNEL_TUNING: [&str; 26] = [
+/// Options of the kernel's client that ceph-fuse does not have, or has as its default. They are
+/// left out for ceph-fuse.
+const KERNEL_ONLY: [&str; 34] = [
     "asyncreaddir",
     "caps_max",
     "caps_wanted_delay_max",
@@ -26,19 +26,27 @@ const KERNEL_TUNING: [&str; 26] = [
     "copyfrom",
     "crc",
     "dcache",
+    "dirstat",
+    "fsc",
     "ino32",
+    "noacl",
     "noasyncreaddir",
     "nocopyfrom",
     "nocrc",
     "nodcache",
+    "nodirstat",
+    "nofsc",
     "nopagecache",
     "nopoolperm",
     "noshare",
+    "noquotadf",
     "notcp_nodelay",
     "nowsync",
     "osd_idle_ttl",
     "osdkeepalive",
+    "quotadf",
     "rasize",
+    "read_from_replica",
     "readdir_max_bytes",
     "readdir_max_entries",
     "rsize",
@@ -158,9 +166,24 @@ pub fn fuse(input: &KindInput<'_>) -> Result<MountMethod> {
         add("--ms_client_mode", mode);
         add("--ms_mon_client_mode", mode);
     }
+    let has = |key: &str| input.options.has(key);
+    if has("acl") {
+        // The kernel would check permissions without the lists.
+        add("--client_acl_type", "posix_acl");
+        add("--fuse_default_permissions", "false");
+    }
+    if has("rbytes") || has("norbytes") {
+        let sizes = if has("norbytes") { "false" } else { "true" };
+        add("--client_dirsize_rbytes", sizes);
+    }
+    if let Some(mode) = given("recover_session") {
+        let reconnects = if mode == "clean" { "true" } else { "false" };
+        add("--client_reconnect_stale", reconnects);
+    }
     add("--client_mountpoint", parsed.path);
     args.push(TARGET.into());
     let translated = [
+        "acl",
         "conf",
         "fs",
         "fsid",
@@ -170,11 +193,14 @@ pub fn fuse(input: &KindInput<'_>) -> Result<MountMethod> {
         "mount_timeout",
         "ms_mode",
         "name",
+        "norbytes",
+        "rbytes",
+        "recover_session",
         "secretfile",
         "snapdirname",
     ];
     let options = without(&input.options.for_file_system(), |key| {
-        translated.contains(&key) || KERNEL_TUNING.contains(&key)
+        translated.contains(&key) || KERNEL_ONLY.contains(&key)
     })?;
     Ok(MountMethod::Helper(Helper {
         programs: vec!["ceph-fuse".into()],
@@ -358,6 +384,18 @@ mod tests {
         let words = "--mon-host=a:6790,b --id=app --client_fs=fs --keyfile=/s --client_mount_timeout=5 --client_mountpoint=/x";
         assert_eq!(args, format!("{words} {TARGET}"));
         assert_eq!(rest, "ro,noatime");
+        let options =
+            "name=app,recover_session=clean,read_from_replica=balance,dirstat,norbytes,acl,fsc";
+        let (args, rest) = argv(&kind("ceph-fuse", "a:/x", options, true).unwrap());
+        assert_eq!(rest, "");
+        for argument in [
+            "--client_reconnect_stale=true",
+            "--client_dirsize_rbytes=false",
+            "--client_acl_type=posix_acl",
+            "--fuse_default_permissions=false",
+        ] {
+            assert!(args.contains(argument), "{args}");
+        }
         let options = "mon_addr=a/b,keyring=/k,ms_mode=prefer-secure,secret=hunter2";
         let named = kind("ceph-fuse", "app@1-2.fs=/", options, true).unwrap();
         let (args, rest) = argv(&named);

@@ -37,15 +37,19 @@ pub const NEEDS_OF_3: [Need; 5] = [
 /// limit has printed nothing.
 ///
 /// # Errors
-/// Fails if the source is not `SERVER:/PATH`, and for Kerberos and `bg`, which cannot work.
+/// Fails if the source is not `SERVER:PATH`, and for Kerberos and `bg`, which cannot work.
 pub fn helper(input: &KindInput<'_>) -> Result<MountMethod> {
     let parts = match input.source.strip_prefix('[') {
         Some(rest) => rest.split_once("]:"),
         None => input.source.split_once(':'),
     };
-    if !parts.is_some_and(|(server, path)| !server.is_empty() && path.starts_with('/')) {
+    // mount.nfs passes a path without a slash to the server. A colon in it is a part of an IPv6
+    // address without brackets.
+    let is_path = |path: &str| path.starts_with('/') || !path.contains(':');
+    let is_server = |server: &str| !server.is_empty() && !server.contains('/');
+    if !parts.is_some_and(|(server, path)| is_server(server) && is_path(path)) {
         return Err(Error::usage(format!("bad source: {}", input.source))
-            .hint("an NFS source is SERVER:/PATH, with the path as the server exports it"));
+            .hint("an NFS source is SERVER:/PATH, with the path as the server exports it, and an IPv6 address in brackets"));
     }
     if let Some(flavors) = input.options.value("sec")
         && flavors.split(':').any(|flavor| flavor.starts_with("krb5"))
@@ -196,10 +200,18 @@ mod tests {
 
     #[test]
     fn a_source_without_server_or_path_is_refused() {
-        for good in ["a:/", "192.0.2.1:/x/y", "[2001:db8::1]:/x", "a,b:/x"] {
+        for good in [
+            "a:/",
+            "192.0.2.1:/x/y",
+            "[2001:db8::1]:/x",
+            "a,b:/x",
+            "a:",
+            "a:tag",
+            "[2001:db8::1]:tag",
+        ] {
             assert!(method(good, "vers=4.1").is_ok(), "{good}");
         }
-        for bad in ["a", ":/x", "a:", "a:x", "/x", "2001:db8::1:/x", "[]:/x"] {
+        for bad in ["a", ":/x", "/x", "/x:y", "2001:db8::1:/x", "[]:/x"] {
             assert!(method(bad, "").is_err(), "{bad}");
         }
     }

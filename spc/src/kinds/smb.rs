@@ -68,7 +68,7 @@ pub const DIAGNOSTICS: Diagnostics = Diagnostics {
         ),
         (
             "error(13)",
-            "the server refuses the user, the password or the use of the share: check username=, domain= and password, and the share's list of users",
+            "the server refuses the user, the password or the use of the share: check username=, domain= and password, and the share's list of users; a file of -o credentials= needs lines that end with a plain line feed, and no byte order mark",
         ),
         (
             "error(2)",

@@ -52,6 +52,10 @@ pub fn ceph(source: &str) -> Fit {
         let fits = fits && (fsid.is_empty() || is_name(fsid));
         return if fits { Fit::Certain } else { Fit::No };
     }
+    // Monitors with the versions of their protocols.
+    if (source.starts_with("[v2:") || source.starts_with("[v1:")) && source.contains("]:/") {
+        return Fit::Certain;
+    }
     let (mut rest, mut ports) = (source, false);
     while let Some((_, mut after)) = host(rest) {
         let digits = after.strip_prefix(':').unwrap_or_default();

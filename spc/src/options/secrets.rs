@@ -283,14 +283,22 @@ fn read_one(
             .map_err(errno_text)?
         }
     };
-    let mut text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
-    if text.ends_with('\n') {
-        text.pop();
-    }
+    let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
+    let text = without_file_marks(&text);
     if text.is_empty() {
         return Err("it is empty".into());
     }
-    Ok(text)
+    Ok(text.to_owned())
+}
+
+/// Returns a text without the byte order mark at its beginning and the line break at its end, which
+/// may be one of Windows.
+fn without_file_marks(text: &str) -> &str {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    match text.strip_suffix('\n') {
+        Some(line) => line.strip_suffix('\r').unwrap_or(line),
+        None => text,
+    }
 }
 
 fn read_file(file: File) -> std::io::Result<Vec<u8>> {
@@ -388,6 +396,20 @@ mod tests {
         ] {
             let error = secrets.add_reference(bad).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn marks_of_text_files_are_no_part_of_a_secret() {
+        for (text, secret) in [
+            ("hunter2\n", "hunter2"),
+            ("hunter2\r\n", "hunter2"),
+            ("\u{feff}hunter2\r\n", "hunter2"),
+            ("hunter2\r", "hunter2\r"),
+            (" hunter2 \n", " hunter2 "),
+            ("\r\n", ""),
+        ] {
+            assert_eq!(without_file_marks(text), secret);
         }
     }
 

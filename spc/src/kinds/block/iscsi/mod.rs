@@ -66,9 +66,15 @@ pub fn device(rest: &str, input: &KindInput<'_>) -> Result<Device> {
             "the name of a target begins with iqn., eui. or naa., and has only letters, digits, dots, colons, dashes and underscores",
         ));
     }
+    // As sysfs writes it: from 16384 on, the number has the bits of flat space addressing (SAM-5).
+    let digits = lun.chars().all(|c| c.is_ascii_digit()) && (lun == "0" || !lun.starts_with('0'));
     let lun: u16 = match lun.parse() {
-        Ok(lun) if lun <= 16383 => lun,
-        _ => return Err(bad("a LUN is a number from 0 to 16383")),
+        Ok(lun) if digits && lun <= 32767 => lun,
+        _ => {
+            return Err(bad(
+                "a LUN is a number from 0 to 32767, without a sign and leading zeros",
+            ));
+        }
     };
     let mut paths: Vec<DevicePath> = Vec::new();
     for portal in portals.split(',') {
@@ -344,13 +350,17 @@ mod tests {
         assert_eq!(device.paths[2].key, ["2001:db8::1", "3260"]);
         assert_eq!(device.cleanup.len(), 6);
         assert!(device.sysfs.disk.contains("*:*:*:3/"));
+        let flat = parsed("iscsi:a/iqn.x/16640", "").unwrap();
+        assert!(flat.sysfs.disk.contains("*:*:*:16640/"));
         for bad in [
             "iscsi:",
             "iscsi:/iqn.x/0",
             "iscsi:a/iqn.x",
             "iscsi:a/iqn.x/",
             "iscsi:a/iqn.x/y",
-            "iscsi:a/iqn.x/16384",
+            "iscsi:a/iqn.x/32768",
+            "iscsi:a/iqn.x/+5",
+            "iscsi:a/iqn.x/00005",
             "iscsi:a/disk/0",
             "iscsi:a/iqn.x y/0",
             "iscsi:a/iqn.*/0",
