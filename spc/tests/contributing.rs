@@ -36,11 +36,6 @@ const EXEMPT: &[(&str, &[&str], &str)] = &[
         "an example of a type that pods may not have",
     ),
     (
-        "spc/src/frontends/mount_helper.rs",
-        &["sshfs"],
-        "a hint has it as an example of PROGRAM#SOURCE",
-    ),
-    (
         "tests/fuzz/corpus/argv/mount",
         &["sshfs"],
         "an example of a command line",

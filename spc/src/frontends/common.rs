@@ -16,6 +16,7 @@ use crate::host::runs_in::{self, RunsIn};
 use crate::host::{Host, Settings};
 use crate::mount::Request;
 use crate::mount::pipeline::{MountOutcome, mount};
+use crate::mount::remount::{REMOUNT, remount};
 use crate::process::interrupts::Interrupts;
 use crate::state::Session;
 use crate::{kinds, log};
@@ -88,7 +89,7 @@ pub(crate) fn finish(name: &str, arguments: &Arguments, done: Result<u8>) -> Exi
     }
 }
 
-/// Makes a mount; with `fake`, only plans it.
+/// Makes a mount, or changes one (`remount`); with `fake`, only plans it.
 ///
 /// # Errors
 /// The mount fails, or a signal stops it. On the host itself: no client is installed, or the caller
@@ -98,9 +99,15 @@ pub(crate) fn run_mount(request: Request, fake: bool, verbose: bool) -> Result<(
         // Fails unless spc is installed, also for types that need no client.
         root::own_id()?;
         Host::open(Settings::read()?)?.check_caller()?;
-        if !kinds::is_clientless(&request.fs_type) {
-            exec_client_spc()?;
-        }
+    }
+    if request.options.has(REMOUNT) {
+        return match fake {
+            true => Ok(()),
+            false => remount(&Session::open()?, &request.target, &request.options),
+        };
+    }
+    if runs_in::current() == RunsIn::Host && !kinds::is_clientless(&request.fs_type) {
+        exec_client_spc()?;
     }
     let interrupts = Interrupts::block()?;
     let session = Session::open()?;

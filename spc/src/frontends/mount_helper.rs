@@ -17,7 +17,9 @@ use crate::error::{Error, Result, show};
 use crate::frontends::common::{enter_client_to_unmount, finish, parse, run_mount, start_log};
 use crate::frontends::secret_args::Arguments;
 use crate::host::{Settings, namespace};
+use crate::kinds;
 use crate::mount::Request;
+use crate::mount::remount::remount;
 use crate::options::Options;
 use crate::state::Session;
 use crate::unmount;
@@ -76,7 +78,7 @@ pub struct UmountHelper {
     /// Do not write /etc/mtab; spc never does
     #[arg(short)]
     no_mtab: bool,
-    /// Ignored: spc does not remount read-only what it cannot unmount
+    /// Remount read-only what cannot be unmounted
     #[arg(short)]
     read_only: bool,
     /// Print what spc does
@@ -154,7 +156,13 @@ impl UmountHelper {
             lazy: self.lazy,
             force: self.force,
         };
-        unmount_foreign(&session, &target, mode)?;
+        if let Err(error) = unmount_foreign(&session, &target, mode) {
+            if !self.read_only {
+                return Err(error);
+            }
+            tracing::warn!("{}; remounting it read-only", error.summary());
+            return remount(&session, &target, &Options::parse(["ro"])?);
+        }
         if self.verbose {
             println!("{}: unmounted", show(&target));
         }
@@ -178,17 +186,7 @@ fn full_type(called: &str, given: Option<&str>, source: &str) -> Result<(String,
             return Ok((inner.to_owned(), source.to_owned()));
         }
     }
-    // mount.fuse(8) accepts PROGRAM#SOURCE.
-    if full == "fuse" || full == "fuse3" {
-        return match source.split_once('#') {
-            Some((program, source)) if !program.is_empty() => {
-                Ok((format!("fuse.{program}"), source.to_owned()))
-            }
-            _ => Err(Error::usage(format!("no FUSE program is named for {source}"))
-                .hint("name it in the type, as in -t fuse.sshfs, or before the source, as in sshfs#USER@HOST:")),
-        };
-    }
-    Ok((full, source.to_owned()))
+    kinds::canonical(full, source.to_owned())
 }
 
 /// Checks that option `-N` (a PID or a namespace file, mount(8)) names the host's mount namespace.
@@ -253,6 +251,7 @@ mod tests {
             ("fuse", Some("fuse.sshfs"), "h:", "fuse.sshfs"),
             ("fuse.sshfs", None, "h:", "fuse.sshfs"),
             ("fuse", None, "sshfs#h:", "fuse.sshfs"),
+            ("sshfs", None, "h:", "fuse.sshfs"),
             ("spc", None, "h:/x", ""),
             ("spc", Some("spc.ext4"), "rbd:a/b", "ext4"),
             ("spc.ext4", None, "rbd:a/b", "ext4"),

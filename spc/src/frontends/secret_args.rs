@@ -143,12 +143,14 @@ fn masked_object(bytes: &[u8], values: &mut Vec<Vec<u8>>) -> Vec<u8> {
     masked
 }
 
-/// Splits a comma-separated list. A comma inside double quotes does not separate.
+/// Splits a comma-separated list. A comma inside double quotes or after a backslash does not
+/// separate.
 fn items(list: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut quoted = false;
+    let (mut quoted, mut escaped) = (false, false);
     list.split(move |byte| {
         quoted ^= *byte == b'"';
-        *byte == b',' && !quoted
+        let is_escaped = std::mem::replace(&mut escaped, *byte == b'\\');
+        *byte == b',' && !quoted && !is_escaped
     })
 }
 
@@ -201,6 +203,7 @@ mod tests {
             ("--options=a,key=hunter2", "--options=a,key=***", "hunter2"),
             ("--optoins=key=hunter2", "--optoins=key=***", "hunter2"),
             (r#"pass="a,b",c"#, "pass=***,c", r#""a,b""#),
+            (r"pass=a\,b,c", "pass=***,c", r"a\,b"),
             ("-o=pass=hunter2", "-o=pass=***", "hunter2"),
         ] {
             let mut values = Vec::new();

@@ -1,6 +1,7 @@
 //! Access to the host: its mount namespace, mount table, cgroups, disks, kernel modules and
 //! services.
 
+pub mod accounts;
 pub mod caller;
 pub mod cgroup;
 pub mod confinement;

@@ -57,6 +57,30 @@ pub fn is_clientless(fs_type: &str) -> bool {
     row(fs_type).is_ok_and(|kind| kind.clientless)
 }
 
+/// Returns type and source in the form of the table, for the other forms that the manuals of FUSE
+/// programs have: type `fuse` with the source `PROGRAM#SOURCE` (mount.fuse3(8)), and types such as
+/// `sshfs`.
+///
+/// # Errors
+/// Fails if the type is `fuse` and the source names no program.
+pub fn canonical(fs_type: String, source: String) -> Result<(String, String)> {
+    if fs_type == "fuse" || fs_type == "fuse3" {
+        return match source.split_once('#') {
+            Some((program, source)) if !program.is_empty() => {
+                Ok((format!("fuse.{program}"), source.to_owned()))
+            }
+            _ => Err(Error::usage(format!("no FUSE program is named for {source}"))
+                .hint("name it in the type, as in -t fuse.sshfs, or before the source, as in sshfs#USER@HOST:")),
+        };
+    }
+    let full = format!("fuse.{fs_type}");
+    let has_row = |name: &str| TABLE.iter().any(|kind| kind.name == name);
+    match has_row(&full) && !has_row(&fs_type) {
+        true => Ok((full, source)),
+        false => Ok((fs_type, source)),
+    }
+}
+
 /// Label of a type in metrics: the name of its row, or `other`. The table limits the number of
 /// labels, whatever types users request.
 pub fn label(fs_type: &str) -> &'static str {

@@ -26,7 +26,8 @@ use crate::liveness::health::Health;
 use crate::liveness::probe::{self, PrestartedProbe, ProbeTarget};
 use crate::liveness::waiter_lock;
 use crate::log;
-use crate::mount::direct::{self, Detached};
+use crate::mount::detached::Detached;
+use crate::mount::direct;
 use crate::mount::failover::AttemptBudget;
 use crate::mount::helper_run::{HelperOutput, HelperRun};
 use crate::mount::request::RouteChoice;
@@ -201,7 +202,7 @@ impl<'a> Attempt<'a> {
             })
             .map_err(|error| self.add_network_hint(error))?;
         let proof = self
-            .find_mount(&redirect, &program.path)
+            .find_mount(&redirect, &program.path, deadline)
             .map_err(|error| run.annotate(error, &output))?;
         if proof.entry.is_fuse() {
             let cancel = interrupts.until(deadline);
@@ -224,7 +225,7 @@ impl<'a> Attempt<'a> {
     ) -> Result<Proof> {
         let prepared = self.prepare_device(deadline, interrupts)?;
         let (kind, request) = (self.plan.kind.clone(), &self.plan.request);
-        let mut options = request.options.for_file_system();
+        let mut options = self.plan.options.clone();
         let (mut fs_type, mut source) = (request.fs_type.clone(), request.source.clone());
         if let (Some(prepared), Some(device)) = (&prepared, &kind.device) {
             options = options.without(device.options);
@@ -232,7 +233,8 @@ impl<'a> Attempt<'a> {
             fs_type.clone_from(&prepared.fs_type);
             self.record.fs_type.clone_from(&prepared.fs_type);
         }
-        let make = move || direct::make(&kind, &fs_type, &source, &options);
+        let adjustments = self.plan.adjustments.clone();
+        let make = move || direct::make(&kind, &fs_type, &source, &options)?.adjusted(&adjustments);
         // A file system may have to replay its journal, whatever the time limit of the mount.
         let limit = deadline
             .saturating_duration_since(Instant::now())
@@ -282,7 +284,12 @@ impl<'a> Attempt<'a> {
     ///
     /// The mount is on the host, if the shim redirected it, or on the placeholder, from where this
     /// function grafts it.
-    fn find_mount(&mut self, redirect: &Redirect, program: &Path) -> Result<Proof> {
+    fn find_mount(
+        &mut self,
+        redirect: &Redirect,
+        program: &Path,
+        deadline: Instant,
+    ) -> Result<Proof> {
         let until = Instant::now() + APPEAR_LIMIT;
         loop {
             // Without the ids from the shim, the mount is foreign or unfinished.
@@ -300,7 +307,12 @@ impl<'a> Attempt<'a> {
                     .hint("leave out --route preload; spc then moves the mount to the host"));
                 }
                 self.record.route = Route::Graft;
-                let detached = Detached::clone_of(redirect.placeholder())?;
+                let limit = deadline.saturating_duration_since(Instant::now());
+                let detached = Detached::clone_of(redirect.placeholder())?.adjusted_on(
+                    &self.session.host,
+                    &self.plan.adjustments,
+                    limit,
+                )?;
                 let proof = self.attach(detached)?;
                 unmount_placeholder(redirect.placeholder())?;
                 return proof.ok_or_else(|| self.nothing_mounted("the helper"));

@@ -1,75 +1,23 @@
-//! Mounts without a helper, and attaching finished mounts.
-//!
-//! A detached mount is created and configured while no path leads to it, then attached to the
-//! pinned target in one step (fsopen(2), open_tree(2), move_mount(2); Linux 5.2).
+//! Mounts without a helper, made with the new mount API (fsopen(2), open_tree(2); Linux 5.2).
 
-use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, open_tree,
 };
 
-use crate::error::{Error, Result, errno_text, show};
-use crate::host::target::{MountId, Pinned, mount_id};
+use crate::error::{Error, Result, errno_text};
 use crate::kinds::model::{MountMethod, Source};
 use crate::kinds::resolve::ResolvedKind;
+use crate::mount::detached::{Detached, PRIVATE_TARGET, in_private_namespace};
 use crate::options::Options;
+use crate::options::generic::Attributes;
 use crate::sys;
-
-/// Detached mount. The kernel removes the mount if it is dropped without being attached.
-#[derive(Debug)]
-pub struct Detached {
-    fd: OwnedFd,
-    /// Mount ids, which stay the same when the mount is attached.
-    pub mount: MountId,
-}
-
-impl AsFd for Detached {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl Detached {
-    /// Takes over a detached mount by its file descriptor.
-    ///
-    /// # Errors
-    /// The mount ids cannot be read.
-    pub(crate) fn from_fd(fd: OwnedFd) -> Result<Self> {
-        let mount = mount_id(&fd, OsStr::new(""))
-            .map_err(|e| Error::system("cannot read the id of a detached mount").because(e))?;
-        Ok(Self { fd, mount })
-    }
-
-    /// Clones the mount at a path in the calling thread's mount namespace.
-    ///
-    /// # Errors
-    /// open_tree(2) fails.
-    pub fn clone_of(path: &std::path::Path) -> Result<Self> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let fd = open_tree(CWD, path, flags).map_err(|e| {
-            Error::system(format!("cannot clone the mount at {}", path.display())).because(e)
-        })?;
-        Self::from_fd(fd)
-    }
-
-    /// Attaches the mount to a pinned target. Must run in the host's mount namespace.
-    ///
-    /// # Errors
-    /// move_mount(2) fails.
-    pub fn attach(self, target: &Pinned) -> Result<()> {
-        let flags =
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(&self.fd, "", &target.dir, "", flags).map_err(|e| {
-            Error::mount(format!("cannot attach the mount to {}", show(&target.path))).because(e)
-        })
-    }
-}
 
 /// Creates a detached mount without a helper. Must run in the host's mount namespace, where the
 /// source is looked up.
@@ -126,7 +74,7 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
             "the source of a bind mount must be an absolute path of the host".into(),
         ));
     }
-    let (attributes, rest) = attributes(options);
+    let rest = options.for_superblock();
     if let Some((key, _)) = rest
         .iter()
         .find(|(key, _)| *key != "bind" && *key != "rbind")
@@ -134,9 +82,11 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
         return Err(Error::usage(format!("bad option for a bind mount: {key}")));
     }
     let fd = open_tree(CWD, source, flags).map_err(|e| fail(errno_text(e)))?;
-    if !attributes.is_empty() {
+    let Attributes { set, clear } = options.attributes();
+    if clear != 0 {
         let change = sys::MountAttributes {
-            set: u64::from(attributes.bits()),
+            set,
+            clear,
             recursive,
             ..sys::MountAttributes::default()
         };
@@ -145,9 +95,20 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
     Detached::from_fd(fd)
 }
 
-/// Mounts a file system with the new mount API (fsopen(2), fsmount(2)).
+/// Longest string that fsconfig(2) accepts.
+const LONGEST_STRING: usize = 255;
+
+/// Longest list of options that mount(2) accepts: a page, with the NUL byte.
+const LONGEST_DATA: usize = 4095;
+
+/// Mounts a file system.
 fn mount_file_system(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
     let fail = || Error::mount(format!("cannot mount {source} as {fs_type}"));
+    let is_long =
+        |(_, value): &(&str, Option<&str>)| value.is_some_and(|value| value.len() > LONGEST_STRING);
+    if options.for_superblock().iter().any(is_long) {
+        return mount_with_long_options(fs_type, source, options);
+    }
     let fs = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| match e {
         Errno::NODEV => fail().because(format!("the host's kernel has no file system {fs_type}")),
         e => fail().because(e),
@@ -159,58 +120,84 @@ fn mount_file_system(fs_type: &str, source: &str, options: &Options) -> Result<D
             .hint("check the source and the options; see the host's kernel log: dmesg")
     };
     fsconfig_set_string(&fs, "source", source).map_err(refused)?;
-    let (attributes, rest) = attributes(options);
     if options.read_only() {
         fsconfig_set_flag(&fs, "ro").map_err(refused)?;
     }
-    for (key, value) in rest {
+    for (key, value) in options.for_superblock() {
         match value {
-            // Longest string that fsconfig(2) accepts.
-            Some(value) if value.len() > 255 => {
-                return Err(Error::usage(format!(
-                    "bad option {key}: longer than 255 bytes"
-                )));
-            }
             Some(value) => fsconfig_set_string(&fs, key, value).map_err(refused)?,
             None => fsconfig_set_flag(&fs, key).map_err(refused)?,
         }
     }
     fsconfig_create(&fs).map_err(refused)?;
+    let attributes = mount_attributes(options);
     let fd = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused)?;
     Detached::from_fd(fd)
 }
 
-/// Splits mount options into the attributes of the mount and the options of the file system.
-pub(crate) fn attributes(options: &Options) -> (MountAttrFlags, Vec<(&str, Option<&str>)>) {
-    let mut flags = MountAttrFlags::empty();
-    let mut rest = Vec::new();
-    for (key, value) in options.iter() {
-        let flag = match key {
-            "nosuid" => MountAttrFlags::MOUNT_ATTR_NOSUID,
-            "nodev" => MountAttrFlags::MOUNT_ATTR_NODEV,
-            "noexec" => MountAttrFlags::MOUNT_ATTR_NOEXEC,
-            "noatime" => MountAttrFlags::MOUNT_ATTR_NOATIME,
-            "nodiratime" => MountAttrFlags::MOUNT_ATTR_NODIRATIME,
-            "strictatime" => MountAttrFlags::MOUNT_ATTR_STRICTATIME,
-            "nosymfollow" => MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW,
-            "ro" => MountAttrFlags::MOUNT_ATTR_RDONLY,
-            // Defaults of the kernel.
-            "suid" | "dev" | "exec" | "atime" | "diratime" | "relatime" | "async" => {
-                MountAttrFlags::empty()
-            }
-            _ => {
-                rest.push((key, value));
-                continue;
-            }
-        };
-        flags |= flag;
+/// Mounts a file system with mount(2), which takes longer options than fsconfig(2), in a private
+/// namespace, and clones the mount.
+fn mount_with_long_options(fs_type: &str, source: &str, options: &Options) -> Result<Detached> {
+    let fail = || Error::mount(format!("cannot mount {source} as {fs_type}"));
+    let mut data: Vec<String> = Vec::new();
+    let mut flags = MountFlags::empty();
+    for (key, value) in options.for_superblock() {
+        match (key, value) {
+            ("sync", None) => flags |= MountFlags::SYNCHRONOUS,
+            ("dirsync", None) => flags |= MountFlags::DIRSYNC,
+            ("lazytime", None) => flags |= MountFlags::LAZYTIME,
+            ("async" | "nolazytime" | "mand" | "nomand", None) => {}
+            (key, Some(value)) => data.push(format!("{key}={value}")),
+            (key, None) => data.push(key.to_owned()),
+        }
     }
-    (flags, rest)
+    if options.read_only() {
+        flags |= MountFlags::RDONLY;
+    }
+    let data = data.join(",");
+    if data.len() > LONGEST_DATA {
+        return Err(fail()
+            .because(format!("its options are longer than {LONGEST_DATA} bytes"))
+            .hint("use shorter paths, such as those of links or bind mounts"));
+    }
+    let data = std::ffi::CString::new(data).map_err(|e| fail().because(e.to_string()))?;
+    let in_private = || -> std::result::Result<OwnedFd, Errno> {
+        mount(
+            source,
+            PRIVATE_TARGET,
+            fs_type,
+            flags,
+            Some(data.as_c_str()),
+        )?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(CWD, Path::new(PRIVATE_TARGET), flags)
+    };
+    let mounted = in_private_namespace(in_private).and_then(|mounted| mounted);
+    let fd = mounted.map_err(|e| {
+        fail()
+            .because(e)
+            .hint("check the source and the options; see the host's kernel log: dmesg")
+    })?;
+    let Attributes { set, clear } = options.attributes();
+    let change = sys::MountAttributes {
+        set,
+        // mount(2) has made a read-only file system a read-only mount.
+        clear: clear | libc::MOUNT_ATTR_RDONLY,
+        ..sys::MountAttributes::default()
+    };
+    sys::mount_setattr(&fd, change).map_err(|e| fail().because(e))?;
+    Detached::from_fd(fd)
+}
+
+/// Returns the attributes of a new mount.
+fn mount_attributes(options: &Options) -> MountAttrFlags {
+    let set = options.attributes().set;
+    MountAttrFlags::from_bits_retain(set as u32)
 }
 
 /// Reads the kernel's messages about a file system context. Each read(2) returns a message as
 /// `e TEXT` (fsopen(2)).
-fn kernel_log(fs: &OwnedFd) -> Vec<String> {
+pub(super) fn kernel_log(fs: &OwnedFd) -> Vec<String> {
     let mut lines = Vec::new();
     let mut buffer = [0_u8; 1024];
     while let Ok(length) = rustix::io::read(fs, &mut buffer) {

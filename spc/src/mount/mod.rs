@@ -2,12 +2,14 @@
 
 mod attempt;
 pub mod deadline;
+pub mod detached;
 pub mod direct;
 pub mod failover;
 pub mod helper_run;
 pub mod pipeline;
 pub mod plan;
 pub mod proof;
+pub mod remount;
 pub mod request;
 pub mod server_file;
 

@@ -9,15 +9,18 @@ use crate::helper::program::{Linkage, Program, find};
 use crate::host::redirect::Redirect;
 use crate::host::runs_in::{self, RunsIn};
 use crate::host::target::{Rules, Walk, host_path, walk};
-use crate::host::{Host, caller, confinement, modules};
+use crate::host::{Host, accounts, caller, confinement, modules};
 use crate::kinds::model::{KindInput, MountMethod, SecretDelivery, SecretParam};
 use crate::kinds::resolve::ResolvedKind;
 use crate::kinds::servers::ServerSet;
 use crate::kinds::{self, server_set};
 use crate::liveness::path;
+use crate::mount::detached::Adjustments;
+use crate::mount::remount::REMOUNT;
 use crate::mount::request::RouteChoice;
 use crate::mount::{Request, server_file};
 use crate::options::Options;
+use crate::options::generic::SELINUX;
 use crate::state::Route;
 
 /// Planned mount.
@@ -35,8 +38,11 @@ pub struct Plan {
     pub server_set: Option<ServerSet>,
     /// Files that options name, for a helper that does not see the caller's files.
     pub option_files: OptionFiles,
-    /// Options, with the paths of the copies of these files.
-    options: Options,
+    /// Options, with the paths of the copies of these files, the numbers of users and groups, and
+    /// without labels where the host has none.
+    pub(super) options: Options,
+    /// Changes to the mount before it is attached.
+    pub adjustments: Adjustments,
     /// File system type, resolved by the table of kinds.
     pub kind: ResolvedKind,
     /// Helper program, where the kind has one.
@@ -77,25 +83,32 @@ impl Plan {
     }
 
     fn build(request: Request, host: &Host, earlier_copies: Option<&Path>) -> Result<Self> {
+        if request.options.has(REMOUNT) {
+            return Err(Error::usage(
+                "bad option remount: this is a request for a new mount",
+            ));
+        }
         let fingerprint = request.fingerprint();
         let request = server_file::expand(request, host)?;
         let cwd = caller::cwd()?;
         let hosts = host.settings().hosts();
         let requested_target = host_path(&request.target, &cwd, &hosts);
         let id = new_id()?;
-        let (options, option_files) = match runs_in::current() {
+        let (mut options, option_files) = match runs_in::current() {
             RunsIn::ClientRoot(_) => {
                 let copies = Redirect::with_id(&host.settings().redirects(), &id).files();
                 OptionFiles::collect(&request.options, host, copies, earlier_copies)?
             }
             RunsIn::Container | RunsIn::Host => (request.options.clone(), OptionFiles::default()),
         };
+        translate(&mut options, host)?;
+        let adjustments = Adjustments::from_options(&request.options, host)?;
         let server_set = server_set(&request.fs_type, &request.source, &request.options);
         let source = provisional_source(&request, server_set.as_ref());
         let kind = resolve(&request, &source, &options, &requested_target, host)?;
         check_mkfs(&request, &kind)?;
         let program = find_helper(&request, &kind)?;
-        let route = choose_route(&request, &kind, program.as_ref());
+        let route = choose_route(&request, &kind, program.as_ref(), &adjustments)?;
         let rules = Rules {
             mkdir: request.mkdir()?,
             system: request.over_system_directory,
@@ -115,6 +128,7 @@ impl Plan {
             server_set,
             option_files,
             options,
+            adjustments,
             kind,
             program,
             route,
@@ -259,16 +273,52 @@ fn find_helper(request: &Request, kind: &ResolvedKind) -> Result<Option<Program>
     Ok(Some(program))
 }
 
-/// Returns the route of a mount: as requested, else preload where the shim works in the helper.
-fn choose_route(request: &Request, kind: &ResolvedKind, program: Option<&Program>) -> Route {
+/// Translates options as mount(8) does: names of users and groups become numbers, and SELinux
+/// labels are left out where the host has no SELinux.
+fn translate(options: &mut Options, host: &Host) -> Result<()> {
+    for (key, id) in [
+        ("uid", accounts::uid as fn(&Host, &str) -> Result<u32>),
+        ("gid", accounts::gid),
+    ] {
+        if let Some(name) = options.value(key).map(str::to_owned) {
+            options.replace(key, &id(host, &name)?.to_string());
+        }
+    }
+    let has_label = options.iter().any(|(key, _)| SELINUX.contains(&key));
+    if has_label {
+        let selinux = || Path::new("/sys/fs/selinux/enforce").exists();
+        if !host.run("looking for SELinux", selinux)? {
+            *options = options.without(&SELINUX);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the route of a mount: as requested, else preload where the shim works in the helper, and
+/// where the mount needs no change before it is attached.
+///
+/// # Errors
+/// A change is impossible by the requested route.
+fn choose_route(
+    request: &Request,
+    kind: &ResolvedKind,
+    program: Option<&Program>,
+    adjustments: &Adjustments,
+) -> Result<Route> {
     let (MountMethod::Helper(helper), Some(program)) = (&kind.method, program) else {
-        return Route::Direct;
+        return Ok(Route::Direct);
     };
     let is_dynamic = matches!(program.linkage, Linkage::Dynamic(_));
     match request.route {
-        RouteChoice::Preload => Route::Preload,
-        RouteChoice::Auto if is_dynamic && !helper.drops_capabilities => Route::Preload,
-        RouteChoice::Auto | RouteChoice::Graft => Route::Graft,
+        RouteChoice::Preload if !adjustments.is_empty() => Err(Error::usage(
+            "bad --route preload: the helper's mount cannot be changed as X-mount.… asks",
+        )
+        .hint("leave out --route preload")),
+        RouteChoice::Preload => Ok(Route::Preload),
+        RouteChoice::Auto if is_dynamic && !helper.drops_capabilities && adjustments.is_empty() => {
+            Ok(Route::Preload)
+        }
+        RouteChoice::Auto | RouteChoice::Graft => Ok(Route::Graft),
     }
 }
 

@@ -80,6 +80,7 @@ impl Request {
     /// # Errors
     /// Type, source, target or an option is missing or invalid.
     pub fn validated(mut self) -> Result<Self> {
+        self.options.check_own()?;
         if self.options.has("bind") || self.options.has("rbind") {
             self.fs_type = "bind".into();
         }
@@ -95,6 +96,7 @@ impl Request {
                     .hint("name the file system to make: -t ext4 or -t xfs"));
             }
         }
+        (self.fs_type, self.source) = kinds::canonical(self.fs_type, self.source)?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
         if !self.fs_type.chars().all(plain) || self.fs_type.starts_with(['.', '-']) {
             return Err(Error::usage(format!(
@@ -121,12 +123,15 @@ impl Request {
             return Err(Error::usage("the target is empty"));
         }
         if let Some(operation) = [
-            "remount",
             "move",
             "shared",
+            "rshared",
             "private",
+            "rprivate",
             "slave",
+            "rslave",
             "unbindable",
+            "runbindable",
         ]
         .iter()
         .find(|o| self.options.has(o))
@@ -219,8 +224,9 @@ mod tests {
             ("-x", "a", ""),
             ("tmpfs", "", ""),
             ("tmpfs", "-o", ""),
-            ("tmpfs", "a", "remount"),
+            ("tmpfs", "a", "move"),
             ("tmpfs", "a", "x-mount.mkdir=9"),
+            ("tmpfs", "a", "x-spc.repiar=containers"),
         ] {
             assert!(
                 request(fs_type, source, options).validated().is_err(),
@@ -278,6 +284,22 @@ mod tests {
                 .validated()
                 .is_err()
         );
+    }
+
+    #[test]
+    fn spellings_of_fuse_programs_are_one_type() {
+        for (fs_type, source, expected) in [
+            ("fuse", "s3fs#bucket:/dir", ("fuse.s3fs", "bucket:/dir")),
+            ("fuse.s3fs", "bucket", ("fuse.s3fs", "bucket")),
+            ("s3fs", "bucket", ("fuse.s3fs", "bucket")),
+            ("sshfs", "me@h:", ("fuse.sshfs", "me@h:")),
+            ("ceph-fuse", "a:/", ("ceph-fuse", "a:/")),
+            ("bindfs", "/a", ("bindfs", "/a")),
+        ] {
+            let request = request(fs_type, source, "").validated().unwrap();
+            assert_eq!((&*request.fs_type, &*request.source), expected);
+        }
+        assert!(request("fuse", "bucket", "").validated().is_err());
     }
 
     #[test]

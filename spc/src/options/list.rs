@@ -3,24 +3,20 @@
 use std::fmt;
 
 use crate::error::{Error, Result};
+use crate::options::generic::{self, Attributes, Effect};
 use crate::options::secrets::{Secrets, is_secret};
-
-/// Options for mount(8) and systemd that are not passed to a file system (fstab(5), mount(8)).
-const FSTAB_ONLY: [&str; 12] = [
-    "auto", "noauto", "defaults", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
-    "comment", "rw",
-];
 
 /// List of options in the order given. Contains no secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options(Vec<String>);
 
 impl Options {
-    /// Parses comma-separated lists without secrets. A comma inside double quotes belongs to the
-    /// value.
+    /// Parses comma-separated lists without secrets. A comma inside double quotes or after a
+    /// backslash belongs to the value; the backslash stays.
     ///
     /// # Errors
-    /// Fails if a quote is not closed, if an option is a secret, or if it holds a NUL byte.
+    /// Fails if a quote is not closed, if an option is a secret, holds a NUL byte or ends with a
+    /// backslash.
     pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let (options, secrets) = Self::parse_with_secrets(lists)?;
         match secrets.keys().next() {
@@ -32,8 +28,8 @@ impl Options {
     /// Parses comma-separated lists, and returns the options and the secrets separately.
     ///
     /// # Errors
-    /// Fails if a quote is not closed, if an option holds a NUL byte, or if a secret is given
-    /// twice.
+    /// Fails if a quote is not closed, if an option holds a NUL byte or ends with a backslash, or if
+    /// a secret is given twice.
     pub fn parse_with_secrets<'a>(
         lists: impl IntoIterator<Item = &'a str>,
     ) -> Result<(Self, Secrets)> {
@@ -48,13 +44,15 @@ impl Options {
         for list in lists {
             let mut quoted = false;
             let mut option = String::new();
+            let mut escaped = false;
             for c in list.chars() {
+                let is_escaped = std::mem::replace(&mut escaped, c == '\\');
                 match c {
                     '"' => {
                         quoted = !quoted;
                         option.push(c);
                     }
-                    ',' if !quoted => add(std::mem::take(&mut option))?,
+                    ',' if !quoted && !is_escaped => add(std::mem::take(&mut option))?,
                     _ => option.push(c),
                 }
             }
@@ -70,7 +68,8 @@ impl Options {
     /// Adds one option; an empty one is dropped.
     ///
     /// # Errors
-    /// Fails if the option is a secret, which would be visible in argv, or if it holds a NUL byte.
+    /// Fails if the option is a secret, which would be visible in argv, if it holds a NUL byte or ends
+    /// with a backslash.
     pub fn push(&mut self, option: String) -> Result<()> {
         let (key, value) = split(&option);
         if value.is_some() && is_secret(key) {
@@ -79,6 +78,12 @@ impl Options {
         if option.contains('\0') {
             return Err(Error::usage(format!(
                 "bad option {key}: it holds a NUL byte"
+            )));
+        }
+        // In a list it would take the comma after it for its own.
+        if option.ends_with('\\') {
+            return Err(Error::usage(format!(
+                "bad option {key}: it ends with a backslash"
             )));
         }
         if !option.is_empty() {
@@ -122,31 +127,68 @@ impl Options {
         })
     }
 
-    /// Returns whether the mount is read-only: the last one of `ro` and `rw` counts.
-    pub fn read_only(&self) -> bool {
-        self.0
-            .iter()
-            .rev()
-            .find(|o| *o == "ro" || *o == "rw")
-            .is_some_and(|o| o == "ro")
+    /// Checks the options of spc (`x-spc.…`) and of mount(8) (`X-mount.…`).
+    ///
+    /// # Errors
+    /// Fails for an unknown option, and for one with a value that it does not take or without one
+    /// that it needs.
+    pub fn check_own(&self) -> Result<()> {
+        self.iter()
+            .try_for_each(|(key, value)| generic::check(key, value))
     }
 
-    /// Returns the options for a helper or the kernel: without `x-*`, `X-*` and those for fstab
-    /// only, with `ro` first if the mount is read-only.
+    /// Returns the attributes of the mount that the options ask for.
+    pub fn attributes(&self) -> Attributes {
+        let mut attributes = Attributes::default();
+        for (key, value) in self.iter() {
+            attributes.apply(key, value);
+        }
+        attributes
+    }
+
+    /// Returns whether the file system is read-only: the last one of `ro` and `rw` counts.
+    pub fn read_only(&self) -> bool {
+        let layers = self.iter().rev().filter(|(_, value)| *value != Some("vfs"));
+        let mut effects = layers.filter_map(|(key, value)| generic::effect(key, value));
+        effects.find_map(|effect| match effect {
+            Effect::ReadOnly(read_only) => Some(read_only),
+            _ => None,
+        }) == Some(true)
+    }
+
+    /// Returns the options for a helper or the kernel: without those that only mount(8), systemd or
+    /// spc read, with `ro` first if the mount is read-only.
     #[must_use]
     pub fn for_file_system(&self) -> Self {
-        let keep = |option: &&String| {
-            let (key, _) = split(option);
-            !FSTAB_ONLY.contains(&key)
-                && !key.starts_with("x-")
-                && !key.starts_with("X-")
-                && key != "ro"
-        };
-        let mut kept: Vec<String> = self.0.iter().filter(keep).cloned().collect();
-        if self.read_only() {
+        let mut kept: Vec<String> = Vec::new();
+        let mut read_only = false;
+        for option in &self.0 {
+            let (key, value) = split(option);
+            match generic::effect(key, value.map(unquoted)) {
+                Some(Effect::ReadOnly(ro)) => read_only = ro,
+                Some(Effect::Attributes { .. }) => kept.push(key.into()),
+                Some(Effect::TakesBack(earlier)) => kept.retain(|option| option != earlier),
+                Some(Effect::Implies(implied)) => {
+                    kept.extend(implied.iter().map(|&option| option.to_owned()));
+                }
+                Some(Effect::Comment) => {}
+                Some(Effect::Superblock) | None => kept.push(option.clone()),
+            }
+        }
+        if read_only {
             kept.insert(0, "ro".into());
         }
         Self(kept)
+    }
+
+    /// Returns the options that the kernel takes for the file system itself, without those for the
+    /// mount. A value has no quotes around it.
+    pub fn for_superblock(&self) -> Vec<(&str, Option<&str>)> {
+        let mine = |&(key, value): &(&str, Option<&str>)| {
+            // mount(8) keeps `user=NAME` to itself.
+            key != "user" && matches!(generic::effect(key, value), None | Some(Effect::Superblock))
+        };
+        self.iter().filter(mine).collect()
     }
 
     /// Returns the options whose keys are not in `keys`.
@@ -156,10 +198,12 @@ impl Options {
         Self(kept.cloned().collect())
     }
 
-    /// Returns the options for the file system in sorted order, to compare two requests.
+    /// Returns the options that make a mount what it is in sorted order, to compare two requests.
     #[must_use]
     pub fn sorted(&self) -> Self {
         let mut sorted = self.for_file_system().0;
+        let distinguishing = self.0.iter().filter(|o| generic::distinguishes(split(o).0));
+        sorted.extend(distinguishing.cloned());
         sorted.sort();
         Self(sorted)
     }
@@ -211,6 +255,10 @@ mod tests {
         assert_eq!(options.value("context"), Some("a:b,c"));
         assert_eq!(options.to_string(), r#"ro,context="a:b,c",size=1m"#);
         assert!(Options::parse([r#"a="b"#]).is_err());
+        let escaped = parse(r"lowerdir=/a/co\,mma:/b,ro");
+        assert_eq!(escaped.value("lowerdir"), Some(r"/a/co\,mma:/b"));
+        assert!(escaped.read_only());
+        assert!(Options::parse([r"a=b\", "ro"]).is_err());
     }
 
     #[test]
@@ -224,7 +272,28 @@ mod tests {
     }
 
     #[test]
+    fn a_helper_gets_what_an_option_implies_and_no_comment() {
+        for (list, helper) in [
+            ("user", "noexec,nosuid,nodev"),
+            ("user,exec", "noexec,nosuid,nodev,exec"),
+            ("user=alice,users", "user=alice,noexec,nosuid,nodev"),
+            ("nousers,noowner,silent,loud,iversion,nofail", ""),
+            ("nosymfollow,symfollow,strictatime,nostrictatime", ""),
+            ("ro=vfs,nosuid=recursive,sync", "ro,nosuid,sync"),
+            ("comment=a,helper=b,auto=c", "auto=c"),
+        ] {
+            assert_eq!(parse(list).for_file_system().to_string(), helper, "{list}");
+        }
+        let kernel = parse("user=alice,noatime,ro,size=\"1m\",sync");
+        assert_eq!(
+            kernel.for_superblock(),
+            [("size", Some("1m")), ("sync", None)]
+        );
+    }
+
+    #[test]
     fn the_last_of_ro_and_rw_counts() {
+        assert!(!parse("ro=vfs").read_only() && parse("rw,ro=fs").read_only());
         assert!(parse("rw,ro").read_only());
         assert!(!parse("ro,rw").read_only());
         assert_eq!(parse("ro,a,rw").for_file_system().to_string(), "a");
@@ -235,6 +304,8 @@ mod tests {
     fn requests_with_options_in_another_order_are_equal() {
         assert_eq!(parse("b,a,rw").sorted(), parse("a,b").sorted());
         assert_ne!(parse("a").sorted(), parse("a,ro").sorted());
+        assert_ne!(parse("a").sorted(), parse("a,X-mount.subdir=b").sorted());
+        assert_eq!(parse("a").sorted(), parse("a,X-mount.mkdir").sorted());
     }
 
     #[test]

@@ -13,15 +13,12 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
-use rustix::mount::{
-    MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree,
-};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::error::{Cause, Error, Result, show};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::namespace;
 use crate::host::target::mount_id;
-use crate::mount::direct::attributes;
 use crate::options::Options;
 use crate::repair::replace::{BENEATH, DeadMount, detach_at};
 use crate::state::{Record, Session};
@@ -126,15 +123,15 @@ fn replace_one(
     let new = new.map_err(|e| fail(e.into()))?;
     let options = Options::parse([entry.attributes.as_str()])?;
     // The flags of the bind mount, except those for access times, which the daemon handles.
-    let kept = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC
-        | MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW;
-    let set = attributes(&options).0 & kept;
+    let kept = libc::MOUNT_ATTR_RDONLY
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOEXEC
+        | libc::MOUNT_ATTR_NOSYMFOLLOW;
+    let set = options.attributes().set & kept;
     let mount_attributes = MountAttributes {
-        set: set.bits().into(),
-        clear: (kept - set).bits().into(),
+        set,
+        clear: kept & !set,
         propagation: None,
         recursive: false,
     };

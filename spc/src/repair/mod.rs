@@ -24,7 +24,7 @@ use crate::kinds::model::MountMethod;
 use crate::liveness::health::Health;
 use crate::liveness::probe;
 use crate::mount::deadline::Deadline;
-use crate::mount::direct::Detached;
+use crate::mount::detached::Detached;
 use crate::mount::helper_run::HelperRun;
 use crate::mount::request::RouteChoice;
 use crate::mount::{Plan, Request, failover};
@@ -274,7 +274,12 @@ impl<'a> Attempt<'a> {
         if !responds || run.gave_up(&output) || !is_mount(redirect.placeholder()) {
             return Err(failed("the new mount does not respond"));
         }
-        Detached::clone_of(redirect.placeholder())
+        let limit = deadline.saturating_duration_since(Instant::now());
+        Detached::clone_of(redirect.placeholder())?.adjusted_on(
+            &self.session.host,
+            &self.plan.adjustments,
+            limit,
+        )
     }
 }
 

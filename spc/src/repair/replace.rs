@@ -16,7 +16,7 @@ use crate::error::{Error, Result, show};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::redirect::Redirect;
 use crate::host::target::{MountId, Pinned};
-use crate::mount::direct::Detached;
+use crate::mount::detached::Detached;
 use crate::recovery::repairs::leave_peer;
 use crate::state::Session;
 

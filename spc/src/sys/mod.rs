@@ -50,15 +50,33 @@ pub fn mount_setattr(mount: impl AsFd, changes: MountAttributes) -> io::Result<(
     if changes.recursive {
         flags |= libc::AT_RECURSIVE;
     }
+    set_attributes(mount.as_fd(), &attr, flags)
+}
+
+/// Gives a detached mount the id mapping of a user namespace (mount_setattr(2), Linux 5.12).
+///
+/// # Errors
+/// Returns the errno of the call.
+pub fn map_ids(mount: impl AsFd, namespace: impl AsFd) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(namespace.as_fd().as_raw_fd().cast_unsigned()),
+    };
+    set_attributes(mount.as_fd(), &attr, libc::AT_EMPTY_PATH)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, attr: &libc::mount_attr, flags: i32) -> io::Result<()> {
     // SAFETY: the path is a NUL-terminated constant, and `attr` lives, with its size, until the
     // call returns.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
+            mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
         )
     };
@@ -67,6 +85,43 @@ pub fn mount_setattr(mount: impl AsFd, changes: MountAttributes) -> io::Result<(
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Makes a user namespace with these mappings, in the form of `uid_map` and `gid_map`
+/// (user_namespaces(7)).
+///
+/// # Errors
+/// Returns the errno of the first call that fails.
+pub fn user_namespace(uids: &str, gids: &str) -> io::Result<OwnedFd> {
+    let (wait, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (wait_fd, end_fd) = (wait.as_raw_fd(), end.as_raw_fd());
+    let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM and without a stack the call is fork(2). The child makes only
+    // async-signal-safe calls, on its copies of two descriptors and a byte of its own stack.
+    let child = unsafe {
+        let child = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0);
+        if child == 0 {
+            let mut byte = 0_u8;
+            libc::close(end_fd);
+            libc::read(wait_fd, (&raw mut byte).cast(), 1);
+            libc::_exit(0);
+        }
+        child
+    };
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mapped = || {
+        std::fs::write(format!("/proc/{child}/uid_map"), uids)?;
+        std::fs::write(format!("/proc/{child}/gid_map"), gids)?;
+        std::fs::File::open(format!("/proc/{child}/ns/user"))
+    };
+    let namespace = mapped();
+    // The child exits when the pipe has no writer.
+    drop(end);
+    // SAFETY: the call writes no status and waits for a child of this process.
+    unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
+    namespace.map(OwnedFd::from)
 }
 
 /// `struct pidfd_info` of `<linux/pidfd.h>`, first version.

@@ -1,6 +1,7 @@
 //! `spc mount`: targets, options, refusals, and many commands at once.
 
 mod concurrency;
+mod contract;
 mod hostile_users;
 mod load;
 pub mod nfs3_services;
