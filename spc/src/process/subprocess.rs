@@ -89,7 +89,7 @@ impl Subprocess {
             .stderr(Stdio::null());
         // A tied subprocess works under a lock of this process, which ends with this process.
         let command = match tied {
-            true => sys::tie_to_parent(&mut command),
+            true => sys::tie_in_group(&mut command),
             false => sys::detach(&mut command),
         };
         let mut child = command.spawn().map_err(fail)?;

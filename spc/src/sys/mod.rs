@@ -244,14 +244,29 @@ pub fn take_inherited_fd(number: RawFd) -> io::Result<std::os::fd::OwnedFd> {
 /// Starts the child in a session of its own, with no signal blocked. The kernel kills it when the
 /// thread that started it exits (PR_SET_PDEATHSIG, prctl(2)).
 pub fn tie_to_parent(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec the closure makes only async-signal-safe system calls and
+    // allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            // The child inherits the signal mask, and this process blocks termination signals.
+            Ok(nix::sys::signal::SigSet::empty().thread_set_mask()?)
+        });
+    }
+    tie_in_group(command)
+}
+
+/// Starts the child in the process group of this process, with the same signals blocked. The kernel
+/// kills it when the thread that started it exits.
+///
+/// While an automount expires, it lets only the process group of systemd pass, to which umount(8)
+/// and `umount.TYPE` of a mount unit belong (systemd.automount(5)).
+pub fn tie_in_group(command: &mut Command) -> &mut Command {
     let parent = rustix::process::getpid();
     // SAFETY: between fork and exec the closure makes only async-signal-safe system calls and
     // allocates nothing.
     unsafe {
         command.pre_exec(move || {
-            rustix::process::setsid()?;
-            // The child inherits the signal mask, and this process blocks termination signals.
-            nix::sys::signal::SigSet::empty().thread_set_mask()?;
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
             // The parent may have died before the signal was set.
             if rustix::process::getppid() != Some(parent) {

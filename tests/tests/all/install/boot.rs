@@ -66,6 +66,18 @@ fn fstab_and_units_mount_at_boot() {
                 mounted(vm, target)?
             );
             vm.run(&["touch", &format!("{target}/by-hand")])?.ok()?;
+            let touch = format!("touch {target}/by-hand");
+            vm.run(&["mount", "-o", "remount,ro", target])?.ok()?;
+            let refused = vm.sh(&touch)?;
+            ensure!(refused.error_text().contains("Read-only"), "{refused}");
+            vm.run(&["mount", "-o", "remount,rw,nosuid", target])?
+                .ok()?;
+            vm.sh(&touch)?.ok()?;
+            let mounts = vm.mountinfo()?;
+            let on = mounts
+                .iter()
+                .find(|mount| mount.target.as_os_str() == target);
+            ensure!(on.is_some_and(|on| on.options.contains("nosuid")), "{on:?}");
             vm.run(&["umount", target])?.ok()?;
             ensure!(mounted(vm, target)?.is_empty());
         }
@@ -152,6 +164,8 @@ fn fstab_and_units_mount_at_boot() {
         vm.run(&["systemctl", "start", "mnt-g.mount"])?.ok()?;
         ensure!(mounted(vm, "/mnt/g")? == ["fuse.glusterfs"]);
 
+        expires(&spc, &volume, &export).context("automounts")?;
+
         // Nothing is left.
         vm.sh("systemctl disable --now mnt-a.automount mnt-g.mount && systemctl stop mnt-a.mount; umount /mnt/n")?
             .ok()?;
@@ -162,6 +176,40 @@ fn fstab_and_units_mount_at_boot() {
         vm.sh("rmdir /mnt/*")?.ok()?;
         same(&before, &listing(vm)?)
     });
+}
+
+/// Mounts by automount units with an idle timeout, without and with the container, and waits until
+/// systemd has unmounted them.
+fn expires(spc: &VmSpc<'_>, volume: &str, export: &str) -> Result<()> {
+    let vm = &spc.host;
+    let fstab = vm.read("/etc/fstab")?;
+    let options = "noauto,_netdev,x-systemd.automount,x-systemd.idle-timeout=2";
+    let lines =
+        format!("{volume} /mnt/xg glusterfs {options} 0 0\n{export} /mnt/xn nfs {options} 0 0\n");
+    vm.write("/etc/fstab", lines.as_bytes())?;
+    let units = "mnt-xg.automount mnt-xn.automount";
+    vm.sh(&format!(
+        "systemctl daemon-reload && systemctl start {units}"
+    ))?
+    .ok()?;
+    for with_container in [false, true] {
+        if with_container {
+            vm.start_container()?;
+        }
+        for (target, shown) in [("/mnt/xg", "fuse.glusterfs"), ("/mnt/xn", "nfs4")] {
+            vm.run(&["ls", target])?.ok()?;
+            ensure!(mounted(vm, target)? == ["autofs", shown]);
+            until("the automount has expired", || {
+                Ok(mounted(vm, target)? == ["autofs"])
+            })
+            .with_context(|| format!("{target}, container: {with_container}"))?;
+        }
+    }
+    spc.remove()?;
+    vm.sh(&format!("systemctl stop {units}"))?.ok()?;
+    vm.write("/etc/fstab", &fstab)?;
+    vm.sh("systemctl daemon-reload")?.ok()?;
+    Ok(())
 }
 
 #[test]
