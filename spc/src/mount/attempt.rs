@@ -30,6 +30,7 @@ use crate::mount::detached::Detached;
 use crate::mount::direct;
 use crate::mount::failover::AttemptBudget;
 use crate::mount::helper_run::{HelperOutput, HelperRun};
+use crate::mount::helper_view::with_own_mount;
 use crate::mount::request::RouteChoice;
 use crate::mount::{Plan, Proof, proof};
 use crate::process::cancel::CancelToken;
@@ -196,11 +197,17 @@ impl<'a> Attempt<'a> {
         let run = HelperRun::new(self.plan, helper, program, &redirect, &secret_fds, record);
         // The process that probes a FUSE mount starts while the helper runs, which saves time.
         let (is_fuse, mut prestarted) = (self.plan.kind.is_fuse(), None);
-        let output = run
-            .run(deadline, interrupts, || {
+        let mut run_helper = || {
+            run.run(deadline, interrupts, || {
                 prestarted = is_fuse.then(|| probe::prestart(deadline).ok()).flatten();
             })
-            .map_err(|error| self.add_network_hint(error))?;
+        };
+        let (host, target) = (&self.session.host, &self.pinned.path);
+        let output = match mode {
+            Mode::ToHost => with_own_mount(host, &redirect, target, run_helper),
+            Mode::Local => run_helper(),
+        };
+        let output = output.map_err(|error| self.add_network_hint(error))?;
         let proof = self
             .find_mount(&redirect, &program.path, deadline)
             .map_err(|error| run.annotate(error, &output))?;

@@ -72,6 +72,17 @@ impl Detached {
         })
     }
 
+    /// Attaches the mount to a directory in the calling thread's mount namespace.
+    ///
+    /// # Errors
+    /// move_mount(2) fails.
+    pub fn attach_at(self, directory: &Path) -> Result<()> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&self.fd, "", CWD, directory, flags).map_err(|e| {
+            Error::system(format!("cannot attach a mount to {}", directory.display())).because(e)
+        })
+    }
+
     /// Returns the mount of a directory of this mount. Must run in the host's mount namespace.
     fn subdirectory(self, directory: &str) -> Result<Self> {
         let in_private = || -> std::result::Result<OwnedFd, Errno> {

@@ -6,6 +6,7 @@ pub mod detached;
 pub mod direct;
 pub mod failover;
 pub mod helper_run;
+mod helper_view;
 pub mod pipeline;
 pub mod plan;
 pub mod proof;

@@ -87,3 +87,22 @@ fn the_user_may_insist_on_a_route() {
         Ok(())
     });
 }
+
+#[test]
+fn a_helper_that_waits_for_its_own_mount_sees_it() {
+    with_container(|spc| {
+        let helper = r#"#!/bin/sh
+            bindfs "$1" "$2" -o subtype=waits || exit 1
+            until grep -q " $2 .* fuse.waits " /proc/self/mountinfo; do sleep 0.1; done"#;
+        spc.put("/usr/local/sbin/mount.waits", helper.as_bytes())?;
+        spc.host
+            .sh("mkdir -p /srv/w && echo x >/srv/w/file")?
+            .ok()?;
+        let mount = ["-t", "waits", "--timeout", "30", "/host/srv/w"];
+        spc.life(&mount, "/mnt/w", ["fuse.waits", "/host/srv/w"], |record| {
+            ensure!(record["route"] == "preload", "{record}");
+            ensure!(spc.host.read("/mnt/w/file")? == b"x\n");
+            Ok(())
+        })
+    });
+}
