@@ -20,6 +20,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
 use crate::error::{Cause, Error, Result};
+use crate::host::cgroup_v1;
 use crate::process::run;
 use crate::sys;
 use crate::sys::cgroup::{REPORT_LEN, start_in_cgroup};
@@ -144,8 +145,10 @@ pub fn start(
     last: fn(&mut Command) -> &mut Command,
 ) -> Result<Pid> {
     let fail = |e: std::io::Error| Error::mount("cannot start a program").because(e);
-    // systemd-run creates a scope only for an existing process, which is then moved into it.
-    let cgroup = match is_systemd_host().map_err(cannot_tell)? {
+    // systemd-run creates a scope only for an existing process, which is then moved into it. The
+    // kernel creates a process in a cgroup of version 2 only.
+    let is_moved = || Ok(is_systemd_host()? || cgroup_v1::differs_from_first()?);
+    let cgroup = match is_moved().map_err(cannot_tell)? {
         true => None,
         false => open_or_create(name),
     };
@@ -274,16 +277,19 @@ fn cgroup2_path(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::/"))
 }
 
-/// Moves a process into the cgroup of this name, or without a name into the cgroup of this process.
-/// Implements `spc adopt PID [NAME]`.
+/// Moves a process into the cgroup of this name, or without a name into the cgroup of this process,
+/// and out of the container's cgroups of version 1. Implements `spc adopt PID [NAME]`.
 ///
 /// # Errors
-/// Fails if no cgroup2 hierarchy is mounted, or the kernel does not allow the move.
+/// Fails if no hierarchy is mounted, or the kernel does not allow the move.
 pub fn move_process(pid: i32, name: Option<&str>) -> Result<()> {
     let fail = |e: std::io::Error| Error::system(format!("cannot move process {pid}")).because(e);
-    let base = hierarchy(Path::new("/"))
-        .map_err(fail)?
-        .ok_or_else(|| Error::system("no cgroup2 is mounted on /sys/fs/cgroup"))?;
+    let has_v1 = cgroup_v1::leave(pid, name.is_none())?;
+    let base = match hierarchy(Path::new("/")).map_err(fail)? {
+        Some(base) => base,
+        None if has_v1 => return Ok(()),
+        None => return Err(Error::system("no cgroup2 is mounted on /sys/fs/cgroup")),
+    };
     let cgroup = match name {
         Some(name) => base.join("spc").join(name),
         None => {

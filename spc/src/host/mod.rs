@@ -4,6 +4,7 @@
 pub mod accounts;
 pub mod caller;
 pub mod cgroup;
+mod cgroup_v1;
 pub mod confinement;
 pub mod disk;
 pub mod file_lock;
