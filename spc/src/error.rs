@@ -2,6 +2,8 @@
 //!
 //! The message says which action failed on which object. The hint says how to fix it.
 
+pub mod place;
+
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -333,7 +335,7 @@ impl fmt::Display for Error {
             write!(f, "\n  {line}")?;
         }
         match self.hint.as_deref().or_else(|| self.usual_hint()) {
-            Some(hint) => write!(f, "\nhint: {hint}"),
+            Some(hint) => write!(f, "\nhint: {}", place::fit(hint)),
             None => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, place};
 
 /// Result of one check.
 #[derive(Debug, Serialize)]
@@ -32,7 +32,7 @@ pub fn check(name: &str, result: Result<String>) -> Check {
             name,
             ok: false,
             found: error.summary(),
-            hint: error.hint_text().map(str::to_owned),
+            hint: error.hint_text().map(|hint| place::fit(hint).into_owned()),
         },
     }
 }

@@ -1,6 +1,7 @@
 //! `spc doctor`: checks whether container and host have what spc needs.
 
 pub mod check;
+mod node;
 pub mod requirements;
 
 use std::fs;
@@ -8,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::doctor::check::{Check, check, copy};
+use crate::doctor::node::Node;
 use crate::error::{Error, Result};
 use crate::host::namespace::{self, shares_namespace};
 use crate::host::{Host, Settings, confinement};
@@ -34,7 +36,7 @@ fn general() -> Vec<Check> {
         .as_ref()
         .map(Settings::redirects)
         .unwrap_or_else(|_| "/spc/targets".into());
-    vec![
+    let mut checks = vec![
         check("kernel", kernel()),
         check("capabilities", capabilities()),
         check(
@@ -42,15 +44,23 @@ fn general() -> Vec<Check> {
             settings.as_ref().map(|_| "readable".into()).map_err(copy),
         ),
         check("host", host()),
-        check("network", network(settings.as_ref().ok())),
-        check("shim", shim()),
-        check("redirects", writable(&redirects)),
-        check(
-            "fuse",
-            confinement::open_fuse().map(|()| "/dev/fuse opens".into()),
-        ),
-        check("mtab", mtab()),
-    ]
+    ];
+    let node = Node::open();
+    if node.is_none() {
+        checks.push(check("network", network(settings.as_ref().ok())));
+    }
+    checks.push(check("shim", shim()));
+    if node.is_none() {
+        checks.push(check("redirects", writable(&redirects)));
+    }
+    let fuse = match &node {
+        Some(node) => node.fuse(),
+        None => confinement::open_fuse().map(|()| "/dev/fuse opens".into()),
+    };
+    checks.push(check("fuse", fuse));
+    checks.push(check("mtab", mtab()));
+    checks.extend(node.map(|node| check("installed", node.installed())));
+    checks
 }
 
 fn kernel() -> Result<String> {

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::thread::CapabilitySet;
 
 use crate::doctor::check::{Check, check};
+use crate::doctor::node::Node;
 use crate::error::{Error, Result};
 use crate::host::namespace::shares_namespace;
 use crate::host::{Host, Settings, confinement, modules};
@@ -19,19 +20,23 @@ pub fn examine(needs: &Needs) -> Vec<Check> {
     let mut add = |name: &str, result| {
         checks.push(check(&format!("{} {name}", needs.kind), result));
     };
+    let node = Node::open();
     for part in needs.parts {
-        match *part {
-            Need::Program { names, package } => {
+        match (*part, &node) {
+            (Need::Program { names, package }, _) => {
                 add("program", program(names, &needs.program, package));
             }
-            Need::Fuse => add(
+            (Need::Fuse, Some(node)) => add("device", node.fuse()),
+            // The programs run on the node, with its network and devices.
+            (_, Some(_)) => {}
+            (Need::Fuse, None) => add(
                 "device",
                 confinement::open_fuse().map(|()| "/dev/fuse opens".into()),
             ),
-            Need::Capabilities(names) => add("capabilities", capabilities(names)),
-            Need::HostNetwork => add("network", network(host.as_ref().map(Host::settings))),
-            Need::WritableSys => add("/sys", writable_sys()),
-            Need::HostDevices => add("/dev", devices(host.as_ref())),
+            (Need::Capabilities(names), None) => add("capabilities", capabilities(names)),
+            (Need::HostNetwork, None) => add("network", network(host.as_ref().map(Host::settings))),
+            (Need::WritableSys, None) => add("/sys", writable_sys()),
+            (Need::HostDevices, None) => add("/dev", devices(host.as_ref())),
         }
     }
     for module in needs.modules {
