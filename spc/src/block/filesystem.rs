@@ -160,11 +160,8 @@ impl FileSystemRequest<'_> {
                 .because(cause)
                 .hint("if nothing on it is needed, erase it on a host that has the tools: wipefs -a and blkdiscard -z, or write zeros")
         };
-        if let Content::Other(what) = found {
-            return Err(refuse(format!("it holds {what}").into()));
-        }
-        if in_use {
-            return Err(refuse("something on the host uses it".into()));
+        if let Some(reason) = reason_against_mkfs(found, in_use) {
+            return Err(refuse(reason.into()));
         }
         let args = ["--no-act", "--noheadings", "--output", "TYPE,OFFSET", STDIN];
         let done = self.run_tool(
@@ -234,5 +231,36 @@ impl FileSystemRequest<'_> {
             .because(format!("{program}: exit status {}", done.code))
             .log(done.lines())
             .hint(hint))
+    }
+}
+
+/// Returns why no file system may be made on a device, by what blkid found and whether the kernel
+/// uses the device.
+fn reason_against_mkfs(found: &Content, in_use: bool) -> Option<String> {
+    match found {
+        Content::FileSystem(what) | Content::Other(what) => Some(format!("it holds {what}")),
+        // A volume manager may use a device whose first blocks are zero.
+        Content::Nothing if in_use => Some("something on the host uses it".into()),
+        Content::Nothing => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unused_device_without_content_may_get_a_file_system() {
+        let other = Content::Other("a partition table".into());
+        let ext4 = Content::FileSystem("ext4".into());
+        for (found, in_use, allowed) in [
+            (&Content::Nothing, false, true),
+            (&Content::Nothing, true, false),
+            (&other, false, false),
+            (&ext4, false, false),
+        ] {
+            let reason = reason_against_mkfs(found, in_use);
+            assert_eq!(reason.is_none(), allowed, "{found:?} {in_use}");
+        }
     }
 }

@@ -109,10 +109,20 @@ fn pods_use_of_the_node_only_what_it_allows() {
         more.options.push(("options".into(), "rbind".into()));
         refused(&Pod::new("5-1", more), "not for pods")?;
         let again = Pod::new("5-1", of_node("bind", "/srv/shared"));
-        host.sh(&format!("chmod 666 {OF_NODE}"))?.ok()?;
-        refused(&again, "users other than root may write it")?;
-        host.sh(&format!("chmod 644 {OF_NODE}; echo deny all >>{OF_NODE}"))?
-            .ok()?;
+        for open in [
+            "chmod 666",
+            "chmod 664",
+            "chmod 644 $1 && chown 1000",
+            "chown 0:1000 $1 && chmod 664",
+        ] {
+            host.run(&["sh", "-c", &format!("{open} $1"), "open", OF_NODE])?
+                .ok()?;
+            refused(&again, "users other than root may write it")?;
+        }
+        host.sh(&format!(
+            "chown 0:0 {OF_NODE}; chmod 644 {OF_NODE}; echo deny all >>{OF_NODE}"
+        ))?
+        .ok()?;
         refused(&again, "line 7")
     });
 }

@@ -314,6 +314,40 @@ fn a_glusterfs_volume_comes_back_and_its_daemon_can_still_unmount_it() {
     });
 }
 
+/// A mount whose server is gone responds as one whose daemon is gone. Its daemon reconnects, and a
+/// repair would take it from the programs that use it.
+#[test]
+fn a_daemon_that_lost_its_server_is_not_replaced() {
+    with_lab(|lab| {
+        let (cluster, spc) = (lab.gluster()?, Spc::privileged(lab)?);
+        cluster.create_volume("lost")?;
+        let source = format!("{}:/lost", cluster.nodes()[0].host().address());
+        mount(&spc, &["-t", "glusterfs", &source])?;
+        let (before, record) = only(&spc)?;
+        for node in cluster.nodes() {
+            node.stop()?;
+        }
+        until("the mount is stale", || {
+            Ok(spc.record(TARGET)?["state"] == "stale")
+        })?;
+        // Exit code 3: nothing to repair.
+        spc.exec(&["spc", "repair", TARGET])?.code(3)?;
+        for node in cluster.nodes() {
+            node.start()?;
+        }
+        until("the mount responds", || {
+            Ok(spc.record(TARGET)?["state"] == "ok")
+        })?;
+        let (after, now) = only(&spc)?;
+        ensure!(
+            after == before && now["daemon"] == record["daemon"],
+            "{now}"
+        );
+        spc.umount(TARGET)?;
+        spc.is_clean()
+    });
+}
+
 /// Uses a read-only mount: the metadata server keeps the write capabilities of a dead client for a
 /// while.
 #[test]

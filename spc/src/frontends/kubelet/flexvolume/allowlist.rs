@@ -41,7 +41,7 @@ impl Allowed {
                 Err(error) => return Err(error),
             };
             let meta = file.metadata()?;
-            if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+            if !only_root_writes(meta.uid(), meta.mode()) {
                 return Err(std::io::Error::other(
                     "users other than root may write it: chown 0:0 and chmod 644",
                 ));
@@ -101,9 +101,27 @@ impl Allowed {
     }
 }
 
+/// Returns whether only root can write a file with this owner and mode.
+fn only_root_writes(owner: u32, mode: u32) -> bool {
+    owner == 0 && mode & 0o022 == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_others_can_write_is_refused() {
+        for (owner, mode, accepted) in [
+            (0, 0o100_644, true),
+            (0, 0o100_600, true),
+            (0, 0o100_664, false),
+            (0, 0o100_646, false),
+            (1000, 0o100_644, false),
+        ] {
+            assert_eq!(only_root_writes(owner, mode), accepted, "{owner} {mode:o}");
+        }
+    }
 
     #[test]
     fn a_line_allows_exactly_one_volume() {
