@@ -251,6 +251,15 @@ impl ProbeRun<'_> {
         while !self.open.is_empty() {
             self.wait_for_one()?;
         }
+        // All results are printed. A mount that responds later must not stay locked for as long as
+        // another one of this process does not.
+        while !self.hung.is_empty() {
+            let Ok((index, _)) = self.results.recv() else {
+                break;
+            };
+            let responded = self.hung.extract_if(.., |hung| hung.index == index);
+            responded.for_each(|hung| self.waiter.release(hung.mount));
+        }
         Ok(())
     }
 
