@@ -6,6 +6,7 @@ pub mod copies;
 pub mod event_listener;
 pub mod http;
 pub mod metrics;
+pub mod pod_release;
 pub mod record_cache;
 pub mod repair_scheduler;
 pub mod serve;

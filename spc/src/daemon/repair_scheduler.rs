@@ -101,6 +101,11 @@ impl RepairScheduler {
         idle.filter_map(|mount| mount.next_repair).min()
     }
 
+    /// Returns the targets of all watched mounts.
+    pub fn targets(&self) -> impl Iterator<Item = &str> {
+        self.mounts.values().map(|mount| mount.target.as_str())
+    }
+
     /// Returns the number of running `spc repair` processes.
     fn running(&self) -> usize {
         self.mounts

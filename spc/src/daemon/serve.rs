@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tracing::field::display;
 use crate::block::detach;
 use crate::client::root;
 use crate::daemon::metrics::Metrics;
+use crate::daemon::pod_release::PodRelease;
 use crate::daemon::record_cache::RecordCache;
 use crate::daemon::repair_scheduler::RepairScheduler;
 use crate::daemon::{copies, event_listener, http};
@@ -143,6 +145,9 @@ fn bind_report_socket() -> Option<UnixDatagram> {
     match UnixDatagram::bind(&path).and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
     {
         Ok(socket) => Some(socket),
+        // The shim in a container that cannot be written has nothing to report: no placeholder can
+        // be made there, and daemons run on the host.
+        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => None,
         Err(error) => {
             tracing::warn!(path = %path.display(), error = %errno_text(error), "cannot create the socket for the shim's reports; they are not logged");
             None
@@ -185,6 +190,7 @@ struct HostWatch {
     /// `mountinfo` of the host's mount namespace.
     mount_table: File,
     repairs: RepairScheduler,
+    pods: PodRelease,
 }
 
 impl HostWatch {
@@ -332,6 +338,7 @@ impl HostWatch {
         let own_roots = root::own_id().into_iter().collect();
         Ok(Self {
             repairs: RepairScheduler::new()?,
+            pods: PodRelease::default(),
             records: RecordCache::new(&session)?,
             session,
             own_roots,
@@ -348,6 +355,7 @@ impl HostWatch {
         let started = Instant::now();
         self.read_changes()?;
         self.repairs.find_daemons();
+        self.pods.start_if_due(&self.repairs);
         let Self {
             session,
             own_roots,

@@ -22,6 +22,7 @@ use crate::mount::{Request, server_file};
 use crate::options::Options;
 use crate::options::generic::SELINUX;
 use crate::state::Route;
+use crate::state::record::log_name;
 
 /// Planned mount.
 #[derive(Debug)]
@@ -364,35 +365,4 @@ fn new_id() -> Result<String> {
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| Error::system("cannot get random bytes").because(e))?;
     Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
-}
-
-/// Returns a file name for a target: at most 100 characters, with dashes for special ones.
-fn log_name(target: &Path) -> String {
-    let text = target.to_string_lossy();
-    let plain = |c: char| {
-        if c.is_ascii_alphanumeric() || "._".contains(c) {
-            c
-        } else {
-            '-'
-        }
-    };
-    text.trim_matches('/')
-        .chars()
-        .map(plain)
-        .take(100)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn log_name_is_plain_and_short() {
-        assert_eq!(log_name(Path::new("/mnt/a b\n,c")), "mnt-a-b--c");
-        assert_eq!(
-            log_name(Path::new(&format!("/{}", "x".repeat(500)))).len(),
-            100
-        );
-    }
 }

@@ -15,7 +15,7 @@ use crate::process::terminate;
 use crate::recovery::leftovers::{
     cannot_remove, cannot_search, find_unrecorded, is_mount, remove_redirect, unmount_placeholder,
 };
-use crate::recovery::repairs;
+use crate::recovery::{ended_pods, repairs};
 use crate::state::presence::entry_of;
 use crate::state::record::{Record, State};
 use crate::state::{Route, Session};
@@ -166,6 +166,10 @@ pub fn remove_record(
     remove_redirect(redirect)?;
     if record.root.is_some() {
         cgroup::remove(&cgroup::name_for(Path::new(&record.target)));
+    }
+    // The log of a failed mount stays, for whoever looks for the reason.
+    if record.state != State::Mounting {
+        ended_pods::remove_logs(session, record);
     }
     let outcome = detach::detach_unused(session, record, || {
         session.ledger.remove(Path::new(&record.target))

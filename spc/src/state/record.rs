@@ -1,6 +1,7 @@
 //! Record of one mount, as stored in the ledger.
 
 use std::fs;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -135,6 +136,24 @@ pub fn now() -> u64 {
         .as_secs()
 }
 
+/// Returns the name of the log file for a target: at most 100 characters, with dashes for special
+/// ones.
+pub fn log_name(target: &Path) -> String {
+    let text = target.to_string_lossy();
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "._".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
+    text.trim_matches('/')
+        .chars()
+        .map(plain)
+        .take(100)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -171,5 +190,14 @@ mod tests {
         let record: Record = serde_json::from_value(written_by_an_earlier_version()).unwrap();
         assert_eq!((record.root, record.repair), (None, None));
         assert!(record.request_id.is_empty() && record.boot.is_empty());
+    }
+
+    #[test]
+    fn log_name_is_plain_and_short() {
+        assert_eq!(log_name(Path::new("/mnt/a b\n,c")), "mnt-a-b--c");
+        assert_eq!(
+            log_name(Path::new(&format!("/{}", "x".repeat(500)))).len(),
+            100
+        );
     }
 }

@@ -32,7 +32,7 @@ use crate::mount::request::RouteChoice;
 use crate::mount::{Plan, Request};
 use crate::options::Options;
 use crate::process::interrupts::Interrupts;
-use crate::recovery::client_upkeep;
+use crate::recovery::{client_upkeep, ended_pods};
 use crate::repair::{self, NOTHING, Outcome};
 use crate::state::Session;
 use crate::unmount::escalate::{self, UnmountStep};
@@ -144,6 +144,9 @@ enum Command {
         /// Target, as recorded
         target: PathBuf,
     },
+    /// Stop the daemons of volumes that do not respond and whose pods have ended
+    #[command(hide = true)]
+    ReleasePods,
     /// Create the mount namespace of a client root file system, and become its holder
     #[command(name = "keep", hide = true)]
     CreateNamespace {
@@ -198,6 +201,7 @@ impl Command {
             | Self::UnmountStep { .. }
             | Self::Holders { .. }
             | Self::Repair { .. }
+            | Self::ReleasePods
             | Self::HoldNamespace { .. }
             | Self::MaintainClient
             | Self::FirstData => true,
@@ -315,7 +319,7 @@ pub fn main() -> ExitCode {
     };
     let log_mode = match &cli.command {
         Command::Serve { .. } => LogMode::Service,
-        Command::Repair { .. } => LogMode::ServiceChild,
+        Command::Repair { .. } | Command::ReleasePods => LogMode::ServiceChild,
         _ => LogMode::Command,
     };
     let level = match (verbose, log_mode) {
@@ -366,6 +370,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Uninstall(args) => args.run(),
         Command::Mounter(mounter) => mounter.run().map(|()| 0),
         Command::Flexvolume(call) => Ok(call.run()),
+        Command::ReleasePods => ended_pods::release(&Session::open()?).map(|()| 0),
         Command::CreateNamespace { root } => namespace_holder::create_namespace(&root).map(|()| 0),
         Command::HoldNamespace { .. } => namespace_holder::run_holder().map(|()| 0),
         Command::MaintainClient => Ok(if client_upkeep::run_here(&Session::open()?)? {
