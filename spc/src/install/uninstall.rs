@@ -17,6 +17,7 @@ use crate::install::switch::{LIMIT, lock, switch};
 use crate::install::{apply, extension};
 use crate::process::cancel::CancelToken;
 use crate::process::candidates;
+use crate::recovery::ended_pods::pod_of;
 use crate::recovery::records::reconcile_record;
 use crate::state::Session;
 use crate::state::presence::entries_of;
@@ -48,9 +49,18 @@ pub fn uninstall(session: &Session, force: bool) -> Result<Uninstalled> {
     let needing: Vec<String> = needing.map(|r| show(r.target.as_ref())).collect();
     if !needing.is_empty() && !force {
         let what = format!("{} mounts need the installed programs", needing.len());
-        return Err(Error::new(Class::Mount, what)
-            .log(needing)
-            .hint("unmount them with `spc umount --all`; or add --force: the mounts stay, and their programs are removed after the last of them"));
+        let of_pods = records.iter().filter(|record| record.root.is_some());
+        let of_pods = of_pods.map(|record| Path::new(&record.target));
+        let end = match of_pods.filter_map(pod_of).next() {
+            // An unmount would take the volume from a running pod, which then writes to the node.
+            Some(_) => {
+                "delete the pods that use them, or drain the node: kubectl drain NODE --ignore-daemonsets"
+            }
+            None => "unmount them with `spc umount --all`",
+        };
+        return Err(Error::new(Class::Mount, what).log(needing).hint(format!(
+            "{end}; or add --force: the mounts stay, and their programs are removed after the last of them"
+        )));
     }
     let manifest = host.run("reading the list of installed files", || {
         Manifest::read(Path::new("/"))

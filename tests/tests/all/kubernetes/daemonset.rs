@@ -2,12 +2,14 @@
 //! field, and the test plays kubelet. Every part of the manifests is needed.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::kubernetes::objects;
 use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Output};
 use serde_json::{Value, json};
 
+use crate::kubernetes::flexvolume::sshd;
 use crate::kubernetes::kubelet::{DRIVER, Kubelet, NO_FSGROUP, Pod, Volume};
 use crate::kubernetes::manifests::{directory, manifests, volume};
 use crate::repair::container_restart::NEXT;
@@ -48,6 +50,8 @@ fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
             .filter(|(name, _)| !known(name))
             .collect())
     };
+    // kubelet sets this variable in every container.
+    add("env", "KUBERNETES_SERVICE_HOST=192.0.2.1");
     let mut network = "none";
     for (name, value) in fields(pod)? {
         match (name.as_str(), value) {
@@ -138,12 +142,7 @@ impl<'a> Node<'a> {
 
     /// Kills the daemon of a volume, and waits until `spc serve` has mounted it again.
     fn repairs(&self, target: &str) -> Result<()> {
-        let record = || -> Result<Value> {
-            let list: Vec<Value> = serde_json::from_str(&self.ls()?.ok()?.text())?;
-            let mut list = list.into_iter();
-            let record = list.find(|record| record["target"] == target);
-            record.with_context(|| format!("no record of {target}"))
-        };
+        let record = || self.record(target);
         let daemons = |record: &Value| -> Vec<String> {
             let daemons = record["daemon"].as_array().into_iter().flatten();
             daemons.map(Value::to_string).collect()
@@ -158,6 +157,13 @@ impl<'a> Node<'a> {
             Ok(record["state"] == "ok" && daemons(&record) != before)
         })
         .with_context(|| self.log())
+    }
+
+    fn record(&self, target: &str) -> Result<Value> {
+        let list: Vec<Value> = serde_json::from_str(&self.ls()?.ok()?.text())?;
+        let mut list = list.into_iter();
+        let record = list.find(|record| record["target"] == target);
+        record.with_context(|| format!("no record of {target}"))
     }
 
     fn log(&self) -> String {
@@ -235,6 +241,9 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
     );
     let file = format!("{target}/{}", host.name());
     host.write(&file, b"by a pod")?;
+    let doctor = ["docker", "exec", "serve", "spc", "doctor"];
+    host.run(&[&doctor[..], &["--kind", "glusterfs"]].concat())?
+        .ok()?;
     node.repairs(&target)?;
     let mounted = on()?;
     ensure!(mounted.len() == 1, "{mounted:?}");
@@ -258,8 +267,21 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
         Ok(roots.lines().count() == 1)
     })?;
     kubelet.set_up(pod)?;
+    let logs = || -> Result<String> {
+        let find = format!("find /var/log/spc -type f -name '*{}*'", pod.uid);
+        Ok(host.sh(&find)?.ok()?.text())
+    };
+    ensure!(!logs()?.is_empty(), "no log of the volume");
+    // A volume in use is not taken from its pod.
+    let refused = node.start(&self::pod("uninstall.yaml")?, "localhost/spc:next");
+    let error = format!("{:?}", refused.err().context("uninstalled")?);
+    ensure!(
+        error.contains("kubectl drain") && !error.contains("umount --all"),
+        "{error}"
+    );
     kubelet.tear_down(pod)?;
     ensure!(on()?.is_empty(), "{:?}", on()?);
+    ensure!(logs()?.is_empty(), "left: {}", logs()?);
 
     // The uninstall manifest removes everything.
     node.stop()?;
@@ -295,6 +317,62 @@ fn the_daemonset_serves_pods_through_an_upgrade() {
     with_gluster(|lab, cluster| works(lab, cluster, &pod("spc.yaml")?));
 }
 
+/// Sends a signal to all SSH servers of a host.
+fn signal_sshd(server: &Host<'_>, signal: &str) -> Result<()> {
+    let script = r#"for process in /proc/[0-9]*; do
+        case $(cat "$process/comm" 2>/dev/null) in sshd*) kill "-$1" "${process#/proc/}" ;; esac
+    done"#;
+    let words = ["sh", "-c", script, "signal", signal];
+    server.run(&words)?.ok().map(drop)
+}
+
+/// Checks that a server that is gone keeps no pod in Terminating, and that the volume of a pod that
+/// has not ended stays.
+#[test]
+fn a_pod_ends_whose_server_does_not_respond() {
+    with_lab(|lab| {
+        let server = sshd(lab, "password")?;
+        let node = Node::boot(lab)?;
+        let host = &node.host;
+        node.start(&pod("spc.yaml")?, Base::Trixie.image())?;
+        let kubelet = Kubelet::start(host)?;
+        let source = format!("root@{}:/srv/data", server.address());
+        let options = [
+            ("source", source.as_str()),
+            ("options", "StrictHostKeyChecking=no"),
+        ];
+        let volume = Volume::new("fuse.sshfs", &options).secret("password", "password");
+        let [ended, running] = ["e-1", "f-2"].map(|uid| Pod::new(uid, volume.clone()));
+        // kubelet has a cgroup for each pod, and its sandbox a process there.
+        let sandbox = "mkdir -p /sys/fs/cgroup/kubepods/podf-2 && { sleep 1000 >/dev/null 2>&1 & } \
+            && echo $! >/sys/fs/cgroup/kubepods/podf-2/cgroup.procs";
+        host.sh(sandbox)?.ok()?;
+        for pod in [&ended, &running] {
+            kubelet.set_up(pod)?;
+        }
+        let daemon = node.record(&running.directory())?["daemon"].clone();
+        signal_sshd(&server, "STOP")?;
+        let deadline = Instant::now() + Duration::from_secs(150);
+        // A change of the mount table makes `spc serve` look at once.
+        while node.record(&ended.directory())?["state"] != "stale" {
+            ensure!(Instant::now() < deadline, "still there:\n{}", node.log());
+            host.sh("mount -t tmpfs none /mnt && sleep 2 && umount /mnt")?
+                .ok()?;
+        }
+        kubelet.tear_down(&ended)?;
+        ensure!(!node.ls()?.ok()?.text().contains(&ended.directory()));
+        let record = node.record(&running.directory())?;
+        ensure!(
+            record["daemon"] == daemon && record["state"] == "hung",
+            "{record}"
+        );
+        signal_sshd(&server, "CONT")?;
+        let file = format!("{}/file", running.directory());
+        ensure!(host.read(file)? == b"on the server");
+        kubelet.tear_down(&running)
+    });
+}
+
 /// Removes one part at a time, and checks that something fails.
 #[test]
 fn every_part_of_the_daemonset_is_needed() {
@@ -303,7 +381,7 @@ fn every_part_of_the_daemonset_is_needed() {
         let mut less = Vec::new();
         let mut without = whole.clone();
         without.as_object_mut().context("no pod")?.remove("hostPID");
-        less.push(("pid=host".to_owned(), without));
+        less.push(("hostPID: true".to_owned(), without));
         let pointer = "/securityContext/capabilities/add";
         let add = whole["containers"][0].pointer(pointer).context("no list")?;
         for capability in add.as_array().context("no list")? {
@@ -314,14 +392,14 @@ fn every_part_of_the_daemonset_is_needed() {
                 list.retain(|other| other != capability);
             }
             let capability = capability.as_str().context("no name")?;
-            less.push((format!("cap-add={capability}"), without));
+            less.push((format!("capability {capability}"), without));
         }
         for (part, pod) in less {
             let error = works(lab, cluster, &pod).err();
             let error = error.with_context(|| format!("works without {part}"))?;
             // An init container names the missing part, and kubelet shows its message.
             let error = format!("{error:?}");
-            ensure!(error.contains(&format!("--{part}")), "{error}");
+            ensure!(error.contains(&part), "{error}");
         }
         Ok(())
     });

@@ -135,6 +135,10 @@ mod tests {
     fn calls_of_kubelet_are_parsed() {
         let json = r#"{"kubernetes.io/fsType":"nfs","source":"h:/x"}"#;
         assert_eq!(status(&["init"]), Status::Success);
+        for (driver, fs_group) in [("spc", true), ("no-fsgroup", false)] {
+            let reply = Call::Answered(Reply::capabilities(fs_group));
+            assert_eq!(Call::parse(driver, &["init"]).unwrap(), reply, "{driver}");
+        }
         assert_eq!(status(&["getvolumename", json]), Status::Success);
         assert_eq!(
             Call::parse("spc", &["mount", "/d", json]).unwrap(),

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::frontends::kubelet::flexvolume::allowlist::Allowed;
 use crate::frontends::kubelet::flexvolume::expand;
 use crate::frontends::kubelet::flexvolume::reply::Reply;
@@ -58,8 +58,11 @@ fn mount_volume(dir: &str) -> Result<Reply> {
     Ok(match mount(&session, volume.request(dir)?, &interrupts) {
         Ok(_) => Reply::success(),
         Err(error) => {
+            // A list of events shows the first line only.
+            let first = format!("cannot mount {}: {}", volume.source, one_line(&error));
             let text = log::with_request(error).to_string();
-            Reply::failure(volume.secrets.mask(&text))
+            let rest = text.split_once('\n').map_or("", |(_, rest)| rest);
+            Reply::failure(volume.secrets.mask(&format!("{first}\n{rest}")))
         }
     })
 }
