@@ -39,6 +39,7 @@ mod lio;
 mod loops;
 mod machine;
 mod mountinfo;
+pub mod mutants;
 mod net;
 mod outer;
 mod output;

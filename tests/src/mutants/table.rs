@@ -1,0 +1,97 @@
+//! The mutations: mistakes that somebody could make, each with the tests that have to fail.
+
+use super::Mutation;
+
+const fn unit(
+    file: &'static str,
+    old: &'static str,
+    new: &'static str,
+    tests: &'static str,
+) -> Mutation {
+    Mutation {
+        file,
+        old,
+        new,
+        tests,
+        root: false,
+    }
+}
+
+/// For a mutation that only a root test notices.
+const fn root(
+    file: &'static str,
+    old: &'static str,
+    new: &'static str,
+    tests: &'static str,
+) -> Mutation {
+    Mutation {
+        file,
+        old,
+        new,
+        tests,
+        root: true,
+    }
+}
+
+/// Each text `old` occurs once in its file. `cargo test -p spc-tests --lib mutants` checks that.
+#[rustfmt::skip]
+pub const MUTATIONS: &[Mutation] = &[
+    // The shim: which calls go to the host, and where.
+    unit("shim/src/policy.rs", "if flags & libc::MS_REMOUNT != 0 {", "if flags & libc::MS_REMOUNT == libc::MS_REMOUNT | libc::MS_BIND {", "mount_flags_are_tested"),
+    unit("shim/src/policy.rs", "flags & !MAGIC_MASK", "flags", "mount_flags_are_tested"),
+    unit("shim/src/policy.rs", "_ => same(fs_type, pattern),", "_ => strip(fs_type, pattern).is_some(),", "types_match_whole"),
+    unit("shim/src/policy.rs", "if redirected_type && change == Change::New {", "if redirected_type {", "only_calls_that_the_settings_select"),
+    unit("shim/src/policy.rs", "rest @ [b'/', ..] => Some(rest),", "rest => Some(rest),", "only_calls_that_the_settings_select"),
+    unit("shim/src/policy.rs", "if owner == b\"self\" || number(owner) == Some(pid) {", "if owner == b\"self\" || number(owner).is_some() {", "descriptor_paths_are_parsed"),
+    unit("shim/src/policy.rs", "matches!(byte, b'0'..=b'9' | b'a'..=b'f')", "*byte != b'/'", "placeholders_are_recognised"),
+    unit("shim/src/policy.rs", "path.starts_with(b\"/\")", "true", "redirects_hold_any_path"),
+    unit("shim/src/text.rs", "            self.clear();\n        }\n    }\n\n    /// Replaces the content.", "        }\n    }\n\n    /// Replaces the content.", "a_text_beyond_its_capacity"),
+    unit("shim/config/src/lib.rs", "return Some(ErrorKind::UnknownKey);", "return None;", "an_invalid_line_is_an_error"),
+    unit("shim/config/src/lib.rs", "None if self.used == before => Some(ErrorKind::NoValue),", "", "an_invalid_line_is_an_error"),
+    unit("shim/config/src/lib.rs", "if skip & 1 << key != 0 {", "if false && skip & 1 << key != 0 {", "a_key_replaces_the_built_in_values"),
+    // The pipeline: requests, options, secrets, servers.
+    unit("spc/src/mount/request.rs", "if self.source.starts_with('-') {", "if self.source.starts_with(\"--\") {", "invalid_request_is_refused"),
+    unit("spc/src/mount/request.rs", "Ok(mode) if mode <= 0o7777 => Ok(Some(mode)),", "Ok(mode) => Ok(Some(mode)), Err(_) => Ok(None),", "invalid_request_is_refused"),
+    unit("spc/src/mount/deadline.rs", "if !self.counts_slot_wait {", "if self.counts_slot_wait {", "time_in_the_queue_counts"),
+    unit("spc/src/mount/failover.rs", "share.min(UNRESPONSIVE_LIMIT)", "share", "budget_leaves_time"),
+    unit("spc/src/options/list.rs", "',' if !quoted => add", "',' => add", "a_comma_in_quotes"),
+    unit("spc/src/options/list.rs", "if value.is_some() && is_secret(key) {", "if value.is_none() && is_secret(key) {", "secrets_are_removed"),
+    unit("spc/src/error/place.rs", "\"--pid=host\" => \"hostPID: true\",", "", "options_of_an_engine"),
+    unit("spc/src/host/mountinfo.rs", "digits.iter().all(|d| (b'0'..=b'7').contains(d))", "digits.iter().all(u8::is_ascii_digit)", "unescape_keeps"),
+    unit("spc/src/host/cgroup_v1.rs", "(id != \"0\").then", "true.then", "only_hierarchies_of_version_1"),
+    unit("spc/src/host/confinement.rs", "map.split_whitespace().eq([\"0\", \"0\", \"4294967295\"])", "map.split_whitespace().last() != Some(\"65536\")", "only_the_full_uid_map"),
+    // Repair, and what keeps a pod from ending.
+    root("spc/src/repair/mod.rs", "        && !has_daemon()?\n", "", "a_daemon_that_lost_its_server_is_not_replaced"),
+    unit("spc/src/daemon/repair_scheduler.rs", "let before = before.filter(|_| repaired);", "let before = before.filter(|_| !repaired);", "a_mount_whose_daemon_keeps_dying"),
+    unit("spc/src/daemon/repair_scheduler.rs", "if mount.attempts < MAX_ATTEMPTS {\n                    let delay", "if mount.attempts <= MAX_ATTEMPTS {\n                    let delay", "a_mount_whose_repairs_fail"),
+    unit("spc/src/daemon/backoff.rs", "Duration::from_secs(1 << doublings.min(6)).min(MAX_DELAY)", "Duration::from_secs(1 << doublings.min(6))", "delays_grow"),
+    unit("spc/src/recovery/ended_pods.rs", "(is_start && !uid.is_empty()).then(|| plain(uid))", "is_start.then(|| uid.to_owned())", "pods_are_known"),
+    unit("spc/src/options/repair_scope.rs", "Some(\"no\") => Ok(Self::No),", "Some(\"no\") => Ok(Self::Host),", "the_scope_is_the_host"),
+    // Policy: what pods may have.
+    unit("spc/src/frontends/kubelet/flexvolume/policy.rs", "_ if own => key == MKFS,", "_ if own => true,", "volumes_that_reach_the_node"),
+    unit("spc/src/frontends/kubelet/flexvolume/policy.rs", "|| \",\\\"'\".contains(c)", "", "volumes_that_reach_the_node"),
+    unit("spc/src/frontends/kubelet/flexvolume/policy.rs", "sources: &[\"iscsi:\", \"rbd:\"],", "", "volumes_that_reach_the_node"),
+    unit("spc/src/frontends/kubelet/flexvolume/policy.rs", "if group.parse::<u32>().is_err() {", "if group.is_empty() {", "group_of_a_pod"),
+    unit("spc/src/frontends/kubelet/flexvolume/policy.rs", "needs: Some(\"size\"),", "", "volumes_that_reach_the_node"),
+    unit("spc/src/frontends/kubelet/flexvolume/allowlist.rs", "owner == 0 && mode & 0o022 == 0", "owner == 0 && mode & 0o002 == 0", "a_file_that_others_can_write"),
+    unit("spc/src/frontends/kubelet/flexvolume/allowlist.rs", "line.fs_type == fs_type && line.source == source", "source.starts_with(&line.source)", "a_line_allows_exactly_one"),
+    unit("spc/src/frontends/kubelet/flexvolume/volume.rs", "group.is_some() && !policy.has_owners() && !read_only", "false", "a_group_is_refused"),
+    unit("spc/src/frontends/kubelet/flexvolume/call.rs", "Reply::capabilities(driver != NO_FSGROUP)", "Reply::capabilities(true)", "calls_of_kubelet"),
+    unit("spc/src/frontends/kubelet/paths.rs", "!matches!(part, Component::ParentDir | Component::CurDir)", "!matches!(part, Component::CurDir)", "relative_and_dotted"),
+    // Disks: nothing is formatted that may hold data.
+    unit("spc/src/block/filesystem.rs", "Content::Nothing if in_use => Some(\"something on the host uses it\".into()),", "", "only_an_unused_device"),
+    unit("spc/src/block/blank.rs", "if size == 0 {", "if false {", "only_zeros_are_blank"),
+    unit("spc/src/block/blank.rs", "let mut samples = vec![(0, ENDS), (size - ENDS, size)];", "let mut samples = vec![(0, ENDS)];", "one_byte_at_either_end"),
+    unit("spc/src/kinds/block/mod.rs", "8 => Ok(Content::Other(\"conflicting signatures\".into())),", "8 => Ok(Content::Nothing),", "content_is_read"),
+    unit("spc/src/kinds/block/mod.rs", "matches!(code, 0 | 1)", "code & 4 == 0", "only_fsck_codes"),
+    unit("spc/src/kinds/block/mod.rs", "if kind & 0x30 == 0 && !id.is_empty() {", "if !id.is_empty() {", "volume_ids_are_those"),
+    unit("spc/src/block/node_record.rs", ".mode(0o600)", ".mode(0o644)", "settings_replace_lines"),
+    // Installation: nothing of the host is replaced or removed.
+    unit("spc/src/install/manifest.rs", "&& fs::read(path).is_ok_and(|bytes| hash_of(&bytes) == *hash)", "", "an_entry_recognises_its_path"),
+    unit("spc/src/install/manifest.rs", "fs::read_link(path).is_ok_and(|link| link == *to)", "fs::read_link(path).is_ok()", "an_entry_recognises_its_path"),
+    unit("spc/src/install/apply.rs", "} else if path.symlink_metadata().is_err() || known.is_some_and(|old| old.is_at(&path)) {", "} else if true {", "a_foreign_file_at_a_required_path"),
+    unit("spc/src/install/layout.rs", "if target.as_ref() != Some(&location.program)", "if false", "an_extension_does_not_hide"),
+    unit("spc/src/install/version.rs", "numbers(a).cmp(&numbers(b))", "a.cmp(b)", "versions_are_compared"),
+    unit("spc/src/install/kubelet.rs", "dir.map(PathBuf::from).filter(|dir| dir.is_absolute())", "dir.map(PathBuf::from)", "plugin_dir"),
+    unit("spc/src/frontends/argv0.rs", "&& driver == name", "", "program_names_select"),
+];
