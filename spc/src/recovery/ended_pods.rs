@@ -5,8 +5,8 @@
 //! and kubelet goes on.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Component, Path};
 use std::time::Instant;
 
@@ -17,16 +17,13 @@ use crate::error::{Error, Result};
 use crate::liveness::health::Health;
 use crate::liveness::probe;
 use crate::process::cancel::CancelToken;
-use crate::process::marks;
+use crate::process::{marks, procfs};
 use crate::state::Session;
 use crate::state::record::{Record, State, log_name, now};
 
 /// Age of a mount in seconds from which its pod counts as ended when it has no process. kubelet
 /// mounts the volumes of a pod before it starts the first one.
 const MIN_AGE: u64 = 30;
-
-/// Size in bytes up to which `/proc/PID/cgroup` is read.
-const MAX_CGROUP: u64 = 64 * 1024;
 
 /// Returns the UID of the pod that a target belongs to: `KUBELET/pods/UID/volumes/PLUGIN/NAME`.
 pub fn pod_of(target: &Path) -> Option<&str> {
@@ -144,12 +141,8 @@ fn retain_ended(records: &mut Vec<Record>) -> Result<()> {
 fn running_pods() -> io::Result<BTreeSet<String>> {
     let mut pods = BTreeSet::new();
     for entry in fs::read_dir("/proc")? {
-        let path = entry?.path().join("cgroup");
-        let mut text = String::new();
         // The process may have ended.
-        let read =
-            File::open(path).and_then(|file| file.take(MAX_CGROUP).read_to_string(&mut text));
-        if read.is_ok() {
+        if let Ok(text) = procfs::read_text(entry?.path().join("cgroup")) {
             pods.extend(text.lines().filter_map(pod_of_cgroup));
         }
     }

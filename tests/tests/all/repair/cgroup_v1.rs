@@ -1,6 +1,6 @@
 //! A host with cgroups of version 1 beside cgroup2.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::Lab;
 use serde_json::Value;
 
@@ -33,10 +33,11 @@ fn leaves_every_hierarchy(lab: &'static Lab) -> Result<()> {
     let daemon = || -> Result<Value> { Ok(spc.record(TARGET)?["daemon"][0].clone()) };
     let first = daemon()?;
     host.sh(&format!("kill -9 {first}"))?.ok()?;
-    until("the mount is repaired", || {
+    let repaired = until("the mount is repaired", || {
         let record = spc.record(TARGET)?;
         Ok(record["state"] == "ok" && record["daemon"][0] != first)
-    })?;
+    });
+    repaired.with_context(|| spc.log().unwrap_or_default())?;
     let cgroups = host.sh(&format!("cat /proc/{}/cgroup", daemon()?))?.ok()?;
     ensure!(!cgroups.text().contains("pod"), "{cgroups}");
     ensure!(cgroups.text().contains("0::/spc/mnt-data"), "{cgroups}");
