@@ -27,7 +27,7 @@ const MARK: &str = "SPC_MOUNT";
 const MAX_INHERITED: usize = 64 * 1024;
 
 /// Time limit for reading the environments of all processes that may belong to spc.
-const SEARCH_LIMIT: Duration = Duration::from_secs(2);
+const SEARCH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Device number of `/dev/fuse`, which is the same on every host.
 const FUSE_DEVICE: (u32, u32) = (10, 229);
