@@ -92,14 +92,14 @@ impl<H: AnyHost> Scene<H> {
                 continue;
             }
             // A process that closes its descriptors may reuse the numbers for others that it opened
-            // itself.
-            let holders = format!("grep -cF '{stream}'");
-            let all = self.in_proc(
+            // itself. A pipe for output is only of the daemon and its children.
+            let others = "for process in ../[0-9]*; do
+                cmp -s $process/cgroup cgroup || ls -l $process/fd; done 2>/dev/null";
+            let others = self.in_proc(
                 daemon,
-                &format!("ls -l ../[0-9]*/fd 2>/dev/null | {holders}"),
-            )?;
-            let own = self.in_proc(daemon, &format!("ls -l fd | {holders}"))?;
-            ensure!(all == own, "stream {fd} is {stream}");
+                &format!("{{ {others}; }} | grep -cF '{stream}' || true"),
+            );
+            ensure!(others? == "0", "stream {fd} is {stream}");
         }
         let (own, theirs) = (self.cgroup(daemon)?, self.cgroup(&container)?);
         ensure!(
