@@ -110,6 +110,12 @@ pub struct Cause {
     errno: Option<i32>,
 }
 
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl From<String> for Cause {
     fn from(text: String) -> Self {
         Self { text, errno: None }

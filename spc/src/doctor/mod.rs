@@ -11,8 +11,8 @@ use std::process::Command;
 use crate::doctor::check::{Check, check, copy};
 use crate::doctor::node::Node;
 use crate::error::{Error, Result};
-use crate::host::namespace::{self, shares_namespace};
-use crate::host::{Host, Settings, confinement};
+use crate::host::namespace::{self, shares_network};
+use crate::host::{Host, Settings, cgroup, confinement};
 use crate::kinds::needs::Needs;
 use crate::mount::helper_run::SHIM;
 
@@ -36,6 +36,9 @@ fn general() -> Vec<Check> {
         .as_ref()
         .map(Settings::redirects)
         .unwrap_or_else(|_| "/spc/targets".into());
+    let host = host();
+    // Process 1 is the host's only where the host can be entered.
+    let cgroup = host.is_ok().then(|| check("cgroup", cgroup::check()));
     let mut checks = vec![
         check("kernel", kernel()),
         check("capabilities", capabilities()),
@@ -43,7 +46,7 @@ fn general() -> Vec<Check> {
             "settings",
             settings.as_ref().map(|_| "readable".into()).map_err(copy),
         ),
-        check("host", host()),
+        check("host", host),
     ];
     let node = Node::open();
     if node.is_none() {
@@ -59,6 +62,7 @@ fn general() -> Vec<Check> {
     };
     checks.push(check("fuse", fuse));
     checks.push(check("mtab", mtab()));
+    checks.extend(cgroup);
     checks.extend(node.map(|node| check("installed", node.installed())));
     checks
 }
@@ -106,7 +110,7 @@ fn host() -> Result<String> {
 }
 
 fn network(settings: Option<&Settings>) -> Result<String> {
-    match settings.and_then(|settings| shares_namespace(settings, "net")) {
+    match settings.and_then(shares_network) {
         Some(true) => Ok("the host's".into()),
         Some(false) => Err(Error::system("the container has a network of its own")
             .hint("start it with --net=host; otherwise NFS, CephFS and SMB mounts end with the container")),

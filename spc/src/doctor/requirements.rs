@@ -8,7 +8,7 @@ use rustix::thread::CapabilitySet;
 use crate::doctor::check::{Check, check};
 use crate::doctor::node::Node;
 use crate::error::{Error, Result};
-use crate::host::namespace::shares_namespace;
+use crate::host::namespace::shares_network;
 use crate::host::{Host, Settings, confinement, modules};
 use crate::kinds::model::Need;
 use crate::kinds::needs::Needs;
@@ -84,7 +84,7 @@ fn capabilities(names: &[&str]) -> Result<String> {
 }
 
 fn network(settings: Option<&Settings>) -> Result<String> {
-    match settings.and_then(|settings| shares_namespace(settings, "net")) {
+    match settings.and_then(shares_network) {
         Some(true) => Ok("the host's".into()),
         _ => Err(
             Error::system("the container's network is not known to be the host's")

@@ -3,7 +3,7 @@
 //!
 //! - If the host runs systemd, the cgroup is a scope that the host's systemd-run creates. A process
 //!   of spc in the host's namespaces moves the daemon there before its program starts.
-//! - Otherwise it is a cgroup below `spc`, and the kernel creates the process in it. Before Linux
+//! - Otherwise, or if systemd refuses a scope, it is a cgroup below `spc`, and the kernel creates the process in it. Before Linux
 //!   5.7 the process is moved as well.
 
 use std::fs;
@@ -87,48 +87,80 @@ fn is_systemd_host() -> std::io::Result<bool> {
 /// Moves a process into a cgroup on the host, and creates the cgroup if it is missing.
 ///
 /// # Errors
-/// Fails if the host has no cgroup2 hierarchy, or does not allow the move.
+/// Fails if systemd refuses a scope and the host has no cgroup2 hierarchy, or does not allow the
+/// move.
 pub fn adopt(name: &str, description: &str, pid: i32) -> Result<()> {
-    // A path below /proc leads to the running program from every mount namespace.
-    let own = format!("/proc/{}/exe", std::process::id());
     let number = pid.to_string();
-    if !is_systemd_host().map_err(cannot_tell)? {
-        return run(host_command(&own), &["adopt", &number, name], name);
-    }
-    let scope = |name: &str| {
-        let unit = format!("--unit=spc-{name}.scope");
-        let description = format!("--description={description}");
-        // At shutdown systemd must not kill the daemon before its mount is unmounted.
-        let options = [
-            "--scope",
-            "--quiet",
-            "--collect",
-            "--property=DefaultDependencies=no",
-        ];
-        let words = [
-            &options[..],
-            &[&unit, &description, "--", &own, "adopt", &number],
-        ]
-        .concat();
-        run(host_command("systemd-run"), &words, name)
+    let words = ["adopt", &number];
+    let below_spc = || run_host(&own_program(), &["adopt", &number, name]);
+    let made = match is_systemd_host().map_err(cannot_tell)? {
+        false => below_spc(),
+        // The name may be taken by a daemon that is still in use after a lazy unmount.
+        true => scope(name, description, &words)
+            .or_else(|_| scope(&format!("{name}-{number}"), description, &words))
+            // A security policy may forbid asking systemd, and allow a cgroup.
+            .or_else(|refused| {
+                tracing::info!(name, %refused, "systemd refuses a scope");
+                below_spc().map_err(|_| refused)
+            }),
     };
-    // The name may be taken by a daemon that is still in use after a lazy unmount.
-    scope(name).or_else(|_| scope(&format!("{name}-{number}")))
-}
-
-/// Runs a command that moves a process into the cgroup of this name.
-fn run(command: std::io::Result<Command>, words: &[&str], name: &str) -> Result<()> {
-    let fail = |cause: Cause| {
+    made.map_err(|cause| {
         Error::system(format!("cannot create the cgroup spc-{name} on the host"))
             .because(cause)
             .hint("daemons of mounts run there, so that they outlive the container; to let them end with it, add -o x-spc.container")
+    })
+}
+
+/// Returns where daemons of mounts run on the host, found by making such a cgroup.
+///
+/// # Errors
+/// Fails where [`adopt`] would.
+pub fn check() -> Result<String> {
+    let name = format!("doctor-{}", std::process::id());
+    let refused = match is_systemd_host().map_err(cannot_tell)? {
+        true => match scope(&name, "spc: doctor", &["--version"]) {
+            Ok(()) => return Ok("scopes of systemd".into()),
+            Err(refused) => format!("; systemd refuses scopes: {refused}"),
+        },
+        false => String::new(),
     };
-    let system = |e: std::io::Error| fail(e.into());
-    let mut command = command.map_err(system)?;
-    let finished = run::run(command.args(words), LIMIT).map_err(system)?;
+    let made = open_or_create(&name);
+    remove(&name);
+    match made {
+        Some(_) => Ok(format!("below /sys/fs/cgroup/spc{refused}")),
+        None => Err(
+            Error::system(format!("cannot create a cgroup on the host{refused}"))
+                .hint("daemons of FUSE mounts need it, to outlive the container"),
+        ),
+    }
+}
+
+/// Returns a path of the running program that is valid in every mount namespace.
+fn own_program() -> String {
+    format!("/proc/{}/exe", std::process::id())
+}
+
+/// Runs this program in a scope of its own, with these arguments. An error is the reason.
+fn scope(name: &str, description: &str, words: &[&str]) -> std::result::Result<(), Cause> {
+    let (unit, own) = (format!("--unit=spc-{name}.scope"), own_program());
+    let description = format!("--description={description}");
+    // At shutdown systemd must not kill the daemon before its mount is unmounted.
+    let options = [
+        "--scope",
+        "--quiet",
+        "--collect",
+        "--property=DefaultDependencies=no",
+    ];
+    let words = [&options[..], &[&unit, &description, "--", &own], words].concat();
+    run_host("systemd-run", &words)
+}
+
+/// Runs a program in the host's namespaces. An error is the reason.
+fn run_host(program: &str, words: &[&str]) -> std::result::Result<(), Cause> {
+    let finished = run::run(host_command(program)?.args(words), LIMIT)?;
     match finished.status.success() {
         true => Ok(()),
-        false => Err(fail(finished.last_line().into())),
+        false => Err(finished.last_line().into()),
     }
 }
 

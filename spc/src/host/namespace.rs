@@ -337,6 +337,21 @@ pub fn shares_namespace(settings: &Settings, kind: &str) -> Option<bool> {
     Some((own.dev(), own.ino()) == (host.dev(), host.ino()))
 }
 
+/// Returns whether the container shares the host's network namespace; none if that is unknown.
+pub fn shares_network(settings: &Settings) -> Option<bool> {
+    let inode = |process: &str| {
+        let file = std::fs::metadata(format!("/proc/{process}/net/dev")).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    shares_namespace(settings, "net").or_else(|| {
+        // A process whose namespaces may not be read is not the container's own first process. The
+        // files of /proc/PID/net have inode numbers of their own in each network namespace.
+        let error = File::open("/proc/1/ns/net").err()?;
+        let is_host = error.kind() == ErrorKind::PermissionDenied;
+        is_host.then(|| Some(inode("1")? == inode("self")?))?
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

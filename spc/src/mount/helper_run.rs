@@ -242,6 +242,10 @@ impl<'a> HelperRun<'a> {
             error = error.transient();
         }
         match known_hint {
+            // A client root has the host's files there, a container only if they are bound.
+            Some(hint) if hint.contains("=/host/") && self.scope.is_none() && !has_host() => {
+                error.hint(format!("{hint}; this container has no /host: start it with -v /:/host, or copy the file into it and name that path"))
+            }
             Some(hint) => error.hint(hint),
             None => error,
         }
@@ -258,6 +262,11 @@ pub struct HelperOutput {
     shim: Vec<String>,
     /// Cgroup of the helper and its daemon, if they have one of their own.
     cgroup: Option<PathBuf>,
+}
+
+/// Returns whether there is a directory `/host`.
+fn has_host() -> bool {
+    Path::new("/host").is_dir()
 }
 
 /// Returns the last lines in a log, from an offset on, for which `select` returns text.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use lab::{AnyHost, Host, HostOptions, Lab, ObjectStore, Root};
 
-use crate::support::{Container, Spc, VmSpc, with_container, with_lab};
+use crate::support::{Container, Spc, VmSpc, with_container, with_lab, with_minimal_container};
 
 /// Mounts a directory of the container by bindfs. bindfs is linked with libfuse 2 and has no row in
 /// the table of kinds.
@@ -75,6 +75,34 @@ fn bindfs_mounts_a_directory_of_the_host() {
     with_container(|spc| bindfs(spc, "/host/srv/source"));
 }
 
+/// A policy of the host may forbid scopes, and with them the usual cgroup of a daemon.
+#[test]
+fn a_daemon_has_its_own_cgroup_where_systemd_refuses_a_scope() {
+    const REFUSES: &[u8] =
+        b"#!/bin/sh\necho 'Failed to start scope unit: Access denied' >&2\nexit 1\n";
+    with_minimal_container(|spc| {
+        let host = &spc.host;
+        host.write("/usr/bin/systemd-run", REFUSES)?;
+        host.sh("chmod 755 /usr/bin/systemd-run && mkdir -p /run/systemd/system")?
+            .ok()?;
+        let report = spc.exec(&["spc", "doctor"])?.ok()?.text();
+        ensure!(
+            report.contains("systemd refuses scopes: Failed to start scope unit: Access denied"),
+            "{report}"
+        );
+        host.sh("mkdir -p /srv/source /mnt/data")?.ok()?;
+        let mount = ["-t", "fuse.bindfs", "/host/srv/source", "/mnt/data"];
+        spc.mount(&mount)?;
+        let daemon = spc.record("/mnt/data")?["daemon"][0].to_string();
+        let cgroup = host.run(&["cat", &format!("/proc/{daemon}/cgroup")])?;
+        ensure!(cgroup.text().contains("/spc/mnt-data"), "{cgroup}");
+        spc.umount("/mnt/data")?;
+        let left = host.sh("find /sys/fs/cgroup -path '*spc/mnt-data*'")?;
+        ensure!(left.stdout.is_empty(), "{left}");
+        spc.is_clean()
+    });
+}
+
 #[test]
 fn sshfs_mounts_a_directory_of_a_server() {
     with_lab(|lab| sshfs(&Spc::privileged(lab)?, &sshd(lab)?, "/host/root/key"));
@@ -85,7 +113,13 @@ fn fuse_programs_mount_on_a_virtual_machine() {
     with_lab(|lab| {
         let (spc, store) = (VmSpc::privileged(lab)?, lab.s3()?);
         bindfs(&spc, "/srv/source")?;
-        sshfs(&spc, &sshd(lab)?, "/run/key-of-ssh")?;
+        let server = sshd(lab)?;
+        sshfs(&spc, &server, "/run/key-of-ssh")?;
+        // This container has no bind of the host's root.
+        let source = format!("root@{}:/srv/data", server.address());
+        let options = "x-spc.container,StrictHostKeyChecking=no,BatchMode=yes";
+        let mount = ["-t", "sshfs", "-o", options, &source, "/mnt"];
+        spc.refused_mount(&mount, 32, &["IdentityFile=", "has no /host"])?;
         bucket(&spc, &store)?;
         spc.is_clean()
     });
