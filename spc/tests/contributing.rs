@@ -23,6 +23,11 @@ const EXEMPT: &[(&str, &[&str], &str)] = &[
     ("docs/clients.md", &["sshfs"], "an example of a daemon"),
     ("docs/operate.md", &["sshfs"], "an example of a daemon"),
     ("docs/run.md", &["sshfs"], "an example of a FUSE program"),
+    (
+        "tests/tests/all/mount/apparmor.rs",
+        &["sshfs"],
+        "an example of a daemon",
+    ),
     ("docs/metrics.md", &["sshfs"], "an example of a label"),
     ("docs/logs.md", &["bindfs"], "an example of a log line"),
     (

@@ -10,7 +10,17 @@ use crate::vm::Vm;
 impl Vm<'_> {
     /// Starts the container `spc`, with its log in `/run/container/log`.
     pub fn start_container(&self) -> Result<()> {
-        let config = serde_json::to_vec_pretty(&config(&self.name()))?;
+        self.start_confined(&[])
+    }
+
+    /// Starts the container with these members of the configuration's `process`, which say how a
+    /// security module confines it.
+    pub fn start_confined(&self, confinement: &[(&str, &str)]) -> Result<()> {
+        let mut config = config(&self.name());
+        for (name, value) in confinement {
+            config["process"][name] = json!(value);
+        }
+        let config = serde_json::to_vec_pretty(&config)?;
         self.write("/run/container/config.json", &config)?;
         let start = "runc run --detach --bundle /run/container spc >/run/container/log 2>&1";
         let started = self.sh(&format!(

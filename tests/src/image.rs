@@ -38,11 +38,12 @@ impl Base {
 }
 
 /// Files and directories of the checkout that an image is made from.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "Cargo.lock",
     "Cargo.toml",
     "image/Containerfile",
     "image/absent",
+    "image/apparmor",
     "image/dpkg.cfg.d",
     "image/ld.so.preload",
     "image/shim.conf",

@@ -77,19 +77,19 @@ pub fn path(root: Root) -> Result<PathBuf> {
             files.extend(programs.into_iter().map(|path| (path.clone(), path)));
             cached("vm", key_of(&files)?, |path| minimal(path, &files))
         }
-        Root::Server => trixie("server", SERVER),
-        Root::Storage => trixie("storage", STORAGE),
-        Root::Shares => trixie("shares", SHARES),
-        Root::Readers => trixie("readers", READERS),
-        Root::Ceph => trixie("ceph", CEPH),
-        Root::Systemd => trixie("systemd", SYSTEMD),
+        Root::Server => trixie("server", SERVER, &[]),
+        Root::Storage => trixie("storage", STORAGE, &[]),
+        Root::Shares => trixie("shares", SHARES, &[]),
+        Root::Readers => trixie("readers", READERS, &[]),
+        Root::Ceph => trixie("ceph", CEPH, &[]),
+        Root::Systemd => trixie("systemd", SYSTEMD, &[NO_PROFILES]),
     }
 }
 
-/// Returns a Debian trixie with these packages.
-fn trixie(name: &str, packages: &str) -> Result<PathBuf> {
+/// Returns a Debian trixie with these packages, made with these options of mmdebstrap.
+fn trixie(name: &str, packages: &str, options: &[&str]) -> Result<PathBuf> {
     let include = format!("--include={packages}");
-    let arguments = ["--variant=essential", &include, "trixie"];
+    let arguments = [&["--variant=essential", &include], options, &["trixie"]].concat();
     cached(name, Key::new(&arguments.join(" ")), |path| {
         debian(path, &arguments)
     })
@@ -114,7 +114,11 @@ const SHARES: &str = "busybox-static,fuse2fs,mount,python3-flask-cors,python3-mo
 
 const READERS: &str = "busybox-static,curl,fish,man-db,mandoc,mount,prometheus,zsh";
 
-const SYSTEMD: &str = "kmod,runc,systemd-sysv,udev";
+/// With the loader of AppArmor profiles. The kernel has the module enabled.
+const SYSTEMD: &str = "apparmor,kmod,runc,systemd-sysv,udev";
+
+/// Leaves out the unit that loads Debian's own profiles, which would make each boot longer.
+const NO_PROFILES: &str = "--dpkgopt=path-exclude=/usr/lib/systemd/system/apparmor.service";
 
 const STORAGE: &str = "busybox-static,dbus-daemon,e2fsprogs,glusterfs-common,iproute2,kmod,mount,netbase,nfs-ganesha-gluster,nfs-ganesha-vfs,nfs-kernel-server,procps,rpcbind,targetcli-fb";
 

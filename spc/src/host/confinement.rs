@@ -71,10 +71,7 @@ pub fn hint() -> Option<String> {
     if !maps_all_users(&read("/proc/self/uid_map")) {
         return Some("the container is in a user namespace of its own: run it as root of the host, with --userns=host".into());
     }
-    let option = unconfining_option(&read("/proc/self/attr/current"))?;
-    Some(format!(
-        "the host's security module forbids it: start the container with {option}"
-    ))
+    security_hint(&read("/proc/self/attr/current"))
 }
 
 /// Returns whether a uid map maps every user to itself, as in the host's namespace
@@ -83,14 +80,27 @@ fn maps_all_users(map: &str) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// Returns the option of a container engine that lifts the confinement which a process label shows.
-/// AppArmor labels read `PROFILE (enforce)`, SELinux labels `USER:ROLE:TYPE:LEVEL`.
-fn unconfining_option(label: &str) -> Option<&'static str> {
+/// AppArmor profile for the container, and its file in the image.
+const APPARMOR: (&str, &str) = ("spc", "/usr/share/spc/apparmor/spc");
+
+/// Returns a hint for a process with this label, if a security module confines it. AppArmor labels
+/// read `PROFILE (enforce)`, SELinux labels `USER:ROLE:TYPE:LEVEL`.
+fn security_hint(label: &str) -> Option<String> {
     let label = label.trim_end_matches(['\0', '\n']);
-    if label.ends_with(" (enforce)") {
-        return Some("--security-opt apparmor=unconfined");
+    let (fitting, file) = APPARMOR;
+    if let Some(profile) = label.strip_suffix(" (enforce)") {
+        let forbids = format!("the AppArmor profile {profile} of the container forbids it");
+        return Some(match profile == fitting {
+            true => format!("{forbids}: load the profile of this image on the host: {file}"),
+            false => format!(
+                "{forbids}: load {file} of the image on the host, and start the container with --security-opt apparmor={fitting}; or start it with --security-opt apparmor=unconfined"
+            ),
+        });
     }
-    (label.split(':').nth(2)? == "container_t").then_some("--security-opt label=disable")
+    let kind = label.split(':').nth(2)?;
+    kind.starts_with("container_").then(|| {
+        format!("the SELinux type {kind} of the container forbids it: start the container with --security-opt label=disable")
+    })
 }
 
 #[cfg(test)]
@@ -104,17 +114,23 @@ mod tests {
     }
 
     #[test]
-    fn label_of_a_confined_process_selects_the_option() {
-        assert_eq!(
-            unconfining_option("docker-default (enforce)\n"),
-            Some("--security-opt apparmor=unconfined")
-        );
-        assert_eq!(
-            unconfining_option("system_u:system_r:container_t:s0:c1,c2\0"),
-            Some("--security-opt label=disable")
-        );
-        for free in ["unconfined\n", "system_u:system_r:spc_t:s0\0", ""] {
-            assert_eq!(unconfining_option(free), None, "{free:?}");
+    fn label_of_a_confined_process_selects_the_hint() {
+        let hint = |label: &str| security_hint(label).unwrap_or_default();
+        let other = hint("docker-default (enforce)\n");
+        assert!(other.contains("docker-default") && other.contains("apparmor=spc;"));
+        let own = hint("spc (enforce)\n");
+        assert!(own.contains(APPARMOR.1) && !own.contains("--security-opt"));
+        for kind in ["container_t", "container_init_t"] {
+            let hint = hint(&format!("system_u:system_r:{kind}:s0:c1,c2\0"));
+            assert!(hint.contains(kind) && hint.contains("label=disable"));
+        }
+        for free in [
+            "unconfined\n",
+            "spc (complain)\n",
+            "system_u:system_r:spc_t:s0\0",
+            "",
+        ] {
+            assert_eq!(security_hint(free), None, "{free:?}");
         }
     }
 }

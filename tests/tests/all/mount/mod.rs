@@ -1,5 +1,6 @@
 //! `spc mount`: targets, options, refusals, and many commands at once.
 
+mod apparmor;
 mod concurrency;
 mod contract;
 mod hostile_users;

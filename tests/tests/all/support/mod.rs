@@ -57,11 +57,17 @@ impl<'lab> VmSpc<'lab> {
 
     /// Boots a virtual machine with these options and starts the container, with all privileges.
     pub fn boot(lab: &'lab Lab, options: VmOptions) -> Result<Self> {
+        let spc = Self::booted(lab, options)?;
+        spc.host.start_container()?;
+        Ok(spc)
+    }
+
+    /// Boots a virtual machine with these options. The container is left to the test.
+    pub fn booted(lab: &'lab Lab, options: VmOptions) -> Result<Self> {
         let host = lab.vm(VmOptions {
             image: Some(Base::Trixie),
             ..options
         })?;
-        host.start_container()?;
         let runtime = Runtime::Runc;
         Ok(Self { host, runtime })
     }
