@@ -72,6 +72,10 @@ pub fn find(host: &Host, id: &str) -> Result<Option<NamespaceHolder>> {
     let Ok(HolderFile { pid, namespace }) = serde_json::from_slice(&text) else {
         return Ok(None);
     };
+    // The id may meanwhile be that of another user's process, which may delay the reads.
+    if !candidates::in_cgroup_of_spc(pid) {
+        return Ok(None);
+    }
     let pidfd = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     Ok(pidfd
         .filter(|_| namespace_of(&pid.to_string()) == Some(namespace))

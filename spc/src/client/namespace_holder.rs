@@ -24,6 +24,8 @@ use crate::client::root;
 use crate::error::{Error, Result};
 use crate::host::redirect::REDIRECTS;
 use crate::host::{Host, Settings, mountinfo};
+use crate::process::candidates::Status;
+use crate::process::procfs;
 use crate::sys::{self, MountAttributes};
 
 /// Directory on the host for the log files of client programs.
@@ -132,10 +134,10 @@ pub fn create_namespace(id: &str) -> Result<()> {
 fn open_kdevtmpfs_namespace(host: &Host) -> Option<File> {
     let processes = fs::read_dir(host.proc_file("..")?).ok()?;
     let namespace_of = |process: &Path| -> Option<File> {
-        let stat = fs::read_to_string(process.join("stat")).ok()?;
-        let (begin, rest) = stat.rsplit_once(')')?;
+        // Another user's process may delay reads of its other files.
+        let name = procfs::read_text(process.join("comm")).ok()?;
         // PID 2 is kthreadd, whose children are all kernel threads.
-        if !begin.ends_with("(kdevtmpfs") || rest.split_ascii_whitespace().nth(1) != Some("2") {
+        if name.trim_end() != "kdevtmpfs" || Status::read(process).ok()??.parent != Some(2) {
             return None;
         }
         let has_one_mount = mountinfo::read_file(process.join("mountinfo")).ok()?.len() == 1;

@@ -76,14 +76,15 @@ pub fn plugin_dir(root: &Path) -> Result<Option<PathBuf>> {
 /// Returns whether a process is a kubelet: root runs a program of that name in the PID namespace of
 /// the host. Users and pods can have processes of any name.
 fn is_kubelet(process: &Path) -> bool {
+    // Another user's process may delay reads of its other files.
+    let status = Status::read(process).ok().flatten();
+    if !status.is_some_and(|status| status.has_users([0; 4]) && status.ids.len() == 1) {
+        return false;
+    }
     let exe = fs::read_link(process.join("exe")).unwrap_or_default();
     let name = exe.file_name().map(OsStr::to_string_lossy);
     // The kernel marks a program that was replaced, as by an upgrade.
-    if !name.is_some_and(|name| matches!(&*name, "kubelet" | "kubelet (deleted)")) {
-        return false;
-    }
-    let status = Status::read(process).ok().flatten();
-    status.is_some_and(|status| status.has_users([0; 4]) && status.ids.len() == 1)
+    name.is_some_and(|name| matches!(&*name, "kubelet" | "kubelet (deleted)"))
 }
 
 /// Returns the value of the last `--NAME VALUE` or `--NAME=VALUE`.

@@ -1,13 +1,19 @@
 //! Search for processes that may belong to spc.
 //!
-//! Reads only files of procfs whose length and time no other user determines.
+//! While a process waits in execve(2), reads of most of its files in procfs wait as well, and even
+//! those of its links: `exe`, `ns/mnt` and, on Linux 6.18, `stat`. So all processes are searched by
+//! `status`, `comm` and `cgroup` only, which never wait.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use crate::error::is_shortage;
-use crate::process::procfs;
+use crate::process::procfs::{self, look_at_each};
+
+/// Time limit for a look at all processes of root.
+const ROOT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Both process ids of one process. They differ where the host's procfs is bind-mounted over the
 /// container's `/proc`.
@@ -19,7 +25,7 @@ pub(super) struct ProcessId {
     pub(super) own: i32,
 }
 
-/// Users whose processes in the mount namespace of this process are considered.
+/// Users whose processes in the cgroup of this process are considered.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Users {
     /// The user of this process, which is root, as the real, effective and saved user.
@@ -29,30 +35,24 @@ pub(super) enum Users {
 }
 
 /// Returns the processes that may belong to spc, without this process: those in a cgroup of spc,
-/// and those of `users` in the mount namespace of this process.
+/// and those of `users` in the cgroup of this process, which is that of the container.
 pub(super) fn candidates(users: Users) -> io::Result<Vec<ProcessId>> {
-    let depth =
-        Status::read("/proc/self".as_ref())?.map_or(0, |own| own.ids.len().saturating_sub(1));
+    let depth = own_depth()?.saturating_sub(1);
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
     let own_users = [rustix::process::geteuid().as_raw(); 4];
-    let own_namespace = mount_namespace("/proc/self".as_ref());
+    let own_cgroup = cgroup("/proc/self".as_ref())?;
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(in_proc) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let process = entry.path();
-        let in_cgroup = in_cgroup_of_spc(&process)?;
-        let is_near = || own_namespace.is_some() && mount_namespace(&process) == own_namespace;
-        if !in_cgroup && !is_near() {
+    for in_proc in all()? {
+        let process = path(in_proc);
+        let cgroup = cgroup(&process)?;
+        let of_spc = is_of_spc(&cgroup);
+        if cgroup.is_empty() || (!of_spc && cgroup != own_cgroup) {
             continue;
         }
         let Some(status) = Status::read(&process)? else {
             continue;
         };
-        let is_candidate = in_cgroup || users == Users::Any || status.has_users(own_users);
+        let is_candidate = of_spc || users == Users::Any || status.has_users(own_users);
         match status.ids.get(depth) {
             Some(own) if *own != own_pid && is_candidate => {
                 found.push(ProcessId { in_proc, own: *own });
@@ -63,13 +63,41 @@ pub(super) fn candidates(users: Users) -> io::Result<Vec<ProcessId>> {
     Ok(found)
 }
 
-/// Returns whether a process is in a cgroup that spc made on the host (`host/cgroup.rs`).
-fn in_cgroup_of_spc(process: &Path) -> io::Result<bool> {
-    let text = default_if_gone(procfs::read_text(process.join("cgroup")))?;
-    Ok(text.lines().any(|line| {
+/// Returns the ids of all processes in `/proc`.
+fn all() -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        found.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(found)
+}
+
+fn path(pid: i32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}"))
+}
+
+/// Returns the number of PID namespaces that this process has an id in, from that of `/proc` down.
+fn own_depth() -> io::Result<usize> {
+    Ok(Status::read("/proc/self".as_ref())?.map_or(1, |own| own.ids.len()))
+}
+
+/// Returns the cgroups of a process (`/proc/PID/cgroup`); empty if the process has exited.
+fn cgroup(process: &Path) -> io::Result<String> {
+    default_if_gone(procfs::read_text(process.join("cgroup")))
+}
+
+/// Returns whether a process is in a cgroup that spc made on the host.
+pub fn in_cgroup_of_spc(pid: i32) -> bool {
+    cgroup(&path(pid)).is_ok_and(|cgroup| is_of_spc(&cgroup))
+}
+
+/// Returns whether one of a process's cgroups was made by spc (`host/cgroup.rs`).
+fn is_of_spc(cgroups: &str) -> bool {
+    cgroups.lines().any(|line| {
         let path = line.splitn(3, ':').nth(2);
         path.is_some_and(is_cgroup_of_spc)
-    }))
+    })
 }
 
 /// Returns whether a cgroup is one that spc made: `/spc/NAME`, or a scope of systemd directly below
@@ -119,39 +147,41 @@ impl Status {
     }
 }
 
-/// Returns whether another process of root runs a program of this name, in any container.
+/// Returns whether another process of root runs a program of this name, in any container. A process
+/// that cannot be looked at in time counts as one that does.
 pub fn is_running(program: &str) -> bool {
-    let own = std::process::id().to_string();
-    let named = |entry: io::Result<fs::DirEntry>| {
-        let entry = entry.ok()?;
-        let exe = fs::read_link(entry.path().join("exe")).ok()?;
-        let pid = entry.file_name();
-        let is_named = exe.file_name()? == program && pid != *own;
-        let status = is_named.then(|| Status::read(&entry.path()).ok()?)??;
-        Some(status.has_users([0; 4]))
-    };
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .any(|entry| named(entry) == Some(true))
+    let program = program.to_owned();
+    any_of_root(usize::MAX, move |pid| {
+        let exe = fs::read_link(path(pid).join("exe"));
+        exe.is_ok_and(|exe| exe.file_name().is_some_and(|name| *name == *program))
+    })
 }
 
-/// Returns whether a process other than `except` is in the mount namespace with this inode number.
+/// Returns whether a process other than `except` is in the mount namespace with this inode number,
+/// which only root can enter. A process that cannot be looked at in time counts as one that is.
 pub fn any_in_namespace(namespace: u64, except: i32) -> bool {
-    let is_in = |entry: io::Result<fs::DirEntry>| {
-        let entry = entry.ok()?;
-        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        Some(mount_namespace(&entry.path())? == namespace && pid != except)
+    // Processes there are in the PID namespace of the host, and those of pods are not.
+    let is_in = move |pid| {
+        let file = fs::metadata(path(pid).join("ns/mnt"));
+        pid != except && file.is_ok_and(|file| file.ino() == namespace)
     };
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .any(|entry| is_in(entry) == Some(true))
+    any_of_root(own_depth().unwrap_or(1), is_in)
 }
 
-/// Returns the inode number of the mount namespace of a process, by its directory in `/proc`.
-fn mount_namespace(process: &Path) -> Option<u64> {
-    Some(fs::metadata(process.join("ns/mnt")).ok()?.ino())
+/// Returns whether `holds` is true for another process of root, with an id in `depth` PID
+/// namespaces at most, or cannot be found out.
+fn any_of_root(depth: usize, holds: impl Fn(i32) -> bool + Clone + Send + 'static) -> bool {
+    let own = std::process::id().cast_signed();
+    let is_roots = |pid: &i32| {
+        let status = Status::read(&path(*pid)).ok().flatten();
+        *pid != own
+            && status.is_some_and(|status| status.has_users([0; 4]) && status.ids.len() <= depth)
+    };
+    let roots: Vec<i32> = all().unwrap_or_default();
+    let roots: Vec<i32> = roots.into_iter().filter(is_roots).collect();
+    let mut any = false;
+    let done = look_at_each(&roots, ROOT_LIMIT, holds, |_, holds| any |= holds);
+    any || !matches!(done, Ok(true))
 }
 
 /// Replaces an error by the default value, since the process may have exited. Keeps errors that

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Largest part of a file that is read, in bytes.
@@ -17,11 +17,14 @@ pub const MAX_LENGTH: u64 = 128 * 1024;
 /// Time limit for the read of one process.
 const READ_LIMIT: Duration = Duration::from_millis(500);
 
-/// Processes, by their ids in `/proc`, with a thread of this process that is blocked in a read.
+/// Processes, by their ids in `/proc`, with a thread of this process that was left behind in a read.
 static BLOCKED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
-fn blocked() -> MutexGuard<'static, BTreeSet<i32>> {
-    BLOCKED.lock().unwrap_or_else(PoisonError::into_inner)
+/// Process that a thread is looking at, if any.
+type Current = Arc<Mutex<Option<i32>>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads the first 128 KiB of a file.
@@ -61,13 +64,14 @@ pub fn look_at_each<T: Send + 'static>(
 ) -> io::Result<bool> {
     let end = Instant::now() + limit;
     let mut rest: Vec<i32> = {
-        let blocked = blocked();
+        let blocked = lock(&BLOCKED);
         let is_free = |pid: &&i32| !blocked.contains(pid);
         processes.iter().filter(is_free).copied().collect()
     };
     let mut all = rest.len() == processes.len();
     while !rest.is_empty() && Instant::now() < end {
-        let results = start(rest.clone(), look.clone())?;
+        let current = Current::default();
+        let results = start(rest.clone(), look.clone(), Arc::clone(&current))?;
         let mut done = 0;
         while let Some(pid) = rest.get(done) {
             let left = end.saturating_duration_since(Instant::now());
@@ -80,6 +84,11 @@ pub fn look_at_each<T: Send + 'static>(
         rest.drain(..done);
         if let Some(pid) = rest.first().copied() {
             tracing::debug!(pid, "a process cannot be looked at in time");
+            let current = lock(&current);
+            if *current == Some(pid) {
+                lock(&BLOCKED).insert(pid);
+            }
+            drop(current);
             rest.remove(0);
             all = false;
         }
@@ -92,13 +101,17 @@ pub fn look_at_each<T: Send + 'static>(
 fn start<T: Send + 'static>(
     processes: Vec<i32>,
     look: impl Fn(i32) -> T + Send + 'static,
+    current: Current,
 ) -> io::Result<Receiver<T>> {
     let (sender, results): (Sender<T>, _) = channel();
     let work = move || {
         for pid in processes {
-            blocked().insert(pid);
+            *lock(&current) = Some(pid);
             let result = look(pid);
-            blocked().remove(&pid);
+            let mut current = lock(&current);
+            *current = None;
+            lock(&BLOCKED).remove(&pid);
+            drop(current);
             if sender.send(result).is_err() {
                 break;
             }

@@ -20,9 +20,13 @@ use crate::host::mountinfo::{self, Entry};
 use crate::host::namespace;
 use crate::host::target::mount_id;
 use crate::options::Options;
+use crate::process::procfs::look_at_each;
 use crate::repair::replace::{BENEATH, DeadMount, detach_at};
 use crate::state::{Record, Session};
 use crate::sys::{self, MountAttributes};
+
+/// Time limit for the search for mount namespaces, which other users' processes can delay.
+const SEARCH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Time limit for the replacement of one bind mount.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -60,27 +64,30 @@ pub fn replace(session: &Session, dead: &DeadMount, record: &Record) {
 fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Vec<Entry>)>> {
     let procfs = session.host.proc_file("..").unwrap_or("/proc/1/..".into());
     let fail = |e| Error::system("cannot look for containers").because(e);
-    let mut visited = vec![fs::read_link("/proc/self/ns/mnt").map_err(fail)?];
+    let own = fs::metadata("/proc/self/ns/mnt").map_err(fail)?.ino();
     let (_, host) = namespace::find(session.host.settings())?;
     let host_owner = owner(&host).map_err(fail)?;
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(&procfs).map_err(fail)?.flatten() {
-        let name = entry.file_name();
-        let Some(process) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
+    let names = fs::read_dir(&procfs).map_err(fail)?.flatten();
+    let ids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let (in_proc, mut others) = (procfs.clone(), BTreeMap::new());
+    let open = move |process: i32| {
         // The process may have ended.
-        let namespace = entry.path().join("ns/mnt");
-        let Ok(link) = fs::read_link(&namespace) else {
-            continue;
-        };
-        if visited.contains(&link) {
-            continue;
-        }
-        visited.push(link);
-        let Ok(file) = File::open(&namespace) else {
-            continue;
-        };
+        let file = File::open(in_proc.join(format!("{process}/ns/mnt"))).ok()?;
+        Some((file.metadata().ok()?.ino(), file))
+    };
+    look_at_each(
+        &ids.collect::<Vec<_>>(),
+        SEARCH_LIMIT,
+        open,
+        |process, opened| {
+            if let Some((id, file)) = opened.filter(|(id, _)| *id != own) {
+                others.entry(id).or_insert((process, file));
+            }
+        },
+    )
+    .map_err(fail)?;
+    let mut found = BTreeMap::new();
+    for (process, file) in others.into_values() {
         if owner(&file).ok() != Some(host_owner) {
             tracing::debug!(
                 process,
@@ -88,7 +95,8 @@ fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Ve
             );
             continue;
         }
-        let table = mountinfo::read_file(entry.path().join("mountinfo")).unwrap_or_default();
+        let table = mountinfo::read_file(procfs.join(format!("{process}/mountinfo")));
+        let table = table.unwrap_or_default();
         let mounts: Vec<Entry> = table.into_iter().filter(|m| m.device == device).collect();
         if !mounts.is_empty() {
             found.insert(process, (file, mounts));

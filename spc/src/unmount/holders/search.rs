@@ -115,11 +115,17 @@ impl Search {
         // The copies repeat the mounts below, so they count only if the host itself has none.
         let has_own = !all_below.is_empty();
         let mut seen = HashSet::new();
-        for pid in processes {
-            let namespace = fs::read_link(format!("/proc/{pid}/ns/mnt"));
-            if !namespace.is_ok_and(|namespace| seen.insert(namespace)) {
-                continue;
+        let mut first = Vec::new();
+        let namespace = |pid| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        let looked = look_at_each(processes, self.limit, namespace, |pid, namespace| {
+            if namespace.is_some_and(|namespace| seen.insert(namespace)) {
+                first.push(pid);
             }
+        });
+        if looked.is_err() {
+            tracing::debug!("cannot look at other mount namespaces");
+        }
+        for pid in first {
             // Any user can have many namespaces with many mounts: one table at a time is kept.
             let table = mountinfo::read_file(format!("/proc/{pid}/mountinfo"));
             let table = table.unwrap_or_default();
