@@ -4,6 +4,7 @@
 //   - a process in execve(2) that waits in the flush of a file on a FUSE file system whose daemon
 //     does not answer; the kernel holds the lock that readers of its environment need
 //   - a process whose environment is 4 GiB long, and whose arguments are mapped from such a file
+//   - a process that waits for such a file in a page fault
 //   - a process that holds the lock of an epoll descriptor while it waits for such a file
 //   - 16 connections to PORT that send a byte each 0.3 s, opened again when they are closed
 // hostile mark ID    a process with the mark of the mount ID, and a file called "fuse" open
@@ -17,7 +18,6 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <linux/prctl.h>
-#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -77,7 +77,7 @@ static void serve(int dev) {
     attr.attr.nlink = 1;
     attr.attr.uid = attr.attr.gid = USER;
     struct fuse_init_out init = {.major = 7, .minor = 31, .max_write = 4096};
-    struct fuse_open_out opened = {.fh = 1};
+    struct fuse_open_out opened = {.fh = 1, .open_flags = FOPEN_KEEP_CACHE};
     switch (in->opcode) {
     case FUSE_INIT:
       reply(dev, in->unique, 0, &init, sizeof init);
@@ -121,7 +121,9 @@ static void mount_file(void) {
 
 static int open_file(void) {
   int fd = open(FILE_NAME, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) fail(FILE_NAME);
+  struct stat file;
+  // The kernel asks for the length of the file only now.
+  if (fd < 0 || fstat(fd, &file)) fail(FILE_NAME);
   return fd;
 }
 
@@ -159,6 +161,12 @@ static void long_environment(void) {
   };
   if (prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0)) fail("prctl");
   for (;;) pause();
+}
+
+static void wait_in_a_fault(void) {
+  volatile char *at = map_file();
+  *at = 1;
+  fail("the file answers");
 }
 
 static void hold_epoll(void) {
@@ -221,6 +229,7 @@ int main(int argc, char **argv) {
     mount_file();
     if (!child()) wait_in_execve();
     if (!child()) long_environment();
+    if (!child()) wait_in_a_fault();
     if (!child()) hold_epoll();
     if (!child()) slow_connections(atoi(argv[2]));
     usleep(300000);

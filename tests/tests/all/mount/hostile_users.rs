@@ -28,6 +28,8 @@ life() {
     kill -9 $(cat /proc/1/root/sys/fs/cgroup/spc/mnt-$1/cgroup.procs) || exit
     begin=$(now)
     until new=$(stat -c %d $dir 2>/dev/null) && [ "$new" != "$old" ]; do sleep 0.02; done
+    # The record still names the repair for a moment, and an unmount would end it.
+    while grep -hs "\"/mnt/$1\"" /proc/1/root/run/spc/mounts/* | grep -q '"making"'; do sleep 0.02; done
     step repair
     spc umount /mnt/$1 || exit
     step umount
@@ -94,9 +96,11 @@ fn is_small(spc: &Spc<'_>) -> Result<()> {
 /// Checks that a busy mount is told with its holder, soon.
 fn holders_are_told(spc: &Spc<'_>) -> Result<()> {
     spc.mount(&["-t", "tmpfs", "-o", "x-mount.mkdir", "x", "/mnt/busy"])?;
-    let holder = spc
-        .host
-        .spawn(&["sh", "-c", "cd /mnt/busy && exec sleep 600"])?;
+    let script = "cd /mnt/busy && echo ready && exec sleep 600";
+    let mut holder = spc.host.spawn(&["sh", "-c", script])?;
+    until("the mount is in use", || {
+        Ok(holder.so_far()?.0 == b"ready\n")
+    })?;
     let busy = || -> Result<bool> {
         let output = spc.exec(&["spc", "umount", "/mnt/busy"])?.code(32)?;
         ensure!(output.elapsed < Duration::from_secs(5), "{output}");
