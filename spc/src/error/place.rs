@@ -74,6 +74,7 @@ mod tests {
                 "start the container with --privileged, or --cap-add=SYS_ADMIN --cap-add=KILL",
                 "give the container in the manifest privileged: true, or capability SYS_ADMIN capability KILL",
             ),
+            ("add --pid=host;", "add hostPID: true;"),
             ("add --tmpfs /run", "add an emptyDir at /run"),
             (
                 "start the container with --security-opt label=disable",

@@ -394,6 +394,6 @@ mod tests {
     #[test]
     fn unescape_keeps_a_backslash_without_an_octal_number() {
         assert_eq!(unescape(br"a\9b\"), br"a\9b\");
-        assert_eq!(unescape(br"\040\777"), br" \777");
+        assert_eq!(unescape(br"\040\777\089"), br" \777\089");
     }
 }

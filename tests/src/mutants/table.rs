@@ -54,7 +54,7 @@ pub const MUTATIONS: &[Mutation] = &[
     unit("spc/src/mount/request.rs", "Ok(mode) if mode <= 0o7777 => Ok(Some(mode)),", "Ok(mode) => Ok(Some(mode)), Err(_) => Ok(None),", "invalid_request_is_refused"),
     unit("spc/src/mount/deadline.rs", "if !self.counts_slot_wait {", "if self.counts_slot_wait {", "time_in_the_queue_counts"),
     unit("spc/src/mount/failover.rs", "share.min(UNRESPONSIVE_LIMIT)", "share", "budget_leaves_time"),
-    unit("spc/src/options/list.rs", "',' if !quoted => add", "',' => add", "a_comma_in_quotes"),
+    unit("spc/src/options/list.rs", "',' if !quoted && !is_escaped => add", "',' if !is_escaped => add", "a_comma_in_quotes"),
     unit("spc/src/options/list.rs", "if value.is_some() && is_secret(key) {", "if value.is_none() && is_secret(key) {", "secrets_are_removed"),
     unit("spc/src/error/place.rs", "\"--pid=host\" => \"hostPID: true\",", "", "options_of_an_engine"),
     unit("spc/src/host/mountinfo.rs", "digits.iter().all(|d| (b'0'..=b'7').contains(d))", "digits.iter().all(u8::is_ascii_digit)", "unescape_keeps"),
@@ -92,6 +92,6 @@ pub const MUTATIONS: &[Mutation] = &[
     unit("spc/src/install/apply.rs", "} else if path.symlink_metadata().is_err() || known.is_some_and(|old| old.is_at(&path)) {", "} else if true {", "a_foreign_file_at_a_required_path"),
     unit("spc/src/install/layout.rs", "if target.as_ref() != Some(&location.program)", "if false", "an_extension_does_not_hide"),
     unit("spc/src/install/version.rs", "numbers(a).cmp(&numbers(b))", "a.cmp(b)", "versions_are_compared"),
-    unit("spc/src/install/kubelet.rs", "dir.map(PathBuf::from).filter(|dir| dir.is_absolute())", "dir.map(PathBuf::from)", "plugin_dir"),
+    unit("spc/src/install/kubelet.rs", "matches!(&*name, \"kubelet\" | \"kubelet (deleted)\")", "name == \"kubelet\"", "two_kubelets_are_an_error"),
     unit("spc/src/frontends/argv0.rs", "&& driver == name", "", "program_names_select"),
 ];

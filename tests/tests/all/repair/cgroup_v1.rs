@@ -10,7 +10,7 @@ const TARGET: &str = "/mnt/data";
 
 /// Puts the container's first process in a cgroup of each hierarchy, where it has no `/dev/fuse`,
 /// as a container runtime does.
-const CONFINE: &str = r#"
+const CONFINE: &str = r#"set -e
     mkdir -p /mnt/data /srv/source
     for controller in devices freezer; do
         mkdir -p /run/v1/$controller
