@@ -28,7 +28,8 @@ fn leaves_every_hierarchy(lab: &'static Lab) -> Result<()> {
     let host = &spc.host;
     host.run(&["sh", "-c", CONFINE, "confine", &spc.pid()?])?
         .ok()?;
-    let source = "/proc/1/root/srv/source";
+    // A directory of the host: the daemon runs in a client root file system.
+    let source = "/host/srv/source";
     spc.mount(&["-t", "fuse.bindfs", source, TARGET])?;
     let daemon = || -> Result<Value> { Ok(spc.record(TARGET)?["daemon"][0].clone()) };
     let first = daemon()?;
