@@ -125,14 +125,13 @@ const TABLE: &[(&str, Outcome)] = &[
 /// Mounts once with each line of standard input as the options, and prints a line for each: exit
 /// code, attributes and file system options in this mount table, mode and owner of the root, errors.
 const RUN: &str = r#"
-table=$1 target=$2 see=$3; shift 3
-mkdir -p "$see"
+table=$1 target=$2 see=$3 unmount=$4; shift 4
 while IFS= read -r options; do
-    errors=$("$@" -o "$options" "$target" 2>&1 | tr '\n' ' '; exit ${PIPESTATUS[0]})
+    "$@" -o "$options" "$target" >/tmp/errors 2>&1
     code=$?
     found=$(sed -n "s|^[^ ]* [^ ]* [^ ]* [^ ]* $target \([^ ]*\) .*- tmpfs [^ ]* |\1 |p" "$table")
-    echo "$code|$found|$(stat -c '%a %u %g' "$see")|$errors"
-    if [ -n "$found" ]; then nsenter --mount="${table%/*}/ns/mnt" umount "$target"; fi
+    echo "$code|$found|$(stat -c '%a %u %g' "$see")|$(tr '\n' ' ' </tmp/errors)"
+    if [ -n "$found" ]; then $unmount "$target" >/dev/null; fi
 done"#;
 
 /// Result of one mount.
@@ -145,12 +144,12 @@ struct Found {
 }
 
 /// Runs a command with each of the table's options.
-fn run(spc: &Spc<'_>, table: &str, target: &str, see: &str, words: &[&str]) -> Result<Vec<Found>> {
+fn run(spc: &Spc<'_>, on: [&str; 4], words: &[&str]) -> Result<Vec<Found>> {
     let input: String = TABLE
         .iter()
         .map(|(options, _)| format!("{options}\n"))
         .collect();
-    let words = [&["bash", "-c", RUN, "run", table, target, see][..], words].concat();
+    let words = [&["sh", "-c", RUN, "run"], &on[..], words].concat();
     let text = spc.exec_with(&words, input.as_bytes())?.ok()?.text();
     let line = |line: &str| {
         let mut fields = line.splitn(4, '|').map(str::to_owned);
@@ -177,23 +176,16 @@ fn options_of_mount_do_what_they_do_with_mount() {
             .ok()?;
         spc.host
             .sh("mkdir -p /mnt/t; echo daemon:x:1:1:::>/etc/passwd; echo daemon:x:1:>/etc/group")?;
-        let (own, host) = ("/proc/self/mountinfo", "/proc/1/mountinfo");
-        let theirs = run(
-            spc,
-            own,
-            "/tmp/t",
-            "/tmp/t",
-            &["mount", "-t", "tmpfs", "src"],
-        )?;
-        let (target, see) = ("/mnt/t", "/proc/1/root/mnt/t");
-        let ours = run(
-            spc,
-            host,
-            target,
-            see,
-            &["spc", "mount", "-t", "tmpfs", "src"],
-        )?;
-        let installed = run(spc, host, target, see, &["mount", "-t", "spc.tmpfs", "src"])?;
+        let here = ["/proc/self/mountinfo", "/tmp/t", "/tmp/t", "umount"];
+        let host = [
+            "/proc/1/mountinfo",
+            "/mnt/t",
+            "/proc/1/root/mnt/t",
+            "spc umount",
+        ];
+        let theirs = run(spc, here, &["mount", "-t", "tmpfs", "src"])?;
+        let ours = run(spc, host, &["spc", "mount", "-t", "tmpfs", "src"])?;
+        let installed = run(spc, host, &["mount", "-t", "spc.tmpfs", "src"])?;
         let mut wrong = Vec::new();
         for (index, (options, expected)) in TABLE.iter().enumerate() {
             let (theirs, ours, installed) = (&theirs[index], &ours[index], &installed[index]);
@@ -219,7 +211,8 @@ fn options_of_mount_do_what_they_do_with_mount() {
         }
         ensure!(wrong.is_empty(), "{}", wrong.concat());
         spc.is_clean()?;
-        helpers_get_the_same(spc).context("what helpers get")
+        helpers_get_the_same(spc).context("what helpers get")?;
+        binds_are_the_same(spc).context("bind mounts")
     });
 }
 
@@ -305,4 +298,37 @@ fn helpers_get_the_same(spc: &Spc<'_>) -> Result<()> {
         );
     }
     spc.is_clean()
+}
+
+/// Compares bind mounts of a read-only, nosuid mount.
+fn binds_are_the_same(spc: &Spc<'_>) -> Result<()> {
+    let make = "mkdir -p /tmp/s && mount -t tmpfs -o ro,nosuid s /tmp/s";
+    spc.sh(make)?.ok()?;
+    spc.host.sh(make)?.ok()?;
+    for options in [
+        "bind",
+        "bind,ro",
+        "bind,rw",
+        "bind,suid",
+        "bind,noexec",
+        "bind,noatime",
+        "bind,atime",
+        "bind,nodiratime",
+        "bind,strictatime",
+        "bind,relatime",
+        "bind,nosymfollow",
+        "bind,user",
+        "bind,user,exec",
+    ] {
+        let show = |table: &str| format!("sed -n 's|.* /mnt/t \\([^ ]*\\) .*|\\1|p' {table}");
+        let theirs = spc.sh(&format!(
+            "mount -o {options} /tmp/s /mnt/t && {} && umount /mnt/t",
+            show("/proc/self/mountinfo")
+        ))?;
+        spc.mount(&["-o", options, "/tmp/s", "/mnt/t"])?;
+        let ours = spc.sh(&show("/proc/1/mountinfo"))?.ok()?.text();
+        spc.umount("/mnt/t")?;
+        ensure!(theirs.text() == ours, "{options}: {ours}\n{theirs}");
+    }
+    Ok(())
 }

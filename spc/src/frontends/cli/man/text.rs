@@ -110,11 +110,23 @@ const MOUNT: &[Section] = &[
         heading: "MOUNT OPTIONS",
         parts: &[
             Text(
-                "A list separated by commas, as in mount(8). A value may hold commas inside double quotes. Options that begin with x- are for spc, others for the file system.",
+                "A list separated by commas, as in mount(8). A value may hold commas inside double quotes or after a backslash. Options that begin with x- or X- are for spc, others for the file system.",
             ),
             Item(
-                "x-mount.mkdir[=MODE]",
+                "X-mount.mkdir[=MODE], x-mount.mkdir[=MODE]",
                 "Create the target, and missing directories above it.",
+            ),
+            Item(
+                "X-mount.subdir=DIR",
+                "Mount this directory of the file system instead of its root.",
+            ),
+            Item(
+                "X-mount.owner=, X-mount.group=, X-mount.mode=, X-mount.idmap=",
+                "Change the mount before it is visible, as mount(8) does.",
+            ),
+            Item(
+                "remount",
+                "Change the options of the existing mount on TARGET.",
             ),
             Item(
                 "x-spc.mkfs",
