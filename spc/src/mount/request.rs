@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::kinds::block::AUTO;
 use crate::kinds::servers::{self, SERVERS};
 use crate::kinds::{self, Inferred};
+use crate::mount::remount::REMOUNT;
 use crate::options::repair_scope::RepairScope;
 use crate::options::{Options, Secrets};
 use crate::servers::order::Order;
@@ -87,7 +88,9 @@ impl Request {
         if self.source.is_empty() {
             return Err(Error::usage("the source is empty"));
         }
-        if self.fs_type.is_empty() || self.fs_type == "auto" {
+        // The mount that a remount changes has its type.
+        let is_new = !self.options.has(REMOUNT);
+        if is_new && (self.fs_type.is_empty() || self.fs_type == "auto") {
             let inferred = kinds::infer(&self.source)?;
             self.fs_type = inferred.fs_type.into();
             self.inferred = Some(inferred);
@@ -255,6 +258,8 @@ mod tests {
             assert_eq!(named.fingerprint(), inferred.fingerprint());
             assert_eq!(named.type_hint(), None);
         }
+        assert!(request("", "x", "").validated().is_err());
+        assert!(request("", "x", "remount,ro").validated().is_ok());
         let certain = request("", "//h/s", "").validated().unwrap();
         assert_eq!((&*certain.fs_type, certain.type_hint()), ("cifs", None));
     }

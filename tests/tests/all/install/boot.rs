@@ -81,20 +81,27 @@ fn fstab_and_units_mount_at_boot() {
             vm.run(&["umount", target])?.ok()?;
             ensure!(mounted(vm, target)?.is_empty());
         }
-        // mount(8) makes a namespace of its own for X-mount.subdir=.
-        let service = ["systemd-run", "--wait", "--pipe", "-pPrivateMounts=yes"];
-        let subdir = ["-o", "X-mount.subdir=below"];
-        for (before, options) in [(&service[..], &[][..]), (&[], &subdir)] {
-            let words = ["mount", "-t", "nfs", &export, "/mnt/n"];
-            let elsewhere = vm.run(&[before, &words, options].concat())?;
+        // A service with mounts of its own, and mount(8), which makes a namespace for X-mount.subdir=.
+        let service = format!(
+            "[Service]\nType=oneshot\nPrivateMounts=yes\nStandardError=file:/run/own\nExecStart=mount -t nfs {export} /mnt/n\n"
+        );
+        vm.write("/run/systemd/system/own.service", service.as_bytes())?;
+        let subdir = format!("mount -t nfs -o X-mount.subdir=below {export} /mnt/n 2>/run/own");
+        for command in [
+            "systemctl daemon-reload && systemctl start own.service",
+            &subdir,
+        ] {
+            ensure!(!vm.sh(command)?.success());
+            let error = String::from_utf8(vm.read("/run/own")?)?;
             ensure!(
-                !elsewhere.success() && elsewhere.error_text().contains("mount namespace is not"),
-                "{elsewhere}"
+                error.contains("mount namespace is not the host's"),
+                "{error}"
             );
             ensure!(
                 mounted(vm, "/mnt/n")?.is_empty() && mounted(vm, "/run/mount/tmptgt")?.is_empty()
             );
         }
+        vm.sh("systemctl reset-failed own.service; rm /run/systemd/system/own.service")?;
         let wrong = export.replace("/data", "/nosuch");
         let failed = vm
             .run(&["mount", "-t", "nfs", &wrong, "/mnt/n"])?
