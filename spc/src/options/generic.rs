@@ -175,6 +175,10 @@ impl Attributes {
     fn change(&mut self, set: u64, clear: u64) {
         self.set = self.set & !clear | set;
         self.clear |= set | clear;
+        // The access times are one field, which mount_setattr(2) clears as a whole.
+        if self.clear & ATIME != 0 {
+            self.clear |= ATIME;
+        }
     }
 }
 
@@ -250,6 +254,7 @@ mod tests {
         }
         let bind = options("noatime,suid").attributes();
         assert_eq!((bind.set, bind.clear), (NOATIME, ATIME | NOSUID));
+        assert_eq!(options("atime").attributes().clear, ATIME);
     }
 
     #[test]

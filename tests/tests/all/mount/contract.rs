@@ -15,8 +15,8 @@ enum Outcome {
     Same,
     /// mount(8) ignores the option. spc refuses it, with these words.
     Refused(&'static str),
-    /// As `Same`. With an installed name mount(8) itself does what the option says, on the host,
-    /// which is another place than the container in which it runs here.
+    /// As `Same`, but not with an installed name: mount(8) passes `ro` for `ro=vfs`, and does itself
+    /// what `X-mount.…` says, on the host, while here it runs in the container.
     SameByItself,
 }
 use Outcome::{Refused, Same, SameByItself};
@@ -46,8 +46,8 @@ const TABLE: &[(&str, Outcome)] = &[
     ("rw", Same),
     ("ro", Same),
     ("ro,rw", Same),
-    ("ro=vfs", Same),
-    ("ro=fs", Same),
+    ("ro=vfs", SameByItself),
+    ("ro=fs", SameByItself),
     ("ro=recursive", Same),
     ("suid", Same),
     ("nosuid", Same),
