@@ -15,6 +15,8 @@ fn main() {
         "-Wl,-z,lazy",
         "-Wl,--no-eh-frame-hdr",
         "-Wl,--build-id=none",
+        // One entry of the dynamic section instead of a section with a relocated pointer.
+        "-Wl,-init=spc_shim_init",
         &script,
     ];
     for option in options {

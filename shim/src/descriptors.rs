@@ -1,18 +1,23 @@
-//! Kinds of the mounts behind descriptors.
+//! Origin of the mounts that calls name by descriptors.
 //!
 //! move_mount(2) attaches a mount of fsopen(2) and fsmount(2), and its arguments do not contain the
-//! type. statfs(2) would wait for a FUSE daemon, which may be the caller. So the shim records at
-//! fsopen(2) whether the type is redirected. The key is the mount's id: a descriptor can be closed,
-//! reused and duplicated.
+//! type. statfs(2) would wait for a FUSE daemon, which may be the caller. So the shim tags the
+//! descriptor of fsopen(2), and notes the mount that fsmount(2) makes of it. The kernel keeps the
+//! tag for every duplicate of the descriptor, in every process. The key of the note is the mount's
+//! id: a descriptor can be closed, reused and duplicated.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::sys::{self, Errno, Result};
+use crate::call::PathArg;
+use crate::mounts;
+use crate::scratch::Buffers;
+use crate::sys::{self, Stat};
 use crate::text::thin;
 
-/// Kind of the mount behind a descriptor.
+/// Origin of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FdKind {
+#[repr(u8)]
+pub enum Origin {
     /// New and detached, of a type that the settings redirect.
     RedirectedType,
     /// New and detached, of another type.
@@ -21,115 +26,161 @@ pub enum FdKind {
     Copy,
     /// Attached on the host.
     Host,
+    /// Attached in the caller's namespace, or named by arguments that the kernel rejects.
+    Attached,
+    /// Detached and not noted: from another program, or from before an exec.
+    Unknown,
 }
 
-/// Whether each descriptor is of a call of fsopen(2) for a redirected type.
-static CONTEXTS: [AtomicBool; 1 << 16] = [const { AtomicBool::new(false) }; 1 << 16];
-/// Known mounts: the key of each in the upper 62 bits, its kind in the lower two; 0 if empty.
+impl Origin {
+    /// Whether the mount is in no namespace.
+    pub fn is_detached(self) -> bool {
+        !matches!(self, Self::Host | Self::Attached)
+    }
+}
+
+/// A mount that an argument names.
+#[derive(Clone, Copy)]
+pub struct Source {
+    /// Origin of the mount.
+    pub origin: Origin,
+    /// Key of the mount, or 0.
+    key: u64,
+}
+
+/// Known mounts: the key of each in the upper 62 bits, its origin in the lower two; 0 if empty. A
+/// mount's entry is at its id modulo the length.
 static MOUNTS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
 
-/// Notes whether fsopen(2) got a redirected type.
-///
-/// Fails with EMFILE for a redirected type and a descriptor beyond the table: without the note, the
-/// mount would end up in the container.
-pub fn set_context(fd: usize, redirected: bool) -> Result<()> {
-    match CONTEXTS.get(fd) {
-        Some(context) => context.store(redirected, Relaxed),
-        None if redirected => return Err(Errno::MFILE),
-        None => {}
-    }
-    Ok(())
-}
+/// Tag of fsopen(2)'s descriptors of types that the settings redirect; one more for the others. The
+/// tag is the number of the signal for input and output, which a context never sends.
+const REDIRECTED_TYPE: usize = 62;
 
-/// Whether this descriptor is of a call of fsopen(2) for a redirected type.
-pub fn context_is_redirected(fd: usize) -> bool {
-    CONTEXTS
-        .get(fd)
-        .is_some_and(|context| context.load(Relaxed))
-}
-
-/// Notes the kind of the mount behind a descriptor, or removes the note if `kind` is `None`.
-pub fn set_kind(fd: usize, kind: Option<FdKind>) {
-    let Some(key) = mount_key(fd as i32) else {
-        return;
+impl Source {
+    /// No mount.
+    pub const NONE: Self = Self {
+        origin: Origin::Attached,
+        key: 0,
     };
-    for slot in &MOUNTS {
-        let entry = slot.load(Relaxed);
-        if entry >> 2 == key {
-            let _ = slot.compare_exchange(entry, 0, Relaxed, Relaxed);
+
+    /// Notes the origin of the mount, or removes the note.
+    #[inline(never)]
+    pub fn note(self, origin: Option<Origin>) {
+        if let Some(slot) = MOUNTS.get((self.key >> 1) as usize % MOUNTS.len()) {
+            let entry = origin.map_or(0, |origin| self.key << 2 | origin as u64);
+            slot.store(entry, Relaxed);
         }
     }
-    if let (Some(kind), Some(slot)) = (kind, MOUNTS.get(fd % MOUNTS.len())) {
-        slot.store(key << 2 | encode(kind), Relaxed);
+
+    /// Returns the mount behind a descriptor.
+    pub fn of(fd: usize, buffers: &mut Buffers<'_>) -> Self {
+        let arg = PathArg {
+            dir: fd as i32,
+            path: thin(c"").as_arg(),
+            follow: false,
+            empty_allowed: true,
+        };
+        source(&arg, buffers)
     }
 }
 
-/// Returns the kind of the mount behind a descriptor, if known.
-pub fn kind(fd: i32) -> Option<FdKind> {
-    let key = mount_key(fd)?;
-    let entry = MOUNTS
-        .iter()
-        .map(|slot| slot.load(Relaxed))
-        .find(|entry| entry >> 2 == key)?;
-    Some(match entry & 3 {
-        0 => FdKind::RedirectedType,
-        1 => FdKind::OtherType,
-        2 => FdKind::Copy,
-        _ => FdKind::Host,
-    })
+/// Tags the descriptor of fsopen(2). Without the tag, the origin of its mounts is unknown.
+pub fn tag_context(fd: usize, redirected: bool) {
+    sys::set_signal(fd, REDIRECTED_TYPE + usize::from(!redirected));
 }
 
-fn encode(kind: FdKind) -> u64 {
-    match kind {
-        FdKind::RedirectedType => 0,
-        FdKind::OtherType => 1,
-        FdKind::Copy => 2,
-        FdKind::Host => 3,
+/// Returns the origin of the mounts of a descriptor of fsopen(2).
+pub fn context_origin(fd: usize) -> Option<Origin> {
+    match sys::signal(fd).wrapping_sub(REDIRECTED_TYPE) {
+        0 => Some(Origin::RedirectedType),
+        1 => Some(Origin::OtherType),
+        _ => None,
     }
 }
 
-/// Returns the key of the mount behind a descriptor; never 0, which marks an empty slot.
+/// Returns the mount that an argument names.
 ///
 /// The key is the unique mount id if the kernel (6.8) and the file system give this user one, and
 /// the mount id otherwise. The kernel reuses mount ids, but a new mount with the id replaces the
-/// entry.
-fn mount_key(fd: i32) -> Option<u64> {
-    if fd < 0 {
-        return None;
+/// note.
+#[inline(never)]
+pub fn source(arg: &PathArg, buffers: &mut Buffers<'_>) -> Source {
+    let mut stat = arg.statx(libc::STATX_MNT_ID_UNIQUE);
+    if stat.is_err() {
+        stat = arg.statx(0);
     }
-    match sys::unique_id(fd, thin(c"")) {
-        0 => Some(sys::mount_id(fd, thin(c"")).ok()? << 1),
-        unique => Some(unique << 1 | 1),
+    let Ok(stat) = stat else {
+        return Source::NONE;
+    };
+    let mut unique = 0;
+    let mut key = stat.mount_id << 1;
+    if stat.mask & libc::STATX_MNT_ID_UNIQUE != 0 {
+        unique = stat.mount_id;
+        key |= 1;
     }
+    let noted = MOUNTS
+        .get((key >> 1) as usize % MOUNTS.len())
+        .map_or(0, |slot| slot.load(Relaxed));
+    let origin = match noted & 3 {
+        _ if noted >> 2 != key && is_attached(unique, &stat, buffers) => Origin::Attached,
+        _ if noted >> 2 != key => Origin::Unknown,
+        0 => Origin::RedirectedType,
+        1 => Origin::OtherType,
+        2 => Origin::Copy,
+        _ => Origin::Host,
+    };
+    Source { origin, key }
+}
+
+/// Whether a mount is in the caller's namespace. So is, for its use, a file that stands for a
+/// namespace: `ip netns` binds such files, and they are on a mount of the kernel's own.
+fn is_attached(unique: u64, stat: &Stat, buffers: &mut Buffers<'_>) -> bool {
+    let buffer = buffers.line.buffer();
+    let found = if unique != 0 {
+        sys::has_mount(unique)
+    } else {
+        mounts::read_fs_type(stat.mount_id, buffer, buffers.name).is_ok()
+            && !buffers.name.is_empty()
+    };
+    found
+        || sys::statx_follow(thin(c"/proc/self/ns/mnt"), 0)
+            .is_ok_and(|file| file.inode.device == stat.inode.device)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
     use std::os::fd::AsRawFd;
 
-    #[test]
-    fn a_context_is_replaced_when_its_descriptor_is_reused() {
-        set_context(70, true).unwrap();
-        assert!(context_is_redirected(70));
-        set_context(70, false).unwrap();
-        assert!(!context_is_redirected(70));
-        assert!(!context_is_redirected(usize::MAX));
-        assert_eq!(set_context(1 << 20, true), Err(Errno::MFILE));
-        assert_eq!(set_context(1 << 20, false), Ok(()));
+    fn of(file: &impl AsRawFd) -> Source {
+        let mut scratch = Scratch::new().unwrap();
+        Source::of(file.as_raw_fd() as usize, &mut scratch.buffers())
     }
 
     #[test]
-    fn every_descriptor_of_a_mount_gives_its_kind() {
+    fn every_descriptor_of_a_mount_gives_its_origin() {
         let one = std::fs::File::open("/").unwrap();
         let two = one.try_clone().unwrap();
         let other = std::fs::File::open("/proc").unwrap();
-        set_kind(one.as_raw_fd() as usize, Some(FdKind::Copy));
-        assert_eq!(kind(two.as_raw_fd()), Some(FdKind::Copy));
-        assert_eq!(kind(other.as_raw_fd()), None);
-        set_kind(two.as_raw_fd() as usize, Some(FdKind::Host));
-        assert_eq!(kind(one.as_raw_fd()), Some(FdKind::Host));
-        set_kind(one.as_raw_fd() as usize, None);
-        assert_eq!(kind(two.as_raw_fd()), None);
+        let origin = |file: &std::fs::File| of(file).origin;
+        let note = |file: &std::fs::File, origin| of(file).note(origin);
+        note(&one, Some(Origin::Copy));
+        assert_eq!(origin(&two), Origin::Copy);
+        assert_eq!(origin(&other), Origin::Attached);
+        note(&two, Some(Origin::Host));
+        assert_eq!(origin(&one), Origin::Host);
+        note(&one, None);
+        assert_eq!(origin(&two), Origin::Attached);
+    }
+
+    #[test]
+    fn a_mount_of_the_kernel_is_unknown_and_a_namespace_is_not() {
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        assert_eq!(of(&pipe).origin, Origin::Unknown);
+        let namespace = std::fs::File::open("/proc/self/ns/net").unwrap();
+        assert_eq!(of(&namespace).origin, Origin::Attached);
+        let none = Source::of(usize::MAX, &mut Scratch::new().unwrap().buffers());
+        assert_eq!(none.origin, Origin::Attached);
     }
 }

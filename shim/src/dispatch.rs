@@ -1,14 +1,14 @@
 //! Handling of every hooked call: decide, redirect or make the real call, set errno, report.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::c_int;
 
 use crate::call::Call;
 use crate::child;
-use crate::descriptors::{self, FdKind};
+use crate::descriptors::{self, Origin, Source};
 use crate::namespace::child_would_be_init;
-use crate::next::Via;
+use crate::next::{self, Via};
 use crate::outcome::{Decision, Step};
-use crate::policy::{Change, Reason, is_redirected_type};
+use crate::policy::{self, Change, Reason};
 use crate::redirected_call::RedirectedCall;
 use crate::scratch::{Scratch, Stack};
 use crate::symbol::Symbol;
@@ -42,144 +42,204 @@ pub extern "C" fn dispatch(
     let EntryPoint { symbol, via } = entry;
     let args = [a, b, c, d, e];
     let intercepted = Call { symbol, via, args };
-    let result = if sys::thread_name_begins_with(child::THREAD_NAME) {
-        intercepted.call_next()
+    let result = if child::is_running_here() {
+        next::call(&intercepted)
     } else {
         handle(&intercepted)
     };
-    let (errno, result) = match result {
-        Ok(result) => (errno, result as isize),
-        Err(error) => (error.number() as c_int, -1),
-    };
-    sys::set_errno(errno);
-    result
+    match result {
+        Ok(result) => {
+            sys::set_errno(errno);
+            result as isize
+        }
+        Err(error) => {
+            sys::set_errno(error.number() as c_int);
+            -1
+        }
+    }
 }
 
 fn handle(intercepted: &Call) -> Result<usize> {
     let settings = settings::get()?;
     let mut scratch = Scratch::new()?;
     let stack = scratch.stack();
-    let call = &mut RedirectedCall::new(&settings.config, intercepted, scratch.buffers());
-    match intercepted.symbol {
-        Symbol::Fsopen => call.result = open_context(call),
-        Symbol::Fsmount => call.result = create_mount(intercepted),
-        _ => handle_change(call, settings.unusable, stack),
+    let call = &mut RedirectedCall::new(&settings.config, *intercepted, scratch.buffers());
+    handle_call(call, settings.unusable, stack)
+}
+
+#[inline(never)]
+fn handle_call(call: &mut RedirectedCall<'_>, unusable: bool, stack: Stack) -> Result<usize> {
+    let [first, flags, ..] = call.intercepted.args;
+    let expires = flags as c_int & libc::MNT_EXPIRE != 0;
+    match call.symbol {
+        Symbol::Fsopen => {
+            let redirected = names_redirected_type(call, first);
+            let fd = next::call(&call.intercepted)?;
+            if call.config.names_a_type() {
+                descriptors::tag_context(fd, redirected);
+            }
+            return Ok(fd);
+        }
+        Symbol::Fsmount => {
+            let fd = next::call(&call.intercepted)?;
+            if let Some(origin) = descriptors::context_origin(first) {
+                Source::of(fd, &mut call.buffers).note(Some(origin));
+            }
+            return Ok(fd);
+        }
+        // A look at the target would clear the kernel's mark of a mount that may expire.
+        Symbol::Umount2 if expires => {
+            let result = next::call(&call.intercepted);
+            if result != Err(Errno::INVAL) {
+                return result;
+            }
+        }
+        _ => {}
+    }
+    // An error means that the kernel will reject the arguments, too.
+    if examine(call).is_ok() && (unusable || !passes(call)) {
+        decide(call, unusable, stack);
+    }
+    if call.decision == Decision::Local {
+        call.result = next::call(&call.intercepted);
+    }
+    if !call.config.redirects_nothing() {
+        note(call);
     }
     call.result
 }
 
-/// Handles a call that changes a mount table or gives a descriptor of a mount.
+/// Finds the effect of the call, the mount that its source names, and why the call would go to the
+/// host whatever its target.
 #[inline(never)]
-fn handle_change(call: &mut RedirectedCall<'_>, unusable: bool, stack: Stack) {
-    decide(call, unusable, stack);
-    if call.decision == Decision::Local {
-        call.result = call.intercepted.call_next();
-        // open_tree(2) changes nothing; only a descriptor of a mount on the host is reported.
-        if call.intercepted.symbol != Symbol::OpenTree {
-            report::send(call);
+fn examine(call: &mut RedirectedCall<'_>) -> Result<()> {
+    let [_, _, c, d, _] = call.intercepted.args;
+    call.change = match call.symbol {
+        Symbol::Mount => Change::from_mount_flags(d as u64),
+        Symbol::MoveMount => Change::Move,
+        Symbol::Umount | Symbol::Umount2 => Change::Unmount,
+        _ if call.symbol != Symbol::MountSetattr && c as u32 & sys::OPEN_TREE_CLONE != 0 => {
+            Change::Copy
         }
-    }
-    update_descriptors(call);
-}
-
-/// Decides where the call goes. A call that is not local has been made and reported afterwards.
-fn decide(call: &mut RedirectedCall<'_>, unusable: bool, stack: Stack) {
-    let detached = match call.intercepted.change() {
-        Ok((change, kind)) => {
-            call.change = change;
-            call.redirected_type = kind == Some(FdKind::RedirectedType);
-            call.fd_on_host = kind == Some(FdKind::Host);
-            call.intercepted.symbol == Symbol::MountSetattr && kind.is_some() && !call.fd_on_host
-        }
-        Err(_) => false,
+        Symbol::OpenTree => Change::Handle,
+        _ => match sys::copy_word(d, 2)? {
+            0 => Change::Remount,
+            _ => Change::Propagation,
+        },
     };
-    if read_arguments(call).is_err() {
-        call.reason = Reason::Arguments;
-    } else if detached {
-        call.reason = Reason::Detached;
-    } else if unusable {
-        call.reason = Reason::Settings;
-        // An unmount or a new descriptor puts no mount in the wrong namespace.
-        if !matches!(call.change, Change::Unmount | Change::Handle | Change::Copy) {
-            refuse(call, Step::Settings, settings::UNUSABLE);
+    if call.config.redirects_nothing() {
+        return Ok(());
+    }
+    let mut redirected_type = false;
+    if call.symbol != Symbol::Mount || matches!(call.change, Change::Bind | Change::Move) {
+        call.source = descriptors::source(&call.intercepted.source(), &mut call.buffers);
+        redirected_type = call.source.origin == Origin::RedirectedType;
+        if call.symbol == Symbol::MoveMount && call.source.origin.is_detached() {
+            call.change = match call.source.origin {
+                Origin::Copy => Change::Bind,
+                _ => Change::New,
+            };
         }
-    } else {
-        call.redirected_type |= call.change == Change::New
-            && is_redirected_type(call.config, call.buffers.fs_type.as_bytes());
-        if !child_would_be_init() {
-            child::run(stack, call);
-        } else if call.reason_for_any_target().is_some() {
-            refuse(call, Step::Call, Errno::BUSY);
-        } else {
-            call.reason = Reason::Unresolved;
-        }
+    } else if call.change == Change::New {
+        redirected_type = names_redirected_type(call, c);
     }
-}
-
-#[inline(never)]
-fn refuse(call: &mut RedirectedCall<'_>, step: Step, error: Errno) {
-    call.fail(step, error);
-    report::send(call);
-}
-
-/// Copies the arguments on which the decision depends. An error means that the kernel will reject
-/// the arguments too.
-#[inline(never)]
-fn read_arguments(call: &mut RedirectedCall<'_>) -> Result<()> {
-    if call.intercepted.symbol == Symbol::Mount {
-        sys::copy_string(
-            call.intercepted.args[2] as *const c_char,
-            &mut call.buffers.fs_type,
-        )?;
-    }
-    let arg = call.intercepted.path_arg();
-    sys::copy_string(arg.path, &mut call.buffers.path)?;
-    if call.buffers.path.is_empty() && !arg.empty_allowed {
-        return Err(Errno::NOENT);
-    }
-    // For the report, until the canonical path is known.
-    call.buffers.target.copy(&call.buffers.path);
+    call.demanded = policy::reason_for_any_target(call.config, call.change, redirected_type);
     Ok(())
 }
 
-/// Notes the kind of the descriptor that a successful call returned or attached.
-fn update_descriptors(call: &RedirectedCall<'_>) {
+/// Whether the call is made in the container, as far as that can be known without a child and
+/// without a descriptor. So a call that passes behaves as without this library even at the limit of
+/// a resource.
+#[inline(never)]
+fn passes(call: &RedirectedCall<'_>) -> bool {
+    let origin = call.source.origin;
+    if origin.is_detached() && !call.change.attaches() {
+        return true;
+    }
+    let named = match call.change {
+        Change::Unmount => call.config.names_a_type(),
+        _ => origin != Origin::Attached && origin != Origin::OtherType && origin != Origin::Copy,
+    };
+    !(named || call.demanded.is_some() || call.config.lists_a_target() || is_private(call))
+}
+
+/// Whether the target is a directory that only its owner may use, as a placeholder is.
+#[inline(never)]
+pub fn is_private(call: &RedirectedCall<'_>) -> bool {
+    let private = libc::S_IFDIR | libc::S_IRWXU;
+    let stat = call.intercepted.target().statx(0);
+    stat.is_ok_and(|stat| stat.mode == private)
+}
+
+/// Whether a string of the caller is a type that the settings redirect.
+#[inline(never)]
+fn names_redirected_type(call: &mut RedirectedCall<'_>, fs_type: usize) -> bool {
+    // The kernel rejects what cannot be copied.
+    call.config.names_a_type()
+        && sys::copy_string(fs_type, call.buffers.fs_type).is_ok()
+        && policy::is_redirected_type(call.config, call.buffers.fs_type.as_bytes())
+}
+
+/// Decides where the call goes. A call that is not local has been made and reported afterwards.
+#[inline(never)]
+fn decide(call: &mut RedirectedCall<'_>, unusable: bool, stack: Stack) {
+    let target = call.intercepted.target();
+    let path = &mut *call.buffers.path;
+    if sys::copy_string(target.path, path).is_err() || path.is_empty() && !target.empty_allowed {
+        return;
+    }
+    // For the report, until the canonical path is known.
+    call.buffers.target.copy(path);
+    if unusable {
+        // An unmount or a new descriptor puts no mount in the wrong namespace.
+        if matches!(call.change, Change::Unmount | Change::Handle | Change::Copy) {
+            return;
+        }
+        call.reason = Reason::Settings;
+        call.fail(Step::Settings, settings::UNUSABLE);
+    } else if sys::uid() != 0 {
+        return;
+    } else if is_not_attributable(call) {
+        call.reason = Reason::Origin;
+        let found = target.statx(0).map(|_| Errno::INVAL);
+        call.fail(Step::Target, found.unwrap_or_else(|error| error));
+    } else if !child_would_be_init() {
+        return child::run(stack, call);
+    } else if call.demanded.is_some() {
+        call.fail(Step::Call, Errno::BUSY);
+    } else {
+        return;
+    }
+    report::send(call);
+}
+
+/// Whether the call attaches a detached mount that the settings may redirect, and that cannot be
+/// redirected: its type is unknown, or mount(2) names it by a path.
+fn is_not_attributable(call: &RedirectedCall<'_>) -> bool {
+    match call.source.origin {
+        Origin::Unknown => true,
+        Origin::RedirectedType => call.symbol == Symbol::Mount,
+        _ => false,
+    }
+}
+
+/// Notes the origin of the mount behind the descriptor that a successful call returned or attached.
+#[inline(never)]
+fn note(call: &mut RedirectedCall<'_>) {
     let Ok(result) = call.result else {
         return;
     };
-    let [from, _, _, _, flags] = call.intercepted.args;
-    let on_host = (call.decision == Decision::Redirected).then_some(FdKind::Host);
-    match call.change {
-        Change::Copy => descriptors::set_kind(result, Some(FdKind::Copy)),
-        Change::Handle => descriptors::set_kind(result, on_host),
-        _ if call.intercepted.symbol != Symbol::MoveMount => {}
-        _ if flags as u32 & sys::MOVE_MOUNT_F_EMPTY_PATH == 0 => {}
-        _ => descriptors::set_kind(from, on_host),
+    let on_host = (call.decision == Decision::Redirected).then_some(Origin::Host);
+    if call.change == Change::Copy {
+        let origin = call.source.origin;
+        Source::of(result, &mut call.buffers).note(match origin {
+            Origin::Attached | Origin::Host => Some(Origin::Copy),
+            Origin::Unknown => None,
+            _ => Some(origin),
+        });
+    } else if call.symbol == Symbol::MoveMount {
+        call.source.note(on_host);
+    } else if call.intercepted.returns_fd() && on_host.is_some() {
+        Source::of(result, &mut call.buffers).note(on_host);
     }
-}
-
-/// Makes a call of fsopen(2), whose type decides where the mount will go.
-fn open_context(call: &mut RedirectedCall<'_>) -> Result<usize> {
-    let fs_type = &mut call.buffers.fs_type;
-    // The kernel rejects an invalid pointer, so an empty type does no harm.
-    let _ = sys::copy_string(call.intercepted.args[0] as *const c_char, fs_type);
-    let fd = call.intercepted.call_next()?;
-    match descriptors::set_context(fd, is_redirected_type(call.config, fs_type.as_bytes())) {
-        Ok(()) => Ok(fd),
-        Err(error) => {
-            sys::close(fd as c_int);
-            Err(error)
-        }
-    }
-}
-
-/// Makes a call of fsmount(2), whose mount has the type of its context.
-fn create_mount(intercepted: &Call) -> Result<usize> {
-    let fd = intercepted.call_next()?;
-    let kind = match descriptors::context_is_redirected(intercepted.args[0]) {
-        true => FdKind::RedirectedType,
-        false => FdKind::OtherType,
-    };
-    descriptors::set_kind(fd, Some(kind));
-    Ok(fd)
 }

@@ -3,20 +3,18 @@
 
 use core::ffi::c_int;
 
+use crate::call::Call;
 use crate::mounts;
-use crate::next::{self, Via};
+use crate::next;
 use crate::outcome::{Destination, Step};
-use crate::policy::{Change, Reason, is_redirected_type, split_last};
-use crate::redirect;
+use crate::policy::{Change, Reason, is_redirected_type};
+use crate::redirect::{self, TARGET_CHANGED};
 use crate::redirected_call::RedirectedCall;
 use crate::scratch::Buffers;
 use crate::symbol::Symbol;
-use crate::sys::{self, CWD, Errno, Result, mount_id, unique_id};
+use crate::sys::{self, CWD, Errno, Result, Stat, mount_id};
 use crate::text::{ThinCStr, thin};
 use crate::walk;
-
-/// Error of a target whose path leads to another file than the one that was pinned or mounted on.
-const TARGET_CHANGED: Errno = Errno::STALE;
 
 /// Empty path, which names the descriptor beside it.
 const EMPTY: ThinCStr<'static> = thin(c"");
@@ -29,21 +27,22 @@ const NO_SYMLINKS: u64 = sys::RESOLVE_NO_SYMLINKS | sys::RESOLVE_NO_MAGICLINKS;
 /// Makes the call on the host.
 pub fn make(call: &mut RedirectedCall<'_>) -> Result<usize> {
     call.step = Step::Pin;
-    if call.change == Change::Unmount {
+    let by_descriptor = call.reason == Reason::Descriptor;
+    if call.change == Change::Unmount && !by_descriptor {
         enter_unmount_parent(call)?;
         return unmount_here(call);
     }
-    let mut args = call.intercepted.args;
     let mut pin = -1;
-    if call.reason != Reason::Descriptor {
+    if !by_descriptor {
         pin = pin_target(call)?;
+        let Call { symbol, args, .. } = &mut call.intercepted;
         // mount(8) adds the present flags of a mount from the caller's mount table, which lists no
         // redirected mount. Made as it is, a remount without options would therefore clear `ro`;
         // ceph-fuse makes one to drop the kernel's caches. In the other calls args[3] is a pointer.
         if call.redirects_dir >= 0 && args[3] == libc::MS_REMOUNT as usize {
             return sys::reconfigure(pin);
         }
-        if call.change.attaches() || call.intercepted.symbol == Symbol::Mount {
+        if call.change.attaches() || *symbol == Symbol::Mount {
             return change_mounts(call, pin);
         }
         args[0] = pin as usize;
@@ -51,30 +50,32 @@ pub fn make(call: &mut RedirectedCall<'_>) -> Result<usize> {
         args[2] |= sys::AT_EMPTY_PATH as usize;
     }
     call.step = Step::Call;
-    let result = next::call(call.intercepted.via, call.intercepted.symbol, args);
-    // A child that reaches this may share the caller's descriptor table, in which the pin would
-    // stay open.
+    let result = next::call(&call.intercepted);
+    if pin < 0 {
+        return result;
+    }
+    // The child shares the caller's descriptor table, in which the pin would stay open, if the
+    // result is a descriptor. The pin then has the number that the result should have.
     sys::close(pin);
-    result
+    match result {
+        Ok(fd) if call.intercepted.returns_fd() => sys::lowest(fd, call.intercepted.args[2]),
+        result => result,
+    }
 }
 
 /// Opens the target with `O_PATH`, so that later changes to its path have no effect.
 fn pin_target(call: &mut RedirectedCall<'_>) -> Result<c_int> {
+    follow_link(call);
     if call.buffers.host.as_bytes() == b"/" {
         call.buffers.host.set(b"/..");
     }
-    let resolve = if call.redirects_dir >= 0 {
-        NO_SYMLINKS
-    } else {
-        sys::RESOLVE_NO_MAGICLINKS
-    };
-    let pin = sys::pin(call.buffers.host.as_thin(), 0, resolve)?;
+    let pin = sys::pin(call.buffers.host.as_thin(), 0, NO_SYMLINKS)?;
     call.buffers.name.clear();
     if call.redirects_dir >= 0 {
         if !call.change.attaches() {
-            redirect::expect_redirected_mount(call.redirects_dir, call.buffers, pin.raw())?;
-        } else if sys::statx(pin.raw(), EMPTY, libc::STATX_INO)?.inode != call.inode {
-            return Err(TARGET_CHANGED);
+            redirect::expect_redirected_mount(call.redirects_dir, &mut call.buffers, pin.raw())?;
+        } else {
+            redirect::expect_file(&mut call.buffers, pin.raw())?;
         }
     }
     Ok(pin.into_raw())
@@ -87,14 +88,20 @@ fn pin_target(call: &mut RedirectedCall<'_>) -> Result<c_int> {
 /// proof then shows whether the name still led to that file.
 fn change_mounts(call: &mut RedirectedCall<'_>, pin: c_int) -> Result<usize> {
     let before = mount_id(pin, EMPTY)?;
-    let mut args = call.intercepted.args;
     match sys::fchdir(pin) {
-        Err(Errno::NOTDIR) => enter_host_parent(call.buffers)?,
+        Err(Errno::NOTDIR) => enter_parent(&mut call.buffers)?,
         result => result?,
     }
     let is_file = !call.buffers.name.is_empty();
+    if matches!(call.change, Change::Bind | Change::Move) {
+        let Buffers {
+            source, path, line, ..
+        } = &mut call.buffers;
+        walk::follow_root_link(source, path, line, true);
+    }
     let source = call.buffers.source.as_thin();
-    if call.intercepted.symbol == Symbol::Mount {
+    let Call { symbol, args, .. } = &mut call.intercepted;
+    if *symbol == Symbol::Mount {
         args[1] = (if is_file {
             call.buffers.name.as_thin()
         } else {
@@ -106,7 +113,7 @@ fn change_mounts(call: &mut RedirectedCall<'_>, pin: c_int) -> Result<usize> {
         }
     } else {
         if !source.is_empty() {
-            args[0] = sys::pin(source, 0, sys::RESOLVE_NO_MAGICLINKS)?.into_raw() as usize;
+            args[0] = sys::pin(source, 0, NO_SYMLINKS)?.into_raw() as usize;
         }
         args[1] = EMPTY.as_arg();
         args[2] = pin as usize;
@@ -114,10 +121,10 @@ fn change_mounts(call: &mut RedirectedCall<'_>, pin: c_int) -> Result<usize> {
         args[4] |= (sys::MOVE_MOUNT_F_EMPTY_PATH | sys::MOVE_MOUNT_T_EMPTY_PATH) as usize;
     }
     call.step = Step::Call;
-    let result = next::call(call.intercepted.via, call.intercepted.symbol, args)?;
+    let result = next::call(&call.intercepted)?;
     // A mount attached beneath another one leaves the topmost mount as it is.
-    let beneath = call.intercepted.symbol == Symbol::MoveMount
-        && args[4] as u32 & sys::MOVE_MOUNT_BENEATH != 0;
+    let beneath = call.symbol == Symbol::MoveMount
+        && call.intercepted.args[4] as u32 & sys::MOVE_MOUNT_BENEATH != 0;
     if call.change.attaches() && !beneath {
         call.step = Step::Proof;
         call.mount_id = prove(call, before, is_file)?;
@@ -145,40 +152,51 @@ fn prove(call: &mut RedirectedCall<'_>, before: u64, is_file: bool) -> Result<u6
     let proved = if by_path != top {
         Err(TARGET_CHANGED)
     } else if call.redirects_dir >= 0 {
-        redirect::write_mount_ids(call.redirects_dir, call.buffers, top, unique_id(CWD, TOP))
+        redirect::write_mount_ids(call.redirects_dir, &mut call.buffers, TOP)
     } else {
         Ok(())
     };
     if let Err(error) = proved {
         if !is_file && call.change != Change::Move {
-            unmount(Via::Wrapper, TOP, libc::MNT_DETACH)?;
+            unmount(call, TOP.as_arg(), libc::MNT_DETACH)?;
         }
         return Err(error);
     }
     Ok(top)
 }
 
+/// Follows the link in the target's path on the host that only root can make, unless the launcher
+/// made the path.
+fn follow_link(call: &mut RedirectedCall<'_>) {
+    if call.redirects_dir < 0 {
+        let follow = call.intercepted.target().follow;
+        let Buffers {
+            host, path, line, ..
+        } = &mut call.buffers;
+        walk::follow_root_link(host, path, line, follow);
+    }
+}
+
 /// Enters the directory that contains the target on the host, and sets `buffers.name` to the
 /// target's name in it.
 #[inline(never)]
-fn enter_host_parent(buffers: &mut Buffers) -> Result<()> {
-    buffers.path.copy(&buffers.host);
-    walk::enter_parent(&mut buffers.path, &mut buffers.name, CWD, true)
+fn enter_parent(buffers: &mut Buffers<'_>) -> Result<()> {
+    let Buffers {
+        host, path, name, ..
+    } = buffers;
+    path.copy(host);
+    walk::split_parent(path, name);
+    sys::fchdir(sys::pin(path.as_thin(), libc::O_DIRECTORY, NO_SYMLINKS)?.into_raw())
 }
 
 /// Enters the directory that contains the target of an unmount.
 fn enter_unmount_parent(call: &mut RedirectedCall<'_>) -> Result<()> {
+    follow_link(call);
+    enter_parent(&mut call.buffers)?;
     if call.redirects_dir < 0 {
-        return enter_host_parent(call.buffers);
+        return Ok(());
     }
-    let Buffers {
-        host, path, name, ..
-    } = &mut *call.buffers;
-    let (head, last) = split_last(host.as_bytes());
-    path.set(head);
-    name.set(last);
-    sys::fchdir(sys::pin(path.as_thin(), libc::O_DIRECTORY, NO_SYMLINKS)?.into_raw())?;
-    redirect::expect_redirected_mount(call.redirects_dir, call.buffers, CWD)
+    redirect::expect_redirected_mount(call.redirects_dir, &mut call.buffers, CWD)
 }
 
 /// Unmounts `buffers.name` in the current directory, without following a symlink and without
@@ -191,46 +209,43 @@ pub fn unmount_here(call: &mut RedirectedCall<'_>) -> Result<usize> {
     } else {
         call.buffers.name.as_thin()
     };
-    unmount(
-        call.intercepted.via,
-        name,
-        call.intercepted.args[1] as c_int | libc::UMOUNT_NOFOLLOW,
-    )
+    let flags = call.intercepted.args[1] as c_int | libc::UMOUNT_NOFOLLOW;
+    unmount(call, name.as_arg(), flags)
 }
 
-fn unmount(via: Via, name: ThinCStr<'_>, flags: c_int) -> Result<usize> {
-    next::call(
-        via,
-        Symbol::Umount2,
-        [name.as_arg(), flags as usize, 0, 0, 0],
-    )
+#[inline(never)]
+fn unmount(call: &mut RedirectedCall<'_>, name: usize, flags: c_int) -> Result<usize> {
+    let Call { symbol, args, .. } = &mut call.intercepted;
+    *symbol = Symbol::Umount2;
+    args[0] = name;
+    args[1] = flags as usize;
+    next::call(&call.intercepted)
 }
 
 /// Whether an unmount that no setting redirects is meant for the host: a mount of a redirected type
 /// is at the target there. For [`Destination::LocalThenHost`], the target must not be a mount point
-/// in the container. Enters the directory that contains the target on the host.
+/// in the container, unless it has the same mount there: a copy that came by propagation, and goes
+/// with the mount on the host. Enters the directory that contains the target on the host.
 ///
 /// On an error the caller makes the real call, which gives the right error for a target that is no
 /// mount point.
 pub fn has_redirected_mount(call: &mut RedirectedCall<'_>) -> Result<bool> {
     let local = sys::statx(CWD, call.buffers.target.as_thin(), 0);
-    if call.destination == Destination::LocalThenHost && local.is_ok_and(|stat| stat.is_mount_root)
-    {
-        call.reason = Reason::LocalMount;
-        return Ok(false);
-    }
     call.enter_host()?;
-    enter_host_parent(call.buffers)?;
+    enter_unmount_parent(call)?;
     let Buffers {
         name,
         line,
         fs_type,
         ..
-    } = &mut *call.buffers;
+    } = &mut call.buffers;
     let stat = sys::statx(CWD, name.as_thin(), 0)?;
-    if !stat.is_mount_root {
+    let is_other = |local: Stat| local.is_mount_root && local.inode != stat.inode;
+    if !stat.is_mount_root
+        || call.destination == Destination::LocalThenHost && local.is_ok_and(is_other)
+    {
         return Ok(false);
     }
-    mounts::read_fs_type(name.as_thin(), stat.mount_id, line.buffer(), fs_type)?;
+    mounts::read_fs_type(stat.mount_id, line.buffer(), fs_type)?;
     Ok(is_redirected_type(call.config, fs_type.as_bytes()))
 }

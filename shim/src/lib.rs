@@ -35,17 +35,29 @@ mod sys;
 mod text;
 mod walk;
 
+// The loader calls this symbol when it loads the library (`DT_INIT`, see build.rs). It is hidden, so
+// that the library exports the hooks only.
 #[cfg(not(test))]
-ctor::declarative::ctor! {
-    /// Reads the settings before the program can change its environment. The hooks work without
-    /// this: the constructor of another library may mount earlier.
-    #[ctor(unsafe)]
-    fn initialize() {
-        next::resolve_common();
-        // SAFETY: a constructor runs once. The C library's constructors have run before, because
-        // this library depends on the C library.
-        unsafe { settings::take_snapshot() };
-    }
+core::arch::global_asm!(
+    ".globl spc_shim_init",
+    ".hidden spc_shim_init",
+    ".type spc_shim_init, %function",
+    "spc_shim_init:",
+    #[cfg(target_arch = "x86_64")]
+    "jmp {}",
+    #[cfg(target_arch = "aarch64")]
+    "b {}",
+    sym initialize,
+);
+
+/// Reads the settings before the program can change its environment. The hooks work without this:
+/// the constructor of another library may mount earlier.
+#[cfg(not(test))]
+extern "C" fn initialize() {
+    next::resolve_common();
+    // SAFETY: the loader calls this once. The C library's constructors have run before, because
+    // this library depends on the C library.
+    unsafe { settings::take_snapshot() };
 }
 
 #[cfg(not(test))]

@@ -53,5 +53,5 @@ fn enter(namespace: Fd) -> Result<u64> {
 pub fn child_would_be_init() -> bool {
     let exists = |path: &'static CStr| sys::statx_follow(thin(path), 0).is_ok();
     // This file appears when the namespace gets its first process.
-    !exists(c"/proc/self/ns/pid_for_children") && exists(c"/proc/self/ns/pid")
+    !exists(c"/proc/self/ns/pid_for_children") && exists(c"/proc/self/ns/mnt")
 }

@@ -8,7 +8,8 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use spc_shim_config::words::nth_word;
 
-use crate::symbol::{NAMES, NUMBERS, SYSCALL, Symbol};
+use crate::call::Call;
+use crate::symbol::{NAMES, NUMBERS, SYSCALL};
 use crate::sys::{self, Errno, Result};
 
 /// Definition that the caller used. The real call uses the same one: a library below this one may
@@ -33,7 +34,7 @@ static ADDRESSES: [AtomicUsize; NUMBERS.len()] =
 /// Looks up the symbols that every C library has. Others wait until they are called, because a
 /// failed dlsym(3) allocates memory.
 pub fn resolve_common() {
-    for symbol in 0..=SYSCALL {
+    for symbol in 0..SYSCALL + 1 {
         resolve(symbol);
     }
 }
@@ -73,10 +74,11 @@ fn resolve(index: usize) -> usize {
 /// All arguments are integers and pointers. On x86_64 and aarch64 each is passed in a register of
 /// its own, so one function type serves all symbols.
 #[inline(never)]
-pub fn call(via: Via, symbol: Symbol, [a, b, c, d, e]: [usize; 5]) -> Result<usize> {
+pub fn call(call: &Call) -> Result<usize> {
     type Next = unsafe extern "C" fn(usize, usize, usize, usize, usize) -> c_int;
-    let address = match via {
-        Via::Wrapper => resolve(symbol as usize),
+    let [a, b, c, d, e] = call.args;
+    let address = match call.via {
+        Via::Wrapper => resolve(call.symbol as usize),
         Via::Syscall => ABSENT,
     };
     let result = if address > ABSENT {
@@ -85,7 +87,7 @@ pub fn call(via: Via, symbol: Symbol, [a, b, c, d, e]: [usize; 5]) -> Result<usi
         // SAFETY: the arguments are the caller's, or satisfy the same rules.
         c_long::from(unsafe { next(a, b, c, d, e) })
     } else {
-        syscall(c_long::from(symbol.syscall_number()), a, b, c, d, e, 0)
+        syscall(c_long::from(call.symbol.syscall_number()), a, b, c, d, e, 0)
     };
     match result {
         ..0 => Err(Errno::new(sys::errno() as usize)),

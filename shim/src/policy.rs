@@ -3,9 +3,6 @@
 use spc_shim_config::words::{same, split_once, strip};
 use spc_shim_config::{Config, Operation};
 
-use crate::sys::Inode;
-use crate::text::number;
-
 /// Effect of a call on a mount table, by the rules of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -31,18 +28,14 @@ impl Change {
     /// Returns the effect of mount(2) with these flags, tested in the order of the kernel's
     /// `path_mount`.
     pub fn from_mount_flags(flags: u64) -> Self {
-        const MAGIC_MASK: u64 = 0xffff_0000;
-        let flags = if flags & MAGIC_MASK == libc::MS_MGC_VAL {
-            flags & !MAGIC_MASK
-        } else {
-            flags
-        };
+        // The kernel ignores this value in the upper half.
+        let is_magic = flags & 0xffff_0000 == libc::MS_MGC_VAL;
         let propagation = libc::MS_SHARED | libc::MS_PRIVATE | libc::MS_SLAVE | libc::MS_UNBINDABLE;
         if flags & libc::MS_REMOUNT != 0 {
             Self::Remount
         } else if flags & libc::MS_BIND != 0 {
             Self::Bind
-        } else if flags & propagation != 0 {
+        } else if flags & propagation != 0 && !is_magic {
             Self::Propagation
         } else if flags & libc::MS_MOVE != 0 {
             Self::Move
@@ -77,17 +70,7 @@ impl Change {
 pub enum Reason {
     /// No decision was reached.
     None,
-    /// Local: the kernel rejects the arguments.
-    Arguments,
-    /// Local: the mount is detached.
-    Detached,
-    /// Local: no setting redirects the call.
-    NotSelected,
-    /// Local: the target cannot be resolved, by the kernel either.
-    Unresolved,
-    /// Local: the target of the unmount is a mount point in the container.
-    LocalMount,
-    /// Local: the settings are unusable, and the call mounts nothing.
+    /// The settings are unusable.
     Settings,
     /// A redirect of the launcher.
     Redirect,
@@ -99,6 +82,8 @@ pub enum Reason {
     Operation,
     /// A descriptor of a mount on the host.
     Descriptor,
+    /// A detached mount whose type is not known, which the settings may redirect.
+    Origin,
 }
 
 /// Decision for one call by its target.
@@ -203,64 +188,24 @@ pub fn placeholder_id<'a>(config: &'a Config, path: &'a [u8]) -> Option<(&'a [u8
 pub enum Redirect<'a> {
     /// Made in the container. The launcher brings the mount to the host itself.
     Local,
-    /// Made on the host.
-    ToHost {
-        /// Device and inode number of the target.
-        inode: Inode,
-        /// Path of the target.
-        path: &'a [u8],
-    },
+    /// Made on the host, on the directory with this path.
+    ToHost(&'a [u8]),
 }
 
 /// Parses a redirect, `MODE MAJOR:MINOR INODE PATH`. The mode `carry` redirects calls to the host;
-/// `stay` leaves them local.
+/// `stay` leaves them local. Device and inode number are compared as text, see `redirect`.
 pub fn parse_redirect(text: &[u8]) -> Option<Redirect<'_>> {
     if strip(text, b"stay ").is_some() {
         return Some(Redirect::Local);
     }
-    let mut path = strip(text, b"carry ")?;
-    let inode = Inode {
-        major: take_number(&mut path, b':')? as u32,
-        minor: take_number(&mut path, b' ')? as u32,
-        number: take_number(&mut path, b' ')?,
-    };
-    path.starts_with(b"/")
-        .then_some(Redirect::ToHost { inode, path })
-}
-
-/// Removes a number and the byte `end` after it from the start of the text, and returns the number.
-#[inline(never)]
-fn take_number(text: &mut &[u8], end: u8) -> Option<u64> {
-    let (word, rest) = split_once(text, end);
-    *text = rest?;
-    number(word)
-}
-
-/// Parses the ids of a mount, `MOUNT_ID UNIQUE_ID`.
-pub fn parse_mount_ids(mut text: &[u8]) -> Option<(u64, u64)> {
-    Some((take_number(&mut text, b' ')?, number(text)?))
-}
-
-/// Splits a path like `/proc/self/fd/7/rest` into the descriptor and the rest with its slash.
-///
-/// The path is not resolved: a /proc of another PID namespace has no entry for the caller.
-pub fn fd_path(path: &[u8], pid: u64) -> Option<(i32, &[u8])> {
-    let mut rest = strip(path, b"/dev/");
-    if rest.is_none() {
-        let (owner, after) = split_once(strip(path, b"/proc/")?, b'/');
-        if owner == b"self" || number(owner) == Some(pid) {
-            rest = after;
-        }
-    }
-    let rest = strip(rest?, b"fd/")?;
-    let end = split_once(rest, b'/').0.len();
-    let (fd, rest) = rest.split_at_checked(end)?;
-    Some((number(fd)? as i32, rest))
+    strip(text, b"carry ")?;
+    let start = split_once(text, b'/').0.len();
+    text.get(start..).map(Redirect::ToHost)
 }
 
 /// Whether the type is FUSE, whose mount source is a label and not a path.
 pub fn is_fuse(fs_type: &[u8]) -> bool {
-    fs_type == b"fuse" || strip(fs_type, b"fuse.").is_some()
+    strip(fs_type, b"fuse").is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'.'))
 }
 
 /// Splits a path before its last component. The first part keeps its slash; slashes at the end are
@@ -403,43 +348,16 @@ mod tests {
     fn redirects_hold_any_path() {
         assert_eq!(
             parse_redirect(b"carry 8:1 77 /mnt/a b\nc"),
-            Some(Redirect::ToHost {
-                inode: Inode {
-                    major: 8,
-                    minor: 1,
-                    number: 77
-                },
-                path: b"/mnt/a b\nc"
-            })
+            Some(Redirect::ToHost(b"/mnt/a b\nc"))
         );
         assert_eq!(parse_redirect(b"stay 0:0 0 /x"), Some(Redirect::Local));
-        for bad in [
-            &b""[..],
-            b"carry",
-            b"carry 8:1 77",
-            b"carry 8:1 77 x",
-            b"carry 8 77 /x",
-            b"go 8:1 77 /x",
-        ] {
+        // An empty path is that of no file.
+        assert_eq!(
+            parse_redirect(b"carry 8:1 77 x"),
+            Some(Redirect::ToHost(b""))
+        );
+        for bad in [&b""[..], b"carry", b"go 8:1 77 /x"] {
             assert_eq!(parse_redirect(bad), None);
-        }
-        assert_eq!(parse_mount_ids(b"12 0"), Some((12, 0)));
-        assert_eq!(parse_mount_ids(b"12"), None);
-    }
-
-    #[test]
-    fn descriptor_paths_are_parsed_without_proc() {
-        assert_eq!(fd_path(b"/proc/self/fd/7", 1), Some((7, &b""[..])));
-        assert_eq!(fd_path(b"/dev/fd/0//a/b", 1), Some((0, &b"//a/b"[..])));
-        assert_eq!(fd_path(b"/proc/42/fd/3", 42), Some((3, &b""[..])));
-        for other in [
-            &b"/proc/42/fd/3"[..],
-            b"/proc/self/fd/",
-            b"/proc/self/fd/x",
-            b"/proc/self/fdinfo/1",
-            b"/mnt",
-        ] {
-            assert_eq!(fd_path(other, 1), None);
         }
     }
 

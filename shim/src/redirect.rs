@@ -4,12 +4,14 @@
 
 use core::ffi::c_int;
 
-use spc_shim_config::words::split_once;
+use spc_shim_config::words::{same, split_once, strip};
 
-use crate::policy::parse_mount_ids;
 use crate::scratch::Buffers;
-use crate::sys::{self, CWD, Errno, Result};
-use crate::text::Text;
+use crate::sys::{self, CWD, Errno, Inode, Result};
+use crate::text::{Text, ThinCStr, thin};
+
+/// Error of a target whose path leads to another file than the one that was pinned or mounted on.
+pub const TARGET_CHANGED: Errno = Errno::STALE;
 
 /// Reads the redirect of the placeholder with the id `name`. On entry, `content` is the path of the
 /// directory of redirects; afterwards it is the redirect.
@@ -38,38 +40,65 @@ fn set_suffix(name: &mut Text, suffix: &[u8]) {
     name.push(suffix);
 }
 
-/// Returns the mount id and the unique mount id of the mount made through this redirect.
-///
-/// Fails with EINVAL, as umount(2) does for a target that is no mount point, if there is none.
-#[inline(never)]
-pub fn read_mount_ids(dir: c_int, buffers: &mut Buffers) -> Result<(u64, u64)> {
-    let name = &mut buffers.redirect_name;
-    let _ = read_file(dir, name, b".mount", &mut buffers.line);
-    parse_mount_ids(buffers.line.as_bytes()).ok_or(Errno::INVAL)
+/// Fails with ESTALE unless the redirect, which is in `buffers.line`, names this file: it begins
+/// with its device and inode number.
+pub fn expect_file(buffers: &mut Buffers<'_>, fd: c_int) -> Result<()> {
+    let Inode { device, number } = sys::statx(fd, thin(c""), libc::STATX_INO)?.inode;
+    let Buffers { line, path, .. } = buffers;
+    path.set(b"carry ");
+    path.push_number(device >> 32);
+    path.push_byte(b':');
+    path.push_number(device & u64::from(u32::MAX));
+    path.push_byte(b' ');
+    path.push_number(number);
+    path.push(b" /");
+    match strip(line.as_bytes(), path.as_bytes()) {
+        Some(_) => Ok(()),
+        None => Err(TARGET_CHANGED),
+    }
 }
 
-/// Fails with EINVAL unless the topmost mount at `buffers.name` in `at` is the one made through
-/// this redirect. An empty name stands for `at` itself.
+/// Fails with EINVAL, as umount(2) does for a target that is no mount point, unless the topmost
+/// mount at `buffers.name` in `at` is the one made through this redirect. An empty name stands for
+/// `at` itself.
 #[inline(never)]
-pub fn expect_redirected_mount(dir: c_int, buffers: &mut Buffers, at: c_int) -> Result<()> {
-    let (id, unique) = read_mount_ids(dir, buffers)?;
-    let name = buffers.name.as_thin();
-    let same = sys::unique_id(at, name) == unique && sys::mount_id(at, name)? == id;
-    if same { Ok(()) } else { Err(Errno::INVAL) }
+pub fn expect_redirected_mount(dir: c_int, buffers: &mut Buffers<'_>, at: c_int) -> Result<()> {
+    let Buffers {
+        redirect_name,
+        name,
+        line,
+        path,
+        ..
+    } = buffers;
+    write_ids(at, name.as_thin(), path)?;
+    let read = read_file(dir, redirect_name, b".mount", line);
+    if read.is_ok() && same(line.as_bytes(), path.as_bytes()) {
+        Ok(())
+    } else {
+        Err(Errno::INVAL)
+    }
 }
 
-/// Writes the ids of the new mount beside the redirect, for the launcher and for a later unmount.
-pub fn write_mount_ids(dir: c_int, buffers: &mut Buffers, id: u64, unique: u64) -> Result<()> {
+/// Writes mount id and unique mount id of the topmost mount on a file to `into`.
+#[inline(never)]
+fn write_ids(dir: c_int, file: ThinCStr<'_>, into: &mut Text) -> Result<()> {
+    into.clear();
+    into.push_number(sys::mount_id(dir, file)?);
+    into.push_byte(b' ');
+    into.push_number(sys::unique_id(dir, file));
+    Ok(())
+}
+
+/// Writes the ids of the new mount on `file` beside the redirect, for the launcher and for a later
+/// unmount.
+pub fn write_mount_ids(dir: c_int, buffers: &mut Buffers<'_>, file: ThinCStr<'_>) -> Result<()> {
     let Buffers {
         redirect_name: name,
         line,
         ..
     } = buffers;
     set_suffix(name, b".mount");
-    line.clear();
-    line.push_number(id);
-    line.push_byte(b' ');
-    line.push_number(unique);
+    write_ids(CWD, file, line)?;
     // An existing file belongs to an earlier mount, which is gone: on top of that mount, the target
     // would be another directory than the redirect names.
     sys::unlink(dir, name.as_thin());

@@ -5,33 +5,33 @@ use core::ffi::c_int;
 use spc_shim_config::Config;
 
 use crate::call::Call;
+use crate::descriptors::Source;
 use crate::namespace;
 use crate::outcome::{Decision, Destination, Step};
-use crate::policy::{self, Change, Reason};
+use crate::policy::{Change, Reason};
 use crate::scratch::Buffers;
-use crate::sys::{self, Errno, Inode, Result};
+use crate::symbol::Symbol;
+use crate::sys::{Errno, Result};
 
 /// State of one call, shared by the caller and the child that redirects the call.
 pub struct RedirectedCall<'a> {
     /// Settings of this process.
     pub config: &'a Config,
-    /// The call with the caller's arguments.
-    pub intercepted: &'a Call,
+    /// Symbol that the caller called.
+    pub symbol: Symbol,
+    /// The call with the caller's arguments, which those of the redirected call replace.
+    pub intercepted: Call,
     /// Paths and other texts of this call.
-    pub buffers: &'a mut Buffers,
-    /// Process ID of the caller.
-    pub pid: c_int,
+    pub buffers: Buffers<'a>,
     /// Effect of the call on a mount table.
     pub change: Change,
-    /// Whether the new mount has a type that the settings redirect.
-    pub redirected_type: bool,
-    /// Whether the call names its mount by a descriptor of a mount on the host.
-    pub fd_on_host: bool,
+    /// Mount that the call attaches, copies or changes.
+    pub source: Source,
+    /// Reason for which the call goes to the host whatever its target, if there is one.
+    pub demanded: Option<Reason>,
     /// Directory of redirect files, opened in the caller's namespace, if the target is a
     /// placeholder with a redirect; otherwise -1.
     pub redirects_dir: c_int,
-    /// Host directory that the redirect names.
-    pub inode: Inode,
     /// Destination, as far as the target determines it.
     pub destination: Destination,
     /// Outcome.
@@ -48,17 +48,16 @@ pub struct RedirectedCall<'a> {
 
 impl<'a> RedirectedCall<'a> {
     /// Creates the state of a call about which nothing is known yet.
-    pub fn new(config: &'a Config, intercepted: &'a Call, buffers: &'a mut Buffers) -> Self {
+    pub fn new(config: &'a Config, intercepted: Call, buffers: Buffers<'a>) -> Self {
         Self {
             config,
+            symbol: intercepted.symbol,
             intercepted,
             buffers,
-            pid: sys::pid(),
-            change: Change::Unmount,
-            redirected_type: false,
-            fd_on_host: false,
+            change: Change::Handle,
+            source: Source::NONE,
+            demanded: None,
             redirects_dir: -1,
-            inode: Inode::default(),
             destination: Destination::Local,
             decision: Decision::Local,
             reason: Reason::None,
@@ -76,14 +75,9 @@ impl<'a> RedirectedCall<'a> {
         self.result = Err(error);
     }
 
-    /// Returns the reason for which the call goes to the host whatever its target, if there is one.
-    pub fn reason_for_any_target(&self) -> Option<Reason> {
-        policy::reason_for_any_target(self.config, self.change, self.redirected_type)
-    }
-
     /// Enters the host's mount namespace. Paths resolve on the host from here on.
     #[inline(never)]
     pub fn enter_host(&mut self) -> Result<()> {
-        namespace::enter_host(self.config, &mut self.buffers.path, &mut self.step)
+        namespace::enter_host(self.config, self.buffers.path, &mut self.step)
     }
 }

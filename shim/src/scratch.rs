@@ -1,8 +1,10 @@
 //! Scratch memory for one call: a stack for the child, below it a guard, and buffers for texts that
 //! are too large for the caller's stack.
 
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, Ordering::AcqRel};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::AcqRel};
 
 use crate::sys::{self, Result};
 use crate::text::Text;
@@ -11,64 +13,79 @@ use crate::text::Text;
 const GUARD: usize = 64 * 1024;
 /// Size of the stack. A library below this one may need more than the shim does.
 const STACK: usize = 64 * 1024;
-const LEN: usize = GUARD + STACK + size_of::<Buffers>();
+const LEN: usize = GUARD + STACK + COUNT * size_of::<Text>();
+/// Number of texts in [`Buffers`].
+const COUNT: usize = size_of::<Buffers<'_>>() / size_of::<&mut Text>();
 
-/// Texts of one call, all empty at first. All zero bytes are a valid value.
+/// Texts of one call, all empty at first.
 #[repr(C)]
-pub struct Buffers {
+pub struct Buffers<'a> {
     /// Path being resolved.
-    pub path: Text,
-    /// Last component of that path.
-    pub name: Text,
+    pub path: &'a mut Text,
+    /// Last component of the target's path on the host.
+    pub name: &'a mut Text,
     /// Canonical target in the caller's namespace.
-    pub target: Text,
+    pub target: &'a mut Text,
     /// Path of the target on the host.
-    pub host: Text,
+    pub host: &'a mut Text,
     /// Path of the source on the host, if the source is a path.
-    pub source: Text,
+    pub source: &'a mut Text,
     /// Type of the new mount, or of the mount at the target.
-    pub fs_type: Text,
+    pub fs_type: &'a mut Text,
     /// Name of a redirect's file: the placeholder's id and a suffix.
-    pub redirect_name: Text,
+    pub redirect_name: &'a mut Text,
     /// Content of a redirect, a piece of a mount table, and finally the report.
-    pub line: Text,
+    pub line: &'a mut Text,
 }
 
 /// Memory that one call owns: guard, stack and buffers in one mapping.
 pub struct Scratch(*mut u8);
+
+/// Memory for the first call, and whether a call has taken it.
+#[repr(align(4096))]
+struct Memory(UnsafeCell<MaybeUninit<[u8; LEN]>>, AtomicBool);
+
+// SAFETY: only the call that takes the memory uses it, until it becomes the spare memory.
+unsafe impl Sync for Memory {}
+
+static MEMORY: Memory = Memory(
+    UnsafeCell::new(MaybeUninit::zeroed()),
+    AtomicBool::new(false),
+);
 
 /// Memory of the last call, for the next one. Mapping and touching new memory takes a fifth of the
 /// time of a redirected call. No lock: a caller that finds no memory here maps new memory.
 static SPARE: AtomicPtr<u8> = AtomicPtr::new(null_mut());
 
 impl Scratch {
-    /// Takes the spare memory, with all texts cleared, or maps new memory.
+    /// Takes the spare memory, or maps new memory.
     pub fn new() -> Result<Self> {
         let mut base = SPARE.swap(null_mut(), AcqRel);
         if base.is_null() {
-            base = sys::map(LEN)?;
+            base = MEMORY.0.get().cast();
+            if MEMORY.1.swap(true, AcqRel) {
+                base = sys::map(LEN)?;
+            }
             // SAFETY: the mapping is new, and nothing below the stack is ever used.
             unsafe { sys::guard(base, GUARD) };
-            return Ok(Self(base));
         }
-        let mut scratch = Self(base);
-        scratch.texts().iter_mut().for_each(Text::clear);
-        Ok(scratch)
+        Ok(Self(base))
     }
 
-    fn texts(&mut self) -> &mut [Text] {
-        const COUNT: usize = size_of::<Buffers>() / size_of::<Text>();
-        // SAFETY: `Buffers` has the C layout and consists of texts only; `buffers` is sound.
-        unsafe {
-            core::slice::from_raw_parts_mut(core::ptr::from_mut(self.buffers()).cast(), COUNT)
+    /// Returns the buffers, with all texts cleared.
+    pub fn buffers(&mut self) -> Buffers<'_> {
+        let mut text = self.0.wrapping_add(GUARD + STACK).cast::<Text>();
+        let mut texts = [const { MaybeUninit::<*mut Text>::uninit() }; COUNT];
+        for slot in &mut texts {
+            // SAFETY: mapped, aligned to a page plus the sizes above, zeroed at first, and owned by
+            // this value. All zero bytes are a valid text.
+            unsafe { &mut *text }.clear();
+            slot.write(text);
+            text = text.wrapping_add(1);
         }
-    }
-
-    /// Returns the buffers.
-    pub fn buffers(&mut self) -> &mut Buffers {
-        // SAFETY: mapped, aligned to a page plus the sizes above, zeroed at first, and owned by
-        // this value.
-        unsafe { &mut *self.0.wrapping_add(GUARD + STACK).cast::<Buffers>() }
+        // SAFETY: `Buffers` has the C layout and consists of references to texts only. Each of the
+        // pointers is to another one.
+        unsafe { core::mem::transmute::<[MaybeUninit<*mut Text>; COUNT], Buffers<'_>>(texts) }
     }
 
     /// Returns the stack.

@@ -2,7 +2,8 @@
 //! call that needs it: most programs make none.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use spc_shim_config::words::nth_word;
 use spc_shim_config::{Config, FILE, TEXT_MAX, VARIABLE_COUNT, VARIABLES};
@@ -25,23 +26,37 @@ pub struct Loaded {
 
 static LOADED: AtomicPtr<Loaded> = AtomicPtr::new(core::ptr::null_mut());
 
+/// Memory for the settings, and whether a thread has taken it.
+struct Memory(UnsafeCell<MaybeUninit<Loaded>>, AtomicBool);
+
+// SAFETY: only the thread that takes the memory writes it, and others read it once it is published.
+unsafe impl Sync for Memory {}
+
+static MEMORY: Memory = Memory(
+    UnsafeCell::new(MaybeUninit::zeroed()),
+    AtomicBool::new(false),
+);
+
 /// Returns the settings, which the first call parses.
 ///
 /// No lock: a signal handler or a forked child must not wait for a lock holder that cannot run. Two
-/// threads may both parse the settings; the result of one is kept.
+/// threads may both parse the settings; the result of one is kept. Only the second needs new
+/// memory.
 pub fn get() -> Result<&'static Loaded, Errno> {
     let mut loaded = LOADED.load(Ordering::Acquire);
     if loaded.is_null() {
-        loaded = sys::map(size_of::<Loaded>())?.cast();
-        // SAFETY: the mapping is new, zeroed and page-aligned; all zero bytes are a valid `Loaded`.
+        loaded = MEMORY.0.get().cast();
+        if MEMORY.1.swap(true, Ordering::AcqRel) {
+            loaded = sys::map(size_of::<Loaded>())?.cast();
+        }
+        // SAFETY: the memory is this thread's own, zeroed and aligned; all zero bytes are a valid
+        // `Loaded`.
         let fresh = unsafe { &mut *loaded };
         fresh.unusable = load(fresh).is_none();
         let order = (Ordering::AcqRel, Ordering::Acquire);
         if let Err(winner) =
             LOADED.compare_exchange(core::ptr::null_mut(), loaded, order.0, order.1)
         {
-            // SAFETY: no other thread has seen this mapping.
-            unsafe { sys::unmap(loaded.cast(), size_of::<Loaded>()) };
             loaded = winner;
         }
     }

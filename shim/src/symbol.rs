@@ -22,17 +22,20 @@ pub enum Symbol {
     OpenTree,
     /// mount_setattr(2).
     MountSetattr,
+    /// open_tree_attr(2), which has no wrapper to hook.
+    OpenTreeAttr,
 }
 
 /// Names of the hooked symbols, each ended by a NUL. Every C library has the ones up to `syscall`.
 pub const NAMES: &[u8] =
-    b"mount\0umount\0umount2\0syscall\0fsopen\0fsmount\0move_mount\0open_tree\0mount_setattr\0";
+    b"mount\0umount\0umount2\0syscall\0fsopen\0fsmount\0move_mount\0open_tree\0mount_setattr\0\
+open_tree_attr\0";
 
 /// Index of `syscall`.
 pub const SYSCALL: usize = 3;
 
 /// System call number of each symbol; 0 for `syscall`, which has none of its own.
-pub const NUMBERS: [u16; 9] = [
+pub const NUMBERS: [u16; 10] = [
     libc::SYS_mount as u16,
     libc::SYS_umount2 as u16,
     libc::SYS_umount2 as u16,
@@ -42,6 +45,7 @@ pub const NUMBERS: [u16; 9] = [
     sys::SYS_MOVE_MOUNT,
     sys::SYS_OPEN_TREE,
     sys::SYS_MOUNT_SETATTR,
+    sys::SYS_OPEN_TREE_ATTR,
 ];
 
 impl Symbol {
@@ -53,7 +57,7 @@ impl Symbol {
     /// Returns the symbol whose system call has this number. The number of umount2(2) gives
     /// [`Symbol::Umount2`], never [`Symbol::Umount`].
     pub fn from_syscall_number(number: i64) -> Option<Self> {
-        const ALL: [Symbol; 7] = [
+        const ALL: [Symbol; 8] = [
             Symbol::Mount,
             Symbol::Umount2,
             Symbol::Fsopen,
@@ -61,6 +65,7 @@ impl Symbol {
             Symbol::MoveMount,
             Symbol::OpenTree,
             Symbol::MountSetattr,
+            Symbol::OpenTreeAttr,
         ];
         ALL.into_iter()
             .find(|symbol| i64::from(symbol.syscall_number()) == number)

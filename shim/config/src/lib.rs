@@ -107,6 +107,8 @@ pub struct Config {
     keys_present: u8,
     /// Bit per operation: the settings redirect the operation.
     operations: u8,
+    /// Bit per key: there is a value of the key. The type `none` is no value.
+    keys_with_values: u8,
 }
 
 impl Config {
@@ -117,6 +119,7 @@ impl Config {
             used: 0,
             keys_present: 0,
             operations: 0,
+            keys_with_values: 0,
         }
     }
 
@@ -247,6 +250,9 @@ impl Config {
         if !good {
             return Some(ErrorKind::BadValue);
         }
+        if key & !FROM_ENV != TYPE || !same(word, b"none") {
+            self.keys_with_values |= 1 << (key & !FROM_ENV);
+        }
         self.store(&[key]);
         self.store(word);
         self.store(tail);
@@ -287,6 +293,21 @@ impl Config {
     /// Returns type patterns of new mounts that go to the host. A `*` can only be the last byte.
     pub fn types(&self) -> Values<'_> {
         self.values(TYPE)
+    }
+
+    /// Whether the settings name a type. The word `none` names no type.
+    pub fn names_a_type(&self) -> bool {
+        self.keys_with_values & 1 << TYPE != 0
+    }
+
+    /// Whether the settings list a target.
+    pub fn lists_a_target(&self) -> bool {
+        self.keys_with_values & 1 << TARGET != 0
+    }
+
+    /// Whether only a redirect of the launcher can send a call to the host.
+    pub fn redirects_nothing(&self) -> bool {
+        self.keys_with_values & (1 << TYPE | 1 << TARGET | 1 << OPERATION) == 0
     }
 
     /// Returns the path on the host of a listed target, whose calls always go to the host. Either

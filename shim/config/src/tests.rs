@@ -115,3 +115,13 @@ fn zero_bytes_are_an_empty_config() {
     assert_eq!(empty.used, 0);
     assert_eq!(empty.keys_present, 0);
 }
+
+#[test]
+fn the_type_none_names_no_type() {
+    let parse = |text: &str| Config::parse_file(text.as_bytes()).unwrap();
+    assert!(parse("").names_a_type() && !parse("").lists_a_target());
+    assert!(parse("type none").redirects_nothing());
+    assert!(!parse("type none\noperation bind").redirects_nothing());
+    assert!(!parse("type none\ntarget /mnt").redirects_nothing());
+    assert!(parse("type none nfs").names_a_type());
+}

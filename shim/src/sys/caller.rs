@@ -12,37 +12,29 @@ use crate::text::Text;
 /// Fails as the kernel does: with EFAULT for an invalid pointer, with ENAMETOOLONG for a string
 /// that is too long.
 #[inline(never)]
-pub fn copy_string(from: *const c_char, into: &mut Text) -> Result<()> {
+pub fn copy_string(from: usize, into: &mut Text) -> Result<()> {
     const PAGE: usize = 4096;
     into.clear();
-    let mut at = from.cast::<u8>();
-    while !from.is_null() {
-        if at == from.cast() || (at as usize).is_multiple_of(PAGE) {
-            check_readable(at)?;
+    if from == 0 {
+        return Ok(());
+    }
+    let mut at = from;
+    loop {
+        if at == from || at.is_multiple_of(PAGE) {
+            check_readable(at as *const u8)?;
         }
         // SAFETY: the page was readable just now. A caller that unmaps it concurrently would make
         // the system call fail in the same way.
-        let byte = unsafe { at.read() };
+        let byte = unsafe { (at as *const u8).read() };
         if byte == 0 {
-            break;
+            return Ok(());
         }
-        if at as usize - from as usize >= libc::PATH_MAX as usize - 1 {
+        if at - from >= libc::PATH_MAX as usize - 1 {
             return Err(Errno::NAMETOOLONG);
         }
         into.push_byte(byte);
         at = at.wrapping_add(1);
     }
-    Ok(())
-}
-
-/// Whether a string of the caller is empty, or its pointer null.
-pub fn is_empty(from: *const c_char) -> Result<bool> {
-    if from.is_null() {
-        return Ok(true);
-    }
-    check_readable(from.cast())?;
-    // SAFETY: the byte was readable just now.
-    Ok(unsafe { from.read() } == 0)
 }
 
 /// Reads the 64-bit word number `index` of a structure of the caller.

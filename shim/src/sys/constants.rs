@@ -22,13 +22,10 @@ pub const SYS_PIDFD_OPEN: c_long = 434;
 pub const SYS_OPENAT2: c_long = 437;
 /// mount_setattr(2).
 pub const SYS_MOUNT_SETATTR: u16 = 442;
+/// open_tree_attr(2), since Linux 6.15.
+pub const SYS_OPEN_TREE_ATTR: u16 = 467;
 /// statmount(2), since Linux 6.8.
 pub const SYS_STATMOUNT: c_long = 457;
-
-/// Request of statmount(2): file system type.
-pub const STATMOUNT_FS_TYPE: u64 = 0x20;
-/// Request of statmount(2), since Linux 6.13: subtype, which follows the dot of a FUSE type.
-pub const STATMOUNT_FS_SUBTYPE: u64 = 0x100;
 
 /// Flag of open_tree(2): make a detached copy.
 pub const OPEN_TREE_CLONE: u32 = 1;
@@ -49,6 +46,11 @@ pub const AT_EMPTY_PATH: u32 = libc::AT_EMPTY_PATH as u32;
 pub const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 /// Flag of openat2(2): follow no symlinks.
 pub const RESOLVE_NO_SYMLINKS: u64 = 0x04;
+
+/// Command of fcntl(2): set the signal for input and output.
+pub const F_SETSIG: usize = 10;
+/// Command of fcntl(2): get that signal.
+pub const F_GETSIG: usize = 11;
 
 /// Descriptor that stands for the current directory.
 pub const CWD: c_int = libc::AT_FDCWD;

@@ -20,26 +20,18 @@ impl Errno {
         self.0.get()
     }
 
-    /// EACCES.
-    pub const ACCES: Self = Self::new(libc::EACCES as usize);
-    /// EBADF.
-    pub const BADF: Self = Self::new(libc::EBADF as usize);
     /// EBADMSG.
     pub const BADMSG: Self = Self::new(libc::EBADMSG as usize);
     /// EBUSY.
     pub const BUSY: Self = Self::new(libc::EBUSY as usize);
     /// EFAULT.
     pub const FAULT: Self = Self::new(libc::EFAULT as usize);
-    /// EINTR.
-    pub const INTR: Self = Self::new(libc::EINTR as usize);
     /// EINVAL.
     pub const INVAL: Self = Self::new(libc::EINVAL as usize);
     /// EIO.
     pub const IO: Self = Self::new(libc::EIO as usize);
     /// ELOOP.
     pub const LOOP: Self = Self::new(libc::ELOOP as usize);
-    /// EMFILE.
-    pub const MFILE: Self = Self::new(libc::EMFILE as usize);
     /// ENAMETOOLONG.
     pub const NAMETOOLONG: Self = Self::new(libc::ENAMETOOLONG as usize);
     /// ENOENT.

@@ -33,6 +33,7 @@ pub unsafe fn guard(base: *mut u8, len: usize) {
 ///
 /// # Safety
 /// `base` and `len` must be those of [`map`], and nothing may refer to the memory.
+#[inline(never)]
 pub unsafe fn unmap(base: *mut u8, len: usize) {
     // SAFETY: the caller's contract.
     let _ = check(unsafe { raw2(libc::SYS_munmap, base as usize, len) });

@@ -3,9 +3,7 @@
 use core::ffi::c_int;
 use core::mem::MaybeUninit;
 
-use super::constants::{
-    CWD, STATMOUNT_FS_SUBTYPE, STATMOUNT_FS_TYPE, SYS_FSCONFIG, SYS_FSPICK, SYS_STATMOUNT,
-};
+use super::constants::{CWD, SYS_FSCONFIG, SYS_FSPICK, SYS_STATMOUNT};
 use super::errno::{Errno, Result, check};
 use super::raw::{Fd, raw2, raw3, raw4, raw5};
 use crate::text::{ThinCStr, thin};
@@ -21,15 +19,15 @@ pub struct Stat {
     pub mount_id: u64,
     /// Device and inode number.
     pub inode: Inode,
+    /// Type and permissions.
+    pub mode: u32,
 }
 
 /// Device and inode number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Inode {
-    /// Major number of the device.
-    pub major: u32,
-    /// Minor number of the device.
-    pub minor: u32,
+    /// Device: the major number in the upper half.
+    pub device: u64,
     /// Inode number.
     pub number: u64,
 }
@@ -45,7 +43,7 @@ pub fn statx(dir: c_int, path: ThinCStr<'_>, mask: u32) -> Result<Stat> {
         | libc::AT_SYMLINK_NOFOLLOW
         | libc::AT_NO_AUTOMOUNT
         | libc::AT_STATX_DONT_SYNC;
-    statx_flags(dir, path, mask, flags)
+    statx_at(dir, path.as_arg(), mask, flags)
 }
 
 /// Returns the id of the mount that a file is on. Fails with ENOSYS before Linux 5.8, on which a
@@ -73,29 +71,17 @@ pub fn unique_id(dir: c_int, path: ThinCStr<'_>) -> u64 {
 /// Calls statx(2) and follows a symlink.
 #[inline(never)]
 pub fn statx_follow(path: ThinCStr<'_>, mask: u32) -> Result<Stat> {
-    statx_flags(
-        CWD,
-        path,
-        mask,
-        libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC,
-    )
+    let flags = libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
+    statx_at(CWD, path.as_arg(), mask, flags)
 }
 
+/// Calls statx(2). The address of the path may be invalid.
 #[inline(never)]
-fn statx_flags(dir: c_int, path: ThinCStr<'_>, mask: u32, flags: c_int) -> Result<Stat> {
+pub fn statx_at(dir: c_int, path: usize, mask: u32, flags: c_int) -> Result<Stat> {
     let mut stat = MaybeUninit::<libc::statx>::uninit();
     let (flags, mask, into) = (flags as usize, mask as usize, stat.as_mut_ptr() as usize);
-    // SAFETY: the path ends with a NUL; the kernel fills in one struct statx.
-    check(unsafe {
-        raw5(
-            libc::SYS_statx,
-            dir as usize,
-            path.as_arg(),
-            flags,
-            mask,
-            into,
-        )
-    })?;
+    // SAFETY: the kernel checks the path, and fills in one struct statx.
+    check(unsafe { raw5(libc::SYS_statx, dir as usize, path, flags, mask, into) })?;
     // SAFETY: the kernel filled in the structure, because the call succeeded.
     let stat = unsafe { stat.assume_init() };
     Ok(Stat {
@@ -103,21 +89,22 @@ fn statx_flags(dir: c_int, path: ThinCStr<'_>, mask: u32, flags: c_int) -> Resul
         is_mount_root: stat.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0,
         mount_id: stat.stx_mnt_id,
         inode: Inode {
-            major: stat.stx_dev_major,
-            minor: stat.stx_dev_minor,
+            device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
             number: stat.stx_ino,
         },
+        mode: stat.stx_mode.into(),
     })
 }
 
-/// Reads the type of the mount with this unique id by statmount(2) (Linux 6.8). The result is a
-/// struct statmount.
-pub fn statmount_fs_type(unique: u64, into: &mut [u8]) -> Result<usize> {
-    let request = [24, unique, STATMOUNT_FS_TYPE | STATMOUNT_FS_SUBTYPE];
-    let (request, to) = (request.as_ptr() as usize, into.as_mut_ptr() as usize);
+/// Whether this process's namespace has a mount with this unique id, by statmount(2) (Linux 6.8).
+pub fn has_mount(unique: u64) -> bool {
+    let request = [24, unique, 0];
+    let mut reply = MaybeUninit::<[u64; 64]>::uninit();
+    let (request, size) = (request.as_ptr() as usize, size_of_val(&reply));
     // SAFETY: the request has the layout of struct mnt_id_req and contains its size; the kernel
-    // writes at most `into.len()` bytes.
-    check(unsafe { raw4(SYS_STATMOUNT, request, to, into.len(), 0) })
+    // writes no more bytes than the reply has.
+    let result = unsafe { raw4(SYS_STATMOUNT, request, reply.as_mut_ptr() as usize, size, 0) };
+    result != -(libc::ENOENT as isize)
 }
 
 /// Enters a mount namespace by its file or, since Linux 5.8, by a pidfd.

@@ -4,66 +4,54 @@ use core::arch::asm;
 use core::ffi::{c_int, c_void};
 
 use super::constants::SYS_PIDFD_OPEN;
-use super::errno::{Errno, Result, check};
+use super::errno::{Result, check};
 use super::raw::{Fd, raw0, raw2, raw4};
 
 /// Opens a pidfd of this process, which needs no /proc (Linux 5.3).
 pub fn pidfd_of_self() -> Result<Fd> {
     // SAFETY: the call takes no pointers.
-    check(unsafe { raw2(SYS_PIDFD_OPEN, pid() as usize, 0) }).map(Fd)
+    check(unsafe { raw2(SYS_PIDFD_OPEN, pid(), 0) }).map(Fd)
 }
 
 /// Returns the process ID.
-pub fn pid() -> c_int {
+pub fn pid() -> usize {
     // SAFETY: the call takes no pointers.
-    unsafe { raw0(libc::SYS_getpid) as c_int }
+    unsafe { raw0(libc::SYS_getpid) as usize }
 }
 
-/// Sets the name of this thread, which ps(1) shows.
-pub fn set_thread_name(name: [u64; 2]) {
-    // SAFETY: the kernel reads a string of at most 16 bytes.
-    let _ = unsafe {
-        raw2(
-            libc::SYS_prctl,
-            libc::PR_SET_NAME as usize,
-            name.as_ptr() as usize,
-        )
-    };
+/// Returns the real user ID.
+pub fn uid() -> usize {
+    // SAFETY: the call takes no pointers.
+    unsafe { raw0(libc::SYS_getuid) as usize }
 }
 
-/// Whether the name of this thread begins with these bytes.
-pub fn thread_name_begins_with(start: u64) -> bool {
+/// Sets the name of this thread, which ps(1) shows. The last byte must be NUL.
+pub fn set_thread_name(name: u64) {
+    let name = &raw const name as usize;
+    // SAFETY: the kernel reads a string that ends within the word.
+    let _ = unsafe { raw2(libc::SYS_prctl, libc::PR_SET_NAME as usize, name) };
+}
+
+/// Whether the name of this thread consists of these bytes.
+pub fn thread_has_name(name: u64) -> bool {
     let mut found = [0u64; 2];
+    let into = found.as_mut_ptr() as usize;
     // SAFETY: the kernel writes 16 bytes.
-    let _ = unsafe {
-        raw2(
-            libc::SYS_prctl,
-            libc::PR_GET_NAME as usize,
-            found.as_mut_ptr() as usize,
-        )
-    };
-    found.first() == Some(&start)
+    let _ = unsafe { raw2(libc::SYS_prctl, libc::PR_GET_NAME as usize, into) };
+    found.first() == Some(&name)
 }
 
 /// Asks the kernel to kill this process when the thread that created it ends.
-pub fn die_with_parent() -> Result<()> {
-    // SAFETY: the call takes no pointers.
-    check(unsafe {
-        raw2(
-            libc::SYS_prctl,
-            libc::PR_SET_PDEATHSIG as usize,
-            libc::SIGKILL as usize,
-        )
-    })
-    .map(drop)
+pub fn die_with_parent() {
+    let signal = libc::SIGKILL as usize;
+    // SAFETY: the call takes no pointers, and cannot fail.
+    let _ = unsafe { raw2(libc::SYS_prctl, libc::PR_SET_PDEATHSIG as usize, signal) };
 }
 
-/// Waits for a child to end.
-pub fn wait(pid: c_int) {
+/// Waits for a child to end. Signals must be blocked, so that none interrupts the call.
+pub fn wait(pid: usize) {
     // SAFETY: no status is requested, so the kernel writes nothing.
-    while check(unsafe { raw4(libc::SYS_wait4, pid as usize, 0, libc::__WALL as usize, 0) })
-        == Err(Errno::INTR)
-    {}
+    let _ = unsafe { raw4(libc::SYS_wait4, pid, 0, libc::__WALL as usize, 0) };
 }
 
 /// Guard that blocks all signals in this thread until dropped.
@@ -111,7 +99,7 @@ pub unsafe fn spawn(
     stack_top: *mut u8,
     share_files: bool,
     argument: *mut c_void,
-) -> Result<c_int> {
+) -> Result<usize> {
     let files = if share_files { libc::CLONE_FILES } else { 0 };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | files;
     let pid: isize;
@@ -141,5 +129,5 @@ pub unsafe fn spawn(
             in("x1") stack_top, in("x2") 0, in("x3") 0, in("x4") 0,
             in("x5") child, in("x6") argument);
     }
-    check(pid).map(|pid| pid as c_int)
+    check(pid)
 }
