@@ -149,7 +149,7 @@ const CALLS: &[Call] = &[
 
 /// Process names of the launcher and of the shim's children. When the launcher runs itself through
 /// procfs, its name is `exe`.
-const OURS: [&str; 3] = ["spc", "spc-crossing", "exe"];
+const OURS: [&str; 3] = ["spc", "spc-to", "exe"];
 
 /// A fault in a command.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,3 +5,4 @@ mod faults_below;
 mod hostile_callers;
 mod nsenter;
 pub mod redirected_calls;
+mod transparency;
