@@ -2,9 +2,19 @@
 
 use core::ffi::c_int;
 
-use crate::next::Via;
 use crate::symbol::Symbol;
 use crate::sys::{self, CWD, Result, Stat};
+
+/// Definition that the caller used. The real call uses the same one: a library below this one may
+/// implement mount(2) by syscall(2), which would lead back to this library without end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Via {
+    /// Wrapper function of the system call.
+    Wrapper,
+    /// syscall(2).
+    Syscall,
+}
 
 /// An intercepted call.
 #[derive(Clone, Copy)]

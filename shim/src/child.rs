@@ -10,7 +10,6 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::call::PathArg;
 use crate::descriptors::{self, Origin};
-use crate::dispatch;
 use crate::host;
 use crate::outcome::{Decision, Destination, Step};
 use crate::policy::{self, Change, Reason, Redirect, Verdict};
@@ -70,7 +69,7 @@ pub fn run(stack: Stack, call: &mut RedirectedCall<'_>) {
 /// Whether a call is local although no child could look at its target: nothing but a placeholder
 /// could send it to the host, or it is an unmount, which then fails unless it is local.
 fn stays_without_child(call: &RedirectedCall<'_>) -> bool {
-    !(call.demanded.is_some() || call.config.lists_a_target() || dispatch::is_private(call))
+    !(call.demanded.is_some() || call.config.lists_a_target() || call.has_private_target())
 }
 
 extern "C" fn child(argument: *mut c_void) -> c_int {

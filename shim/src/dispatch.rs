@@ -2,11 +2,11 @@
 
 use core::ffi::c_int;
 
-use crate::call::Call;
+use crate::call::{Call, Via};
 use crate::child;
 use crate::descriptors::{self, Origin, Source};
 use crate::namespace::child_would_be_init;
-use crate::next::{self, Via};
+use crate::next;
 use crate::outcome::{Decision, Step};
 use crate::policy::{self, Change, Reason};
 use crate::redirected_call::RedirectedCall;
@@ -160,15 +160,7 @@ fn passes(call: &RedirectedCall<'_>) -> bool {
         Change::Unmount => call.config.names_a_type(),
         _ => origin != Origin::Attached && origin != Origin::OtherType && origin != Origin::Copy,
     };
-    !(named || call.demanded.is_some() || call.config.lists_a_target() || is_private(call))
-}
-
-/// Whether the target is a directory that only its owner may use, as a placeholder is.
-#[inline(never)]
-pub fn is_private(call: &RedirectedCall<'_>) -> bool {
-    let private = libc::S_IFDIR | libc::S_IRWXU;
-    let stat = call.intercepted.target().statx(0);
-    stat.is_ok_and(|stat| stat.mode == private)
+    !(named || call.demanded.is_some() || call.config.lists_a_target() || call.has_private_target())
 }
 
 /// Whether a string of the caller is a type that the settings redirect.

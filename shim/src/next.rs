@@ -3,32 +3,22 @@
 //!
 //! A symbol without one (older C libraries, musl) stands for its system call.
 
+use core::arch::naked_asm;
 use core::ffi::{c_char, c_int, c_long, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use spc_shim_config::words::nth_word;
 
-use crate::call::Call;
+use crate::call::{Call, Via};
 use crate::symbol::{NAMES, NUMBERS, SYSCALL};
 use crate::sys::{self, Errno, Result};
-
-/// Definition that the caller used. The real call uses the same one: a library below this one may
-/// implement mount(2) by syscall(2), which would lead back to this library without end.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Via {
-    /// Wrapper function of the system call.
-    Wrapper,
-    /// syscall(2).
-    Syscall,
-}
 
 /// Address of a symbol that has not been looked up.
 const UNKNOWN: usize = 0;
 /// Address of a symbol without a next definition.
-const ABSENT: usize = 1;
+pub const ABSENT: usize = 1;
 /// Address of the next definition of each symbol in [`NAMES`].
-static ADDRESSES: [AtomicUsize; NUMBERS.len()] =
+pub static ADDRESSES: [AtomicUsize; NUMBERS.len()] =
     [const { AtomicUsize::new(UNKNOWN) }; NUMBERS.len()];
 
 /// Looks up the symbols that every C library has. Others wait until they are called, because a
@@ -99,8 +89,8 @@ pub fn call(call: &Call) -> Result<usize> {
 ///
 /// Does not look the symbol up. The caller may be in any state: the holder of the loader's lock may
 /// be waiting for the caller.
-#[inline(never)]
-pub fn syscall(
+#[unsafe(naked)]
+pub extern "C" fn syscall(
     number: c_long,
     a: usize,
     b: usize,
@@ -109,14 +99,43 @@ pub fn syscall(
     e: usize,
     f: usize,
 ) -> c_long {
-    let address = cached_address(SYSCALL);
-    if address > ABSENT {
-        type Syscall = unsafe extern "C" fn(c_long, ...) -> c_long;
-        // SAFETY: the address is that of syscall(2), which has this type.
-        let next = unsafe { core::mem::transmute::<usize, Syscall>(address) };
-        // SAFETY: the arguments are the caller's.
-        return unsafe { next(number, a, b, c, d, e, f) };
-    }
+    // The arguments stay where they are.
+    #[cfg(target_arch = "x86_64")]
+    naked_asm!(
+        "mov rax, [rip + {addresses} + 8 * {syscall}]",
+        "cmp rax, {absent}",
+        "jbe {without_library}",
+        "jmp rax",
+        addresses = sym ADDRESSES,
+        syscall = const SYSCALL,
+        absent = const ABSENT,
+        without_library = sym without_library,
+    );
+    #[cfg(target_arch = "aarch64")]
+    naked_asm!(
+        "adrp x9, {addresses} + 8 * {syscall}",
+        "ldr x9, [x9, :lo12:{addresses} + 8 * {syscall}]",
+        "cmp x9, {absent}",
+        "b.ls {without_library}",
+        "br x9",
+        addresses = sym ADDRESSES,
+        syscall = const SYSCALL,
+        absent = const ABSENT,
+        without_library = sym without_library,
+    );
+}
+
+/// Makes a system call where the C library has no syscall(2).
+#[inline(never)]
+pub extern "C" fn without_library(
+    number: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
     // SAFETY: the arguments are the caller's.
     match unsafe { sys::raw6(number, a, b, c, d, e, f) } {
         error @ -4095..0 => {

@@ -75,6 +75,14 @@ impl<'a> RedirectedCall<'a> {
         self.result = Err(error);
     }
 
+    /// Whether the target is a directory that only its owner may use, as a placeholder is.
+    #[inline(never)]
+    pub fn has_private_target(&self) -> bool {
+        let private = libc::S_IFDIR | libc::S_IRWXU;
+        let stat = self.intercepted.target().statx(0);
+        stat.is_ok_and(|stat| stat.mode == private)
+    }
+
     /// Enters the host's mount namespace. Paths resolve on the host from here on.
     #[inline(never)]
     pub fn enter_host(&mut self) -> Result<()> {

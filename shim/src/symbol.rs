@@ -23,6 +23,7 @@ pub enum Symbol {
     /// mount_setattr(2).
     MountSetattr,
     /// open_tree_attr(2), which has no wrapper to hook.
+    #[expect(dead_code, reason = "made from its number")]
     OpenTreeAttr,
 }
 
@@ -34,12 +35,15 @@ open_tree_attr\0";
 /// Index of `syscall`.
 pub const SYSCALL: usize = 3;
 
-/// System call number of each symbol; 0 for `syscall`, which has none of its own.
+/// Number in [`NUMBERS`] for `syscall`, which has none of its own. No system call has it.
+const NO_NUMBER: u16 = u16::MAX;
+
+/// System call number of each symbol.
 pub const NUMBERS: [u16; 10] = [
     libc::SYS_mount as u16,
     libc::SYS_umount2 as u16,
     libc::SYS_umount2 as u16,
-    0,
+    NO_NUMBER,
     sys::SYS_FSOPEN,
     sys::SYS_FSMOUNT,
     sys::SYS_MOVE_MOUNT,
@@ -56,18 +60,13 @@ impl Symbol {
 
     /// Returns the symbol whose system call has this number. The number of umount2(2) gives
     /// [`Symbol::Umount2`], never [`Symbol::Umount`].
-    pub fn from_syscall_number(number: i64) -> Option<Self> {
-        const ALL: [Symbol; 8] = [
-            Symbol::Mount,
-            Symbol::Umount2,
-            Symbol::Fsopen,
-            Symbol::Fsmount,
-            Symbol::MoveMount,
-            Symbol::OpenTree,
-            Symbol::MountSetattr,
-            Symbol::OpenTreeAttr,
-        ];
-        ALL.into_iter()
-            .find(|symbol| i64::from(symbol.syscall_number()) == number)
+    ///
+    /// # Safety
+    /// The number must not be [`NO_NUMBER`].
+    pub unsafe fn from_syscall_number(number: i64) -> Option<Self> {
+        let same = |known: &u16| i64::from(*known) == number;
+        let index = NUMBERS.iter().rposition(same)?;
+        // SAFETY: each index is a symbol, but that of `syscall`, whose entry is no such number.
+        Some(unsafe { core::mem::transmute::<u8, Self>(index as u8) })
     }
 }

@@ -379,6 +379,9 @@ static int table(char *into, size_t size, const char *only)
 		    || sscanf(dash, " - %63s", fs_type) != 1 || strncmp(point, "/stage", 6))
 			continue;
 		found += !strcmp(fs_type, only);
+		/* A bind of a file of /proc names a process. */
+		if (!strcmp(fs_type, "proc"))
+			strcpy(root, "?");
 		size_t used = strlen(into);
 		snprintf(into + used, size - used, " %s=%s[%s]%s%s%s", point, fs_type, root, options,
 			 strstr(line, " shared:") ? ",shared" : "", strstr(line, " master:") ? ",slave" : "");
