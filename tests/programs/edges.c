@@ -3,8 +3,9 @@
  *
  *   edges GROUP
  *
- * The settings redirect tmpfs, fuse and ext4 in the group "types", and bind mounts in the group "binds". In the group
- * "renamed", a library below the preload library renames the target before the mount (-DLIBRARY). */
+ * The settings redirect tmpfs, fuse and ext4 in the group "types", bind mounts in the group "binds", and the target
+ * /stage/c in the group "targets". In the group "renamed", a library below the preload library renames the target
+ * before the mount (-DLIBRARY). */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -258,6 +259,17 @@ static void the_lowest_descriptor(void)
 	CALL(fcntl(low, F_GETFD), FD_CLOEXEC);
 }
 
+static void a_listed_target_that_is_a_link(void)
+{
+	CALL(mount("src", "/stage/a", "tmpfs", 0, NULL), 0);
+	ON_HOST((rmdir("/stage/c"), symlink("a", "/stage/c")));
+	CALL(umount("/stage/c"), -EINVAL);
+	CALL(umount2("/stage/c", MNT_DETACH), -EINVAL);
+	CALL(mount("src", "/stage/c", "ramfs", 0, NULL), -ELOOP);
+	IS(THERE("/stage/a"), 1);
+	ON_HOST((unlink("/stage/c"), mkdir("/stage/c", 0755)));
+}
+
 static void a_renamed_target(void)
 {
 	CALL(mount("src", "/stage/b", "tmpfs", 0, NULL), -ESTALE);
@@ -303,6 +315,7 @@ int main(int argc, char **argv)
 	RUN("types", a_device_by_a_relative_path, 0);
 	RUN("binds", an_empty_source, 0);
 	RUN("binds", the_lowest_descriptor, 0);
+	RUN("targets", a_listed_target_that_is_a_link, 0);
 	RUN("renamed", a_renamed_target, 0);
 	return 0;
 }

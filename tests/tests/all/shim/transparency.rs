@@ -106,6 +106,7 @@ fn calls_at_the_edges_are_redirected_or_fail() {
         for (text, environment, group) in [
             ("type tmpfs fuse ext4\n", SHIM, "types"),
             ("type tmpfs\noperation bind\n", SHIM, "binds"),
+            ("type tmpfs\ntarget /stage/c\n", SHIM, "targets"),
             (
                 "type tmpfs\n",
                 "LD_PRELOAD=/tmp/shim.so /tmp/renaming.so",
@@ -118,7 +119,7 @@ fn calls_at_the_edges_are_redirected_or_fail() {
         }
         let fine: BTreeSet<_> = printed.lines().collect();
         ensure!(
-            fine.len() == 13 && fine.iter().all(|line| line.ends_with(": ok")),
+            fine.len() == 14 && fine.iter().all(|line| line.ends_with(": ok")),
             "{printed}"
         );
         Ok(())
