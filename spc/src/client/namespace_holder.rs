@@ -157,9 +157,18 @@ fn enter_empty_namespace(host: &Host) -> std::io::Result<()> {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
         return unshare_mounts();
     }
+    enter_emptied_namespace()
+}
+
+/// Moves this process, which must have no other thread, into a private copy of its mount namespace
+/// without the root and the mounts below it.
+///
+/// # Errors
+/// A call fails.
+pub fn enter_emptied_namespace() -> std::io::Result<()> {
     unshare_mounts()?;
-    // Detaches the container's root with all mounts below. The initial root of the kernel, on which
-    // it was mounted, remains.
+    // Detaches the root with all mounts below. The initial root of the kernel, on which it was
+    // mounted, remains.
     unmount("/", UnmountFlags::DETACH)?;
     // Entering its own namespace again sets the thread's root to the mount that remains.
     let this = pidfd_open(getpid(), PidfdFlags::empty())?;
@@ -215,7 +224,11 @@ fn build(mounts: DetachedMounts, redirects: &Path) -> std::io::Result<()> {
     create_all(&logs)
 }
 
-fn attach(mount: &OwnedFd, target: impl rustix::path::Arg) -> std::io::Result<()> {
+/// Attaches a detached mount.
+///
+/// # Errors
+/// Returns the errno of move_mount(2).
+pub fn attach(mount: &OwnedFd, target: impl rustix::path::Arg) -> std::io::Result<()> {
     Ok(move_mount(
         mount,
         "",
@@ -226,7 +239,10 @@ fn attach(mount: &OwnedFd, target: impl rustix::path::Arg) -> std::io::Result<()
 }
 
 /// Returns the directories directly below a directory.
-fn subdirectories(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn subdirectories(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -238,7 +254,10 @@ fn subdirectories(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 /// Creates directories that do not exist.
-fn create_all(directories: &[PathBuf]) -> std::io::Result<()> {
+///
+/// # Errors
+/// A directory cannot be created.
+pub fn create_all(directories: &[PathBuf]) -> std::io::Result<()> {
     for directory in directories {
         match fs::create_dir(directory) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),

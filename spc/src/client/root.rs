@@ -47,8 +47,12 @@ const CREATED: [(&str, u32); 8] = [
     ("spc", 0o755),
     ("spc/targets", 0o700),
     ("sys", 0o555),
-    ("tmp", 0o1777),
+    ("tmp", 0o755),
 ];
+
+/// Mode bits that are copied. On the host, users other than root could run set-user-ID programs of
+/// the image, and write to its temporary directories.
+const COPIED_MODE: u32 = 0o755;
 
 /// Lock of all client roots, released when dropped.
 ///
@@ -228,8 +232,10 @@ fn copy_tree(from: &Path, to: &Path, mount: u64) -> std::io::Result<()> {
     if kind.is_symlink() {
         return symlink(fs::read_link(from)?, to);
     }
+    let mode = Permissions::from_mode(data.permissions().mode() & COPIED_MODE);
     if kind.is_file() {
-        return fs::copy(from, to).map(drop);
+        fs::copy(from, to)?;
+        return fs::set_permissions(to, mode);
     }
     if !kind.is_dir() {
         return Ok(());
@@ -246,7 +252,7 @@ fn copy_tree(from: &Path, to: &Path, mount: u64) -> std::io::Result<()> {
             copy_tree(&path, &to.join(entry.file_name()), mount)?;
         }
     }
-    fs::set_permissions(to, data.permissions())
+    fs::set_permissions(to, mode)
 }
 
 /// Removes a directory with everything in it, if it exists.

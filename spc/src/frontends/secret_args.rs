@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
 use crate::frontends::kubelet::flexvolume::volume::SECRET;
-use crate::options::secrets::{MASK, is_secret};
+use crate::options::secrets::{MASK, is_secret, mask_value};
 
 /// Arguments whose secrets `/proc/PID/cmdline` no longer shows.
 pub struct Arguments {
@@ -59,7 +59,7 @@ impl Arguments {
     /// Returns a text, such as an error about the arguments, with secrets masked.
     pub fn mask(&self, text: &str) -> String {
         self.values.iter().fold(text.to_owned(), |text, value| {
-            text.replace(&*String::from_utf8_lossy(value), MASK)
+            mask_value(&text, &String::from_utf8_lossy(value))
         })
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod option_files;
 pub mod program;
+pub mod sandbox;
 pub mod secret_fds;
 pub mod slot_limit;
 pub mod slots;

@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::host::{Host, caller};
@@ -16,6 +18,18 @@ use crate::options::Options;
 
 /// Largest file that spc copies, in bytes.
 const MAX_SIZE: u64 = 1024 * 1024;
+
+/// Option whose file holds no secret.
+const KNOWN_HOSTS: &str = "UserKnownHostsFile";
+
+/// Part of a file whose words are masked, in bytes.
+const MAX_SHOWN: u64 = 64 * 1024;
+
+/// Step that an error names.
+const READING: &str = "reading a file that an option names";
+
+/// Limit for reading a file.
+const READ_LIMIT: Duration = Duration::from_secs(5);
 
 /// Open files that the options of one mount name.
 #[derive(Debug, Default)]
@@ -102,21 +116,59 @@ impl OptionFiles {
     }
 }
 
+/// Returns the contents of the files that options name and that may hold secrets, up to 64 KiB of
+/// each. A file that cannot be opened is left to the program that needs it.
+///
+/// # Errors
+/// A file does not respond.
+pub fn contents(options: &Options, host: &Host) -> Result<Vec<Vec<u8>>> {
+    let read = |file: std::io::Result<File>| {
+        let file = file.ok().filter(is_regular)?;
+        let mut bytes = Vec::new();
+        file.take(MAX_SHOWN).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    };
+    let mut all = Vec::new();
+    for key in FILE_OPTIONS.iter().filter(|key| **key != KNOWN_HOSTS) {
+        let Some(path) = options.value(key).map(PathBuf::from) else {
+            continue;
+        };
+        let contents = match on_host(&path, host) {
+            Some(path) => host.run(READING, move || read(File::open(path)))?,
+            None => {
+                let (sender, receiver) = channel();
+                // In a thread of its own, because the file may be a pipe, or on a dead mount. The
+                // receiver may have given up.
+                std::thread::spawn(move || drop(sender.send(read(caller::open_named(&path)))));
+                receiver.recv_timeout(READ_LIMIT).map_err(|_| {
+                    Error::system(format!("cannot read the file that {key}= names"))
+                        .because("timed out")
+                        .hint("name a regular file on a file system that responds")
+                })?
+            }
+        };
+        all.extend(contents);
+    }
+    Ok(all)
+}
+
+/// Returns the path on the host of a path below `/host`.
+fn on_host(path: &Path, host: &Host) -> Option<PathBuf> {
+    let hosts = host.settings().hosts();
+    let below = hosts.iter().find_map(|host| path.strip_prefix(host).ok())?;
+    Some(Path::new("/").join(below))
+}
+
 /// Opens a file that an option names: on the host for a path below `/host`, otherwise in the root
 /// directory of the caller.
 ///
 /// # Errors
 /// The host's namespace does not respond.
 pub fn open(path: &Path, host: &Host) -> Result<std::io::Result<File>> {
-    let hosts = host.settings().hosts();
-    let on_host = hosts.iter().find_map(|host| path.strip_prefix(host).ok());
-    let Some(on_host) = on_host else {
-        return Ok(caller::open_named(path));
-    };
-    let path = Path::new("/").join(on_host);
-    host.run("opening a file that an option names", move || {
-        File::open(path)
-    })
+    match on_host(path, host) {
+        Some(path) => host.run(READING, move || File::open(path)),
+        None => Ok(caller::open_named(path)),
+    }
 }
 
 fn is_regular(file: &File) -> bool {

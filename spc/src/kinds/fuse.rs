@@ -35,6 +35,15 @@ fn helper(input: &KindInput<'_>) -> Helper {
 pub fn sshfs(input: &KindInput<'_>) -> Result<MountMethod> {
     let mut helper = helper(input);
     helper.args.push("-v".into());
+    // No file of the node configures ssh or has a key for it.
+    helper.sandbox_args = &[
+        "-F",
+        "none",
+        "-o",
+        "IdentityFile=none",
+        "-o",
+        "IdentitiesOnly=yes",
+    ];
     let option = Some("password_stdin");
     helper.secrets = secret_params(["password"], SecretDelivery::Stdin { option });
     Ok(MountMethod::Helper(helper))

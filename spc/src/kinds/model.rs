@@ -52,6 +52,10 @@ pub struct Helper {
     pub secrets: Vec<SecretParam>,
     /// Whether the helper drops capabilities that the shim needs. The route is then graft.
     pub drops_capabilities: bool,
+    /// Arguments that are added in a sandbox.
+    pub sandbox_args: &'static [&'static str],
+    /// Whether the helper starts services of the host, and so cannot run in a sandbox.
+    pub starts_services: bool,
 }
 
 /// Secret that a program takes.

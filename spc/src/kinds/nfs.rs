@@ -68,6 +68,7 @@ pub fn helper(input: &KindInput<'_>) -> Result<MountMethod> {
     }
     let mut helper = mount_helper(input);
     helper.args.push("-v".into());
+    helper.starts_services = true;
     Ok(MountMethod::Helper(helper))
 }
 

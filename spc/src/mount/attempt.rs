@@ -106,6 +106,7 @@ impl<'a> Attempt<'a> {
             }),
             boot: boot().to_owned(),
             repair: None,
+            sandboxed: request.sandboxed,
         };
         Self {
             session,

@@ -11,6 +11,7 @@ use rustix::process::Pid;
 
 use crate::error::{Cause, Class, Error, Reason, Result, show};
 use crate::helper::program::Program;
+use crate::helper::sandbox::Sandbox;
 use crate::helper::secret_fds::SecretFds;
 use crate::host::cgroup;
 use crate::host::redirect::Redirect;
@@ -56,6 +57,10 @@ pub struct HelperRun<'a> {
     secrets: &'a Secrets,
     /// Cgroup for the helper and its daemon, unless they run in the container.
     scope: Option<CgroupScope>,
+    /// Types that it may mount, if it runs in a sandbox.
+    sandboxed_types: Option<&'a [String]>,
+    /// Whether it drops capabilities itself.
+    drops_capabilities: bool,
 }
 
 /// Cgroup on the host for one mount.
@@ -88,9 +93,14 @@ impl<'a> HelperRun<'a> {
         record: &Record,
     ) -> Self {
         let placeholder = redirect.placeholder().to_string_lossy();
+        let sandboxed = plan.request.sandboxed && !helper.starts_services;
+        let mut argv = plan.argv(&placeholder, |key| secret_fds.number(key));
+        if sandboxed {
+            argv.extend(helper.sandbox_args.iter().map(|arg| (*arg).to_owned()));
+        }
         Self {
             program: &program.path,
-            argv: plan.argv(&placeholder, |key| secret_fds.number(key)),
+            argv,
             env: &helper.env,
             no_keys: helper.no_keys,
             redirect,
@@ -101,6 +111,8 @@ impl<'a> HelperRun<'a> {
             secret_fds,
             secrets: &plan.request.secrets,
             scope: CgroupScope::for_record(record),
+            drops_capabilities: helper.drops_capabilities,
+            sandboxed_types: sandboxed.then_some(plan.kind.expected_types.as_slice()),
         }
     }
 
@@ -126,12 +138,20 @@ impl<'a> HelperRun<'a> {
         let output = Output::new().map_err(|e| fail(e.into()))?;
         let reports = UnixDatagram::bind(self.redirect.report()).map_err(|e| fail(e.into()))?;
         let started = Instant::now();
-        let mut command = Command::new(self.program);
+        let sandbox = self.sandbox()?;
+        let mut command = match &sandbox {
+            Some(sandbox) => sandbox.command(self.program)?,
+            None => {
+                let mut command = Command::new(self.program);
+                command
+                    .env("LD_PRELOAD", SHIM)
+                    .env("SPC_REPORT", self.redirect.report());
+                command
+            }
+        };
         command
             .args(&self.argv)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .env("LD_PRELOAD", SHIM)
-            .env("SPC_REPORT", self.redirect.report())
             .stdin(Stdio::null())
             .stdout(output.handle().map_err(|e| fail(e.into()))?)
             .stderr(output.handle().map_err(|e| fail(e.into()))?);
@@ -140,7 +160,7 @@ impl<'a> HelperRun<'a> {
         self.secret_fds.apply(&mut command)?;
         tracing::debug!(helper = %name, argv = ?self.argv, "running");
         if self.no_keys {
-            sys::deny_syscall(&mut command, libc::SYS_add_key);
+            sys::seccomp::deny_syscall(&mut command, libc::SYS_add_key);
         }
         let child = match &self.scope {
             Some(CgroupScope { name, description }) => {
@@ -152,8 +172,12 @@ impl<'a> HelperRun<'a> {
             }
         };
         let cgroup = self.scope.as_ref().and_then(|_| cgroup::path_of(child));
+        let served = sandbox.map(Sandbox::serve).transpose()?;
         after_start();
         let ended = wait(child, &name, started, deadline, Some(interrupts));
+        if let Some(served) = served {
+            served.end();
+        }
         output.seal();
         let shim = received_reports(&reports);
         // Later reports, from the shim in the daemon, go to the log of `spc serve`.
@@ -185,6 +209,22 @@ impl<'a> HelperRun<'a> {
             }
         };
         Err(self.annotate(failed, &output))
+    }
+
+    /// Returns the sandbox for the helper, if it runs in one.
+    fn sandbox(&self) -> Result<Option<Sandbox>> {
+        let Some(types) = self.sandboxed_types else {
+            return Ok(None);
+        };
+        let (placeholder, files) = (self.redirect.placeholder(), self.redirect.files());
+        Sandbox::new(
+            placeholder,
+            files,
+            self.log.as_deref(),
+            types,
+            self.drops_capabilities,
+        )
+        .map(Some)
     }
 
     /// Returns whether the helper's log contains the text with which its daemon announces that the

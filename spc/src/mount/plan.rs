@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::block::filesystem::MKFS;
 use crate::error::{Error, Result, show};
-use crate::helper::option_files::OptionFiles;
+use crate::helper::option_files::{self, OptionFiles};
 use crate::helper::program::{Linkage, Program, find};
 use crate::host::redirect::Redirect;
 use crate::host::runs_in::{self, RunsIn};
@@ -90,7 +90,10 @@ impl Plan {
             ));
         }
         let fingerprint = request.fingerprint();
-        let request = server_file::expand(request, host)?;
+        let mut request = server_file::expand(request, host)?;
+        for contents in option_files::contents(&request.options, host)? {
+            request.secrets.hide_contents(&contents);
+        }
         let cwd = caller::cwd()?;
         let hosts = host.settings().hosts();
         let requested_target = host_path(&request.target, &cwd, &hosts);
@@ -311,6 +314,8 @@ fn choose_route(
     };
     let is_dynamic = matches!(program.linkage, Linkage::Dynamic(_));
     match request.route {
+        // The launcher makes the mount of a sandboxed helper.
+        _ if request.sandboxed => Ok(Route::Graft),
         RouteChoice::Preload if !adjustments.is_empty() => Err(Error::usage(
             "bad --route preload: the helper's mount cannot be changed as X-mount.… asks",
         )

@@ -51,6 +51,8 @@ pub struct Request {
     pub over_system_directory: bool,
     /// Number of components at the end of the target that must not be symbolic links, even root's.
     pub no_symlink_tail: usize,
+    /// Whether the helper runs in a sandbox, because a pod chose the server.
+    pub sandboxed: bool,
 }
 
 impl Request {
@@ -72,6 +74,7 @@ impl Request {
             route: RouteChoice::Auto,
             over_system_directory: false,
             no_symlink_tail: 0,
+            sandboxed: false,
         }
     }
 

@@ -2,6 +2,7 @@
 //! in memory (`helper/secret_fds.rs`); Open-iSCSI by its records, which only root can read
 //! (`block/node_record.rs`).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, IsTerminal, Read};
@@ -19,6 +20,9 @@ pub const MASK: &str = "***";
 
 /// Largest secret in bytes; the rest of a longer file or line is not read.
 const MAX_BYTES: u64 = 64 * 1024;
+
+/// Length from which a word of a file is masked where it stands alone, in bytes.
+const LONG_WORD: usize = 8;
 
 /// Names of options whose value is a secret, for all types. The part of a name after its last dot
 /// counts, as in `node.session.auth.password`.
@@ -87,9 +91,10 @@ struct Entry {
     value: Option<Arc<Secret>>,
 }
 
-/// Secrets of one request, by name. The name of a secret is the name of its option.
+/// Secrets of one request, by name. The name of a secret is the name of its option. Beside them
+/// are parts of files that options name, which are masked as well.
 #[derive(Clone, Default)]
-pub struct Secrets(Vec<Entry>);
+pub struct Secrets(Vec<Entry>, Vec<Arc<Secret>>);
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -144,14 +149,32 @@ impl Secrets {
         let mut values: Vec<&str> = self
             .0
             .iter()
-            .filter_map(|entry| Some(entry.value.as_deref()?.expose()))
+            .filter_map(|entry| entry.value.as_ref())
+            .chain(&self.1)
+            .map(|secret| secret.expose())
             .filter(|value| !value.is_empty())
             .collect();
         // The longest first, since a value may be a part of another.
         values.sort_by_key(|value| std::cmp::Reverse(value.len()));
         values
             .iter()
-            .fold(text.to_owned(), |text, value| text.replace(value, MASK))
+            .fold(text.to_owned(), |text, value| mask_value(&text, value))
+    }
+
+    /// Adds the contents of a file that an option names, to be masked: each line, the value after an
+    /// equals sign, and long words. A program that cannot read such a file may print it.
+    pub fn hide_contents(&mut self, contents: &[u8]) {
+        let text = String::from_utf8_lossy(contents);
+        let lines = text.lines().flat_map(|line| {
+            let value = line.split_once('=').map(|(_, value)| value);
+            [Some(line), value].into_iter().flatten()
+        });
+        let is_end = |c: char| c.is_whitespace() || "\"'=,:{}[]".contains(c);
+        let words = text.split(is_end).filter(|word| word.len() >= LONG_WORD);
+        let parts: BTreeSet<&str> = lines.chain(words).map(str::trim).collect();
+        let hidden = parts.into_iter().filter(|part| !part.is_empty());
+        self.1
+            .extend(hidden.map(|part| Arc::new(Secret(part.to_owned()))));
     }
 
     /// Adds a secret whose value was given as an option.
@@ -255,6 +278,29 @@ impl Secrets {
     }
 }
 
+/// Replaces a value in a text by [`MASK`]. A value of less than four bytes is replaced as a whole word
+/// only: within other words it would show where it occurs, and so what it is.
+pub fn mask_value(text: &str, value: &str) -> String {
+    if value.len() >= 4 {
+        return text.replace(value, MASK);
+    }
+    let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    let (mut masked, mut rest, mut before) = (String::new(), text, None);
+    while let Some(at) = rest.find(value).filter(|_| !value.is_empty()) {
+        let (skipped, found) = rest.split_at(at);
+        let after = &found[value.len()..];
+        before = skipped.chars().next_back().or(before);
+        masked.push_str(skipped);
+        masked.push_str(match is_word(before) || is_word(after.chars().next()) {
+            true => value,
+            false => MASK,
+        });
+        before = value.chars().next_back();
+        rest = after;
+    }
+    masked + rest
+}
+
 /// Reads one secret, without the line break at its end.
 fn read_one(
     origin: &Origin,
@@ -328,6 +374,23 @@ fn validated(key: &str, text: String) -> Result<Arc<Secret>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn short_secrets_are_masked_as_words_and_files_by_their_parts() {
+        for (text, value, masked) in [
+            ("b is b, /usr/sbin/x b", "b", "*** is ***, /usr/sbin/x ***"),
+            ("bb abb bb_ bb", "bb", "*** abb bb_ ***"),
+            ("long enough", "enou", "long ***gh"),
+        ] {
+            assert_eq!(mask_value(text, value), masked);
+        }
+        let mut secrets = Secrets::default();
+        let keyring = b"[client.app]\n\tkey = AQDh3Bl==\n{\"k\":\"AQDjson3Bl==\"}";
+        secrets.hide_contents(keyring);
+        let shown = secrets.mask("cannot decode '[client.app]\n\tkey = AQDh3Bl==', AQDjson3Bl");
+        assert!(!shown.contains("AQD"), "{shown}");
+        assert!(shown.starts_with("cannot decode '"), "{shown}");
+    }
 
     #[test]
     fn options_with_secret_values_are_recognised_by_name() {

@@ -161,6 +161,7 @@ fn plan(
         over_system_directory: true,
         // The recorded path has no symlinks. A symlink on it now leads elsewhere.
         no_symlink_tail: usize::MAX,
+        sandboxed: record.sandboxed,
         ..Request::new(record.fs_type.as_str(), record.source.as_str(), target)
     };
     let copies = session.redirect(record).files();

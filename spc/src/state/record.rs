@@ -76,6 +76,9 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[serde(rename = "again")]
     pub repair: Option<RepairInfo>,
+    /// Whether the helper and its daemon run in a sandbox.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sandboxed: bool,
 }
 
 /// Data for the repair of a mount.

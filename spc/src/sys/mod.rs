@@ -3,6 +3,7 @@
 
 pub mod cgroup;
 pub mod resize;
+pub mod seccomp;
 pub mod statmount;
 
 use std::io;
@@ -158,49 +159,6 @@ pub fn inherit_fd(command: &mut Command, fd: RawFd) -> &mut Command {
         command.pre_exec(move || {
             let fd = BorrowedFd::borrow_raw(fd);
             Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?)
-        })
-    }
-}
-
-/// Makes a system call fail with ENOSYS in the program of a command and in all its children
-/// (seccomp(2)).
-pub fn deny_syscall(command: &mut Command, number: libc::c_long) -> &mut Command {
-    #[cfg(target_arch = "x86_64")]
-    const ARCH: u32 = 0xc000_003e;
-    #[cfg(target_arch = "aarch64")]
-    const ARCH: u32 = 0xc000_00b7;
-    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
-    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
-    // `struct seccomp_data` begins with the number of the call (offset 0) and its architecture
-    // (offset 4). The filter allows calls of other architectures.
-    let filter = [
-        step(LOAD, 0, 0, 4),
-        step(EQUAL, 0, 3, ARCH),
-        step(LOAD, 0, 0, 0),
-        step(EQUAL, 0, 1, number as u32),
-        step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
-        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    // SAFETY: between fork and exec the closure makes one async-signal-safe system call. It owns
-    // the filter, which lives, with its length, until the call returns.
-    unsafe {
-        command.pre_exec(move || {
-            let program = libc::sock_fprog {
-                len: filter.len() as u16,
-                filter: filter.as_ptr().cast_mut(),
-            };
-            let (mode, flags) = (libc::SECCOMP_SET_MODE_FILTER, 0);
-            match libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
         })
     }
 }
@@ -403,24 +361,27 @@ pub fn keep_standard_fds(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(close_others_on_exec) }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Lets the program of a command start with no signal blocked.
+pub fn unblock_signals(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec the closure makes one async-signal-safe system call.
+    unsafe {
+        command.pre_exec(|| {
+            nix::sys::signal::SigSet::empty().thread_set_mask()?;
+            Ok(())
+        })
+    }
+}
 
-    #[test]
-    fn denied_syscall_fails_with_enosys_and_others_work() {
-        // Installation of a filter needs CAP_SYS_ADMIN.
-        if !rustix::process::geteuid().is_root() {
-            return;
+/// Closes all file descriptors but the standard ones and `kept` (close_range(2)).
+///
+/// Call it only where nothing else in this process uses another descriptor afterwards.
+pub fn close_all_but(kept: &std::os::fd::OwnedFd) {
+    let kept = kept.as_raw_fd().cast_unsigned();
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, libc::c_uint::MAX)] {
+        if first <= last {
+            // SAFETY: one system call on numbers, whose owners do not use them again. It fails only
+            // for wrong arguments.
+            unsafe { libc::close_range(first, last, 0) };
         }
-        let stderr_without = |number: libc::c_long| {
-            let mut command = Command::new("nice");
-            command.args(["-n", "1", "true"]);
-            let output = deny_syscall(&mut command, number).output().unwrap();
-            String::from_utf8_lossy(&output.stderr).into_owned()
-        };
-        assert_eq!(stderr_without(libc::SYS_add_key), "");
-        let stderr = stderr_without(libc::SYS_setpriority);
-        assert!(stderr.contains("Function not implemented"), "{stderr}");
     }
 }

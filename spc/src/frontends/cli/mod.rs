@@ -22,6 +22,7 @@ use crate::frontends::cli::umount::UmountArgs;
 use crate::frontends::common::{enter_client_on_host, finish, parse, run_mount, warn_if_visible};
 use crate::frontends::kubelet::{flexvolume, mounter};
 use crate::frontends::secret_args::Arguments;
+use crate::helper::sandbox;
 use crate::host::{Host, Settings, cgroup};
 use crate::kinds::needs;
 use crate::kinds::servers::SERVERS;
@@ -170,6 +171,18 @@ enum Command {
         /// Name of the cgroup; without it, the cgroup of this process
         name: Option<String>,
     },
+    /// Run a helper and its daemon in a sandbox
+    #[command(hide = true)]
+    Sandbox {
+        /// Descriptor for the exit code; without it, this process starts the one that has it
+        #[arg(long)]
+        status: Option<i32>,
+        /// Description of the sandbox
+        description: String,
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        words: Vec<String>,
+    },
     /// Print the position of the first byte on standard input, a device, that is not zero
     #[command(hide = true)]
     FirstData,
@@ -187,7 +200,9 @@ impl Command {
             // Removes the client root file systems.
             Self::Uninstall(_) => false,
             // Another `spc` starts these on the host on purpose.
-            Self::CreateNamespace { .. } | Self::MoveToCgroup { .. } => false,
+            Self::CreateNamespace { .. } | Self::MoveToCgroup { .. } | Self::Sandbox { .. } => {
+                false
+            }
             // Prints texts of this program.
             Self::Pages(_) => false,
             Self::Ls { .. }
@@ -383,6 +398,16 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Serve { metrics, .. } => serve::serve(metrics).map(|()| 0),
         Command::Pages(request) => man::run(&request, Cli::command()).map(|()| 0),
+        Command::Sandbox {
+            status: None,
+            description,
+            words,
+        } => sandbox::inside::start(&description, &words),
+        Command::Sandbox {
+            status: Some(status),
+            description,
+            words,
+        } => match sandbox::inside::run(status, &description, &words)? {},
         Command::FirstData => output::first_data().map(|()| 0),
         Command::Probe { milliseconds } => {
             probe::child(&Session::open()?, Duration::from_millis(milliseconds)).map(|()| 0)

@@ -98,6 +98,10 @@ fn uninstall_removes_everything_that_install_created() {
             leads_to_spc(&spc, &format!("/sbin/{name}"))?;
         }
         leads_to_spc(&spc, "/var/lib/spc/mounter")?;
+        // Other users gain nothing from the copied programs and directories.
+        let find = "find /var/lib/spc ! -type l '(' -perm /6000 -o -perm /022 ')'";
+        let found = spc.host.sh(find)?.ok()?.text();
+        ensure!(found.is_empty(), "{found}");
         // A second install changes nothing; removed files come back.
         let installed = listing(&spc)?;
         let again = install(&spc, &[])?;

@@ -335,6 +335,21 @@ fn ceph_fuse_says_why_it_refuses() {
             &user.source("/app/none"),
             &user.source("/other"),
         );
+        // A keyring in place of the key: ceph-fuse prints what it cannot read.
+        let mistaken = format!("name=app,secretfile={KEYRING}");
+        spc.host.run(&["mkdir", "-p", "/mnt/masked"])?.ok()?;
+        let mount = [
+            "spc",
+            "mount",
+            "-t",
+            "ceph-fuse",
+            "-o",
+            &mistaken,
+            app,
+            "/mnt/masked",
+        ];
+        let failed = spc.exec(&mount)?;
+        ensure!(!failed.success() && !failed.error_text().contains(&ceph.secret("app")?));
         let wrong = "name=app,secretfile=/etc/disk.secret";
         user.refused(&[
             (wrong, app, "does not take this key"),

@@ -4,6 +4,7 @@ mod daemonset;
 pub mod flexvolume;
 mod flexvolume_allowlist;
 mod flexvolume_replies;
+mod hostile_servers;
 pub mod kubelet;
 pub mod manifests;
 mod mounter;

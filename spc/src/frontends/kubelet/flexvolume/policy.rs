@@ -7,7 +7,7 @@ use crate::block::filesystem::MKFS;
 use crate::error::{Error, Result};
 use crate::frontends::kubelet::flexvolume::allowlist::FILE;
 use crate::kinds::FILE_OPTIONS;
-use crate::options::Options;
+use crate::options::{Options, Secrets};
 
 /// Rules for the volumes of one type.
 #[derive(Clone, Copy, Debug)]
@@ -222,6 +222,21 @@ impl Policy {
                 Error::usage(format!("bad source: {}", source.escape_default()))
                     .hint("a source must not contain quotes or control characters, and for glusterfs no spaces or shell characters"),
             );
+        }
+        Ok(())
+    }
+
+    /// Checks that a volume has the secret that its tool would otherwise look for on the node.
+    ///
+    /// # Errors
+    /// The source is an RBD image, and there is no key for it.
+    pub fn check_secrets(source: &str, secrets: &Secrets) -> Result<()> {
+        if source.starts_with("rbd:") && !secrets.has("secret") {
+            return Err(Error::usage("the volume has no key")
+                .because("rbd would use a keyring of the node")
+                .hint(
+                    "put the key into a secret of the pod, as `secret`, and name it in secretRef",
+                ));
         }
         Ok(())
     }

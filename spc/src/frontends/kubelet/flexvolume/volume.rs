@@ -14,7 +14,7 @@ use fnv::FnvHasher;
 
 use crate::error::{Cause, Error, Result};
 use crate::frontends::kubelet::flexvolume::allowlist::Allowed;
-use crate::frontends::kubelet::flexvolume::policy;
+use crate::frontends::kubelet::flexvolume::policy::{self, Policy};
 use crate::frontends::kubelet::paths;
 use crate::kinds;
 use crate::kinds::servers::{self, SERVERS};
@@ -50,6 +50,9 @@ pub struct Volume {
     pub secrets: Secrets,
     /// Limit for the whole call.
     pub timeout: Duration,
+    /// Whether the helper runs in a sandbox: not if the node's administrator allowed this volume,
+    /// which may need files of the node.
+    pub sandboxed: bool,
 }
 
 /// Keys and values of the JSON object.
@@ -178,6 +181,7 @@ impl Volume {
         };
         if node_options.is_none() {
             policy.check_source(&fs_type, &source)?;
+            Policy::check_secrets(&source, &secrets)?;
         }
         policy.check_options(&fs_type, &options)?;
         // Appended, so that they override options of the pod.
@@ -197,6 +201,7 @@ impl Volume {
             options,
             secrets,
             timeout: limit(&given)?,
+            sandboxed: node_options.is_none(),
         })
     }
 
@@ -229,6 +234,7 @@ impl Volume {
             secrets: self.secrets.clone(),
             timeout: Some(self.timeout),
             no_symlink_tail: paths::depth(&path),
+            sandboxed: self.sandboxed,
             ..Request::new(self.fs_type.as_str(), self.source.as_str(), path)
         }
         .validated()
@@ -364,6 +370,10 @@ mod tests {
             (
                 serde_json::json!({"source": "h:/x", "timeout": "0"}),
                 "bad timeout",
+            ),
+            (
+                serde_json::json!({"source": "rbd:a/b", "kubernetes.io/fsType": "ext4"}),
+                "keyring of the node",
             ),
             (
                 serde_json::json!({"source": "h:/x", "vers": "3"}),
