@@ -38,7 +38,7 @@ impl Base {
 }
 
 /// Files and directories of the checkout that an image is made from.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "Cargo.lock",
     "Cargo.toml",
     "image/Containerfile",
@@ -46,6 +46,7 @@ const SOURCES: [&str; 11] = [
     "image/apparmor",
     "image/dpkg.cfg.d",
     "image/ld.so.preload",
+    "image/selinux",
     "image/shim.conf",
     "scripts/build-image",
     "shim",

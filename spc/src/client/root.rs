@@ -19,7 +19,7 @@ use crate::error::{Cause, Error, Result};
 use crate::host::file_lock::{self, LockMode};
 use crate::host::runs_in::{NAME_FILE, RunsIn, current};
 use crate::host::target::mount_id;
-use crate::host::{Host, Settings, caller};
+use crate::host::{Host, Settings, caller, confinement};
 use crate::state::{Record, Session};
 
 /// Directory on the host for everything that spc keeps across reboots.
@@ -88,9 +88,15 @@ pub fn own_id() -> Result<String> {
             Error::system("cannot determine the version of the image: /usr").because(e)
         }),
         RunsIn::Host => linked_id(Path::new(CURRENT)).ok_or_else(|| {
-            Error::system("spc is not installed on this host")
-                .because(format!("{CURRENT} is missing"))
-                .hint("run `spc install` in the container")
+            let read = fs::read_link(CURRENT).err();
+            match read.filter(|e| e.kind() == ErrorKind::PermissionDenied) {
+                Some(error) => Error::system(format!("cannot read {CURRENT}"))
+                    .because(error)
+                    .hint(confinement::LABEL_HINT),
+                None => Error::system("spc is not installed on this host")
+                    .because(format!("{CURRENT} is missing"))
+                    .hint("run `spc install` in the container"),
+            }
         }),
     }
 }

@@ -47,6 +47,7 @@ fn for_pod(hint: &str) -> String {
             "--tmpfs" => "an emptyDir at",
             "-v" => "a hostPath volume",
             "--security-opt" => continue,
+            "apparmor=spc" => "appArmorProfile: {type: Localhost, localhostProfile: spc}",
             "apparmor=unconfined" => "appArmorProfile: {type: Unconfined}",
             "label=disable" => "seLinuxOptions: {type: spc_t}",
             other => other,

@@ -128,10 +128,8 @@ pub fn check() -> Result<String> {
     remove(&name);
     match made {
         Some(_) => Ok(format!("below /sys/fs/cgroup/spc{refused}")),
-        None => Err(
-            Error::system(format!("cannot create a cgroup on the host{refused}"))
-                .hint("daemons of FUSE mounts need it, to outlive the container"),
-        ),
+        None => Err(Error::system(format!("cannot create a cgroup on the host{refused}"))
+            .hint("daemons of FUSE mounts need it, to outlive the container; with SELinux, install the policy module /usr/share/spc/selinux/spc.cil of the image (semodule -i), which has: (allow spc_t init_t (system (start stop status)))")),
     }
 }
 

@@ -80,6 +80,9 @@ fn maps_all_users(map: &str) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
+/// Hint for root that may not read files of spc on the host.
+pub const LABEL_HINT: &str = "SELinux forbids it: on the host, install the policy module /usr/share/spc/selinux/spc.cil of the image (semodule -i), then run: restorecon -R /var/lib/spc; the files get the type spc_lib_t";
+
 /// AppArmor profile for the container, and its file in the image.
 const APPARMOR: (&str, &str) = ("spc", "/usr/share/spc/apparmor/spc");
 

@@ -105,7 +105,7 @@ impl Plan {
             }
             RunsIn::Container | RunsIn::Host => (request.options.clone(), OptionFiles::default()),
         };
-        translate(&mut options, host)?;
+        translate(&mut options, &request.fs_type, host)?;
         let adjustments = Adjustments::from_options(&request.options, host)?;
         let server_set = server_set(&request.fs_type, &request.source, &request.options);
         let source = provisional_source(&request, server_set.as_ref());
@@ -279,7 +279,7 @@ fn find_helper(request: &Request, kind: &ResolvedKind) -> Result<Option<Program>
 
 /// Translates options as mount(8) does: names of users and groups become numbers, and SELinux
 /// labels are left out where the host has no SELinux.
-fn translate(options: &mut Options, host: &Host) -> Result<()> {
+fn translate(options: &mut Options, fs_type: &str, host: &Host) -> Result<()> {
     for (key, id) in [
         ("uid", accounts::uid as fn(&Host, &str) -> Result<u32>),
         ("gid", accounts::gid),
@@ -293,6 +293,10 @@ fn translate(options: &mut Options, host: &Host) -> Result<()> {
         let selinux = || Path::new("/sys/fs/selinux/enforce").exists();
         if !host.run("looking for SELinux", selinux)? {
             *options = options.without(&SELINUX);
+        } else if fs_type.starts_with("nfs") && !selinux() {
+            // Other helpers pass them on.
+            return Err(Error::usage("mount.nfs leaves out SELinux labels (context=), because it cannot see SELinux")
+                .hint("use spc in a container that shows it: -v /sys/fs/selinux:/sys/fs/selinux -v /etc/selinux:/etc/selinux:ro"));
         }
     }
     Ok(())

@@ -47,7 +47,15 @@ fn other_profile_is_named(spc: &VmSpc<'_>) -> Result<()> {
         failed.len() == 1 && failed[0].contains("FAIL host") && report.contains(enough),
         "{report}"
     );
+    // The test looks for denials of the image's profile in the same way.
+    let denied = spc.host.sh(&denials("docker-default"))?;
+    ensure!(!denied.stdout.is_empty(), "no denials in the log: {denied}");
     spc.remove()
+}
+
+/// Prints the denials of a profile in the kernel's log.
+fn denials(profile: &str) -> String {
+    format!(r#"dmesg | grep 'apparmor="DENIED".*profile="{profile}"'"#)
 }
 
 #[test]
@@ -92,8 +100,7 @@ fn the_apparmor_profile_of_the_image_allows_what_is_needed() {
             spc.umount(&target)?;
         }
         ensure!(server.read("/srv/data/apparmor")? == b"written");
-        let denied = "dmesg | grep 'apparmor=\"DENIED\".*profile=\"spc\"'";
-        let denied = spc.host.sh(denied)?;
+        let denied = spc.host.sh(&denials("spc"))?;
         ensure!(denied.stdout.is_empty(), "{denied}");
         let trace = spc.sh("echo h >/proc/sysrq-trigger")?;
         ensure!(!trace.success(), "the profile is not enforced: {trace}");
