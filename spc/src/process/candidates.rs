@@ -4,6 +4,7 @@
 //! those of its links: `exe`, `ns/mnt` and, on Linux 6.18, `stat`. So all processes are searched by
 //! `status`, `comm` and `cgroup` only, which never wait.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +12,9 @@ use std::{fs, io};
 
 use crate::error::is_shortage;
 use crate::process::procfs::{self, look_at_each};
+
+/// First id of a user who is not of the system.
+const FIRST_USER: u32 = 1000;
 
 /// Time limit for a look at all processes of root.
 const ROOT_LIMIT: Duration = Duration::from_secs(2);
@@ -35,31 +39,42 @@ pub(super) enum Users {
 }
 
 /// Returns the processes that may belong to spc, without this process: those in a cgroup of spc,
-/// and those of `users` in the cgroup of this process, which is that of the container.
+/// those of `users` in the cgroup of this process, which is that of the container, and those of root
+/// in its mount namespace. With [`Users::Any`], users of the system count like root.
 pub(super) fn candidates(users: Users) -> io::Result<Vec<ProcessId>> {
-    let depth = own_depth()?.saturating_sub(1);
+    let depth = own_depth()?;
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
     let own_users = [rustix::process::geteuid().as_raw(); 4];
     let own_cgroup = cgroup("/proc/self".as_ref())?;
-    let mut found = Vec::new();
+    let (mut found, mut others) = (Vec::new(), BTreeMap::new());
     for in_proc in all()? {
         let process = path(in_proc);
         let cgroup = cgroup(&process)?;
         let of_spc = is_of_spc(&cgroup);
-        if cgroup.is_empty() || (!of_spc && cgroup != own_cgroup) {
-            continue;
-        }
-        let Some(status) = Status::read(&process)? else {
+        let Some(status) = Status::read(&process)?.filter(|_| !cgroup.is_empty()) else {
             continue;
         };
-        let is_candidate = of_spc || users == Users::Any || status.has_users(own_users);
-        match status.ids.get(depth) {
-            Some(own) if *own != own_pid && is_candidate => {
-                found.push(ProcessId { in_proc, own: *own });
-            }
-            _ => {}
+        let Some(own) = status.ids.get(depth - 1).filter(|own| **own != own_pid) else {
+            continue;
+        };
+        let of_system = users == Users::Any && status.users.iter().all(|user| *user < FIRST_USER);
+        let is_trusted = of_system || status.has_users(own_users);
+        if of_spc || (cgroup == own_cgroup && (is_trusted || users == Users::Any)) {
+            found.push(ProcessId { in_proc, own: *own });
+        } else if is_trusted && status.ids.len() == depth {
+            others.insert(in_proc, *own);
         }
     }
+    // A command may have entered the container's namespaces without its cgroup.
+    let own_namespace = mount_namespace("/proc/self".as_ref());
+    let is_here =
+        move |pid| own_namespace.is_some() && mount_namespace(&path(pid)) == own_namespace;
+    let pids: Vec<i32> = others.keys().copied().collect();
+    look_at_each(&pids, ROOT_LIMIT, is_here, |in_proc, is_here| {
+        if let Some(own) = others.get(&in_proc).filter(|_| is_here) {
+            found.push(ProcessId { in_proc, own: *own });
+        }
+    })?;
     Ok(found)
 }
 
@@ -77,9 +92,14 @@ fn path(pid: i32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}"))
 }
 
+/// Returns the inode number of the mount namespace of a process.
+fn mount_namespace(process: &Path) -> Option<u64> {
+    Some(fs::metadata(process.join("ns/mnt")).ok()?.ino())
+}
+
 /// Returns the number of PID namespaces that this process has an id in, from that of `/proc` down.
 fn own_depth() -> io::Result<usize> {
-    Ok(Status::read("/proc/self".as_ref())?.map_or(1, |own| own.ids.len()))
+    Ok(Status::read("/proc/self".as_ref())?.map_or(1, |own| own.ids.len().max(1)))
 }
 
 /// Returns the cgroups of a process (`/proc/PID/cgroup`); empty if the process has exited.
@@ -161,10 +181,7 @@ pub fn is_running(program: &str) -> bool {
 /// which only root can enter. A process that cannot be looked at in time counts as one that is.
 pub fn any_in_namespace(namespace: u64, except: i32) -> bool {
     // Processes there are in the PID namespace of the host, and those of pods are not.
-    let is_in = move |pid| {
-        let file = fs::metadata(path(pid).join("ns/mnt"));
-        pid != except && file.is_ok_and(|file| file.ino() == namespace)
-    };
+    let is_in = move |pid| pid != except && mount_namespace(&path(pid)) == Some(namespace);
     any_of_root(own_depth().unwrap_or(1), is_in)
 }
 
