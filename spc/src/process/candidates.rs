@@ -39,8 +39,8 @@ pub(super) enum Users {
 }
 
 /// Returns the processes that may belong to spc, without this process: those in a cgroup of spc,
-/// those of `users` in the cgroup of this process, which is that of the container, and those of root
-/// in its mount namespace. With [`Users::Any`], users of the system count like root.
+/// those of `users` in the cgroup of this process, which is that of the container, and those of
+/// root in its mount namespace. With [`Users::Any`], users of the system count like root.
 pub(super) fn candidates(users: Users) -> io::Result<Vec<ProcessId>> {
     let depth = own_depth()?;
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();

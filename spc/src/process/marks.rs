@@ -2,8 +2,8 @@
 //!
 //! A process belongs to a mount if it has the mount's mark in its environment, and if it is in a
 //! place that only spc and root put processes in: a cgroup of spc on the host, the cgroup of this
-//! process, which is that of the container, or its mount namespace. Users can write any mark, so that a mark elsewhere means nothing.
-//! Nothing is read of processes elsewhere but their place.
+//! process, which is that of the container, or its mount namespace. Users can write any mark, so
+//! that a mark elsewhere means nothing. Nothing is read of processes elsewhere but their place.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};

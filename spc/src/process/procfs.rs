@@ -17,7 +17,7 @@ pub const MAX_LENGTH: u64 = 128 * 1024;
 /// Time limit for the read of one process.
 const READ_LIMIT: Duration = Duration::from_millis(500);
 
-/// Processes, by their ids in `/proc`, with a thread of this process that was left behind in a read.
+/// Processes, by their ids in `/proc`, with a thread of this process that was left in a read.
 static BLOCKED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 /// Process that a thread is looking at, if any.
