@@ -155,6 +155,8 @@ impl MountArgs {
             options,
             secrets,
             no_symlink_tail: paths::depth(&target),
+            // Whoever may make pods and endpoints names the server.
+            sandboxed: true,
             ..Request::new(fs_type, source.as_str(), target)
         };
         Ok((request.validated()?, log))
