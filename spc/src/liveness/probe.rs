@@ -7,8 +7,7 @@
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -17,12 +16,13 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use crate::error::{Error, Result};
 use crate::liveness::health::Health;
 use crate::liveness::message::Message;
-use crate::liveness::waiter_lock::WaiterLock;
+use crate::liveness::waiter_lock::{self, WaiterLock};
 use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{Reply, Subprocess};
 use crate::state::Session;
 use crate::state::presence::entries_of;
 use crate::state::record::{Record, State};
+use crate::sys;
 
 /// Time limit for a probe of one mount.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -184,50 +184,37 @@ fn read_results(
 /// # Errors
 /// Fails if the host cannot be entered, an item is invalid, or standard output is closed.
 pub fn child(session: &Session, limit: Duration) -> Result<()> {
-    let waiter = Arc::new(WaiterLock::open(&session.host)?);
     let mut input = Vec::new();
     let read = std::io::stdin().read_to_end(&mut input);
     read.map_err(|e| Error::system("cannot read the targets").because(e))?;
     let (results_in, results) = channel();
     let mut run = ProbeRun {
         session,
-        waiter,
         limit,
         results_in,
         results,
         open: Vec::new(),
-        hung: Vec::new(),
     };
-    let items = input
-        .split(|byte| *byte == 0)
-        .filter(|line| !line.is_empty());
-    let done = run.all(items);
-    // After an error, mounts without a result must not appear as hung to other processes.
-    for open in &run.open {
-        run.waiter.release(open.mount);
-    }
-    done
+    let items = input.split(|byte| *byte == 0);
+    run.all(items.filter(|line| !line.is_empty()))
 }
 
 /// Probe without a result yet.
 struct Pending {
     index: usize,
-    mount: u64,
     since: Instant,
-    /// Path to probe once another process has released the waiter lock; none while probing.
-    held: Option<PathBuf>,
 }
+
+/// Result of a probe, or why the waiter lock cannot be used.
+type ProbeResult = std::io::Result<Health>;
 
 /// Run of a subprocess over its mounts.
 struct ProbeRun<'a> {
     session: &'a Session,
-    waiter: Arc<WaiterLock>,
     limit: Duration,
-    results_in: Sender<(usize, Health)>,
-    results: Receiver<(usize, Health)>,
+    results_in: Sender<(usize, ProbeResult)>,
+    results: Receiver<(usize, ProbeResult)>,
     open: Vec<Pending>,
-    /// Probes that were reported as hung and may still finish.
-    hung: Vec<Pending>,
 }
 
 impl ProbeRun<'_> {
@@ -239,61 +226,39 @@ impl ProbeRun<'_> {
             let end = line.iter().position(|byte| *byte == b' ').unwrap_or(0);
             let mount = std::str::from_utf8(&line[..end]).ok();
             let mount = mount.and_then(|mount| mount.parse().ok());
+            let mount = mount.ok_or_else(|| Error::usage("a target without a mount"))?;
             let target = PathBuf::from(OsStr::from_bytes(&line[end + 1..]));
-            let open = Pending {
-                index,
-                mount: mount.ok_or_else(|| Error::usage("a target without a mount"))?,
-                since: Instant::now(),
-                held: None,
-            };
-            self.start(open, target)?;
+            self.start(index, mount, target)?;
         }
         while !self.open.is_empty() {
             self.wait_for_one()?;
         }
-        // All results are printed. A mount that responds later must not stay locked for as long as
-        // another one of this process does not.
-        while !self.hung.is_empty() {
-            let Ok((index, _)) = self.results.recv() else {
-                break;
-            };
-            let responded = self.hung.extract_if(.., |hung| hung.index == index);
-            responded.for_each(|hung| self.waiter.release(hung.mount));
-        }
         Ok(())
     }
 
-    /// Starts a probe, unless another process is already blocked on the mount.
-    fn start(&mut self, mut open: Pending, target: PathBuf) -> Result<()> {
-        let cannot = |what: &str, e| Error::system(what.to_owned()).because(e);
-        let held = self.waiter.try_acquire(open.mount);
-        match held.map_err(|e| cannot("cannot read the waiter lock of a mount", e))? {
-            Some(since) if since >= self.limit => {
-                return Message::Probed {
-                    index: open.index,
-                    health: Health::Hung,
-                }
-                .send();
-            }
-            Some(_) => {
-                open.held = Some(target);
-                self.open.push(open);
-                return Ok(());
-            }
-            None => {}
-        }
-        let index = open.index;
-        self.open.push(open);
+    /// Starts a probe on a thread of its own.
+    fn start(&mut self, index: usize, mount: u64, target: PathBuf) -> Result<()> {
+        let since = Instant::now();
+        self.open.push(Pending { index, since });
         loop {
-            let (target, results_in) = (target.clone(), self.results_in.clone());
-            let waiter = Arc::clone(&self.waiter);
+            let (target, results, limit) = (target.clone(), self.results_in.clone(), self.limit);
+            let probe = move || {
+                let result = probe_once(mount, &target, limit);
+                // The receiver is gone if the result comes too late.
+                let _ = results.send((index, result));
+            };
+            let start = move || {
+                let thread = std::thread::Builder::new().stack_size(STACK);
+                thread.spawn(probe).map(drop)
+            };
             // A thread inherits the namespace of its parent, so the host's thread starts it.
-            let start = move || start_thread(index, target, results_in, waiter);
             match self.session.host.run("starting a probe", start)? {
                 Ok(()) => return Ok(()),
                 // At the limit of threads, a probe that finishes makes room.
                 Err(_) if self.open.len() > 1 => self.wait_for_one()?,
-                Err(error) => return Err(cannot("cannot start a thread", error)),
+                Err(error) => {
+                    return Err(Error::system("cannot start a thread").because(error));
+                }
             }
         }
     }
@@ -303,68 +268,41 @@ impl ProbeRun<'_> {
         let Some(oldest) = self.open.iter().min_by_key(|open| open.since) else {
             return Ok(());
         };
-        let (oldest, left) = (
-            oldest.index,
-            self.limit.saturating_sub(oldest.since.elapsed()),
-        );
-        let others = self.open.iter().any(|open| open.held.is_some());
-        let wait = if others {
-            left.min(RETRY_INTERVAL)
-        } else {
-            left
+        let left = self.limit.saturating_sub(oldest.since.elapsed());
+        let (index, health) = match self.results.recv_timeout(left) {
+            Ok((index, result)) => (index, result.map_err(waiter_lock::cannot_use)?),
+            Err(_) => (oldest.index, Health::Hung),
         };
-        let (index, health) = match self.results.recv_timeout(wait) {
-            Ok(result) => result,
-            Err(_) if wait < left => return self.try_held(),
-            Err(_) => (oldest, Health::Hung),
-        };
-        let is_same = |open: &Pending| open.index == index;
-        if let Some(at) = self.hung.iter().position(is_same) {
-            // The result is printed already, but other processes may probe the mount again.
-            self.waiter.release(self.hung.swap_remove(at).mount);
-        }
-        if let Some(at) = self.open.iter().position(is_same) {
-            let open = self.open.swap_remove(at);
-            match health {
-                Health::Hung => self.hung.push(open),
-                _ => self.waiter.release(open.mount),
-            }
+        // The result of a probe that exceeded its limit has been printed.
+        if let Some(at) = self.open.iter().position(|open| open.index == index) {
+            self.open.swap_remove(at);
             Message::Probed { index, health }.send()?;
-        }
-        Ok(())
-    }
-
-    /// Starts the probes that were waiting for another process to release the waiter lock.
-    fn try_held(&mut self) -> Result<()> {
-        let held = self.open.extract_if(.., |open| open.held.is_some());
-        for mut open in held.collect::<Vec<_>>() {
-            if let Some(target) = open.held.take() {
-                self.start(open, target)?;
-            }
         }
         Ok(())
     }
 }
 
-fn start_thread(
-    index: usize,
-    target: PathBuf,
-    results_in: Sender<(usize, Health)>,
-    waiter: Arc<WaiterLock>,
-) -> std::io::Result<()> {
-    let probe = move || {
-        // Keeps the lock file open, and with it the waiter lock, for as long as this thread hangs.
-        let _held = waiter;
-        let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
-        let result = statx(CWD, &target, flags, StatxFlags::BASIC_STATS);
-        let health = if result.is_ok() {
-            Health::Ok
-        } else {
-            Health::Stale
-        };
-        // The receiver is gone if the result comes too late.
-        let _ = results_in.send((index, health));
-    };
-    let thread = std::thread::Builder::new().stack_size(STACK);
-    thread.spawn(probe).map(drop)
+/// Probes a mount once no other process is blocked on it. Runs on a thread of its own in the host's
+/// mount namespace, which may be blocked for ever.
+///
+/// The thread has its own file descriptors. The kernel therefore releases its waiter lock when this
+/// thread ends, not when the last thread of the process that hangs does.
+fn probe_once(mount: u64, target: &Path, limit: Duration) -> ProbeResult {
+    // Without a table of its own, the locks of a process end together.
+    if let Err(error) = sys::unshare_fds() {
+        tracing::debug!(%error, "the waiter lock belongs to the whole process");
+    }
+    let waiter = WaiterLock::open_here()?;
+    while let Some(since) = waiter.try_acquire(mount)? {
+        if since >= limit {
+            return Ok(Health::Hung);
+        }
+        std::thread::sleep(RETRY_INTERVAL);
+    }
+    let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
+    let result = statx(CWD, target, flags, StatxFlags::BASIC_STATS);
+    Ok(match result {
+        Ok(_) => Health::Ok,
+        Err(_) => Health::Stale,
+    })
 }

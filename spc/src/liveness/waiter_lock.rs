@@ -34,12 +34,16 @@ impl WaiterLock {
     /// # Errors
     /// Fails if the file cannot be created.
     pub fn open(host: &Host) -> error::Result<Self> {
-        let opened = host.run("opening the waiter locks", || Ranges::open(Path::new(FILE)))?;
-        opened.map(Self).map_err(|e| {
-            Error::system(format!("cannot use {FILE} on the host"))
-                .because(e)
-                .hint("make room below /run on the host")
-        })
+        let opened = host.run("opening the waiter locks", Self::open_here)?;
+        opened.map_err(cannot_use)
+    }
+
+    /// Does the same as [`WaiterLock::open`] on a thread that is in the host's mount namespace.
+    ///
+    /// # Errors
+    /// Fails with the errno of open(2) or mkdir(2).
+    pub fn open_here() -> Result<Self> {
+        Ranges::open(Path::new(FILE)).map(Self)
     }
 
     /// Takes the lock of a mount and returns none. If another process holds the lock, returns how
@@ -68,6 +72,13 @@ impl WaiterLock {
         // On failure the lock ends with this process.
         let _ = self.0.unlock(start(mount), 1 << RANGE_BITS);
     }
+}
+
+/// Returns the error for a lock file that cannot be used.
+pub fn cannot_use(error: std::io::Error) -> Error {
+    Error::system(format!("cannot use {FILE} on the host"))
+        .because(error)
+        .hint("make room below /run on the host")
 }
 
 /// Returns the id by which a mount is locked: the unique one where the kernel has it.

@@ -372,6 +372,21 @@ pub fn unblock_signals(command: &mut Command) -> &mut Command {
     }
 }
 
+/// Gives this thread a table of file descriptors of its own, with only the standard ones in it
+/// (close_range(2) with CLOSE_RANGE_UNSHARE).
+///
+/// # Errors
+/// Returns the errno of close_range(2).
+pub fn unshare_fds() -> io::Result<()> {
+    // SAFETY: the descriptors stay open in the table of the other threads, and this thread uses none
+    // of them afterwards.
+    let done = unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE as i32) };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Closes all file descriptors but the standard ones and `kept` (close_range(2)).
 ///
 /// Call it only where nothing else in this process uses another descriptor afterwards.
