@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -25,9 +25,8 @@ pub struct Output {
     /// The pipe, open for reading and writing: whoever holds it is itself a reader, so that the
     /// daemon is not killed by SIGPIPE.
     pipe: OwnedFd,
-    /// Ends the thread.
-    stop: OwnedFd,
-    thread: Mutex<Option<JoinHandle<Kept>>>,
+    /// The thread, and the pipe that ends it when it is closed.
+    reader: Mutex<Option<(OwnedFd, JoinHandle<Kept>)>>,
     kept: OnceLock<Kept>,
 }
 
@@ -41,14 +40,12 @@ impl Output {
         let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
         let pipe = open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         fcntl_setfl(&reader, OFlags::NONBLOCK)?;
-        let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let stopped = rustix::io::fcntl_dupfd_cloexec(&stop, 0)?;
+        let (stopped, stop) = pipe_with(PipeFlags::CLOEXEC)?;
         let read = move || read_until(&File::from(reader), &stopped);
         let thread = std::thread::Builder::new().spawn(read)?;
         Ok(Self {
             pipe,
-            stop,
-            thread: Mutex::new(Some(thread)),
+            reader: Mutex::new(Some((stop, thread))),
             kept: OnceLock::new(),
         })
     }
@@ -72,14 +69,11 @@ impl Output {
             if let Err(error) = fcntl_setfl(&self.pipe, OFlags::NONBLOCK) {
                 tracing::warn!(%error, "the output of a daemon may block it");
             }
-            let thread = self
-                .thread
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            // The counter of a new eventfd takes any write.
-            let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
-            let kept = thread.and_then(|thread| thread.join().ok());
+            let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = reader.take().and_then(|(stop, thread)| {
+                drop(stop);
+                thread.join().ok()
+            });
             kept.unwrap_or_default()
         })
     }
@@ -103,7 +97,7 @@ impl Drop for Output {
     }
 }
 
-/// Reads a pipe until `stop` is readable, and what is in the pipe then.
+/// Reads a pipe until the other end of `stop` is closed, and what is in the pipe then.
 fn read_until(mut pipe: &File, stop: &OwnedFd) -> Kept {
     let mut kept = Kept::default();
     let mut buffer = [0; 16 * 1024];
@@ -116,7 +110,7 @@ fn read_until(mut pipe: &File, stop: &OwnedFd) -> Kept {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return kept,
         }
-        let is_last = fds[1].revents().contains(PollFlags::IN);
+        let is_last = !fds[1].revents().is_empty();
         // A daemon may go on writing, so the end is not waited for.
         for _ in 0..(2 * PART / buffer.len()) {
             match pipe.read(&mut buffer) {
