@@ -3,8 +3,8 @@
 //!
 //! - If the host runs systemd, the cgroup is a scope that the host's systemd-run creates. A process
 //!   of spc in the host's namespaces moves the daemon there before its program starts.
-//! - Otherwise, or if systemd refuses a scope, it is a cgroup below `spc`, and the kernel creates the process in it. Before Linux
-//!   5.7 the process is moved as well.
+//! - Otherwise, or if systemd refuses a scope, it is a cgroup below `spc`. The kernel creates the
+//!   process in it; before Linux 5.7, or after a refusal, the process is moved.
 
 use std::fs;
 use std::io::{ErrorKind, Write};

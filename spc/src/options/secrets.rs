@@ -278,8 +278,8 @@ impl Secrets {
     }
 }
 
-/// Replaces a value in a text by [`MASK`]. A value of less than four bytes is replaced as a whole word
-/// only: within other words it would show where it occurs, and so what it is.
+/// Replaces a value in a text by [`MASK`]. A value of less than four bytes is replaced as a whole
+/// word only: within other words it would show where it occurs, and so what it is.
 pub fn mask_value(text: &str, value: &str) -> String {
     if value.len() >= 4 {
         return text.replace(value, MASK);

@@ -1,10 +1,10 @@
 //! Sandbox of a helper and its daemon, for mounts that pods ask for. The server is then chosen by
 //! the pod, and may be hostile.
 //!
-//! - A mount namespace with a read-only root, without the host's files and without identities of the
-//!   node (keys, keyrings, tickets) (`tree.rs`); a PID namespace; an IPC namespace.
-//! - `no_new_privs`, and no capability that could change the system (`inside.rs`). The program is uid 0 all the
-//!   same, and so reads its own files as usual.
+//! - A mount namespace with a read-only root, without the host's files and without identities of
+//!   the node (keys, keyrings, tickets) (`tree.rs`); a PID namespace; an IPC namespace.
+//! - `no_new_privs`, and no capability that could change the system (`inside.rs`). The program is
+//!   uid 0 all the same, and so reads its own files as usual.
 //! - A seccomp filter. mount(2) is made by the launcher in place of the program, once, on the
 //!   placeholder (`mount_call.rs`). Other calls of that kind fail.
 //!

@@ -19,8 +19,8 @@ pub(crate) enum Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// Parses a call of the driver that has this name. The position of the JSON in some unsupported calls differs between versions of
-    /// kubelet, so their arguments are not read.
+    /// Parses a call of the driver that has this name. The position of the JSON in some unsupported
+    /// calls differs between versions of kubelet, so their arguments are not read.
     pub(crate) fn parse(driver: &str, words: &[&'a str]) -> Result<Self> {
         let not_supported = |why: &str| Ok(Call::Answered(Reply::not_supported(why)));
         match words {
