@@ -155,7 +155,7 @@ impl MountArgs {
             options,
             secrets,
             no_symlink_tail: paths::depth(&target),
-            // Whoever may make pods and endpoints names the server.
+            // Users who may make pods and endpoints choose the server.
             sandboxed: true,
             ..Request::new(fs_type, source.as_str(), target)
         };

@@ -97,7 +97,7 @@ pub fn start(description: &str, words: &[String]) -> Result<u8> {
     let mut code = [0_u8];
     match File::from(status).read_exact(&mut code) {
         Ok(()) => Ok(code[0]),
-        // It has printed the reason.
+        // The first process has printed the reason.
         Err(_) => {
             first.wait().map_err(fail)?;
             Ok(1)
