@@ -150,10 +150,14 @@ fn running_pods() -> io::Result<BTreeSet<String>> {
 }
 
 /// Returns the UID of the pod that a line of `/proc/PID/cgroup` names: as `kubepods/…/podUID`, or
-/// with systemd as `kubepods….slice/kubepods-…-podUID.slice`.
+/// with systemd as `kubepods….slice/kubepods-…-podUID.slice`. A user can make cgroups of any name,
+/// but only below the user's own, so the path must begin with that of kubelet.
 fn pod_of_cgroup(line: &str) -> Option<String> {
-    let (_, path) = line.split_once("kubepods")?;
-    path.split('/').find_map(|part| {
+    let path = line.splitn(3, ':').nth(2)?;
+    // A cgroup namespace shows the others with `/..` in front.
+    let mut parts = path.split('/').skip(1).skip_while(|part| *part == "..");
+    parts.clone().next()?.strip_prefix("kubepods")?;
+    parts.find_map(|part| {
         let part = part.strip_suffix(".slice").unwrap_or(part);
         let (before, uid) = part.rsplit_once("pod")?;
         let is_start = before.is_empty() || before.ends_with('-');
@@ -186,6 +190,11 @@ mod tests {
             ("0::/kubelet.slice/kubepods.slice", None),
             ("0::/system.slice/pod1a-2b", None),
             ("0::/user.slice/podman-1.scope", None),
+            ("0::/user.slice/user-1000.slice/kubepods/pod1a-2b", None),
+            (
+                "0::/../kubepods-pod1a_2b.slice/cri-c0ffee.scope",
+                Some("1a2b"),
+            ),
         ] {
             assert_eq!(pod_of_cgroup(line).as_deref(), pod, "{line}");
         }
