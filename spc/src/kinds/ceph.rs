@@ -212,7 +212,7 @@ pub fn fuse(input: &KindInput<'_>) -> Result<MountMethod> {
                 before: "--keyfile=",
             },
         ),
-        // It would otherwise trim the kernel's cache by a remount, and abort when that fails.
+        // ceph-fuse would otherwise trim the kernel's cache by a remount, and abort when that fails.
         sandbox_args: &["--client_try_dentry_invalidate=true"],
         ..Helper::default()
     }))

@@ -194,7 +194,7 @@ impl Search {
     fn mapped(&self, pid: i32, ids: &HashSet<u64>) {
         let mut maps = Vec::new();
         if let Ok(file) = fs::File::open(format!("/proc/{pid}/maps")) {
-            // What was read before an error counts as well.
+            // The part that was read before an error counts as well.
             let _ = file.take(MAX_MAPS).read_to_end(&mut maps);
         }
         let maps = String::from_utf8_lossy(&maps);

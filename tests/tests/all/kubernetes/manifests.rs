@@ -84,7 +84,7 @@ fn each_kind_has_a_valid_example_pod() {
                 let here = || format!("{}: {volume}", manifest.display());
                 let fs_type = volume["fsType"].as_str().with_context(here)?;
                 let driver = match fs_type {
-                    // Their files have no owners, which kubelet must not change.
+                    // Files without owners, which kubelet must not change.
                     "cifs" | "fuse.s3fs" | "fuse.sshfs" => "spc/no-fsgroup",
                     _ => "spc/spc",
                 };

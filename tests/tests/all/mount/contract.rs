@@ -31,7 +31,7 @@ const TABLE: &[(&str, Outcome)] = &[
     ("_netdev", Same),
     ("comment=x", Same),
     ("x-foo=1,X-foo,x-systemd.automount", Same),
-    // Who may mount, and what follows from it.
+    // Users who may mount, and the flags that follow from it.
     ("user", Same),
     ("users", Same),
     ("owner", Same),
