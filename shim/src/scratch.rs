@@ -41,17 +41,17 @@ pub struct Buffers<'a> {
 /// Memory that one call owns: guard, stack and buffers in one mapping.
 pub struct Scratch(*mut u8);
 
-/// Memory for the first call, and whether a call has taken it.
+/// Memory for the first call. It has all of its pages to itself: [`Scratch`] may unmap it.
 #[repr(align(4096))]
-struct Memory(UnsafeCell<MaybeUninit<[u8; LEN]>>, AtomicBool);
+struct Memory(UnsafeCell<MaybeUninit<[u8; LEN]>>);
 
 // SAFETY: only the call that takes the memory uses it, until it becomes the spare memory.
 unsafe impl Sync for Memory {}
 
-static MEMORY: Memory = Memory(
-    UnsafeCell::new(MaybeUninit::zeroed()),
-    AtomicBool::new(false),
-);
+static MEMORY: Memory = Memory(UnsafeCell::new(MaybeUninit::zeroed()));
+
+/// Whether a call has taken [`MEMORY`].
+static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// Memory of the last call, for the next one. Mapping and touching new memory takes a fifth of the
 /// time of a redirected call. No lock: a caller that finds no memory here maps new memory.
@@ -63,7 +63,7 @@ impl Scratch {
         let mut base = SPARE.swap(null_mut(), AcqRel);
         if base.is_null() {
             base = MEMORY.0.get().cast();
-            if MEMORY.1.swap(true, AcqRel) {
+            if TAKEN.swap(true, AcqRel) {
                 base = sys::map(LEN)?;
             }
             // SAFETY: the mapping is new, and nothing below the stack is ever used.
@@ -111,6 +111,20 @@ impl Drop for Scratch {
         if !other.is_null() {
             // SAFETY: `new` mapped this length, and the call that used the memory has returned it.
             unsafe { sys::unmap(other, LEN) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_at_the_same_time_unmap_only_their_own_memory() {
+        for _ in 0..3 {
+            // One becomes the spare memory; the others are unmapped, the static memory as well.
+            let together = [(); 3].map(|()| Scratch::new().unwrap());
+            drop(together);
         }
     }
 }
