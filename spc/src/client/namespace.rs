@@ -116,8 +116,8 @@ pub fn ensure(host: &Host, id: &str) -> Result<NamespaceHolder> {
 fn lock_clients(host: &Host) -> Result<File> {
     let fail = |e: std::io::Error| {
         Error::system(format!("cannot lock {CLIENTS}/lock on the host"))
+            .hint(file_lock::hint(&e, "make room below /run on the host"))
             .because(e)
-            .hint("make room below /run on the host")
     };
     let open = || file_lock::open(Path::new(CLIENTS), 0o700);
     let opened = host.run("locking the client namespaces", open)?;

@@ -142,9 +142,9 @@ pub fn extract_if_missing(host: &Host, id: &str) -> Result<RootLock> {
 /// Takes the lock of all client roots: shared to use one, exclusive to create or remove one.
 fn lock(host: &Host, mode: LockMode) -> Result<RootLock> {
     let fail = |e: std::io::Error| {
-        Error::system(format!("cannot open {ROOTS}/lock on the host"))
+        Error::system(format!("cannot lock {ROOTS}/lock on the host"))
+            .hint(file_lock::hint(&e, "the client programs are kept there; to run them in the container instead, which ends the mount with the container, add -o x-spc.container"))
             .because(e)
-            .hint("the client programs are kept there; to run them in the container instead, which ends the mount with the container, add -o x-spc.container")
     };
     let open = || file_lock::open(Path::new(ROOTS), 0o755);
     let file = host

@@ -58,6 +58,16 @@ pub fn acquire(file: &File, mode: LockMode, limit: Duration) -> io::Result<()> {
     }
 }
 
+/// Returns the hint for an error of [`open`], which is `open_hint`, or of [`acquire`].
+pub fn hint(error: &io::Error, open_hint: &'static str) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::TimedOut => {
+            "look for another spc process that does not end or is stopped: ps -C spc -o pid,stat,args"
+        }
+        _ => open_hint,
+    }
+}
+
 /// Returns whether another attempt may succeed, because the lock is held or a signal came.
 fn is_held(error: &TryLockError) -> bool {
     match error {

@@ -199,8 +199,11 @@ pub fn any_started(root: &Path) -> bool {
 fn lock() -> Result<File> {
     let failed = |e: std::io::Error| {
         Error::system(format!("cannot lock {DIR}/lock"))
+            .hint(file_lock::hint(
+                &e,
+                "the directory must be writable: with a read-only container, add --tmpfs /run",
+            ))
             .because(e)
-            .hint("the directory must be writable: with a read-only container, add --tmpfs /run")
     };
     let file = file_lock::open(Path::new(DIR), 0o700).map_err(failed)?;
     file_lock::acquire(&file, LockMode::Exclusive, LOCK_LIMIT).map_err(failed)?;

@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags, mkdirat, open, openat,
-    readlinkat, statx, unlinkat,
+    AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags, linkat, mkdirat, open,
+    openat, readlinkat, statx, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -54,6 +54,8 @@ pub struct Pinned {
     pub dir: OwnedFd,
     /// `O_PATH` descriptor of its parent directory.
     pub parent: OwnedFd,
+    /// Whether only root can rename the directory.
+    pub is_kept: bool,
     /// Name in the parent directory.
     pub name: OsString,
     /// Absolute path on the host without symbolic links.
@@ -336,6 +338,7 @@ impl<'a> Walker<'a> {
                 ino: stat.stx_ino,
                 dir: last.dir,
                 parent: parent.dir,
+                is_kept: parent.trusted,
                 name: last.name,
                 path,
             },
@@ -408,6 +411,25 @@ pub fn mount_id(dir: impl std::os::fd::AsFd, name: &OsStr) -> std::result::Resul
 }
 
 impl Pinned {
+    /// Waits for the end of any rename(2) of the directory that began before a mount was attached
+    /// to it. Later ones fail with `EBUSY`.
+    ///
+    /// The kernel looks for mounts before it renames. A rename that it has let through can still
+    /// move a directory that has become a mount point meanwhile. It holds a lock of the parent
+    /// directory, which link(2) takes as well. The link is never made: the name exists, and a
+    /// directory cannot be linked.
+    pub fn wait_for_renames(&self) {
+        if !self.is_kept {
+            let _ = linkat(
+                &self.parent,
+                ".",
+                &self.parent,
+                &self.name,
+                AtFlags::empty(),
+            );
+        }
+    }
+
     /// Returns the topmost mount at the target now. It may be newer than the pinned directory.
     ///
     /// # Errors

@@ -38,6 +38,7 @@ pub fn verify(
         ))
         .because(cause)
     };
+    pinned.wait_for_renames();
     let top = pinned.top().map_err(|e| fail("statx", e.into()))?;
     if !top.is_root || top.matches(pinned.mount.id, pinned.mount.unique) {
         return match made {

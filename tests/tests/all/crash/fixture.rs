@@ -54,8 +54,7 @@ impl<'lab> Scene<'lab> {
     pub fn with(spc: Spc<'lab>, serving: bool) -> Result<Self> {
         let first = spc.first()?;
         if !serving {
-            let serve = Pid::from_raw(first).context("no process")?;
-            kill_process(serve, Signal::STOP)?;
+            spc.stop_serve()?;
         }
         Ok(Self {
             entries: entries(&spc.host)?,

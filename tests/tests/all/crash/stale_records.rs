@@ -34,7 +34,7 @@ fn records_of_an_earlier_boot_touch_no_mount() {
         };
         // `spc serve` does not interfere. By chance, a mount of this boot has the same ids and
         // target.
-        host.sh(&format!("kill -STOP {}", spc.pid()?))?.ok()?;
+        spc.stop_serve()?;
         spc.exec(&MOUNT)?.ok()?;
         age(spc)?;
         let list = spc.exec(&["spc", "ls"])?.ok()?.text();
@@ -72,8 +72,11 @@ fn a_damaged_record_without_a_mount_is_removed() {
             ("head -c 0", true),
             ("tr a-z A-Z", true),
         ] {
-            let serve = if served { "CONT" } else { "STOP" };
-            host.sh(&format!("kill -{serve} {}", spc.pid()?))?.ok()?;
+            if served {
+                host.sh(&format!("kill -CONT {}", spc.pid()?))?.ok()?;
+            } else {
+                spc.stop_serve()?;
+            }
             spc.exec(&MOUNT)?.ok()?;
             let script = format!(
                 "cd /run/spc/mounts && kept=$(ls *.json) && {damage} <$kept >/tmp/damaged && mv /tmp/damaged $kept && echo $kept"

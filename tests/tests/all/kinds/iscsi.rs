@@ -225,7 +225,7 @@ fn the_next_command_rolls_back_a_killed_mount() {
         })?;
         // `spc serve` must not be the one that cleans up.
         let serve = spc.pid()?;
-        host.sh(&format!("kill -STOP {serve}"))?.ok()?;
+        spc.stop_serve()?;
         host.sh(
             "for p in $(pidof spc); do grep -qz ^mount /proc/$p/cmdline && kill -9 $p; done; true",
         )?

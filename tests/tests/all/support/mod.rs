@@ -227,6 +227,18 @@ impl<H: AnyHost> Container<H> {
         })
     }
 
+    /// Stops `spc serve`, the container's first process, at a moment when it holds no lock that a
+    /// command would wait for.
+    pub fn stop_serve(&self) -> Result<()> {
+        let pid = self.pid()?;
+        until("`spc serve` stops without a lock", || {
+            let script = format!(
+                "kill -STOP {pid} && sleep 0.05 && if grep -q ' FLOCK .* {pid} ' /proc/locks; then kill -CONT {pid}; echo held; fi"
+            );
+            Ok(self.host.sh(&script)?.ok()?.text().is_empty())
+        })
+    }
+
     /// Lines of the container's mount table.
     pub fn mounts(&self) -> Result<Vec<String>> {
         let table = self
