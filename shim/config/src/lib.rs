@@ -16,8 +16,12 @@ use words::{index, is_dots, next_word, same, split_once};
 /// Path of the settings file.
 pub const FILE: &core::ffi::CStr = c"/etc/spc/shim.conf";
 
-/// Length limit in bytes, of the file and of all values together.
+/// Length limit of the file in bytes.
 pub const TEXT_MAX: usize = 16 * 1024;
+
+/// Space for all values in bytes. Those of the longest file take one and a half times its length,
+/// so that the built-in ones always fit.
+const VALUES_MAX: usize = 2 * TEXT_MAX;
 
 /// Key of a value: its index in [`KEYS`].
 type Key = u8;
@@ -82,7 +86,7 @@ pub enum ErrorKind {
     NoValue,
     /// A value that is not valid for its key.
     BadValue,
-    /// More than [`TEXT_MAX`] bytes.
+    /// More than the file or all values may have.
     TooLong,
 }
 
@@ -101,7 +105,7 @@ impl ErrorKind {
 #[repr(C)]
 pub struct Config {
     /// Values one after the other: for each the key, the bytes and a NUL.
-    text: [u8; TEXT_MAX],
+    text: [u8; VALUES_MAX],
     used: usize,
     /// Bit per key: a line with the key has been parsed.
     keys_present: u8,
@@ -115,7 +119,7 @@ impl Config {
     /// Returns a value without any setting, not even the built-in ones.
     const fn empty() -> Self {
         Self {
-            text: [0; TEXT_MAX],
+            text: [0; VALUES_MAX],
             used: 0,
             keys_present: 0,
             operations: 0,
@@ -126,8 +130,17 @@ impl Config {
     /// Parses the text of a settings file. Keys that the text lacks get their built-in values.
     ///
     /// # Errors
-    /// Fails at the first line that is not valid.
+    /// Fails at the first line that is not valid or that is beyond the length limit.
     pub fn parse_file(text: &[u8]) -> Result<Self, ConfigError> {
+        if let Some((within, [_, ..])) = text.split_at_checked(TEXT_MAX) {
+            return Err(ConfigError {
+                line: 1 + within
+                    .iter()
+                    .map(|byte| u32::from(*byte == b'\n'))
+                    .sum::<u32>(),
+                reason: ErrorKind::TooLong.reason(),
+            });
+        }
         let mut config = Self::empty();
         match config.parse_in_place(text) {
             (_, None) => Ok(config),
@@ -155,7 +168,7 @@ impl Config {
     }
 
     /// Parses a file like [`Config::parse_file`], in place, for callers with a small stack. `self`
-    /// must have no settings. Returns the number of the last line read, and its error.
+    /// must have no settings, and the text at most [`TEXT_MAX`] bytes. Returns the number of the last line read, and its error.
     pub fn parse_in_place(&mut self, text: &[u8]) -> (u32, Option<ErrorKind>) {
         let result = self.load_lines(text, 0);
         // Needed after an error too: the built-in settings name the socket for its report.
@@ -257,7 +270,7 @@ impl Config {
         self.store(word);
         self.store(tail);
         self.store(&[0]);
-        (self.used == TEXT_MAX).then_some(ErrorKind::TooLong)
+        (self.used == VALUES_MAX).then_some(ErrorKind::TooLong)
     }
 
     /// Appends bytes to the values, as far as they fit. [`Config::add`] detects an overflow.

@@ -8,7 +8,7 @@ fn strings<'a>(values: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
 
 fn broken(text: &str) -> (u32, &'static str) {
     let Err(broken) = Config::parse_file(text.as_bytes()) else {
-        panic!("accepted: {text}");
+        panic!("accepted: {text:.80}");
     };
     (broken.line, broken.reason)
 }
@@ -73,8 +73,8 @@ fn an_invalid_line_is_an_error_with_its_number() {
         (1, "too long")
     );
     assert_eq!(
-        broken(&"type fuse\n".repeat(TEXT_MAX / 6 + 1)),
-        (TEXT_MAX as u32 / 6 + 1, "too long")
+        broken(&"type fuse\n".repeat(TEXT_MAX / 10 + 1)),
+        (TEXT_MAX as u32 / 10 + 1, "too long")
     );
 }
 
@@ -109,6 +109,31 @@ fn values_of_the_environment_come_first() {
 }
 
 #[test]
+fn the_variables_are_counted() {
+    let last = VARIABLE_COUNT - 1;
+    assert_eq!(index(VARIABLES, b"sysimage"), Some(last));
+    assert_eq!(words::nth_word(VARIABLES, last.into()), b"sysimage");
+    assert_eq!(words::nth_word(VARIABLES, VARIABLE_COUNT.into()), b"");
+}
+
+#[test]
+fn the_built_in_values_have_space_beside_the_longest_file() {
+    for word in ["/targets", "/"] {
+        let mut text = "target".to_owned();
+        while text.len() + word.len() < TEXT_MAX {
+            text = text + " " + word;
+        }
+        let mut config = Config::parse_file(text.as_bytes()).unwrap();
+        assert_eq!(config.types().count(), 9);
+        assert_eq!(strings(config.report_sockets()), ["/spc/report.sock"]);
+        // The environment has a limit as well.
+        let values = "/targets ".repeat(VALUES_MAX / 10);
+        let error = config.add_env(b"SPC_TARGETS", values.as_bytes());
+        assert_eq!(error.unwrap_err().reason, "too long");
+    }
+}
+
+#[test]
 fn zero_bytes_are_an_empty_config() {
     let empty = Config::empty();
     assert_eq!(empty.namespaces().count() + empty.types().count(), 0);
@@ -120,7 +145,8 @@ fn zero_bytes_are_an_empty_config() {
 fn the_type_none_names_no_type() {
     let parse = |text: &str| Config::parse_file(text.as_bytes()).unwrap();
     assert!(parse("").names_a_type() && !parse("").lists_a_target());
-    assert!(parse("type none").redirects_nothing());
+    assert!(!parse("").redirects_nothing() && parse("target /mnt").lists_a_target());
+    assert!(parse("type none").redirects_nothing() && !parse("type none").names_a_type());
     assert!(!parse("type none\noperation bind").redirects_nothing());
     assert!(!parse("type none\ntarget /mnt").redirects_nothing());
     assert!(parse("type none nfs").names_a_type());
