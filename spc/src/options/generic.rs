@@ -236,6 +236,7 @@ mod tests {
         for (list, set) in [
             ("user", NOEXEC | NOSUID | NODEV),
             ("user,exec", NOSUID | NODEV),
+            ("user,nosuid", NOEXEC | NOSUID | NODEV),
             ("exec,users", NOEXEC | NOSUID | NODEV),
             ("owner,suid", NODEV),
             ("user=alice", 0),
@@ -244,6 +245,7 @@ mod tests {
             ("noatime,nostrictatime", NOATIME),
             ("strictatime,nostrictatime", 0),
             ("noatime,strictatime", STRICTATIME),
+            ("noatime,nosuid", NOATIME | NOSUID),
             ("ro,rw", 0),
             ("ro=vfs", RDONLY),
             ("ro=fs", 0),
@@ -255,6 +257,9 @@ mod tests {
         let bind = options("noatime,suid").attributes();
         assert_eq!((bind.set, bind.clear), (NOATIME, ATIME | NOSUID));
         assert_eq!(options("atime").attributes().clear, ATIME);
+        for (list, clear) in [("nostrictatime", 0), ("nosuid", NOSUID)] {
+            assert_eq!(options(list).attributes().clear, clear, "{list}");
+        }
     }
 
     #[test]
@@ -275,6 +280,7 @@ mod tests {
         for good in [
             "x-systemd.automount,X-foo,comment=x",
             "x-mount.mkdir,X-mount.mkdir=0700,X-mount.noloop,x-spc.container",
+            "x-spc.repair=host",
         ] {
             options(good).check_own().unwrap();
         }

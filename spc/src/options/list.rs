@@ -262,6 +262,18 @@ mod tests {
     }
 
     #[test]
+    fn options_are_replaced_and_left_out_by_their_keys() {
+        let mut options = parse("user=a,ro,user=b,users=c,user");
+        options.extend(&parse("size=1m"));
+        options.replace("user", "z");
+        let shown = "user=z,ro,user=z,users=c,user,size=1m";
+        assert_eq!(options.to_string(), shown);
+        let rest = options.without(&["user", "ro"]);
+        assert_eq!(rest.to_string(), "users=c,size=1m");
+        assert!(!options.is_empty() && parse(",").is_empty());
+    }
+
+    #[test]
     fn options_for_fstab_are_not_passed_to_the_file_system() {
         let options = parse("defaults,_netdev,x-mount.mkdir=0700,noatime,,rw,log-level=INFO");
         assert_eq!(

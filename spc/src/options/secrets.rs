@@ -423,6 +423,7 @@ mod tests {
             secrets.mask("bad: hunter2 and hunter, password"),
             "bad: *** and ***, password"
         );
+        assert!(!secrets.is_empty() && Secrets::default().is_empty());
         let shown = format!("{secrets:?}");
         assert!(shown.contains("password") && !shown.contains("hunter"));
         assert!(
@@ -451,7 +452,10 @@ mod tests {
             "password=hunter2",
             "pass=hunter2",
             "pass=file:",
+            "pass=env:",
             "pass",
+            "=file:/a",
+            "pass word=file:/a",
             "=stdin",
             "hunter2",
             "token=stdin",
@@ -480,5 +484,12 @@ mod tests {
     fn stdin_is_read_to_the_first_line_break() {
         assert_eq!(first_line(&b"abc\nrest"[..]).unwrap(), b"abc\n");
         assert_eq!(first_line(&b"abc"[..]).unwrap(), b"abc");
+    }
+
+    #[test]
+    fn no_more_than_64_kib_of_a_secret_are_read() {
+        let zeros = File::open("/dev/zero").unwrap();
+        assert_eq!(read_file(zeros).unwrap(), [0; 65536]);
+        assert_eq!(first_line(&[b'x'; 70_000][..]).unwrap(), [b'x'; 65536]);
     }
 }
