@@ -145,6 +145,7 @@ fn zero_bytes_are_an_empty_config() {
 fn the_type_none_names_no_type() {
     let parse = |text: &str| Config::parse_file(text.as_bytes()).unwrap();
     assert!(parse("").names_a_type() && !parse("").lists_a_target());
+    assert_eq!(parse("target /").host_target(b"/", b"/"), Some(&b"/"[..]));
     assert!(!parse("").redirects_nothing() && parse("target /mnt").lists_a_target());
     assert!(parse("type none").redirects_nothing() && !parse("type none").names_a_type());
     assert!(!parse("type none\noperation bind").redirects_nothing());

@@ -87,6 +87,8 @@ mod tests {
             ("192.0.2.1:6789,192.0.2.2:6789:/dir", "ceph"),
             ("a:3300,b,c:/", "ceph"),
             ("[2001:db8::1]:6789:/x", "ceph"),
+            ("[v2:192.0.2.1:3300,v1:192.0.2.1:6789]:/", "ceph"),
+            ("[v1:192.0.2.1:6789]:/dir", "ceph"),
         ] {
             let inferred = infer(source).unwrap_or_else(|e| panic!("{source}: {e}"));
             assert_eq!(inferred.fs_type, fs_type, "{source}");
@@ -110,9 +112,13 @@ mod tests {
             (":/x", "known"),
             ("2001:db8::1:/x", "known"),
             ("[not an address]:/x", "known"),
+            ("[1234]:/x", "known"),
+            ("[a:z]:/x", "known"),
             ("https://host/x", "known"),
             ("nfs://host/x", "known"),
+            ("me@host", "known"),
             ("me@host/x", "known"),
+            ("me@host://x", "known"),
             ("@host:/x", "known"),
             ("me@:/x", "known"),
             ("me@/x:/y", "known"),

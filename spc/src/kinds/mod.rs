@@ -162,3 +162,50 @@ pub fn with_servers(fs_type: &str, source: &str, more: &[String]) -> Result<Stri
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_spellings_of_fuse_types_become_those_of_the_table() {
+        for (fs_type, source, expected) in [
+            ("fuse", "sshfs#me@h:", Some(("fuse.sshfs", "me@h:"))),
+            ("fuse3", "a#b#c", Some(("fuse.a", "b#c"))),
+            ("sshfs", "me@h:", Some(("fuse.sshfs", "me@h:"))),
+            ("fuse.sshfs", "a#b", Some(("fuse.sshfs", "a#b"))),
+            // Both `ceph` and `fuse.ceph` have a row.
+            ("ceph", "h:/", Some(("ceph", "h:/"))),
+            ("nosuch", "x", Some(("nosuch", "x"))),
+            ("fuse", "#x", None),
+            ("fuse", "x", None),
+        ] {
+            let found = canonical(fs_type.into(), source.into()).ok();
+            let expected = expected.map(|(fs_type, source)| (fs_type.into(), source.into()));
+            assert_eq!(found, expected, "{fs_type} {source}");
+        }
+    }
+
+    #[test]
+    fn types_with_a_client_program_are_those_whose_rows_need_one() {
+        let (requested, shown) = types_with_programs();
+        let none = ["tmpfs", "overlay", "ext4", "xfs", "bind", "auto", "*"];
+        for kind in TABLE {
+            let name = kind.name.trim_end_matches(".*");
+            assert_ne!(requested.contains(&name), none.contains(&name), "{name}");
+        }
+        assert!(requested.contains(&"fuse") && !requested.contains(&"fuse.*"));
+        assert_eq!(shown.first(), Some(&"fuse.glusterfs"));
+        assert!(shown.contains(&"nfs4") && !shown.contains(&"fuse.*") && !shown.contains(&"{}"));
+        for (fs_type, label_of, clientless) in [
+            ("nfs", "nfs", false),
+            ("fuse.sshfs", "fuse.sshfs", false),
+            ("fuse.bindfs", "fuse", false),
+            ("nosuch", "other", false),
+            ("tmpfs", "tmpfs", true),
+        ] {
+            assert_eq!(label(fs_type), label_of);
+            assert_eq!(is_clientless(fs_type), clientless, "{fs_type}");
+        }
+    }
+}

@@ -229,6 +229,21 @@ mod tests {
     }
 
     #[test]
+    fn the_scheme_of_a_source_tells_the_kind_of_its_device() {
+        for (source, name) in [
+            ("rbd:pool/image", Some("rbd:pool/image")),
+            ("iscsi:a,b/iqn.x:y/0", Some("iscsi:iqn.x:y/0")),
+            ("/dev/sdb", None),
+            ("nbd:a/b", None),
+        ] {
+            let device = device_from_source(source).ok();
+            assert_eq!(device.map(|device| device.name).as_deref(), name);
+            let fit = name.map_or(Fit::No, |_| Fit::Certain);
+            assert_eq!(fits(source), fit, "{source}");
+        }
+    }
+
+    #[test]
     fn only_fsck_codes_0_and_1_are_sound() {
         let sound: Vec<i32> = (0..256).filter(|code| is_sound(*code)).collect();
         assert_eq!(sound, [0, 1]);

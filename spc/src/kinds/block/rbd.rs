@@ -36,7 +36,7 @@ pub fn device(rest: &str, input: &KindInput<'_>) -> Result<Device> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-+:".contains(c);
     let named =
         |name: &str| !name.is_empty() && !name.starts_with(['-', '.']) && name.chars().all(plain);
-    if !named(pool) || !named(image) || parts.iter().any(|part| !named(part)) {
+    if !parts.iter().all(|part| named(part)) {
         return Err(bad(
             "names have only letters, digits, dots, dashes, underscores, plus signs and colons; snapshots cannot be mounted",
         ));

@@ -350,6 +350,9 @@ mod tests {
         assert_eq!(device.paths[2].key, ["2001:db8::1", "3260"]);
         assert_eq!(device.cleanup.len(), 6);
         assert!(device.sysfs.disk.contains("*:*:*:3/"));
+        let long = format!("iqn.{}", "x".repeat(219));
+        assert!(parsed(&format!("iscsi:a/{long}/0"), "").is_ok());
+        assert!(parsed(&format!("iscsi:a/{long}x/0"), "").is_err());
         let flat = parsed("iscsi:a/iqn.x/16640", "").unwrap();
         assert!(flat.sysfs.disk.contains("*:*:*:16640/"));
         for bad in [
@@ -372,6 +375,38 @@ mod tests {
         ] {
             assert!(parsed(bad, "").is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_detached_disk_leaves_no_session_and_no_record() {
+        let device = parsed(&format!("iscsi:a/{IQN}/0"), "").unwrap();
+        let commands = device.cleanup.iter().chain([&device.detach_path]);
+        let commands: Vec<_> = commands
+            .map(|command| (command.args.join(" "), command.accepted_codes))
+            .collect();
+        let expected: [(String, &[i32]); 3] = [
+            (
+                format!("-m node -T {IQN} -p a:3260 -o delete"),
+                &[NO_RECORD, EXISTS],
+            ),
+            (
+                "-m discoverydb -t sendtargets -p a:3260 -o delete".into(),
+                &[NO_RECORD, NO_DISCOVERY],
+            ),
+            (
+                format!("-m session -r {PATH_NUMBER} --logout"),
+                &[NO_RECORD],
+            ),
+        ];
+        assert_eq!(commands, expected);
+    }
+
+    #[test]
+    fn the_summary_of_a_failed_login_is_dropped() {
+        let line = "iscsiadm: initiator reported error (24 - iSCSI login failed due to authorization failure)";
+        assert_eq!((DIAGNOSTICS.line)(line), Some(line));
+        let summary = "iscsiadm: Could not log into all portals";
+        assert_eq!((DIAGNOSTICS.line)(summary), None);
     }
 
     /// Arguments of all programs, and all settings.

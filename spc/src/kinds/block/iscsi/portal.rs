@@ -60,3 +60,26 @@ pub(super) const PROBE_REQUEST: [u8; 48 + LOGIN_KEYS.len()] = {
 /// Data segment of the login, padded to a multiple of four bytes.
 const LOGIN_KEYS: &[u8; 88] =
     b"InitiatorName=iqn.2026-01.invalid.spc:who-answers\0SessionType=Discovery\0AuthMethod=None\0";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn portals_have_an_address_and_a_port() {
+        for (text, portal) in [
+            ("a", "a:3260"),
+            ("a:1", "a:1"),
+            ("2001:db8::1", "[2001:db8::1]:3260"),
+            ("[2001:db8::1]:1", "[2001:db8::1]:1"),
+        ] {
+            assert_eq!(Portal::parse(text).unwrap().text(), portal);
+        }
+    }
+
+    #[test]
+    fn the_probe_is_a_login_with_its_keys() {
+        assert_eq!(PROBE_REQUEST[..8], [0x43, 0x81, 0, 0, 0, 0, 0, 88]);
+        assert_eq!(PROBE_REQUEST[48..], LOGIN_KEYS[..]);
+    }
+}
