@@ -95,6 +95,7 @@ mod tests {
             ("a:6789,b:6789:/", Some("a")),
             ("bucket", Some("bucket")),
             ("/srv/data", None),
+            ("/srv/a[1]", None),
             (":/", None),
         ] {
             assert_eq!(first_server(source), server, "{source}");
