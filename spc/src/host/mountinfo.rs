@@ -358,7 +358,8 @@ mod tests {
         for unique in ids {
             let Some(queried) = query(unique) else {
                 // Linux 6.8 to 6.12 list mounts, but do not report all fields of them.
-                statmount::tests::if_supported(statmount::read(unique));
+                let read = statmount::tests::if_supported(statmount::read(unique));
+                assert!(read.is_none());
                 return;
             };
             let Some(mut entry) = queried.unwrap() else {
@@ -378,6 +379,38 @@ mod tests {
             }
         }
         assert!(compared > 0);
+    }
+
+    #[test]
+    fn a_mount_is_found_by_its_id() {
+        for entry in read().unwrap().into_iter().take(3) {
+            let found = find(entry.id, 0).unwrap();
+            assert_eq!(found.map(|found| found.target), Some(entry.target));
+        }
+        assert_eq!(find(0, 0).unwrap(), None);
+        assert!(query(0).is_none());
+        // A table has no unique ids.
+        assert_eq!(newer_than(0).unwrap()[0].unique, 0);
+        // No mount has this unique id.
+        if let Some(answer) = query(u64::MAX) {
+            assert_eq!(answer.unwrap(), None);
+            assert_eq!(newer_than(u64::MAX - 1).unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn fuse_file_systems_are_known_by_their_type() {
+        for (fs_type, is_fuse) in [
+            ("fuse", true),
+            ("fuseblk", true),
+            ("fuse.sshfs", true),
+            ("fusectl", false),
+            ("nfs", false),
+        ] {
+            let line = format!("1 2 0:1 / /a rw - {fs_type} t rw");
+            let entry = Entry::parse(line.as_bytes()).unwrap();
+            assert_eq!(entry.is_fuse(), is_fuse, "{fs_type}");
+        }
     }
 
     #[test]

@@ -196,6 +196,20 @@ mod tests {
     }
 
     #[test]
+    fn a_record_tells_its_age_and_whether_it_is_of_this_boot() {
+        let mut record: Record = serde_json::from_value(written_by_an_earlier_version()).unwrap();
+        record.since = now() - 5;
+        assert!((5..60).contains(&record.age()));
+        record.since = now() + 60;
+        assert_eq!(record.age(), 0);
+        assert_eq!(boot().len(), "0a3b0c4d-575f-41d3-9c91-0e7ed3dbb3fa".len());
+        for (of, is_of_this_boot) in [("", true), (boot(), true), ("another", false)] {
+            record.boot = of.into();
+            assert_eq!(record.is_of_this_boot(), is_of_this_boot, "{of}");
+        }
+    }
+
+    #[test]
     fn log_name_is_plain_and_short() {
         assert_eq!(log_name(Path::new("/mnt/a b\n,c")), "mnt-a-b--c");
         assert_eq!(

@@ -133,8 +133,8 @@ mod tests {
             joined("glusterfs", ipv6, "x").unwrap(),
             "2001:db8::1,2001:db8::2:/x"
         );
-        let ports = joined("ceph", "a:6789/2001:db8::1", "/").unwrap();
-        assert_eq!(ports, "a:6789,[2001:db8::1]:/");
+        let ports = joined("ceph", "a:6789/2001:db8::1/[2001:db8::2]:6789", "/").unwrap();
+        assert_eq!(ports, "a:6789,[2001:db8::1],[2001:db8::2]:6789:/");
         // Duplicates are dropped.
         assert_eq!(joined("nfs", "a,b,a", "b:/x").unwrap(), "b,a:/x");
     }
