@@ -404,6 +404,12 @@ mod tests {
         let words = "--mon-host=a,b --id=app --fsid=1-2 --client_fs=fs --keyring=/k";
         assert!(args.starts_with(words) && rest.is_empty(), "{args} {rest}");
         assert!(args.contains("--ms_client_mode=secure crc"), "{args}");
+        let quoted = kind("ceph-fuse", "a:/", r#"debug="a,b",big_writes"#, true).unwrap();
+        assert_eq!(argv(&quoted).1, r#"debug="a,b",big_writes"#);
+        let MountMethod::Helper(helper) = &quoted.method else {
+            panic!("{quoted:?}")
+        };
+        assert_eq!(helper.sandbox_args.len(), 1);
     }
 
     #[test]
@@ -437,10 +443,13 @@ mod tests {
         ] {
             assert_eq!(line(&format!("{date} {logged}")), text, "{logged}");
         }
-        assert_eq!(
-            line("mount error 13 = Permission denied"),
-            Some("mount error 13 = Permission denied")
-        );
+        for whole in [
+            "mount error 13 = Permission denied",
+            "2000 monitors did not answer",
+            "monitors: The first did not answer",
+        ] {
+            assert_eq!(line(whole), Some(whole));
+        }
         assert_eq!(
             line("did not load config file, using default settings."),
             None

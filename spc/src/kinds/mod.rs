@@ -202,7 +202,9 @@ mod tests {
             ("fuse.sshfs", "fuse.sshfs", false),
             ("fuse.bindfs", "fuse", false),
             ("nosuch", "other", false),
+            ("overlay", "overlay", false),
             ("tmpfs", "tmpfs", true),
+            ("bind", "bind", true),
         ] {
             assert_eq!(label(fs_type), label_of);
             assert_eq!(is_clientless(fs_type), clientless, "{fs_type}");

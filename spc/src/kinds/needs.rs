@@ -110,7 +110,58 @@ mod tests {
             needs("fuse.sshfs").unwrap().parts
         );
         for kind in ["nosuch", "fuse.", "*", ""] {
-            assert!(needs(kind).is_err(), "{kind}");
+            let error = needs(kind).unwrap_err().to_string();
+            assert!(
+                error.contains("known: glusterfs, nfs, nfs4, ceph"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_kind_needs_its_modules_and_programs() {
+        let disk = "network /sys /dev";
+        let fuse = "{} /dev/fuse";
+        for (kind, modules, parts) in [
+            ("gluster", "fuse", "glusterfs-client /dev/fuse"),
+            ("nfs", "nfs nfsv4 nfsv3", "nfs-common network"),
+            ("nfs4", "nfs nfsv4 nfsv3", "nfs-common network"),
+            (
+                "nfs3",
+                "nfs nfsv4 nfsv3",
+                "nfs-common rpcbind nfs-common capabilities network",
+            ),
+            ("cephfs", "ceph", "ceph-common network"),
+            ("ceph-fuse", "fuse", "ceph-fuse /dev/fuse"),
+            ("smb", "cifs", "cifs-utils network"),
+            ("smb3", "cifs", "cifs-utils network"),
+            ("sshfs", "fuse", "sshfs openssh-client /dev/fuse"),
+            ("s3fs", "fuse", fuse),
+            ("fuse.x", "fuse", fuse),
+            ("fuse", "fuse", "/dev/fuse"),
+            ("rbd", "rbd", &format!("ceph-common {disk}")),
+            (
+                "iscsi",
+                "iscsi_tcp sd_mod dm_multipath",
+                &format!("open-iscsi open-iscsi {disk}"),
+            ),
+            ("overlay", "overlay", ""),
+            ("ext4", "ext4", ""),
+            ("xfs", "xfs", ""),
+            ("tmpfs", "", ""),
+        ] {
+            let found = needs(kind).unwrap();
+            let names: Vec<_> = found.modules.iter().map(|module| module.name).collect();
+            assert_eq!(names.join(" "), modules, "{kind}");
+            let words = found.parts.iter().map(|part| match part {
+                Need::Program { package, .. } => package,
+                Need::Fuse => "/dev/fuse",
+                Need::Capabilities(_) => "capabilities",
+                Need::HostNetwork => "network",
+                Need::WritableSys => "/sys",
+                Need::HostDevices => "/dev",
+            });
+            assert_eq!(words.collect::<Vec<_>>().join(" "), parts, "{kind}");
         }
     }
 

@@ -192,6 +192,108 @@ mod tests {
     }
 
     #[test]
+    fn each_type_has_its_maker_and_the_types_that_prove_its_mount() {
+        let fuse = "fuse fuse.* fuseblk";
+        for (fs_type, source, maker, types) in [
+            ("glusterfs", "a:/v", "mount.glusterfs log", "fuse.glusterfs"),
+            ("nfs", "a:/x", "mount.nfs services", "nfs nfs4"),
+            ("nfs4", "a:/x", "mount.nfs4 services", "nfs4"),
+            ("ceph", "a:/", "mount.ceph secret", "ceph"),
+            ("ceph-fuse", "a:/", "ceph-fuse secret", "fuse.ceph-fuse"),
+            ("fuse.ceph", "a:/", "ceph-fuse secret", "fuse.ceph-fuse"),
+            (
+                "fuse.ceph-fuse",
+                "a:/",
+                "ceph-fuse secret",
+                "fuse.ceph-fuse",
+            ),
+            ("cifs", "//a/b", "mount.cifs password pass", "cifs"),
+            ("smb3", "//a/b", "mount.smb3 password pass", "smb3"),
+            ("fuse.sshfs", "me@a:", "sshfs password", fuse),
+            ("fuse.s3fs", "b", "s3fs log passwd", fuse),
+            ("tmpfs", "t", "kernel", "tmpfs"),
+            ("overlay", "o", "kernel", "overlay"),
+            ("ext4", "/dev/sdb", "kernel", "ext4"),
+            ("xfs", "/dev/sdb", "kernel", "xfs"),
+            ("auto", "rbd:a/b", "kernel", "ext4 xfs ext3 ext2"),
+            ("bind", "/a", "bind", ""),
+            ("nosuch", "a", "mount.nosuch", "nosuch fuse.nosuch fuse"),
+        ] {
+            let kind = kind(fs_type, source, "").unwrap();
+            let found = match &kind.method {
+                MountMethod::Helper(helper) => {
+                    assert!(helper.args.contains(&TARGET.to_owned()), "{fs_type}");
+                    let mut words = vec![&*helper.programs[0]];
+                    words.extend(helper.log.as_ref().map(|_| "log"));
+                    words.extend(helper.starts_services.then_some("services"));
+                    words.extend(helper.secrets.iter().map(|secret| secret.key));
+                    &*words.join(" ")
+                }
+                MountMethod::Kernel => "kernel",
+                MountMethod::Bind { .. } => "bind",
+            };
+            assert_eq!(found, maker, "{fs_type}");
+            assert_eq!(kind.expected_types.join(" "), types, "{fs_type}");
+            let is_disk = ["ext4", "xfs", "auto"].contains(&fs_type);
+            assert_eq!(kind.source == Source::BlockDevice, is_disk, "{fs_type}");
+            let shown = match fs_type {
+                "ceph" => None,
+                _ if types == "fuse.ceph-fuse" => Some("ceph-fuse"),
+                _ => Some(source),
+            };
+            assert_eq!(kind.expected_source.as_deref(), shown, "{fs_type}");
+            let modules = kind.modules.iter().map(|module| module.name);
+            let rbd = source.starts_with("rbd:");
+            assert_eq!(modules.filter(|name| *name == "rbd").count() > 0, rbd);
+        }
+        for options in ["", "rbind"] {
+            let recursive = !options.is_empty();
+            let bind = kind("bind", "/a", options).unwrap();
+            assert_eq!(bind.method, MountMethod::Bind { recursive });
+        }
+    }
+
+    #[test]
+    fn each_kind_explains_the_errors_of_its_helper() {
+        let nfs = ("access denied by server", "trying 192.0.2.1", "exportfs");
+        let smb = ("error(13)", "Refer to the mount.cifs(8)", "the password");
+        let ceph = ("mount error 13", "starting fuse", "ceph auth get");
+        for (fs_type, source, (error, noise, hint)) in [
+            (
+                "glusterfs",
+                "a:/v",
+                ("failed to fetch volume file", "Final graph:", "volume info"),
+            ),
+            ("nfs", "a:/x", nfs),
+            ("nfs4", "a:/x", nfs),
+            ("ceph", "a:/", ceph),
+            ("fuse.ceph-fuse", "a:/", ceph),
+            ("cifs", "//a/b", smb),
+            ("smb3", "//a/b", smb),
+            (
+                "fuse.sshfs",
+                "me@a:",
+                ("Permission denied", "", "IdentityFile"),
+            ),
+            (
+                "fuse.s3fs",
+                "b",
+                ("Invalid Credentials", "2026Z [INF] x", "ID:SECRET"),
+            ),
+        ] {
+            let diagnostics = kind(fs_type, source, "").unwrap().diagnostics;
+            let hints = diagnostics.hints.iter();
+            let found = hints.clone().find(|(text, _)| error.contains(text));
+            let found = found.map_or("", |(_, hint)| hint);
+            assert!(found.contains(hint), "{fs_type}: {found}");
+            assert_eq!((diagnostics.line)(error), Some(error), "{fs_type}");
+            if !noise.is_empty() {
+                assert_eq!((diagnostics.line)(noise), None, "{fs_type}");
+            }
+        }
+    }
+
+    #[test]
     fn an_unknown_type_is_mounted_by_its_mount_helper() {
         let kind = kind("nosuch", "h:/x", "").unwrap();
         assert_eq!(helper(&kind).programs, ["mount.nosuch"]);
