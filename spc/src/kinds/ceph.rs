@@ -213,7 +213,8 @@ pub fn fuse(input: &KindInput<'_>) -> Result<MountMethod> {
             },
         ),
         // ceph-fuse would otherwise trim the kernel's cache by a remount, and abort when that fails.
-        sandbox_args: &["--client_try_dentry_invalidate=true"],
+        // A sandbox has no UNIX sockets for administration.
+        sandbox_args: &["--client_try_dentry_invalidate=true", "--admin_socket="],
         ..Helper::default()
     }))
 }

@@ -16,10 +16,10 @@ const ARCH: u32 = 0xc000_00b7;
 /// First number of the x32 calls, which exist beside those of x86_64.
 const X32: u32 = 0x4000_0000;
 
-/// Offsets in `struct seccomp_data`: number of the call, architecture, first argument.
+/// Offsets in `struct seccomp_data`: number of the call, architecture, arguments of 8 bytes each.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
-const FIRST_ARGUMENT: u32 = 16;
+const ARGUMENTS: u32 = 16;
 
 /// Filter of system calls. Calls without a rule are allowed.
 #[derive(Debug)]
@@ -60,11 +60,25 @@ impl Filter {
         self.push(BPF_RET | BPF_K, 0, 0, action);
     }
 
-    /// Adds a rule for a call whose first argument has one of these bits.
-    pub fn rule_for_flags(&mut self, number: libc::c_long, flags: u32, action: u32) {
+    /// Adds a rule for a call one of whose arguments has one of these bits. The first argument has
+    /// the number 0. Only its lower 32 bits count.
+    pub fn rule_for_flags(&mut self, number: libc::c_long, argument: u32, flags: u32, action: u32) {
         self.push(BPF_JMP | BPF_JEQ | BPF_K, 0, 4, number as u32);
-        self.push(BPF_LD | BPF_W | BPF_ABS, 0, 0, FIRST_ARGUMENT);
+        self.push(BPF_LD | BPF_W | BPF_ABS, 0, 0, ARGUMENTS + 8 * argument);
         self.push(BPF_JMP | BPF_JSET | BPF_K, 0, 1, flags);
+        self.push(BPF_RET | BPF_K, 0, 0, action);
+        self.push(BPF_LD | BPF_W | BPF_ABS, 0, 0, NUMBER);
+    }
+
+    /// Adds a rule for a call whose first argument is none of these numbers. Only its lower 32 bits
+    /// count.
+    pub fn rule_unless(&mut self, number: libc::c_long, allowed: &[u32], action: u32) {
+        let count = allowed.len() as u8;
+        self.push(BPF_JMP | BPF_JEQ | BPF_K, 0, count + 3, number as u32);
+        self.push(BPF_LD | BPF_W | BPF_ABS, 0, 0, ARGUMENTS);
+        for (left, value) in (1..=count).rev().zip(allowed) {
+            self.push(BPF_JMP | BPF_JEQ | BPF_K, left, 0, *value);
+        }
         self.push(BPF_RET | BPF_K, 0, 0, action);
         self.push(BPF_LD | BPF_W | BPF_ABS, 0, 0, NUMBER);
     }

@@ -13,7 +13,10 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitOptions, set_parent_process_death_signal};
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, WaitOptions, set_dumpable_behavior,
+    set_parent_process_death_signal,
+};
 use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, Result};
@@ -34,15 +37,32 @@ const MOUNT_CIFS: CapabilitySet = CapabilitySet::SYS_ADMIN
 /// `CLONE_NEWUSER` of clone(2), which would give capabilities.
 const CLONE_NEWUSER: u32 = libc::CLONE_NEWUSER.cast_unsigned();
 
-/// open_tree_attr(2), Linux 6.15, which libc lacks.
+/// fchmodat2(2), Linux 6.6, and open_tree_attr(2), Linux 6.15, which libc lacks, the first on some
+/// architectures only.
+const SYS_FCHMODAT2: libc::c_long = 452;
 const SYS_OPEN_TREE_ATTR: libc::c_long = 467;
 
-/// Calls that fail with EPERM.
-const REFUSED: [libc::c_long; 13] = [
+/// Calls that change the mode of a file, and the number of the argument with the mode.
+const CHANGES_MODE: [(libc::c_long, u32); 3] = [
+    (libc::SYS_fchmod, 1),
+    (libc::SYS_fchmodat, 2),
+    (SYS_FCHMODAT2, 2),
+];
+
+/// Families of sockets that helpers use: the network, and its settings.
+const FAMILIES: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+
+/// Bit that the types `SOCK_DGRAM` and `SOCK_RAW` have, and those with connections have not.
+const WITHOUT_CONNECTION: u32 = 2;
+
+/// Calls that fail with EPERM. Helpers are clients: no service of the node is at their ports.
+const REFUSED: [libc::c_long; 15] = [
     libc::SYS_bpf,
     libc::SYS_chroot,
     libc::SYS_io_uring_setup,
     libc::SYS_kcmp,
+    libc::SYS_listen,
+    libc::SYS_open_by_handle_at,
     libc::SYS_perf_event_open,
     libc::SYS_pivot_root,
     libc::SYS_process_vm_readv,
@@ -112,6 +132,9 @@ pub fn start(description: &str, words: &[String]) -> Result<u8> {
 /// The sandbox cannot be built, or the helper cannot be started.
 pub fn run(status: i32, description: &str, words: &[String]) -> Result<Infallible> {
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(fail)?;
+    // Nobody in the sandbox gets to `/proc/1/exe`, which is in the client root file system as it
+    // was mounted before, and can be written there.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(fail)?;
     let status = sys::take_inherited_fd(status).map_err(fail)?;
     let description: Description = serde_json::from_str(description).map_err(fail)?;
     let socket = sys::take_inherited_fd(description.socket).map_err(fail)?;
@@ -218,6 +241,21 @@ fn filter() -> Filter {
     for number in ABSENT {
         filter.rule(number, Filter::errno(libc::ENOSYS));
     }
-    filter.rule_for_flags(libc::SYS_clone, CLONE_NEWUSER, Filter::errno(libc::EPERM));
+    let refused = Filter::errno(libc::EPERM);
+    filter.rule_for_flags(libc::SYS_clone, 0, CLONE_NEWUSER, refused);
+    // The log is a file of the host. As a set-user-ID program, it would make any user root.
+    let special = libc::S_ISUID | libc::S_ISGID;
+    for (number, argument) in CHANGES_MODE {
+        filter.rule_for_flags(number, argument, special, refused);
+    }
+    #[cfg(target_arch = "x86_64")]
+    filter.rule_for_flags(libc::SYS_chmod, 1, special, refused);
+    // The network namespace is the host's, and so are the abstract UNIX sockets. Services take a
+    // peer with the user ID 0 for the administrator. No socket without a connection is created,
+    // since it could send anywhere.
+    let families = FAMILIES.map(i32::cast_unsigned);
+    let absent = Filter::errno(libc::EAFNOSUPPORT);
+    filter.rule_unless(libc::SYS_socket, &families, absent);
+    filter.rule_for_flags(libc::SYS_socketpair, 1, WITHOUT_CONNECTION, absent);
     filter
 }

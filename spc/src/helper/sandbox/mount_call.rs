@@ -160,6 +160,10 @@ impl MountCalls {
         let process = Pid::from_raw(call.thread).ok_or_else(refused)?;
         let process = pidfd_open(process, PidfdFlags::empty())?;
         let device = File::from(pidfd_getfd(&process, fd, PidfdGetfdFlags::empty())?);
+        // Otherwise the process may be another one, to which the kernel gave the same id.
+        if !seccomp::is_pending(listener, call) {
+            return Err(ErrorKind::NotFound.into());
+        }
         let found = device.metadata()?;
         if !found.file_type().is_char_device() || device_number(found.rdev()) != FUSE_DEVICE {
             return Err(refused());
