@@ -9,6 +9,7 @@
 //   - 16 connections to PORT that send a byte each 0.3 s, opened again when they are closed
 // hostile mark ID    a process with the mark of the mount ID, and a file called "fuse" open
 // hostile bind DIRECTORY  a process that has the directory bound in namespaces of its own
+// hostile lock DIRECTORY  a process that holds the lock of the directory (flock(2))
 // hostile kubelet DIRECTORY  a process called kubelet, whose directory of drivers this is
 //
 // All of it runs as user 1000.
@@ -25,6 +26,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -224,6 +226,7 @@ int main(int argc, char **argv) {
     execl("/tmp/kubelet", "kubelet", "--volume-plugin-dir", argv[2], NULL);
     fail("execve");
   }
+  if (!strcmp(argv[1], "lock") && flock(open(argv[2], O_RDONLY), LOCK_EX)) fail("flock");
   if (!strcmp(argv[1], "bind")) bind_directory(argv[2]);
   if (!strcmp(argv[1], "all")) {
     mount_file();

@@ -6,12 +6,12 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags, open};
 
@@ -118,20 +118,21 @@ fn copy_settings(host: &Host, id: &str) -> Result<()> {
 
 /// Replaces a file atomically, unless it has these contents already.
 ///
-/// The lock on its directory makes one of several concurrent processes write the file.
+/// Each writer has a file of its own until then. A lock on the directory would let any user who may
+/// read it make every command wait (flock(2)).
 fn replace(file: &Path, contents: &[u8]) -> std::io::Result<()> {
-    let is_current = || std::fs::read(file).is_ok_and(|current| current == contents);
-    if is_current() {
+    static WRITERS: AtomicU32 = AtomicU32::new(0);
+    if std::fs::read(file).is_ok_and(|current| current == contents) {
         return Ok(());
     }
-    let directory = File::open(file.parent().ok_or(ErrorKind::NotFound)?)?;
-    directory.lock()?;
-    if is_current() {
-        return Ok(());
+    let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
+    let new = file.with_extension(format!("{}-{writer}.new", std::process::id()));
+    let replaced = std::fs::write(&new, contents).and_then(|()| std::fs::rename(&new, file));
+    if replaced.is_err() {
+        // The first error counts.
+        let _ = std::fs::remove_file(&new);
     }
-    let new = file.with_extension("new");
-    std::fs::write(&new, contents)?;
-    std::fs::rename(&new, file)
+    replaced
 }
 
 /// Copies the host's current `/etc/hosts` and `/etc/resolv.conf` to the client root, so that
