@@ -18,6 +18,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 
 use crate::error::{Cause, Error, Result, errno_text};
@@ -72,7 +73,8 @@ pub enum Ready {
         /// Version of the program.
         version: u32,
     },
-    /// Name of an abstract UNIX socket on which the service listens (unix(7)).
+    /// Name of an abstract UNIX socket on which the service listens as root (unix(7)). Any user can
+    /// take a name that is free.
     Abstract(&'static str),
 }
 
@@ -82,7 +84,8 @@ impl Ready {
             Self::Rpc { program, version } => rpc::answers(program, version),
             Self::Abstract(name) => SocketAddr::from_abstract_name(name)
                 .and_then(|address| UnixStream::connect_addr(&address))
-                .is_ok(),
+                .and_then(|service| Ok(socket_peercred(service)?))
+                .is_ok_and(|peer| peer.uid.is_root()),
         }
     }
 }
@@ -318,4 +321,34 @@ fn stop(service: &Service, pidfds: &[OwnedFd]) -> Result<()> {
     }
     Err(Error::system(format!("{} does not exit", service.name))
         .hint("it is blocked in the kernel and ends with the container"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::Uid;
+    use rustix::thread::set_thread_res_uid;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_socket_of_another_user_is_not_the_service() {
+        let is_root = rustix::process::geteuid().is_root();
+        for (name, user) in [("spc-test-root", 0), ("spc-test-user", 1000)] {
+            let listen = move || {
+                let uid = Uid::from_raw(user);
+                if is_root {
+                    // Of this thread only.
+                    set_thread_res_uid(uid, uid, uid).unwrap();
+                }
+                UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap()
+            };
+            let _listener = std::thread::spawn(listen).join().unwrap();
+            assert_eq!(
+                Ready::Abstract(name).holds(),
+                is_root && user == 0,
+                "{name}"
+            );
+        }
+        assert!(!Ready::Abstract("spc-test-free").holds());
+    }
 }
