@@ -74,6 +74,10 @@ pub fn device(rest: &str, input: &KindInput<'_>) -> Result<Device> {
             args.extend([argument.to_owned(), value]);
         }
     }
+    // With an empty key, rbd would look for a keyring where it is configured.
+    if input.secrets.has("secret") && input.options.value("keyring").is_none() {
+        args.extend(["--keyring".to_owned(), "/dev/null".to_owned()]);
+    }
     let name = format!("rbd:{rest}");
     Ok(Device {
         session_key: name.clone(),
@@ -176,6 +180,23 @@ mod tests {
             log_name: "mnt",
         };
         device(rest, &input)
+    }
+
+    #[test]
+    fn a_key_that_is_given_excludes_keyrings_that_are_not() {
+        for (options, excluded) in [
+            ("id=me,secret=AQA", true),
+            ("id=me,secret=", true),
+            ("id=me,keyring=/k", false),
+            ("id=me", false),
+        ] {
+            let device = parsed("rbd/disk", options).unwrap();
+            let [Step::Run(map)] = &device.paths[0].steps[..] else {
+                panic!("{device:?}")
+            };
+            let args = map.args.join(" ");
+            assert_eq!(args.ends_with(" --keyring /dev/null"), excluded, "{args}");
+        }
     }
 
     #[test]

@@ -268,6 +268,11 @@ impl Policy {
             if value.is_some_and(|value| value.contains(split)) {
                 return Err(bad("its value has a comma, a space or a quote"));
             }
+            if (key, value) == ("xprtsec", Some("mtls")) {
+                return Err(bad("not for pods")
+                    .because("the node would show its own certificate")
+                    .hint("use xprtsec=tls, which shows none"));
+            }
             let own = key.starts_with("x-") || key.starts_with("X-");
             let allowed = match self.options {
                 _ if own => key == MKFS,
@@ -369,6 +374,7 @@ mod tests {
             ("fuse.s3fs", "credlib=/x"),
             ("fuse.s3fs", "passwd_file=/etc/shadow"),
             ("nfs", "x-spc.container"),
+            ("nfs", "vers=4.2,xprtsec=mtls"),
             // No limit for the memory.
             ("tmpfs", "mode=0700"),
             ("tmpfs", "size=0"),
