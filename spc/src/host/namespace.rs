@@ -173,10 +173,16 @@ impl Host {
     /// caller expects.
     ///
     /// # Errors
-    /// Fails if this process has another mount namespace or root directory.
+    /// Fails if this process has another mount namespace or root directory, or, on a host with
+    /// systemd, another PID namespace.
     pub fn check_caller(&self) -> Result<()> {
         if current() != RunsIn::Host {
             return Ok(());
+        }
+        if has_other_first_process() {
+            return Err(Error::usage("the caller's PID namespace is not the host's")
+                .because("process 1 of its /proc is not the host's systemd")
+                .hint("run it on the host itself, or by nsenter --target PID --mount --pid, with the PID of the host's systemd; in a systemd service, leave out PrivatePIDs="));
         }
         let unreadable = |e: std::io::Error| {
             Error::system("cannot compare the caller's mount namespace with the host's").because(e)
@@ -224,6 +230,17 @@ impl Host {
     pub fn proc_file(&self, name: &str) -> Option<PathBuf> {
         Some(self.namespace.parent()?.parent()?.join(name))
     }
+}
+
+/// Returns whether process 1 of `/proc` is not the host's systemd, which has a cgroup of its own. It
+/// is another process in a PID namespace with a `/proc` of its own (`unshare --pid --mount-proc`).
+fn has_other_first_process() -> bool {
+    // Cgroups of version 2, of both versions, and of version 1.
+    let members = ["", "unified/", "systemd/"].map(|hierarchy| {
+        std::fs::read_to_string(format!("/sys/fs/cgroup/{hierarchy}init.scope/cgroup.procs"))
+    });
+    let mut members = members.into_iter().flatten();
+    members.any(|pids| pids.lines().all(|pid| pid != "1"))
 }
 
 fn timed_out(action: &str, limit: Duration) -> Error {

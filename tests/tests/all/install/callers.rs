@@ -49,6 +49,22 @@ fn a_caller_elsewhere_mounts_and_unmounts_nothing_on_the_host() {
             );
             ensure!(host.mountinfo()? == before, "{output}");
         }
+        // In a PID namespace, where process 1 is the shell. systemd has a cgroup of its own.
+        host.sh(
+            "mkdir /sys/fs/cgroup/init.scope && echo 1 >/sys/fs/cgroup/init.scope/cgroup.procs",
+        )?
+        .ok()?;
+        for command in [mount, fuse, "spc umount /mnt/kept"] {
+            let words = ["unshare", "-p", "-f", "--mount-proc", "sh", "-c"];
+            let refused = host.run(&[&words[..], &[command]].concat())?;
+            let text = refused.error_text();
+            ensure!(
+                !refused.success() && text.contains("PID namespace") && text.contains("\nhint: "),
+                "{refused}"
+            );
+            ensure!(host.mountinfo()? == before, "{refused}");
+        }
+        host.sh(&format!("{mount} && spc umount /mnt/t"))?.ok()?;
         // In the host's namespace, below another root directory.
         host.sh("mount -t tmpfs root /tmp/root && cd /tmp/root && mkdir proc var etc run dev usr mnt mnt/t && for d in proc var etc run dev usr; do mount --rbind /$d $d; done; ln -s usr/bin usr/sbin usr/lib usr/lib64 .")?
             .ok()?;
