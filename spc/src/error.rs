@@ -259,10 +259,11 @@ impl Error {
         self
     }
 
-    /// Adds lines that a helper or the kernel wrote.
+    /// Adds lines that a helper or the kernel wrote. Control characters become octal escapes: a
+    /// server may have chosen them, and the reader's terminal would obey.
     #[must_use]
     pub fn log(mut self, lines: Vec<String>) -> Self {
-        self.log.extend(lines);
+        self.log.extend(lines.iter().map(|line| printable(line)));
         self
     }
 
@@ -379,6 +380,23 @@ pub fn one_line(error: &Error) -> String {
     }
 }
 
+/// Replaces control characters other than tabs by octal escapes.
+fn printable(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        match c.is_control() && c != '\t' {
+            true => escape(&mut out, c.to_string().as_bytes()),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
+/// Appends bytes as octal escapes.
+fn escape(out: &mut String, bytes: &[u8]) {
+    out.extend(bytes.iter().map(|b| format!("\\{b:03o}")));
+}
+
 /// Formats a path for people: control characters and the backslash become octal escapes, as in
 /// proc_pid_mountinfo(5).
 pub fn show(path: &Path) -> String {
@@ -386,12 +404,12 @@ pub fn show(path: &Path) -> String {
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
         for c in chunk.valid().chars() {
             if c.is_control() || c == '\\' {
-                out.extend(c.to_string().bytes().map(|b| format!("\\{b:03o}")));
+                escape(&mut out, c.to_string().as_bytes());
             } else {
                 out.push(c);
             }
         }
-        out.extend(chunk.invalid().iter().map(|b| format!("\\{b:03o}")));
+        escape(&mut out, chunk.invalid());
     }
     out
 }
@@ -399,6 +417,16 @@ pub fn show(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_of_a_helper_do_not_command_the_terminal() {
+        let lines = vec!["\u{1b}]0;title\u{7}a\tb\u{9b}31m".to_owned()];
+        let text = Error::mount("it failed").log(lines).to_string();
+        assert!(
+            text.contains("\n  \\033]0;title\\007a\tb\\302\\23331m"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn errno_selects_a_hint_unless_one_is_set() {
