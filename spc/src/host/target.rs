@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -391,8 +391,34 @@ pub fn missing(target: &Path) -> Error {
 /// itself. The call sends no request to the file system, which may be dead.
 ///
 /// # Errors
-/// Returns the errno of statx(2).
-pub fn mount_id(dir: impl std::os::fd::AsFd, name: &OsStr) -> std::result::Result<MountId, Errno> {
+/// Returns the errno of statx(2), or of openat(2).
+pub fn mount_id(dir: impl AsFd, name: &OsStr) -> std::result::Result<MountId, Errno> {
+    match ask_mount_id(&dir, name) {
+        // A FUSE server has changed the type of the mount's root: the kernel then refuses all calls
+        // on that inode.
+        Err(Errno::IO) if !name.is_empty() => read_mount_id(&dir, name),
+        found => found,
+    }
+}
+
+/// Returns the mount at a name in a directory, from the file descriptor's entry in procfs, which
+/// asks nothing of the inode.
+fn read_mount_id(dir: impl AsFd, name: &OsStr) -> std::result::Result<MountId, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(&dir, name, flags, Mode::empty())?;
+    let info = format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd());
+    let info = std::fs::read_to_string(info).map_err(|_| Errno::IO)?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    let id = id.and_then(|id| id.trim().parse().ok()).ok_or(Errno::IO)?;
+    Ok(MountId {
+        id,
+        unique: 0,
+        is_root: ask_mount_id(&dir, OsStr::new(""))?.id != id,
+    })
+}
+
+/// Does the same as [`mount_id`], by statx(2) alone.
+fn ask_mount_id(dir: impl AsFd, name: &OsStr) -> std::result::Result<MountId, Errno> {
     let flags = AtFlags::EMPTY_PATH
         | AtFlags::SYMLINK_NOFOLLOW
         | AtFlags::NO_AUTOMOUNT
