@@ -97,4 +97,12 @@ pub const MUTATIONS: &[Mutation] = &[
     unit("spc/src/install/version.rs", "numbers(a).cmp(&numbers(b))", "a.cmp(b)", "versions_are_compared"),
     unit("spc/src/install/kubelet.rs", "matches!(&*name, \"kubelet\" | \"kubelet (deleted)\")", "name == \"kubelet\"", "two_kubelets_are_an_error"),
     unit("spc/src/frontends/argv0.rs", "&& driver == name", "", "program_names_select"),
+    // What pods, their servers and other users may not do.
+    root("spc/src/helper/sandbox/inside.rs", "    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(fail)?;\n", "", "a_helper_that_was_taken_over"),
+    root("spc/src/helper/sandbox/inside.rs", "filter.rule_for_flags(number, argument, special, refused);", "let _ = (number, argument);", "a_helper_that_was_taken_over"),
+    root("spc/src/helper/sandbox/inside.rs", "filter.rule_unless(libc::SYS_socket, &families, absent);", "let _ = families;", "a_helper_that_was_taken_over"),
+    unit("spc/src/kinds/block/rbd.rs", "input.secrets.has(\"secret\") && input", "false && input", "a_key_that_is_given_excludes"),
+    unit("spc/src/host/service.rs", "|peer| peer.uid.is_root()", "|_| true", "a_socket_of_another_user"),
+    unit("spc/src/frontends/kubelet/flexvolume/policy.rs", "(\"xprtsec\", Some(\"mtls\"))", "(\"xprtsec\", Some(\"\"))", "volumes_that_reach_the_node"),
+    root("spc/src/host/namespace.rs", "if has_other_first_process() {", "if false {", "a_caller_elsewhere"),
 ];

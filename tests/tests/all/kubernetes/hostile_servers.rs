@@ -2,7 +2,7 @@
 //! use an identity of the node.
 
 use anyhow::{Context, Result, ensure};
-use lab::{Host, HostOptions, Lab, Root};
+use lab::{Host, HostOptions, Lab, Libc, Root, program};
 
 use crate::kubernetes::flexvolume::sshd;
 use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
@@ -118,6 +118,42 @@ fn a_server_of_a_pod_reaches_nothing_of_the_node() {
             ensure!(error.to_string().contains(&expected), "{error}");
             kubelet.tear_down(&pod)?;
         }
+        until("nothing is left", || Ok(spc.is_clean().is_ok()))
+    });
+}
+
+/// Puts a program in the place of s3fs, whose log is a file of the node.
+fn take_over(host: &Host<'_>, with: &str) -> Result<()> {
+    let path = host.run(&["realpath", "/var/lib/spc/current/usr/bin/s3fs"])?;
+    let bytes = std::fs::read(program(with, Libc::Gnu, &["-static"])?)?;
+    host.write(path.ok()?.text(), &bytes)
+}
+
+#[test]
+fn a_helper_that_was_taken_over_reaches_nothing_of_the_node() {
+    with_lab(|lab| {
+        let spc = Spc::minimal(lab)?;
+        install(&spc)?;
+        let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
+        let pod = |uid: &str| Pod::new(uid, Volume::new("fuse.s3fs", &[("source", "bucket")]));
+        // The kernel refuses all calls on such a root, and the pod ends all the same.
+        take_over(host, "bad_root")?;
+        let bad = pod("1-1");
+        kubelet.set_up(&bad)?;
+        let look = ["stat", &bad.directory()];
+        until("the root is bad", || Ok(!host.run(&look)?.success()))?;
+        kubelet.call(&["unmount", &bad.directory()])?;
+        ensure!(spc.on(bad.directory())?.is_empty());
+
+        take_over(host, "taken_over")?;
+        let pod = pod("1-0");
+        let error = kubelet.set_up(&pod).err();
+        let error = error.context("mounted by a program that mounts nothing")?;
+        ensure!(error.to_string().contains("reached: nothing"), "{error}");
+        kubelet.tear_down(&pod)?;
+        let special = "find /var/log/spc /var/lib/spc -xdev -perm /6000";
+        let special = host.sh(special)?.ok()?.text();
+        ensure!(special.is_empty(), "{special}");
         until("nothing is left", || Ok(spc.is_clean().is_ok()))
     });
 }
