@@ -410,7 +410,7 @@ mod tests {
         let MountMethod::Helper(helper) = &quoted.method else {
             panic!("{quoted:?}")
         };
-        assert_eq!(helper.sandbox_args.len(), 1);
+        assert_eq!(helper.sandbox_args.len(), 2);
     }
 
     #[test]
