@@ -118,6 +118,7 @@ fn the_variables_are_counted() {
 
 #[test]
 fn the_built_in_values_have_space_beside_the_longest_file() {
+    assert_eq!(TEXT_MAX, 16_384);
     for word in ["/targets", "/"] {
         let mut text = "target".to_owned();
         while text.len() + word.len() < TEXT_MAX {

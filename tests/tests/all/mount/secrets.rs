@@ -222,6 +222,7 @@ fn bad_secrets_are_refused() {
                 &[
                     "cannot read the secret password from file:/run/none",
                     "No such file",
+                    "hint: name a file",
                 ],
             ),
             (&["--secret", "password=file:/run/empty"], &["it is empty"]),
@@ -230,7 +231,10 @@ fn bad_secrets_are_refused() {
                 &["bad secret password", "line break"],
             ),
             (&["--secret", "password=file:/run/nobody"], &["timed out"]),
-            (&["--secret", "password=env:P"], &["env:P: it is not set"]),
+            (
+                &["--secret", "password=env:P"],
+                &["env:P: it is not set", "hint: docker exec passes"],
+            ),
             (
                 &["--secret", "password=stdin", "--secret", "pass=stdin"],
                 &["read from stdin"],
@@ -247,6 +251,11 @@ fn bad_secrets_are_refused() {
             let output = spc.refused(&cifs(more), 1, expected)?;
             ensure!(!output.error_text().contains("Horse"), "{output}");
         }
+        // A terminal would show the secret.
+        let typed = cifs(&["--secret", "password=stdin"]);
+        let on_terminal = [&["docker", "exec", "-t", "spc"], &typed[..]].concat();
+        let seen = spc.host.run(&on_terminal)?.code(1)?.text();
+        ensure!(seen.contains("it is a terminal"), "{seen}");
         for fs_type in ["tmpfs", "fuse.bindfs", "glusterfs", "nosuch"] {
             let mount = ["-t", fs_type, "-o", "password=Horse", "h:/x", "/mnt/data"];
             let expected = format!("type {fs_type} takes no secrets");
