@@ -121,6 +121,8 @@ mod tests {
             ("fuse.sshfs", "dir", "a,b:dir"),
             ("ext4", "iqn.x:y/0", "iscsi:a,b/iqn.x:y/0"),
             ("ext4", "iscsi:c/iqn.x:y/0", "iscsi:c,a,b/iqn.x:y/0"),
+            ("xfs", "iqn.x:y/0", "iscsi:a,b/iqn.x:y/0"),
+            ("auto", "iqn.x:y/0", "iscsi:a,b/iqn.x:y/0"),
         ] {
             assert_eq!(joined(fs_type, "a b", path).unwrap(), expected, "{fs_type}");
         }
