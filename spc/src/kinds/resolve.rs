@@ -306,6 +306,7 @@ mod tests {
         let helper = helper(&password);
         assert_eq!(helper.options.to_string(), "");
         assert_eq!(helper.secrets[0].key, "password");
+        assert!(kind("ceph", "x:/y", "secret=hunter2").is_ok());
         for (fs_type, options, message) in [
             ("tmpfs", "password=hunter2", "type tmpfs takes no secrets"),
             (
