@@ -426,6 +426,17 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_of_the_node_takes_few_options_and_the_group_of_its_type() {
+        let policy = allowed_by_node("fuse.sshfs");
+        let check = |list| policy.check_options("fuse.sshfs", &options(list)).is_ok();
+        assert!(check("ro,noatime") && !check("uid=5") && !check("IdentityFile=/k"));
+        let mut given = options("");
+        policy.complete(&mut given, Some("7")).unwrap();
+        assert_eq!(given.to_string(), "gid=7");
+        assert!(!policy.has_owners() && allowed_by_node("bind").has_owners());
+    }
+
+    #[test]
     fn every_kind_is_allowed_for_pods_except_those_of_the_node() {
         let mut refused = Vec::new();
         for name in crate::kinds::names() {
