@@ -26,3 +26,4 @@ pub mod servers;
 pub mod state;
 pub mod sys;
 pub mod unmount;
+pub mod volume;

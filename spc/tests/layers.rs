@@ -22,7 +22,7 @@ const FLOORS: &[&[&str]] = &[
     &["recovery"],
     &["mount", "unmount"],
     &["repair"],
-    &["daemon", "doctor", "install"],
+    &["daemon", "doctor", "install", "volume"],
     &["frontends"],
 ];
 

@@ -28,7 +28,7 @@ use crate::error::{Error, Result, errno_text};
 use crate::host::Settings;
 use crate::host::redirect::{self, Redirect};
 use crate::process::cancel::CancelToken;
-use crate::process::marks;
+use crate::process::{children, marks};
 use crate::recovery::records::{load_record, reconcile_record};
 use crate::recovery::{client_upkeep, services};
 use crate::state::Session;
@@ -117,6 +117,7 @@ pub fn serve(metrics_address: Option<http::Address>) -> Result<()> {
         }
         while let Ok(Some(signal)) = signals.read_signal() {
             if signal.ssi_signo == Signal::SIGCHLD as u32 {
+                let _none_starts = children::hold();
                 while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
                     reconciler.child_ended(pid.as_raw_nonzero().get(), status.exit_status());
                 }

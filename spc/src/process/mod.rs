@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod candidates;
+pub mod children;
 pub mod interrupts;
 pub mod marks;
 pub mod memfd;

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spc::frontends::kubelet::flexvolume::allowlist::Allowed;
-use spc::frontends::kubelet::flexvolume::volume::{self, Volume};
+use spc::frontends::kubelet::flexvolume::volume;
+use spc::volume::allowlist::Allowed;
 
 const TARGET: &str = "/var/lib/kubelet/pods/1-2/volumes/x~spc/data";
 
@@ -14,7 +14,7 @@ fuzz_target!(|json: &str| {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
         assert!(name.chars().all(plain) && name.len() < 100, "{name}");
     }
-    let Ok(volume) = Volume::read(json, &Allowed::default()) else {
+    let Ok(volume) = volume::read(json, &Allowed::default()) else {
         return;
     };
     assert!(name.is_ok(), "a volume without a name");

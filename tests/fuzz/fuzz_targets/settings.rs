@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spc::frontends::kubelet::flexvolume::allowlist::Allowed;
+use spc::volume::allowlist::Allowed;
 use spc_shim_config::Config;
 
 fuzz_target!(|data: &[u8]| {

@@ -2,4 +2,3 @@
 
 pub mod flexvolume;
 pub mod mounter;
-pub mod paths;

@@ -14,12 +14,12 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::error::{Error, Result, show};
 use crate::frontends::common::{finish, parse, run_mount, start_log};
-use crate::frontends::kubelet::paths;
 use crate::frontends::secret_args::Arguments;
 use crate::host::{Host, Settings};
 use crate::log;
 use crate::mount::Request;
 use crate::options::Options;
+use crate::volume::paths;
 
 /// Mount as kubelet's mounter program
 #[derive(Debug, Parser)]

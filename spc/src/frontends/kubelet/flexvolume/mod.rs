@@ -8,10 +8,8 @@
 //! (`supervisor`). So kubelet gets a reply however the worker ends, and no process that the worker
 //! leaves running holds a descriptor that kubelet waits for.
 
-pub mod allowlist;
 pub mod call;
 mod expand;
-pub mod policy;
 mod reply;
 mod supervisor;
 pub mod volume;

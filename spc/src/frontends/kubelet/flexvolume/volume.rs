@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::hash::Hasher;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine;
@@ -13,47 +12,14 @@ use base64::prelude::BASE64_STANDARD;
 use fnv::FnvHasher;
 
 use crate::error::{Cause, Error, Result};
-use crate::frontends::kubelet::flexvolume::allowlist::Allowed;
-use crate::frontends::kubelet::flexvolume::policy::{self, Policy};
-use crate::frontends::kubelet::paths;
-use crate::kinds;
-use crate::kinds::servers::{self, SERVERS};
-use crate::mount::Request;
-use crate::mount::request::DEFAULT_TIMEOUT;
-use crate::options::secrets::is_secret;
-use crate::options::{Options, Secrets};
+use crate::volume::allowlist::Allowed;
+use crate::volume::{Author, Spec, Volume};
 
 /// Prefix of kubelet's own keys.
 const PREFIX: &str = "kubernetes.io/";
 
 /// Prefix of the keys of the pod's secret, whose values are in base64.
 pub const SECRET: &str = "kubernetes.io/secret/";
-
-/// Largest value of `timeout`, in seconds.
-const MAX_TIMEOUT: u64 = 3600;
-
-/// Keys that a volume may have besides those of kubelet.
-const KNOWN: [&str; 5] = ["source", "servers", "path", "options", "timeout"];
-
-/// Parsed volume.
-#[derive(Debug)]
-pub struct Volume {
-    /// Type of the file system.
-    pub fs_type: String,
-    /// Source, which may name several servers.
-    pub source: String,
-    /// Mount options, including those of the node and of the pod's group.
-    pub options: Options,
-    /// Whether the pod has a group, and the files on the volume have no owners of their own.
-    has_group_without_owners: bool,
-    /// Values of the pod's secret.
-    pub secrets: Secrets,
-    /// Limit for the whole call.
-    pub timeout: Duration,
-    /// Whether the helper runs in a sandbox: not if the node's administrator allowed this volume,
-    /// which may need files of the node.
-    pub sandboxed: bool,
-}
 
 /// Keys and values of the JSON object.
 type Given = BTreeMap<String, String>;
@@ -80,25 +46,43 @@ fn parse_object(json: &str) -> Result<Given> {
     object.into_iter().map(text).collect()
 }
 
+/// Returns the description of the volume in the object; with its secret, if `with_secret`.
+fn spec(given: &Given, with_secret: bool) -> Result<Spec> {
+    let mut spec = Spec {
+        fs_type: own(given, "fsType").map(str::to_owned),
+        read_only: own(given, "readwrite") == Some("ro"),
+        group: own(given, "mounterArgs.FsGroup").map(str::to_owned),
+        ..Spec::default()
+    };
+    for (key, value) in given {
+        match (key.strip_prefix(SECRET), key.starts_with(PREFIX)) {
+            (Some(key), _) if with_secret => {
+                spec.secrets.insert(key.to_owned(), decoded(key, value)?);
+            }
+            (None, false) => {
+                spec.attributes.insert(key.clone(), value.clone());
+            }
+            _ => {}
+        }
+    }
+    Ok(spec)
+}
+
+/// Parses the JSON object, and checks that a pod may use the volume. `allowed` has the volumes
+/// that the node allows in addition.
+///
+/// # Errors
+/// A key is missing, unknown or invalid, or pods may not use such a volume.
+pub fn read(json: &str, allowed: &Allowed) -> Result<Volume> {
+    Volume::new(&spec(&parse_object(json)?, true)?, Author::Pod(allowed))
+}
+
 /// Returns the time limit for mounting a volume.
 ///
 /// # Errors
 /// The object is invalid, or its `timeout` is not a number of seconds from 1 to 3600.
 pub fn timeout(json: &str) -> Result<Duration> {
-    limit(&parse_object(json)?)
-}
-
-fn limit(given: &Given) -> Result<Duration> {
-    let Some(text) = given.get("timeout") else {
-        return Ok(DEFAULT_TIMEOUT);
-    };
-    match text.parse() {
-        Ok(seconds) if (1..=MAX_TIMEOUT).contains(&seconds) => Ok(Duration::from_secs(seconds)),
-        _ => Err(
-            Error::usage(format!("bad timeout: {}", text.escape_default()))
-                .hint(format!("use a number of seconds from 1 to {MAX_TIMEOUT}")),
-        ),
-    }
+    spec(&parse_object(json)?, false)?.timeout()
 }
 
 /// Returns a name for the volume, which is the same on all nodes and for all pods.
@@ -106,7 +90,7 @@ fn limit(given: &Given) -> Result<Duration> {
 /// # Errors
 /// The object is invalid, or has no type or source.
 pub fn name(json: &str) -> Result<String> {
-    let (fs_type, source) = type_and_source(&parse_object(json)?)?;
+    let (fs_type, source) = spec(&parse_object(json)?, false)?.type_and_source()?;
     let full = format!("{fs_type}-{source}");
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let short: String = full.chars().map(plain).take(80).collect();
@@ -125,137 +109,6 @@ fn fnv1a(text: &str) -> u64 {
 fn own<'a>(given: &'a Given, name: &str) -> Option<&'a str> {
     let value = given.get(&format!("{PREFIX}{name}")).map(String::as_str);
     value.filter(|value| !value.is_empty())
-}
-
-/// Returns type and source. Without a type, the source determines it.
-fn type_and_source(given: &Given) -> Result<(String, String)> {
-    let given_type = own(given, "fsType");
-    let source = source(given, given_type)?;
-    let fs_type = match given_type {
-        Some(fs_type) => fs_type.to_owned(),
-        None => kinds::infer(&source)?.fs_type.to_owned(),
-    };
-    Ok((fs_type, source))
-}
-
-impl Volume {
-    /// Parses the JSON object, and checks that a pod may use the volume. `allowed` has the volumes
-    /// that the node allows in addition.
-    ///
-    /// # Errors
-    /// A key is missing, unknown or invalid, or pods may not use such a volume.
-    pub fn read(json: &str, allowed: &Allowed) -> Result<Self> {
-        let given = parse_object(json)?;
-        let unknown = |key: &&String| !key.starts_with(PREFIX) && !KNOWN.contains(&key.as_str());
-        if let Some(key) = given.keys().find(unknown) {
-            return Err(Error::usage(format!("unknown option: {}", key.escape_default()))
-                .hint(format!("the options of a volume are {}; those of the file system belong into `options`, secrets into a secret of the pod", KNOWN.join(", "))));
-        }
-        let mut options = Options::default();
-        let mut secrets = Secrets::default();
-        if let Some(list) = given.get("options") {
-            options = Options::parse([list.as_str()]).map_err(|error| {
-                error.hint("put it into a secret named in secretRef: anybody who may read the pod sees its options")
-            })?;
-        }
-        if options.value(SERVERS).is_some() {
-            return Err(Error::usage(format!("bad option {SERVERS}"))
-                .hint("name the servers of a volume in `servers`"));
-        }
-        for (key, value) in &given {
-            if let Some(key) = key.strip_prefix(SECRET) {
-                let value = decoded(key, value)?;
-                if is_secret(key) {
-                    secrets.add_value(key, value)?;
-                } else {
-                    options.push(format!("{key}={value}"))?;
-                }
-            }
-        }
-        let (fs_type, source) = type_and_source(&given)?;
-        let read_only = options.read_only() || own(&given, "readwrite") == Some("ro");
-        let node_options = allowed.options(&fs_type, &source);
-        let policy = match node_options {
-            Some(_) => policy::allowed_by_node(&fs_type),
-            None => policy::for_type(&fs_type)?,
-        };
-        if node_options.is_none() {
-            policy.check_source(&fs_type, &source)?;
-            Policy::check_secrets(&source, &secrets)?;
-        }
-        policy.check_options(&fs_type, &options)?;
-        // Appended, so that they override options of the pod.
-        if let Some(node_options) = node_options {
-            options.extend(node_options);
-        }
-        if read_only {
-            options.push("ro".into())?;
-        }
-        let group = own(&given, "mounterArgs.FsGroup");
-        policy.complete(&mut options, group)?;
-        Ok(Self {
-            // kubelet leaves a read-only volume as it is.
-            has_group_without_owners: group.is_some() && !policy.has_owners() && !read_only,
-            fs_type,
-            source,
-            options,
-            secrets,
-            timeout: limit(&given)?,
-            sandboxed: node_options.is_none(),
-        })
-    }
-
-    /// Checks that kubelet will not change group and mode of files for the pod's group, where the
-    /// mount shows the same owner for all files.
-    ///
-    /// # Errors
-    /// kubelet would change them.
-    pub fn check_fs_group(&self) -> Result<()> {
-        if !self.has_group_without_owners {
-            return Ok(());
-        }
-        Err(Error::usage(format!(
-            "fsGroup is not for volumes of type {} with the driver spc/spc",
-            self.fs_type
-        ))
-        .because("kubelet would change every file on the server")
-        .hint("use `driver: spc/no-fsgroup`, and a secret of that type: the group becomes an option of the mount"))
-    }
-
-    /// Returns the request to mount the volume on `target`.
-    ///
-    /// # Errors
-    /// The target is not an absolute path, or the request is invalid.
-    pub fn request(&self, target: &str) -> Result<Request> {
-        let path = PathBuf::from(target);
-        paths::check(&path)?;
-        Request {
-            options: self.options.clone(),
-            secrets: self.secrets.clone(),
-            timeout: Some(self.timeout),
-            no_symlink_tail: paths::depth(&path),
-            sandboxed: self.sandboxed,
-            ..Request::new(self.fs_type.as_str(), self.source.as_str(), path)
-        }
-        .validated()
-    }
-}
-
-/// Returns the source, either as given or composed of servers and a path.
-fn source(given: &Given, fs_type: Option<&str>) -> Result<String> {
-    let get = |key: &str| given.get(key).filter(|value| !value.is_empty());
-    match (get("source"), get("servers"), get("path")) {
-        (Some(source), None, None) => Ok(source.clone()),
-        (None, Some(list), Some(path)) => {
-            let Some(fs_type) = fs_type else {
-                return Err(Error::usage("no fsType is given")
-                    .hint("a volume with `servers` and `path` needs one"));
-            };
-            kinds::with_servers(fs_type, path, &servers::parse_list(list)?)
-        }
-        _ => Err(Error::usage("no source is given")
-            .hint("give either `source`, as for `spc mount`, or `servers` and `path`")),
-    }
 }
 
 /// Decodes the value of a secret, without a line break at its end.
@@ -283,7 +136,7 @@ mod tests {
     const VOLUME: &str = "/var/lib/kubelet/pods/1-2/volumes/x~spc/data";
 
     fn volume(json: serde_json::Value) -> Result<Volume> {
-        Volume::read(&json.to_string(), &Allowed::default())
+        read(&json.to_string(), &Allowed::default())
     }
 
     #[test]
@@ -334,7 +187,7 @@ mod tests {
             "kubernetes.io/fsType": "fuse.sshfs", "source": "a@h:",
             "kubernetes.io/mounterArgs.FsGroup": "7",
         });
-        let volume = Volume::read(&json.to_string(), &allowed).unwrap();
+        let volume = read(&json.to_string(), &allowed).unwrap();
         assert!(volume.check_fs_group().is_err());
         assert_eq!(volume.options.value("gid"), Some("7"));
     }
@@ -403,9 +256,7 @@ mod tests {
             );
         }
         for bad in ["", "[]", "hunter2", r#"{"a": "hunter2"#] {
-            let error = Volume::read(bad, &Allowed::default())
-                .unwrap_err()
-                .to_string();
+            let error = read(bad, &Allowed::default()).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
     }
@@ -413,25 +264,25 @@ mod tests {
     #[test]
     fn options_of_the_node_apply_to_its_own_volumes() {
         let allowed = Allowed::parse("allow bind /srv ro,nosuid\nallow x tag rw,a=b").unwrap();
-        let read = |fs_type: &str, source: &str, options: &str, access: &str| {
+        let read_one = |fs_type: &str, source: &str, options: &str, access: &str| {
             let json = serde_json::json!({
                 "kubernetes.io/fsType": fs_type, "source": source, "options": options,
                 "kubernetes.io/readwrite": access,
             });
-            let volume = Volume::read(&json.to_string(), &allowed)?;
+            let volume = read(&json.to_string(), &allowed)?;
             Ok::<_, Error>((volume.options.to_string(), volume.options.read_only()))
         };
-        let (options, read_only) = read("bind", "/srv", "rw,noexec", "rw").unwrap();
+        let (options, read_only) = read_one("bind", "/srv", "rw,noexec", "rw").unwrap();
         assert!(
             read_only && options.starts_with("rw,noexec,ro,nosuid"),
             "{options}"
         );
-        assert!(read("x", "tag", "", "ro").unwrap().1);
-        assert!(read("x", "tag", "ro", "rw").unwrap().1);
-        assert!(!read("x", "tag", "", "rw").unwrap().1);
-        assert!(read("bind", "/srv", "rbind", "rw").is_err());
-        assert!(read("bind", "/srv/", "", "rw").is_err());
-        assert!(read("x", "other", "", "rw").is_err());
+        assert!(read_one("x", "tag", "", "ro").unwrap().1);
+        assert!(read_one("x", "tag", "ro", "rw").unwrap().1);
+        assert!(!read_one("x", "tag", "", "rw").unwrap().1);
+        assert!(read_one("bind", "/srv", "rbind", "rw").is_err());
+        assert!(read_one("bind", "/srv/", "", "rw").is_err());
+        assert!(read_one("x", "other", "", "rw").is_err());
     }
 
     #[test]

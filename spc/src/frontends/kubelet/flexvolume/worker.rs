@@ -1,22 +1,19 @@
 //! Worker process of a FlexVolume call, whose end the supervisor awaits.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Error, Result, one_line};
-use crate::frontends::kubelet::flexvolume::allowlist::Allowed;
 use crate::frontends::kubelet::flexvolume::expand;
 use crate::frontends::kubelet::flexvolume::reply::Reply;
-use crate::frontends::kubelet::flexvolume::volume::Volume;
-use crate::frontends::kubelet::paths;
-use crate::host::target::{self, Rules, Walk};
+use crate::frontends::kubelet::flexvolume::volume;
 use crate::install::kubelet::NO_FSGROUP;
 use crate::log;
 use crate::mount::pipeline::mount;
 use crate::process::interrupts::Interrupts;
 use crate::state::Session;
-use crate::unmount::escalate::UnmountMode;
-use crate::unmount::foreign::unmount_foreign;
+use crate::volume::allowlist::Allowed;
+use crate::volume::{paths, unmount};
 
 /// Size in bytes up to which the JSON object is read.
 const MAX_SIZE: u64 = 4 * 1024 * 1024;
@@ -51,7 +48,7 @@ fn mount_volume(dir: &str) -> Result<Reply> {
         read_object().map_err(|e| Error::system("cannot read the volume's options").because(e))?;
     let interrupts = Interrupts::block()?;
     let session = Session::open()?;
-    let volume = Volume::read(&json, &Allowed::read(&session.host)?)?;
+    let volume = volume::read(&json, &Allowed::read(&session.host)?)?;
     if paths::driver(Path::new(dir)) != Some(NO_FSGROUP) {
         volume.check_fs_group()?;
     }
@@ -67,35 +64,8 @@ fn mount_volume(dir: &str) -> Result<Reply> {
     })
 }
 
-/// Unmounts the mount on `dir`, whoever made it, since kubelet gave the directory to the driver.
-///
-/// Succeeds if nothing is mounted there.
+/// Unmounts the mount on `dir`, whoever made it.
 fn unmount_volume(dir: &str) -> Result<Reply> {
-    let path = PathBuf::from(dir);
-    paths::check(&path)?;
-    let session = Session::open()?;
-    // No lookup, which a broken file system would not allow.
-    if session.ledger.get(&path)?.is_some() {
-        unmount_foreign(&session, &path, UnmountMode::default())?;
-        return Ok(Reply::success());
-    }
-    let rules = Rules {
-        mkdir: None,
-        system: true,
-        no_symlink_tail: paths::depth(&path),
-    };
-    let walked = {
-        let path = path.clone();
-        session
-            .host
-            .run("looking at the target", move || target::walk(&path, rules))??
-    };
-    let (target, mounted) = match walked {
-        Walk::Missing(existing, missing) => (existing.join(missing), false),
-        Walk::Pinned(pinned, _) => (pinned.path, pinned.mount.is_root),
-    };
-    if mounted || session.ledger.get(&target)?.is_some() {
-        unmount_foreign(&session, &target, UnmountMode::default())?;
-    }
+    unmount::unmount(&Session::open()?, Path::new(dir))?;
     Ok(Reply::success())
 }

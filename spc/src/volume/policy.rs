@@ -5,9 +5,9 @@
 
 use crate::block::filesystem::MKFS;
 use crate::error::{Error, Result};
-use crate::frontends::kubelet::flexvolume::allowlist::FILE;
 use crate::kinds::FILE_OPTIONS;
 use crate::options::{Options, Secrets};
+use crate::volume::allowlist::FILE;
 
 /// Rules for the volumes of one type.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,12 @@ pub fn allowed_by_node(fs_type: &str) -> Policy {
         group: for_type(fs_type).map_or(DEFAULT.group, |policy| policy.group),
         ..DEFAULT
     }
+}
+
+/// Returns the policy for a volume of the cluster's administrator, whose options are not checked:
+/// the options that follow from the pod's group.
+pub fn unrestricted(fs_type: &str) -> Policy {
+    for_type(fs_type).unwrap_or(DEFAULT)
 }
 
 /// Options that have the same meaning for every type.

@@ -8,13 +8,15 @@ use crate::error::{Error, Result};
 /// Returns how many of a target's last components are below kubelet's directory; 0 if none is.
 ///
 /// No symbolic link is followed in these components, since pods own directories there. kubelet's
-/// directory may be anywhere. Targets in it are `pods/UID/volumes/PLUGIN/NAME`, or
-/// `plugins/kubernetes.io/…` for volumes that pods share.
+/// directory may be anywhere. Targets in it are `pods/UID/volumes/PLUGIN/NAME`, for CSI
+/// `pods/UID/volumes/kubernetes.io~csi/NAME/mount`, or `plugins/kubernetes.io/…` for volumes that
+/// pods share.
 pub fn depth(target: &Path) -> usize {
     let parts: Vec<_> = target.components().map(Component::as_os_str).collect();
     let is = |at: usize, name: &str| parts.get(at).is_some_and(|part| *part == OsStr::new(name));
     let begins = |at: &usize| {
         is(*at, "pods") && is(at + 2, "volumes") && parts.len() == at + 5
+            || is(*at, "pods") && is(at + 3, "kubernetes.io~csi") && parts.len() == at + 6
             || is(*at, "plugins") && is(at + 1, "kubernetes.io") && parts.len() > at + 2
     };
     // The last match counts, since directories above may have the same names.
@@ -59,6 +61,8 @@ mod tests {
                 5,
             ),
             ("/data/k/pods/1-2/volumes/x~spc/pods", 5),
+            ("/k/pods/1-2/volumes/kubernetes.io~csi/pv/mount", 6),
+            ("/k/pods/1-2/volumes/x~spc/pv/mount", 0),
             ("/pods/1-2/volumes/x~spc/data", 5),
             ("/pods/1-2/volumes/k/pods/1-2/volumes/x~spc/data", 5),
             ("/k/plugins/kubernetes.io/flexvolume/x/spc/mounts/pv", 7),

@@ -1,0 +1,239 @@
+//! Volume as the author of a pod or PersistentVolume describes it, checked by the rules for that
+//! author.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::kinds;
+use crate::kinds::servers::{self, SERVERS};
+use crate::mount::Request;
+use crate::mount::request::DEFAULT_TIMEOUT;
+use crate::options::secrets::is_secret;
+use crate::options::{Options, Secrets};
+use crate::volume::allowlist::Allowed;
+use crate::volume::paths;
+use crate::volume::policy::{self, Policy};
+
+/// Largest value of `timeout`, in seconds.
+const MAX_TIMEOUT: u64 = 3600;
+
+/// Keys that a volume may have.
+const KNOWN: [&str; 5] = ["source", "servers", "path", "options", "timeout"];
+
+/// Description of a volume, with whatever its frontend decodes already decoded.
+#[derive(Default)]
+pub struct Spec {
+    /// Type of the file system; without it, the source determines it.
+    pub fs_type: Option<String>,
+    /// Keys and values of the volume's author: `source`, or `servers` and `path`; `options`,
+    /// `timeout`.
+    pub attributes: BTreeMap<String, String>,
+    /// Mount options that follow those of the attributes.
+    pub mount_options: Vec<String>,
+    /// Secret of the volume: each value is one line. Keys that are no secrets become options.
+    pub secrets: BTreeMap<String, String>,
+    /// Whether the volume is read-only.
+    pub read_only: bool,
+    /// Group of the pod.
+    pub group: Option<String>,
+}
+
+/// Author of a volume, who decides what it may be.
+#[derive(Clone, Copy, Debug)]
+pub enum Author<'a> {
+    /// Administrator of the cluster, who made a PersistentVolume and may do what the command line
+    /// may.
+    Administrator,
+    /// Author of a pod. The node allows these volumes in addition to harmless ones.
+    Pod(&'a Allowed),
+}
+
+/// Checked volume.
+#[derive(Debug)]
+pub struct Volume {
+    /// Type of the file system.
+    pub fs_type: String,
+    /// Source, which may name several servers.
+    pub source: String,
+    /// Mount options, including those of the node and of the pod's group.
+    pub options: Options,
+    /// Whether the pod has a group, and the files on the volume have no owners of their own.
+    has_group_without_owners: bool,
+    /// Values of the volume's secret.
+    pub secrets: Secrets,
+    /// Limit for the whole call.
+    pub timeout: Duration,
+    /// Whether the helper runs in a sandbox: not if an administrator made or allowed this volume,
+    /// which may need files of the node.
+    pub sandboxed: bool,
+}
+
+impl Spec {
+    /// Returns type and source. Without a type, the source determines it.
+    ///
+    /// # Errors
+    /// The source is missing, given twice, or fits no type.
+    pub fn type_and_source(&self) -> Result<(String, String)> {
+        let given_type = self.fs_type.as_deref().filter(|given| !given.is_empty());
+        let source = self.source(given_type)?;
+        let fs_type = match given_type {
+            Some(fs_type) => fs_type.to_owned(),
+            None => kinds::infer(&source)?.fs_type.to_owned(),
+        };
+        Ok((fs_type, source))
+    }
+
+    /// Returns the source, either as given or composed of servers and a path.
+    fn source(&self, fs_type: Option<&str>) -> Result<String> {
+        let get = |key: &str| self.attributes.get(key).filter(|value| !value.is_empty());
+        match (get("source"), get("servers"), get("path")) {
+            (Some(source), None, None) => Ok(source.clone()),
+            (None, Some(list), Some(path)) => servers_as_source(fs_type, list, path),
+            _ => Err(Error::usage("no source is given")
+                .hint("give either `source`, as for `spc mount`, or `servers` and `path`")),
+        }
+    }
+
+    /// Returns the time limit for mounting the volume.
+    ///
+    /// # Errors
+    /// `timeout` is not a number of seconds from 1 to 3600.
+    pub fn timeout(&self) -> Result<Duration> {
+        let Some(text) = self.attributes.get("timeout") else {
+            return Ok(DEFAULT_TIMEOUT);
+        };
+        match text.parse() {
+            Ok(seconds) if (1..=MAX_TIMEOUT).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+            _ => Err(
+                Error::usage(format!("bad timeout: {}", text.escape_default()))
+                    .hint(format!("use a number of seconds from 1 to {MAX_TIMEOUT}")),
+            ),
+        }
+    }
+
+    /// Checks the keys, and splits options and secrets.
+    fn options_and_secrets(&self) -> Result<(Options, Secrets)> {
+        let unknown = |key: &&String| !KNOWN.contains(&key.as_str());
+        if let Some(key) = self.attributes.keys().find(unknown) {
+            return Err(Error::usage(format!("unknown option: {}", key.escape_default()))
+                .hint(format!("the options of a volume are {}; those of the file system belong into `options`, secrets into a secret of the volume", KNOWN.join(", "))));
+        }
+        let lists = self.attributes.get("options").into_iter();
+        let lists = lists.chain(&self.mount_options).map(String::as_str);
+        let mut options = Options::parse(lists).map_err(|error| {
+            error.hint("put it into a secret named in secretRef: anybody who may read the pod sees its options")
+        })?;
+        if options.value(SERVERS).is_some() {
+            return Err(Error::usage(format!("bad option {SERVERS}"))
+                .hint("name the servers of a volume in `servers`"));
+        }
+        let mut secrets = Secrets::default();
+        for (key, value) in &self.secrets {
+            if is_secret(key) {
+                secrets.add_value(key, value.clone())?;
+            } else {
+                options.push(format!("{key}={value}"))?;
+            }
+        }
+        Ok((options, secrets))
+    }
+}
+
+/// Composes a source of servers and a path.
+///
+/// # Errors
+/// There is no type, or sources of the type name no servers in this way.
+fn servers_as_source(fs_type: Option<&str>, list: &str, path: &str) -> Result<String> {
+    let Some(fs_type) = fs_type else {
+        return Err(
+            Error::usage("no fsType is given").hint("a volume with `servers` and `path` needs one")
+        );
+    };
+    kinds::with_servers(fs_type, path, &servers::parse_list(list)?)
+}
+
+impl Volume {
+    /// Checks that the author may have the volume.
+    ///
+    /// # Errors
+    /// A key is missing, unknown or invalid, or the author may not use such a volume.
+    pub fn new(spec: &Spec, author: Author<'_>) -> Result<Self> {
+        let (mut options, secrets) = spec.options_and_secrets()?;
+        let (fs_type, source) = spec.type_and_source()?;
+        let read_only = options.read_only() || spec.read_only;
+        let node_options = match author {
+            Author::Pod(allowed) => allowed.options(&fs_type, &source),
+            Author::Administrator => None,
+        };
+        let policy = match (author, node_options) {
+            (Author::Administrator, _) => policy::unrestricted(&fs_type),
+            (Author::Pod(_), Some(_)) => policy::allowed_by_node(&fs_type),
+            (Author::Pod(_), None) => policy::for_type(&fs_type)?,
+        };
+        let restricted = matches!(author, Author::Pod(_));
+        let sandboxed = restricted && node_options.is_none();
+        if sandboxed {
+            policy.check_source(&fs_type, &source)?;
+            Policy::check_secrets(&source, &secrets)?;
+        }
+        if restricted {
+            policy.check_options(&fs_type, &options)?;
+        }
+        // Appended, so that they override options of the pod.
+        if let Some(node_options) = node_options {
+            options.extend(node_options);
+        }
+        if read_only {
+            options.push("ro".into())?;
+        }
+        let group = spec.group.as_deref();
+        policy.complete(&mut options, group)?;
+        Ok(Self {
+            // kubelet leaves a read-only volume as it is.
+            has_group_without_owners: group.is_some() && !policy.has_owners() && !read_only,
+            fs_type,
+            source,
+            options,
+            secrets,
+            timeout: spec.timeout()?,
+            sandboxed,
+        })
+    }
+
+    /// Checks that kubelet will not change group and mode of files for the pod's group, where the
+    /// mount shows the same owner for all files.
+    ///
+    /// # Errors
+    /// kubelet would change them.
+    pub fn check_fs_group(&self) -> Result<()> {
+        if !self.has_group_without_owners {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "fsGroup is not for volumes of type {} with the driver spc/spc",
+            self.fs_type
+        ))
+        .because("kubelet would change every file on the server")
+        .hint("use `driver: spc/no-fsgroup`, and a secret of that type: the group becomes an option of the mount"))
+    }
+
+    /// Returns the request to mount the volume on `target`.
+    ///
+    /// # Errors
+    /// The target is not an absolute path, or the request is invalid.
+    pub fn request(&self, target: &str) -> Result<Request> {
+        let path = PathBuf::from(target);
+        paths::check(&path)?;
+        Request {
+            options: self.options.clone(),
+            secrets: self.secrets.clone(),
+            timeout: Some(self.timeout),
+            no_symlink_tail: paths::depth(&path),
+            sandboxed: self.sandboxed,
+            ..Request::new(self.fs_type.as_str(), self.source.as_str(), path)
+        }
+        .validated()
+    }
+}
