@@ -141,6 +141,12 @@ struct EventWriter {
     request: Option<String>,
 }
 
+/// Returns whether an event is logged: all of spc's own, and failures of the libraries. Those
+/// report every frame of a connection.
+fn is_logged(target: &str, level: Level) -> bool {
+    target.starts_with("spc") || level <= Level::WARN
+}
+
 impl EventWriter {
     /// Writes an event. In a log file or the journal, `; ` joins the lines of an error to one.
     fn write(
@@ -199,6 +205,9 @@ where
         mut out: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
+        if !is_logged(event.metadata().target(), *event.metadata().level()) {
+            return Ok(());
+        }
         let (mut text, mut time) = (String::new(), String::new());
         context.format_fields(Writer::new(&mut text), event)?;
         if self.format == Format::LogFile {

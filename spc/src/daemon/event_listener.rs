@@ -64,7 +64,7 @@ pub fn listen(metrics: Arc<Metrics>) -> Result<()> {
 }
 
 /// Repeats an attempt every 10 s until it succeeds. Logs the first error, with its consequence.
-pub(super) fn retry_forever<T>(consequence: &str, attempt: impl Fn() -> Result<T>) -> T {
+pub fn retry_forever<T>(consequence: &str, attempt: impl Fn() -> Result<T>) -> T {
     let mut logged = false;
     loop {
         match attempt() {

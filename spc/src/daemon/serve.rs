@@ -63,11 +63,14 @@ const MAX_PER_PASS: usize = 256;
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Runs until SIGTERM or SIGINT. Mounts stay mounted. Serves metrics at `metrics_address`, if
-/// given.
+/// given, and what `start` starts, which is dropped at the end.
 ///
 /// # Errors
 /// Signals cannot be watched, a thread cannot be started, or poll(2) fails.
-pub fn serve(metrics_address: Option<http::Address>) -> Result<()> {
+pub fn serve<T>(
+    metrics_address: Option<http::Address>,
+    start: impl FnOnce() -> Result<T>,
+) -> Result<()> {
     sys::return_large_buffers();
     let system = |what: &str, e: std::io::Error| Error::system(what.to_owned()).because(e);
     let mut set = SigSet::empty();
@@ -88,6 +91,7 @@ pub fn serve(metrics_address: Option<http::Address>) -> Result<()> {
     if let Some(address) = metrics_address {
         http::serve(address, Arc::clone(&metrics))?;
     }
+    let _started = start()?;
     let mut reconciler = Reconciler::default();
     loop {
         let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];

@@ -14,6 +14,7 @@ use crate::log;
 pub mod argv0;
 pub mod cli;
 pub mod common;
+pub mod csi;
 pub mod kubelet;
 pub mod mount_helper;
 pub mod secret_args;

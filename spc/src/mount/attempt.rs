@@ -107,6 +107,7 @@ impl<'a> Attempt<'a> {
             boot: boot().to_owned(),
             repair: None,
             sandboxed: request.sandboxed,
+            csi: request.csi.clone(),
         };
         Self {
             session,
@@ -242,7 +243,9 @@ impl<'a> Attempt<'a> {
             self.record.fs_type.clone_from(&prepared.fs_type);
         }
         let adjustments = self.plan.adjustments.clone();
-        let make = move || direct::make(&kind, &fs_type, &source, &options)?.adjusted(&adjustments);
+        let of = request.source_mount;
+        let make =
+            move || direct::make(&kind, &fs_type, &source, of, &options)?.adjusted(&adjustments);
         // A file system may have to replay its journal, whatever the time limit of the mount.
         let limit = deadline
             .saturating_duration_since(Instant::now())

@@ -1,10 +1,11 @@
 //! Mounts without a helper, made with the new mount API (fsopen(2), open_tree(2); Linux 5.2).
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, fsconfig_create,
@@ -12,6 +13,7 @@ use rustix::mount::{
 };
 
 use crate::error::{Error, Result, errno_text};
+use crate::host::target::mount_id;
 use crate::kinds::model::{MountMethod, Source};
 use crate::kinds::resolve::ResolvedKind;
 use crate::mount::detached::{Detached, PRIVATE_TARGET, in_private_namespace};
@@ -20,7 +22,8 @@ use crate::options::generic::Attributes;
 use crate::sys;
 
 /// Creates a detached mount without a helper. Must run in the host's mount namespace, where the
-/// source is looked up.
+/// source is looked up. `source_mount` has the ids of the mount whose root the source of a bind must
+/// be.
 ///
 /// # Errors
 /// The kernel refuses the mount. The error contains the messages of the file system context.
@@ -28,10 +31,11 @@ pub fn make(
     kind: &ResolvedKind,
     fs_type: &str,
     source: &str,
+    source_mount: Option<(u64, u64)>,
     options: &Options,
 ) -> Result<Detached> {
     match kind.method {
-        MountMethod::Bind { recursive } => bind(source, options, recursive),
+        MountMethod::Bind { recursive } => bind(source, source_mount, options, recursive),
         _ => {
             if kind.source == Source::BlockDevice {
                 check_device(fs_type, source)?;
@@ -59,7 +63,12 @@ fn check_device(fs_type: &str, source: &str) -> Result<()> {
 }
 
 /// Clones a directory or file of the host, and applies the options to the clone.
-fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
+fn bind(
+    source: &str,
+    source_mount: Option<(u64, u64)>,
+    options: &Options,
+    recursive: bool,
+) -> Result<Detached> {
     let fail = |e| {
         Error::mount(format!("cannot bind {source}"))
             .because(e)
@@ -81,7 +90,20 @@ fn bind(source: &str, options: &Options, recursive: bool) -> Result<Detached> {
     {
         return Err(Error::usage(format!("bad option for a bind mount: {key}")));
     }
-    let fd = open_tree(CWD, source, flags).map_err(|e| fail(errno_text(e)))?;
+    let fd = match source_mount {
+        None => open_tree(CWD, source, flags),
+        Some((id, unique)) => {
+            let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let pinned = openat2(CWD, source, path, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+                .map_err(|e| fail(errno_text(e)))?;
+            let found = mount_id(&pinned, OsStr::new("")).map_err(|e| fail(errno_text(e)))?;
+            if !found.is_root || !found.matches(id, unique) {
+                return Err(fail("another mount is there".into()));
+            }
+            open_tree(&pinned, "", flags | OpenTreeFlags::AT_EMPTY_PATH)
+        }
+    };
+    let fd = fd.map_err(|e| fail(errno_text(e)))?;
     let Attributes { set, clear } = options.attributes();
     if clear != 0 {
         let change = sys::MountAttributes {

@@ -12,6 +12,7 @@ use crate::mount::remount::REMOUNT;
 use crate::options::repair_scope::RepairScope;
 use crate::options::{Options, Secrets};
 use crate::servers::order::Order;
+use crate::state::csi::CsiVolume;
 
 /// Time limit of a mount without a limit of its own.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -53,6 +54,10 @@ pub struct Request {
     pub no_symlink_tail: usize,
     /// Whether the helper runs in a sandbox, because a pod chose the server.
     pub sandboxed: bool,
+    /// Ids of the mount whose root the source of a bind mount must be.
+    pub source_mount: Option<(u64, u64)>,
+    /// Volume of CSI that the mount belongs to.
+    pub csi: Option<CsiVolume>,
 }
 
 impl Request {
@@ -75,6 +80,8 @@ impl Request {
             over_system_directory: false,
             no_symlink_tail: 0,
             sandboxed: false,
+            source_mount: None,
+            csi: None,
         }
     }
 
@@ -202,7 +209,10 @@ impl Request {
 
     /// Returns a text that is equal for requests that mean the same mount, from whichever server.
     pub fn fingerprint(&self) -> String {
-        let text = format!("{} {} {}", self.fs_type, self.source, self.options.sorted());
+        let mut text = format!("{} {} {}", self.fs_type, self.source, self.options.sorted());
+        if let Some(csi) = &self.csi {
+            text = format!("{text} {csi}");
+        }
         match self.options.value(SERVERS) {
             Some(file) => format!("{text} {SERVERS}={file}"),
             None => text,

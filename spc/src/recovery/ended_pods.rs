@@ -25,11 +25,20 @@ use crate::state::record::{Record, State, log_name, now};
 /// mounts the volumes of a pod before it starts the first one.
 const MIN_AGE: u64 = 30;
 
-/// Returns the UID of the pod that a target belongs to: `KUBELET/pods/UID/volumes/PLUGIN/NAME`.
+/// Returns the UID of the pod that a target belongs to: `KUBELET/pods/UID/volumes/PLUGIN/NAME`, for
+/// CSI with `/mount` at its end.
 pub fn pod_of(target: &Path) -> Option<&str> {
     let parts: Vec<_> = target.components().map(Component::as_os_str).collect();
     match parts[..] {
         [.., pods, uid, volumes, _, _] if pods == "pods" && volumes == "volumes" => uid.to_str(),
+        [.., pods, uid, volumes, plugin, _, mount]
+            if pods == "pods"
+                && volumes == "volumes"
+                && plugin == "kubernetes.io~csi"
+                && mount == "mount" =>
+        {
+            uid.to_str()
+        }
         _ => None,
     }
 }
@@ -85,11 +94,11 @@ pub fn release(session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Removes the client's logs about the volume of a pod. No later mount has the same target, so
+/// Removes the client's logs about a volume of Kubernetes. No later mount has the same target, so
 /// nothing else would remove them.
 pub fn remove_logs(session: &Session, record: &Record) {
     let target = Path::new(&record.target);
-    if pod_of(target).is_none() {
+    if pod_of(target).is_none() && record.csi.is_none() {
         return;
     }
     let name = format!("{}.log", log_name(target));
@@ -178,6 +187,8 @@ mod tests {
     fn pods_are_known_by_targets_and_cgroups() {
         let target = "/var/lib/kubelet/pods/1a-2b/volumes/spc~spc/data";
         assert_eq!(pod_of(Path::new(target)), Some("1a-2b"));
+        let csi = "/var/lib/kubelet/pods/1a-2b/volumes/kubernetes.io~csi/pv/mount";
+        assert_eq!(pod_of(Path::new(csi)), Some("1a-2b"));
         assert_eq!(pod_of(Path::new("/mnt/pods/1a-2b/data")), None);
         for (line, pod) in [
             ("0::/kubepods/burstable/pod1a-2b/c0ffee", Some("1a2b")),

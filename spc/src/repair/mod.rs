@@ -4,6 +4,7 @@
 //! responds, spc replaces the dead one by it.
 
 pub mod binds;
+mod recorded_binds;
 pub mod replace;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ use crate::process::marks;
 use crate::recovery::leftovers::{cannot_search, is_mount, unmount_placeholder};
 use crate::recovery::records::load_record;
 use crate::recovery::repairs::{adopt, finish};
+use crate::repair::recorded_binds::RecordedBinds;
 use crate::repair::replace::{DeadMount, ReplaceMethod};
 use crate::state::Session;
 use crate::state::events::{Operation, OperationTimer};
@@ -89,7 +91,9 @@ pub fn repair(session: &Session, target: &Path, interrupts: &Interrupts) -> Resu
     timer.report(&session.host, target, &fs_type, &done);
     let (dead, record) = done?;
     if scope == RepairScope::Containers {
+        let recorded = RecordedBinds::lock(session, target)?;
         binds::replace(session, &dead, &record);
+        recorded.follow(session, &record);
     }
     Ok(Outcome::Repaired)
 }

@@ -2,6 +2,7 @@
 
 pub mod attachments;
 pub mod changes;
+pub mod csi;
 pub mod damage;
 pub mod events;
 pub mod lock;

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::state::Route;
+use crate::state::csi::CsiVolume;
 
 /// State of a recorded mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +80,9 @@ pub struct Record {
     /// Whether the helper and its daemon run in a sandbox.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sandboxed: bool,
+    /// Volume of CSI that the mount belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub csi: Option<CsiVolume>,
 }
 
 /// Data for the repair of a mount.

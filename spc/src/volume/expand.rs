@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::{FsWord, Mode, OFlags, StatVfs, fstat, fstatfs, fstatvfs, openat};
 
-use crate::error::{Error, Result, show};
+use crate::error::{Error, Reason, Result, show};
 use crate::host::disk::{Disk, write_attribute};
 use crate::host::target::{Pinned, Rules, Walk, walk};
 use crate::state::Session;
@@ -182,6 +182,7 @@ fn check_size(path: &Path, bytes: u64, wanted: u64) -> Result<u64> {
         "the volume on {} has {bytes} bytes, not {wanted}",
         show(path)
     ))
+    .reason_is(Reason::Usage)
     .hint("enlarge it on its server"))
 }
 

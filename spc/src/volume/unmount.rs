@@ -17,7 +17,7 @@ use crate::volume::paths;
 ///
 /// # Errors
 /// The path is not one of kubelet's, or the mount cannot be unmounted.
-pub fn unmount(session: &Session, dir: &Path) -> Result<()> {
+pub fn unmount(session: &Session, dir: &Path, mode: UnmountMode) -> Result<()> {
     paths::check(dir)?;
     // No lookup, which a broken file system would not allow.
     if session.ledger.get(dir)?.is_some() {
@@ -37,7 +37,7 @@ pub fn unmount(session: &Session, dir: &Path) -> Result<()> {
         Walk::Pinned(pinned, _) => (pinned.path, pinned.mount.is_root),
     };
     if mounted || session.ledger.get(&target)?.is_some() {
-        unmount_foreign(session, &target, UnmountMode::default())?;
+        unmount_foreign(session, &target, mode)?;
     }
     Ok(())
 }

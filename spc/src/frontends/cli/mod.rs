@@ -20,6 +20,7 @@ use crate::error::{Class, Error, Result};
 use crate::frontends::cli::install::{InstallArgs, UninstallArgs};
 use crate::frontends::cli::umount::UmountArgs;
 use crate::frontends::common::{enter_client_on_host, finish, parse, run_mount, warn_if_visible};
+use crate::frontends::csi::{self, CsiArgs};
 use crate::frontends::kubelet::{flexvolume, mounter};
 use crate::frontends::secret_args::Arguments;
 use crate::helper::sandbox;
@@ -93,7 +94,12 @@ enum Command {
         /// 127.0.0.1:PORT
         #[arg(long, value_name = "ADDRESS")]
         metrics: Option<http::Address>,
+        #[command(flatten)]
+        csi: CsiArgs,
     },
+    /// Do one call of CSI, which standard input describes, and print its result
+    #[command(hide = true)]
+    CsiWork,
     /// Install on the host the programs that mount(8), systemd and kubelet look for
     Install(InstallArgs),
     /// Remove from the host what `spc install` installed
@@ -215,6 +221,7 @@ impl Command {
             | Self::Reach { .. }
             | Self::UnmountStep { .. }
             | Self::Holders { .. }
+            | Self::CsiWork
             | Self::Repair { .. }
             | Self::ReleasePods
             | Self::HoldNamespace { .. }
@@ -334,7 +341,7 @@ pub fn main() -> ExitCode {
     };
     let log_mode = match &cli.command {
         Command::Serve { .. } => LogMode::Service,
-        Command::Repair { .. } | Command::ReleasePods => LogMode::ServiceChild,
+        Command::Repair { .. } | Command::ReleasePods | Command::CsiWork => LogMode::ServiceChild,
         _ => LogMode::Command,
     };
     let level = match (verbose, log_mode) {
@@ -396,7 +403,8 @@ fn run(command: Command) -> Result<u8> {
         Command::MoveToCgroup { pid, name } => {
             cgroup::move_process(pid, name.as_deref()).map(|()| 0)
         }
-        Command::Serve { metrics, .. } => serve::serve(metrics).map(|()| 0),
+        Command::Serve { metrics, csi, .. } => serve::serve(metrics, || csi.start()).map(|()| 0),
+        Command::CsiWork => Ok(csi::run_worker()),
         Command::Pages(request) => man::run(&request, Cli::command()).map(|()| 0),
         Command::Sandbox {
             status: None,

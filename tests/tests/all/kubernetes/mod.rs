@@ -1,5 +1,9 @@
-//! kubelet's FlexVolume driver and mounter, and the manifests.
+//! kubelet's CSI and FlexVolume drivers and mounter, and the manifests.
 
+pub mod csi;
+mod csi_failures;
+mod csi_node;
+mod csi_rules;
 mod daemonset;
 pub mod flexvolume;
 mod flexvolume_allowlist;

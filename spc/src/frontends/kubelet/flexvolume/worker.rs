@@ -12,6 +12,7 @@ use crate::log;
 use crate::mount::pipeline::mount;
 use crate::process::interrupts::Interrupts;
 use crate::state::Session;
+use crate::unmount::escalate::UnmountMode;
 use crate::volume::allowlist::Allowed;
 use crate::volume::{paths, unmount};
 
@@ -66,6 +67,6 @@ fn mount_volume(dir: &str) -> Result<Reply> {
 
 /// Unmounts the mount on `dir`, whoever made it.
 fn unmount_volume(dir: &str) -> Result<Reply> {
-    unmount::unmount(&Session::open()?, Path::new(dir))?;
+    unmount::unmount(&Session::open()?, Path::new(dir), UnmountMode::default())?;
     Ok(Reply::success())
 }

@@ -1,0 +1,144 @@
+//! CSI drivers: the node service of the Container Storage Interface, for kubelet.
+//!
+//! `spc serve --csi` answers kubelet by gRPC on one thread. Every call that needs the host gets a
+//! worker process (`work`), which makes the same request as the other frontends. A volume is
+//! mounted once for the node (stage), and bound for each pod (publish).
+
+mod driver;
+mod job;
+mod proto;
+mod registration;
+mod server;
+mod sockets;
+mod stats;
+mod validate;
+pub mod work;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::Args;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::daemon::event_listener::retry_forever;
+use crate::error::{Error, Result};
+use crate::frontends::csi::proto::csi::identity_server::IdentityServer;
+use crate::frontends::csi::proto::csi::node_server::NodeServer;
+use crate::frontends::csi::proto::registration::registration_server::RegistrationServer;
+use crate::frontends::csi::registration::Registrar;
+use crate::frontends::csi::server::Service;
+use crate::frontends::csi::sockets::{Listeners, Sockets};
+
+/// Arguments of `spc serve` for CSI.
+#[derive(Debug, Args)]
+pub struct CsiArgs {
+    /// Serve the CSI drivers share.spc.csi, mapped.spc.csi and disk.spc.csi to kubelet
+    #[arg(long)]
+    csi: bool,
+    /// kubelet's directory on the host
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/kubelet",
+        requires = "csi"
+    )]
+    kubelet_dir: PathBuf,
+    /// Name of this node in the cluster; without it, the host name
+    #[arg(long, value_name = "NAME", requires = "csi")]
+    node_id: Option<String>,
+}
+
+/// Running drivers. Dropping them removes their sockets from the host.
+pub struct Drivers {
+    /// None until the host could be reached. The thread that serves them keeps a reference.
+    sockets: Arc<Mutex<Option<Sockets>>>,
+}
+
+impl Drop for Drivers {
+    fn drop(&mut self) {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(sockets.take());
+    }
+}
+
+impl CsiArgs {
+    /// Starts the drivers if the arguments ask for them. They are served until the process ends.
+    ///
+    /// # Errors
+    /// The thread cannot be started, or kubelet's directory is no absolute path.
+    pub fn start(self) -> Result<Option<Drivers>> {
+        if !self.csi {
+            return Ok(None);
+        }
+        if !self.kubelet_dir.is_absolute() {
+            return Err(Error::usage("--kubelet-dir must be an absolute path"));
+        }
+        let node_id = self.node_id.unwrap_or_else(|| {
+            let name = rustix::system::uname();
+            name.nodename().to_string_lossy().into_owned()
+        });
+        let sockets = Arc::new(Mutex::new(None));
+        let kept = Arc::clone(&sockets);
+        let serve = move || {
+            let listeners = retry_forever("kubelet cannot use the CSI drivers", || {
+                let (bound, listeners) = Sockets::bind(&self.kubelet_dir)?;
+                *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(bound);
+                Ok(listeners)
+            });
+            tracing::info!(node_id, "serving CSI");
+            if let Err(error) = serve(listeners, &node_id) {
+                tracing::error!("CSI is not served any more: {error}");
+            }
+        };
+        std::thread::Builder::new()
+            .name("csi".into())
+            .spawn(serve)
+            .map_err(|e| Error::system("cannot start a thread").because(e))?;
+        Ok(Some(Drivers { sockets }))
+    }
+}
+
+/// Serves all drivers on the calling thread. Does not return unless it fails.
+fn serve(all: Vec<Listeners>, node_id: &str) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
+    runtime.block_on(async {
+        let mut servers = tokio::task::JoinSet::new();
+        for listeners in all {
+            let service = Service::new(listeners.driver, node_id);
+            let driver = Server::builder()
+                .add_service(IdentityServer::new(service.clone()))
+                .add_service(NodeServer::new(service));
+            let registration = Server::builder().add_service(RegistrationServer::new(Registrar {
+                driver: listeners.driver,
+                endpoint: listeners.endpoint,
+            }));
+            for (router, listener) in [
+                (driver, listeners.service),
+                (registration, listeners.registration),
+            ] {
+                let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
+                servers.spawn(router.serve_with_incoming(incoming));
+            }
+        }
+        let ended = servers.join_next().await;
+        let reason = match ended {
+            Some(Ok(Err(error))) => error.to_string(),
+            _ => "a server has ended".into(),
+        };
+        Err(std::io::Error::other(reason))
+    })
+}
+
+/// Runs the worker of a call, prints its answer, and returns the exit code.
+pub fn run_worker() -> u8 {
+    let answer = work::run();
+    // A failure to write shows as a missing answer.
+    let _ = std::io::stdout().write_all(format!("{}\n", answer.text()).as_bytes());
+    0
+}

@@ -1,0 +1,261 @@
+//! The CSI drivers when a server, a daemon, a call or the container fails.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tonic::Code;
+
+use crate::kubernetes::csi::{
+    Client, CsiVolume, MAPPED, SHARE, is_clean, record, refused, serve, start, target,
+};
+use crate::support::{Spc, until, with_gluster, with_lab};
+
+/// Has bindfs wait before it mounts a directory of the container.
+fn slow_bindfs(spc: &Spc<'_>, seconds: u32) -> Result<()> {
+    spc.sh("mkdir -p /srv/slow; [ -e /usr/bin/bindfs.real ] || mv /usr/bin/bindfs /usr/bin/bindfs.real")?
+        .ok()?;
+    let script = format!("#!/bin/sh\nsleep {seconds}\nexec /usr/bin/bindfs.real \"$@\"\n");
+    spc.put("/usr/bin/bindfs", script.as_bytes())
+}
+
+/// Volume that [`slow_bindfs`] mounts.
+fn slow(id: &str) -> CsiVolume {
+    CsiVolume::new(id, "fuse.bindfs", &[("source", "/srv/slow")])
+}
+
+#[test]
+fn a_call_ends_within_its_deadline_and_leaves_nothing() {
+    with_lab(|lab| {
+        let spc = serve(lab)?;
+        let driver = Client::register(&spc, MAPPED)?;
+        slow_bindfs(&spc, 60)?;
+        let volume = slow("pv-1");
+        let staging = volume.staging(MAPPED);
+        spc.host.run(&["mkdir", "-p", &staging])?.ok()?;
+        let began = Instant::now();
+        let reply = driver.stage_within(Duration::from_secs(8), &volume);
+        ensure!(began.elapsed() < Duration::from_secs(8), "{reply:?}");
+        refused(reply, Code::Internal, "cannot mount /srv/slow")?;
+        spc.is_clean()?;
+        ensure!(spc.on(&staging)?.is_empty());
+        // Other volumes do not wait for it.
+        slow_bindfs(&spc, 0)?;
+        driver.stage(&spc, &volume)??;
+        driver.unstage(&volume)?;
+        is_clean(&spc)
+    });
+}
+
+#[test]
+fn what_is_killed_in_the_middle_is_done_by_the_next_call() {
+    with_lab(|lab| {
+        let spc = serve(lab)?;
+        let driver = Client::register(&spc, MAPPED)?;
+        slow_bindfs(&spc, 3)?;
+        let volume = slow("pv-1");
+        let staging = volume.staging(MAPPED);
+        spc.host.run(&["mkdir", "-p", &staging])?.ok()?;
+        // The worker dies while its helper waits.
+        let killed = std::thread::scope(|scope| -> Result<()> {
+            let kill = r#"
+                until ls /run/spc/mounts/*.json; do sleep 0.1; done
+                for process in /proc/[0-9]*; do
+                    case "$(tr '\0' ' ' <$process/cmdline)" in
+                        "spc csi-work "*) kill -KILL "${process#/proc/}" ;;
+                    esac
+                done"#;
+            let killer = scope.spawn(|| spc.host.sh(kill)?.ok());
+            let reply = driver.stage_within(Duration::from_secs(60), &volume);
+            killer.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+            refused(reply, Code::Aborted, "signal 9")
+        });
+        killed.context("the call whose worker was killed")?;
+        driver.stage(&spc, &volume)??;
+        ensure!(spc.on(&staging)?.len() == 1);
+        driver.unstage(&volume)?;
+
+        // The daemon of this one runs on the host.
+        spc.host.sh("mkdir -p /srv/source")?.ok()?;
+        let volume = CsiVolume::new("pv-2", "fuse.bindfs", &[("source", "/host/srv/source")]);
+        driver.stage(&spc, &volume)??;
+        driver.publish(&spc, &volume, "1-1")??;
+        let before = spc.host.mountinfo()?.len();
+
+        // The container dies, and another one takes over.
+        for _ in 0..2 {
+            spc.host
+                .run(&["docker", "kill", "-s", "KILL", "spc"])?
+                .ok()?;
+            spc.remove()?;
+            start(&spc)?;
+            let driver = Client::register(&spc, MAPPED)?;
+            driver.stage(&spc, &volume)??;
+            driver.publish(&spc, &volume, "1-1")??;
+            ensure!(spc.host.mountinfo()?.len() == before);
+        }
+        let driver = Client::register(&spc, MAPPED)?;
+        driver.unpublish(&volume, "1-1")?;
+        driver.unstage(&volume)?;
+        is_clean(&spc)?;
+        // At the end the sockets go.
+        spc.host.run(&["docker", "stop", "spc"])?.ok()?;
+        let sockets = "find /var/lib/kubelet/plugins /var/lib/kubelet/plugins_registry -type s";
+        ensure!(spc.host.sh(sockets)?.text().is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn calls_for_one_volume_wait_for_each_other() {
+    with_lab(|lab| {
+        let spc = serve(lab)?;
+        let driver = Client::register(&spc, MAPPED)?;
+        slow_bindfs(&spc, 2)?;
+        let volume = slow("pv-1");
+        let staging = volume.staging(MAPPED);
+        spc.host.run(&["mkdir", "-p", &staging])?.ok()?;
+        std::thread::scope(|scope| -> Result<()> {
+            let calls = (0..4).map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    let driver = Client::register(&spc, MAPPED)?;
+                    Ok(driver.stage_within(Duration::from_secs(60), &volume)?)
+                })
+            });
+            for call in calls.collect::<Vec<_>>() {
+                call.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+            }
+            Ok(())
+        })?;
+        ensure!(spc.on(&staging)?.len() == 1);
+        driver.unstage(&volume)?;
+        is_clean(&spc)
+    });
+}
+
+/// Sends a signal to the daemons of a mount.
+fn signal(spc: &Spc<'_>, target: &str, signal: &str) -> Result<()> {
+    let daemons = record(spc, target)?["daemon"].clone();
+    let daemons: Vec<String> = daemons
+        .as_array()
+        .context("no daemon")?
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    ensure!(!daemons.is_empty(), "no daemon");
+    spc.sh(&format!("kill -{signal} {}", daemons.join(" ")))?
+        .ok()?;
+    Ok(())
+}
+
+#[test]
+fn statistics_of_a_volume_never_wait_for_its_server() {
+    with_lab(|lab| {
+        let spc = serve(lab)?;
+        let driver = Client::register(&spc, MAPPED)?;
+        spc.host.sh("mkdir -p /srv/source")?.ok()?;
+        let volume = CsiVolume::new("pv-1", "fuse.bindfs", &[("source", "/host/srv/source")]);
+        driver.stage(&spc, &volume)??;
+        driver.publish(&spc, &volume, "1-1")??;
+        let (staging, published) = (volume.staging(MAPPED), target("1-1"));
+        for path in [&staging, &published] {
+            let stats = driver.stats(&volume, path)?;
+            ensure!(stats.usage.len() == 2, "{stats:?}");
+            let bytes = &stats.usage[0];
+            ensure!(
+                bytes.total > 0 && bytes.available > 0 && bytes.used >= 0,
+                "{stats:?}"
+            );
+            ensure!(
+                stats
+                    .volume_condition
+                    .is_some_and(|condition| !condition.abnormal)
+            );
+        }
+        let last = driver.stats(&volume, &published)?.usage;
+        let other = CsiVolume::new("pv-2", "", &[]);
+        for (volume, path) in [
+            (&other, published.as_str()),
+            (&volume, "/var/lib/kubelet"),
+            (&volume, "/nowhere"),
+        ] {
+            let reply = driver.stats(volume, path).map(drop);
+            refused(reply, Code::NotFound, "no such volume")?;
+        }
+        refused(
+            driver.stats(&volume, "").map(drop),
+            Code::InvalidArgument,
+            "volume_path",
+        )?;
+
+        signal(&spc, &staging, "STOP")?;
+        for _ in 0..3 {
+            let began = Instant::now();
+            let stats = driver.stats(&volume, &published)?;
+            ensure!(
+                began.elapsed() < Duration::from_secs(2),
+                "{:?}",
+                began.elapsed()
+            );
+            ensure!(stats.usage == last, "{stats:?}");
+            ensure!(
+                stats
+                    .volume_condition
+                    .is_some_and(|condition| condition.abnormal)
+            );
+        }
+        // A pod whose server is gone can be deleted.
+        let began = Instant::now();
+        driver.unpublish(&volume, "1-1")?;
+        driver.unstage(&volume)?;
+        ensure!(
+            began.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            began.elapsed()
+        );
+        ensure!(spc.on(&published)?.is_empty() && spc.on(&staging)?.is_empty());
+        is_clean(&spc)
+    });
+}
+
+#[test]
+fn a_dead_daemon_is_replaced_for_all_pods() {
+    with_gluster(|lab, cluster| {
+        let spc = serve(lab)?;
+        let driver = Client::register(&spc, SHARE)?;
+        let address = cluster.nodes()[0].host().address().to_string();
+        let attributes = [("servers", address.as_str()), ("path", "vol")];
+        let volume = CsiVolume::new("pv-1", "glusterfs", &attributes);
+        driver.stage(&spc, &volume)??;
+        driver.publish(&spc, &volume, "1-1")??;
+        let mut read_only = volume.clone();
+        read_only.read_only = true;
+        driver.publish(&spc, &read_only, "1-2")??;
+        spc.host.write(format!("{}/alive", target("1-1")), b"yes")?;
+        let before = spc.host.mountinfo()?.len();
+        signal(&spc, &volume.staging(SHARE), "KILL")?;
+        for pod in ["1-1", "1-2"] {
+            let file = format!("{}/alive", target(pod));
+            until("the volume is back", || {
+                Ok(spc.host.read(&file).is_ok_and(|bytes| bytes == b"yes"))
+            })?;
+            until("the record has the new mount", || {
+                let on = spc.on(target(pod))?;
+                let record = record(&spc, &target(pod))?;
+                Ok(on.len() == 1 && record["mount_id"] == on[0].id)
+            })?;
+        }
+        ensure!(spc.host.mountinfo()?.len() == before);
+        let refused_write = spc.host.sh(&format!("echo x >{}/file", target("1-2")))?;
+        ensure!(
+            refused_write.error_text().contains("Read-only"),
+            "{refused_write}"
+        );
+        driver.publish(&spc, &volume, "1-1")??;
+        ensure!(driver.stats(&volume, &target("1-2"))?.usage.len() == 2);
+        for pod in ["1-1", "1-2"] {
+            driver.unpublish(&volume, pod)?;
+        }
+        driver.unstage(&volume)?;
+        is_clean(&spc)
+    });
+}
