@@ -1,13 +1,16 @@
 //! The CSI drivers: the contract of each call, with real servers.
 
-use anyhow::ensure;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use lab::Base;
 use tonic::Code;
 
 use crate::kubernetes::csi::{
     Client, CsiVolume, DISK, MAPPED, Mode, SHARE, is_clean, memory, proto, record, refused, serve,
     target,
 };
-use crate::support::{entries, until, with_gluster, with_lab};
+use crate::support::{MINIMAL, Spc, entries, until, with_gluster, with_lab};
 
 #[test]
 fn two_pods_share_one_mount_of_a_persistent_volume() {
@@ -251,6 +254,87 @@ fn a_repeated_call_changes_nothing_and_another_request_is_refused() {
         driver.publish(&spc, &single, "1-2")??;
         driver.unpublish(&single, "1-2")?;
         driver.unstage(&single)?;
+        is_clean(&spc)
+    });
+}
+
+#[test]
+fn modes_that_only_read_mount_read_only() {
+    with_lab(|lab| {
+        let spc = serve(lab)?;
+        let driver = Client::register(&spc, SHARE)?;
+        for (id, mode) in [
+            ("pv-1", Mode::SingleNodeReaderOnly),
+            ("pv-2", Mode::MultiNodeReaderOnly),
+        ] {
+            let volume = memory(id).mode(mode);
+            driver.stage(&spc, &volume)??;
+            driver.publish(&spc, &volume, id)??;
+            for directory in [volume.staging(SHARE), target(id)] {
+                let written = spc.host.sh(&format!("echo x >{directory}/file"))?;
+                ensure!(written.error_text().contains("Read-only"), "{written}");
+            }
+            driver.unpublish(&volume, id)?;
+            driver.unstage(&volume)?;
+        }
+        is_clean(&spc)
+    });
+}
+
+/// Memory of the container's first process, in KiB.
+fn memory_of(spc: &Spc<'_>) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", spc.first()?))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    Ok(number.context("no VmRSS")?.parse()?)
+}
+
+#[test]
+fn fifty_pods_start_at_once_and_the_drivers_stay_small() {
+    with_lab(|lab| {
+        let spc = serve(lab)?;
+        let idle = memory_of(&spc)?;
+        let before = spc.host.mountinfo()?.len();
+        let pods: Vec<String> = (0..50).map(|pod| format!("pod-{pod}")).collect();
+        let each = |work: &(dyn Fn(&str, &CsiVolume) -> Result<()> + Sync)| -> Result<()> {
+            std::thread::scope(|scope| {
+                let calls: Vec<_> = pods
+                    .iter()
+                    .map(|pod| scope.spawn(|| work(pod, &memory(pod))))
+                    .collect();
+                calls
+                    .into_iter()
+                    .try_for_each(|call| call.join().map_err(|_| anyhow::anyhow!("a panic"))?)
+            })
+        };
+        for pod in &pods {
+            let directory = memory(pod).staging(SHARE);
+            spc.host.run(&["mkdir", "-p", &directory])?.ok()?;
+        }
+        let began = Instant::now();
+        each(&|pod, volume| {
+            let driver = Client::register(&spc, SHARE)?;
+            driver.stage_as(driver.stage_request(volume))?;
+            driver.publish(&spc, volume, pod)??;
+            // kubelet may ask twice at the same time.
+            driver.stage_as(driver.stage_request(volume))?;
+            Ok(driver.publish_as(driver.publish_request(volume, pod))?)
+        })?;
+        eprintln!("200 calls for 50 pods: {:.1?}", began.elapsed());
+        ensure!(spc.host.mountinfo()?.len() == before + 100);
+        each(&|pod, volume| {
+            let driver = Client::register(&spc, SHARE)?;
+            driver.unpublish(volume, pod)?;
+            Ok(driver.unstage(volume)?)
+        })?;
+        ensure!(spc.host.mountinfo()?.len() == before);
+        let busy = memory_of(&spc)?;
+        spc.remove()?;
+        spc.run(Base::Trixie, &MINIMAL)?.ok()?;
+        until("it serves", || Ok(spc.log()?.contains("serving")))?;
+        let without = memory_of(&spc)?;
+        eprintln!("KiB of spc serve: {without}, with --csi {idle}, after 50 pods {busy}");
+        ensure!(idle < without + 8192 && busy < without + 16384);
         is_clean(&spc)
     });
 }
