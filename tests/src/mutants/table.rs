@@ -103,6 +103,6 @@ pub const MUTATIONS: &[Mutation] = &[
     root("spc/src/helper/sandbox/inside.rs", "filter.rule_unless(libc::SYS_socket, &families, absent);", "let _ = families;", "a_helper_that_was_taken_over"),
     unit("spc/src/kinds/block/rbd.rs", "input.secrets.has(\"secret\") && input", "false && input", "a_key_that_is_given_excludes"),
     unit("spc/src/host/service.rs", "|peer| peer.uid.is_root()", "|_| true", "a_socket_of_another_user"),
-    unit("spc/src/frontends/kubelet/flexvolume/policy.rs", "(\"xprtsec\", Some(\"mtls\"))", "(\"xprtsec\", Some(\"\"))", "volumes_that_reach_the_node"),
+    unit("spc/src/volume/policy.rs", "(\"xprtsec\", Some(\"mtls\"))", "(\"xprtsec\", Some(\"\"))", "volumes_that_reach_the_node"),
     root("spc/src/host/namespace.rs", "if has_other_first_process() {", "if false {", "a_caller_elsewhere"),
 ];

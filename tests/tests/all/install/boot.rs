@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::install::lifecycle::same;
 use crate::support::{VmSpc, until, with_gluster};
 
-const SYSTEMD: VmOptions = VmOptions {
+pub const SYSTEMD: VmOptions = VmOptions {
     root: Root::Systemd,
     image: Some(Base::Trixie),
     memory: 1536,
@@ -17,7 +17,7 @@ const SYSTEMD: VmOptions = VmOptions {
 };
 
 /// Runs `spc install` in the container, and removes the container.
-fn install(spc: &VmSpc<'_>) -> Result<Value> {
+pub fn install(spc: &VmSpc<'_>) -> Result<Value> {
     let words = ["runc", "exec", "spc", "spc", "install", "--json"];
     let limit = Duration::from_secs(180);
     let done = spc.host.command(&words).limit(limit).run()?.ok()?;
@@ -32,7 +32,7 @@ fn listing(vm: &Vm<'_>) -> Result<String> {
 }
 
 /// Types of the mounts on a target of the host.
-fn mounted(vm: &Vm<'_>, target: &str) -> Result<Vec<String>> {
+pub fn mounted(vm: &Vm<'_>, target: &str) -> Result<Vec<String>> {
     let mounts = vm.mountinfo()?.into_iter();
     let on = mounts.filter(|mount| mount.target.as_os_str() == target);
     Ok(on.map(|mount| mount.fstype).collect())

@@ -1,5 +1,6 @@
 //! `spc install`, and hosts on which it was run.
 
+mod automounts;
 mod boot;
 mod callers;
 pub mod lifecycle;
