@@ -51,6 +51,10 @@ pub(super) fn candidates(users: Users) -> io::Result<Vec<ProcessId>> {
         let process = path(in_proc);
         let cgroup = cgroup(&process)?;
         let of_spc = is_of_spc(&cgroup);
+        // Most processes on a host are of other users. Their status takes longer than both.
+        if !of_spc && cgroup != own_cgroup && !may_be_trusted(users, &process) {
+            continue;
+        }
         let Some(status) = Status::read(&process)?.filter(|_| !cgroup.is_empty()) else {
             continue;
         };
@@ -76,6 +80,14 @@ pub(super) fn candidates(users: Users) -> io::Result<Vec<ProcessId>> {
         }
     })?;
     Ok(found)
+}
+
+/// Returns whether the effective user of a process, its owner in `/proc`, is one of `users`.
+fn may_be_trusted(users: Users, process: &Path) -> bool {
+    fs::metadata(process).is_ok_and(|process| match users {
+        Users::Own => process.uid() == rustix::process::geteuid().as_raw(),
+        Users::Any => process.uid() < FIRST_USER,
+    })
 }
 
 /// Returns the ids of all processes in `/proc`.

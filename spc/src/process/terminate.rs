@@ -63,7 +63,7 @@ pub fn stop_unused_daemon(
     let start = Instant::now();
     loop {
         let held = open_all(id)?;
-        let serves = serves_fuse(id)?;
+        let serves = !held.is_empty() && serves_fuse(id)?;
         if held.is_empty() || (!serves && start.elapsed() >= patience) {
             return terminate(id, Duration::ZERO);
         }
