@@ -370,6 +370,7 @@ mod tests {
         for (fs_type, bad) in [
             ("ceph", "name=a,secretfile=/etc/shadow"),
             ("ceph-fuse", "conf=x"),
+            ("ceph", "modules=subdir"),
             ("cifs", "credentials=/etc/shadow"),
             ("glusterfs", "log-file=/etc/passwd"),
             ("xfs", "logdev=/dev/sda"),
@@ -424,6 +425,8 @@ mod tests {
             ("glusterfs", "h:/v --log-file=/x", false),
             ("glusterfs", "h:/$(id)", false),
             ("cifs", "//h/My Share", true),
+            ("cifs", "//h/a'b", false),
+            ("nfs", "h:/a\nb", false),
             ("nfs", "[2001:db8::1]:/x", true),
         ] {
             let checked = for_type(fs_type).unwrap().check_source(fs_type, source);
@@ -440,6 +443,15 @@ mod tests {
         policy.complete(&mut given, Some("7")).unwrap();
         assert_eq!(given.to_string(), "gid=7");
         assert!(!policy.has_owners() && allowed_by_node("bind").has_owners());
+    }
+
+    #[test]
+    fn an_rbd_image_of_a_pod_has_a_key_of_its_own() {
+        let mut secrets = Secrets::default();
+        assert!(Policy::check_secrets("rbd:a/b", &secrets).is_err());
+        assert!(Policy::check_secrets("h:/x", &secrets).is_ok());
+        secrets.add_value("secret", "x".into()).unwrap();
+        assert!(Policy::check_secrets("rbd:a/b", &secrets).is_ok());
     }
 
     #[test]
@@ -465,6 +477,7 @@ mod tests {
             ),
             ("cifs", "gid=5", "gid=5"),
             ("fuse.sshfs", "", "allow_other,gid=7"),
+            ("fuse.s3fs", "umask=0007", "umask=0007,allow_other,gid=7"),
         ] {
             let mut options = options(given);
             let policy = for_type(fs_type).unwrap();
