@@ -114,7 +114,11 @@ fn network(settings: Option<&Settings>) -> Result<String> {
         Some(true) => Ok("the host's".into()),
         Some(false) => Err(Error::system("the container has a network of its own")
             .hint("start it with --net=host; otherwise NFS, CephFS and SMB mounts end with the container")),
-        None => Err(Error::system("cannot tell whether the network is the host's").hint("start the container with --net=host --pid=host")),
+        None => {
+            let denied = confinement::hint();
+            let hint = denied.unwrap_or_else(|| "start the container with --net=host --pid=host".into());
+            Err(Error::system("cannot tell whether the network is the host's").hint(hint))
+        }
     }
 }
 

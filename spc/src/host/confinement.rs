@@ -4,6 +4,8 @@
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::error::{Error, Result};
 use crate::host::runs_in::{self, RunsIn};
 
@@ -58,9 +60,12 @@ pub fn check_fuse() -> Result<()> {
 pub fn open_fuse() -> Result<()> {
     let opened = OpenOptions::new().read(true).write(true).open(FUSE);
     opened.map(drop).map_err(|e| {
-        Error::system(format!("cannot open {FUSE}")).because(e).hint(
-            "start the container with --device=/dev/fuse, or --privileged; on the host, try: modprobe fuse",
-        )
+        // The rules for devices refuse with EPERM.
+        let is_denied = e.raw_os_error() == Some(Errno::ACCESS.raw_os_error());
+        let denied = is_denied.then(hint).flatten();
+        Error::system(format!("cannot open {FUSE}")).because(e).hint(denied.unwrap_or_else(|| {
+            "start the container with --device=/dev/fuse, or --privileged; on the host, try: modprobe fuse".into()
+        }))
     })
 }
 
@@ -82,6 +87,18 @@ fn maps_all_users(map: &str) -> bool {
 
 /// Hint for root that may not read files of spc on the host.
 pub const LABEL_HINT: &str = "SELinux forbids it: on the host, install the policy module /usr/share/spc/selinux/spc.cil of the image (semodule -i), then run: restorecon -R /var/lib/spc; the files get the type spc_lib_t";
+
+/// Returns whether this process sees a host that enforces SELinux, on which a file of spc has
+/// another type than the policy module of the image gives it.
+pub fn lacks_label(file: &Path) -> bool {
+    let enforced = fs::read("/sys/fs/selinux/enforce").is_ok_and(|value| value == b"1");
+    let mut label = [0; 256];
+    let label = match rustix::fs::lgetxattr(file, "security.selinux", &mut label) {
+        Ok(length) => String::from_utf8_lossy(&label[..length]),
+        Err(_) => return false,
+    };
+    enforced && label.split(':').nth(2) != Some("spc_lib_t")
+}
 
 /// AppArmor profile for the container, and its file in the image.
 const APPARMOR: (&str, &str) = ("spc", "/usr/share/spc/apparmor/spc");

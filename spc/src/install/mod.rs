@@ -119,6 +119,16 @@ pub fn install(session: &Session, request: &InstallRequest) -> Result<Installed>
     drop(root_lock);
     caller::release_client_root();
     root::collect_garbage(session, &[])?;
+    let lacks_label = || confinement::lacks_label(Path::new(root::CURRENT));
+    if host
+        .run("looking for SELinux", lacks_label)
+        .is_ok_and(|lacks| lacks)
+    {
+        tracing::warn!(
+            "the names do not work in fstab and mount units: {}",
+            confinement::LABEL_HINT
+        );
+    }
     let changed = previous.as_ref() != Some(&id) || !outcome.applied.is_nothing();
     Ok(outcome.into_installed(before.map(|before| before.version), changed))
 }
