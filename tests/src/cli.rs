@@ -37,6 +37,9 @@ enum Task {
         /// Use systemd as init
         #[arg(long)]
         systemd: bool,
+        /// Use systemd as init, and enforce SELinux's policy
+        #[arg(long, conflicts_with = "systemd")]
+        selinux: bool,
         /// Start servers on the same network: a GlusterFS cluster with a volume `vol`, Samba with a
         /// share `data`, moto with a bucket
         #[arg(long, value_enum)]
@@ -116,7 +119,18 @@ pub fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Task::Setup => packages::setup()?,
         Task::Shell { private, docker } => return shell(private, docker),
-        Task::Vm { systemd, beside } => virtual_machine(systemd, &beside)?,
+        Task::Vm {
+            systemd,
+            selinux,
+            beside,
+        } => {
+            let root = match (systemd, selinux) {
+                (_, true) => Root::Selinux,
+                (true, _) => Root::Systemd,
+                _ => Root::Vm,
+            };
+            virtual_machine(root, &beside)?;
+        }
         Task::Bench(options) => bench::main(&options)?,
         Task::Demo => demo::run()?,
         Task::Prepare => prepare::prepare()?,
@@ -156,7 +170,7 @@ fn shell(private: bool, docker: bool) -> Result<ExitCode> {
     }
 }
 
-fn virtual_machine(systemd: bool, beside: &[Server]) -> Result<()> {
+fn virtual_machine(root: Root, beside: &[Server]) -> Result<()> {
     let lab = Lab::start()?;
     let wanted = |server: Server| beside.contains(&server);
     let cluster = wanted(Server::Gluster).then(|| lab.gluster()).transpose()?;
@@ -173,7 +187,7 @@ fn virtual_machine(systemd: bool, beside: &[Server]) -> Result<()> {
         println!("s3: {} {} {}", s3.open(), s3.guarded(), s3.key());
     }
     let vm = lab.vm(VmOptions {
-        root: if systemd { Root::Systemd } else { Root::Vm },
+        root,
         image: Some(Base::Trixie),
         ..VmOptions::default()
     })?;

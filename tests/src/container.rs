@@ -10,16 +10,13 @@ use crate::vm::Vm;
 impl Vm<'_> {
     /// Starts the container `spc`, with its log in `/run/container/log`.
     pub fn start_container(&self) -> Result<()> {
-        self.start_confined(&[])
+        self.start_changed(|_| {})
     }
 
-    /// Starts the container with these members of the configuration's `process`, which say how a
-    /// security module confines it.
-    pub fn start_confined(&self, confinement: &[(&str, &str)]) -> Result<()> {
+    /// Starts the container with a changed configuration (OCI runtime specification).
+    pub fn start_changed(&self, change: impl FnOnce(&mut Value)) -> Result<()> {
         let mut config = config(&self.name());
-        for (name, value) in confinement {
-            config["process"][name] = json!(value);
-        }
+        change(&mut config);
         let config = serde_json::to_vec_pretty(&config)?;
         self.write("/run/container/config.json", &config)?;
         let start = "runc run --detach --bundle /run/container spc >/run/container/log 2>&1";

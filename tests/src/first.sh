@@ -22,14 +22,25 @@ if $bb grep -q lab.keeps=yes /proc/cmdline; then
 else
     $bb mount -t tmpfs -o mode=0755 upper /new || fail "no memory"
 fi
-$bb mkdir -p /new/lower /new/upper /new/work /new/root
+$bb mkdir -p /new/lower
 $bb mount -t squashfs -o ro /dev/vda /new/lower || fail "no tree"
-$bb mount -t overlay -o lowerdir=/new/lower,upperdir=/new/upper,workdir=/new/work overlay /new/root || fail "no root"
+# Where the tree has a policy of SELinux, files have labels from here on. systemd enforces it.
+layers=/new label=
+policy=/new/lower/etc/selinux/default/policy/policy.33
+if [ -f $policy ]; then
+    $bb mount -t selinuxfs selinuxfs /sys/fs/selinux || fail "no SELinux"
+    $bb dd if=$policy of=/sys/fs/selinux/load bs=16M 2>/dev/null || fail "no policy"
+    layers=/new/layers label=,rootcontext=system_u:object_r
+    $bb mkdir $layers
+    $bb mount -t tmpfs -o mode=0755$label:root_t:s0 layers $layers || fail "no labels"
+fi
+$bb mkdir -p $layers/upper $layers/work /new/root
+$bb mount -t overlay -o lowerdir=/new/lower,upperdir=$layers/upper,workdir=$layers/work overlay /new/root || fail "no root"
 root=/new/root
 $bb mkdir -p $root/lib/modules $root/dev $root/proc $root/sys $root/run $root/tmp
-$bb mount -t squashfs -o ro /dev/vdb $root/lib/modules || fail "no modules"
+$bb mount -t squashfs -o ro${label:+,context=system_u:object_r:modules_object_t:s0} /dev/vdb $root/lib/modules || fail "no modules"
 $bb mount -t tmpfs -o mode=0755 run $root/run
-$bb mount -t tmpfs -o mode=1777 tmp $root/tmp
+$bb mount -t tmpfs -o mode=1777${label:+$label:tmp_t:s0} tmp $root/tmp
 $bb mkdir -p $root/run/lab
 $bb cp /bin/busybox $root/run/lab/busybox
 $bb ln -s busybox $root/run/lab/init

@@ -34,6 +34,8 @@ pub enum Root {
     Vm,
     /// Debian trixie with systemd as init, udev, and runc.
     Systemd,
+    /// The same, with SELinux enforcing Debian's policy.
+    Selinux,
     /// Debian trixie with servers of NFS (the kernel's, NFS-Ganesha) and iSCSI (the kernel's).
     Storage,
 }
@@ -83,6 +85,7 @@ pub fn path(root: Root) -> Result<PathBuf> {
         Root::Readers => trixie("readers", READERS, &[]),
         Root::Ceph => trixie("ceph", CEPH, &[]),
         Root::Systemd => trixie("systemd", SYSTEMD, &[NO_PROFILES, FAST_BOOT]),
+        Root::Selinux => trixie("selinux", SELINUX, &[KEPT, LABELS]),
     }
 }
 
@@ -127,6 +130,37 @@ const FAST_BOOT: &str = r#"--customize-hook=for unit in getty.target modprobe@.s
     systemd-random-seed.service systemd-udev-load-credentials.service; do
     ln -s /dev/null "$1/etc/systemd/system/$unit"
 done; touch "$1/etc/.updated" "$1/var/.updated""#;
+
+const SELINUX: &str =
+    "kmod,mount,policycoreutils,runc,selinux-policy-default,selinux-utils,systemd-sysv,udev";
+
+/// Keeps mmdebstrap from making files after the labels.
+const KEPT: &str = "--skip=cleanup/reproducible";
+
+/// Has the policy enforced, adds the lab's own rules, and labels all files.
+const LABELS: &str = r#"--customize-hook=set -eu
+touch "$1/etc/hosts" "$1/etc/hostname"
+# The policy refuses a login prompt what it asks for, and systemd would start it again and again.
+ln -s /dev/null "$1/etc/systemd/system/getty.target"
+cd "$1/etc/selinux"
+sed -i s/^SELINUX=.*/SELINUX=enforcing/ config
+echo '/run/lab(/.*)? system_u:object_r:bin_t:s0' >default/contexts/files/file_contexts.local
+# The newest version that the booted kernel knows.
+echo policy-version=33 >>semanage.conf
+rm default/policy/*
+cat >"$1/tmp/lab.cil" <<'RULES'
+; Programs of an overlay are mapped with the descriptor of its mounter.
+(allow domain kernel_t (fd (use)))
+; Every command that the lab runs has its streams in memory.
+(allow domain initrc_t (fd (use)))
+(allow domain tmpfs_t (file (append getattr ioctl read write)))
+; Engines bind files of their own there.
+(allow container_engine_domain net_conf_t (file (mounton)))
+RULES
+chroot "$1" semodule --noreload --install /tmp/lab.cil
+mkdir "$1/usr/lib/modules"
+chroot "$1" setfiles -F /etc/selinux/default/contexts/files/file_contexts /
+"#;
 
 const STORAGE: &str = "busybox-static,dbus-daemon,e2fsprogs,glusterfs-common,iproute2,kmod,mount,netbase,nfs-ganesha-gluster,nfs-ganesha-vfs,nfs-kernel-server,procps,rpcbind,targetcli-fb";
 

@@ -47,6 +47,9 @@ if [ "$5" = image ]; then bb=$bb $bb sh /run/lab/image; fi
 const SYSTEMD_IS_UP: &str =
     r#"until [ "$(systemctl is-system-running)" = running ]; do sleep 0.2; done"#;
 
+/// Debian's policy refuses some of systemd's own services what they ask for.
+const SELINUX_IS_UP: &str = "systemctl is-system-running --wait || [ $? = 1 ]";
+
 /// Returns the saved state of such a machine, made now if the cache lacks it.
 pub(crate) fn state(lab: &Lab, options: VmOptions, parts: &Parts) -> Result<PathBuf> {
     let mut key = Key::new(include_str!("saved.rs"));
@@ -76,6 +79,7 @@ fn save(lab: &Lab, options: VmOptions, parts: &Parts, path: &Path) -> Result<()>
     let mut vm = Vm::start(lab, options, parts, start)?;
     let up = match options.root {
         Root::Systemd => SYSTEMD_IS_UP,
+        Root::Selinux => SELINUX_IS_UP,
         _ => "true",
     };
     vm.is_up(vm.command(&["sh", "-c", up]))?;

@@ -230,6 +230,9 @@ impl<'lab> Vm<'lab> {
                 add(&["-qmp", &format!("unix:{monitor},server=on,wait=off")]);
             }
         }
+        if options.root == Root::Selinux {
+            line.push_str(" security=selinux");
+        }
         if options.image.is_some() {
             line.push_str(" lab.image=yes");
         }

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lab::{Root, VmOptions};
+use serde_json::Value;
 
 use crate::kinds::fuse::sshd;
 use crate::support::{VmSpc, with_gluster};
@@ -28,13 +29,18 @@ profile docker-default flags=(attach_disconnected,mediate_deleted) {
 /// Loads a profile from standard input.
 const LOAD: [&str; 3] = ["sh", "-c", "apparmor_parser --replace --skip-cache"];
 
+/// Starts the container under a profile.
+fn start(spc: &VmSpc<'_>, profile: &str) -> Result<()> {
+    let confine = |config: &mut Value| config["process"]["apparmorProfile"] = profile.into();
+    spc.host.start_changed(confine)
+}
+
 /// Checks the words of docker's own profile: one row of `spc doctor` and one hint, which name what
 /// is enough.
 fn other_profile_is_named(spc: &VmSpc<'_>) -> Result<()> {
     let load = spc.host.command(&LOAD).input(DOCKER_DEFAULT.as_bytes());
     load.run()?.ok()?;
-    spc.host
-        .start_confined(&[("apparmorProfile", "docker-default")])?;
+    start(spc, "docker-default")?;
     let enough = "--security-opt apparmor=spc;";
     let mount = ["-t", "tmpfs", "none", "/mnt"];
     spc.refused_mount(&mount, 2, &["AppArmor profile docker-default", enough])?;
@@ -71,7 +77,7 @@ fn the_apparmor_profile_of_the_image_allows_what_is_needed() {
         let file = "/run/container/rootfs/usr/share/spc/apparmor/spc";
         let profile = spc.host.read(file)?;
         spc.host.command(&LOAD).input(&profile).run()?.ok()?;
-        spc.host.start_confined(&[("apparmorProfile", "spc")])?;
+        start(&spc, "spc")?;
         let label = spc.sh("cat /proc/self/attr/current")?;
         ensure!(label.text() == "spc (enforce)", "{label}");
         spc.exec(&["spc", "doctor"])?.ok()?;
