@@ -12,5 +12,6 @@ mod refused_requests;
 mod routes;
 mod scale;
 mod secrets;
+mod selinux;
 mod symlink_races;
 mod targets;
