@@ -29,6 +29,11 @@ const EXEMPT: &[(&str, &[&str], &str)] = &[
         "an example of a daemon",
     ),
     (
+        "tests/tests/all/install/automounts.rs",
+        &["sshfs", "bindfs"],
+        "a test of all kinds with a helper",
+    ),
+    (
         "tests/tests/all/mount/selinux.rs",
         &["sshfs"],
         "an example of a daemon",
