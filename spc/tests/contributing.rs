@@ -39,6 +39,11 @@ const EXEMPT: &[(&str, &[&str], &str)] = &[
         "an example of a daemon",
     ),
     ("docs/metrics.md", &["sshfs"], "an example of a label"),
+    (
+        "spc/src/volume/spec.rs",
+        &["sshfs"],
+        "an example of a type with other forms",
+    ),
     ("docs/logs.md", &["bindfs"], "an example of a log line"),
     (
         "docs/repair.md",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::kinds;
+use crate::kinds::block::AUTO;
 use crate::kinds::servers::{self, SERVERS};
 use crate::mount::Request;
 use crate::mount::request::DEFAULT_TIMEOUT;
@@ -123,7 +124,7 @@ impl Spec {
         let lists = self.attributes.get("options").into_iter();
         let lists = lists.chain(&self.mount_options).map(String::as_str);
         let mut options = Options::parse(lists).map_err(|error| {
-            error.hint("put it into a secret named in secretRef: anybody who may read the pod sees its options")
+            error.hint("put it into a secret that the volume names (secretRef, nodeStageSecretRef, nodePublishSecretRef): anybody who may read the volume sees its options")
         })?;
         if options.value(SERVERS).is_some() {
             return Err(Error::usage(format!("bad option {SERVERS}"))
@@ -161,7 +162,14 @@ impl Volume {
     /// A key is missing, unknown or invalid, or the author may not use such a volume.
     pub fn new(spec: &Spec, author: Author<'_>) -> Result<Self> {
         let (mut options, secrets) = spec.options_and_secrets()?;
-        let (fs_type, source) = spec.type_and_source()?;
+        let (mut fs_type, mut source) = spec.type_and_source()?;
+        if let Author::Administrator = author {
+            // Other forms of a type, such as `fuse` with `sshfs#USER@HOST:`, have its rules.
+            if fs_type == AUTO {
+                fs_type = kinds::infer(&source)?.fs_type.to_owned();
+            }
+            (fs_type, source) = kinds::canonical(fs_type, source)?;
+        }
         let read_only = options.read_only() || spec.read_only;
         let node_options = match author {
             Author::Pod(allowed) => allowed.options(&fs_type, &source),
@@ -235,5 +243,53 @@ impl Volume {
             ..Request::new(self.fs_type.as_str(), self.source.as_str(), path)
         }
         .validated()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(fs_type: &str, source: &str, options: &str, author: Author<'_>) -> Result<Volume> {
+        let attributes = [("source", source), ("options", options)];
+        let own = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        let spec = Spec {
+            fs_type: Some(fs_type.to_owned()),
+            attributes: attributes.map(own).into(),
+            group: Some("7".into()),
+            ..Spec::default()
+        };
+        Volume::new(&spec, author)
+    }
+
+    #[test]
+    fn only_the_administrator_of_the_cluster_is_not_restricted() {
+        for (fs_type, source, options) in [
+            ("bind", "/srv", ""),
+            ("ceph", "h:/", "secretfile=/etc/secret"),
+            ("fuse.other", "x", "program=y"),
+        ] {
+            let allowed = volume(fs_type, source, options, Author::Administrator).unwrap();
+            assert!(!allowed.sandboxed);
+            let nothing = Allowed::default();
+            volume(fs_type, source, options, Author::Pod(&nothing)).unwrap_err();
+        }
+        volume("nfs", "h:/x", "password=x", Author::Administrator).unwrap_err();
+    }
+
+    #[test]
+    fn other_forms_of_a_type_have_its_rules() {
+        for (fs_type, source, full) in [
+            ("fuse", "sshfs#u@h:", "fuse.sshfs"),
+            ("sshfs", "u@h:", "fuse.sshfs"),
+            ("auto", "u@h:", "fuse.sshfs"),
+            ("", "u@h:", "fuse.sshfs"),
+        ] {
+            let volume = volume(fs_type, source, "", Author::Administrator).unwrap();
+            assert_eq!((&*volume.fs_type, &*volume.source), (full, "u@h:"));
+            assert_eq!(volume.options.to_string(), "allow_other,gid=7");
+        }
+        let disk = volume("auto", "rbd:a/b", "", Author::Administrator).unwrap();
+        assert_eq!(disk.fs_type, "auto");
     }
 }

@@ -81,6 +81,12 @@ pub const MUTATIONS: &[Mutation] = &[
     unit("spc/src/volume/spec.rs", "group.is_some() && !policy.has_owners() && !read_only", "false", "a_group_is_refused"),
     unit("spc/src/frontends/kubelet/flexvolume/call.rs", "Reply::capabilities(driver != NO_FSGROUP)", "Reply::capabilities(true)", "calls_of_kubelet"),
     unit("spc/src/volume/paths.rs", "!matches!(part, Component::ParentDir | Component::CurDir)", "!matches!(part, Component::CurDir)", "relative_and_dotted"),
+    unit("spc/src/volume/spec.rs", "if restricted {\n            policy.check_options", "if sandboxed && !restricted {\n            policy.check_options", "only_the_administrator"),
+    unit("spc/src/frontends/csi/job.rs", "(_, Reason::Dead) => Code::Unavailable,", "", "only_a_mount_that_may_be_left"),
+    unit("spc/src/frontends/csi/validate.rs", "rest.is_empty() || rest.ends_with('.')", "true", "keys_of_kubernetes"),
+    root("spc/src/frontends/csi/validate.rs", "if context.get(EPHEMERAL).is_some_and(|value| value == \"true\") {", "if request.staging_target_path.is_empty() {", "requests_are_checked_in_the_order"),
+    root("spc/src/frontends/csi/work.rs", "if mark.access != SINGLE_WRITER {", "if true {", "a_repeated_call_changes_nothing"),
+    root("spc/src/repair/mod.rs", "        recorded.follow(session, &record);\n", "", "a_dead_daemon_is_replaced_for_all_pods"),
     // Disks: nothing is formatted that may hold data.
     unit("spc/src/block/filesystem.rs", "Content::Nothing if in_use => Some(\"something on the host uses it\".into()),", "", "only_an_unused_device"),
     unit("spc/src/block/blank.rs", "if size == 0 {", "if false {", "only_zeros_are_blank"),

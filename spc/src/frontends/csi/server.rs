@@ -36,7 +36,7 @@ const ANSWER_TIME: Duration = Duration::from_millis(500);
 const STATS_TIME: Duration = Duration::from_millis(1900);
 
 /// Number of worker processes at the same time. Further calls wait.
-const MAX_WORKERS: usize = 64;
+const MAX_WORKERS: usize = 32;
 
 /// Services of one driver.
 #[derive(Clone)]
