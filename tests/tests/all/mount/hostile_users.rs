@@ -40,11 +40,15 @@ done
 wait
 "#;
 
+/// Limit for all lives, also beside other tests.
+const LIVES_LIMIT: Duration = Duration::from_secs(240);
+
 /// Runs this many lives, and returns the longest time of each step in milliseconds.
 fn lives(spc: &Spc<'_>, name: &str, count: u32) -> Result<BTreeMap<String, u64>> {
     let script = format!("NAME={name} COUNT={count} LANES=4\n{LIVES}");
     let started = Instant::now();
-    let output = spc.sh(&script)?.ok()?;
+    let words = ["docker", "exec", "-i", "spc", "sh", "-c", &script];
+    let output = spc.host.command(&words)?.limit(LIVES_LIMIT).run()?.ok()?;
     let mut longest = BTreeMap::new();
     let text = output.text();
     for line in text.lines() {
@@ -266,21 +270,26 @@ fn a_hundred_mounts_are_as_fast_under_attack_as_in_peace() {
         let prepare =
             "chmod 755 /opt/hostile; chmod 1777 /tmp; chmod 666 /dev/fuse; mkdir -p /srv/source";
         spc.host.sh(prepare)?.ok()?;
-        let peace = lives(&spc, "peace", 20)?;
-
         let port = ADDRESS.rsplit(':').next().unwrap_or_default();
-        let attacks = attack(&spc, "all", port)?;
-        health_is_told(&spc)?;
-        let war = lives(&spc, "war", 100)?;
-        health_is_told(&spc)?;
-        for (step, time) in war {
-            let allowed = peace[&step] + 1000;
-            ensure!(
-                time <= allowed,
-                "{step}: {time} ms, in peace {}",
-                peace[&step]
-            );
+        // Other tests on the machine may delay a step once. An attack that delays does so again.
+        let mut attacks = None;
+        let mut late = None;
+        for round in 1..=3 {
+            drop(attacks.take());
+            let peace = lives(&spc, &format!("peace{round}x"), 20)?;
+            attacks = Some(attack(&spc, "all", port)?);
+            health_is_told(&spc)?;
+            let war = lives(&spc, &format!("war{round}x"), 100)?;
+            health_is_told(&spc)?;
+            late = war.iter().find_map(|(step, time)| {
+                let allowed = peace[step] + 1000;
+                (*time > allowed).then(|| format!("{step}: {time} ms, allowed {allowed}"))
+            });
+            if late.is_none() {
+                break;
+            }
         }
+        ensure!(late.is_none(), "{}", late.unwrap_or_default());
         holders_are_told(&spc).context("a busy mount")?;
         is_small(&spc)?;
         drop(attacks);
