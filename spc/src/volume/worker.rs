@@ -52,12 +52,15 @@ impl WorkerEnd {
     /// Returns the error for a worker that printed no reply.
     pub fn no_reply(self) -> Error {
         let failed = Error::system("the call was not answered");
-        let status = self.status.unwrap_or_default();
-        let failed = match (self.stopped, status.code(), status.signal()) {
-            (Some(why), ..) => failed.because(why),
-            (None, Some(code), _) => failed.because(format!("exit status {code}")),
-            (None, None, signal) => failed
-                .because(format!("killed by signal {}", signal.unwrap_or_default()))
+        let ended = self.status.map(|status| (status.code(), status.signal()));
+        let failed = match (self.stopped, ended) {
+            (Some(why), _) => failed.because(why),
+            (None, Some((Some(code), _))) => failed.because(format!("exit status {code}")),
+            (None, ended) => failed
+                .because(match ended {
+                    Some((_, Some(signal))) => format!("killed by signal {signal}"),
+                    _ => "its process has ended".into(),
+                })
                 .hint("kubelet tries again, and spc then rolls back what is left; if memory was short, dmesg says so"),
         };
         failed.log(self.log)

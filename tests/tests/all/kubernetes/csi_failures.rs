@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use tonic::Code;
 
 use crate::kubernetes::csi::{
-    Client, CsiVolume, MAPPED, SHARE, is_clean, record, refused, serve, start, target,
+    Client, CsiVolume, MAPPED, SHARE, is_clean, memory, record, refused, serve, start, target,
 };
 use crate::support::{Spc, until, with_gluster, with_lab};
 
@@ -46,6 +47,113 @@ fn a_call_ends_within_its_deadline_and_leaves_nothing() {
     });
 }
 
+/// Worker processes of the drivers.
+fn workers(spc: &Spc<'_>) -> Vec<Pid> {
+    let is_worker = |process: &i32| {
+        let words = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        words.any(|word| word == b"csi-work")
+    };
+    let processes = spc.host.processes().into_iter().filter(is_worker);
+    processes.filter_map(Pid::from_raw).collect()
+}
+
+/// Kills all workers, and returns their number.
+fn kill_workers(spc: &Spc<'_>) -> usize {
+    let workers = workers(spc).into_iter();
+    let killed = workers.filter(|worker| kill_process(*worker, Signal::KILL).is_ok());
+    killed.count()
+}
+
+#[test]
+fn workers_killed_at_any_moment_leave_nothing_that_the_next_call_does_not_undo() {
+    with_lab(|lab| {
+        let spc = serve(lab)?;
+        let driver = Client::register(&spc, MAPPED)?;
+        spc.host.sh("mkdir -p /srv/source")?.ok()?;
+        let volume = CsiVolume::new("pv-1", "fuse.bindfs", &[("source", "/host/srv/source")]);
+        driver.stage(&spc, &volume)??;
+        driver.unstage(&volume)?;
+        driver.prepare(&spc, "1-1")?;
+        let before = spc.host.mountinfo()?.len();
+        let mut interrupted = 0;
+        for round in 0..16 {
+            let (publish, unstage) = (round % 4 == 2, round % 4 == 3);
+            if publish || unstage {
+                driver.stage(&spc, &volume)??;
+            }
+            let killed = std::thread::scope(|scope| -> Result<_> {
+                let killer = scope.spawn(|| {
+                    let deadline = Instant::now() + Duration::from_secs(5);
+                    while workers(&spc).is_empty() && Instant::now() < deadline {}
+                    std::thread::sleep(Duration::from_millis(4 * round));
+                    kill_workers(&spc)
+                });
+                let reply = match (publish, unstage) {
+                    (true, _) => driver.publish_as(driver.publish_request(&volume, "1-1")),
+                    (_, true) => driver.unstage(&volume),
+                    _ => driver.stage_within(Duration::from_secs(60), &volume),
+                };
+                killer.join().map_err(|_| anyhow::anyhow!("a panic"))?;
+                Ok(reply)
+            })?;
+            if let Err(status) = killed {
+                ensure!(status.code() == Code::Aborted, "{status:?}");
+                interrupted += 1;
+            }
+            // kubelet cannot make the directory either, until `spc serve` has undone a half mount.
+            until("the volume is staged again", || {
+                Ok(driver.stage(&spc, &volume).is_ok_and(|reply| reply.is_ok()))
+            })?;
+            driver.publish(&spc, &volume, "1-1")?.context(round)?;
+            ensure!(spc.host.mountinfo()?.len() == before + 2, "round {round}");
+            driver.unpublish(&volume, "1-1").context(round)?;
+            driver.unstage(&volume).context(round)?;
+            ensure!(spc.host.mountinfo()?.len() == before, "round {round}");
+        }
+        ensure!(interrupted > 3, "only {interrupted} calls were killed");
+        is_clean(&spc)
+    });
+}
+
+#[test]
+fn parallel_calls_and_another_request_in_between_make_one_mount() {
+    with_lab(|lab| {
+        let spc = serve(lab)?;
+        let driver = Client::register(&spc, SHARE)?;
+        let volume = memory("pv-1");
+        let mut other = volume.clone();
+        other.mount_options = vec!["noexec".into()];
+        let before = spc.host.mountinfo()?.len();
+        let staging = volume.staging(SHARE);
+        spc.host.run(&["mkdir", "-p", &staging])?.ok()?;
+        let replies = std::thread::scope(|scope| -> Result<Vec<_>> {
+            let (spc, volume, other) = (&spc, &volume, &other);
+            let calls = (0..20).map(|call| {
+                scope.spawn(move || -> Result<_> {
+                    let driver = Client::register(spc, SHARE)?;
+                    let volume = if call % 5 == 4 { other } else { volume };
+                    Ok(driver.stage_within(Duration::from_secs(60), volume))
+                })
+            });
+            let calls: Vec<_> = calls.collect();
+            let replies = calls
+                .into_iter()
+                .map(|call| call.join().map_err(|_| anyhow::anyhow!("a panic"))?);
+            replies.collect()
+        })?;
+        let made = replies.iter().filter(|reply| reply.is_ok()).count();
+        // Whichever request came first has the target.
+        ensure!(made == 16 || made == 4, "{replies:?}");
+        for reply in replies.into_iter().filter(|reply| reply.is_err()) {
+            refused(reply, Code::AlreadyExists, "")?;
+        }
+        ensure!(spc.host.mountinfo()?.len() == before + 1);
+        driver.unstage(&volume)?;
+        is_clean(&spc)
+    });
+}
+
 #[test]
 fn what_is_killed_in_the_middle_is_done_by_the_next_call() {
     with_lab(|lab| {
@@ -57,17 +165,16 @@ fn what_is_killed_in_the_middle_is_done_by_the_next_call() {
         spc.host.run(&["mkdir", "-p", &staging])?.ok()?;
         // The worker dies while its helper waits.
         let killed = std::thread::scope(|scope| -> Result<()> {
-            let kill = r#"
-                until ls /run/spc/mounts/*.json; do sleep 0.1; done
-                for process in /proc/[0-9]*; do
-                    case "$(tr '\0' ' ' <$process/cmdline)" in
-                        "spc csi-work "*) kill -KILL "${process#/proc/}" ;;
-                    esac
-                done"#;
-            let killer = scope.spawn(|| spc.host.sh(kill)?.ok());
+            let killer = scope.spawn(|| -> Result<()> {
+                until("the worker has written its record", || {
+                    Ok(spc.host.sh("ls /run/spc/mounts/*.json")?.success())
+                })?;
+                ensure!(kill_workers(&spc) == 1);
+                Ok(())
+            });
             let reply = driver.stage_within(Duration::from_secs(60), &volume);
             killer.join().map_err(|_| anyhow::anyhow!("a panic"))??;
-            refused(reply, Code::Aborted, "signal 9")
+            refused(reply, Code::Aborted, "not answered")
         });
         killed.context("the call whose worker was killed")?;
         driver.stage(&spc, &volume)??;
