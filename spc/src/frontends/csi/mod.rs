@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
+use rustix::process::{Signal, getpid, kill_process};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -90,7 +91,9 @@ impl CsiArgs {
             });
             tracing::info!(node_id, "serving CSI");
             if let Err(error) = serve(listeners, &node_id) {
-                tracing::error!("CSI is not served any more: {error}");
+                tracing::error!("CSI is not served any more, so this process ends: {error}");
+                // kubelet or the engine starts it again.
+                let _ = kill_process(getpid(), Signal::TERM);
             }
         };
         std::thread::Builder::new()
