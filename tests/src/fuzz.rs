@@ -64,7 +64,7 @@ impl Fuzz {
         let version = String::from_utf8_lossy(&version.stdout).into_owned();
         let host = version.lines().find_map(|line| line.strip_prefix("host: "));
         let host = host.context("rustc -vV does not name the host")?;
-        let below = below.join("fuzz");
+        let below = below.canonicalize()?.join("fuzz");
         // With an explicit `--target`, build scripts and macros are not instrumented.
         let built = Command::new("cargo")
             .args(["build", "--locked", "--release", "--target", host])

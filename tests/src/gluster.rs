@@ -4,13 +4,16 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::host::{Host, HostOptions};
 use crate::outer::{Lab, shared};
 use crate::roots::Root;
 
 const NODES: usize = 3;
+
+/// Limit for the start of glusterd, on a machine that is busy with other tests.
+const START_LIMIT: Duration = Duration::from_secs(180);
 
 /// A cluster of servers that trust each other.
 #[derive(Debug)]
@@ -115,9 +118,9 @@ impl<'lab> Node<'lab> {
 
     /// Starts glusterd, which starts the bricks of all started volumes.
     pub fn start(&self) -> Result<()> {
-        self.host
-            .sh("glusterd && until gluster pool list >/dev/null 2>&1; do sleep 0.1; done")?
-            .ok()?;
+        let script = "glusterd && until gluster pool list >/dev/null 2>&1; do sleep 0.1; done";
+        let start = self.host.command(&["sh", "-c", script])?;
+        start.limit(START_LIMIT).run()?.ok()?;
         Ok(())
     }
 

@@ -1,10 +1,11 @@
 //! `lab prepare`: fills the cache with what most tests need, so that no test waits for it.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::thread::scope;
 
 use crate::disks;
 use crate::engine::Engine;
+use crate::fuzz::Fuzz;
 use crate::host::HostOptions;
 use crate::image::{Base, image};
 use crate::outer::Lab;
@@ -25,7 +26,7 @@ const ROOTS: [Root; 6] = [
 /// Roots of virtual machines with a saved state.
 const MACHINES: [Root; 3] = [Root::Vm, Root::Systemd, Root::Storage];
 
-/// Makes images in one thread, because cargo builds one at a time, and everything else in another.
+/// Makes images and fuzz targets in one thread, because cargo builds one at a time, and everything else in another.
 pub fn prepare() -> Result<()> {
     if !packages::require() {
         return Ok(());
@@ -47,7 +48,11 @@ fn images(lab: &Lab) -> Result<()> {
         host.start(engine, Some(&archive))?;
     }
     disks::image_disk(Base::Trixie)?;
-    image(Base::Bookworm).map(drop)
+    image(Base::Bookworm)?;
+    // Minutes of a compiler beside other tests would let those run into their limits.
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().nth(2).context("no target directory")?;
+    Fuzz::build(target).map(drop)
 }
 
 fn trees_and_machines(lab: &Lab) -> Result<()> {
