@@ -21,7 +21,10 @@ fn automounts_of_every_kind_expire() {
         for (file, secret) in [
             ("/etc/smb", smb_user.into_bytes()),
             ("/etc/ceph.secret", ceph.secret("app")?.into_bytes()),
-            ("/etc/ceph.keyring", ceph.keyring("app")?.into_bytes()),
+            (
+                "/etc/ceph.keyring",
+                format!("{}\n", ceph.keyring("app")?).into_bytes(),
+            ),
             ("/etc/ssh.key", ssh.read("/root/key")?),
             ("/etc/s3.key", store.key().as_bytes().to_vec()),
         ] {
