@@ -89,7 +89,7 @@ fn read_job() -> Result<Job> {
     read().map_err(|e| Error::system("cannot read the parameters of the call").because(e))
 }
 
-/// What every call works with.
+/// Job, session and limits of one call.
 struct Worker<'a> {
     job: &'a Job,
     session: Session,
