@@ -168,7 +168,8 @@ impl Config {
     }
 
     /// Parses a file like [`Config::parse_file`], in place, for callers with a small stack. `self`
-    /// must have no settings, and the text at most [`TEXT_MAX`] bytes. Returns the number of the last line read, and its error.
+    /// must have no settings, and the text at most [`TEXT_MAX`] bytes. Returns
+    /// the number of the last line read, and its error.
     pub fn parse_in_place(&mut self, text: &[u8]) -> (u32, Option<ErrorKind>) {
         let result = self.load_lines(text, 0);
         // Needed after an error too: the built-in settings name the socket for its report.

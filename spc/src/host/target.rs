@@ -55,7 +55,7 @@ pub struct Pinned {
     /// `O_PATH` descriptor of its parent directory.
     pub parent: OwnedFd,
     /// Whether only root can rename the directory.
-    pub is_kept: bool,
+    pub only_root_renames: bool,
     /// Name in the parent directory.
     pub name: OsString,
     /// Absolute path on the host without symbolic links.
@@ -338,7 +338,7 @@ impl<'a> Walker<'a> {
                 ino: stat.stx_ino,
                 dir: last.dir,
                 parent: parent.dir,
-                is_kept: parent.trusted,
+                only_root_renames: parent.trusted,
                 name: last.name,
                 path,
             },
@@ -445,7 +445,7 @@ impl Pinned {
     /// directory, which link(2) takes as well. The link is never made: the name exists, and a
     /// directory cannot be linked.
     pub fn wait_for_renames(&self) {
-        if !self.is_kept {
+        if !self.only_root_renames {
             let _ = linkat(
                 &self.parent,
                 ".",

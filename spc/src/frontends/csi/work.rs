@@ -361,10 +361,12 @@ impl<'a> Worker<'a> {
         paths::check(target)?;
         if let Some(record) = self.session.ledger.get(target)? {
             if let Some(csi) = record.csi
-                && csi.id != self.job.volume_id
+                && (csi.driver != self.job.driver.name() || csi.id != self.job.volume_id)
             {
                 let error = Error::usage(format!("{} has another volume", show(target)));
-                return Err(error.because(format!("that of {}", csi.id)).into());
+                return Err(error
+                    .because(format!("that of {} {}", csi.driver, csi.id))
+                    .into());
             }
             // Disks and services end where they were started.
             if let Some(root) = record.root
@@ -374,7 +376,7 @@ impl<'a> Worker<'a> {
             }
         }
         match unmount(&self.session, target, UnmountMode::default()) {
-            // Its server is gone. kubelet has ended the processes that use the volume.
+            // The server is gone. kubelet has ended the processes that use the volume.
             Err(error) if error.reason() == Reason::NoAnswer => {
                 let mode = UnmountMode {
                     force: true,

@@ -224,13 +224,15 @@ fn a_repeated_call_changes_nothing_and_another_request_is_refused() {
         ensure!(spc.host.read(format!("{}/file", target("1-2")))? == b"data");
         ensure!(spc.host.mountinfo()?.len() == before + 3);
 
-        // An unpublish for another volume leaves this one.
-        let other = memory("pv-2");
-        refused(
-            driver.unpublish(&other, "1-1"),
-            Code::InvalidArgument,
-            "another volume",
-        )?;
+        // An unpublish for another volume, or for one of another driver, leaves this one.
+        let disks = Client::register(&spc, DISK)?;
+        for (driver, other) in [(&driver, "pv-2"), (&disks, "pv-1")] {
+            refused(
+                driver.unpublish(&memory(other), "1-1"),
+                Code::InvalidArgument,
+                "another volume",
+            )?;
+        }
         for _ in 0..2 {
             driver.unpublish(&volume, "1-1")?;
             driver.unpublish(&volume, "1-2")?;
