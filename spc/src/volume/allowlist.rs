@@ -13,7 +13,7 @@ use crate::options::Options;
 /// Path of the file on the node.
 pub const FILE: &str = "/etc/spc/flexvolume.conf";
 
-/// Size in bytes up to which the file is read.
+/// Size in bytes that the file must not reach.
 const MAX_SIZE: u64 = 1024 * 1024;
 
 /// Allowed volumes; none by default.
@@ -47,7 +47,10 @@ impl Allowed {
                 ));
             }
             let mut text = String::new();
-            file.take(MAX_SIZE).read_to_string(&mut text)?;
+            // A line that was cut could allow another volume.
+            if file.take(MAX_SIZE).read_to_string(&mut text)? as u64 == MAX_SIZE {
+                return Err(std::io::ErrorKind::FileTooLarge.into());
+            }
             Ok(Some(text))
         };
         let text = host
