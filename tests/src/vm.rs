@@ -230,6 +230,11 @@ impl<'lab> Vm<'lab> {
                 add(&["-qmp", &format!("unix:{monitor},server=on,wait=off")]);
             }
         }
+        if options.root == Root::Systemd {
+            // Whenever /usr is newer than /etc and /var, systemd brings them up to date: at the
+            // first boot, and after tests that change /usr.
+            line.push_str(" systemd.condition_needs_update=no");
+        }
         if options.root == Root::Selinux {
             line.push_str(" security=selinux");
         }
