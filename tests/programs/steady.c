@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 /* Without the pause, five such programs keep an emulated machine from everything else. */
-enum { BLOCK = 4096, BLOCKS = 64, PAUSE_US = 100000 };
+enum { BLOCK = 4096, BLOCKS = 64, PAUSE_US = 400000 };
 
 static volatile sig_atomic_t stop;
 static unsigned long rounds, errors;

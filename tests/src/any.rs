@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use crate::guest;
 use crate::host::Host;
 use crate::mountinfo::Mount;
 use crate::output::Output;
@@ -85,16 +86,7 @@ impl AnyHost for Vm<'_> {
     }
 
     fn tables(&self) -> Result<BTreeMap<PathBuf, usize>> {
-        // One process per namespace: programs start slowly where every instruction is emulated.
-        let script = "
-            seen=
-            for process in /proc/[0-9]*; do
-                namespace=$(readlink $process/ns/mnt) || continue
-                case $seen in *\"$namespace\"*) continue ;; esac
-                seen=\"$seen $namespace\"
-                echo \"$namespace $(grep -c ^ $process/mountinfo)\"
-            done";
-        let text = self.sh(script)?.text();
+        let text = self.run(&[guest::TABLES])?.ok()?.text();
         let table = |line: &str| {
             let (namespace, lines) = line.split_once(' ')?;
             Some((namespace.into(), lines.parse().ok()?))

@@ -61,6 +61,7 @@ pub mod cli;
 pub use any::AnyHost;
 pub use bench::{Figures, measure};
 pub use ceph::{Ceph, Session, ceph};
+pub use container::STATE as RUNC_STATE;
 pub use demo::demo;
 pub use engine::Engine;
 pub use exec::{Process, Run};

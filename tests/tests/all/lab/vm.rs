@@ -117,6 +117,24 @@ fn machines_from_one_saved_state_differ() {
     });
 }
 
+/// The lab starts commands in the container itself, because runc takes long on an emulated machine.
+#[test]
+fn commands_are_in_the_container_as_runc_puts_them_there() {
+    with_lab(|lab| {
+        let spc = VmSpc::boot(lab, VmOptions::default())?;
+        let script = "pwd; cd /proc/self; readlink root ns/*; cat cgroup; id; env | grep -v ^OLDPWD | sort; grep -E '^(Cap|NoNew|Seccomp|Sig(Blk|Ign))' status; grep -v files limits; cat oom_score_adj; hostname";
+        let own = spc.exec(&["sh", "-c", script])?.ok()?.text();
+        // A shell in between, so that the lab does not see runc. Go raises the limit of open files.
+        let by_runc = spc.host.sh(&format!("runc exec spc sh -c \"{script}\""))?;
+        let by_runc = by_runc.ok()?.text();
+        ensure!(own == by_runc, "{own}\nby runc:\n{by_runc}");
+        let directory = spc.exec_in("/etc", &["pwd"])?.ok()?.text();
+        ensure!(directory == "/etc", "{directory}");
+        spc.exec(&["no-such-program"])?.code(127)?;
+        Ok(())
+    });
+}
+
 #[test]
 fn nothing_of_a_machine_is_left() {
     with_lab(|_| {

@@ -213,18 +213,17 @@ impl<H: AnyHost> Container<H> {
 
     /// PID of the container's first process on the host.
     pub fn pid(&self) -> Result<String> {
-        let command = self.runtime.command();
-        let words = match self.runtime {
-            Runtime::Engine(_) => {
-                vec![command, "inspect", "--format", "{{.State.Pid}}", "spc"]
+        match self.runtime {
+            Runtime::Engine(engine) => {
+                let inspect = ["inspect", "--format", "{{.State.Pid}}", "spc"];
+                let words = [&[engine.command()], &inspect[..]].concat();
+                Ok(self.host.run(&words)?.ok()?.text().trim().to_owned())
             }
-            Runtime::Runc => vec![command, "state", "spc"],
-        };
-        let text = self.host.run(&words)?.ok()?.text();
-        Ok(match self.runtime {
-            Runtime::Engine(_) => text.trim().to_owned(),
-            Runtime::Runc => serde_json::from_str::<Value>(&text)?["pid"].to_string(),
-        })
+            Runtime::Runc => {
+                let state: Value = serde_json::from_slice(&self.host.read(lab::RUNC_STATE)?)?;
+                Ok(state["init_process_pid"].to_string())
+            }
+        }
     }
 
     /// Stops `spc serve`, the container's first process, at a moment when it holds no lock that a
