@@ -3,9 +3,12 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <ftw.h>
+#include <linux/aio_abi.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/fanotify.h>
+#include <sys/inotify.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -65,6 +68,19 @@ int main(void) {
   TRY(socket(AF_PACKET, SOCK_RAW, 0));
   struct file_handle handle = {.handle_bytes = 0};
   TRY(open_by_handle_at(AT_FDCWD, &handle, O_RDONLY));
+  // The modes of the node's devices, without a change.
+  TRY(chmod("/dev/null", 0666));
+  TRY(utimensat(AT_FDCWD, "/dev/zero", NULL, 0));
+  // What root has few of, and what others would wait for.
+  TRY(inotify_init1(0));
+  TRY(syscall(SYS_fanotify_init, FAN_CLASS_NOTIF | FAN_REPORT_FID, O_RDONLY));
+  aio_context_t context = 0;
+  TRY(syscall(SYS_io_setup, 1, &context));
+  TRY(fcntl(open("/usr/bin/ssh", O_RDONLY), F_SETLEASE, F_WRLCK));
+  // A port that a service of the node has.
+  int udp = socket(AF_INET, SOCK_DGRAM, 0), one = 1;
+  TRY(setsockopt(udp, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one));
+  TRY(setsockopt(udp, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one));
   TRY(mknod("/tmp/disk", S_IFBLK | 0600, makedev(8, 0)));
   TRY(syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0));
   TRY(syscall(SYS_clone3, NULL, 0));

@@ -83,6 +83,20 @@ impl Filter {
         self.push(BPF_LD | BPF_W | BPF_ABS, 0, 0, NUMBER);
     }
 
+    /// Adds a rule for a call whose arguments with these numbers have these values. Only their lower
+    /// 32 bits count.
+    pub fn rule_for_values(&mut self, number: libc::c_long, values: &[(u32, u32)], action: u32) {
+        let mut left = 2 * values.len() as u8;
+        self.push(BPF_JMP | BPF_JEQ | BPF_K, 0, left + 2, number as u32);
+        for (argument, value) in values {
+            self.push(BPF_LD | BPF_W | BPF_ABS, 0, 0, ARGUMENTS + 8 * argument);
+            left -= 2;
+            self.push(BPF_JMP | BPF_JEQ | BPF_K, 0, left + 1, *value);
+        }
+        self.push(BPF_RET | BPF_K, 0, 0, action);
+        self.push(BPF_LD | BPF_W | BPF_ABS, 0, 0, NUMBER);
+    }
+
     fn push(&mut self, code: u32, jt: u8, jf: u8, k: u32) {
         self.steps.push(libc::sock_filter {
             code: code as u16,

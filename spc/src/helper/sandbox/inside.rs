@@ -49,16 +49,24 @@ const CHANGES_MODE: [(libc::c_long, u32); 3] = [
     (SYS_FCHMODAT2, 2),
 ];
 
+/// `F_SETLEASE` of fcntl(2).
+const SET_LEASE: u32 = libc::F_SETLEASE.cast_unsigned();
+
 /// Families of sockets that helpers use: the network, and its settings.
 const FAMILIES: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 /// Bit that the types `SOCK_DGRAM` and `SOCK_RAW` have, and those with connections have not.
 const WITHOUT_CONNECTION: u32 = 2;
 
-/// Calls that fail with EPERM. Helpers are clients: no service of the node is at their ports.
-const REFUSED: [libc::c_long; 15] = [
+/// Calls that fail with EPERM. Helpers are clients: no service of the node is at their ports. Each
+/// user has few watches of files, and the node has few contexts of asynchronous I/O: they would be
+/// missing elsewhere.
+const REFUSED: [libc::c_long; 18] = [
     libc::SYS_bpf,
     libc::SYS_chroot,
+    libc::SYS_fanotify_init,
+    libc::SYS_inotify_init1,
+    libc::SYS_io_setup,
     libc::SYS_io_uring_setup,
     libc::SYS_kcmp,
     libc::SYS_listen,
@@ -250,6 +258,16 @@ fn filter() -> Filter {
     }
     #[cfg(target_arch = "x86_64")]
     filter.rule_for_flags(libc::SYS_chmod, 1, special, refused);
+    #[cfg(target_arch = "x86_64")]
+    filter.rule(libc::SYS_inotify_init, refused);
+    // Who opens a file with a lease, such as a program of the client root, waits for its holder.
+    filter.rule_for_values(libc::SYS_fcntl, &[(1, SET_LEASE)], refused);
+    // A port that a service of the node has, also of user ID 0, would be shared with it.
+    for option in [libc::SO_REUSEADDR, libc::SO_REUSEPORT] {
+        let of_socket = [libc::SOL_SOCKET, option].map(i32::cast_unsigned);
+        let values = [(1, of_socket[0]), (2, of_socket[1])];
+        filter.rule_for_values(libc::SYS_setsockopt, &values, refused);
+    }
     // The network namespace is the host's, and so are the abstract UNIX sockets. Services take a
     // peer with the user ID 0 for the administrator. No socket without a connection is created,
     // since it could send anywhere.

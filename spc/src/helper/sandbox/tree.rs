@@ -131,16 +131,25 @@ fn keep(description: &Description) -> io::Result<Kept> {
         files: clone_if_exists(&description.files)?.map(|files| (description.files.clone(), files)),
         settings: settings.collect(),
     };
-    let read_only = [&kept.root].into_iter();
     let directories = kept.directories.iter().chain(&kept.files);
-    for mount in read_only.chain(directories.map(|(_, mount)| mount)) {
-        let attributes = MountAttributes {
-            set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
-            ..MountAttributes::default()
-        };
-        sys::mount_setattr(mount, attributes)?;
+    for mount in directories.map(|(_, mount)| mount).chain([&kept.root]) {
+        make_read_only(mount, libc::MOUNT_ATTR_NODEV)?;
+    }
+    // Devices can be written all the same. Their modes and times, which are those of the node's
+    // files, cannot be changed.
+    for (_, device) in &kept.devices {
+        make_read_only(device, libc::MOUNT_ATTR_NOEXEC)?;
     }
     Ok(kept)
+}
+
+/// Makes a mount read-only, and sets further attributes.
+fn make_read_only(mount: &OwnedFd, more: u64) -> io::Result<()> {
+    let attributes = MountAttributes {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | more,
+        ..MountAttributes::default()
+    };
+    sys::mount_setattr(mount, attributes)
 }
 
 /// Returns a private clone of a mount, without the mounts below it.
