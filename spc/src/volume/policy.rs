@@ -6,7 +6,7 @@
 use crate::block::filesystem::MKFS;
 use crate::error::{Error, Result};
 use crate::kinds::FILE_OPTIONS;
-use crate::options::{Options, Secrets};
+use crate::options::Options;
 use crate::volume::allowlist::FILE;
 
 /// Rules for the volumes of one type.
@@ -166,7 +166,9 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
                 "logdev",
                 "rtdev",
             ]),
-            sources: &["iscsi:", "rbd:"],
+            // An RBD image's monitors configure the program that maps it, which is no client in a
+            // sandbox: it would write files of the node for them.
+            sources: &["iscsi:"],
             ..DEFAULT
         },
         "fuse.sshfs" => Policy {
@@ -192,7 +194,7 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
                 fs_type.escape_default()
             ))
             .because("they may reach files or programs of the node")
-            .hint(format!("pods may use glusterfs, nfs, ceph, ceph-fuse, cifs, ext4 and xfs from iscsi: or rbd:, fuse.sshfs, fuse.s3fs and tmpfs; any other volume needs a line in {FILE} on the node: allow TYPE SOURCE OPTIONS")));
+            .hint(format!("pods may use glusterfs, nfs, ceph, ceph-fuse, cifs, ext4 and xfs from iscsi:, fuse.sshfs, fuse.s3fs and tmpfs; any other volume needs a line in {FILE} on the node: allow TYPE SOURCE OPTIONS")));
         }
     })
 }
@@ -213,7 +215,10 @@ impl Policy {
                 "bad source for {fs_type}: {}",
                 source.escape_default()
             ))
-            .because("it is a device of the node")
+            .because(match source.starts_with("rbd:") {
+                true => "its monitors could write files of the node",
+                false => "it is a device of the node",
+            })
             .hint(format!(
                 "for pods, sources of this type begin with {}; any other needs a line in {FILE} on the node: allow TYPE SOURCE OPTIONS",
                 self.sources.join(" or ")
@@ -228,21 +233,6 @@ impl Policy {
                 Error::usage(format!("bad source: {}", source.escape_default()))
                     .hint("a source must not contain quotes or control characters, and for glusterfs no spaces or shell characters"),
             );
-        }
-        Ok(())
-    }
-
-    /// Checks that a volume has the secret that its tool would otherwise look for on the node.
-    ///
-    /// # Errors
-    /// The source is an RBD image, and there is no key for it.
-    pub fn check_secrets(source: &str, secrets: &Secrets) -> Result<()> {
-        if source.starts_with("rbd:") && !secrets.has("secret") {
-            return Err(Error::usage("the volume has no key")
-                .because("rbd would use a keyring of the node")
-                .hint(
-                    "put the key into a secret of the pod, as `secret`, and name it in secretRef",
-                ));
         }
         Ok(())
     }
@@ -420,7 +410,7 @@ mod tests {
         }
         for (fs_type, source, good) in [
             ("ext4", "/dev/sda1", false),
-            ("auto", "rbd:a/b", true),
+            ("auto", "rbd:a/b", false),
             ("ext4", "iscsi:192.0.2.1/iqn.x:y/0", true),
             ("glusterfs", "h:/v --log-file=/x", false),
             ("glusterfs", "h:/$(id)", false),
@@ -443,15 +433,6 @@ mod tests {
         policy.complete(&mut given, Some("7")).unwrap();
         assert_eq!(given.to_string(), "gid=7");
         assert!(!policy.has_owners() && allowed_by_node("bind").has_owners());
-    }
-
-    #[test]
-    fn an_rbd_image_of_a_pod_has_a_key_of_its_own() {
-        let mut secrets = Secrets::default();
-        assert!(Policy::check_secrets("rbd:a/b", &secrets).is_err());
-        assert!(Policy::check_secrets("h:/x", &secrets).is_ok());
-        secrets.add_value("secret", "x".into()).unwrap();
-        assert!(Policy::check_secrets("rbd:a/b", &secrets).is_ok());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::options::secrets::is_secret;
 use crate::options::{Options, Secrets};
 use crate::volume::allowlist::Allowed;
 use crate::volume::paths;
-use crate::volume::policy::{self, Policy};
+use crate::volume::policy;
 
 /// Largest value of `timeout`, in seconds.
 const MAX_TIMEOUT: u64 = 3600;
@@ -184,7 +184,6 @@ impl Volume {
         let sandboxed = restricted && node_options.is_none();
         if sandboxed {
             policy.check_source(&fs_type, &source)?;
-            Policy::check_secrets(&source, &secrets)?;
         }
         if restricted {
             policy.check_options(&fs_type, &options)?;

@@ -310,12 +310,17 @@ fn pods_use_volumes_that_the_kernel_mounts() {
         )?;
 
         ceph.sh("rbd create --size 64M rbd/flex")?;
-        let access = format!("id=disk,mon={}", ceph.address());
         let secret = ceph.secret("disk")?;
         for (round, fs_type, more) in [(0, "ext4", ",x-spc.mkfs"), (1, "auto", "")] {
-            let options = format!("{access}{more}");
-            let source = [("source", "rbd:rbd/flex"), ("options", &options)];
+            let source = [("source", "rbd:rbd/flex")];
             let volume = Volume::new(fs_type, &source).secret("secret", &secret);
+            let refused = kubelet.set_up(&Pod::new("4-9", volume.clone())).err();
+            let refused = refused.context("monitors of a pod's choice")?.to_string();
+            ensure!(refused.contains("its monitors could"), "{refused}");
+            let monitor = ceph.address();
+            let line = format!("allow {fs_type} rbd:rbd/flex id=disk,mon={monitor}{more}\n");
+            host.sh("mkdir -p /etc/spc")?.ok()?;
+            host.write("/etc/spc/flexvolume.conf", line.as_bytes())?;
             let mut pod = Pod::new(&format!("4-{round}"), volume);
             pod.fs_group = Some(2000);
             life(&spc, &kubelet, &pod, "ext4", |directory| {
@@ -334,6 +339,7 @@ fn pods_use_volumes_that_the_kernel_mounts() {
             })?;
         }
         ensure!(ceph.watchers("flex")?.is_empty());
+        host.run(&["rm", "/etc/spc/flexvolume.conf"])?.ok()?;
 
         let lio = lab::lio().context("no server")?;
         let iqn = "iqn.2026-01.org.example:flex";

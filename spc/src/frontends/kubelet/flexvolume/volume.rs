@@ -226,7 +226,7 @@ mod tests {
             ),
             (
                 serde_json::json!({"source": "rbd:a/b", "kubernetes.io/fsType": "ext4"}),
-                "keyring of the node",
+                "its monitors could",
             ),
             (
                 serde_json::json!({"source": "h:/x", "vers": "3"}),
