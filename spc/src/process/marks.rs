@@ -29,6 +29,11 @@ const MAX_INHERITED: usize = 64 * 1024;
 /// Time limit for reading the environments of all processes that may belong to spc.
 const SEARCH_LIMIT: Duration = Duration::from_secs(10);
 
+/// Number of processes of one mount that are held open. A daemon that its server has taken over may
+/// have more than this process can open. Its first process is among them, with which all others
+/// end.
+const MAX_HELD: usize = 256;
+
 /// Device number of `/dev/fuse`, which is the same on every host.
 const FUSE_DEVICE: (u32, u32) = (10, 229);
 
@@ -202,15 +207,20 @@ fn matching<T: Send + 'static>(
 }
 
 /// Returns pidfds of the processes for which `select` returns something of their environment, with
-/// that.
+/// that. For the same text at most [`MAX_HELD`], with the lowest ids.
 ///
 /// Reads each environment again after opening the pidfd, since the kernel reuses process ids.
-fn hold<T: PartialEq + Send + 'static>(
+fn hold<T: Ord + Clone + Send + 'static>(
     processes: Vec<ProcessId>,
     select: impl Fn(&[u8]) -> Option<T> + Clone + Send + 'static,
 ) -> io::Result<Vec<(T, OwnedFd)>> {
-    let mut opened = Vec::new();
+    let (mut opened, mut held) = (Vec::new(), BTreeMap::<T, usize>::new());
     for (process, selected) in matching(processes, select.clone())? {
+        let held = held.entry(selected.clone()).or_default();
+        *held += 1;
+        if *held > MAX_HELD {
+            continue;
+        }
         if let Some(pid) = Pid::from_raw(process.own)
             && let Some(pidfd) = open(pid)?
         {

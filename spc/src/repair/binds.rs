@@ -73,6 +73,15 @@ fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Ve
     let open = move |process: i32| {
         // The process may have ended.
         let file = File::open(in_proc.join(format!("{process}/ns/mnt"))).ok()?;
+        // A user may have more namespaces than this process can have open files, so they are closed
+        // at once.
+        if owner(&file).ok() != Some(host_owner) {
+            tracing::debug!(
+                process,
+                "another user namespace owns the mounts of a process"
+            );
+            return None;
+        }
         Some((file.metadata().ok()?.ino(), file))
     };
     look_at_each(
@@ -88,13 +97,6 @@ fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Ve
     .map_err(fail)?;
     let mut found = BTreeMap::new();
     for (process, file) in others.into_values() {
-        if owner(&file).ok() != Some(host_owner) {
-            tracing::debug!(
-                process,
-                "another user namespace owns the mounts of a process"
-            );
-            continue;
-        }
         let table = mountinfo::read_file(procfs.join(format!("{process}/mountinfo")));
         let table = table.unwrap_or_default();
         let mounts: Vec<Entry> = table.into_iter().filter(|m| m.device == device).collect();
