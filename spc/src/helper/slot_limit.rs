@@ -80,6 +80,11 @@ impl SlotLimit {
     pub fn per_server(self) -> Option<usize> {
         self.total.map(|total| total.div_ceil(2))
     }
+
+    /// Returns the limit for the mounts of pods: three quarters of the total, rounded up.
+    pub fn for_pods(self) -> Option<usize> {
+        self.total.map(|total| total - total / 4)
+    }
 }
 
 fn number(word: &str) -> std::result::Result<usize, String> {
@@ -110,5 +115,6 @@ mod tests {
         assert_eq!(SlotLimit::from(0).per_server(), None);
         assert_eq!(SlotLimit::from(1).per_server(), Some(1));
         assert_eq!(SlotLimit::from(9).per_server(), Some(5));
+        assert_eq!(SlotLimit::from(8).for_pods(), Some(6));
     }
 }

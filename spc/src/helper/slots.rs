@@ -38,6 +38,9 @@ const SECTION_BITS: u32 = 32;
 /// Offset of the tickets in a section, and their number.
 const TICKETS: i64 = 1 << 31;
 
+/// Section for the mounts of pods, behind those of all servers.
+const PODS: i64 = ((1 << 30) + 1) << SECTION_BITS;
+
 /// Size at which the file is truncated, once no slot or ticket is held. It grows by a byte per
 /// ticket.
 const MAX_SIZE: u64 = 1 << 20;
@@ -63,13 +66,15 @@ impl HelperSlot {
     }
 }
 
-/// Waits for a slot to run a helper, for a mount of this server if its name is known.
+/// Waits for a slot to run a helper, for a mount of this server if its name is known. Pods, which
+/// choose their servers, leave some slots to others.
 ///
 /// # Errors
 /// No slot became free before the deadline, the wait was cancelled, or the file cannot be used.
 pub fn acquire(
     host: &Host,
     server: Option<&str>,
+    of_pod: bool,
     limit: SlotLimit,
     cancel: CancelToken<'_>,
 ) -> Result<HelperSlot> {
@@ -95,6 +100,10 @@ pub fn acquire(
         }
         _ => Ok(()),
     };
+    let entered = entered.and_then(|()| match limit.for_pods() {
+        Some(limit) if of_pod => queue.enter(PODS, limit, None),
+        _ => Ok(()),
+    });
     let entered = entered.and_then(|()| queue.enter(0, total, None));
     if entered.is_err() {
         // A waiting thread keeps the file open, and with it the locks.

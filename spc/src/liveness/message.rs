@@ -25,7 +25,21 @@ pub enum Message {
         index: usize,
         /// State of the mount.
         health: Health,
+        /// Size and use, if they were asked for and the mount responds.
+        #[serde(default)]
+        counts: Option<Counts>,
     },
+}
+
+/// Size and use of a file system (statvfs(3)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Size of a block in bytes.
+    pub unit: u64,
+    /// All blocks, those that are free, and those that users other than root may still use.
+    pub blocks: [u64; 3],
+    /// The same for inodes.
+    pub inodes: [u64; 3],
 }
 
 impl Message {
@@ -56,7 +70,11 @@ mod tests {
         for message in [
             Message::Done,
             Message::Failed(16),
-            Message::Probed { index: 7, health },
+            Message::Probed {
+                index: 7,
+                health,
+                counts: Some(Counts::default()),
+            },
         ] {
             let line = serde_json::to_string(&message).unwrap();
             assert!(!line.contains('\n'), "{line}");

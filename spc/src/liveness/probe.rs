@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statvfs, statx};
 
 use crate::error::{Error, Result};
 use crate::liveness::health::Health;
-use crate::liveness::message::Message;
+use crate::liveness::message::{Counts, Message};
 use crate::liveness::waiter_lock::{self, WaiterLock};
 use crate::process::cancel::CancelToken;
 use crate::process::subprocess::{Reply, Subprocess};
@@ -32,6 +32,9 @@ const CONCURRENCY: usize = 256;
 
 /// Interval at which the lock of another waiter is retried.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Mark behind the id of a mount whose size and use are asked for.
+const COUNTS: &str = "+";
 
 /// Stack size in bytes of a thread that makes one system call.
 const STACK: usize = 64 * 1024;
@@ -54,13 +57,14 @@ pub fn probe_all(session: &Session, records: &[Record]) -> Result<Vec<Health>> {
                 targets.push(ProbeTarget {
                     target: entry.target,
                     mount: key(record),
+                    counts: false,
                 });
             }
         }
     }
     let results = run_probes(&targets, LIMIT, CancelToken::at(Instant::now() + LIMIT))?;
-    for (at, health) in indices.into_iter().zip(results) {
-        states[at] = health;
+    for (at, result) in indices.into_iter().zip(results) {
+        states[at] = result.health;
     }
     Ok(states)
 }
@@ -73,11 +77,32 @@ fn key(record: &Record) -> u64 {
 }
 
 /// Mount to probe.
+#[derive(Clone)]
 pub struct ProbeTarget {
     /// Path of the mount on the host.
     pub target: PathBuf,
     /// Id of the mount in the [`WaiterLock`].
     pub mount: u64,
+    /// Whether size and use are asked for. A server may answer the rest, and not that.
+    pub counts: bool,
+}
+
+/// Result of a probe.
+#[derive(Clone, Copy)]
+pub struct Probed {
+    /// State of the mount.
+    pub health: Health,
+    /// Size and use, if they were asked for.
+    pub counts: Option<Counts>,
+}
+
+impl From<Health> for Probed {
+    fn from(health: Health) -> Self {
+        Self {
+            health,
+            counts: None,
+        }
+    }
 }
 
 /// Subprocess that probes as soon as it receives its target.
@@ -100,24 +125,23 @@ pub fn probe(
     target: &ProbeTarget,
     mut prestarted: Option<PrestartedProbe>,
     cancel: CancelToken<'_>,
-) -> Result<Health> {
+) -> Result<Probed> {
     let targets = std::slice::from_ref(target);
     loop {
         let left = cancel.remaining();
-        let states = match prestarted.take() {
+        let results = match prestarted.take() {
             Some(PrestartedProbe(mut child)) => {
                 child.send_input(&child_input(targets));
                 read_results(child, 1, left, cancel)?
             }
             None => run_probes(targets, left, cancel)?,
         };
-        match states.first() {
-            // The subprocess itself may have failed at once: do not restart it in a busy loop.
-            Some(Health::Hung) if !cancel.is_expired() => {
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            health => return Ok(health.copied().unwrap_or(Health::Hung)),
+        let result = results.first().copied().unwrap_or(Health::Hung.into());
+        if result.health != Health::Hung || cancel.is_expired() {
+            return Ok(result);
         }
+        // The subprocess itself may have failed at once: do not restart it in a busy loop.
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -126,7 +150,7 @@ fn run_probes(
     targets: &[ProbeTarget],
     limit: Duration,
     cancel: CancelToken<'_>,
-) -> Result<Vec<Health>> {
+) -> Result<Vec<Probed>> {
     if targets.is_empty() {
         return Ok(Vec::new());
     }
@@ -140,9 +164,14 @@ fn child_args(limit: Duration) -> [String; 2] {
 
 fn child_input(targets: &[ProbeTarget]) -> Vec<u8> {
     let mut input = Vec::new();
-    for ProbeTarget { target, mount } in targets {
-        input.extend(mount.to_string().into_bytes());
-        input.push(b' ');
+    for ProbeTarget {
+        target,
+        mount,
+        counts,
+    } in targets
+    {
+        let counts = if *counts { COUNTS } else { "" };
+        input.extend(format!("{mount}{counts} ").into_bytes());
         input.extend(target.as_os_str().as_bytes());
         input.push(0);
     }
@@ -155,8 +184,8 @@ fn read_results(
     count: usize,
     limit: Duration,
     cancel: CancelToken<'_>,
-) -> Result<Vec<Health>> {
-    let mut states = vec![Health::Hung; count];
+) -> Result<Vec<Probed>> {
+    let mut results = vec![Probed::from(Health::Hung); count];
     // The subprocess keeps the limit itself. The deadline is for a subprocess that hangs.
     let rounds = u32::try_from(count / CONCURRENCY + 1).unwrap_or(u32::MAX);
     let deadline = Instant::now() + limit.saturating_mul(rounds) + Duration::from_secs(1);
@@ -165,21 +194,25 @@ fn read_results(
         let Reply::Line(line) = child.line(cancel.with_deadline(deadline))? else {
             break;
         };
-        if let Some(Message::Probed { index, health }) = Message::parse(&line)
-            && let Some(state) = states.get_mut(index)
+        if let Some(Message::Probed {
+            index,
+            health,
+            counts,
+        }) = Message::parse(&line)
+            && let Some(result) = results.get_mut(index)
         {
-            *state = health;
+            *result = Probed { health, counts };
             open -= 1;
         }
     }
-    Ok(states)
+    Ok(results)
 }
 
 /// Runs the subprocess: reads mounts from standard input, probes them, and prints one line per
 /// result.
 ///
-/// Each input item is the id of a mount, a space, a path and a NUL. Each output line is a
-/// [`Message::Probed`].
+/// Each input item is the id of a mount, [`COUNTS`] or nothing, a space, a path and a NUL. Each
+/// output line is a [`Message::Probed`].
 ///
 /// # Errors
 /// Fails if the host cannot be entered, an item is invalid, or standard output is closed.
@@ -206,7 +239,7 @@ struct Pending {
 }
 
 /// Result of a probe, or why the waiter lock cannot be used.
-type ProbeResult = std::io::Result<Health>;
+type ProbeResult = std::io::Result<Probed>;
 
 /// Run of a subprocess over its mounts.
 struct ProbeRun<'a> {
@@ -225,10 +258,14 @@ impl ProbeRun<'_> {
             }
             let end = line.iter().position(|byte| *byte == b' ').unwrap_or(0);
             let mount = std::str::from_utf8(&line[..end]).ok();
-            let mount = mount.and_then(|mount| mount.parse().ok());
-            let mount = mount.ok_or_else(|| Error::usage("a target without a mount"))?;
-            let target = PathBuf::from(OsStr::from_bytes(&line[end + 1..]));
-            self.start(index, mount, target)?;
+            let counts = mount.is_some_and(|mount| mount.ends_with(COUNTS));
+            let mount = mount.and_then(|mount| mount.trim_end_matches(COUNTS).parse().ok());
+            let target = ProbeTarget {
+                target: PathBuf::from(OsStr::from_bytes(&line[end + 1..])),
+                mount: mount.ok_or_else(|| Error::usage("a target without a mount"))?,
+                counts,
+            };
+            self.start(index, &target)?;
         }
         while !self.open.is_empty() {
             self.wait_for_one()?;
@@ -237,13 +274,13 @@ impl ProbeRun<'_> {
     }
 
     /// Starts a probe on a thread of its own.
-    fn start(&mut self, index: usize, mount: u64, target: PathBuf) -> Result<()> {
+    fn start(&mut self, index: usize, target: &ProbeTarget) -> Result<()> {
         let since = Instant::now();
         self.open.push(Pending { index, since });
         loop {
             let (target, results, limit) = (target.clone(), self.results_in.clone(), self.limit);
             let probe = move || {
-                let result = probe_once(mount, &target, limit);
+                let result = probe_once(&target, limit);
                 // The receiver is gone if the result comes too late.
                 let _ = results.send((index, result));
             };
@@ -269,14 +306,20 @@ impl ProbeRun<'_> {
             return Ok(());
         };
         let left = self.limit.saturating_sub(oldest.since.elapsed());
-        let (index, health) = match self.results.recv_timeout(left) {
+        let (index, result) = match self.results.recv_timeout(left) {
             Ok((index, result)) => (index, result.map_err(waiter_lock::cannot_use)?),
-            Err(_) => (oldest.index, Health::Hung),
+            Err(_) => (oldest.index, Health::Hung.into()),
         };
         // The result of a probe that exceeded its limit has been printed.
         if let Some(at) = self.open.iter().position(|open| open.index == index) {
             self.open.swap_remove(at);
-            Message::Probed { index, health }.send()?;
+            let Probed { health, counts } = result;
+            Message::Probed {
+                index,
+                health,
+                counts,
+            }
+            .send()?;
         }
         Ok(())
     }
@@ -287,22 +330,34 @@ impl ProbeRun<'_> {
 ///
 /// The thread has its own file descriptors. The kernel therefore releases its waiter lock when this
 /// thread ends, not when the last thread of the process that hangs does.
-fn probe_once(mount: u64, target: &Path, limit: Duration) -> ProbeResult {
+fn probe_once(target: &ProbeTarget, limit: Duration) -> ProbeResult {
     // Without a table of its own, the locks of a process end together.
     if let Err(error) = sys::unshare_fds() {
         tracing::debug!(%error, "the waiter lock belongs to the whole process");
     }
     let waiter = WaiterLock::open_here()?;
-    while let Some(since) = waiter.try_acquire(mount)? {
+    while let Some(since) = waiter.try_acquire(target.mount)? {
         if since >= limit {
-            return Ok(Health::Hung);
+            return Ok(Health::Hung.into());
         }
         std::thread::sleep(RETRY_INTERVAL);
     }
+    let path = target.target.as_path();
     let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
-    let result = statx(CWD, target, flags, StatxFlags::BASIC_STATS);
-    Ok(match result {
-        Ok(_) => Health::Ok,
-        Err(_) => Health::Stale,
+    if statx(CWD, path, flags, StatxFlags::BASIC_STATS).is_err() {
+        return Ok(Health::Stale.into());
+    }
+    Ok(Probed {
+        health: Health::Ok,
+        counts: target.counts.then(|| counts(path)).flatten(),
+    })
+}
+
+fn counts(path: &Path) -> Option<Counts> {
+    let found = statvfs(path).ok()?;
+    Some(Counts {
+        unit: found.f_frsize.max(1),
+        blocks: [found.f_blocks, found.f_bfree, found.f_bavail],
+        inodes: [found.f_files, found.f_ffree, found.f_favail],
     })
 }

@@ -163,7 +163,8 @@ impl<'a> Attempt<'a> {
         };
         let host = &self.session.host;
         let limit = SlotLimit::from_options(&request.options, host)?;
-        slots::acquire(host, server, limit, interrupts.until(deadline))
+        let until = interrupts.until(deadline);
+        slots::acquire(host, server, request.sandboxed, limit, until)
     }
 
     /// Makes the mount, with the helper or without, and returns its proof.
@@ -364,8 +365,9 @@ impl<'a> Attempt<'a> {
         let target = ProbeTarget {
             target: probe_path.path.clone(),
             mount: waiter_lock::key(mount),
+            counts: false,
         };
-        let health = probe::probe(&target, prestarted, cancel)?;
+        let health = probe::probe(&target, prestarted, cancel)?.health;
         let (cause, reason) = match health {
             Health::Hung => ("the new mount does not respond", Reason::NoAnswer),
             Health::Ok if !run.gave_up(output) && entry_of(self.session, &made)?.is_some() => {

@@ -153,14 +153,15 @@ fn hung_parent(session: &Session, entry: &Entry) -> Option<String> {
             unique,
             is_root: true,
         }),
+        counts: false,
     };
-    let health = probe::probe(
+    let probed = probe::probe(
         &target,
         None,
         CancelToken::at(Instant::now() + Duration::from_secs(1)),
     )
     .ok()?;
-    (health == Health::Hung).then(|| show(&on.target))
+    (probed.health == Health::Hung).then(|| show(&on.target))
 }
 
 fn failed(record: &Record) -> Error {

@@ -21,7 +21,7 @@ pub fn unmount(session: &Session, dir: &Path, mode: UnmountMode) -> Result<()> {
     paths::check(dir)?;
     // No lookup, which a broken file system would not allow.
     if session.ledger.get(dir)?.is_some() {
-        return unmount_foreign(session, dir, UnmountMode::default()).map(drop);
+        return unmount_foreign(session, dir, mode);
     }
     let rules = Rules {
         mkdir: None,

@@ -112,7 +112,7 @@ pub fn run(call: &WorkerCall<'_>, interrupts: Option<&Interrupts>) -> Result<Wor
 /// Waits for the worker to end. Returns its status, and the reason if spc stopped it.
 ///
 /// A worker that exceeds `limit`, or whose call was interrupted, gets SIGTERM and time to roll back,
-/// then SIGKILL.
+/// then SIGKILL. One that is blocked in the kernel is then left behind, and has no status.
 fn wait(
     child: &mut Child,
     pidfd: &OwnedFd,
@@ -121,7 +121,7 @@ fn wait(
 ) -> std::io::Result<(Option<ExitStatus>, Option<String>)> {
     let pid = Pid::from_child(child);
     let mut deadline = Instant::now() + limit;
-    let mut stopped = None;
+    let (mut stopped, mut killed) = (None, false);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let mut fds = vec![PollFd::new(pidfd, PollFlags::IN)];
@@ -150,7 +150,11 @@ fn wait(
                 stopped = Some(format!("took longer than {} s", limit.as_secs()));
                 Signal::TERM
             }
-            (_, Some(_)) if late => Signal::KILL,
+            (_, Some(_)) if late && killed => return Ok((None, stopped)),
+            (_, Some(_)) if late => {
+                killed = true;
+                Signal::KILL
+            }
             _ => continue,
         };
         deadline = Instant::now() + TERM_TIME;

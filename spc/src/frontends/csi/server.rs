@@ -44,6 +44,9 @@ pub struct Service {
     driver: Driver,
     node_id: Arc<str>,
     workers: Arc<Semaphore>,
+    /// Workers that mount volumes of pods, whose servers may be silent on purpose. Other calls do
+    /// not wait for them.
+    inline: Arc<Semaphore>,
     /// Workers that look at volumes, for which mounts do not wait, nor they for mounts.
     lookers: Arc<Semaphore>,
     /// Last figures of each volume that has some, by its directory.
@@ -57,6 +60,7 @@ impl Service {
             driver,
             node_id: node_id.into(),
             workers: Arc::new(Semaphore::new(MAX_WORKERS)),
+            inline: Arc::new(Semaphore::new(MAX_WORKERS)),
             lookers: Arc::new(Semaphore::new(MAX_WORKERS)),
             figures: Arc::default(),
         }
@@ -67,7 +71,11 @@ impl Service {
     async fn work(&self, metadata: &MetadataMap, call: (String, Call)) -> Result<Answer, Status> {
         let timeout = grpc_timeout(metadata).unwrap_or(DEFAULT_TIMEOUT);
         let answer_at = Instant::now() + timeout.saturating_sub(ANSWER_TIME);
-        self.work_until(answer_at, &self.workers, call).await
+        let slots = match call.1 {
+            Call::Inline { .. } => &self.inline,
+            _ => &self.workers,
+        };
+        self.work_until(answer_at, slots, call).await
     }
 
     /// Does a call in a worker process that takes one of these slots, and answers at `answer_at`.

@@ -2,20 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::fs::{StatVfs, statvfs};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::liveness::health::Health;
+use crate::liveness::message::Counts;
 use crate::liveness::probe::{self, ProbeTarget};
 use crate::process::cancel::CancelToken;
-use crate::state::{Record, Session};
+use crate::state::Record;
 
-/// Time for the mount to respond.
-const PROBE_LIMIT: Duration = Duration::from_secs(1);
-
-/// Time for the file system to count, once it has responded.
-const COUNT_LIMIT: Duration = Duration::from_millis(500);
+/// Time for the mount to respond, and to count.
+const LIMIT: Duration = Duration::from_millis(1500);
 
 /// Size and use in one unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,39 +47,31 @@ pub struct Stats {
 ///
 /// # Errors
 /// The mount cannot be probed.
-pub fn look(session: &Session, record: &Record) -> Result<Stats> {
+pub fn look(record: &Record) -> Result<Stats> {
     let target = ProbeTarget {
         target: record.target.clone().into(),
         mount: match record.unique_id {
             0 => record.mount_id,
             unique => unique,
         },
+        counts: true,
     };
-    let cancel = CancelToken::at(Instant::now() + PROBE_LIMIT);
+    let cancel = CancelToken::at(Instant::now() + LIMIT);
     let problem = |text: &str| {
         Ok(Stats {
             figures: None,
             problem: Some(text.to_owned()),
         })
     };
-    match probe::probe(&target, None, cancel)? {
-        Health::Hung => return problem("the volume does not respond"),
-        Health::Ok => {}
-        _ => return problem(&dead(record)),
-    }
-    let path = target.target;
-    let counted = session
-        .host
-        .run_within("counting a volume", COUNT_LIMIT, move || statvfs(&path));
-    match counted {
-        Ok(Ok(counted)) => Ok(Stats {
-            figures: Some(figures(&counted)),
+    let probed = probe::probe(&target, None, cancel)?;
+    match (probed.health, probed.counts) {
+        (Health::Hung, _) => problem("the volume does not respond"),
+        (Health::Ok, Some(counts)) => Ok(Stats {
+            figures: Some(figures(&counts)),
             problem: None,
         }),
-        Ok(Err(error)) => {
-            Err(Error::mount(format!("cannot count {}", record.target)).because(error))
-        }
-        Err(_) => problem("the volume does not respond"),
+        (Health::Ok, None) => Err(Error::mount(format!("cannot count {}", record.target))),
+        _ => problem(&dead(record)),
     }
 }
 
@@ -100,8 +89,8 @@ fn dead(record: &Record) -> String {
     }
 }
 
-fn figures(counted: &StatVfs) -> Figures {
-    let usage = |total: u64, free: u64, available: u64, unit: u64| {
+fn figures(counts: &Counts) -> Figures {
+    let usage = |[total, free, available]: [u64; 3], unit: u64| {
         let units = |number: u64| i64::try_from(number.saturating_mul(unit)).unwrap_or(i64::MAX);
         Usage {
             available: units(available),
@@ -109,10 +98,9 @@ fn figures(counted: &StatVfs) -> Figures {
             used: units(total.saturating_sub(free)),
         }
     };
-    let unit = counted.f_frsize.max(1);
     Figures {
-        bytes: usage(counted.f_blocks, counted.f_bfree, counted.f_bavail, unit),
-        inodes: usage(counted.f_files, counted.f_ffree, counted.f_favail, 1),
+        bytes: usage(counts.blocks, counts.unit),
+        inodes: usage(counts.inodes, 1),
     }
 }
 
@@ -122,13 +110,10 @@ mod tests {
 
     #[test]
     fn figures_are_never_negative() {
-        let counted = |blocks: u64, free: u64, size: u64| StatVfs {
-            f_blocks: blocks,
-            f_bfree: free,
-            f_bavail: free,
-            f_frsize: size,
-            // The root directory is a file system with these.
-            ..statvfs("/").unwrap()
+        let counted = |blocks: u64, free: u64, unit: u64| Counts {
+            unit,
+            blocks: [blocks, free, free],
+            inodes: [0; 3],
         };
         let found = figures(&counted(10, 4, 512)).bytes;
         assert_eq!(

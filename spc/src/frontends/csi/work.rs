@@ -111,7 +111,7 @@ impl<'a> Worker<'a> {
         match call {
             Call::Stats { target } => {
                 return Ok(Answer {
-                    stats: stats::look(&self.session, &self.known(target)?)?,
+                    stats: stats::look(&self.known(target)?)?,
                     ..Answer::default()
                 });
             }
