@@ -30,6 +30,9 @@ const CHECK_SPACING: Duration = Duration::from_millis(50);
 /// Number of checks and repairs that run at the same time.
 const MAX_RUNNING: usize = 8;
 
+/// Number of those that may be for volumes of pods, whose servers may be silent on purpose.
+const MAX_OF_PODS: usize = 6;
+
 /// Limit for the attempts at a mount. [`REPAIR_RESET`] resets the count.
 const MAX_ATTEMPTS: u32 = 10;
 
@@ -41,6 +44,8 @@ struct WatchedMount {
     target: String,
     id: String,
     request: String,
+    /// Whether it is a volume that a pod's author described.
+    of_pod: bool,
     /// pidfds of the daemon's processes, by the key of their epoll event.
     daemons: BTreeMap<u64, OwnedFd>,
     /// Time of the next `spc repair`. `None` while the end of a daemon process is awaited.
@@ -93,11 +98,11 @@ impl RepairScheduler {
 
     /// Returns the time of the next repair, if no daemon ends before.
     pub fn due(&self) -> Option<Instant> {
-        let has_free_slot = self.running() < MAX_RUNNING;
+        let free = self.free_slots();
         let idle = self
             .mounts
             .values()
-            .filter(|mount| has_free_slot && mount.running.is_none());
+            .filter(|mount| free.has_one_for(mount) && mount.running.is_none());
         idle.filter_map(|mount| mount.next_repair).min()
     }
 
@@ -106,12 +111,16 @@ impl RepairScheduler {
         self.mounts.values().map(|mount| mount.target.as_str())
     }
 
-    /// Returns the number of running `spc repair` processes.
-    fn running(&self) -> usize {
-        self.mounts
-            .values()
-            .filter(|mount| mount.running.is_some())
-            .count()
+    /// Returns how many more `spc repair` processes may run.
+    fn free_slots(&self) -> FreeSlots {
+        let mut free = FreeSlots {
+            all: MAX_RUNNING,
+            of_pods: MAX_OF_PODS,
+        };
+        for mount in self.mounts.values().filter(|mount| mount.running.is_some()) {
+            free.take_for(mount);
+        }
+        free
     }
 
     /// Handles the ends of daemon processes and starts the repairs that are due.
@@ -216,13 +225,11 @@ impl RepairScheduler {
     /// Starts `spc repair` for mounts that are due, while slots are free.
     fn start_due(&mut self) {
         let now = Instant::now();
-        let mut free_slots = MAX_RUNNING.saturating_sub(self.running());
+        let mut free = self.free_slots();
         for mount in self.mounts.values_mut() {
             let target = mount.target.as_str();
-            if free_slots == 0 {
-                break;
-            }
-            if mount.running.is_some() || mount.next_repair.is_none_or(|at| at > now) {
+            let is_idle = mount.running.is_none() && free.has_one_for(mount);
+            if !is_idle || mount.next_repair.is_none_or(|at| at > now) {
                 continue;
             }
             // The kernel reports the status only after the process has been reaped.
@@ -233,7 +240,7 @@ impl RepairScheduler {
             match start_repair(target, &mount.request) {
                 Ok(pid) => {
                     mount.running = Some(pid);
-                    free_slots -= 1;
+                    free.take_for(mount);
                 }
                 Err(error) => {
                     tracing::warn!("{error}");
@@ -285,6 +292,25 @@ impl RepairScheduler {
     }
 }
 
+/// Numbers of `spc repair` processes that may still be started.
+struct FreeSlots {
+    all: usize,
+    of_pods: usize,
+}
+
+impl FreeSlots {
+    fn has_one_for(&self, mount: &WatchedMount) -> bool {
+        self.all > 0 && (self.of_pods > 0 || !mount.of_pod)
+    }
+
+    fn take_for(&mut self, mount: &WatchedMount) {
+        self.all = self.all.saturating_sub(1);
+        if mount.of_pod {
+            self.of_pods = self.of_pods.saturating_sub(1);
+        }
+    }
+}
+
 impl WatchedMount {
     /// Creates the state of a new mount, or of one that replaced the mount `before`.
     ///
@@ -299,6 +325,7 @@ impl WatchedMount {
             target: record.target.clone(),
             id: record.id.clone(),
             request: record.request_id.clone(),
+            of_pod: record.sandboxed,
             daemons: BTreeMap::new(),
             next_repair: None,
             attempts: before.as_ref().map_or(0, |before| before.attempts),
@@ -424,7 +451,7 @@ mod tests {
         update(&mut scheduler, &record(0));
         scheduler.mounts.get_mut(&NAME).unwrap().running = Some(7);
         scheduler.update_record(NAME, None);
-        assert_eq!(scheduler.running(), 1);
+        assert_eq!(scheduler.free_slots().all, MAX_RUNNING - 1);
         scheduler.child_ended(7, Some(32));
         assert!(scheduler.mounts.is_empty());
         update(&mut scheduler, &record(0));
