@@ -1,5 +1,6 @@
 //! kubelet's CSI and FlexVolume drivers and mounter, and the manifests.
 
+mod attack;
 pub mod csi;
 mod csi_failures;
 mod csi_node;

@@ -1,0 +1,446 @@
+//! Attacks of helpers that their servers have taken over.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Host, Libc, program};
+
+use crate::kubernetes::csi::{Client, CsiVolume, MAPPED, serve, target};
+use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
+use crate::support::{Spc, until, with_lab};
+
+/// Puts a program in the place of s3fs.
+fn take_over(host: &Host<'_>, with: &str) -> Result<()> {
+    let path = host.run(&["realpath", "/var/lib/spc/current/usr/bin/s3fs"])?;
+    let bytes = std::fs::read(program(with, Libc::Gnu, &["-static"])?)?;
+    host.write(path.ok()?.text(), &bytes)
+}
+
+#[test]
+fn attack_silent_volume_takes_the_looks_at_others() {
+    with_lab(|lab| {
+        let spc = serve(lab)?;
+        install(&spc)?;
+        let host = &spc.host;
+        let driver = Client::register(&spc, MAPPED)?;
+        take_over(host, "attack_silent")?;
+        let volume = CsiVolume::new("csi-1", "fuse.s3fs", &[("source", "bucket")]);
+        driver.publish_inline(&spc, &volume, "1-1")??;
+        // Its server answers all but statfs(2) from now on.
+        std::thread::sleep(Duration::from_secs(4));
+        for _ in 0..4 {
+            let condition = driver.stats(&volume, &target("1-1"))?.volume_condition;
+            ensure!(condition.is_some_and(|condition| condition.abnormal));
+        }
+        // One process of spc waits for it, and no more.
+        let waiting =
+            "cat /proc/[0-9]*/task/*/wchan 2>/dev/null | grep -o request_wait_answer | wc -l";
+        let waiting = host.sh(waiting)?.text();
+        ensure!(waiting.trim() == "1", "{waiting} wait");
+        // `spc serve` ends the daemon of a pod that has ended, 30 s after the mount at the
+        // earliest. That kubelet shows pods by their cgroups is known by another pod.
+        host.sh("mkdir -p /sys/fs/cgroup/kubepods/podother; sleep 600 & echo $! >/sys/fs/cgroup/kubepods/podother/cgroup.procs")?.ok()?;
+        let began = Instant::now();
+        while let Err(error) = driver.unpublish(&volume, "1-1") {
+            ensure!(began.elapsed() < Duration::from_secs(100), "{error}");
+            std::thread::sleep(Duration::from_secs(5));
+        }
+        ensure!(spc.on(target("1-1"))?.is_empty());
+        until("nothing is left", || Ok(spc.is_clean().is_ok()))
+    });
+}
+
+#[test]
+fn attack_monitors_of_a_pod_make_rbd_write_a_file_of_the_node() {
+    with_lab(|lab| {
+        let ceph = lab.ceph()?;
+        ceph.sh("ceph config set client log_file /host/srv/of-the-monitor; ceph config set client log_to_file true; ceph config set client debug_ms 1; ceph config set client admin_socket /host/srv/asok; ceph config dump")?;
+        let spc = Spc::minimal(lab)?;
+        install(&spc)?;
+        let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
+        host.run(&["mkdir", "-p", "/srv"])?.ok()?;
+        let options = format!("id=disk,mon={}", ceph.address());
+        let volume = Volume::new("ext4", &[("source", "rbd:rbd/none"), ("options", &options)])
+            .secret("secret", &ceph.secret("disk")?);
+        let refused = kubelet.set_up(&Pod::new("1-0", volume)).err();
+        let refused = refused.context("monitors of a pod's choice")?.to_string();
+        ensure!(refused.contains("its monitors could"), "{refused}");
+        let seen = host.sh("ls -la /srv; head -c 1500 /srv/of-the-monitor")?;
+        ensure!(!seen.text().contains("of-the-monitor"), "{seen}");
+        Ok(())
+    });
+}
+
+#[test]
+fn attack_program_holds_programs_and_ports_of_others() {
+    with_lab(|lab| {
+        let spc = Spc::minimal(lab)?;
+        install(&spc)?;
+        let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
+        host.write(
+            "/opt/hold",
+            &std::fs::read(program("attack_hold", Libc::Gnu, &["-static"])?)?,
+        )?;
+        host.sh("chmod 755 /opt/hold; mkdir -p /srv/source /mnt/b")?
+            .ok()?;
+        let _service = host.spawn(&["/opt/hold", "serve"])?;
+        take_over(host, "attack_hold")?;
+        let pod = Pod::new("1-0", Volume::new("fuse.s3fs", &[("source", "bucket")]));
+        kubelet.set_up(&pod)?;
+        std::thread::sleep(Duration::from_secs(1));
+        let asked = host.sh("/opt/hold ask")?.text();
+        let began = Instant::now();
+        let mounted = host
+            .command(&[
+                "docker",
+                "exec",
+                "spc",
+                "spc",
+                "mount",
+                "-t",
+                "fuse.bindfs",
+                "/host/srv/source",
+                "/mnt/b",
+            ])?
+            .limit(Duration::from_secs(200))
+            .run()?;
+        ensure!(mounted.success(), "{mounted}");
+        let took = began.elapsed();
+        ensure!(asked.trim() == "good 40 evil 0", "{asked}");
+        ensure!(took.as_secs() < 10, "{took:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn attack_volfile_changed_at_run_time() {
+    with_lab(|lab| {
+        use lab::{HostOptions, Root};
+        let server = lab.host(HostOptions {
+            root: Root::Server,
+            ..HostOptions::default()
+        })?;
+        let start = r#"
+            mkdir /bricks && mount -t tmpfs bricks /bricks
+            glusterd && until gluster pool list >/dev/null 2>&1; do sleep 0.1; done
+            gluster --mode=script volume create evil "$1":/bricks/evil force
+            gluster --mode=script volume start evil"#;
+        let address = server.address().to_string();
+        server.run(&["sh", "-c", start, "start", &address])?.ok()?;
+        let spc = Spc::minimal(lab)?;
+        install(&spc)?;
+        let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
+        host.sh("mkdir -p /srv; echo secret >/srv/secret-of-the-node")?
+            .ok()?;
+        let source = format!("{address}:/evil");
+        let pod = Pod::new("1-0", Volume::new("glusterfs", &[("source", &source)]));
+        kubelet.set_up(&pod)?;
+        host.write(format!("{}/file", pod.directory()), b"x")?;
+        // The server's answer changes; a restart of its management makes the client fetch again.
+        for directory in ["/host", "/"] {
+            let volfile = format!(
+                "volume evil\n type storage/posix\n option directory {directory}\n option mandate-attribute off\n option update-link-count-parent off\nend-volume\n"
+            );
+            for name in ["evil.tcp-fuse.vol", "trusted-evil.tcp-fuse.vol"] {
+                server.write(
+                    format!("/var/lib/glusterd/vols/evil/{name}"),
+                    volfile.as_bytes(),
+                )?;
+            }
+            server.sh("pkill -x glusterd; sleep 1; glusterd")?;
+            std::thread::sleep(Duration::from_secs(5));
+            let list = host
+                .command(&["ls", "-la", &pod.directory()])?
+                .limit(Duration::from_secs(20))
+                .run()?;
+            ensure!(list.text().contains(" file"), "{list}");
+            // The client obeys its server, and cannot do what it says.
+            let log = host.sh("cat /var/log/spc/glusterfs/*.log")?.text();
+            ensure!(
+                log.contains(&format!("{directory}: failed to set gfid")),
+                "{log}"
+            );
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn attack_silent_servers_of_pods_take_all_helper_slots() {
+    with_lab(|lab| {
+        let spc = Spc::minimal(lab)?;
+        install(&spc)?;
+        let host = &spc.host;
+        host.sh("mkdir -p /srv/source /mnt/b")?.ok()?;
+        // Accepts connections, and says nothing.
+        host.write(
+            "/opt/hold",
+            &std::fs::read(program("attack_hold", Libc::Gnu, &["-static"])?)?,
+        )?;
+        host.sh("chmod 755 /opt/hold; for i in $(seq 100 140); do ip addr add 198.51.100.$i/32 dev lo; done")?.ok()?;
+        let _silent = host.spawn(&["/opt/hold", "silent"])?;
+        let mut calls = Vec::new();
+        for number in 1..=40 {
+            let json = format!(
+                "{{\"kubernetes.io/fsType\":\"fuse.sshfs\",\"source\":\"root@198.51.100.{}:/\",\"options\":\"\",\"timeout\":\"3600\"}}",
+                100 + number
+            );
+            let target = format!("/var/lib/kubelet/pods/1-{number}/volumes/spc~spc/data");
+            host.run(&["mkdir", "-p", &target])?.ok()?;
+            calls.push(host.spawn(&[
+                "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/spc~spc/spc",
+                "mount",
+                &target,
+                &json,
+            ])?);
+        }
+        std::thread::sleep(Duration::from_secs(12));
+        let mounted = host
+            .command(&[
+                "docker",
+                "exec",
+                "spc",
+                "spc",
+                "mount",
+                "--timeout",
+                "60",
+                "-t",
+                "fuse.bindfs",
+                "/host/srv/source",
+                "/mnt/b",
+            ])?
+            .limit(Duration::from_secs(200))
+            .run()?;
+        ensure!(mounted.success(), "{mounted}");
+        Ok(())
+    });
+}
+
+#[test]
+fn attack_namespaces_of_a_user_use_up_descriptors_of_a_repair() {
+    with_lab(|lab| {
+        use lab::Base;
+        let spc = Spc::privileged(lab)?;
+        spc.remove()?;
+        let host = &spc.host;
+        host.write(
+            "/opt/namespaces",
+            &std::fs::read(program("attack_namespaces", Libc::Gnu, &["-static"])?)?,
+        )?;
+        host.sh(
+            "chmod 755 /opt/namespaces; mkdir -p /srv/source /tmp/own; echo x >/srv/source/file",
+        )?
+        .ok()?;
+        let mut users = host.spawn(&["/opt/namespaces", "2000"])?;
+        until("the namespaces are there", || {
+            Ok(!users.so_far()?.0.is_empty())
+        })?;
+        let serve = [Base::Trixie.image(), "spc", "serve"];
+        spc.host
+            .run(
+                &[
+                    &[
+                        "docker",
+                        "run",
+                        "-d",
+                        "--name",
+                        "spc",
+                        "--ulimit",
+                        "nofile=1024:1024",
+                    ][..],
+                    &crate::support::PRIVILEGED,
+                    &serve,
+                ]
+                .concat(),
+            )?
+            .ok()?;
+        eprintln!("{}", spc.sh("ulimit -n; ulimit -Hn")?.text());
+        spc.mount(&[
+            "-t",
+            "fuse.bindfs",
+            "-o",
+            "x-mount.mkdir,allow_other,x-spc.repair=containers",
+            "/host/srv/source",
+            "/mnt/bound",
+        ])?;
+        let script = "exec unshare -m sh -c 'mount --make-rprivate /; mount -o bind /mnt/bound /tmp/own; echo ready; exec sleep 600'";
+        let mut process = host.spawn(&["sh", "-c", script])?;
+        until("root's bind is there", || {
+            Ok(process.so_far()?.0 == b"ready\n")
+        })?;
+        let before = spc.on("/mnt/bound")?.pop().context("not mounted")?;
+        host.sh("kill -9 $(cat /sys/fs/cgroup/spc/mnt-bound/cgroup.procs)")?
+            .ok()?;
+        until("the mount is repaired", || {
+            Ok(matches!(&spc.on("/mnt/bound")?[..], [mount] if mount.id != before.id))
+        })?;
+        let after = spc.on("/mnt/bound")?.pop().context("not mounted")?;
+        std::thread::sleep(Duration::from_secs(5));
+        let table = host
+            .sh("grep -hs ' /tmp/own ' /proc/[0-9]*/mountinfo | sort -u")?
+            .text();
+        ensure!(table.contains(&format!(" {} ", after.device)), "{table}");
+        Ok(())
+    });
+}
+
+#[test]
+fn attack_many_processes_of_a_pod_stop_the_repairs_of_others() {
+    with_lab(|lab| {
+        use lab::Base;
+        let spc = Spc::privileged(lab)?;
+        spc.remove()?;
+        let host = &spc.host;
+        host.sh("mkdir -p /srv/source; echo x >/srv/source/file")?
+            .ok()?;
+        let serve = [Base::Trixie.image(), "spc", "serve"];
+        spc.host
+            .run(
+                &[
+                    &[
+                        "docker",
+                        "run",
+                        "-d",
+                        "--name",
+                        "spc",
+                        "--ulimit",
+                        "nofile=1024:1024",
+                    ][..],
+                    &crate::support::PRIVILEGED,
+                    &serve,
+                ]
+                .concat(),
+            )?
+            .ok()?;
+        install(&spc)?;
+        let kubelet = Kubelet::start(host)?;
+        take_over(host, "attack_forks")?;
+        let pod = Pod::new("1-0", Volume::new("fuse.s3fs", &[("source", "bucket")]));
+        kubelet.set_up(&pod)?;
+        spc.mount(&[
+            "-t",
+            "fuse.bindfs",
+            "-o",
+            "x-mount.mkdir,allow_other",
+            "/host/srv/source",
+            "/mnt/bound",
+        ])?;
+        std::thread::sleep(Duration::from_secs(6));
+        let before = spc.on("/mnt/bound")?.pop().context("not mounted")?;
+        host.sh("kill -9 $(cat /sys/fs/cgroup/spc/mnt-bound/cgroup.procs)")?
+            .ok()?;
+        let repaired = until("the mount is repaired", || {
+            Ok(matches!(&spc.on("/mnt/bound")?[..], [mount] if mount.id != before.id))
+        });
+        let mounted = spc.exec(&[
+            "spc",
+            "mount",
+            "-t",
+            "fuse.bindfs",
+            "-o",
+            "x-mount.mkdir,allow_other",
+            "/host/srv/source",
+            "/mnt/other",
+        ])?;
+        let before = spc.on("/mnt/other")?.pop().context("not mounted")?;
+        host.sh("kill -9 $(cat /sys/fs/cgroup/spc/mnt-other/cgroup.procs)")?
+            .ok()?;
+        let later = until("the other mount is repaired", || {
+            Ok(matches!(&spc.on("/mnt/other")?[..], [mount] if mount.id != before.id))
+        });
+        std::thread::sleep(Duration::from_secs(3));
+        let unmounted = spc.exec(&["spc", "umount", "/mnt/other"])?;
+        let done = kubelet.call(&["unmount", &pod.directory()]);
+        until("no process is left", || {
+            Ok(host.run(&["pidof", "s3fs"])?.text().is_empty())
+        })?;
+        repaired?;
+        later?;
+        ensure!(mounted.success() && unmounted.success() && done.is_ok());
+        Ok(())
+    });
+}
+
+#[test]
+fn attack_silent_servers_of_inline_volumes_delay_the_end_of_other_pods() {
+    with_lab(|lab| {
+        let spc = serve(lab)?;
+        install(&spc)?;
+        let host = &spc.host;
+        let driver = Client::register(&spc, MAPPED)?;
+        host.write(
+            "/opt/hold",
+            &std::fs::read(program("attack_hold", Libc::Gnu, &["-static"])?)?,
+        )?;
+        host.sh("chmod 755 /opt/hold; for i in $(seq 100 160); do ip addr add 198.51.100.$i/32 dev lo; done")?.ok()?;
+        let _silent = host.spawn(&["/opt/hold", "silent"])?;
+        take_over(host, "attack_hold")?;
+        let volume = CsiVolume::new("csi-1", "fuse.s3fs", &[("source", "bucket")]);
+        driver.publish_inline(&spc, &volume, "9-1")??;
+        let took = std::thread::scope(|scope| -> Result<_> {
+            for number in 0..40 {
+                let spc = &spc;
+                scope.spawn(move || -> Result<()> {
+                    let client = Client::register(spc, MAPPED)?;
+                    let source = format!("root@198.51.100.{}:/", 100 + number);
+                    let silent = CsiVolume::new(
+                        &format!("silent-{number}"),
+                        "fuse.sshfs",
+                        &[("source", &source), ("timeout", "3600")],
+                    );
+                    let _ = client.publish_inline(spc, &silent, &format!("8-{number}"))?;
+                    Ok(())
+                });
+            }
+            std::thread::sleep(Duration::from_secs(15));
+            let began = Instant::now();
+            driver.unpublish(&volume, "9-1")?;
+            let took = began.elapsed();
+            // The rest ends with the server.
+            host.sh("kill $(pidof hold) $(pidof spc)")?;
+            Ok(took)
+        })?;
+        ensure!(took.as_secs() < 15, "{took:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn attack_repairs_of_pods_that_hang_stop_the_repairs_of_others() {
+    with_lab(|lab| {
+        let spc = Spc::minimal(lab)?;
+        install(&spc)?;
+        let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
+        take_over(host, "attack_flaky")?;
+        host.sh("mkdir -p /srv/source")?.ok()?;
+        spc.mount(&[
+            "-t",
+            "fuse.bindfs",
+            "-o",
+            "x-mount.mkdir,allow_other",
+            "/host/srv/source",
+            "/mnt/bound",
+        ])?;
+        for number in 0..10 {
+            kubelet.set_up(&Pod::new(
+                &format!("1-{number}"),
+                Volume::new("fuse.s3fs", &[("source", "bucket")]),
+            ))?;
+        }
+        std::thread::sleep(Duration::from_secs(10));
+        eprintln!(
+            "{}",
+            host.sh("pidof s3fs; ps | grep -c 'spc repair'")?.text()
+        );
+        let before = spc.on("/mnt/bound")?.pop().context("not mounted")?;
+        host.sh("kill -9 $(cat /sys/fs/cgroup/spc/mnt-bound/cgroup.procs)")?
+            .ok()?;
+        let began = Instant::now();
+        let repaired = until("the mount is repaired", || {
+            Ok(matches!(&spc.on("/mnt/bound")?[..], [mount] if mount.id != before.id))
+        });
+        let took = began.elapsed();
+        ensure!(took.as_secs() < 5, "{took:?}");
+        repaired
+    });
+}
