@@ -1,6 +1,5 @@
 //! kubelet's CSI and FlexVolume drivers and mounter, and the manifests.
 
-mod attack;
 pub mod csi;
 mod csi_failures;
 mod csi_node;
@@ -9,6 +8,7 @@ mod daemonset;
 pub mod flexvolume;
 mod flexvolume_allowlist;
 mod flexvolume_replies;
+mod hostile_clients;
 mod hostile_servers;
 pub mod kubelet;
 pub mod manifests;

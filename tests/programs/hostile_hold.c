@@ -1,9 +1,9 @@
 // A FUSE program in the sandbox of a pod that holds leases on programs of others, and a port with a
 // service of the node.
 //
-// attack_hold SOURCE TARGET ...   the FUSE program
-// attack_hold serve               the service of the node
-// attack_hold ask                 asks the service 40 times, and prints who answered
+// hostile_hold SOURCE TARGET ...   the FUSE program
+// hostile_hold serve               the service of the node
+// hostile_hold ask                 asks the service 40 times, and prints who answered
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dirent.h>

@@ -1,4 +1,5 @@
-//! Attacks of helpers that their servers have taken over.
+//! Clients of pods that their servers have taken over, servers of pods that are silent, and users of
+//! the node.
 
 use std::time::{Duration, Instant};
 
@@ -17,13 +18,13 @@ fn take_over(host: &Host<'_>, with: &str) -> Result<()> {
 }
 
 #[test]
-fn attack_silent_volume_takes_the_looks_at_others() {
+fn a_volume_that_answers_all_but_statfs_keeps_one_process() {
     with_lab(|lab| {
         let spc = serve(lab)?;
         install(&spc)?;
         let host = &spc.host;
         let driver = Client::register(&spc, MAPPED)?;
-        take_over(host, "attack_silent")?;
+        take_over(host, "hostile_silent")?;
         let volume = CsiVolume::new("csi-1", "fuse.s3fs", &[("source", "bucket")]);
         driver.publish_inline(&spc, &volume, "1-1")??;
         // Its server answers all but statfs(2) from now on.
@@ -51,7 +52,7 @@ fn attack_silent_volume_takes_the_looks_at_others() {
 }
 
 #[test]
-fn attack_monitors_of_a_pod_make_rbd_write_a_file_of_the_node() {
+fn monitors_of_a_pod_cannot_have_rbd_write_files() {
     with_lab(|lab| {
         let ceph = lab.ceph()?;
         ceph.sh("ceph config set client log_file /host/srv/of-the-monitor; ceph config set client log_to_file true; ceph config set client debug_ms 1; ceph config set client admin_socket /host/srv/asok; ceph config dump")?;
@@ -72,19 +73,19 @@ fn attack_monitors_of_a_pod_make_rbd_write_a_file_of_the_node() {
 }
 
 #[test]
-fn attack_program_holds_programs_and_ports_of_others() {
+fn a_taken_over_client_has_no_leases_and_shares_no_ports() {
     with_lab(|lab| {
         let spc = Spc::minimal(lab)?;
         install(&spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
         host.write(
             "/opt/hold",
-            &std::fs::read(program("attack_hold", Libc::Gnu, &["-static"])?)?,
+            &std::fs::read(program("hostile_hold", Libc::Gnu, &["-static"])?)?,
         )?;
         host.sh("chmod 755 /opt/hold; mkdir -p /srv/source /mnt/b")?
             .ok()?;
         let _service = host.spawn(&["/opt/hold", "serve"])?;
-        take_over(host, "attack_hold")?;
+        take_over(host, "hostile_hold")?;
         let pod = Pod::new("1-0", Volume::new("fuse.s3fs", &[("source", "bucket")]));
         kubelet.set_up(&pod)?;
         std::thread::sleep(Duration::from_secs(1));
@@ -113,7 +114,7 @@ fn attack_program_holds_programs_and_ports_of_others() {
 }
 
 #[test]
-fn attack_volfile_changed_at_run_time() {
+fn a_volfile_that_changes_at_run_time_reaches_no_files() {
     with_lab(|lab| {
         use lab::{HostOptions, Root};
         let server = lab.host(HostOptions {
@@ -166,7 +167,7 @@ fn attack_volfile_changed_at_run_time() {
 }
 
 #[test]
-fn attack_silent_servers_of_pods_take_all_helper_slots() {
+fn silent_servers_of_pods_leave_helper_slots() {
     with_lab(|lab| {
         let spc = Spc::minimal(lab)?;
         install(&spc)?;
@@ -175,7 +176,7 @@ fn attack_silent_servers_of_pods_take_all_helper_slots() {
         // Accepts connections, and says nothing.
         host.write(
             "/opt/hold",
-            &std::fs::read(program("attack_hold", Libc::Gnu, &["-static"])?)?,
+            &std::fs::read(program("hostile_hold", Libc::Gnu, &["-static"])?)?,
         )?;
         host.sh("chmod 755 /opt/hold; for i in $(seq 100 140); do ip addr add 198.51.100.$i/32 dev lo; done")?.ok()?;
         let _silent = host.spawn(&["/opt/hold", "silent"])?;
@@ -217,7 +218,7 @@ fn attack_silent_servers_of_pods_take_all_helper_slots() {
 }
 
 #[test]
-fn attack_namespaces_of_a_user_use_up_descriptors_of_a_repair() {
+fn many_namespaces_of_a_user_do_not_stop_a_repair() {
     with_lab(|lab| {
         use lab::Base;
         let spc = Spc::privileged(lab)?;
@@ -225,7 +226,7 @@ fn attack_namespaces_of_a_user_use_up_descriptors_of_a_repair() {
         let host = &spc.host;
         host.write(
             "/opt/namespaces",
-            &std::fs::read(program("attack_namespaces", Libc::Gnu, &["-static"])?)?,
+            &std::fs::read(program("hostile_namespaces", Libc::Gnu, &["-static"])?)?,
         )?;
         host.sh(
             "chmod 755 /opt/namespaces; mkdir -p /srv/source /tmp/own; echo x >/srv/source/file",
@@ -285,7 +286,7 @@ fn attack_namespaces_of_a_user_use_up_descriptors_of_a_repair() {
 }
 
 #[test]
-fn attack_many_processes_of_a_pod_stop_the_repairs_of_others() {
+fn many_processes_of_a_pod_do_not_stop_repairs() {
     with_lab(|lab| {
         use lab::Base;
         let spc = Spc::privileged(lab)?;
@@ -314,7 +315,7 @@ fn attack_many_processes_of_a_pod_stop_the_repairs_of_others() {
             .ok()?;
         install(&spc)?;
         let kubelet = Kubelet::start(host)?;
-        take_over(host, "attack_forks")?;
+        take_over(host, "hostile_forks")?;
         let pod = Pod::new("1-0", Volume::new("fuse.s3fs", &[("source", "bucket")]));
         kubelet.set_up(&pod)?;
         spc.mount(&[
@@ -362,7 +363,7 @@ fn attack_many_processes_of_a_pod_stop_the_repairs_of_others() {
 }
 
 #[test]
-fn attack_silent_servers_of_inline_volumes_delay_the_end_of_other_pods() {
+fn silent_inline_volumes_do_not_delay_the_end_of_pods() {
     with_lab(|lab| {
         let spc = serve(lab)?;
         install(&spc)?;
@@ -370,11 +371,11 @@ fn attack_silent_servers_of_inline_volumes_delay_the_end_of_other_pods() {
         let driver = Client::register(&spc, MAPPED)?;
         host.write(
             "/opt/hold",
-            &std::fs::read(program("attack_hold", Libc::Gnu, &["-static"])?)?,
+            &std::fs::read(program("hostile_hold", Libc::Gnu, &["-static"])?)?,
         )?;
         host.sh("chmod 755 /opt/hold; for i in $(seq 100 160); do ip addr add 198.51.100.$i/32 dev lo; done")?.ok()?;
         let _silent = host.spawn(&["/opt/hold", "silent"])?;
-        take_over(host, "attack_hold")?;
+        take_over(host, "hostile_hold")?;
         let volume = CsiVolume::new("csi-1", "fuse.s3fs", &[("source", "bucket")]);
         driver.publish_inline(&spc, &volume, "9-1")??;
         let took = std::thread::scope(|scope| -> Result<_> {
@@ -406,12 +407,12 @@ fn attack_silent_servers_of_inline_volumes_delay_the_end_of_other_pods() {
 }
 
 #[test]
-fn attack_repairs_of_pods_that_hang_stop_the_repairs_of_others() {
+fn hanging_repairs_of_pods_leave_room_for_others() {
     with_lab(|lab| {
         let spc = Spc::minimal(lab)?;
         install(&spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
-        take_over(host, "attack_flaky")?;
+        take_over(host, "hostile_flaky")?;
         host.sh("mkdir -p /srv/source")?.ok()?;
         spc.mount(&[
             "-t",
