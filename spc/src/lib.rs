@@ -20,6 +20,7 @@ pub mod log;
 pub mod mount;
 pub mod options;
 pub mod process;
+pub mod provision;
 pub mod recovery;
 pub mod repair;
 pub mod servers;

@@ -23,6 +23,7 @@ const FLOORS: &[&[&str]] = &[
     &["mount", "unmount"],
     &["repair"],
     &["daemon", "doctor", "install", "volume"],
+    &["provision"],
     &["frontends"],
 ];
 

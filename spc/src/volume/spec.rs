@@ -21,7 +21,7 @@ use crate::volume::policy;
 const MAX_TIMEOUT: u64 = 3600;
 
 /// Keys that a volume may have.
-const KNOWN: [&str; 5] = ["source", "servers", "path", "options", "timeout"];
+const KNOWN: [&str; 6] = ["fsType", "source", "servers", "path", "options", "timeout"];
 
 /// Description of a volume, with whatever its frontend decodes already decoded.
 #[derive(Default)]
@@ -29,7 +29,7 @@ pub struct Spec {
     /// Type of the file system; without it, the source determines it.
     pub fs_type: Option<String>,
     /// Keys and values of the volume's author: `source`, or `servers` and `path`; `options`,
-    /// `timeout`.
+    /// `timeout`; `fsType`, for volumes that a controller describes.
     pub attributes: BTreeMap<String, String>,
     /// Mount options that follow those of the attributes.
     pub mount_options: Vec<String>,
@@ -75,9 +75,20 @@ impl Spec {
     /// Returns type and source. Without a type, the source determines it.
     ///
     /// # Errors
-    /// The source is missing, given twice, or fits no type.
+    /// The source is missing, given twice, or fits no type; two types are given.
     pub fn type_and_source(&self) -> Result<(String, String)> {
-        let given_type = self.fs_type.as_deref().filter(|given| !given.is_empty());
+        let attribute = self.attributes.get("fsType").map(String::as_str);
+        let types = [self.fs_type.as_deref(), attribute];
+        let mut types = types
+            .into_iter()
+            .flatten()
+            .filter(|given| !given.is_empty());
+        let given_type = types.next();
+        if types.next().is_some_and(|other| Some(other) != given_type) {
+            return Err(Error::usage(
+                "two different types are given: fsType of the volume, and fsType among its attributes",
+            ));
+        }
         let source = self.source(given_type)?;
         let fs_type = match given_type {
             Some(fs_type) => fs_type.to_owned(),
@@ -274,6 +285,31 @@ mod tests {
             volume(fs_type, source, options, Author::Pod(&nothing)).unwrap_err();
         }
         volume("nfs", "h:/x", "password=x", Author::Administrator).unwrap_err();
+    }
+
+    #[test]
+    fn the_type_may_be_an_attribute() {
+        let volume = |fs_type: Option<&str>, attribute: &str, author| {
+            let attributes = [("source", "a:/v"), ("fsType", attribute)];
+            let own = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+            let spec = Spec {
+                fs_type: fs_type.map(str::to_owned),
+                attributes: attributes.map(own).into(),
+                ..Spec::default()
+            };
+            Volume::new(&spec, author).map(|volume| volume.fs_type)
+        };
+        for given in [None, Some(""), Some("glusterfs")] {
+            let found = volume(given, "glusterfs", Author::Administrator);
+            assert_eq!(found.unwrap(), "glusterfs");
+        }
+        assert_eq!(
+            volume(Some("nfs"), "", Author::Administrator).unwrap(),
+            "nfs"
+        );
+        volume(Some("nfs"), "glusterfs", Author::Administrator).unwrap_err();
+        // A pod has the rules of the type in either place.
+        volume(None, "bind", Author::Pod(&Allowed::default())).unwrap_err();
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::error::{Class, Error, Result};
 use crate::frontends::cli::install::{InstallArgs, UninstallArgs};
 use crate::frontends::cli::umount::UmountArgs;
 use crate::frontends::common::{enter_client_on_host, finish, parse, run_mount, warn_if_visible};
+use crate::frontends::csi::controller::ControllerArgs;
 use crate::frontends::csi::{self, CsiArgs};
 use crate::frontends::kubelet::{flexvolume, mounter};
 use crate::frontends::secret_args::Arguments;
@@ -96,6 +97,8 @@ enum Command {
         metrics: Option<http::Address>,
         #[command(flatten)]
         csi: CsiArgs,
+        #[command(flatten)]
+        controller: ControllerArgs,
     },
     /// Do one call of CSI, which standard input describes, and print its result
     #[command(hide = true)]
@@ -403,7 +406,12 @@ fn run(command: Command) -> Result<u8> {
         Command::MoveToCgroup { pid, name } => {
             cgroup::move_process(pid, name.as_deref()).map(|()| 0)
         }
-        Command::Serve { metrics, csi, .. } => serve::serve(metrics, || csi.start()).map(|()| 0),
+        Command::Serve {
+            metrics,
+            csi,
+            controller,
+            ..
+        } => serve::serve(metrics, || Ok((csi.start()?, controller.start()?))).map(|()| 0),
         Command::CsiWork => Ok(csi::run_worker()),
         Command::Pages(request) => man::run(&request, Cli::command()).map(|()| 0),
         Command::Sandbox {

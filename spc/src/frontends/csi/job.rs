@@ -9,6 +9,7 @@ use crate::error::{Class, Error, Reason};
 use crate::frontends::csi::driver::Driver;
 use crate::frontends::csi::stats::Stats;
 use crate::log;
+use crate::provision;
 
 /// Call for a worker. Debug is left out, since it holds secrets.
 #[derive(Clone, Serialize, Deserialize)]
@@ -66,6 +67,13 @@ pub enum Call {
         /// Directory where the volume is.
         target: String,
     },
+    /// Call of the controller service, about a volume of a backend.
+    Provision(provision::Work),
+    /// End of the use of a backend.
+    Release {
+        /// Name of the backend.
+        backend: String,
+    },
     /// `NodeExpandVolume`.
     Expand {
         /// Directory where the volume is.
@@ -105,7 +113,7 @@ pub struct Answer {
     /// Look at a volume.
     #[serde(default)]
     pub stats: Stats,
-    /// Size after a growth, in bytes.
+    /// Size of the volume, in bytes.
     #[serde(default)]
     pub bytes: u64,
 }
@@ -143,6 +151,20 @@ pub fn code_of(error: &Error) -> Code {
         (_, Reason::Locked) => Code::Aborted,
         (Class::Usage, _) => Code::InvalidArgument,
         _ => Code::Internal,
+    }
+}
+
+/// Returns the code for a failure of the controller service. csi-provisioner forgets a volume that
+/// failed with a code other than UNAVAILABLE, DEADLINE_EXCEEDED and ABORTED.
+pub fn code_of_kind(kind: provision::Kind) -> Code {
+    match kind {
+        provision::Kind::Invalid => Code::InvalidArgument,
+        provision::Kind::Exists => Code::AlreadyExists,
+        provision::Kind::NotFound => Code::NotFound,
+        provision::Kind::Unsupported => Code::FailedPrecondition,
+        provision::Kind::Unfinished => Code::DeadlineExceeded,
+        provision::Kind::Final => Code::Internal,
+        provision::Kind::Unavailable => Code::Unavailable,
     }
 }
 

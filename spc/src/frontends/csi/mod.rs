@@ -1,9 +1,12 @@
-//! CSI drivers: the node service of the Container Storage Interface, for kubelet.
+//! CSI drivers: the node service of the Container Storage Interface, for kubelet, and the
+//! controller service, for the sidecars of a controller.
 //!
 //! `spc serve --csi` answers kubelet by gRPC on one thread. Every call that needs the host gets a
 //! worker process (`work`), which makes the same request as the other frontends. A volume is
 //! mounted once for the node (stage), and bound for each pod (publish).
 
+mod backend_use;
+pub mod controller;
 mod driver;
 mod job;
 mod proto;

@@ -68,7 +68,11 @@ impl Service {
 
     /// Does a call in a worker process. If the worker needs longer than the call may take, ABORTED
     /// says so, and the work goes on.
-    async fn work(&self, metadata: &MetadataMap, call: (String, Call)) -> Result<Answer, Status> {
+    pub(super) async fn work(
+        &self,
+        metadata: &MetadataMap,
+        call: (String, Call),
+    ) -> Result<Answer, Status> {
         let timeout = grpc_timeout(metadata).unwrap_or(DEFAULT_TIMEOUT);
         let answer_at = Instant::now() + timeout.saturating_sub(ANSWER_TIME);
         let slots = match call.1 {
@@ -129,7 +133,7 @@ impl Service {
 }
 
 /// Runs a worker to its end, and returns its answer.
-fn run_worker(job: &Job, limit: Duration) -> Answer {
+pub(super) fn run_worker(job: &Job, limit: Duration) -> Answer {
     let failed = |error: Error| Answer::failure(Code::Aborted, error);
     let input = match serde_json::to_string(job) {
         Ok(input) => input,

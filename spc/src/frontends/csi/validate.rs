@@ -10,7 +10,8 @@ use crate::frontends::csi::job::{Call, Description};
 use crate::frontends::csi::proto::csi::volume_capability::access_mode::Mode;
 use crate::frontends::csi::proto::csi::volume_capability::{AccessType, MountVolume};
 use crate::frontends::csi::proto::csi::{
-    NodePublishVolumeRequest, NodeStageVolumeRequest, VolumeCapability,
+    CapacityRange, CreateVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    VolumeCapability,
 };
 
 /// Largest size of a string in bytes.
@@ -103,6 +104,83 @@ pub fn publish(driver: Driver, request: NodePublishVolumeRequest) -> Result<(Str
     Ok((id, call))
 }
 
+/// Checks a request to make a volume, and returns the wanted size in bytes; 0 for any.
+///
+/// # Errors
+/// A field is missing or invalid, or asks for what the controller does not have.
+pub fn create(request: &CreateVolumeRequest) -> Result<u64> {
+    text("name", &request.name, MAX_STRING)?;
+    capabilities(&request.volume_capabilities)
+        .map_err(|status| Status::invalid_argument(status.message()))?;
+    check_size("parameters", &request.parameters)?;
+    if request.volume_content_source.is_some() {
+        return Err(Status::invalid_argument(
+            "volumes begin empty: neither a snapshot nor another volume is copied (dataSource)",
+        ));
+    }
+    if !request.secrets.is_empty() {
+        return Err(Status::invalid_argument(
+            "a secret of the StorageClass is not used (provisioner-secret-name): secrets belong to the backend",
+        ));
+    }
+    if !request.mutable_parameters.is_empty() {
+        return Err(Status::invalid_argument(
+            "parameters of a VolumeAttributesClass are not supported",
+        ));
+    }
+    size(request.capacity_range)
+}
+
+/// Returns the wanted size of a volume in bytes; 0 for any.
+///
+/// # Errors
+/// A number is negative, or no size fits.
+pub fn size(range: Option<CapacityRange>) -> Result<u64> {
+    let range = range.unwrap_or_default();
+    let number = |bytes: i64| {
+        u64::try_from(bytes)
+            .map_err(|_| Status::invalid_argument("a number of capacity_range is negative"))
+    };
+    let (required, limit) = (number(range.required_bytes)?, number(range.limit_bytes)?);
+    match (required, limit) {
+        (required, limit) if limit > 0 && required > limit => Err(Status::out_of_range(
+            "required_bytes is larger than limit_bytes",
+        )),
+        (0, limit) => Ok(limit),
+        (required, _) => Ok(required),
+    }
+}
+
+/// Checks that directories on shares can be used in these ways.
+///
+/// # Errors
+/// A capability is missing or invalid (INVALID_ARGUMENT), or not there (FAILED_PRECONDITION).
+pub fn capabilities(all: &[VolumeCapability]) -> Result<()> {
+    if all.is_empty() {
+        return Err(Status::invalid_argument("volume_capabilities is missing"));
+    }
+    let check = |one: &VolumeCapability| capability(Driver::Share, Some(one.clone())).map(drop);
+    all.iter().try_for_each(check)
+}
+
+/// Checks that capabilities ask for no other type than that of the backend.
+///
+/// # Errors
+/// A capability has another type.
+pub fn types(all: &[VolumeCapability], of_backend: &str) -> Result<()> {
+    for one in all {
+        if let Some(AccessType::Mount(mount)) = &one.access_type
+            && !mount.fs_type.is_empty()
+            && mount.fs_type != of_backend
+        {
+            return Err(Status::invalid_argument(format!(
+                "the backend has the type {of_backend}, and the StorageClass another one (csi.storage.k8s.io/fstype)"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Checked capability.
 #[derive(Clone)]
 struct Capability {
@@ -164,6 +242,16 @@ fn capability(driver: Driver, given: Option<VolumeCapability>) -> Result<Capabil
     Ok(Capability { mount, mode })
 }
 
+fn check_size(name: &str, map: &HashMap<String, String>) -> Result<()> {
+    let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MAX_MAP {
+        return Err(Status::invalid_argument(format!(
+            "{name} is longer than {MAX_MAP} bytes"
+        )));
+    }
+    Ok(())
+}
+
 /// Returns the description of a volume, without the keys that the system adds.
 fn description(
     capability: Capability,
@@ -171,14 +259,8 @@ fn description(
     secrets: HashMap<String, String>,
     read_only: bool,
 ) -> Result<Description> {
-    for (name, map) in [("volume_context", &context), ("secrets", &secrets)] {
-        let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
-        if size > MAX_MAP {
-            return Err(Status::invalid_argument(format!(
-                "{name} is longer than {MAX_MAP} bytes"
-            )));
-        }
-    }
+    check_size("volume_context", &context)?;
+    check_size("secrets", &secrets)?;
     for (key, value) in &secrets {
         let line = value.strip_suffix('\n').unwrap_or(value);
         if line.contains(['\n', '\0']) {

@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::client::{enter, root};
 use crate::error::{Error, Reason, Result, one_line, show};
 use crate::frontends::csi::driver::Driver;
-use crate::frontends::csi::job::{Answer, Call, Description, Job, code_of};
+use crate::frontends::csi::job::{Answer, Call, Description, Job, code_of, code_of_kind};
 use crate::frontends::csi::stats;
 use crate::host::namespace::shares_namespace;
 use crate::host::runs_in::RunsIn;
@@ -21,6 +21,7 @@ use crate::mount::plan::IN_CONTAINER;
 use crate::options::Options;
 use crate::options::repair_scope;
 use crate::process::interrupts::Interrupts;
+use crate::provision;
 use crate::recovery::records::load_record;
 use crate::state::csi::{CsiVolume, Role};
 use crate::state::presence::entry_of;
@@ -116,6 +117,8 @@ impl<'a> Worker<'a> {
                 });
             }
             Call::Expand { target, bytes } => return self.expand(target, *bytes),
+            Call::Provision(work) => return self.provision(work),
+            Call::Release { backend } => Ok(provision::release(&self.session, backend)?),
             Call::Stage { target, volume } => self.stage(target, volume),
             Call::Inline { target, volume } => self.inline(target, volume),
             Call::Publish {
@@ -131,6 +134,23 @@ impl<'a> Worker<'a> {
             }
         }?;
         Ok(Answer::default())
+    }
+
+    /// Does a task of the controller service on a backend.
+    fn provision(&self, work: &provision::Work) -> Outcome<Answer> {
+        let root = work.backend.volume(work.secrets.clone())?;
+        self.enter_client(&root)?;
+        let task = (work, self.job.volume_id.as_str());
+        let done = provision::run(&self.session, task, &root, &self.interrupts, self.deadline);
+        let bytes = done.map_err(|failed| {
+            let Failure(code, text) = Failure::new(code_of_kind(failed.kind), failed.error);
+            let text = format!("backend {}: {text}", work.backend.name);
+            Failure(code, root.secrets.mask(&text))
+        })?;
+        Ok(Answer {
+            bytes,
+            ..Answer::default()
+        })
     }
 
     /// Returns the record of the volume's mount on a directory.

@@ -372,7 +372,7 @@ impl Client {
 }
 
 /// Connects to a socket.
-fn connect(runtime: &Runtime, socket: PathBuf) -> Result<Channel> {
+pub fn connect(runtime: &Runtime, socket: PathBuf) -> Result<Channel> {
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
         async move {

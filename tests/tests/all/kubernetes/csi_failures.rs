@@ -48,7 +48,7 @@ fn a_call_ends_within_its_deadline_and_leaves_nothing() {
 }
 
 /// Worker processes of the drivers.
-fn workers(spc: &Spc<'_>) -> Vec<Pid> {
+pub fn workers(spc: &Spc<'_>) -> Vec<Pid> {
     let is_worker = |process: &i32| {
         let words = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
         let mut words = words.split(|byte| *byte == 0);

@@ -1,7 +1,9 @@
 //! kubelet's CSI and FlexVolume drivers and mounter, and the manifests.
 
 pub mod csi;
-mod csi_failures;
+pub mod csi_controller;
+mod csi_controller_hostile;
+pub mod csi_failures;
 mod csi_node;
 mod csi_rules;
 mod daemonset;

@@ -1,0 +1,546 @@
+//! What a call does on a mounted backend. Each step can be the last one of a killed process: the
+//! same call again continues.
+
+use std::time::Instant;
+
+use rustix::fs::renameat;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::provision::backends::Quota;
+use crate::provision::class::OnDelete;
+use crate::provision::notes::{self, Note};
+use crate::provision::remove::remove;
+use crate::provision::share::{self, ARCHIVE, NEW, Share, TRASH};
+use crate::provision::{Directory, Failure, Kind};
+
+/// Number of archived volumes with the same directory.
+const MAX_ARCHIVED: usize = 1000;
+
+/// Task on a backend.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Task {
+    /// Makes a volume.
+    Create(Note),
+    /// Removes, keeps or archives a volume.
+    Delete,
+    /// Checks that a volume exists.
+    Find,
+    /// Lets a volume grow to a number of bytes.
+    Expand(u64),
+}
+
+/// Does a task with the volume in a directory. Returns the size of the volume in bytes; 0 if it has
+/// no limit.
+///
+/// # Errors
+/// The volume is missing or another one, the server refuses a step, or the time is over.
+pub fn run(
+    share: &Share,
+    directory: &Directory,
+    quota: Option<Quota>,
+    task: &Task,
+    deadline: Instant,
+) -> Result<u64, Failure> {
+    match task {
+        Task::Create(note) => create(share, directory, quota, note),
+        Task::Delete => delete(share, directory, deadline).map(|()| 0),
+        Task::Find => find(share, directory).map(|()| 0),
+        Task::Expand(bytes) => expand(share, directory, quota, *bytes),
+    }
+}
+
+fn create(
+    share: &Share,
+    directory: &Directory,
+    quota: Option<Quota>,
+    note: &Note,
+) -> Result<u64, Failure> {
+    let path = directory.path();
+    let is_there = share.exists(path)?;
+    match notes::read(share, directory)? {
+        Some(found) if found == *note => {}
+        Some(found) => return Err(other_volume(directory, &found, note)),
+        None if is_there => {
+            let error = Error::mount(format!("the directory {path} exists, and is no volume"));
+            return Err(Failure::new(Kind::Exists, error.hint("it was made by somebody else, or kept from an earlier volume (onDelete: retain): move it away, or use it as a PersistentVolume")));
+        }
+        None => {
+            if !notes::write(share, directory, note)? {
+                let error = Error::mount(format!("another call makes the volume {path}"));
+                return Err(error.into());
+            }
+        }
+    }
+    if !is_there {
+        // A call for the other one that runs at the same time sees the note that was just written.
+        if let Some(other) = notes::nested(share, directory)? {
+            notes::remove(share, directory)?;
+            let error = Error::usage(format!(
+                "the directory {path} and that of the volume {other} would be one in the other"
+            ));
+            return Err(Failure::new(
+                Kind::Invalid,
+                error.hint("change the parameter `directory` of the StorageClass"),
+            ));
+        }
+        make(share, directory, quota, note)
+            .map_err(|failure| roll_back(share, directory, failure))?;
+    }
+    Ok(quota.map_or(0, |Quota::Ceph| note.bytes))
+}
+
+/// Returns the failure for a directory that another volume has.
+fn other_volume(directory: &Directory, found: &Note, wanted: &Note) -> Failure {
+    let path = directory.path();
+    let error = Error::mount(format!("the volume {path} exists"));
+    let error = if found.name == wanted.name {
+        error
+            .because("it was requested with another size or other parameters")
+            .hint("delete it first, or request it as before")
+    } else {
+        error
+            .because(format!("it is that of {}", found.name.escape_default()))
+            .hint("wait until that one is removed, or change the parameter `directory` of the StorageClass so that claims do not share a directory")
+    };
+    Failure::new(Kind::Exists, error)
+}
+
+/// Makes the directory elsewhere, with everything that belongs to it, and moves it to its place.
+fn make(
+    share: &Share,
+    directory: &Directory,
+    quota: Option<Quota>,
+    note: &Note,
+) -> Result<(), Failure> {
+    let prepared = share.own(NEW)?;
+    let key = directory.key();
+    let new = share.make(&format!("{NEW}/{key}"), 0o700)?;
+    share::set_access(&new, note.mode, note.owner)?;
+    if let Some(Quota::Ceph) = quota
+        && note.bytes > 0
+    {
+        share::set_ceph_quota(&new, note.bytes)?;
+    }
+    for above in directory.ancestors() {
+        share.make(above.path(), 0o755)?;
+    }
+    let path = directory.path();
+    let fail = |error: Errno| Failure::on_share(format!("cannot make the directory {path}"), error);
+    let parent = share
+        .open(directory.parent().unwrap_or("."))
+        .map_err(fail)?;
+    renameat(&prepared, &key, &parent, last(directory)).map_err(fail)
+}
+
+/// Returns the last component of a directory.
+fn last(directory: &Directory) -> &str {
+    let path = directory.path();
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
+/// Removes what a failed call has made. The failure is final if nothing is left.
+fn roll_back(share: &Share, directory: &Directory, failure: Failure) -> Failure {
+    let is_there = share.exists(directory.path());
+    let undone = match is_there {
+        Ok(false) => share
+            .remove_empty(NEW, &directory.key())
+            .and_then(|()| notes::remove(share, directory)),
+        _ => return failure,
+    };
+    let kind = match undone {
+        Ok(()) => Kind::Final,
+        Err(_) => failure.kind,
+    };
+    Failure { kind, ..failure }
+}
+
+/// Removes, keeps or archives a volume. The note goes last: with it, the next call continues.
+fn delete(share: &Share, directory: &Directory, deadline: Instant) -> Result<(), Failure> {
+    // A directory without a note was not made here, or is a volume no more.
+    let Some(note) = notes::read(share, directory)? else {
+        return Ok(());
+    };
+    let key = directory.key();
+    share.remove_empty(NEW, &key)?;
+    match note.on_delete {
+        OnDelete::Retain => {}
+        OnDelete::Archive => archive(share, directory)?,
+        OnDelete::Delete => {
+            let trash = share.own(TRASH)?;
+            // The remains of a removal that was interrupted.
+            remove(&trash, &key, deadline)?;
+            if move_to(share, directory, TRASH, &key)? == Moved::NameTaken {
+                let error = Error::mount(format!("cannot move {} away", directory.path()));
+                return Err(error.because("another call works on it").into());
+            }
+            remove(&trash, &key, deadline)?;
+        }
+    }
+    notes::remove(share, directory)
+}
+
+/// Outcome of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moved {
+    /// The volume is there, or was gone before.
+    Done,
+    /// Something has the new name.
+    NameTaken,
+}
+
+/// Moves a volume to a name in one of the controller's own directories.
+fn move_to(share: &Share, directory: &Directory, to: &str, name: &str) -> Result<Moved, Failure> {
+    let fail =
+        |error: Errno| Failure::on_share(format!("cannot move {} away", directory.path()), error);
+    let to = share.own(to)?;
+    let parent = match share.open(directory.parent().unwrap_or(".")) {
+        Ok(parent) => parent,
+        Err(Errno::NOENT) => return Ok(Moved::Done),
+        Err(error) => return Err(fail(error)),
+    };
+    match renameat(&parent, last(directory), &to, name) {
+        Ok(()) | Err(Errno::NOENT) => Ok(Moved::Done),
+        Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR | Errno::ISDIR) => Ok(Moved::NameTaken),
+        Err(error) => Err(fail(error)),
+    }
+}
+
+fn archive(share: &Share, directory: &Directory) -> Result<(), Failure> {
+    let key = directory.key();
+    for number in 0..MAX_ARCHIVED {
+        let name = match number {
+            0 => key.clone(),
+            number => format!("{key}.{number}"),
+        };
+        // A directory that is renamed to an empty one replaces it.
+        if !share.exists(&format!("{ARCHIVE}/{name}"))?
+            && move_to(share, directory, ARCHIVE, &name)? == Moved::Done
+        {
+            return Ok(());
+        }
+    }
+    let error = Error::mount(format!("cannot archive {}", directory.path()));
+    Err(error
+        .because(format!("{MAX_ARCHIVED} volumes of this name are archived"))
+        .hint(format!("remove old ones from {ARCHIVE} on the backend"))
+        .into())
+}
+
+fn find(share: &Share, directory: &Directory) -> Result<(), Failure> {
+    if notes::read(share, directory)?.is_some() && share.exists(directory.path())? {
+        return Ok(());
+    }
+    Err(not_found(directory))
+}
+
+fn not_found(directory: &Directory) -> Failure {
+    let error = Error::mount(format!("there is no volume {}", directory.path()));
+    Failure::new(Kind::NotFound, error)
+}
+
+fn expand(
+    share: &Share,
+    directory: &Directory,
+    quota: Option<Quota>,
+    bytes: u64,
+) -> Result<u64, Failure> {
+    find(share, directory)?;
+    let Some(Quota::Ceph) = quota else {
+        let error = Error::mount("the size of this volume is not limited");
+        return Err(Failure::new(
+            Kind::Unsupported,
+            error.hint("give the backend a quota; volumes that exist already keep none"),
+        ));
+    };
+    let dir = share
+        .open(directory.path())
+        .map_err(|error| Failure::on_share(format!("cannot open {}", directory.path()), error))?;
+    let now = share::ceph_quota(&dir)?;
+    if now >= bytes {
+        return Ok(now);
+    }
+    share::set_ceph_quota(&dir, bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::time::Duration;
+
+    use crate::provision::scratch::Scratch;
+
+    /// Backend on a local file system.
+    struct Backend {
+        scratch: Scratch,
+        share: Share,
+    }
+
+    impl Backend {
+        fn new() -> Self {
+            let scratch = Scratch::new();
+            let share = Share::new(scratch.fd());
+            Self { scratch, share }
+        }
+
+        fn run(&self, path: &str, task: &Task) -> Result<u64, Kind> {
+            let directory = Directory::new(path).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let done = super::run(&self.share, &directory, None, task, deadline);
+            done.map_err(|failure| failure.kind)
+        }
+
+        fn create(&self, path: &str, note: &Note) -> Result<(), Kind> {
+            self.run(path, &Task::Create(note.clone())).map(drop)
+        }
+
+        fn delete(&self, path: &str) -> Result<(), Kind> {
+            self.run(path, &Task::Delete).map(drop)
+        }
+
+        /// Names in a directory of the backend.
+        fn list(&self, path: &str) -> Vec<String> {
+            let Ok(entries) = fs::read_dir(self.scratch.0.join(path)) else {
+                return Vec::new();
+            };
+            let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name();
+            let names = entries.map(|entry| name(entry).to_string_lossy().into_owned());
+            let mut names: Vec<_> = names.collect();
+            names.sort();
+            names
+        }
+
+        /// Fails unless the controller has left nothing of its own.
+        fn is_clean(&self) {
+            for path in [share::NOTES, NEW, TRASH] {
+                assert!(self.list(path).is_empty(), "{path}: {:?}", self.list(path));
+            }
+        }
+    }
+
+    fn note(name: &str, on_delete: OnDelete) -> Note {
+        Note {
+            name: name.to_owned(),
+            bytes: 1 << 20,
+            on_delete,
+            mode: 0o2770,
+            owner: None,
+        }
+    }
+
+    #[test]
+    fn a_volume_is_made_once_and_removed_once() {
+        let backend = Backend::new();
+        let wanted = note("pvc-1", OnDelete::Delete);
+        for _ in 0..3 {
+            backend.create("team/web", &wanted).unwrap();
+        }
+        let made = backend.scratch.0.join("team/web");
+        assert_eq!(
+            fs::metadata(&made).unwrap().permissions().mode() & 0o7777,
+            0o2770
+        );
+        fs::write(made.join("file"), "x").unwrap();
+        backend.create("team/web", &wanted).unwrap();
+        assert_eq!(fs::read(made.join("file")).unwrap(), b"x");
+        backend.run("team/web", &Task::Find).unwrap();
+        for other in [
+            note("pvc-2", OnDelete::Delete),
+            note("pvc-1", OnDelete::Retain),
+            Note {
+                bytes: 2,
+                ..wanted.clone()
+            },
+            Note {
+                mode: 0o700,
+                ..wanted.clone()
+            },
+        ] {
+            assert_eq!(backend.create("team/web", &other), Err(Kind::Exists));
+        }
+        assert_eq!(
+            backend.run("team/web", &Task::Expand(1)),
+            Err(Kind::Unsupported)
+        );
+        for _ in 0..3 {
+            backend.delete("team/web").unwrap();
+        }
+        assert_eq!(backend.list("team"), [""; 0]);
+        assert_eq!(backend.run("team/web", &Task::Find), Err(Kind::NotFound));
+        assert_eq!(
+            backend.run("team/web", &Task::Expand(1)),
+            Err(Kind::NotFound)
+        );
+        backend.is_clean();
+    }
+
+    #[test]
+    fn a_deleted_volume_is_kept_or_archived_if_its_class_says_so() {
+        let backend = Backend::new();
+        for round in 0..3 {
+            let name = format!("pvc-{round}");
+            backend
+                .create("a/b", &note(&name, OnDelete::Archive))
+                .unwrap();
+            fs::write(backend.scratch.0.join("a/b/of"), &name).unwrap();
+            backend.delete("a/b").unwrap();
+        }
+        assert_eq!(backend.list(ARCHIVE), ["a%b", "a%b.1", "a%b.2"]);
+        let kept = backend.scratch.0.join(ARCHIVE).join("a%b.1/of");
+        assert_eq!(fs::read(kept).unwrap(), b"pvc-1");
+        backend
+            .create("kept", &note("pvc-4", OnDelete::Retain))
+            .unwrap();
+        backend.delete("kept").unwrap();
+        backend.delete("kept").unwrap();
+        assert!(backend.scratch.0.join("kept").is_dir());
+        // Another claim does not get the data of the first.
+        let other = note("pvc-5", OnDelete::Delete);
+        assert_eq!(backend.create("kept", &other), Err(Kind::Exists));
+        backend.delete("kept").unwrap();
+        assert!(backend.scratch.0.join("kept").is_dir());
+        backend.is_clean();
+    }
+
+    #[test]
+    fn no_volume_is_inside_another() {
+        let backend = Backend::new();
+        let wanted = |name: &str| note(name, OnDelete::Delete);
+        backend.create("a", &wanted("1")).unwrap();
+        assert_eq!(backend.create("a/b", &wanted("2")), Err(Kind::Invalid));
+        backend.create("c/d/e", &wanted("3")).unwrap();
+        assert_eq!(backend.create("c", &wanted("4")), Err(Kind::Exists));
+        assert_eq!(backend.create("c/d", &wanted("5")), Err(Kind::Exists));
+        backend.create("c/d/f", &wanted("6")).unwrap();
+        // The other one is not made yet.
+        fs::remove_dir_all(backend.scratch.0.join("c")).unwrap();
+        assert_eq!(backend.create("c", &wanted("4")), Err(Kind::Invalid));
+        assert_eq!(
+            backend.list(share::NOTES),
+            ["a.json", "c%d%e.json", "c%d%f.json"]
+        );
+    }
+
+    #[test]
+    fn links_in_the_place_of_directories_lead_nowhere() {
+        let backend = Backend::new();
+        let root = &backend.scratch.0;
+        let outside = Scratch::new();
+        fs::create_dir(outside.0.join("web")).unwrap();
+        fs::write(outside.0.join("web/kept"), "x").unwrap();
+        let wanted = note("pvc-1", OnDelete::Delete);
+
+        // Above the volume.
+        symlink(&outside.0, root.join("team")).unwrap();
+        assert!(backend.create("team/web", &wanted).is_err());
+        assert!(backend.create("team/new", &wanted).is_err());
+        fs::remove_file(root.join("team")).unwrap();
+        backend.create("team/web", &wanted).unwrap();
+        fs::rename(root.join("team"), root.join("moved")).unwrap();
+        symlink(&outside.0, root.join("team")).unwrap();
+        assert_eq!(backend.delete("team/web"), Err(Kind::Unavailable));
+        assert!(outside.0.join("web/kept").exists());
+        fs::remove_file(root.join("team")).unwrap();
+        fs::rename(root.join("moved"), root.join("team")).unwrap();
+
+        // The volume itself.
+        fs::remove_dir(root.join("team/web")).unwrap();
+        symlink(outside.0.join("web"), root.join("team/web")).unwrap();
+        assert!(backend.create("team/web", &wanted).is_err());
+        backend.delete("team/web").unwrap();
+        assert!(outside.0.join("web/kept").exists());
+        assert!(fs::symlink_metadata(root.join("team/web")).is_err());
+        backend.is_clean();
+
+        // The controller's own directories.
+        fs::remove_dir_all(root.join(share::OWN)).unwrap();
+        symlink(&outside.0, root.join(share::OWN)).unwrap();
+        assert_eq!(backend.create("x", &wanted), Err(Kind::Unavailable));
+        assert_eq!(fs::read_dir(&outside.0).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_next_call_continues_after_any_step() {
+        let wanted = note("pvc-1", OnDelete::Delete);
+        let directory = Directory::new("a/b").unwrap();
+        let root = |backend: &Backend, path: &str| backend.scratch.0.join(path);
+        // What calls that were killed leave.
+        let states: [fn(&Backend, &Note, &Directory); 6] = [
+            |backend, _, _| {
+                backend.share.own(share::NOTES).unwrap();
+                fs::write(backend.scratch.0.join(".spc/volumes/a%b.json.new"), "{").unwrap();
+            },
+            |backend, note, directory| {
+                notes::write(&backend.share, directory, note).unwrap();
+            },
+            |backend, note, directory| {
+                notes::write(&backend.share, directory, note).unwrap();
+                backend.share.own(NEW).unwrap();
+                backend.share.make(".spc/new/a%b", 0o700).unwrap();
+            },
+            |backend, note, directory| {
+                notes::write(&backend.share, directory, note).unwrap();
+                backend.share.own(NEW).unwrap();
+                backend.share.make(".spc/new/a%b", 0o2770).unwrap();
+                backend.share.make("a", 0o755).unwrap();
+            },
+            |backend, note, directory| {
+                create(&backend.share, directory, None, note).unwrap();
+            },
+            // A removal.
+            |backend, note, directory| {
+                create(&backend.share, directory, None, note).unwrap();
+                fs::write(backend.scratch.0.join("a/b/file"), "x").unwrap();
+                move_to(&backend.share, directory, TRASH, "a%b").unwrap();
+            },
+        ];
+        for (number, state) in states.iter().enumerate() {
+            let backend = Backend::new();
+            state(&backend, &wanted, &directory);
+            backend.create("a/b", &wanted).unwrap();
+            let mode = fs::metadata(root(&backend, "a/b"))
+                .unwrap()
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o7777, 0o2770, "{number}");
+            backend.delete("a/b").unwrap();
+            backend.is_clean();
+            assert!(backend.list("a").is_empty(), "{number}");
+
+            let backend = Backend::new();
+            state(&backend, &wanted, &directory);
+            // A claim that was deleted meanwhile.
+            backend.delete("a/b").unwrap();
+            assert!(backend.list("a").is_empty(), "{number}");
+            assert!(
+                backend.list(NEW).is_empty() && backend.list(TRASH).is_empty(),
+                "{number}"
+            );
+            backend
+                .create("a/b", &note("pvc-2", OnDelete::Delete))
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn a_volume_that_cannot_be_made_leaves_nothing() {
+        let backend = Backend::new();
+        let directory = Directory::new("a/b").unwrap();
+        fs::write(backend.scratch.0.join("a"), "a file").unwrap();
+        let wanted = note("pvc-1", OnDelete::Delete);
+        let failed = create(&backend.share, &directory, None, &wanted).unwrap_err();
+        assert_ne!(failed.kind, Kind::Exists, "{}", failed.error);
+        backend.is_clean();
+        // A quota is not for this file system.
+        let directory = Directory::new("c").unwrap();
+        let failed = create(&backend.share, &directory, Some(Quota::Ceph), &wanted).unwrap_err();
+        assert_eq!(failed.kind, Kind::Final, "{}", failed.error);
+        backend.is_clean();
+        assert_eq!(backend.list(""), [".spc", "a"]);
+    }
+}
