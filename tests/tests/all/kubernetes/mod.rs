@@ -3,10 +3,11 @@
 pub mod csi;
 pub mod csi_controller;
 mod csi_controller_hostile;
+mod csi_controller_kinds;
 pub mod csi_failures;
 mod csi_node;
 mod csi_rules;
-mod daemonset;
+pub mod daemonset;
 pub mod flexvolume;
 mod flexvolume_allowlist;
 mod flexvolume_replies;
