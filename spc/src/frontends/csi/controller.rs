@@ -262,16 +262,11 @@ impl Identity for ControllerService {
         let online = plugin_capability::Type::VolumeExpansion(VolumeExpansion {
             r#type: volume_expansion::Type::Online.into(),
         });
-        let grows = self
-            .backends()?
-            .iter()
-            .any(|backend| backend.quota.is_some());
-        let all = [Some(controller), grows.then_some(online)];
         let capability = |r#type| csi::PluginCapability {
             r#type: Some(r#type),
         };
         Ok(Response::new(csi::GetPluginCapabilitiesResponse {
-            capabilities: all.into_iter().flatten().map(capability).collect(),
+            capabilities: [controller, online].map(capability).into(),
         }))
     }
 
@@ -376,14 +371,12 @@ impl Controller for ControllerService {
                 controller_service_capability::Rpc { r#type: rpc.into() },
             )),
         };
-        let mut all = vec![Rpc::CreateDeleteVolume, Rpc::SingleNodeMultiWriter];
-        if self
-            .backends()?
-            .iter()
-            .any(|backend| backend.quota.is_some())
-        {
-            all.push(Rpc::ExpandVolume);
-        }
+        // The sidecars ask once, and a backend with a quota may come later.
+        let all = [
+            Rpc::CreateDeleteVolume,
+            Rpc::SingleNodeMultiWriter,
+            Rpc::ExpandVolume,
+        ];
         Ok(Response::new(csi::ControllerGetCapabilitiesResponse {
             capabilities: all.into_iter().map(capability).collect(),
         }))

@@ -66,7 +66,7 @@ pub fn start(spc: &Spc<'_>) -> Result<()> {
 }
 
 /// Path of a file of the host, for a process outside.
-fn outside(spc: &Spc<'_>, path: &str) -> PathBuf {
+pub fn outside(spc: &Spc<'_>, path: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{}/root{path}", spc.host.pid()))
 }
 

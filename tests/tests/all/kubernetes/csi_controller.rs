@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::kubernetes::objects;
 use lab::{Base, Cluster, Engine, Lab, Propagation};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -16,8 +17,10 @@ use tonic::{Code, Request, Response, Status};
 use crate::kubernetes::csi::proto::controller_client::ControllerClient;
 use crate::kubernetes::csi::proto::identity_client::IdentityClient;
 use crate::kubernetes::csi::{
-    Client, CsiVolume, Mode, SHARE, connect, is_clean, proto, refused, target,
+    Client, CsiVolume, Mode, SHARE, connect, is_clean, outside, proto, refused, target,
 };
+use crate::kubernetes::daemonset::options;
+use crate::kubernetes::manifests::directory;
 use crate::support::{MINIMAL, Spc, until, with_gluster};
 
 /// csi-provisioner's limit of a call in the manifest.
@@ -79,10 +82,15 @@ pub struct Controller {
 
 impl Controller {
     pub fn new(spc: &Spc<'_>) -> Result<Self> {
+        let socket = format!("/proc/{}/root/csi.sock", spc.first()?);
+        Self::at(PathBuf::from(socket))
+    }
+
+    /// Connects to a socket.
+    fn at(socket: PathBuf) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let socket = PathBuf::from(format!("/proc/{}/root/csi.sock", spc.first()?));
         let channel = connect(&runtime, socket)?;
         Ok(Self { runtime, channel })
     }
@@ -263,6 +271,17 @@ pub struct Provisioned<'a> {
 impl<'a> Provisioned<'a> {
     pub fn new(lab: &'a Lab, cluster: &'a Cluster<'a>, name: &str) -> Result<Self> {
         let spc = serve(lab, &json!([]))?;
+        let controller = Controller::new(&spc)?;
+        Self::with(spc, controller, cluster, name)
+    }
+
+    /// Gives a running controller the backend.
+    pub fn with(
+        spc: Spc<'a>,
+        controller: Controller,
+        cluster: &'a Cluster<'a>,
+        name: &str,
+    ) -> Result<Self> {
         let node = |node: &lab::Node<'_>| node.host().address().to_string();
         let servers: Vec<String> = cluster.nodes().iter().map(node).collect();
         let whole = format!("{}:/vol", servers.join(","));
@@ -277,8 +296,8 @@ impl<'a> Provisioned<'a> {
         let backend = json!({"name": "data", "type": "glusterfs", "source": source});
         set_backends(&spc, &json!([backend]))?;
         Ok(Self {
-            controller: Controller::new(&spc)?,
             spc,
+            controller,
             cluster,
             directory,
         })
@@ -308,8 +327,8 @@ fn a_claim_becomes_a_directory_that_pods_use_and_deletion_removes() {
         let test = Provisioned::new(lab, cluster, "claim")?;
         let (spc, controller) = (&test.spc, &test.controller);
         let before = spc.host.mountinfo()?.len();
-        ensure!(controller.capabilities()? == [1, 13]);
-        ensure!(controller.plugin_capabilities()?.len() == 1);
+        ensure!(controller.capabilities()? == [1, 13, 9]);
+        ensure!(controller.plugin_capabilities()?.len() == 2);
         let class = [
             ("backend", "data"),
             ("directory", "${pvc.namespace}/${pvc.name}"),
@@ -402,6 +421,80 @@ fn a_claim_becomes_a_directory_that_pods_use_and_deletion_removes() {
         ensure!(spc.on("/run/spc/backends/data")?.len() == 1);
         spc.host.run(&["docker", "stop", "spc"])?.ok()?;
         ensure!(spc.on("/run/spc/backends/data")?.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn the_manifest_of_the_controller_has_what_it_needs() {
+    with_gluster(|lab, cluster| {
+        let objects = objects(&directory().join("controller.yaml"))?;
+        let of_kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
+        let settings = of_kind("ConfigMap").context("no ConfigMap")?;
+        let example = settings["data"]["backends.json"].as_str();
+        let pod = of_kind("Deployment").and_then(|one| one.pointer("/spec/template/spec"));
+        let pod = pod.context("no Deployment")?;
+        let container = &pod["containers"][0];
+
+        let spc = Spc::loaded(lab, Propagation::Shared, Engine::Docker, Base::Trixie)?;
+        spc.host.run(&["mkdir", "-p", SETTINGS, "/srv/csi"])?.ok()?;
+        set_backends(
+            &spc,
+            &serde_json::from_str(example.context("no backends")?)?,
+        )?;
+        let mut words: Vec<String> = ["docker", "run", "-d", "--name", "spc"]
+            .map(str::to_owned)
+            .into();
+        words.extend(options(pod, container)?);
+        for (outside, inside) in [("/srv/csi", "/csi"), (SETTINGS, "/etc/controller/backends")] {
+            let mounts = container["volumeMounts"].as_array().context("no mounts")?;
+            ensure!(mounts.iter().any(|mount| mount["mountPath"] == inside));
+            words.push(format!("--volume={outside}:{inside}"));
+        }
+        words.push(Base::Trixie.image().to_owned());
+        let command = container["command"].as_array().context("no command")?;
+        words.extend(
+            command
+                .iter()
+                .filter_map(|word| word.as_str().map(str::to_owned)),
+        );
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        spc.host.run(&words)?.ok()?;
+        until("the controller is there", || {
+            Ok(spc.log()?.contains("serving the CSI controller"))
+        })?;
+        let controller = Controller::at(outside(&spc, "/srv/csi/csi.sock"))?;
+        let ready = controller.plugin_capabilities()?;
+        ensure!(ready.len() == 2);
+        let test = Provisioned::with(spc, controller, cluster, "manifest")?;
+        let class = [
+            ("backend", "data"),
+            ("owner", "1000:1000"),
+            ("mode", "0700"),
+        ];
+        let volume = test.controller.create(request("pvc-1", "web", &class, 0))?;
+        // Files of a user, as pods leave them.
+        let fill = "mkdir -p d && echo x >d/file && chown -R 1000:1000 d && chmod 500 d";
+        test.spc
+            .mount(&["-t", "glusterfs", &test.source(), WHOLE])?;
+        test.spc
+            .host
+            .sh(&format!("cd {WHOLE}/pvc-1 && {fill}"))?
+            .ok()?;
+        test.spc.umount(WHOLE)?;
+        test.controller.delete(&volume.volume_id)?;
+        ensure!(test.on_server("ls")?.is_empty());
+
+        // The sidecars use the same socket, and nothing else.
+        for sidecar in &pod["containers"].as_array().context("no containers")?[1..] {
+            let arguments = sidecar["args"].to_string();
+            ensure!(
+                arguments.contains("--csi-address=/csi/csi.sock"),
+                "{sidecar}"
+            );
+            let mounts = json!([{"name": "socket", "mountPath": "/csi"}]);
+            ensure!(sidecar["volumeMounts"] == mounts, "{sidecar}");
+        }
         Ok(())
     });
 }

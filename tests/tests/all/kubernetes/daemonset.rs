@@ -16,18 +16,24 @@ use crate::repair::container_restart::NEXT;
 use crate::support::{until, with_gluster, with_lab};
 
 /// Fields without a meaning on a single node, or without an option of docker.
-const WITHOUT_MEANING: [&str; 11] = [
+const WITHOUT_MEANING: [&str; 16] = [
     "automountServiceAccountToken",
     "containers",
+    "dnsPolicy",
     "image",
     "initContainers",
     "name",
     "nodeSelector",
     "priorityClassName",
     "resources",
+    "serviceAccountName",
     "terminationGracePeriodSeconds",
     "terminationMessagePolicy",
     "tolerations",
+    "topologySpreadConstraints",
+    // Directories, which the caller of [`options`] gives.
+    "volumeMounts",
+    "volumes",
 ];
 
 /// Pod template of a DaemonSet.
@@ -39,7 +45,7 @@ fn pod(manifest: &str) -> Result<Value> {
 }
 
 /// Options of `docker run` for a container of a pod.
-fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
+pub fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
     let mut words = Vec::new();
     let mut add = |word: &str, value: &str| words.push(format!("--{word}={value}"));
     let fields = |value: &Value| -> Result<Vec<(String, Value)>> {
