@@ -85,6 +85,12 @@ pub const MUTATIONS: &[Mutation] = &[
     unit("spc/src/frontends/csi/job.rs", "(_, Reason::Dead) => Code::Unavailable,", "", "only_a_mount_that_may_be_left"),
     unit("spc/src/frontends/csi/validate.rs", "rest.is_empty() || rest.ends_with('.')", "true", "keys_of_kubernetes"),
     root("spc/src/frontends/csi/validate.rs", "if context.get(EPHEMERAL).is_some_and(|value| value == \"true\") {", "if request.staging_target_path.is_empty() {", "requests_are_checked_in_the_order"),
+    unit("spc/src/provision/share.rs", "ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV", "ResolveFlags::BENEATH | ResolveFlags::NO_XDEV", "links_in_the_place_of_directories"),
+    root("spc/src/provision/share.rs", "ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV", "ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS", "nothing_outside_of_a_removed_tree"),
+    unit("spc/src/provision/task.rs", "Some(found) if found == *note => {}", "Some(found) if found.name == note.name => {}", "a_volume_is_made_once"),
+    unit("spc/src/provision/task.rs", "if let Some(other) = notes::nested(share, directory)? {", "if let Some(other) = None::<String> {", "no_volume_is_inside_another"),
+    unit("spc/src/provision/task.rs", "            // The remains of a removal that was interrupted.\n            remove(&trash, &key, deadline)?;\n", "", "the_next_call_continues"),
+    unit("spc/src/provision/directory.rs", "&& name.starts_with(|first: char| first.is_ascii_alphanumeric())", "", "names_that_could_lead_elsewhere"),
     root("spc/src/frontends/csi/work.rs", "if mark.access != SINGLE_WRITER {", "if true {", "a_repeated_call_changes_nothing"),
     root("spc/src/repair/mod.rs", "        recorded.follow(session, &record);\n", "", "a_dead_daemon_is_replaced_for_all_pods"),
     // Disks: nothing is formatted that may hold data.

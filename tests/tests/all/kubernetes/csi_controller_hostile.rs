@@ -10,8 +10,8 @@ use tonic::Code;
 
 use crate::kubernetes::csi::{Mode, proto, refused, target};
 use crate::kubernetes::csi_controller::{
-    Controller, Provisioned, SETTINGS, capability, publish, request, serve, set_backends, start,
-    unpublish,
+    Controller, Provisioned, Reply, SETTINGS, capability, publish, request, serve, set_backends,
+    start, unpublish,
 };
 use crate::kubernetes::csi_failures::workers;
 use crate::support::{Spc, until, with_gluster, with_lab};
@@ -344,6 +344,54 @@ fn killed_and_interrupted_calls_are_finished_by_the_next_one() {
         left("the volume of a killed controller")?;
         spc.host.run(&["docker", "stop", "spc"])?.ok()?;
         ensure!(spc.on("/run/spc/backends/data")?.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn parallel_requests_make_one_volume_and_two_claims_never_share_one() {
+    with_gluster(|lab, cluster| {
+        let test = Provisioned::new(lab, cluster, "parallel")?;
+        let spc = &test.spc;
+        // Two parameters of a class that give two claims the same directory.
+        let class = [
+            ("backend", "data"),
+            ("directory", "${pvc.namespace}-${pvc.name}"),
+        ];
+        let claims = [("pvc-1", "a-b/c"), ("pvc-2", "a/b-c")];
+        let parallel = |call: &(dyn Fn(&Controller, usize) -> Reply<String> + Sync)| {
+            std::thread::scope(|scope| -> Result<Vec<Reply<String>>> {
+                let calls = (0..10)
+                    .map(|number| scope.spawn(move || Ok(call(&Controller::new(spc)?, number))));
+                let calls: Vec<_> = calls.collect();
+                let join = |call: std::thread::ScopedJoinHandle<'_, _>| {
+                    call.join().map_err(|_| anyhow::anyhow!("a panic"))?
+                };
+                calls.into_iter().map(join).collect()
+            })
+        };
+        let made = parallel(&|controller, number| {
+            let (name, claim) = claims[number % 2];
+            let volume = controller.create(request(name, claim, &class, 0))?;
+            Ok(volume.volume_id)
+        })?;
+        let succeeded: Vec<bool> = made.iter().map(Reply::is_ok).collect();
+        let first = succeeded[0];
+        for (number, reply) in made.into_iter().enumerate() {
+            if number.is_multiple_of(2) == first {
+                ensure!(reply? == "data/a-b-c");
+            } else {
+                refused(reply.map(drop), Code::AlreadyExists, "it is that of pvc-")?;
+            }
+        }
+        ensure!(test.on_server("ls")? == "a-b-c");
+        ensure!(spc.on("/run/spc/backends/data")?.len() == 1);
+        let removed =
+            parallel(&|controller, _| controller.delete("data/a-b-c").map(|()| String::new()))?;
+        for reply in removed {
+            reply?;
+        }
+        ensure!(test.on_server("ls; find .spc -mindepth 2")?.is_empty());
         Ok(())
     });
 }
