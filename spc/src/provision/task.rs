@@ -448,6 +448,18 @@ mod tests {
         fs::remove_file(root.join("team")).unwrap();
         fs::rename(root.join("moved"), root.join("team")).unwrap();
 
+        // Further above, to another directory of the share.
+        let deep = note("pvc-2", OnDelete::Delete);
+        backend.create("a/b/web", &deep).unwrap();
+        fs::rename(root.join("a"), root.join("moved")).unwrap();
+        fs::create_dir_all(root.join("other/b/web")).unwrap();
+        symlink("other", root.join("a")).unwrap();
+        assert_eq!(backend.delete("a/b/web"), Err(Kind::Unavailable));
+        assert!(root.join("other/b/web").is_dir());
+        fs::remove_file(root.join("a")).unwrap();
+        fs::rename(root.join("moved"), root.join("a")).unwrap();
+        backend.delete("a/b/web").unwrap();
+
         // The volume itself.
         fs::remove_dir(root.join("team/web")).unwrap();
         symlink(outside.0.join("web"), root.join("team/web")).unwrap();
