@@ -1,7 +1,7 @@
 //! The CSI controller with CephFS, whose directories have quotas, and NFS.
 
 use anyhow::{Context, Result, ensure};
-use lab::Knfsd;
+use lab::{Ceph, Knfsd};
 use rustix::fs::{XattrFlags, setxattr};
 use serde_json::{Value, json};
 use tonic::Code;
@@ -15,17 +15,27 @@ use crate::support::{VmSpc, with_lab};
 
 const MIB: i64 = 1 << 20;
 
+/// Makes a user for the controller, who may set quotas (`p`), and one for nodes, who may not.
+fn make_users(ceph: &Ceph<'_>) -> Result<()> {
+    let users = "mkdir -p /mnt/requested && for user in provisioner:rwp node:rw; do \
+         ceph auth get-or-create client.${user%:*} mon 'allow r' \
+         mds \"allow ${user#*:} path=/requested\" osd 'allow rw tag cephfs data=cephfs' \
+         >/dev/null; done";
+    ceph.sh(users).map(drop)
+}
+
+/// Quota of a volume, as Python prints it.
+fn quota(ceph: &Ceph<'_>, path: &str) -> Result<String> {
+    let script = "import os, sys; print(os.getxattr(sys.argv[1], 'ceph.quota.max_bytes'))";
+    ceph.sh(&format!("python3 -c \"{script}\" /mnt/{path}"))
+}
+
 #[test]
 fn quotas_of_cephfs_limit_volumes_and_grow_with_them() {
     with_lab(|lab| {
         let ceph = lab::ceph().context("no cluster")?;
         let spc = serve(lab, &json!([]))?;
-        // The controller may set quotas (`p`), and nodes may not.
-        let users = "mkdir -p /mnt/requested && for user in provisioner:rwp node:rw; do \
-             ceph auth get-or-create client.${user%:*} mon 'allow r' \
-             mds \"allow ${user#*:} path=/requested\" osd 'allow rw tag cephfs data=cephfs' \
-             >/dev/null; done";
-        ceph.sh(users)?;
+        make_users(ceph)?;
         let key = format!("{}\n", ceph.secret("provisioner")?);
         spc.host.write(format!("{SETTINGS}/key"), key.as_bytes())?;
         let backend = json!({
@@ -43,10 +53,7 @@ fn quotas_of_cephfs_limit_volumes_and_grow_with_them() {
         let class = [("backend", "fs"), ("owner", "1000:1000")];
         let volume = controller.create(request("pvc-1", "web", &class, 8 * MIB))?;
         ensure!(volume.capacity_bytes == 8 * MIB, "{volume:?}");
-        let read = |path: &str| {
-            let script = "import os, sys; print(os.getxattr(sys.argv[1], 'ceph.quota.max_bytes'))";
-            ceph.sh(&format!("python3 -c \"{script}\" /mnt/requested/{path}"))
-        };
+        let read = |path: &str| quota(ceph, &format!("requested/{path}"));
         ensure!(
             read("pvc-1")? == format!("b'{}'", 8 * MIB),
             "{}",
@@ -119,20 +126,52 @@ fn quotas_of_cephfs_limit_volumes_and_grow_with_them() {
     });
 }
 
-/// Does a task in a worker of the controller, which has no socket outside of the machine.
-fn work(spc: &VmSpc<'_>, source: &str, id: &str, task: &Value) -> Result<Value> {
-    // Saves a copy of the container's programs on the machine.
-    let options = "x-spc.container";
-    let backend = json!({"name": "nfs", "type": "nfs", "source": source, "options": options});
-    let call = json!({"Provision": {"backend": backend, "secrets": {}, "task": task}});
-    do_call(spc, id, &call)
-}
-
-fn do_call(spc: &VmSpc<'_>, id: &str, call: &Value) -> Result<Value> {
+/// Does a call in a worker of the controller, which has no socket outside of the machine.
+fn work(spc: &VmSpc<'_>, id: &str, call: &Value) -> Result<Value> {
     let job = json!({"driver": "share", "volume_id": id, "milliseconds": 60_000, "call": call});
     spc.put("/tmp/job", job.to_string().as_bytes())?;
     let answer = spc.sh("spc csi-work </tmp/job")?.ok()?.text();
     Ok(serde_json::from_str(&answer)?)
+}
+
+/// Task to make a volume.
+fn note(bytes: i64) -> Value {
+    json!({"Create": {
+        "name": "pvc-1", "bytes": bytes, "onDelete": "delete", "mode": 0o2770, "owner": [1000, 2000],
+    }})
+}
+
+#[test]
+fn the_kernels_cephfs_has_quotas_too() {
+    with_lab(|lab| {
+        let ceph = lab::ceph().context("no cluster")?;
+        ceph.sh("mkdir -p /mnt/kernel")?;
+        let spc = VmSpc::privileged(lab)?;
+        let backend = json!({
+            "name": "fs", "type": "ceph", "source": format!("{}:/kernel", ceph.monitors()),
+            "options": "name=admin,x-spc.container", "quota": "ceph",
+        });
+        let key = ceph.secret("admin")?;
+        let done = |task: &Value| -> Result<Value> {
+            let call = json!({"Provision": {
+                "backend": backend, "secrets": {"secret": key}, "task": task,
+            }});
+            let answer = work(&spc, "fs/web", &call)?;
+            ensure!(answer["code"] == 0, "{answer}");
+            Ok(answer["bytes"].clone())
+        };
+        ensure!(done(&note(8 * MIB))? == 8 * MIB);
+        let on = spc.on("/run/spc/backends/fs")?;
+        ensure!(on.len() == 1 && on[0].fstype == "ceph", "{on:?}");
+        ensure!(done(&json!({"Expand": 16 * MIB}))? == 16 * MIB);
+        let found = quota(ceph, "kernel/web")?;
+        ensure!(found == format!("b'{}'", 16 * MIB), "{found}");
+        done(&json!("Delete"))?;
+        ensure!(ceph.sh("ls /mnt/kernel")?.is_empty());
+        let done = work(&spc, "", &json!({"Release": {"backend": "fs"}}))?;
+        ensure!(done["code"] == 0, "{done}");
+        spc.is_clean()
+    });
 }
 
 #[test]
@@ -142,12 +181,15 @@ fn volumes_on_nfs_are_made_and_removed() {
         let root = format!("{}/data/requested", Knfsd::EXPORTS);
         server.sh(&format!("mkdir -p {root}"))?.ok()?;
         let source = format!("{}:/data/requested", server.address());
-        let note = json!({"Create": {
-            "name": "pvc-1", "bytes": 0, "onDelete": "delete", "mode": 0o2770, "owner": [1000, 2000],
-        }});
-        let id = "nfs/team/web";
+        // Saves a copy of the container's programs on the machine.
+        let options = "x-spc.container";
+        let backend = json!({"name": "nfs", "type": "nfs", "source": source, "options": options});
+        let work_on = |task: &Value| {
+            let call = json!({"Provision": {"backend": backend, "secrets": {}, "task": task}});
+            work(spc, "nfs/team/web", &call)
+        };
         for _ in 0..2 {
-            let made = work(spc, &source, id, &note)?;
+            let made = work_on(&note(0))?;
             ensure!(made["code"] == 0, "{made}");
         }
         let mode = server
@@ -160,17 +202,17 @@ fn volumes_on_nfs_are_made_and_removed() {
              chown -R 1000 a && chmod 700 a && mount -t tmpfs other m && echo kept >m/file"
         );
         server.sh(&plant)?.ok()?;
-        let failed = work(spc, &source, id, &json!("Delete"))?;
+        let failed = work_on(&json!("Delete"))?;
         ensure!(failed["code"] == Code::Unavailable as i32, "{failed}");
         let trash = format!("{root}/.spc/trash/team%web");
         ensure!(server.sh(&format!("cat {trash}/m/file"))?.ok()?.text() == "kept");
         server.sh(&format!("exportfs -f; umount {trash}/m"))?.ok()?;
-        let done = work(spc, &source, id, &json!("Delete"))?;
+        let done = work_on(&json!("Delete"))?;
         ensure!(done["code"] == 0, "{done}");
         let left = server.sh(&format!("ls -A {root}/team; find {root}/.spc -mindepth 2"))?;
         ensure!(left.ok()?.text().is_empty());
         server.sh(&format!("rm -r {root}"))?.ok()?;
-        let done = do_call(spc, "", &json!({"Release": {"backend": "nfs"}}))?;
+        let done = work(spc, "", &json!({"Release": {"backend": "nfs"}}))?;
         ensure!(done["code"] == 0, "{done}");
         spc.is_clean()
     });
