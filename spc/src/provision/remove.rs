@@ -1,45 +1,42 @@
 //! Removal of a tree on a share, within a time limit. The next call continues where this one
 //! stopped.
+//!
+//! A directory is renamed before it is entered: to a name in the outermost directory, from which it
+//! is then emptied. No server and no kernel renames a mount point. So what is mounted on a
+//! directory is not entered, even where a client cannot see that, such as a bind mount in a brick
+//! of GlusterFS. And no tree is too deep.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
 use crate::error::Error;
-use crate::provision::share::{DIRECTORY, missing_capability, open_name};
+use crate::provision::share::{DIRECTORY, missing_capability, open_name, set_ceph_quota};
 use crate::provision::{Failure, Kind};
 
 /// Number of names that are read from a directory at once.
 const BATCH: usize = 1024;
 
-/// Number of nested directories that are open at once. Deeper ones are moved up first.
-const MAX_DEPTH: usize = 32;
-
-/// Number of names that are tried for a directory that is moved up.
-const MAX_NAMES: usize = 10_000;
+/// Number of new names that are tried for a directory.
+const MAX_NAMES: usize = 100;
 
 /// Number of times that a directory which was seen empty is read again, because it is not.
 const MAX_ROUNDS: usize = 3;
 
-/// Directory on the way down.
+/// Open directory.
 struct Level {
     dir: OwnedFd,
-    name: CString,
     batch: Vec<(CString, bool)>,
-    /// Times that the directory could not be removed though it was seen empty.
-    rounds: usize,
 }
 
 impl Level {
     fn open(parent: impl AsFd, name: &CStr) -> Result<Self, Errno> {
         Ok(Self {
             dir: open_name(parent, name, DIRECTORY, Mode::empty())?,
-            name: name.to_owned(),
             batch: Vec::new(),
-            rounds: 0,
         })
     }
 
@@ -71,6 +68,17 @@ impl Level {
     }
 }
 
+/// Removal of one tree.
+struct Removal {
+    /// Outermost directory.
+    top: OwnedFd,
+    deadline: Instant,
+    counted: u64,
+    /// Beginning of the names of directories that this call has renamed.
+    prefix: String,
+    names: u64,
+}
+
 /// Removes what has this name in a directory, with everything in it. Links are removed, not
 /// followed, and mount points are not entered.
 ///
@@ -78,87 +86,119 @@ impl Level {
 /// The time is over, or something cannot be removed.
 pub fn remove(parent: &OwnedFd, name: &str, deadline: Instant) -> Result<(), Failure> {
     let name = CString::new(name).map_err(|e| Failure::on_share("bad name", e.to_string()))?;
-    let mut counted = 0_u64;
-    let mut stack = match Level::open(parent, &name) {
-        Ok(top) => vec![top],
+    let fail = |error: Errno| cannot_remove(&name, error);
+    let mut top = match Level::open(parent, &name) {
+        Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
         Err(Errno::NOTDIR | Errno::LOOP) => {
-            return gone(unlinkat(parent, &name, AtFlags::empty()))
-                .map_err(|error| cannot_remove(&name, error));
+            return gone(unlinkat(parent, &name, AtFlags::empty())).map_err(fail);
         }
-        Err(error) => return Err(cannot_remove(&name, error)),
+        Err(error) => return Err(fail(error)),
     };
-    let mut names = 0;
-    loop {
-        let depth = stack.len();
-        let Some(level) = stack.last_mut() else {
-            return Ok(());
-        };
-        if Instant::now() >= deadline {
+    // Names that a pod cannot have foreseen.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let mut removal = Removal {
+        top: top
+            .dir
+            .try_clone()
+            .map_err(|e| Failure::on_share("cannot open the volume", e))?,
+        deadline,
+        counted: 0,
+        prefix: format!(".spc-{:x}-", since.unwrap_or_default().as_nanos()),
+        names: 0,
+    };
+    for _ in 0..MAX_ROUNDS {
+        while let Some((entry, is_dir)) = removal.next(&mut top, &name)? {
+            let fail = |error: Errno| cannot_remove(&entry, error);
+            match is_dir {
+                true if entry.to_bytes().starts_with(removal.prefix.as_bytes()) => {
+                    removal.remove_directory(&entry)?;
+                }
+                true => {
+                    let renamed = removal.move_up(&top.dir, &entry).map_err(fail)?;
+                    removal.remove_directory(&renamed)?;
+                }
+                false => gone(unlinkat(&top.dir, &entry, AtFlags::empty())).map_err(fail)?,
+            }
+        }
+        match gone(unlinkat(parent, &name, AtFlags::REMOVEDIR)) {
+            Err(Errno::NOTEMPTY) => {}
+            done => return done.map_err(fail),
+        }
+    }
+    Err(fail(Errno::NOTEMPTY))
+}
+
+impl Removal {
+    /// Returns the next name in a directory, and whether it is a directory, unless the time is over.
+    fn next(&mut self, level: &mut Level, name: &CStr) -> Result<Option<(CString, bool)>, Failure> {
+        if Instant::now() >= self.deadline {
             return Err(Failure::new(
                 Kind::Unfinished,
                 Error::mount(format!(
-                    "{counted} files and directories of the volume are removed, and the time is over"
+                    "{} files and directories of the volume are removed, and the time is over",
+                    self.counted
                 ))
                 .hint("the next call continues"),
             ));
         }
-        counted += 1;
-        let next = level.next();
-        match next.map_err(|error| cannot_remove(&level.name, error))? {
-            Some((name, false)) => gone(unlinkat(&level.dir, &name, AtFlags::empty()))
-                .map_err(|error| cannot_remove(&name, error))?,
-            Some((name, true)) if depth >= MAX_DEPTH => {
-                move_up(&stack, &name, &mut names).map_err(|error| cannot_remove(&name, error))?;
+        let next = level.next().map_err(|error| cannot_remove(name, error))?;
+        self.counted += u64::from(next.is_some());
+        Ok(next)
+    }
+
+    /// Removes a directory of the outermost one. Those in it are moved up.
+    fn remove_directory(&mut self, name: &CStr) -> Result<(), Failure> {
+        let fail = |error: Errno| cannot_remove(name, error);
+        let mut level = match Level::open(&self.top, name) {
+            Ok(level) => level,
+            Err(Errno::NOENT) => return Ok(()),
+            // No directory any more.
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return gone(unlinkat(&self.top, name, AtFlags::empty())).map_err(fail);
             }
-            Some((name, true)) => match Level::open(&level.dir, &name) {
-                Ok(deeper) => stack.push(deeper),
-                Err(Errno::NOENT) => {}
-                // No directory any more.
-                Err(Errno::NOTDIR | Errno::LOOP) => {
-                    gone(unlinkat(&level.dir, &name, AtFlags::empty()))
-                        .map_err(|error| cannot_remove(&name, error))?;
+            Err(error) => return Err(fail(error)),
+        };
+        for _ in 0..MAX_ROUNDS {
+            while let Some((entry, is_dir)) = self.next(&mut level, name)? {
+                let done = match is_dir {
+                    true => self.move_up(&level.dir, &entry).map(drop),
+                    false => gone(unlinkat(&level.dir, &entry, AtFlags::empty())),
+                };
+                done.map_err(|error| cannot_remove(&entry, error))?;
+            }
+            match gone(unlinkat(&self.top, name, AtFlags::REMOVEDIR)) {
+                Err(Errno::NOTEMPTY) => {}
+                done => return done.map_err(fail),
+            }
+        }
+        Err(fail(Errno::NOTEMPTY))
+    }
+
+    /// Renames a directory to a new name in the outermost one, and returns that name.
+    fn move_up(&mut self, from: &OwnedFd, name: &CStr) -> Result<CString, Errno> {
+        // A mount in another namespace than this process's does not stop the rename.
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        if let Err(Errno::XDEV) = open_name(from, name, flags, Mode::empty()) {
+            return Err(Errno::XDEV);
+        }
+        let mut has_quota = true;
+        for _ in 0..MAX_NAMES {
+            self.names += 1;
+            let new = format!("{}{}", self.prefix, self.names);
+            match renameat(from, name, &self.top, &new) {
+                Ok(()) | Err(Errno::NOENT) => return CString::new(new).map_err(|_| Errno::INVAL),
+                // The name is taken.
+                Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
+                // CephFS renames nothing out of a directory with a quota of its own.
+                Err(Errno::XDEV) if has_quota && set_ceph_quota(from, 0).is_ok() => {
+                    has_quota = false;
                 }
-                Err(error) => return Err(cannot_remove(&name, error)),
-            },
-            None => remove_empty(parent, &mut stack)?,
+                Err(error) => return Err(error),
+            }
         }
+        Err(Errno::EXIST)
     }
-}
-
-/// Removes the innermost directory, which was seen empty.
-fn remove_empty(parent: &OwnedFd, stack: &mut Vec<Level>) -> Result<(), Failure> {
-    let Some(mut level) = stack.pop() else {
-        return Ok(());
-    };
-    let outer = stack.last().map_or(parent, |outer| &outer.dir);
-    match gone(unlinkat(outer, &level.name, AtFlags::REMOVEDIR)) {
-        Ok(()) => Ok(()),
-        Err(Errno::NOTEMPTY) if level.rounds < MAX_ROUNDS => {
-            level.rounds += 1;
-            stack.push(level);
-            Ok(())
-        }
-        Err(error) => Err(cannot_remove(&level.name, error)),
-    }
-}
-
-/// Moves a directory from the innermost level to the outermost one, which is read again until it is
-/// empty.
-fn move_up(stack: &[Level], name: &CStr, names: &mut usize) -> Result<(), Errno> {
-    let (Some(outermost), Some(innermost)) = (stack.first(), stack.last()) else {
-        return Ok(());
-    };
-    while *names < MAX_NAMES {
-        *names += 1;
-        match renameat(&innermost.dir, name, &outermost.dir, format!("{names}")) {
-            // The name is taken.
-            Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
-            moved => return gone(moved),
-        }
-    }
-    // Another call begins with the first names again, which are free by then.
-    Err(Errno::MLINK)
 }
 
 /// Returns success if something else has removed the name.
@@ -226,16 +266,12 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_deeper_than_descriptors_allow_is_removed() {
+    fn a_deep_tree_is_removed() {
         let scratch = Scratch::new();
         let mut path = scratch.0.join("tree");
-        // A name of the directories that are moved up, taken by a file.
-        fs::create_dir(&path).unwrap();
-        fs::write(path.join("1"), "x").unwrap();
         for depth in 0..300 {
             path.push(format!("{}", depth % 7));
-            let _ = fs::remove_file(&path);
-            fs::create_dir(&path).unwrap();
+            fs::create_dir_all(&path).unwrap();
             fs::write(path.join("file"), "x").unwrap();
         }
         remove(&scratch.fd(), "tree", soon()).unwrap();

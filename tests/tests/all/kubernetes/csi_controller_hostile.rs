@@ -395,3 +395,37 @@ fn parallel_requests_make_one_volume_and_two_claims_never_share_one() {
         Ok(())
     });
 }
+
+#[test]
+fn what_is_mounted_in_a_brick_is_not_entered() {
+    with_gluster(|lab, cluster| {
+        let test = Provisioned::new(lab, cluster, "brick")?;
+        // Of another file system, and of the brick's own: clients see directories like any other.
+        for (name, outside) in [("other", "/srv/outside"), ("same", "/bricks/outside")] {
+            let volume = made(&test.spc, &test.controller, name)?;
+            let fill = format!("mkdir -p {0}/a/sub && echo x >{0}/a/file", target("1-1"));
+            test.spc.host.sh(&fill)?.ok()?;
+            unpublish(&test.spc, &volume, "1-1")?;
+            for node in cluster.nodes() {
+                let sub = node
+                    .brick("vol")
+                    .join(format!("requested-brick/{name}/a/sub"));
+                let plant = format!(
+                    "mkdir -p {outside}/d && echo kept >{outside}/d/file && mount --bind {outside} {}",
+                    sub.display()
+                );
+                node.host().sh(&plant)?.ok()?;
+            }
+            let reply = test.controller.delete(&volume.volume_id);
+            refused(reply, Code::Unavailable, "cannot remove sub")?;
+            for node in cluster.nodes() {
+                ensure!(node.host().read(format!("{outside}/d/file"))? == b"kept\n");
+                let free = "umount $(grep requested-brick /proc/self/mountinfo | cut -d' ' -f5)";
+                node.host().sh(free)?.ok()?;
+            }
+            test.controller.delete(&volume.volume_id)?;
+            ensure!(test.on_server("ls; find .spc -mindepth 2")?.is_empty());
+        }
+        Ok(())
+    });
+}

@@ -101,6 +101,12 @@ fn quotas_of_cephfs_limit_volumes_and_grow_with_them() {
         write("large", 32)?.ok()?;
         node.unpublish(&on_node, "1-1")?;
         node.unstage(&on_node)?;
+        // A directory with a quota of its own, out of which nothing can be renamed.
+        let set = "import os, sys; os.setxattr(sys.argv[1], 'ceph.quota.max_bytes', b'1048576')";
+        let sub = "/mnt/requested/pvc-1/sub";
+        ceph.sh(&format!(
+            "mkdir -p {sub}/deeper && python3 -c \"{set}\" {sub}"
+        ))?;
         controller.delete(&volume.volume_id)?;
         ensure!(
             ceph.sh("find /mnt/requested -mindepth 3; ls /mnt/requested")?
