@@ -6,6 +6,7 @@
 //! mounted once for the node (stage), and bound for each pod (publish).
 
 mod backend_use;
+mod connection;
 pub mod controller;
 mod driver;
 mod job;
@@ -24,11 +25,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::net::UnixListener;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::daemon::event_listener::retry_forever;
 use crate::error::{Error, Result};
+use crate::frontends::csi::connection::Connection;
 use crate::frontends::csi::proto::csi::identity_server::IdentityServer;
 use crate::frontends::csi::proto::csi::node_server::NodeServer;
 use crate::frontends::csi::proto::registration::registration_server::RegistrationServer;
@@ -129,6 +132,7 @@ fn serve(all: Vec<Listeners>, node_id: &str) -> std::io::Result<()> {
                 (registration, listeners.registration),
             ] {
                 let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
+                let incoming = incoming.map(|stream| stream.map(Connection::new));
                 servers.spawn(router.serve_with_incoming(incoming));
             }
         }

@@ -1,0 +1,288 @@
+//! Connections of clients that name a Unix socket by its path in `:authority`.
+//!
+//! kubelet does so before Kubernetes 1.26, and so do other clients. The HTTP/2 library refuses
+//! requests with a name that cannot be one of a host. The name means nothing on a Unix socket, so
+//! another takes its place.
+
+use std::io::Result;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tonic::transport::server::Connected;
+
+/// Bytes with which a client begins (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
+
+/// Size of a frame's header.
+const HEADER: usize = 9;
+
+/// Largest payload that a client may send.
+const MAX_FRAME: usize = 16384;
+
+/// Type of the frames that begin a request.
+const HEADERS: u8 = 1;
+
+/// Flags of such a frame: its end is the end of the fields, it is padded, it has a priority.
+const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
+const PRIORITY: u8 = 32;
+
+/// Size of a priority.
+const PRIORITY_SIZE: usize = 5;
+
+/// Index of the name `:authority` in every table of fields (RFC 7541, appendix A).
+const AUTHORITY: usize = 1;
+
+/// Value that replaces the name, with its length.
+///
+/// It is not longer than any other, so that the server's table of fields has at least the entries
+/// of the client's: indices count from the newest.
+const NAME: [u8; 2] = [1, b'x'];
+
+/// Connection of a client, whose requests get another `:authority`.
+pub struct Connection {
+    stream: UnixStream,
+    /// Bytes whose frame is not complete.
+    held: Vec<u8>,
+    /// Number of bytes to come that need no look.
+    passing: usize,
+    /// Bytes for the server.
+    ready: Vec<u8>,
+}
+
+impl Connection {
+    /// Wraps a new connection.
+    pub fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            held: Vec::new(),
+            passing: PREFACE,
+            ready: Vec::new(),
+        }
+    }
+
+    /// Takes bytes of the client.
+    fn take(&mut self, bytes: &[u8]) {
+        self.held.extend_from_slice(bytes);
+        loop {
+            let passing = self.passing.min(self.held.len());
+            self.ready.extend(self.held.drain(..passing));
+            self.passing -= passing;
+            let [a, b, c, kind, flags, ..] = self.held[..] else {
+                return;
+            };
+            let size = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+            if kind != HEADERS
+                || flags & END_HEADERS == 0
+                || flags & PADDED != 0
+                || size > MAX_FRAME
+            {
+                self.passing = HEADER + size;
+                continue;
+            }
+            let Some(frame) = self.held.get(..HEADER + size) else {
+                return;
+            };
+            let renamed = renamed(frame).unwrap_or_else(|| frame.to_vec());
+            self.ready.extend(renamed);
+            self.held.drain(..HEADER + size);
+        }
+    }
+}
+
+/// Returns a frame of fields with another `:authority`, or None for a malformed one.
+fn renamed(frame: &[u8]) -> Option<Vec<u8>> {
+    let (header, payload) = frame.split_at_checked(HEADER)?;
+    let skipped = match header[4] & PRIORITY {
+        0 => 0,
+        _ => PRIORITY_SIZE,
+    };
+    let (priority, mut rest) = payload.split_at_checked(skipped)?;
+    let mut fields = Vec::with_capacity(payload.len());
+    while let Some(first) = rest.first() {
+        let begun = rest;
+        let (literal, bits) = match first {
+            128.. => (false, 7),
+            64.. => (true, 6),
+            32.. => (false, 5),
+            _ => (true, 4),
+        };
+        let index = number(&mut rest, bits)?;
+        if literal && index == 0 {
+            string(&mut rest)?;
+        }
+        let name = &begun[..begun.len() - rest.len()];
+        fields.extend_from_slice(name);
+        if literal {
+            match string(&mut rest)? {
+                [_, _, ..] if index == AUTHORITY => fields.extend(NAME),
+                value => fields.extend_from_slice(value),
+            }
+        }
+    }
+    let size = (skipped + fields.len()).to_be_bytes();
+    let [.., a, b, c] = size;
+    Some([&[a, b, c], &header[3..], priority, &fields].concat())
+}
+
+/// Takes a number with a prefix of so many bits (RFC 7541, section 5.1).
+fn number(rest: &mut &[u8], bits: u32) -> Option<usize> {
+    let (first, mut left) = rest.split_first()?;
+    let most = (1 << bits) - 1;
+    let mut number = usize::from(*first) & most;
+    if number == most {
+        for shift in [0, 7, 14, 21] {
+            let (next, after) = left.split_first()?;
+            left = after;
+            number += usize::from(next & 127) << shift;
+            if next & 128 == 0 {
+                *rest = left;
+                return Some(number);
+            }
+        }
+        return None;
+    }
+    *rest = left;
+    Some(number)
+}
+
+/// Takes a string, and returns it with its length (RFC 7541, section 5.2).
+fn string<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let begun = *rest;
+    let size = number(rest, 7)?;
+    *rest = rest.get(size..)?;
+    Some(&begun[..begun.len() - rest.len()])
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
+        while self.ready.is_empty() {
+            let mut space = [0; 4096];
+            let mut read = ReadBuf::new(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.take(read.filled());
+        }
+        let size = buffer.remaining().min(self.ready.len());
+        buffer.put_slice(&self.ready[..size]);
+        self.ready.drain(..size);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let size = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, size, kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    /// Fields of a request: POST, a path, the authority as a literal with an index, te, and an own
+    /// header.
+    fn fields(authority: &[u8]) -> Vec<u8> {
+        let size = u8::try_from(authority.len()).unwrap();
+        let own = b"\x00\x04x-id\x02ab";
+        [
+            &[0x83, 0x44, 2],
+            &b"/p"[..],
+            &[0x41, size],
+            authority,
+            &[0x0f, 0x2f, 1],
+            b"t",
+            own,
+        ]
+        .concat()
+    }
+
+    fn through(parts: &[&[u8]]) -> Vec<u8> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build();
+        let _inside = runtime.as_ref().unwrap().enter();
+        let mut connection = Connection::new(UnixStream::pair().unwrap().0);
+        parts.iter().for_each(|part| connection.take(part));
+        connection.ready
+    }
+
+    #[test]
+    fn a_path_as_authority_gets_another_name() {
+        let preface = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let data = frame(0, 1, b"\x41\x04abcd");
+        let request = |authority: &[u8], flags: u8, before: &[u8]| {
+            frame(HEADERS, flags, &[before, &fields(authority)].concat())
+        };
+        let sent = |authority: &[u8]| {
+            [
+                &preface[..],
+                &frame(4, 0, b""),
+                &request(authority, END_HEADERS, b""),
+                &data,
+                &request(authority, END_HEADERS | PRIORITY, b"12345"),
+                &data,
+            ]
+            .concat()
+        };
+        let (path, name) = (sent(b"/var/lib/kubelet/plugins/x/csi.sock"), sent(b"x"));
+        assert_eq!(through(&[&path]), name);
+        assert_eq!(through(&[&name]), name);
+        for cut in 0..path.len() {
+            let (one, other) = path.split_at(cut);
+            assert_eq!(through(&[one, other]), name, "{cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_passes_as_it_is() {
+        let preface = [0; PREFACE];
+        for frame in [
+            frame(HEADERS, 0, &fields(b"/path")),
+            frame(HEADERS, END_HEADERS | PADDED, &fields(b"/path")),
+            frame(HEADERS, END_HEADERS, b"\x41\x7f"),
+            frame(
+                HEADERS,
+                END_HEADERS,
+                b"\x41\x7f\xff\xff\xff\xff\xff\xff\xff\xff",
+            ),
+            frame(HEADERS, END_HEADERS, b"\x41\x00\x81"),
+            frame(HEADERS, END_HEADERS | PRIORITY, b"123"),
+            frame(HEADERS, END_HEADERS, b""),
+        ] {
+            let sent = [&preface[..], &frame].concat();
+            assert_eq!(through(&[&sent]), sent, "{frame:?}");
+        }
+    }
+}
