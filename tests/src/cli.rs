@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use crate::enter::Enter;
 use crate::step::Step;
 use crate::{
-    Base, Engine, HostOptions, Lab, Propagation, Root, Status, VmOptions, bench, boot, cache, demo,
-    enter, guest, net, packages, prepare, runtime, step, supervisor, times,
+    Base, Engine, HostOptions, Lab, Propagation, Root, Status, VmOptions, bench, boot, cache,
+    cluster, demo, enter, guest, net, packages, prepare, runtime, step, supervisor, times,
 };
 
 /// Disposable hosts and real servers for tests.
@@ -49,6 +49,9 @@ enum Task {
     Bench(bench::Options),
     /// Mounts a GlusterFS volume on a disposable host and shows each step
     Demo,
+    /// Starts a Kubernetes cluster with the CSI drivers, a GlusterFS volume and a pod that uses it,
+    /// and runs a shell on its node
+    Kubernetes,
     /// Makes what most tests take from the cache
     Prepare,
     /// Prints where the time of a test run went
@@ -133,6 +136,7 @@ pub fn main() -> Result<ExitCode> {
         }
         Task::Bench(options) => bench::main(&options)?,
         Task::Demo => demo::run()?,
+        Task::Kubernetes => return cluster::show::run(),
         Task::Prepare => prepare::prepare()?,
         Task::Times { file } => times::print(&file)?,
         Task::Clean => cache::remove(&cache::directory()?)?,

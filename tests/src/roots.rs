@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cache::{Key, cached};
+use crate::cluster::programs;
 use crate::machine;
 use crate::runtime::{DIRECTORY, RUNTIMES};
 
@@ -22,6 +23,8 @@ pub enum Root {
     /// storage client.
     #[default]
     Minimal,
+    /// The same without docker and podman, and with a whole Kubernetes.
+    Kubernetes,
     /// Debian trixie with the servers of GlusterFS and SSH, and the native client of GlusterFS.
     Server,
     /// Debian trixie with the servers of SMB and S3, and fuse2fs.
@@ -52,6 +55,14 @@ const PROGRAMS: &[&str] = &[
     "/usr/sbin/dockerd",
 ];
 
+/// Programs of a container host that a Kubernetes node does without.
+const ENGINES: [&str; 4] = [
+    "/usr/bin/conmon",
+    "/usr/bin/docker",
+    "/usr/bin/podman",
+    "/usr/sbin/dockerd",
+];
+
 /// mount(8) of util-linux. A test has to replace busybox's with it.
 const UTIL_LINUX: [&str; 2] = ["/usr/bin/mount", "/usr/bin/umount"];
 
@@ -67,6 +78,13 @@ pub fn path(root: Root) -> Result<PathBuf> {
         Root::Minimal => {
             let files = minimal_files()?;
             cached("minimal", key_of(&files)?, |path| {
+                minimal(path, &files)?;
+                engines(path)
+            })
+        }
+        Root::Kubernetes => {
+            let files = kubernetes_files()?;
+            cached("kubernetes-root", key_of(&files)?, |path| {
                 minimal(path, &files)?;
                 engines(path)
             })
@@ -166,6 +184,25 @@ const STORAGE: &str = "busybox-static,dbus-daemon,e2fsprogs,glusterfs-common,ipr
 /// Servers and administration programs, and ceph-fuse, which mounts the file system on the
 /// cluster's host.
 const CEPH: &str = "busybox-static,ceph-common,ceph-fuse,ceph-mds,ceph-mgr,ceph-mon,ceph-osd,mount";
+
+/// Returns the files of a Kubernetes node, with their paths there.
+fn kubernetes_files() -> Result<BTreeMap<PathBuf, PathBuf>> {
+    let mut files = minimal_files()?;
+    files.retain(|_, place| !ENGINES.iter().any(|engine| place == Path::new(engine)));
+    let built = programs::programs()?;
+    let others = [PathBuf::from("/usr/bin/ctr")];
+    let programs: Vec<_> = programs::NAMES
+        .iter()
+        .map(|name| built.join(name))
+        .collect();
+    files.extend(libraries(programs.iter().chain(&others))?);
+    for program in programs.into_iter().chain(others) {
+        let name = program.file_name().context("no name")?;
+        let place = Path::new("/usr/bin").join(name);
+        files.insert(program, place);
+    }
+    Ok(files)
+}
 
 /// Returns the files of a minimal host, with their paths there.
 fn minimal_files() -> Result<BTreeMap<PathBuf, PathBuf>> {

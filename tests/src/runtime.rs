@@ -1,9 +1,10 @@
 //! Wrapper of the runtimes `runc` and `crun` on hosts of the lab. It removes capabilities that this
-//! machine lacks from a container's configuration, and executes the real runtime.
+//! machine lacks from a container's configuration, and limits whose controllers it lacks, and
+//! executes the real runtime.
 //!
 //! A machine that is itself a container may lack capabilities. `--privileged` requests all of them,
-//! and the runtimes fail when one is missing. A machine with all capabilities gets the
-//! configuration unchanged.
+//! and the runtimes fail when one is missing. Kubernetes sets limits, and on a hybrid machine cgroup2
+//! has no controllers for them. A machine that has everything gets the configuration unchanged.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -79,14 +80,17 @@ pub fn called_as(name: &OsStr) -> Option<&'static str> {
 /// failure.
 pub fn run(name: &str, arguments: Vec<OsString>) -> Result<()> {
     let missing = missing(&fs::read_to_string("/proc/self/status")?)?;
-    if !missing.is_empty() {
+    // Without the file, cgroups are those of version 1.
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").ok();
+    let limits = controllers.map_or_else(Vec::new, |has| unlimited(&has));
+    if !missing.is_empty() || !limits.is_empty() {
         if arguments
             .iter()
             .any(|word| word == "create" || word == "run")
         {
             let bundle = option(&arguments, "-b", "--bundle").unwrap_or_else(|| PathBuf::from("."));
             rewrite(&bundle.join("config.json"), |config| {
-                soften(name, config, &missing)
+                soften(name, config, &missing, &limits)
             })?;
         } else if let Some(process) = option(&arguments, "-p", "--process") {
             rewrite(&process, |process| drop_capabilities(process, &missing))?;
@@ -111,6 +115,15 @@ fn missing(status: &str) -> Result<Vec<&'static str>> {
         .filter(|(bit, _)| bounding >> bit & 1 == 0)
         .map(|(_, name)| *name)
         .collect())
+}
+
+/// Returns the limits of a container's configuration whose controllers are not among these.
+fn unlimited(controllers: &str) -> Vec<&'static str> {
+    let has = |name: &str| controllers.split_whitespace().any(|known| known == name);
+    ["cpu", "memory", "pids"]
+        .into_iter()
+        .filter(|name| !has(name))
+        .collect()
 }
 
 /// Returns the value of an option, given as `-o VALUE`, `--option VALUE` or `--option=VALUE`.
@@ -139,18 +152,18 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn soften(name: &str, config: &mut Value, missing: &[&str]) {
+fn soften(name: &str, config: &mut Value, missing: &[&str], limits: &[&str]) {
     if let Some(process) = config.get_mut("process") {
         drop_capabilities(process, missing);
     }
+    let resources = config.pointer_mut("/linux/resources");
+    let Some(resources) = resources.and_then(Value::as_object_mut) else {
+        return;
+    };
+    resources.retain(|name, _| !limits.contains(&name.as_str()));
     // crun needs this capability to raise the limit of locked memory, before it loads its device
     // filter.
-    if name == "crun"
-        && missing.contains(&SYS_RESOURCE)
-        && let Some(resources) = config
-            .pointer_mut("/linux/resources")
-            .and_then(Value::as_object_mut)
-    {
+    if name == "crun" && missing.contains(&SYS_RESOURCE) {
         resources.remove("devices");
     }
 }
@@ -207,9 +220,10 @@ mod tests {
     fn only_what_is_missing_is_taken_away() {
         let mut config = json!({
             "process": {"capabilities": {"bounding": ["CAP_CHOWN", "CAP_SYS_RESOURCE"]}},
-            "linux": {"resources": {"devices": [], "pids": {"limit": 5}}},
+            "linux": {"resources": {"devices": [], "memory": {"limit": 9}, "pids": {"limit": 5}}},
         });
-        soften("crun", &mut config, &["CAP_SYS_RESOURCE"]);
+        let limits = unlimited("cpu pids hugetlb\n");
+        soften("crun", &mut config, &["CAP_SYS_RESOURCE"], &limits);
         let expected = json!({
             "process": {"capabilities": {"bounding": ["CAP_CHOWN"]}},
             "linux": {"resources": {"pids": {"limit": 5}}},

@@ -1,5 +1,6 @@
 //! kubelet's CSI and FlexVolume drivers and mounter, and the manifests.
 
+mod cluster;
 pub mod csi;
 pub mod csi_controller;
 mod csi_controller_hostile;

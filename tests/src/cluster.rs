@@ -1,0 +1,166 @@
+//! A real Kubernetes cluster of one node, on a disposable host.
+
+pub mod programs;
+pub mod show;
+
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::host::{Host, HostOptions};
+use crate::image::{Base, image};
+use crate::outer::{Lab, shared};
+use crate::output::Output;
+use crate::programs::{Libc, program};
+use crate::roots::Root;
+
+/// Limit for the start, on a machine that is busy with other tests.
+const START_LIMIT: Duration = Duration::from_secs(300);
+
+/// Limit for the registration of the drivers. kubelet retries after up to half a minute.
+const REGISTRATION_LIMIT: Duration = Duration::from_secs(60);
+
+/// Names of the CSI drivers.
+const DRIVERS: [&str; 3] = ["disk.spc.csi", "mapped.spc.csi", "share.spc.csi"];
+
+/// Files of the node below `/etc`.
+const FILES: [(&str, &str); 5] = [
+    (
+        "/etc/cni/net.d/none.conf",
+        // All pods are on the host's network. Without this file, the node would never be ready.
+        r#"{"cniVersion": "0.3.1", "name": "none", "type": "loopback"}"#,
+    ),
+    (
+        "/etc/kubernetes/containerd.toml",
+        include_str!("cluster/containerd.toml"),
+    ),
+    (
+        "/etc/kubernetes/kubelet.yaml",
+        include_str!("cluster/kubelet.yaml"),
+    ),
+    (KUBELET, include_str!("cluster/kubelet.sh")),
+    (START, include_str!("cluster/start.sh")),
+];
+
+const KUBELET: &str = "/etc/kubernetes/kubelet";
+const START: &str = "/etc/kubernetes/start";
+
+/// Makes the image `registry.example.com/pause:1`: busybox, and a program that waits.
+const PAUSE: &str = r#"set -eu
+cd "$(mktemp -d)"
+mkdir -p layer/bin
+mv /tmp/pause layer/
+cp /bin/busybox layer/bin/
+chroot layer /bin/busybox --install -s /bin
+tar -C layer -cf layer.tar .
+digest=$(sha256sum layer.tar | cut -d ' ' -f 1)
+cat >config.json <<CONFIG
+{"architecture": "amd64", "os": "linux", "config": {"Entrypoint": ["/pause"], "Env": ["PATH=/bin"]},
+ "rootfs": {"type": "layers", "diff_ids": ["sha256:$digest"]}}
+CONFIG
+cat >manifest.json <<MANIFEST
+[{"Config": "config.json", "RepoTags": ["registry.example.com/pause:1"], "Layers": ["layer.tar"]}]
+MANIFEST
+tar -cf "$1" manifest.json config.json layer.tar
+rm -rf "$PWD"
+"#;
+
+/// A cluster of one node.
+#[derive(Debug)]
+pub struct Kubernetes<'lab> {
+    host: Host<'lab>,
+}
+
+impl Lab {
+    /// Starts a cluster whose node has the images `registry.example.com/spc:0.1.0`, of the
+    /// manifests, and `registry.example.com/pause:1`, with busybox.
+    pub fn kubernetes(&self) -> Result<Kubernetes<'_>> {
+        let started = Instant::now();
+        let host = self.host(HostOptions {
+            root: Root::Kubernetes,
+            ..HostOptions::default()
+        })?;
+        for (path, text) in FILES {
+            host.write(path, text.as_bytes())?;
+        }
+        host.copy_in(program("pause", Libc::Gnu, &["-static"])?, "/tmp/pause")?;
+        let images = "/etc/kubernetes/images";
+        host.copy_in(image(Base::Trixie)?, format!("{images}/spc.tar"))?;
+        let pause = format!("{images}/pause.tar");
+        host.run(&["sh", "-c", PAUSE, "pause", &pause])?.ok()?;
+        let address = host.address().to_string();
+        let words = ["sh", START, &host.name(), &address];
+        host.command(&words)?.limit(START_LIMIT).run()?.ok()?;
+        host.say_cost("a Kubernetes cluster", started);
+        Ok(Kubernetes { host })
+    }
+}
+
+impl<'lab> Kubernetes<'lab> {
+    /// Returns the node.
+    pub fn host(&self) -> &Host<'lab> {
+        &self.host
+    }
+
+    /// Runs kubectl.
+    pub fn kubectl(&self, words: &[&str]) -> Result<Output> {
+        self.host.run(&[&["kubectl"], words].concat())
+    }
+
+    /// Applies the manifest of the CSI drivers as it is, and waits until kubelet knows them.
+    pub fn install_drivers(&self) -> Result<()> {
+        self.apply(&manifest()?)?;
+        self.wait_for_drivers()
+    }
+
+    /// Waits until the pod of the CSI drivers is ready and kubelet knows them.
+    pub fn wait_for_drivers(&self) -> Result<()> {
+        let status = ["rollout", "status", "-n", "spc", "daemonset/spc-csi"];
+        self.kubectl(&status)?.ok()?;
+        let name = self.host.name();
+        let list = [
+            "get",
+            "csinode",
+            &name,
+            "-o",
+            "jsonpath={.spec.drivers[*].name}",
+        ];
+        let end = Instant::now() + REGISTRATION_LIMIT;
+        loop {
+            let drivers = self.kubectl(&list)?.ok()?.text();
+            if DRIVERS.iter().all(|driver| drivers.contains(driver)) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "kubelet knows only {drivers:?}");
+            sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Runs `kubectl apply` with objects in YAML or JSON. Fields that are newer than this version
+    /// of Kubernetes are ignored.
+    pub fn apply(&self, objects: &[u8]) -> Result<()> {
+        let apply = self
+            .host
+            .command(&["kubectl", "apply", "--validate=false", "-f", "-"])?;
+        apply.input(objects)?.run()?.ok().map(drop)
+    }
+}
+
+/// Reads the manifest of the CSI drivers.
+fn manifest() -> Result<Vec<u8>> {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    let path = checkout
+        .context("no checkout")?
+        .join("image/kubernetes/csi.yaml");
+    std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Returns the cluster that all tests of this process share, or `None` where there is no lab.
+pub fn kubernetes() -> Option<&'static Kubernetes<'static>> {
+    static CLUSTER: OnceLock<Kubernetes<'static>> = OnceLock::new();
+    let lab = shared()?;
+    let start = || lab.kubernetes().unwrap_or_else(|error| panic!("{error:?}"));
+    Some(CLUSTER.get_or_init(start))
+}
