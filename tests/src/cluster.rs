@@ -138,6 +138,18 @@ impl<'lab> Kubernetes<'lab> {
         }
     }
 
+    /// Kills kubelet, starts another one, and waits until it serves the node.
+    pub fn restart_kubelet(&self) -> Result<()> {
+        let script = format!(
+            r#"kill -9 $(cat /run/kubelet.pid)
+            sh {KUBELET} "$1" "$2"
+            until wget -q -O /dev/null http://127.0.0.1:10248/healthz; do sleep 0.1; done"#
+        );
+        let address = self.host.address().to_string();
+        let words = ["sh", "-c", &script, "restart", &self.host.name(), &address];
+        self.host.run(&words)?.ok().map(drop)
+    }
+
     /// Runs `kubectl apply` with objects in YAML or JSON. Fields that are newer than this version
     /// of Kubernetes are ignored.
     pub fn apply(&self, objects: &[u8]) -> Result<()> {

@@ -66,7 +66,7 @@ start kube-apiserver --etcd-servers=http://127.0.0.1:2379 --advertise-address=$2
 wait_for kubectl get --raw /readyz
 start kube-controller-manager --kubeconfig=$etc/kube-controller-manager.conf --leader-elect=false \
     --use-service-account-credentials --service-account-private-key-file=$etc/pki/apiserver.key \
-    --root-ca-file=$etc/pki/apiserver.crt --cert-dir=$etc/pki
+    --root-ca-file=$etc/pki/apiserver.crt --cert-dir=$etc/pki --pvclaimbinder-sync-period=1s
 start kube-scheduler --kubeconfig=$etc/kube-scheduler.conf --leader-elect=false --cert-dir=$etc/pki
 sh $etc/kubelet $1 $2
 pid=$(cat /run/kubelet.pid) name=kubelet

@@ -12,24 +12,31 @@ use crate::support::with_gluster;
 
 /// The cluster that all tests share, with the drivers on its node. One test at a time uses it,
 /// because the mount table of the node is compared.
-struct Node {
-    cluster: &'static Kubernetes<'static>,
+pub struct Node {
+    pub cluster: &'static Kubernetes<'static>,
     server: String,
 }
 
-/// Runs a test's body with the cluster and the servers of GlusterFS.
-fn with_cluster(body: impl FnOnce(&Node, &'static Cluster<'static>) -> Result<()>) {
+/// Runs a test's body with the cluster and the servers of GlusterFS. Then removes pods and volumes,
+/// of which nothing may be left on the node.
+pub fn with_cluster(body: impl FnOnce(&Node, &'static Cluster<'static>) -> Result<()>) {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     with_gluster(|_, gluster| {
         let cluster = lab::kubernetes().context("no lab")?;
         let server = gluster.nodes()[0].host().address().to_string();
         let node = Node { cluster, server };
-        let ended = cluster
-            .install_drivers()
-            .and_then(|()| body(&node, gluster));
+        let whole = || {
+            cluster.install_drivers()?;
+            let before = node.mounts()?;
+            body(&node, gluster)?;
+            node.clear()?;
+            node.is_clean(&before)
+        };
+        let ended = whole();
         if ended.is_err() {
             eprintln!("{}", node.state()?);
+            node.clear()?;
         }
         ended
     });
@@ -37,18 +44,18 @@ fn with_cluster(body: impl FnOnce(&Node, &'static Cluster<'static>) -> Result<()
 
 impl Node {
     /// Output of kubectl.
-    fn text(&self, words: &[&str]) -> Result<String> {
+    pub fn text(&self, words: &[&str]) -> Result<String> {
         Ok(self.cluster.kubectl(words)?.ok()?.text())
     }
 
     /// Applies objects.
-    fn apply(&self, objects: &[Value]) -> Result<()> {
+    pub fn apply(&self, objects: &[Value]) -> Result<()> {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         self.cluster.apply(list.to_string().as_bytes())
     }
 
     /// Waits until a condition holds, for at most two minutes.
-    fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    pub fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
         let begun = Instant::now();
         while !holds()? {
             ensure!(
@@ -61,36 +68,64 @@ impl Node {
     }
 
     /// Waits until pods are ready.
-    fn ready(&self, pods: &[&str]) -> Result<()> {
+    pub fn ready(&self, pods: &[&str]) -> Result<()> {
         let wait = ["wait", "--for=condition=Ready", "--timeout=55s", "pod"];
         self.text(&[&wait, pods].concat()).map(drop)
     }
 
     /// Runs a script in a pod.
-    fn exec(&self, pod: &str, script: &str) -> Result<String> {
+    pub fn exec(&self, pod: &str, script: &str) -> Result<String> {
         self.text(&["exec", pod, "--", "sh", "-c", script])
     }
 
-    /// Deletes pods and waits for their end.
-    fn delete(&self, kind: &str, names: &[&str]) -> Result<()> {
-        let delete = ["delete", "--timeout=55s", kind];
-        self.text(&[&delete, names].concat()).map(drop)
+    /// Deletes a pod, whose end kubelet reports when its volumes are gone, and returns how long that
+    /// took.
+    pub fn delete(&self, pod: &str) -> Result<Duration> {
+        let begun = Instant::now();
+        self.text(&["delete", "--wait=false", "pod", pod])?;
+        self.until(&format!("the end of {pod}"), || {
+            Ok(!self.cluster.kubectl(&["get", "pod", pod])?.success())
+        })?;
+        Ok(begun.elapsed())
     }
 
-    /// Mounts of the node, without those of the containers and their numbers.
-    fn mounts(&self) -> Result<Vec<String>> {
+    /// Deletes all pods, claims, volumes and secrets of the tests.
+    fn clear(&self) -> Result<()> {
+        for kinds in ["pods", "persistentvolumeclaims,persistentvolumes"] {
+            self.text(&["delete", "--all", "--timeout=55s", kinds])?;
+        }
+        let secrets = ["delete", "secrets", "--field-selector", "type=Opaque"];
+        self.text(&secrets).map(drop)
+    }
+
+    /// Checks that the volumes have left nothing on the node.
+    fn is_clean(&self, before: &[String]) -> Result<()> {
+        self.until("no mount of a volume is left", || {
+            Ok(self.volumes()?.is_empty())
+        })?;
+        let now = self.mounts()?;
+        ensure!(now == before, "{now:#?}\nwas: {before:#?}");
+        let left = "cat /run/spc/mounts/*.json; pidof glusterfs sshfs; ls -d /var/lib/kubelet/pods/*/volumes/kubernetes.io~csi/*";
+        let left = self.cluster.host().sh(left)?.text();
+        ensure!(left.is_empty(), "{left}");
+        Ok(())
+    }
+
+    /// Mounts of the node without their numbers, except those of containers.
+    pub fn mounts(&self) -> Result<Vec<String>> {
         let all = self.cluster.host().mountinfo()?.into_iter();
         let line = |mount: Mount| {
             let (target, source) = (mount.target.display(), mount.source.display());
             format!("{} {source} {target} {}", mount.fstype, mount.options)
         };
-        let mut lines: Vec<_> = all.map(line).collect();
+        let is_ours = |line: &String| !line.contains("/containerd/");
+        let mut lines: Vec<_> = all.map(line).filter(is_ours).collect();
         lines.sort();
         Ok(lines)
     }
 
     /// Mounts of volumes of the drivers.
-    fn volumes(&self) -> Result<Vec<String>> {
+    pub fn volumes(&self) -> Result<Vec<String>> {
         let mounts = self.mounts()?.into_iter();
         let is_csi = |line: &String| {
             line.contains("/kubernetes.io/csi/") || line.contains("kubernetes.io~csi")
@@ -105,7 +140,7 @@ impl Node {
     }
 
     /// PersistentVolume with a claim of the same name.
-    fn volume(&self, name: &str, csi: Value) -> [Value; 2] {
+    pub fn volume(&self, name: &str, csi: Value) -> [Value; 2] {
         let spec = json!({
             "capacity": {"storage": "1Gi"},
             "accessModes": ["ReadWriteMany"],
@@ -127,7 +162,7 @@ impl Node {
     }
 
     /// GlusterFS volume with a claim of the same name.
-    fn gluster(&self, name: &str) -> [Value; 2] {
+    pub fn gluster(&self, name: &str) -> [Value; 2] {
         self.volume(
             name,
             json!({
@@ -141,19 +176,19 @@ impl Node {
 }
 
 /// Volume of a pod by a claim.
-fn claim(name: &str) -> Value {
+pub fn claim(name: &str) -> Value {
     json!({"name": "data", "persistentVolumeClaim": {"claimName": name}})
 }
 
 /// Pod with a volume on `/data`.
-fn pod(name: &str, volume: Value) -> Value {
+pub fn pod(name: &str, volume: Value) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name},
         "spec": {
             "hostNetwork": true,
-            "terminationGracePeriodSeconds": 0,
+            "terminationGracePeriodSeconds": 1,
             "volumes": [volume],
             "containers": [{
                 "name": "main",
@@ -164,11 +199,60 @@ fn pod(name: &str, volume: Value) -> Value {
     })
 }
 
+/// Pod that writes and reads `/data/NAME` until it ends, and notes every failure.
+fn busy_pod(name: &str, volume: Value) -> Value {
+    let script = r#"
+        n=0
+        while :; do
+            n=$((n+1))
+            { echo $n >/data/$0.new && mv /data/$0.new /data/$0 && [ "$(cat /data/$0)" = $n ]; } 2>>/tmp/failed ||
+                echo "at $n" >>/tmp/failed
+            sleep 0.02
+        done"#;
+    let mut pod = pod(name, volume);
+    pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", script, name]);
+    pod
+}
+
+impl Node {
+    /// Checks that a busy pod goes on and never failed.
+    fn is_busy(&self, pod: &str) -> Result<()> {
+        let script = format!(
+            "cat /tmp/failed 2>/dev/null && exit 1; read -r a </data/{pod}; sleep 1; read -r b </data/{pod}; [ $b -gt $a ]"
+        );
+        self.exec(pod, &script).map(drop)
+    }
+
+    /// PID of `spc serve`, or an empty string.
+    fn driver(&self) -> Result<String> {
+        let find = "grep -la 'serve.--cs[i]' /proc/[0-9]*/cmdline | cut -d / -f 3";
+        Ok(self.cluster.host().sh(find)?.text())
+    }
+
+    /// How many times kubelet has published a volume.
+    fn published(&self, volume: &str) -> Result<usize> {
+        let line = format!(r#"MountVolume.SetUp succeeded for volume "{volume}" "#);
+        let log = self
+            .cluster
+            .host()
+            .read("/var/log/kubernetes/kubelet.log")?;
+        Ok(String::from_utf8_lossy(&log).matches(&line).count())
+    }
+
+    /// Checks the mounts and daemons of a volume that busy pods use.
+    fn has(&self, mounts: &[String], pods: &[&str]) -> Result<()> {
+        let now = self.volumes()?;
+        ensure!(now == mounts, "{now:#?}\nwas: {mounts:#?}");
+        let daemons = self.cluster.host().sh("pidof glusterfs")?.ok()?.text();
+        ensure!(daemons.split(' ').count() == 1, "{daemons}");
+        pods.iter().try_for_each(|pod| self.is_busy(pod))
+    }
+}
+
 #[test]
 #[ignore = "long: Kubernetes is built from source"]
 fn a_pod_has_a_volume_from_its_claim_to_its_end() {
     with_cluster(|node, gluster| {
-        let before = node.mounts()?;
         node.apply(&node.gluster("life"))?;
         node.apply(&[pod("life", claim("life"))])?;
         node.ready(&["life"])?;
@@ -179,13 +263,58 @@ fn a_pod_has_a_volume_from_its_claim_to_its_end() {
             ensure!(server.host().read(file)? == b"from a pod\n");
         }
         ensure!(node.volumes()?.len() == 2, "{:?}", node.volumes());
-        node.delete("pod", &["life"])?;
-        node.until("the mounts are those from before", || {
-            Ok(node.mounts()? == before)
+        node.delete("life").map(drop)
+    });
+}
+
+#[test]
+#[ignore = "long: Kubernetes is built from source"]
+fn pods_keep_their_volume_while_driver_and_kubelet_restart() {
+    with_cluster(|node, _| {
+        let host = node.cluster.host();
+        node.apply(&node.gluster("kept"))?;
+        let pods = ["kept-1", "kept-2"];
+        node.apply(&pods.map(|pod| busy_pod(pod, claim("kept"))))?;
+        node.ready(&pods)?;
+        let mounts = node.volumes()?;
+        ensure!(mounts.len() == 1 + pods.len(), "{mounts:#?}");
+        node.has(&mounts, &pods)?;
+
+        let driver = node.driver()?;
+        host.sh(&format!("kill -9 {driver}"))?.ok()?;
+        node.until("another process serves", || {
+            let now = node.driver()?;
+            Ok(!now.is_empty() && now != driver)
         })?;
-        let records = node.cluster.host().sh("ls /run/spc/mounts/*.json")?;
-        ensure!(!records.success(), "{records}");
-        node.delete("pvc", &["life"])?;
-        node.delete("pv", &["life"])
+        node.has(&mounts, &pods).context("a killed driver")?;
+
+        let all = ["delete", "pod", "-n", "spc", "--all", "--timeout=55s"];
+        node.text(&all)?;
+        node.cluster.wait_for_drivers()?;
+        node.has(&mounts, &pods)
+            .context("another pod of the driver")?;
+
+        for _ in 0..3 {
+            let published = node.published("kept")?;
+            node.cluster.restart_kubelet()?;
+            node.until("kubelet has published the volume again", || {
+                Ok(node.published("kept")? == published + pods.len())
+            })?;
+            node.has(&mounts, &pods).context("a killed kubelet")?;
+        }
+
+        let set = ["delete", "-n", "spc", "--timeout=55s", "daemonset/spc-csi"];
+        node.text(&set)?;
+        node.has(&mounts, &pods).context("no driver")?;
+        node.cluster.install_drivers()?;
+        node.has(&mounts, &pods).context("a driver again")?;
+
+        // A third pod shows that both work.
+        node.apply(&[busy_pod("kept-3", claim("kept"))])?;
+        node.ready(&["kept-3"])?;
+        ensure!(node.volumes()?.len() == 4, "{:#?}", node.volumes());
+        node.is_busy("kept-3")?;
+        node.delete("kept-3")?;
+        node.has(&mounts, &pods).context("the end of another pod")
     });
 }

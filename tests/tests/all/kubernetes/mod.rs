@@ -1,6 +1,7 @@
 //! kubelet's CSI and FlexVolume drivers and mounter, and the manifests.
 
 mod cluster;
+mod cluster_failures;
 pub mod csi;
 pub mod csi_controller;
 mod csi_controller_hostile;
