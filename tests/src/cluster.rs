@@ -25,12 +25,22 @@ const REGISTRATION_LIMIT: Duration = Duration::from_secs(60);
 /// Names of the CSI drivers.
 const DRIVERS: [&str; 3] = ["disk.spc.csi", "mapped.spc.csi", "share.spc.csi"];
 
-/// Files of the node below `/etc`.
-const FILES: [(&str, &str); 5] = [
+/// Network plugin that gives pods nothing but an address to report. They have no other network
+/// than that of the host, if they ask for it.
+const NO_NETWORK: &str = r#"#!/bin/sh
+if [ "$CNI_COMMAND" = ADD ]; then
+    echo "{\"cniVersion\": \"0.3.1\", \"interfaces\": [{\"name\": \"$CNI_IFNAME\", \"sandbox\": \"$CNI_NETNS\"}],
+        \"ips\": [{\"version\": \"4\", \"interface\": 0, \"address\": \"198.51.100.9/32\"}]}"
+fi
+"#;
+
+/// Files of the node. containerd always runs the plugin `loopback`.
+const FILES: [(&str, &str); 7] = [
+    ("/opt/cni/bin/loopback", NO_NETWORK),
+    ("/opt/cni/bin/none", NO_NETWORK),
     (
         "/etc/cni/net.d/none.conf",
-        // All pods are on the host's network. Without this file, the node would never be ready.
-        r#"{"cniVersion": "0.3.1", "name": "none", "type": "loopback"}"#,
+        r#"{"cniVersion": "0.3.1", "name": "none", "type": "none"}"#,
     ),
     (
         "/etc/kubernetes/containerd.toml",
@@ -85,6 +95,7 @@ impl Lab {
         for (path, text) in FILES {
             host.write(path, text.as_bytes())?;
         }
+        host.sh("chmod 755 /opt/cni/bin/*")?.ok()?;
         host.copy_in(program("pause", Libc::Gnu, &["-static"])?, "/tmp/pause")?;
         let images = "/etc/kubernetes/images";
         host.copy_in(image(Base::Trixie)?, format!("{images}/spc.tar"))?;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Cluster, Kubernetes, Mount};
 use serde_json::{Value, json};
 
+use crate::kubernetes::manifests::directory;
 use crate::support::with_gluster;
 
 /// The cluster that all tests share, with the drivers on its node. One test at a time uses it,
@@ -118,7 +119,8 @@ impl Node {
             let (target, source) = (mount.target.display(), mount.source.display());
             format!("{} {source} {target} {}", mount.fstype, mount.options)
         };
-        let is_ours = |line: &String| !line.contains("/containerd/");
+        let is_ours =
+            |line: &String| !line.contains("/containerd/") && !line.contains(" /run/netns/");
         let mut lines: Vec<_> = all.map(line).filter(is_ours).collect();
         lines.sort();
         Ok(lines)
@@ -187,7 +189,6 @@ pub fn pod(name: &str, volume: Value) -> Value {
         "kind": "Pod",
         "metadata": {"name": name},
         "spec": {
-            "hostNetwork": true,
             "terminationGracePeriodSeconds": 1,
             "volumes": [volume],
             "containers": [{
@@ -264,6 +265,53 @@ fn a_pod_has_a_volume_from_its_claim_to_its_end() {
         }
         ensure!(node.volumes()?.len() == 2, "{:?}", node.volumes());
         node.delete("life").map(drop)
+    });
+}
+
+#[test]
+#[ignore = "long: Kubernetes is built from source"]
+fn files_of_a_share_get_the_group_of_the_pod() {
+    with_cluster(|node, _| {
+        node.apply(&node.gluster("group"))?;
+        let mut pod = pod("group", claim("group"));
+        pod["spec"]["securityContext"] = json!({"fsGroup": 2000});
+        node.apply(&[pod])?;
+        node.ready(&["group"])?;
+        ensure!(node.exec("group", "stat -c %g /data")? == "2000");
+        node.exec("group", "echo x >/data/group")?;
+        ensure!(node.exec("group", "stat -c %g /data/group")? == "2000");
+        // Other tests use the volume as well.
+        node.exec("group", "chown 0:0 /data && chmod 0755 /data")
+            .map(drop)
+    });
+}
+
+#[test]
+#[ignore = "long: Kubernetes is built from source"]
+fn flexvolume_works_beside_csi() {
+    with_cluster(|node, _| {
+        node.cluster
+            .apply(&std::fs::read(directory().join("spc.yaml"))?)?;
+        let status = ["rollout", "status", "-n", "spc", "daemonset/spc"];
+        node.text(&status)?;
+        node.apply(&node.gluster("csi"))?;
+        let flex = json!({"name": "data", "flexVolume": {
+            "driver": "spc/spc",
+            "fsType": "glusterfs",
+            "options": {"servers": node.server, "path": "vol"},
+        }});
+        node.apply(&[pod("csi", claim("csi")), pod("flex", flex)])?;
+        node.ready(&["csi", "flex"])?;
+        node.exec("flex", "echo x >/data/flex")?;
+        ensure!(node.exec("csi", "cat /data/flex")? == "x");
+        let mounts = node.mounts()?;
+        let flex = mounts.iter().filter(|line| line.contains("/spc~spc/"));
+        ensure!(flex.count() == 1, "{mounts:#?}");
+        for pod in ["flex", "csi"] {
+            node.delete(pod)?;
+        }
+        let set = ["delete", "-n", "spc", "--timeout=55s", "daemonset/spc"];
+        node.text(&set).map(drop)
     });
 }
 

@@ -115,7 +115,8 @@ fn secrets_appear_neither_in_events_nor_in_logs() {
         let password = "Correct,Horse 7";
         let sshd = sshd(node.cluster.host().lab(), password)?;
         let source = format!("root@{}:/srv/data", sshd.address());
-        *server.lock().unwrap_or_else(PoisonError::into_inner) = Some(sshd);
+        let groups = "stat -c %g:%a /srv/data /srv/data/file";
+        let before = sshd.sh(groups)?.ok()?.text();
         let secret = |password: &str| {
             json!({
                 "apiVersion": "v1",
@@ -132,7 +133,9 @@ fn secrets_appear_neither_in_events_nor_in_logs() {
             "nodeStageSecretRef": {"name": "sshfs", "namespace": "default"},
         });
         node.apply(&node.volume("secret", csi))?;
-        node.apply(&[secret("Wrong,Horse 8"), pod("secret", claim("secret"))])?;
+        let mut pod = pod("secret", claim("secret"));
+        pod["spec"]["securityContext"] = json!({"fsGroup": 2000});
+        node.apply(&[secret("Wrong,Horse 8"), pod])?;
         eprintln!("{}", node.warning("secret", "cannot mount root@")?);
         node.apply(&[secret(password)])?;
         node.ready(&["secret"]).context("the right password")?;
@@ -140,6 +143,12 @@ fn secrets_appear_neither_in_events_nor_in_logs() {
         let everything = "kubectl get events -A -o yaml; kubectl logs -n spc ds/spc-csi; cat /run/spc/mounts/*; cat /var/log/kubernetes/kubelet.log; cat /proc/[0-9]*/cmdline";
         let everything = node.cluster.host().sh(everything)?;
         ensure!(!everything.text().contains("Horse"), "{everything}");
+        let groups = sshd.sh(groups)?.ok()?.text();
+        ensure!(
+            groups == before,
+            "kubelet changed the server's files: {groups}"
+        );
+        *server.lock().unwrap_or_else(PoisonError::into_inner) = Some(sshd);
         Ok(())
     });
 }
