@@ -288,6 +288,36 @@ fn files_of_a_share_get_the_group_of_the_pod() {
 
 #[test]
 #[ignore = "long: Kubernetes is built from source"]
+fn sub_paths_read_only_volumes_and_their_figures() {
+    with_cluster(|node, _| {
+        node.apply(&node.gluster("sub"))?;
+        let mut pod = pod("sub", claim("sub"));
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([
+            {"name": "data", "mountPath": "/data", "subPath": "part"},
+            {"name": "data", "mountPath": "/all", "readOnly": true},
+        ]);
+        let mut reader = self::pod("reader", claim("sub"));
+        reader["spec"]["volumes"][0]["persistentVolumeClaim"]["readOnly"] = json!(true);
+        node.apply(&[pod, reader])?;
+        node.ready(&["sub", "reader"])?;
+        node.exec("sub", "echo x >/data/file")?;
+        ensure!(node.exec("sub", "cat /all/part/file")? == "x");
+        ensure!(node.exec("reader", "cat /data/part/file")? == "x");
+        for (pod, path) in [("sub", "/all/file"), ("reader", "/data/file")] {
+            let write = ["exec", pod, "--", "touch", path];
+            let write = node.cluster.kubectl(&write)?;
+            ensure!(write.error_text().contains("Read-only"), "{write}");
+        }
+        let metrics = format!("/api/v1/nodes/{}/proxy/metrics", node.cluster.host().name());
+        let figure = r#"kubelet_volume_stats_capacity_bytes{namespace="default",persistentvolumeclaim="sub"}"#;
+        node.until("kubelet has figures of the volume", || {
+            Ok(node.text(&["get", "--raw", &metrics])?.contains(figure))
+        })
+    });
+}
+
+#[test]
+#[ignore = "long: Kubernetes is built from source"]
 fn flexvolume_works_beside_csi() {
     with_cluster(|node, _| {
         node.cluster

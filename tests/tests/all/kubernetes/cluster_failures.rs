@@ -108,6 +108,48 @@ fn a_pod_whose_servers_hang_ends_within_a_minute() {
 
 #[test]
 #[ignore = "long: Kubernetes is built from source"]
+fn a_dead_daemon_is_replaced_in_running_pods() {
+    with_cluster(|node, _| {
+        let pods = ["one", "two"];
+        node.apply(&node.gluster("dead"))?;
+        node.apply(&pods.map(|name| pod(name, claim("dead"))))?;
+        node.ready(&pods)?;
+        node.exec("one", "echo x >/data/dead")?;
+        for _ in 0..2 {
+            node.cluster.host().sh("kill -9 $(pidof glusterfs)")?.ok()?;
+            let begun = Instant::now();
+            for pod in pods {
+                node.until(&format!("{pod} has its volume"), || {
+                    let read = node
+                        .cluster
+                        .kubectl(&["exec", pod, "--", "cat", "/data/dead"])?;
+                    Ok(read.success())
+                })?;
+            }
+            eprintln!("replaced after {:.1?}", begun.elapsed());
+            ensure!(
+                begun.elapsed() < Duration::from_secs(20),
+                "{:?}",
+                begun.elapsed()
+            );
+            ensure!(
+                node.volumes()?.len() == 1 + pods.len(),
+                "{:#?}",
+                node.volumes()
+            );
+        }
+        node.exec("two", "echo y >/data/dead")?;
+        ensure!(node.exec("one", "cat /data/dead")? == "y");
+        // Also pods that start later have the new one.
+        node.apply(&[pod("three", claim("dead"))])?;
+        node.ready(&["three"])?;
+        ensure!(node.exec("three", "cat /data/dead")? == "y");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "long: Kubernetes is built from source"]
 fn secrets_appear_neither_in_events_nor_in_logs() {
     // The server ends after the pod, which the end of the test removes.
     let server = Mutex::new(None);
