@@ -54,7 +54,7 @@ pub const SSHFS_DIAGNOSTICS: Diagnostics = Diagnostics {
     hints: &[
         (
             "Permission denied",
-            "name the file with the key, with a path of the container: -o IdentityFile=/host/root/.ssh/id_ed25519",
+            "check user and password, or name the file with the key, with a path of the container: -o IdentityFile=/host/root/.ssh/id_ed25519",
         ),
         (
             "Host key verification failed",
