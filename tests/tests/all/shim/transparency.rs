@@ -11,6 +11,7 @@ use crate::support::with_lab;
 
 const SEQUENCES: &str = "/tmp/sequences";
 const EDGES: &str = "/tmp/edges";
+const COUNTS: &str = "/tmp/counts";
 const SHIM: &str = "LD_PRELOAD=/tmp/shim.so";
 
 /// A host with the programs, and with names below `/stage` as the programs make them.
@@ -26,6 +27,7 @@ fn stage(lab: &Lab) -> Result<Host<'_>> {
         ("sequences", &[][..], SEQUENCES),
         ("edges", &[], EDGES),
         ("edges", &renaming, "/tmp/renaming.so"),
+        ("counts", &[], COUNTS),
     ] {
         host.copy_in(lab::program(name, Libc::Gnu, arguments)?, path)?;
     }
@@ -122,6 +124,35 @@ fn calls_at_the_edges_are_redirected_or_fail() {
             fine.len() == 14 && fine.iter().all(|line| line.ends_with(": ok")),
             "{printed}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn passed_calls_cost_little() {
+    with_lab(|lab| {
+        let host = stage(lab)?;
+        settings(&host, "type fuse fuse.* nfs ceph\n")?;
+        // The limit of system calls, or of instructions for syscall(2). A bind takes one more: its
+        // source may have a redirected type.
+        for (words, limit) in [
+            (&["mount", "none", "/stage/a", "tmpfs", "0"][..], 2),
+            (&["mount", "none", "/stage/none", "tmpfs", "0"], 2),
+            (&["mount", "none", "/stage", "none", "0x20"], 2),
+            (&["mount", "/stage/a", "/stage/b", "none", "0x1000"], 3),
+            (&["syscall"], 10),
+        ] {
+            let words = [&[COUNTS], words].concat();
+            let count = |environment: &[&str]| -> Result<u64> {
+                let count = run(&host, environment, &words)?.text();
+                count.parse().context(count)
+            };
+            let (plain, with_shim) = (count(&[])?, count(&[SHIM])?);
+            ensure!(
+                with_shim > plain && with_shim <= plain + limit,
+                "{words:?}: {plain} without the shim, {with_shim} with it"
+            );
+        }
         Ok(())
     });
 }
