@@ -71,7 +71,7 @@ pub const MUTATIONS: &[Mutation] = &[
     // Policy: what pods may have.
     unit("spc/src/volume/policy.rs", "_ if own => key == MKFS,", "_ if own => true,", "volumes_that_reach_the_node"),
     unit("spc/src/volume/policy.rs", "|| \",\\\"'\".contains(c)", "", "volumes_that_reach_the_node"),
-    unit("spc/src/volume/policy.rs", "sources: &[\"iscsi:\", \"rbd:\"],", "", "volumes_that_reach_the_node"),
+    unit("spc/src/volume/policy.rs", "sources: &[\"iscsi:\"],", "", "volumes_that_reach_the_node"),
     unit("spc/src/volume/policy.rs", "if group.parse::<u32>().is_err() {", "if group.is_empty() {", "group_of_a_pod"),
     unit("spc/src/volume/policy.rs", "needs: Some(\"size\"),", "", "volumes_that_reach_the_node"),
     root("spc/src/helper/sandbox/inside.rs", "drop_privileges(kept).map_err(fail)?;", "let _ = kept;", "a_server_of_a_pod_reaches"),
