@@ -211,7 +211,7 @@ fn read_results(
 /// Runs the subprocess: reads mounts from standard input, probes them, and prints one line per
 /// result.
 ///
-/// Each input item is the id of a mount, [`COUNTS`] or nothing, a space, a path and a NUL. Each
+/// Each input item is the id of a mount, `COUNTS` or nothing, a space, a path and a NUL. Each
 /// output line is a [`Message::Probed`].
 ///
 /// # Errors
