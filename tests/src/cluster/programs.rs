@@ -54,7 +54,8 @@ go build -o /out -tags providerless,dockerless \
 cp /usr/bin/etcd /usr/bin/kubectl /out
 BUILD"#;
 
-/// Returns the directory of the programs, made now if the cache lacks it: half an hour of CPU.
+/// Returns the directory of the programs, made now if the cache lacks it, which takes ten minutes
+/// or more.
 pub fn programs() -> Result<PathBuf> {
     let build = BUILD.replace("$VERSION", VERSION);
     let key = Key::new(&[&OPTIONS[..], &[&build]].concat().join(" "));

@@ -82,6 +82,7 @@ pub const MUTATIONS: &[Mutation] = &[
     unit("spc/src/frontends/kubelet/flexvolume/call.rs", "Reply::capabilities(driver != NO_FSGROUP)", "Reply::capabilities(true)", "calls_of_kubelet"),
     unit("spc/src/volume/paths.rs", "!matches!(part, Component::ParentDir | Component::CurDir)", "!matches!(part, Component::CurDir)", "relative_and_dotted"),
     unit("spc/src/volume/spec.rs", "if restricted {\n            policy.check_options", "if sandboxed && !restricted {\n            policy.check_options", "only_the_administrator"),
+    unit("spc/src/frontends/csi/connection.rs", "if index == AUTHORITY", "if index == 0", "a_path_as_authority"),
     unit("spc/src/frontends/csi/job.rs", "(_, Reason::Dead) => Code::Unavailable,", "", "only_a_mount_that_may_be_left"),
     unit("spc/src/frontends/csi/validate.rs", "rest.is_empty() || rest.ends_with('.')", "true", "keys_of_kubernetes"),
     root("spc/src/frontends/csi/validate.rs", "if context.get(EPHEMERAL).is_some_and(|value| value == \"true\") {", "if request.staging_target_path.is_empty() {", "requests_are_checked_in_the_order"),
