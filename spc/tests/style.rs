@@ -47,7 +47,7 @@ fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') || name == "target" {
+        if name.starts_with('.') || ["generated", "target"].contains(&&*name) {
             continue;
         }
         if path.is_dir() {

@@ -31,6 +31,8 @@ mod faulty;
 pub mod fuzz;
 mod ganesha;
 mod gluster;
+#[cfg(test)]
+mod grpc;
 mod guest;
 mod host;
 mod image;

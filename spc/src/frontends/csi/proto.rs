@@ -1,12 +1,12 @@
-//! Messages and services of gRPC, generated from `proto/`.
+//! Messages and services of gRPC, generated from `proto/`. A test of the workspace compares them.
 #![allow(missing_docs, clippy::all, reason = "generated code")]
 
 /// Container Storage Interface.
 pub mod csi {
-    tonic::include_proto!("csi.v1");
+    include!("../../../proto/generated/csi.v1.rs");
 }
 
 /// Registration of plug-ins with kubelet.
 pub mod registration {
-    tonic::include_proto!("pluginregistration");
+    include!("../../../proto/generated/pluginregistration.rs");
 }
