@@ -7,7 +7,7 @@ use super::constants::SYS_PIDFD_OPEN;
 use super::errno::{Result, check};
 use super::raw::{Fd, raw0, raw2, raw4};
 
-/// Opens a pidfd of this process, which needs no /proc (Linux 5.3).
+/// Opens a pidfd of this process (Linux 5.3); no /proc is needed.
 pub fn pidfd_of_self() -> Result<Fd> {
     // SAFETY: the call takes no pointers.
     check(unsafe { raw2(SYS_PIDFD_OPEN, pid(), 0) }).map(Fd)
@@ -32,7 +32,7 @@ pub fn set_thread_name(name: u64) {
     let _ = unsafe { raw2(libc::SYS_prctl, libc::PR_SET_NAME as usize, name) };
 }
 
-/// Whether the name of this thread consists of these bytes.
+/// Returns whether this thread has the name that `set_thread_name(name)` gives.
 pub fn thread_has_name(name: u64) -> bool {
     let mut found = [0u64; 2];
     let into = found.as_mut_ptr() as usize;
@@ -88,8 +88,8 @@ impl Drop for SignalsBlocked {
 /// Starts `child` in a process that shares the memory of this one, and also the descriptor table if
 /// `share_files` is set. The stack ends at `stack_top`, a multiple of 16.
 ///
-/// Returns the child's process ID when the child has exited. The caller must then wait for the
-/// child.
+/// Returns the child's process ID when the child has released the memory; it may still be ending. The
+/// caller must then wait for it.
 ///
 /// # Safety
 /// All signals must be blocked. The stack must be large enough and unused. `child` must accept

@@ -10,13 +10,13 @@ use fnv::FnvHasher;
 
 use crate::host::confinement::PROGRAM_DIRS;
 
-/// File in the container that caches the id, with the times that it was computed for.
+/// File in the container that caches the id, after the modification times of the program directories.
 const CACHE: &str = "/spc/root-id";
 
 /// Returns the id of this container's image, `VERSION-HASH`, from the cache or newly computed.
 ///
-/// The cache is valid while the program directories have the same modification times, which change
-/// when programs are added or removed.
+/// The cache is trusted while the program directories keep their modification times, which change
+/// when programs are added or removed. A file overwritten in place is not noticed.
 ///
 /// # Errors
 /// A directory below `/usr` cannot be read.

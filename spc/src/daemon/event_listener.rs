@@ -90,8 +90,8 @@ fn is_served(host: &Host) -> bool {
     host.run("looking for the socket", connect).unwrap_or(true)
 }
 
-/// Binds the socket, and replaces one left by an earlier start. Creates its directory if
-/// `create_dir`.
+/// Binds the socket, in place of that of any other `spc serve`, running or not. Creates its directory
+/// if `create_dir`.
 fn bind(create_dir: bool) -> Result<(Host, UnixDatagram)> {
     let host = Host::open(Settings::read()?)?;
     let bind = move || {

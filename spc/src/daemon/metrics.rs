@@ -171,7 +171,7 @@ impl Metrics {
         }
     }
 
-    /// Records that the loop of `spc serve` has completed. `watching` says whether the host is
+    /// Records that the loop of `spc serve` has finished a pass. `watching` says whether the host is
     /// watched.
     pub fn heartbeat(&self, watching: bool) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -185,7 +185,7 @@ impl Metrics {
         match self.last_loop.load(Ordering::Relaxed) {
             0 => Some("the mounts of the host are not being watched; the log has the reason"),
             millis if age(millis) > MAX_HEARTBEAT_AGE => {
-                Some("the watch loop has not completed for 3 minutes")
+                Some("the watch loop has not finished a pass for 3 minutes")
             }
             _ => None,
         }

@@ -5,7 +5,7 @@ use std::{fs, io};
 
 use crate::error::{Error, Result};
 
-/// File with the name of a client root file system, inside of it.
+/// File in each client root file system that holds its name.
 pub const NAME_FILE: &str = "/spc/client";
 
 /// Environment in which this process runs.
@@ -34,7 +34,8 @@ pub fn detect() -> Result<()> {
     Ok(())
 }
 
-/// Returns the environment of this process.
+/// Returns the environment that [`detect`] found. Without such a call, inspects `/spc`, and takes an
+/// error for the container.
 pub fn current() -> RunsIn {
     let detected = DETECTED.get().cloned();
     detected.unwrap_or_else(|| inspect().unwrap_or(RunsIn::Container))

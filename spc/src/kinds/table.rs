@@ -247,5 +247,6 @@ pub(super) fn row(fs_type: &str) -> Result<&'static Kind> {
         None => kind.name == fs_type,
     };
     let kind = TABLE.iter().find(fits);
-    kind.ok_or_else(|| Error::usage(format!("unknown type: {fs_type}")))
+    // The last row takes every name.
+    kind.ok_or_else(|| Error::usage("no type is given"))
 }

@@ -251,7 +251,7 @@ fn expand(
         let error = Error::mount("the size of this volume is not limited");
         return Err(Failure::new(
             Kind::Unsupported,
-            error.hint("give the backend a quota; volumes that exist already keep none"),
+            error.hint("give the backend a quota; older volumes get one when they grow"),
         ));
     };
     let dir = share
