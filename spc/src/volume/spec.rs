@@ -244,7 +244,7 @@ impl Volume {
     pub fn request(&self, target: &str) -> Result<Request> {
         let path = PathBuf::from(target);
         paths::check(&path)?;
-        Request {
+        let request = Request {
             options: self.options.clone(),
             secrets: self.secrets.clone(),
             timeout: Some(self.timeout),
@@ -252,7 +252,17 @@ impl Volume {
             sandboxed: self.sandboxed,
             ..Request::new(self.fs_type.as_str(), self.source.as_str(), path)
         }
-        .validated()
+        .validated()?;
+        // Source and options were checked by the rules for the given type.
+        if self.sandboxed && request.fs_type != self.fs_type {
+            return Err(Error::usage(format!(
+                "bad options for {}: with them, the volume is of type {}",
+                self.fs_type, request.fs_type
+            ))
+            .because("a pod's volume is of the type that it names")
+            .hint("leave out bind and rbind"));
+        }
+        Ok(request)
     }
 }
 
@@ -310,6 +320,28 @@ mod tests {
         volume(Some("nfs"), "glusterfs", Author::Administrator).unwrap_err();
         // A pod has the rules of the type in either place.
         volume(None, "bind", Author::Pod(&Allowed::default())).unwrap_err();
+    }
+
+    #[test]
+    fn options_of_a_pod_do_not_change_the_type() {
+        let nothing = Allowed::default();
+        let request = |fs_type: &str, source: &str, options: &str| {
+            let volume = volume(fs_type, source, options, Author::Pod(&nothing))?;
+            volume.request("/k/pods/1-2/volumes/spc~spc/data")
+        };
+        for (fs_type, source, options) in [
+            ("nfs", "/srv", "bind"),
+            ("nfs4", "/srv", "ro,rbind"),
+            ("cifs", "/srv", "bind"),
+            ("ceph", "/srv", "rbind"),
+            ("glusterfs", "/srv", "bind"),
+        ] {
+            let refused = request(fs_type, source, options).unwrap_err().to_string();
+            assert!(refused.contains("of type bind"), "{refused}");
+        }
+        for (fs_type, source) in [("nfs", "h:/x"), ("auto", "iscsi:h/iqn.x:y/0"), ("", "h:/x")] {
+            request(fs_type, source, "ro").unwrap();
+        }
     }
 
     #[test]

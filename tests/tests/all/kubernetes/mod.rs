@@ -14,6 +14,7 @@ pub mod flexvolume;
 mod flexvolume_allowlist;
 mod flexvolume_replies;
 mod hostile_clients;
+mod hostile_pods;
 mod hostile_servers;
 pub mod kubelet;
 pub mod manifests;
