@@ -77,7 +77,9 @@ pub const SSHFS_DIAGNOSTICS: Diagnostics = Diagnostics {
 pub fn s3fs(input: &KindInput<'_>) -> Result<MountMethod> {
     let mut helper = helper(input);
     if input.options.value("fsname").is_none() {
-        helper.options.push(format!("fsname={}", input.source))?;
+        helper
+            .options
+            .push(format!("fsname={}", escaped(input.source)))?;
         helper.options.push("subtype=s3fs".into())?;
     }
     let log = match input.options.value("logfile") {
@@ -92,6 +94,11 @@ pub fn s3fs(input: &KindInput<'_>) -> Result<MountMethod> {
     let option = "passwd_file";
     helper.secrets = secret_params(["passwd"], SecretDelivery::File { option });
     Ok(MountMethod::Helper(helper))
+}
+
+/// Escapes a value for the list of options of a FUSE program, which would split it at a comma.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace(',', "\\,")
 }
 
 /// Diagnostics of s3fs: errors in its log.
@@ -161,6 +168,11 @@ mod tests {
         let helper = s3fs_helper("fsname=x,logfile=/y");
         assert_eq!(helper.options.to_string(), "fsname=x,logfile=/y");
         assert_eq!(helper.log.as_deref(), Some("/y"));
+    }
+
+    #[test]
+    fn a_comma_in_a_source_is_no_end_of_an_option() {
+        assert_eq!(escaped(r"bucket:/a,b\c"), r"bucket:/a\,b\\c");
     }
 
     #[test]

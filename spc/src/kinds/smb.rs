@@ -13,11 +13,19 @@ use crate::kinds::model::{
 /// Fails if the source is not `//SERVER/SHARE`, for Kerberos, and for a password in `username=`.
 pub fn helper(input: &KindInput<'_>) -> Result<MountMethod> {
     let plain = input.source.replace('\\', "/");
-    let mut parts = plain.strip_prefix("//").unwrap_or_default().split('/');
-    if !matches!((parts.next(), parts.next()), (Some(server), Some(share)) if !server.is_empty() && !share.is_empty())
-    {
+    let parts = plain
+        .strip_prefix("//")
+        .and_then(|rest| rest.split_once('/'))
+        .filter(|(server, path)| !server.is_empty() && !path.is_empty() && !path.starts_with('/'));
+    let Some((_, path)) = parts else {
         return Err(Error::usage(format!("bad source: {}", input.source))
             .hint("an SMB source is //SERVER/SHARE, or a directory below it: //SERVER/SHARE/DIR"));
+    };
+    // mount.cifs adds both to the options for the kernel, without escapes.
+    if path.contains(',') {
+        return Err(Error::usage(format!("bad source: {}", input.source))
+            .because("mount.cifs takes the text after a comma for options")
+            .hint("rename the share or the directory on the server"));
     }
     if let Some(sec) = input.options.value("sec")
         && sec.starts_with("krb5")
@@ -145,6 +153,14 @@ mod tests {
         ] {
             let error = cifs_helper(bad, "").unwrap_err().to_string();
             assert!(error.contains("//SERVER/SHARE"), "{error}");
+        }
+        for bad in [
+            "//s/share,sec=krb5",
+            "//s/share/dir,cruid=1000",
+            r"\\s\share\a,b",
+        ] {
+            let error = cifs_helper(bad, "").unwrap_err().to_string();
+            assert!(error.contains("after a comma"), "{error}");
         }
     }
 
