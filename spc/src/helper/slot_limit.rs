@@ -1,17 +1,36 @@
-//! Limit on the number of helpers that run at once.
+//! Limit on the number of helpers that run at once, and the sections of the queue.
 
 use std::io::ErrorKind;
+use std::path::Path;
 use std::{fs, thread};
 
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::options::Options;
+use crate::state::store::hash;
 
 /// Settings file of the host's administrator: a number, and comments that begin with `#`.
 pub(super) const SETTING: &str = "/etc/spc/helpers";
 
 /// Option of one mount: its helper starts when fewer helpers than this number run; 0 means at once.
 pub(super) const OPTION: &str = "x-spc.helpers";
+
+/// Size of a section of the queue's file, as a power of two: first slots, then tickets.
+const SECTION_BITS: u32 = 32;
+
+/// Section for the mounts of pods, behind those of all servers.
+pub(super) const PODS: i64 = ((1 << 30) + 1) << SECTION_BITS;
+
+/// Returns the section for the mounts of a server. Those of pods have one of their own, since they
+/// could be silent on purpose where others are not: at another port, for example.
+pub(super) fn section_of(server: &str, of_pod: bool) -> i64 {
+    let name = match of_pod {
+        true => format!("pods {server}"),
+        false => server.to_owned(),
+    };
+    // The first section is for the mounts of all servers.
+    (i64::from(u32::try_from(hash(Path::new(&name)) >> 34).unwrap_or(0)) + 1) << SECTION_BITS
+}
 
 /// Default number of helpers per processor. Helpers mostly wait for a server.
 const PER_PROCESSOR: usize = 4;
@@ -102,6 +121,13 @@ fn parse_setting(text: &str) -> std::result::Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_have_slots_of_their_own_for_a_server() {
+        assert_ne!(section_of("a", true), section_of("a", false));
+        assert_ne!(section_of("a", true), section_of("b", true));
+        assert!((1..PODS).contains(&section_of("a", true)));
+    }
 
     #[test]
     fn setting_other_than_one_number_is_refused() {

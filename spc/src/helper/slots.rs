@@ -14,11 +14,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Reason, Result};
-use crate::helper::slot_limit::{OPTION, SETTING};
+use crate::helper::slot_limit::{OPTION, PODS, SETTING, section_of};
 use crate::host::Host;
 use crate::host::ranges::Ranges;
 use crate::process::cancel::CancelToken;
-use crate::state::store::hash;
 
 pub use crate::helper::slot_limit::SlotLimit;
 
@@ -33,13 +32,8 @@ const CANCEL_CHECK: Duration = Duration::from_millis(100);
 /// Wait after which progress is shown and the wait is logged.
 const SHOW_AFTER: Duration = Duration::from_secs(2);
 
-/// Size of a queue's section of the file, as a power of two: first slots, then tickets.
-const SECTION_BITS: u32 = 32;
 /// Offset of the tickets in a section, and their number.
 const TICKETS: i64 = 1 << 31;
-
-/// Section for the mounts of pods, behind those of all servers.
-const PODS: i64 = ((1 << 30) + 1) << SECTION_BITS;
 
 /// Size at which the file is truncated, once no slot or ticket is held. It grows by a byte per
 /// ticket.
@@ -67,7 +61,7 @@ impl HelperSlot {
 }
 
 /// Waits for a slot to run a helper, for a mount of this server if its name is known. Pods, which
-/// choose their servers, leave some slots to others.
+/// choose their servers, leave some slots to others, also those of a server.
 ///
 /// # Errors
 /// No slot became free before the deadline, the wait was cancelled, or the file cannot be used.
@@ -93,11 +87,7 @@ pub fn acquire(
         shown: false,
     };
     let entered = match (server, limit.per_server()) {
-        (Some(server), Some(limit)) => {
-            // The first section is for the mounts of all servers.
-            let section = i64::from(u32::try_from(hash(Path::new(server)) >> 34).unwrap_or(0)) + 1;
-            queue.enter(section << SECTION_BITS, limit, Some(server))
-        }
+        (Some(server), Some(limit)) => queue.enter(section_of(server, of_pod), limit, Some(server)),
         _ => Ok(()),
     };
     let entered = entered.and_then(|()| match limit.for_pods() {
@@ -379,7 +369,7 @@ mod tests {
         assert!(command(&path, now).enter(0, 3, None).is_err());
         // Another server has a section of its own.
         let mut other = command(&path, now);
-        other.enter(7 << SECTION_BITS, 1, Some("b")).unwrap();
+        other.enter(section_of("b", false), 1, Some("b")).unwrap();
         drop(held);
         command(&path, now).enter(0, 3, None).unwrap();
         fs::remove_file(path).unwrap();
