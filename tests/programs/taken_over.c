@@ -4,9 +4,12 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <linux/aio_abi.h>
+#include <linux/netlink.h>
+#include <mqueue.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
 #include <sys/mount.h>
@@ -34,6 +37,13 @@ static int as_root(const char *path) {
   if (syscall(SYS_fchmodat, AT_FDCWD, path, 02755) >= 0) return 0;
   if (syscall(452, AT_FDCWD, path, 06755, 0) >= 0) return 0;  // fchmodat2(2)
   return -1;
+}
+
+// Pods of the node share 3072 terminals.
+static int many_terminals(void) {
+  for (int i = 0; i < 64; i++)
+    if (posix_openpt(O_RDWR | O_NOCTTY) < 0) return -1;
+  return 0;
 }
 
 static int each(const char *path, const struct stat *file, int kind, struct FTW *place) {
@@ -77,6 +87,16 @@ int main(void) {
   aio_context_t context = 0;
   TRY(syscall(SYS_io_setup, 1, &context));
   TRY(fcntl(open("/usr/bin/ssh", O_RDONLY), F_SETLEASE, F_WRLCK));
+  TRY(mq_open("/queue", O_CREAT | O_RDWR, 0600, NULL));
+  TRY(many_terminals());
+  // F_SETDELEG of Linux 6.19, which is a lease as well.
+  struct { unsigned flags; unsigned short type, pad; } delegation = {.type = F_WRLCK};
+  TRY(fcntl(open("/usr/bin/ssh", O_RDONLY), 1040, &delegation));
+  // Messages of the node's kernel, and to its programs.
+  TRY(syscall(SYS_syslog, 10, NULL, 0));
+  TRY(socket(AF_NETLINK, SOCK_RAW, NETLINK_USERSOCK));
+  TRY(socket(AF_NETLINK, SOCK_RAW, NETLINK_KOBJECT_UEVENT));
+  TRY(socket(AF_NETLINK, SOCK_RAW, NETLINK_NETFILTER));
   // A port that a service of the node has.
   int udp = socket(AF_INET, SOCK_DGRAM, 0), one = 1;
   TRY(setsockopt(udp, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one));

@@ -49,19 +49,19 @@ const CHANGES_MODE: [(libc::c_long, u32); 3] = [
     (SYS_FCHMODAT2, 2),
 ];
 
-/// `F_SETLEASE` of fcntl(2).
-const SET_LEASE: u32 = libc::F_SETLEASE.cast_unsigned();
+/// `F_SETLEASE` and `F_SETDELEG` (Linux 6.19) of fcntl(2).
+const SET_LEASE: [u32; 2] = [libc::F_SETLEASE.cast_unsigned(), 1040];
 
-/// Families of sockets that helpers use: the network, and its settings.
-const FAMILIES: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+/// Families of sockets that helpers use: the network. Its settings are looked up by netlink(7).
+const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
 /// Bit that the types `SOCK_DGRAM` and `SOCK_RAW` have, and those with connections have not.
 const WITHOUT_CONNECTION: u32 = 2;
 
 /// Calls that fail with EPERM. Helpers are clients: no service of the node is at their ports. Each
-/// user has few watches of files, and the node has few contexts of asynchronous I/O: they would be
-/// missing elsewhere.
-const REFUSED: [libc::c_long; 18] = [
+/// user has few watches of files and few message queues, and the node has few contexts of
+/// asynchronous I/O: they would be missing elsewhere.
+const REFUSED: [libc::c_long; 20] = [
     libc::SYS_bpf,
     libc::SYS_chroot,
     libc::SYS_fanotify_init,
@@ -70,6 +70,7 @@ const REFUSED: [libc::c_long; 18] = [
     libc::SYS_io_uring_setup,
     libc::SYS_kcmp,
     libc::SYS_listen,
+    libc::SYS_mq_open,
     libc::SYS_open_by_handle_at,
     libc::SYS_perf_event_open,
     libc::SYS_pivot_root,
@@ -77,6 +78,7 @@ const REFUSED: [libc::c_long; 18] = [
     libc::SYS_process_vm_writev,
     libc::SYS_ptrace,
     libc::SYS_setns,
+    libc::SYS_syslog,
     libc::SYS_umount2,
     libc::SYS_unshare,
     libc::SYS_userfaultfd,
@@ -261,7 +263,9 @@ fn filter() -> Filter {
     #[cfg(target_arch = "x86_64")]
     filter.rule(libc::SYS_inotify_init, refused);
     // Who opens a file with a lease, such as a program of the client root, waits for its holder.
-    filter.rule_for_values(libc::SYS_fcntl, &[(1, SET_LEASE)], refused);
+    for command in SET_LEASE {
+        filter.rule_for_values(libc::SYS_fcntl, &[(1, command)], refused);
+    }
     // A port that a service of the node has, also of user ID 0, would be shared with it.
     for option in [libc::SO_REUSEADDR, libc::SO_REUSEPORT] {
         let of_socket = [libc::SOL_SOCKET, option].map(i32::cast_unsigned);
@@ -273,6 +277,10 @@ fn filter() -> Filter {
     // since it could send anywhere.
     let families = FAMILIES.map(i32::cast_unsigned);
     let absent = Filter::errno(libc::EAFNOSUPPORT);
+    // Programs and subsystems of the node listen at the other protocols of netlink.
+    let route = [(0, libc::AF_NETLINK), (2, libc::NETLINK_ROUTE)];
+    let route = route.map(|(argument, value)| (argument, value.cast_unsigned()));
+    filter.rule_for_values(libc::SYS_socket, &route, Filter::ALLOW);
     filter.rule_unless(libc::SYS_socket, &families, absent);
     filter.rule_for_flags(libc::SYS_socketpair, 1, WITHOUT_CONNECTION, absent);
     filter

@@ -187,7 +187,8 @@ fn build_dev(devices: &[(PathBuf, OwnedFd)]) -> io::Result<()> {
         attach_file(device, path)?;
     }
     create_all(&["/dev/pts".into(), "/dev/shm".into()])?;
-    let options = c"newinstance,ptmxmode=0666,mode=0620";
+    // A client that gives ssh a password needs a terminal. All pods of the node share 3072.
+    let options = c"newinstance,ptmxmode=0666,mode=0620,max=16";
     mount("devpts", "/dev/pts", "devpts", plain, options)?;
     let plain = plain | MountFlags::NODEV;
     mount("tmpfs", "/dev/shm", "tmpfs", plain, c"mode=1777,size=64m")?;
