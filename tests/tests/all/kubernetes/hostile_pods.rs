@@ -1,12 +1,14 @@
 //! Pods whose volumes ask for more than a pod may have.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, ensure};
+use lab::{Libc, program};
 
 use crate::kubernetes::csi::{Client, CsiVolume, MAPPED, serve};
-use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
-use crate::support::{Spc, until, with_lab};
+use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, driver, install, install_there};
+use crate::support::images::{MIB, ext4};
+use crate::support::{Spc, VmSpc, until, with_lab};
 
 #[test]
 fn options_of_a_pod_do_not_make_its_volume_a_bind_of_the_node() {
@@ -71,6 +73,82 @@ fn a_source_of_a_pod_adds_no_options() {
         let refused = kubelet.set_up(&pod).err();
         let refused = refused.context("mounted as another user")?.to_string();
         ensure!(refused.contains("bad source"), "{refused}");
+        until("nothing is left", || Ok(spc.is_clean().is_ok()))
+    });
+}
+
+#[test]
+fn pods_do_not_use_up_the_helper_slots_of_a_server() {
+    with_lab(|lab| {
+        let spc = Spc::minimal(lab)?;
+        install(&spc)?;
+        let host = &spc.host;
+        // Accepts connections at port 22, and says nothing.
+        let silent = std::fs::read(program("hostile_hold", Libc::Gnu, &["-static"])?)?;
+        host.write("/opt/hold", &silent)?;
+        host.sh("chmod 755 /opt/hold; ip addr add 198.51.100.1/32 dev lo")?
+            .ok()?;
+        let _silent = host.spawn(&["/opt/hold", "silent"])?;
+        let json = r#"{"kubernetes.io/fsType":"fuse.sshfs","source":"root@198.51.100.1:/","timeout":"3600"}"#;
+        let mut calls = Vec::new();
+        for number in 1..=8 {
+            let target = format!("/var/lib/kubelet/pods/1-{number}/volumes/spc~spc/data");
+            host.run(&["mkdir", "-p", &target])?.ok()?;
+            calls.push(host.spawn(&[&driver(), "mount", &target, json])?);
+        }
+        std::thread::sleep(Duration::from_secs(6));
+        // At another port of the same server, the administrator is refused at once.
+        let began = Instant::now();
+        let mount = "mkdir -p /mnt/b; docker exec spc spc mount --timeout 20 -t fuse.sshfs \
+            -o port=9 root@198.51.100.1:/ /mnt/b";
+        let refused = host.command(&["sh", "-c", mount])?;
+        let refused = refused.limit(Duration::from_secs(60)).run()?;
+        ensure!(
+            refused.error_text().contains("Connection refused") && began.elapsed().as_secs() < 10,
+            "{refused}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pod_has_no_part_in_an_iscsi_session_of_the_node() {
+    with_lab(|lab| {
+        let lio = lab::lio().context("no server")?;
+        lio.disk("of-the-node-0", 64 * MIB, ext4)?;
+        let iqn = "iqn.2026-01.org.example:of-the-node";
+        lio.target(iqn, &["of-the-node-0"])?;
+        lio.tell(&format!(
+            "/iscsi/{iqn}/tpg1 set attribute authentication=1\n/iscsi/{iqn}/tpg1 set auth userid=me password=sesame-123456\n"
+        ))?;
+        let spc = VmSpc::privileged(lab)?;
+        install_there(&spc)?;
+        let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
+        host.run(&["mkdir", "-p", "/mnt/data"])?.ok()?;
+        spc.put("/run/password", b"sesame-123456\n")?;
+        let source = format!("iscsi:{}/{iqn}/0", lio.vm().address());
+        let password = "password=file:/run/password";
+        let mount = [
+            "-t",
+            "ext4",
+            "-o",
+            "user=me",
+            "--secret",
+            password,
+            &source,
+            "/mnt/data",
+        ];
+        spc.exec(&[&["spc", "mount"][..], &mount].concat())?.ok()?;
+        let pod = Pod::new("1-0", Volume::new("ext4", &[("source", &source)]));
+        let refused = kubelet.set_up(&pod).err();
+        let refused = refused.context("mounted without a password")?.to_string();
+        ensure!(refused.contains("which is not for pods"), "{refused}");
+        ensure!(spc.on("/mnt/data")?.len() == 1);
+        spc.umount("/mnt/data")?;
+        // Without that session, the password is missing.
+        let refused = kubelet.set_up(&pod).err();
+        let refused = refused.context("mounted without a password")?.to_string();
+        ensure!(refused.contains("authorization failure"), "{refused}");
         until("nothing is left", || Ok(spc.is_clean().is_ok()))
     });
 }
