@@ -1,7 +1,8 @@
 //! `lab prepare`: fills the cache with what most tests need, so that no test waits for it.
 
 use anyhow::{Context, Result};
-use std::thread::scope;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{ScopedJoinHandle, scope};
 
 use crate::disks;
 use crate::engine::Engine;
@@ -26,19 +27,27 @@ const ROOTS: [Root; 6] = [
 /// Roots of virtual machines with a saved state.
 const MACHINES: [Root; 3] = [Root::Vm, Root::Systemd, Root::Storage];
 
-/// Makes images and fuzz targets in one thread, because cargo builds one at a time, and everything else in another.
+/// Makes images and fuzz targets in one thread, because cargo builds one at a time, and everything
+/// else beside it.
 pub fn prepare() -> Result<()> {
     if !packages::require() {
         return Ok(());
     }
     let lab = Lab::start()?;
     scope(|scope| {
-        let others = scope.spawn(|| trees_and_machines(&lab));
+        let others = scope.spawn(|| {
+            trees()?;
+            machines(&lab)
+        });
         images(&lab)?;
-        others
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        join(others)
     })
+}
+
+fn join(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn images(lab: &Lab) -> Result<()> {
@@ -55,10 +64,23 @@ fn images(lab: &Lab) -> Result<()> {
     Fuzz::build(target).map(drop)
 }
 
-fn trees_and_machines(lab: &Lab) -> Result<()> {
-    for root in ROOTS {
-        roots::path(root)?;
-    }
+/// Makes two trees at a time, since each is mostly the work of one process.
+fn trees() -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let make = || {
+        while let Some(root) = ROOTS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            roots::path(*root)?;
+        }
+        Ok(())
+    };
+    scope(|scope| {
+        let other = scope.spawn(make);
+        make()?;
+        join(other)
+    })
+}
+
+fn machines(lab: &Lab) -> Result<()> {
     for root in MACHINES {
         let options = VmOptions {
             root,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::liveness::health::Health;
 use crate::liveness::message::Counts;
-use crate::liveness::probe::{self, ProbeTarget};
+use crate::liveness::probe::{self, ProbeTarget, Probed};
 use crate::process::cancel::CancelToken;
 use crate::state::Record;
 
@@ -48,22 +48,13 @@ pub struct Stats {
 /// # Errors
 /// The mount cannot be probed.
 pub fn look(record: &Record) -> Result<Stats> {
-    let target = ProbeTarget {
-        target: record.target.clone().into(),
-        mount: match record.unique_id {
-            0 => record.mount_id,
-            unique => unique,
-        },
-        counts: true,
-    };
-    let cancel = CancelToken::at(Instant::now() + LIMIT);
     let problem = |text: &str| {
         Ok(Stats {
             figures: None,
             problem: Some(text.to_owned()),
         })
     };
-    let probed = probe::probe(&target, None, cancel)?;
+    let probed = probe(record)?;
     match (probed.health, probed.counts) {
         (Health::Hung, _) => problem("the volume does not respond"),
         (Health::Ok, Some(counts)) => Ok(Stats {
@@ -73,6 +64,23 @@ pub fn look(record: &Record) -> Result<Stats> {
         (Health::Ok, None) => Err(Error::mount(format!("cannot count {}", record.target))),
         _ => problem(&dead(record)),
     }
+}
+
+/// Returns whether a recorded mount keeps those who look at it waiting.
+pub fn hangs(record: &Record) -> bool {
+    probe(record).is_ok_and(|probed| probed.health == Health::Hung)
+}
+
+fn probe(record: &Record) -> Result<Probed> {
+    let target = ProbeTarget {
+        target: record.target.clone().into(),
+        mount: match record.unique_id {
+            0 => record.mount_id,
+            unique => unique,
+        },
+        counts: true,
+    };
+    probe::probe(&target, None, CancelToken::at(Instant::now() + LIMIT))
 }
 
 /// Returns the words for a mount whose daemon or server is gone.

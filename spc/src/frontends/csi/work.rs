@@ -379,8 +379,9 @@ impl<'a> Worker<'a> {
     fn unmount(&self, target: &str) -> Outcome<()> {
         let target = Path::new(target);
         paths::check(target)?;
-        if let Some(record) = self.session.ledger.get(target)? {
-            if let Some(csi) = record.csi
+        let known = self.session.ledger.get(target)?;
+        if let Some(record) = &known {
+            if let Some(csi) = &record.csi
                 && (csi.driver != self.job.driver.name() || csi.id != self.job.volume_id)
             {
                 let error = Error::usage(format!("{} has another volume", show(target)));
@@ -389,17 +390,25 @@ impl<'a> Worker<'a> {
                     .into());
             }
             // Disks and services end where they were started.
-            if let Some(root) = record.root
+            if let Some(root) = &record.root
                 && self.session.runs_in == RunsIn::Container
             {
-                enter::exec_in_client_root(&self.session.host, &root)?;
+                enter::exec_in_client_root(&self.session.host, root)?;
             }
         }
+        // Whoever looks at a volume that does not respond makes it busy.
+        let hangs = |error: &Error| match error.reason() {
+            Reason::NoAnswer => true,
+            Reason::Busy => known.as_ref().is_some_and(stats::hangs),
+            _ => false,
+        };
         match unmount(&self.session, target, UnmountMode::default()) {
             // The server is gone. kubelet has ended the processes that use the volume.
-            Err(error) if error.reason() == Reason::NoAnswer => {
+            Err(error) if hangs(&error) => {
+                let csi = known.as_ref().and_then(|record| record.csi.as_ref());
                 let mode = UnmountMode {
-                    force: true,
+                    // That would end the mount of all pods, and the server may come back.
+                    force: csi.is_none_or(|csi| csi.role != Role::Publish),
                     lazy: true,
                 };
                 Ok(unmount(&self.session, target, mode)?)

@@ -74,7 +74,7 @@ impl Client {
         ensure!(left.is_empty(), "left records: {left}");
         // The first process of the machine reaps once per second.
         let daemons =
-            "for p in $(pidof iscsid); do grep -q '^State:.Z' /proc/$p/status || echo $p; done";
+            "for p in $(pidof iscsid); do grep -q '^State:.[^Z]' /proc/$p/status && echo $p; done";
         let left = self.spc.host.sh(daemons)?.text();
         ensure!(left.is_empty(), "iscsid still runs: {left}");
         let sessions = lio.sessions(&self.iqn)?;
