@@ -169,7 +169,8 @@ fn what_is_killed_in_the_middle_is_done_by_the_next_call() {
                 until("the worker has written its record", || {
                     Ok(spc.host.sh("ls /run/spc/mounts/*.json")?.success())
                 })?;
-                ensure!(kill_workers(&spc) == 1);
+                // A child of the worker counts as well, until it runs a program.
+                ensure!(kill_workers(&spc) > 0);
                 Ok(())
             });
             let reply = driver.stage_within(Duration::from_secs(60), &volume);

@@ -154,12 +154,12 @@ fn a_broken_service_is_restarted() {
         // A new rpcbind does not know the running statd.
         spc.sh("kill -9 $(pidof rpcbind)")?.ok()?;
         spc.exec(&[START_STATD])?.ok()?;
-        ensure_running(spc, &BOTH)?;
+        until_running(spc, &BOTH)?;
         ensure!(spc.exec(&["pidof", "rpc.statd"])?.ok()?.text() != statd);
         // A stopped statd, as a command leaves it when it is killed during its check.
         spc.sh("kill -STOP $(pidof rpc.statd)")?.ok()?;
         spc.exec(&[START_STATD])?.ok()?;
-        ensure_running(spc, &BOTH)?;
+        until_running(spc, &BOTH)?;
         // No command needs the services now, but a mount may be about to.
         spc.sh("kill -9 $(pidof rpcbind rpc.statd)")?.ok()?;
         stir(spc)?;
