@@ -397,21 +397,25 @@ impl<'a> Worker<'a> {
             }
         }
         // Whoever looks at a volume that does not respond makes it busy.
-        let hangs = |error: &Error| match error.reason() {
-            Reason::NoAnswer => true,
-            Reason::Busy => known.as_ref().is_some_and(stats::hangs),
-            _ => false,
+        let hangs = || known.as_ref().is_some_and(stats::hangs);
+        let role = known.as_ref().and_then(|record| record.csi.as_ref());
+        let role = role.map(|csi| csi.role);
+        let by_force = UnmountMode {
+            // That ends the mount of all pods, and the server may come back.
+            force: role != Some(Role::Publish),
+            lazy: true,
         };
+        // The daemon would stay for those who wait at binds that were detached.
+        if role == Some(Role::Stage) && hangs() {
+            return Ok(unmount(&self.session, target, by_force)?);
+        }
         match unmount(&self.session, target, UnmountMode::default()) {
             // The server is gone. kubelet has ended the processes that use the volume.
-            Err(error) if hangs(&error) => {
-                let csi = known.as_ref().and_then(|record| record.csi.as_ref());
-                let mode = UnmountMode {
-                    // That would end the mount of all pods, and the server may come back.
-                    force: csi.is_none_or(|csi| csi.role != Role::Publish),
-                    lazy: true,
-                };
-                Ok(unmount(&self.session, target, mode)?)
+            Err(error)
+                if error.reason() == Reason::NoAnswer
+                    || error.reason() == Reason::Busy && hangs() =>
+            {
+                Ok(unmount(&self.session, target, by_force)?)
             }
             done => Ok(done?),
         }

@@ -62,7 +62,7 @@ fn a_volume_that_answers_all_but_statfs_keeps_one_process() {
             began.elapsed()
         );
         ensure!(spc.on(target("1-1"))?.is_empty());
-        until("nothing is left", || Ok(spc.is_clean().is_ok()))
+        until("nothing is left", || Ok(spc.is_clean().is_ok())).or_else(|_| spc.is_clean())
     });
 }
 
