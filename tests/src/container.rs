@@ -78,7 +78,7 @@ fn config(host: &str) -> Value {
 /// the calling thread enters the container, and the returned command joins its cgroup.
 ///
 /// Returns `None` for other commands, and where there is more to do than that: for containers that
-/// do not exist, run with other privileges, or are confined by SELinux.
+/// do not exist, run with other privileges, in cgroups of version 1, or are confined by SELinux.
 pub(crate) fn enter(words: &[&str]) -> Result<Option<Command>> {
     let (directory, program, arguments) = match *words {
         [
@@ -114,10 +114,10 @@ pub(crate) fn enter(words: &[&str]) -> Result<Option<Command>> {
         return Ok(None);
     };
     let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_pid()))?;
-    let cgroup = cgroups
-        .trim_end()
-        .strip_prefix("0::")
-        .context("not in a cgroup v2")?;
+    // With version 1, there are several.
+    let Some(cgroup) = cgroups.trim_end().strip_prefix("0::") else {
+        return Ok(None);
+    };
     let mut cgroup = File::options()
         .write(true)
         .open(format!("/sys/fs/cgroup{cgroup}/cgroup.procs"))?;
