@@ -18,11 +18,11 @@ pub struct GetPluginInfoResponse {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct GetPluginCapabilitiesRequest {}
-/// What the driver offers beside the node service.
+/// Services and properties of the driver.
 #[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct GetPluginCapabilitiesResponse {
-    /// One entry for each.
+    /// List of the services and properties.
     #[prost(message, repeated, tag = "1")]
     pub capabilities: ::prost::alloc::vec::Vec<PluginCapability>,
 }
@@ -161,7 +161,7 @@ pub struct ProbeResponse {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct VolumeCapability {
-    /// Who may use the volume at the same time.
+    /// Access mode: nodes and pods that may use the volume at the same time.
     #[prost(message, optional, tag = "3")]
     pub access_mode: ::core::option::Option<volume_capability::AccessMode>,
     /// File or directory.
@@ -188,7 +188,7 @@ pub mod volume_capability {
         #[prost(string, tag = "3")]
         pub volume_mount_group: ::prost::alloc::string::String,
     }
-    /// Who may use the volume at the same time.
+    /// Access mode: nodes and pods that may use the volume at the same time.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     #[prost(skip_debug)]
     pub struct AccessMode {
@@ -407,13 +407,13 @@ pub struct VolumeUsage {
     /// Used units.
     #[prost(int64, tag = "3")]
     pub used: i64,
-    /// What is counted.
+    /// Unit.
     #[prost(enumeration = "volume_usage::Unit", tag = "4")]
     pub unit: i32,
 }
 /// Nested message and enum types in `VolumeUsage`.
 pub mod volume_usage {
-    /// What is counted.
+    /// Unit of the figures.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum Unit {
@@ -485,7 +485,7 @@ pub struct NodeGetCapabilitiesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct NodeGetCapabilitiesResponse {
-    /// One entry for each.
+    /// List of the calls.
     #[prost(message, repeated, tag = "1")]
     pub capabilities: ::prost::alloc::vec::Vec<NodeServiceCapability>,
 }
@@ -681,7 +681,7 @@ pub struct ValidateVolumeCapabilitiesRequest {
         ::prost::alloc::string::String,
     >,
 }
-/// What of the request is possible.
+/// Answer: the ways of use that are possible.
 #[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct ValidateVolumeCapabilitiesResponse {
@@ -725,7 +725,7 @@ pub struct ControllerGetCapabilitiesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct ControllerGetCapabilitiesResponse {
-    /// One entry for each.
+    /// List of the calls.
     #[prost(message, repeated, tag = "1")]
     pub capabilities: ::prost::alloc::vec::Vec<ControllerServiceCapability>,
 }

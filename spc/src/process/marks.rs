@@ -30,8 +30,8 @@ const MAX_INHERITED: usize = 64 * 1024;
 const SEARCH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Number of processes of one mount that are held open. A daemon that its server has taken over may
-/// have more than this process can open. Its first process is among them, with which all others
-/// end.
+/// have more than this process can open. Its first process is usually among them, with which all
+/// others end; after the process ids have wrapped around, another search finds it.
 const MAX_HELD: usize = 256;
 
 /// Device number of `/dev/fuse`, which is the same on every host.

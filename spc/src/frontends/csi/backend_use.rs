@@ -1,4 +1,4 @@
-//! Which backends are in use, and which may still be mounted.
+//! Record of the backends that calls use, and of those that may still be mounted.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

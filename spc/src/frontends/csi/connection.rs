@@ -9,7 +9,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::Connected;
 
 /// Bytes with which a client begins (RFC 9113, section 3.4).
@@ -37,9 +39,20 @@ const AUTHORITY: usize = 1;
 
 /// Value that replaces the name, with its length.
 ///
-/// It is not longer than any other, so that the server's table of fields has at least the entries
+/// No other name is shorter, so that the server's table of fields has at least the entries
 /// of the client's: indices count from the newest.
 const NAME: [u8; 2] = [1, b'x'];
+
+/// Returns the connections of the clients of a socket, which does not block.
+///
+/// # Errors
+/// There is no runtime, or the socket is invalid.
+pub fn incoming(
+    listener: std::os::unix::net::UnixListener,
+) -> Result<impl Stream<Item = Result<Connection>>> {
+    let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
+    Ok(incoming.map(|stream| stream.map(Connection::new)))
+}
 
 /// Connection of a client, whose requests get another `:authority`.
 pub struct Connection {

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +12,6 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -31,7 +28,7 @@ use crate::frontends::csi::proto::csi::plugin_capability::{
 };
 use crate::frontends::csi::proto::csi::{self, controller_service_capability, plugin_capability};
 use crate::frontends::csi::server::{Service, run_worker};
-use crate::frontends::csi::validate;
+use crate::frontends::csi::{connection, sockets, validate};
 use crate::provision::backends::{self, Backend};
 use crate::provision::class::Class;
 use crate::provision::notes::Note;
@@ -93,12 +90,12 @@ impl ControllerArgs {
         let (Some(socket), Some(file)) = (self.csi_controller, self.backends) else {
             return Ok(None);
         };
-        // Those that an earlier process left mounted are unmounted unless they are used again.
+        // An earlier process may have left backends mounted. Unless used again, they are unmounted.
         let used = Arc::new(BackendUse::default());
         for backend in backends::read(&file)? {
             used.seen(&backend.name);
         }
-        let listener = bind(&socket)
+        let listener = sockets::listen(&socket)
             .map_err(|e| Error::system(format!("cannot listen on {}", show(&socket))).because(e))?;
         let service = ControllerService {
             service: Service::new(Driver::Share, ""),
@@ -124,20 +121,6 @@ impl ControllerArgs {
     }
 }
 
-/// Binds a socket that only root can use, in the place of one that an earlier process left.
-fn bind(path: &Path) -> std::io::Result<StdListener> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
-        Ok(_) => return Err(std::io::ErrorKind::AlreadyExists.into()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let listener = StdListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
 /// Serves the controller on the calling thread. Does not return unless it fails.
 fn serve(service: ControllerService, listener: StdListener) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -149,8 +132,9 @@ fn serve(service: ControllerService, listener: StdListener) -> std::io::Result<(
         let router = Server::builder()
             .add_service(IdentityServer::new(service.clone()))
             .add_service(ControllerServer::new(service));
-        let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
-        let ended = router.serve_with_incoming(incoming).await;
+        let ended = router
+            .serve_with_incoming(connection::incoming(listener)?)
+            .await;
         Err(std::io::Error::other(match ended {
             Ok(()) => "the server has ended".into(),
             Err(error) => error.to_string(),
@@ -206,6 +190,27 @@ impl ControllerService {
     fn backend(&self, name: &str) -> std::result::Result<Option<Backend>, Status> {
         let mut all = self.backends()?.into_iter();
         Ok(all.find(|backend| backend.name == name))
+    }
+
+    /// Checks that attributes are those that a volume has, unless there are none.
+    fn is_context(
+        &self,
+        id: &str,
+        given: &HashMap<String, String>,
+    ) -> std::result::Result<(), Status> {
+        let not_found = || Status::not_found("there is no such volume");
+        let id = VolumeId::parse(id).ok_or_else(not_found)?;
+        let context = self
+            .backend(&id.backend)?
+            .ok_or_else(not_found)?
+            .context(&id);
+        let is_same = |(key, value)| given.get(key) == Some(value);
+        match given.is_empty() || (given.len() == context.len() && context.iter().all(is_same)) {
+            true => Ok(()),
+            false => Err(Status::failed_precondition(
+                "the attributes are not those of the volume",
+            )),
+        }
     }
 
     /// Does a task with a volume in a worker process.
@@ -345,12 +350,14 @@ impl Controller for ControllerService {
             return Err(status.clone());
         }
         self.run_existing(&metadata, &id, Task::Find).await?;
+        let usable = usable.and_then(|()| self.is_context(&id, &request.volume_context));
         let (confirmed, message) = match usable {
             Ok(()) => {
+                // Parameters are left out: nothing says that the volume was made with them.
                 let confirmed = csi::validate_volume_capabilities_response::Confirmed {
                     volume_context: request.volume_context,
                     volume_capabilities: request.volume_capabilities,
-                    parameters: request.parameters,
+                    parameters: HashMap::new(),
                 };
                 (Some(confirmed), String::new())
             }

@@ -24,14 +24,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
-use tokio::net::UnixListener;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::daemon::event_listener::retry_forever;
 use crate::error::{Error, Result};
-use crate::frontends::csi::connection::Connection;
 use crate::frontends::csi::proto::csi::identity_server::IdentityServer;
 use crate::frontends::csi::proto::csi::node_server::NodeServer;
 use crate::frontends::csi::proto::registration::registration_server::RegistrationServer;
@@ -131,9 +127,7 @@ fn serve(all: Vec<Listeners>, node_id: &str) -> std::io::Result<()> {
                 (driver, listeners.service),
                 (registration, listeners.registration),
             ] {
-                let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
-                let incoming = incoming.map(|stream| stream.map(Connection::new));
-                servers.spawn(router.serve_with_incoming(incoming));
+                servers.spawn(router.serve_with_incoming(connection::incoming(listener)?));
             }
         }
         let ended = servers.join_next().await;

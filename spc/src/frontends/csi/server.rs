@@ -35,7 +35,7 @@ const ANSWER_TIME: Duration = Duration::from_millis(500);
 /// Time for an answer about a volume, whatever the client's limit.
 const STATS_TIME: Duration = Duration::from_millis(1900);
 
-/// Number of worker processes at the same time. Further calls wait.
+/// Number of worker processes of each group at the same time. Further calls wait.
 const MAX_WORKERS: usize = 32;
 
 /// Services of one driver.

@@ -66,27 +66,15 @@ impl Sockets {
         Ok((sockets, all))
     }
 
-    /// Binds a socket that only root can reach. Replaces a socket that an earlier process left, but
-    /// no other file.
+    /// Binds a socket on the host, in a directory that is made if it is missing.
     fn add(&mut self, path: &Path) -> Result<UnixListener> {
         let target = path.to_owned();
         let bind = move || {
-            match fs::symlink_metadata(&target) {
-                Ok(found) if found.file_type().is_socket() => fs::remove_file(&target)?,
-                Ok(_) => return Err(ErrorKind::AlreadyExists.into()),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
             if let Some(directory) = target.parent() {
                 let mut builder = fs::DirBuilder::new();
                 builder.recursive(true).mode(0o750).create(directory)?;
             }
-            // The mask is this thread's own, which shares it with no other.
-            let before = umask(Mode::from_raw_mode(0o077));
-            let bound = UnixListener::bind(&target);
-            umask(before);
-            let listener = bound?;
-            listener.set_nonblocking(true)?;
+            let listener = listen(&target)?;
             let file = fs::symlink_metadata(&target)?;
             Ok((listener, (file.dev(), file.ino())))
         };
@@ -100,6 +88,27 @@ impl Sockets {
         });
         Ok(listener)
     }
+}
+
+/// Binds a socket that only root can reach, and that does not block. Replaces a socket that an earlier
+/// process left, but no other file.
+///
+/// # Errors
+/// The path is taken by something other than a socket, or its directory is missing.
+pub fn listen(path: &Path) -> std::io::Result<UnixListener> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
+        Ok(_) => return Err(ErrorKind::AlreadyExists.into()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // Threads that share the mask make their files for root alone meanwhile.
+    let before = umask(Mode::from_raw_mode(0o077));
+    let bound = UnixListener::bind(path);
+    umask(before);
+    let listener = bound?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 impl Drop for Sockets {

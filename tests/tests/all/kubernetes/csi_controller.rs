@@ -357,16 +357,21 @@ fn a_claim_becomes_a_directory_that_pods_use_and_deletion_removes() {
         ensure!(see_all.text() == "file", "{see_all}");
         unpublish(spc, &volume, "1-1")?;
 
-        let check = |id: &str, mode| {
+        let check_with = |id: &str, mode, volume_context: &HashMap<String, String>| {
             controller.validate(proto::ValidateVolumeCapabilitiesRequest {
                 volume_id: id.to_owned(),
-                volume_context: volume.volume_context.clone(),
+                volume_context: volume_context.clone(),
                 volume_capabilities: vec![capability(mode)],
                 parameters: HashMap::new(),
             })
         };
+        let check = |id: &str, mode| check_with(id, mode, &volume.volume_context);
         let confirmed = check(&volume.volume_id, Mode::SingleNodeSingleWriter)?;
         ensure!(confirmed.confirmed.is_some(), "{confirmed:?}");
+        let mut other = volume.volume_context.clone();
+        other.insert("source".into(), "192.0.2.1:/other".into());
+        let other = check_with(&volume.volume_id, Mode::SingleNodeWriter, &other)?;
+        ensure!(other.confirmed.is_none(), "{other:?}");
         let unknown = check("data/team/none", Mode::SingleNodeWriter).map(drop);
         refused(unknown, Code::NotFound, "")?;
         let grown = controller.expand(&volume.volume_id, 2 << 30, 0).map(drop);
