@@ -4,17 +4,25 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Host, Libc, program};
+use lab::{Base, Host, Libc, program};
 
 use crate::kubernetes::csi::{Client, CsiVolume, MAPPED, serve, target};
+use crate::kubernetes::hostile_servers;
 use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
-use crate::support::{Spc, until, with_lab};
+use crate::support::{PRIVILEGED, Spc, until, with_lab};
 
 /// Puts a program in the place of s3fs.
 fn take_over(host: &Host<'_>, with: &str) -> Result<()> {
     let path = host.run(&["realpath", "/var/lib/spc/current/usr/bin/s3fs"])?;
     let bytes = std::fs::read(program(with, Libc::Gnu, &["-static"])?)?;
     host.write(path.ok()?.text(), &bytes)
+}
+
+/// Runs the container so that its processes can have 1,024 open files each.
+fn run_with_few_files(spc: &Spc<'_>) -> Result<()> {
+    let limit = ["--ulimit", "nofile=1024:1024"];
+    let arguments = [&limit[..], &PRIVILEGED].concat();
+    spc.run(Base::Trixie, &arguments)?.ok().map(drop)
 }
 
 #[test]
@@ -131,18 +139,8 @@ fn a_taken_over_client_has_no_leases_and_shares_no_ports() {
 #[test]
 fn a_volfile_that_changes_at_run_time_reaches_no_files() {
     with_lab(|lab| {
-        use lab::{HostOptions, Root};
-        let server = lab.host(HostOptions {
-            root: Root::Server,
-            ..HostOptions::default()
-        })?;
-        let start = r#"
-            mkdir /bricks && mount -t tmpfs bricks /bricks
-            glusterd && until gluster pool list >/dev/null 2>&1; do sleep 0.1; done
-            gluster --mode=script volume create evil "$1":/bricks/evil force
-            gluster --mode=script volume start evil"#;
+        let server = hostile_servers::gluster(lab)?;
         let address = server.address().to_string();
-        server.run(&["sh", "-c", start, "start", &address])?.ok()?;
         let spc = Spc::minimal(lab)?;
         install(&spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
@@ -154,15 +152,7 @@ fn a_volfile_that_changes_at_run_time_reaches_no_files() {
         host.write(format!("{}/file", pod.directory()), b"x")?;
         // The server's answer changes; a restart of its management makes the client fetch again.
         for directory in ["/host", "/"] {
-            let volfile = format!(
-                "volume evil\n type storage/posix\n option directory {directory}\n option mandate-attribute off\n option update-link-count-parent off\nend-volume\n"
-            );
-            for name in ["evil.tcp-fuse.vol", "trusted-evil.tcp-fuse.vol"] {
-                server.write(
-                    format!("/var/lib/glusterd/vols/evil/{name}"),
-                    volfile.as_bytes(),
-                )?;
-            }
+            hostile_servers::serve_own(&server, directory)?;
             server.sh("pkill -x glusterd; sleep 1; glusterd")?;
             std::thread::sleep(Duration::from_secs(5));
             let list = host
@@ -235,7 +225,6 @@ fn silent_servers_of_pods_leave_helper_slots() {
 #[test]
 fn many_namespaces_of_a_user_do_not_stop_a_repair() {
     with_lab(|lab| {
-        use lab::Base;
         let spc = Spc::privileged(lab)?;
         spc.remove()?;
         let host = &spc.host;
@@ -251,25 +240,7 @@ fn many_namespaces_of_a_user_do_not_stop_a_repair() {
         until("the namespaces are there", || {
             Ok(!users.so_far()?.0.is_empty())
         })?;
-        let serve = [Base::Trixie.image(), "spc", "serve"];
-        spc.host
-            .run(
-                &[
-                    &[
-                        "docker",
-                        "run",
-                        "-d",
-                        "--name",
-                        "spc",
-                        "--ulimit",
-                        "nofile=1024:1024",
-                    ][..],
-                    &crate::support::PRIVILEGED,
-                    &serve,
-                ]
-                .concat(),
-            )?
-            .ok()?;
+        run_with_few_files(&spc)?;
         eprintln!("{}", spc.sh("ulimit -n; ulimit -Hn")?.text());
         spc.mount(&[
             "-t",
@@ -303,31 +274,12 @@ fn many_namespaces_of_a_user_do_not_stop_a_repair() {
 #[test]
 fn many_processes_of_a_pod_do_not_stop_repairs() {
     with_lab(|lab| {
-        use lab::Base;
         let spc = Spc::privileged(lab)?;
         spc.remove()?;
         let host = &spc.host;
         host.sh("mkdir -p /srv/source; echo x >/srv/source/file")?
             .ok()?;
-        let serve = [Base::Trixie.image(), "spc", "serve"];
-        spc.host
-            .run(
-                &[
-                    &[
-                        "docker",
-                        "run",
-                        "-d",
-                        "--name",
-                        "spc",
-                        "--ulimit",
-                        "nofile=1024:1024",
-                    ][..],
-                    &crate::support::PRIVILEGED,
-                    &serve,
-                ]
-                .concat(),
-            )?
-            .ok()?;
+        run_with_few_files(&spc)?;
         install(&spc)?;
         let kubelet = Kubelet::start(host)?;
         take_over(host, "hostile_forks")?;

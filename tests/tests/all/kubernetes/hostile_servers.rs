@@ -13,7 +13,7 @@ const SECRET: &str = "/srv/secret-of-the-node";
 
 /// Boots a GlusterFS server with a volume `evil`, whose clients get this directory of their own in
 /// place of the volume.
-fn gluster<'lab>(lab: &'lab Lab) -> Result<Host<'lab>> {
+pub fn gluster<'lab>(lab: &'lab Lab) -> Result<Host<'lab>> {
     let server = lab.host(HostOptions {
         root: Root::Server,
         ..HostOptions::default()
@@ -29,7 +29,7 @@ fn gluster<'lab>(lab: &'lab Lab) -> Result<Host<'lab>> {
 }
 
 /// Makes the server's clients serve a directory of their own.
-fn serve_own(server: &Host<'_>, directory: &str) -> Result<()> {
+pub fn serve_own(server: &Host<'_>, directory: &str) -> Result<()> {
     let volfile = format!(
         "volume evil\n type storage/posix\n option directory {directory}\n option mandate-attribute off\nend-volume\n"
     );
