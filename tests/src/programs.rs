@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use crate::cache::{Key, cached};
 use crate::machine;
 
+/// Headers that programs share.
+const HEADERS: [&[u8]; 1] = [include_bytes!("../programs/fuse_server.h")];
+
 /// C library of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Libc {
@@ -31,6 +34,9 @@ pub fn program(name: &str, libc: Libc, arguments: &[&str]) -> Result<PathBuf> {
     let command = [&[compiler, "-O2", "-Wall", "-Werror"], arguments].concat();
     let mut key = Key::new(&command.join(" "));
     key.add(&text);
+    for header in HEADERS {
+        key.add(header);
+    }
     let kind = format!("program-{name}-{libc:?}{}", arguments.concat());
     cached(&kind, key, |path| {
         let mut words: Vec<&OsStr> = command[1..].iter().map(OsStr::new).collect();
