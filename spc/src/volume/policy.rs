@@ -9,6 +9,9 @@ use crate::kinds::FILE_OPTIONS;
 use crate::options::Options;
 use crate::volume::allowlist::FILE;
 
+/// Options with which mount(8) does something other than mounting the source.
+const OPERATIONS: [&str; 3] = ["bind", "rbind", "remount"];
+
 /// Rules for the volumes of one type.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
@@ -268,6 +271,12 @@ impl Policy {
                 return Err(bad("not for pods")
                     .because("the node would show its own certificate")
                     .hint("use xprtsec=tls, which shows none"));
+            }
+            // With them, the volume is another one than that of the type and source that were checked.
+            if OPERATIONS.contains(&key) {
+                return Err(bad("not for pods")
+                    .because("a pod's volume is of the type that it names")
+                    .hint("leave it out"));
             }
             let own = key.starts_with("x-") || key.starts_with("X-");
             let allowed = match self.options {

@@ -29,7 +29,10 @@ fn options_of_a_pod_do_not_make_its_volume_a_bind_of_the_node() {
             let pod = Pod::new("1-0", Volume::new(fs_type, &given));
             let refused = kubelet.set_up(&pod).err();
             let refused = refused.context("bound a directory of the node")?;
-            ensure!(refused.to_string().contains("of type bind"), "{refused}");
+            ensure!(
+                refused.to_string().contains("of the type that it names"),
+                "{refused}"
+            );
             ensure!(spc.on(pod.directory())?.is_empty());
         }
         let driver = Client::register(&spc, MAPPED)?;
