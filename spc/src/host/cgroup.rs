@@ -31,6 +31,10 @@ const HOST: &str = "/proc/1/root";
 /// Timeout for the creation of a cgroup on the host.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Largest number of processes and threads in one of these cgroups, so that a daemon that its server
+/// has taken over leaves process ids to the host. GlusterFS has the most threads, about a hundred.
+const MAX_TASKS: u32 = 1024;
+
 /// Longest cgroup name that is made from a target, in bytes. systemd limits a unit name to 255.
 const MAX_NAME: usize = 180;
 
@@ -142,6 +146,7 @@ fn own_program() -> String {
 fn scope(name: &str, description: &str, words: &[&str]) -> std::result::Result<(), Cause> {
     let (unit, own) = (format!("--unit=spc-{name}.scope"), own_program());
     let description = format!("--description={description}");
+    let tasks = format!("--property=TasksMax={MAX_TASKS}");
     // At shutdown systemd must not kill the daemon before its mount is unmounted.
     let options = [
         "--scope",
@@ -149,7 +154,8 @@ fn scope(name: &str, description: &str, words: &[&str]) -> std::result::Result<(
         "--collect",
         "--property=DefaultDependencies=no",
     ];
-    let words = [&options[..], &[&unit, &description, "--", &own], words].concat();
+    let own = [&*unit, &description, &tasks, "--", &own];
+    let words = [&options[..], &own, words].concat();
     run_host("systemd-run", &words)
 }
 
@@ -247,10 +253,32 @@ fn read_report(reports: &OwnedFd, spawn_returned: &AtomicBool) -> Option<(Pid, b
 /// Opens the cgroup directory of this name, and creates it if it is missing. None if the host does
 /// not allow it.
 fn open_or_create(name: &str) -> Option<OwnedFd> {
-    let cgroup = hierarchy(Path::new(HOST)).ok()??.join("spc").join(name);
-    fs::create_dir_all(&cgroup).ok()?;
+    let cgroup = create(&hierarchy(Path::new(HOST)).ok()??, name).ok()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(cgroup, flags, Mode::empty()).ok()
+}
+
+/// Creates a cgroup below `spc` in a hierarchy if it is missing, and returns its path. The number of
+/// processes is limited if the host has enabled the controller `pids`.
+fn create(base: &Path, name: &str) -> std::io::Result<PathBuf> {
+    let parent = base.join("spc");
+    let cgroup = parent.join(name);
+    fs::create_dir_all(&cgroup)?;
+    if let Err(error) = limit_tasks(&parent, &cgroup) {
+        tracing::debug!(name, %error, "the number of processes is not limited");
+    }
+    Ok(cgroup)
+}
+
+/// Limits the number of processes in a cgroup below `parent`.
+fn limit_tasks(parent: &Path, cgroup: &Path) -> std::io::Result<()> {
+    // A container runtime may have put a container called `spc` there. A cgroup with processes of
+    // its own must not enable controllers.
+    if !fs::read(parent.join("cgroup.procs"))?.is_empty() {
+        return Err(ErrorKind::ResourceBusy.into());
+    }
+    fs::write(parent.join("cgroup.subtree_control"), "+pids")?;
+    fs::write(cgroup.join("pids.max"), MAX_TASKS.to_string())
 }
 
 /// Removes a cgroup below `spc`, and waits up to 0.1 s until it is empty. systemd removes scopes.
@@ -320,18 +348,13 @@ pub fn move_process(pid: i32, name: Option<&str>) -> Result<()> {
         None if has_v1 => return Ok(()),
         None => return Err(Error::system("no cgroup2 is mounted on /sys/fs/cgroup")),
     };
-    let cgroup = match name {
-        Some(name) => base.join("spc").join(name),
-        None => {
-            let text = fs::read_to_string("/proc/self/cgroup").map_err(fail)?;
-            base.join(
-                cgroup2_path(&text)
-                    .ok_or_else(|| Error::system("this process is not in a cgroup2 hierarchy"))?,
-            )
-        }
-    };
+    let current = fs::read_to_string("/proc/self/cgroup").map_err(fail)?;
     let move_once = || -> std::io::Result<()> {
-        fs::create_dir_all(&cgroup)?;
+        let cgroup = match (name, cgroup2_path(&current)) {
+            (Some(name), _) => create(&base, name)?,
+            (None, Some(current)) => base.join(current),
+            (None, None) => return Err(std::io::Error::other("this process is in no cgroup2")),
+        };
         let procs = cgroup.join("cgroup.procs");
         let mut file = fs::OpenOptions::new().write(true).open(procs)?;
         file.write_all(pid.to_string().as_bytes())

@@ -21,9 +21,11 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// Returns the last line of the output, or the exit status where there is none.
+    /// Returns the last line of the output that is not a hint of spc, or the exit status where
+    /// there is none.
     pub fn last_line(&self) -> String {
-        let line = self.output.trim_end().lines().next_back();
+        let mut lines = self.output.trim_end().lines();
+        let line = lines.rfind(|line| !line.starts_with("hint: "));
         line.map_or_else(|| self.status.to_string(), str::to_owned)
     }
 }
@@ -81,6 +83,7 @@ mod tests {
             run(command.args(["-c", script]), Duration::from_secs(20)).unwrap()
         };
         assert_eq!(shell("echo a; echo b >&2; exit 1").last_line(), "b");
+        assert_eq!(shell("echo a; echo hint: b; exit 1").last_line(), "a");
         assert_eq!(shell("exit 3").last_line(), "exit status: 3");
     }
 }

@@ -157,6 +157,10 @@ fn fstab_and_units_mount_at_boot() {
             scope.contains("glusterfs") && scope.contains("/mnt/g"),
             "{scope}"
         );
+        let tasks = vm
+            .run(&["systemctl", "show", "-P", "TasksMax", "spc-mnt-g.scope"])?
+            .text();
+        ensure!(tasks.trim() == "1024", "processes are not limited: {tasks}");
         vm.run(&["systemctl", "daemon-reexec"])?.ok()?;
         vm.run(&["ls", "/mnt/g/by-hand"])?.ok()?;
 

@@ -1,8 +1,8 @@
 //! A host with cgroups of version 1 beside cgroup2.
 
 use anyhow::{Context, Result, ensure};
-use lab::Lab;
-use serde_json::Value;
+use lab::{Lab, VmOptions};
+use serde_json::{Value, json};
 
 use crate::support::{VmSpc, until, with_lab};
 
@@ -24,8 +24,10 @@ const CONFINE: &str = r#"set -e
 
 /// Checks that a daemon which `spc serve` started is in none of the container's cgroups.
 fn leaves_every_hierarchy(lab: &'static Lab) -> Result<()> {
-    let spc = VmSpc::privileged(lab)?;
+    let spc = VmSpc::booted(lab, VmOptions::default())?;
     let host = &spc.host;
+    // Not in the cgroup `spc`, where runc would put it.
+    host.start_changed(|config| config["linux"]["cgroupsPath"] = json!("/pod"))?;
     host.run(&["sh", "-c", CONFINE, "confine", &spc.pid()?])?
         .ok()?;
     // A directory of the host: the daemon runs in a client root file system.
@@ -42,6 +44,11 @@ fn leaves_every_hierarchy(lab: &'static Lab) -> Result<()> {
     let cgroups = host.sh(&format!("cat /proc/{}/cgroup", daemon()?))?.ok()?;
     ensure!(!cgroups.text().contains("pod"), "{cgroups}");
     ensure!(cgroups.text().contains("0::/spc/mnt-data"), "{cgroups}");
+    let tasks = host.sh("cat /sys/fs/cgroup/spc/mnt-data/pids.max")?;
+    ensure!(
+        tasks.text().trim() == "1024",
+        "processes are not limited: {tasks}"
+    );
     spc.umount(TARGET)?;
     spc.is_clean()
 }
