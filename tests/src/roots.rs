@@ -173,6 +173,11 @@ cat >"$1/tmp/lab.cil" <<'RULES'
 (allow domain tmpfs_t (file (append getattr ioctl read write)))
 ; Engines bind files of their own there.
 (allow container_engine_domain net_conf_t (file (mounton)))
+; Those that show the host's SELinux to a container bind these directories.
+(allow container_engine_domain security_t (dir (getattr mounton open read search)))
+(allow container_engine_domain security_t (filesystem (getattr remount)))
+(allow container_engine_domain selinux_config_t (dir (getattr mounton open read search)))
+(allow container_engine_domain sysfs_t (dir (mounton)))
 RULES
 chroot "$1" semodule --noreload --install /tmp/lab.cil
 mkdir "$1/usr/lib/modules"

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Output, Root, VmOptions};
+use serde_json::json;
 
 use crate::kinds::fuse::sshd;
 use crate::support::{VmSpc, with_gluster};
@@ -125,7 +126,7 @@ fn labelled(spc: &VmSpc<'_>, command: &[&str], option: &str, expected: &str) -> 
     slow(spc, &[command, &["-o", option, "/mnt/labelled"]].concat())?.ok()?;
     let shown = label(spc, "/mnt/labelled")?;
     ensure!(shown == expected, "{command:?} {option}: {shown}");
-    spc.umount("/mnt/labelled").map(drop)
+    Ok(())
 }
 
 /// Labels of mounts: of a file system of the kernel, of FUSE programs, which parse lists in their
@@ -135,7 +136,8 @@ fn labels_are_passed_on(spc: &VmSpc<'_>, sources: &Sources) -> Result<()> {
     let quoted = format!("context=\"{categories}\"");
     let mount = ["runc", "exec", "spc", "spc", "mount", "-t"];
     let spc_mount = |source: &[&str], option: &str, expected: &str| {
-        labelled(spc, &[&mount, source].concat(), option, expected)
+        labelled(spc, &[&mount, source].concat(), option, expected)?;
+        spc.umount("/mnt/labelled").map(drop)
     };
     spc_mount(&["tmpfs", "none"], &quoted, &categories)?;
     let escaped = format!("{SSH},{}", quoted.replace(',', "\\,"));
@@ -145,6 +147,34 @@ fn labels_are_passed_on(spc: &VmSpc<'_>, sources: &Sources) -> Result<()> {
     let words = ["-t", "nfs", "-o", &quoted, &sources.export, "/mnt"];
     let refused = ["SELinux labels", "/sys/fs/selinux"];
     spc.refused_mount(&words, 1, &refused).map(drop)
+}
+
+/// In a container that shows what mount(8) looks for, labels of NFS mounts are passed on, by
+/// `spc mount` and by mount(8).
+fn labels_of_nfs_are_passed_on(spc: &VmSpc<'_>, sources: &Sources) -> Result<()> {
+    spc.remove()?;
+    spc.host.start_changed(|config| {
+        if let Some(mounts) = config["mounts"].as_array_mut() {
+            for (path, access) in [("/sys/fs/selinux", "rw"), ("/etc/selinux", "ro")] {
+                mounts.push(json!({"destination": path, "source": path, "type": "bind", "options": ["bind", access]}));
+            }
+        }
+    })?;
+    let categories = format!("{LABEL}:s0:c1,c2");
+    let option = format!("context=\"{categories}\"");
+    // mount(8) looks for the target in the container.
+    spc.exec(&["mkdir", "-p", "/mnt/labelled"])?.ok()?;
+    let exec = ["runc", "exec", "spc"];
+    let nfs = ["-t", "nfs", &sources.export];
+    for (mount, umount) in [
+        (&["spc", "mount"][..], &["spc", "umount"][..]),
+        (&["mount"], &["umount"]),
+    ] {
+        let mount = [&exec, mount, &nfs].concat();
+        labelled(spc, &mount, &option, &categories)?;
+        spc.exec(&[umount, &["/mnt/labelled"]].concat())?.ok()?;
+    }
+    Ok(())
 }
 
 /// Installs the module by the commands of the document.
@@ -231,6 +261,7 @@ fn everything_mounts_where_selinux_is_enforced() {
         );
         install_module(&spc).context("the module")?;
         works_with_the_module(&spc, &sources).context("with the module")?;
+        labels_of_nfs_are_passed_on(&spc, &sources).context("labels of NFS")?;
         spc.is_clean()
     });
 }
