@@ -204,7 +204,10 @@ impl FileSystemRequest<'_> {
                     &format!("make {} on", fs.name),
                     format!("{program}: exit status {}", done.code).into(),
                 )
-                .log(done.lines()));
+                .log(done.lines())
+                .hint(format!(
+                    "{program} says why; if it is silent, see the host's kernel log: dmesg"
+                )));
         }
         Ok(())
     }

@@ -48,9 +48,16 @@ pub struct ToolOutput {
 }
 
 impl ToolOutput {
-    /// Returns the last 8 lines of the output that are not blank.
+    /// Returns the last 8 lines of the output that are not blank, without the usage text that some
+    /// programs print after their error.
     pub fn lines(&self) -> Vec<String> {
-        let lines: Vec<&str> = self.text.lines().filter(|l| !l.trim().is_empty()).collect();
+        let is_usage = |line: &&str| line.to_ascii_lowercase().starts_with("usage:");
+        let all = self.text.lines().filter(|line| !line.trim().is_empty());
+        let error: Vec<&str> = all.clone().take_while(|line| !is_usage(line)).collect();
+        let lines = match error.is_empty() {
+            true => all.collect(),
+            false => error,
+        };
         lines[lines.len().saturating_sub(8)..]
             .iter()
             .map(|line| (*line).to_owned())
@@ -120,4 +127,20 @@ impl Tool<'_> {
 /// Returns the earlier of `deadline` and `seconds` from now.
 pub fn earlier_deadline(seconds: u64, deadline: Instant) -> Instant {
     deadline.min(Instant::now() + Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_after_an_error_is_left_out() {
+        let lines = |text: &str| {
+            let text = text.to_owned();
+            ToolOutput { code: 1, text }.lines()
+        };
+        assert_eq!(lines("too small\n\nUsage: mkfs\n-a\n"), ["too small"]);
+        assert_eq!(lines("Usage: mkfs\n-a\n"), ["Usage: mkfs", "-a"]);
+        assert_eq!(lines(&"x\n".repeat(20)).len(), 8);
+    }
 }

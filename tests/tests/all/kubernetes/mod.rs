@@ -7,6 +7,7 @@ pub mod csi_controller;
 mod csi_controller_hostile;
 mod csi_controller_kinds;
 pub mod csi_failures;
+mod csi_kinds;
 mod csi_node;
 mod csi_rules;
 pub mod daemonset;
