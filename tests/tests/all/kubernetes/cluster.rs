@@ -141,31 +141,9 @@ impl Node {
         Ok(self.cluster.host().sh(script)?.to_string())
     }
 
-    /// PersistentVolume with a claim of the same name.
-    pub fn volume(&self, name: &str, csi: Value) -> [Value; 2] {
-        let spec = json!({
-            "capacity": {"storage": "1Gi"},
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": "",
-            "claimRef": {"namespace": "default", "name": name},
-            "csi": csi,
-        });
-        let claim = json!({
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": "",
-            "volumeName": name,
-            "resources": {"requests": {"storage": "1Gi"}},
-        });
-        let object = |kind: &str, spec: Value| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, "spec": spec});
-        [
-            object("PersistentVolume", spec),
-            object("PersistentVolumeClaim", claim),
-        ]
-    }
-
     /// GlusterFS volume with a claim of the same name.
     pub fn gluster(&self, name: &str) -> [Value; 2] {
-        self.volume(
+        volume(
             name,
             json!({
                 "driver": "share.spc.csi",
@@ -175,6 +153,28 @@ impl Node {
             }),
         )
     }
+}
+
+/// PersistentVolume with a claim of the same name.
+pub fn volume(name: &str, csi: Value) -> [Value; 2] {
+    let spec = json!({
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "",
+        "claimRef": {"namespace": "default", "name": name},
+        "csi": csi,
+    });
+    let claim = json!({
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "",
+        "volumeName": name,
+        "resources": {"requests": {"storage": "1Gi"}},
+    });
+    let object = |kind: &str, spec: Value| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+    [
+        object("PersistentVolume", spec),
+        object("PersistentVolumeClaim", claim),
+    ]
 }
 
 /// Volume of a pod by a claim.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::kubernetes::cluster::{Node, claim, pod, with_cluster};
+use crate::kubernetes::cluster::{Node, claim, pod, volume, with_cluster};
 use crate::kubernetes::flexvolume::sshd;
 
 /// Limit for the end of a pod.
@@ -54,7 +54,7 @@ fn a_pod_whose_server_is_down_says_so_and_ends() {
             "fsType": "glusterfs",
             "volumeAttributes": {"servers": "192.0.2.254", "path": "vol"},
         });
-        node.apply(&node.volume("down", csi))?;
+        node.apply(&volume("down", csi))?;
         let begun = Instant::now();
         node.apply(&[pod("down", claim("down"))])?;
         let warning = node.warning("down", "cannot mount 192.0.2.254:/vol")?;
@@ -174,7 +174,7 @@ fn secrets_appear_neither_in_events_nor_in_logs() {
             "volumeAttributes": {"source": source, "options": "StrictHostKeyChecking=no"},
             "nodeStageSecretRef": {"name": "sshfs", "namespace": "default"},
         });
-        node.apply(&node.volume("secret", csi))?;
+        node.apply(&volume("secret", csi))?;
         let mut pod = pod("secret", claim("secret"));
         pod["spec"]["securityContext"] = json!({"fsGroup": 2000});
         node.apply(&[secret("Wrong,Horse 8"), pod])?;

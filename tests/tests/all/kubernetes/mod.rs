@@ -2,6 +2,8 @@
 
 mod cluster;
 mod cluster_failures;
+mod cluster_kinds;
+mod cluster_load;
 pub mod csi;
 pub mod csi_controller;
 mod csi_controller_hostile;
