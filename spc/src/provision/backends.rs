@@ -1,4 +1,4 @@
-//! Backends: the shares on which volumes are made, from a file of the administrator.
+//! Backends: shares on which volumes are created, listed in a file by the administrator.
 //!
 //! The file is a JSON list. A StorageClass names a backend and cannot point the controller at any
 //! other server.
@@ -15,13 +15,13 @@ use crate::kinds;
 use crate::provision::{Directory, VolumeId};
 use crate::volume::{Author, Spec, Volume};
 
-/// Largest size of the file, and of a secret, in bytes.
+/// Files of this size, in bytes, or larger are refused.
 const MAX_SIZE: u64 = 64 * 1024;
 
-/// Longest name of a backend.
+/// Longest name of a backend in bytes.
 const MAX_NAME: usize = 40;
 
-/// Types of which a volume can be a directory, with owners of files.
+/// Types on which a directory can be a volume: their files have owners of their own.
 const TYPES: [&str; 8] = [
     "glusterfs",
     "fuse.glusterfs",
@@ -33,11 +33,11 @@ const TYPES: [&str; 8] = [
     "fuse.ceph-fuse",
 ];
 
-/// Options of the controller's own mount. Files of pods are only removed there. No repair: the next
-/// call mounts again.
+/// Options of the controller's own mount. The controller runs no programs from it and uses no
+/// devices on it. A dead mount is not repaired, because the next call mounts again.
 const OWN_OPTIONS: &str = "nosuid,nodev,noexec,x-spc.repair=no,x-mount.mkdir=0700";
 
-/// Means by which the size of a volume is limited.
+/// Mechanism that limits the size of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quota {
@@ -45,7 +45,7 @@ pub enum Quota {
     Ceph,
 }
 
-/// Share on which volumes are made.
+/// Share on which volumes are created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Backend {
@@ -54,7 +54,7 @@ pub struct Backend {
     /// Type of the file system.
     #[serde(rename = "type")]
     pub fs_type: String,
-    /// Source, below which the volumes are.
+    /// Mount source. The volumes are directories below it.
     pub source: String,
     /// Mount options.
     #[serde(default)]
@@ -62,15 +62,15 @@ pub struct Backend {
     /// Mount options of the nodes, if they differ.
     #[serde(default)]
     pub node_options: Option<String>,
-    /// Names of the mount's secrets, and the files that hold them.
+    /// Secrets of the mount: the name of each, and the file that contains it.
     #[serde(default)]
     pub secrets: BTreeMap<String, PathBuf>,
-    /// Limit for the size of volumes.
+    /// Mechanism that limits the size of volumes; none for volumes without a limit.
     #[serde(default)]
     pub quota: Option<Quota>,
 }
 
-/// Reads the file.
+/// Reads the file of backends and checks each backend.
 ///
 /// # Errors
 /// The file cannot be read, or a backend is invalid.
@@ -86,15 +86,15 @@ pub fn read(path: &Path) -> Result<Vec<Backend>> {
     })
 }
 
-/// Parses the text of the file.
+/// Parses the text of the file and checks each backend.
 ///
 /// # Errors
-/// The text is no list of backends, or one of them is invalid.
+/// The text is not a list of backends, a backend is invalid, or two have the same name.
 pub fn parse(text: &str) -> Result<Vec<Backend>> {
     let backends: Vec<Backend> =
         serde_json::from_str(text).map_err(|e| Error::usage("bad JSON").because(e.to_string()))?;
     for (at, backend) in backends.iter().enumerate() {
-        let of = |error: Error| {
+        let in_backend = |error: Error| {
             let name = backend.name.escape_default();
             let failed = Error::usage(format!("backend {name}")).because(error.summary());
             match error.hint_text() {
@@ -102,17 +102,18 @@ pub fn parse(text: &str) -> Result<Vec<Backend>> {
                 None => failed,
             }
         };
-        backend.check().map_err(of)?;
+        backend.check().map_err(in_backend)?;
         if backends[..at]
             .iter()
             .any(|other| other.name == backend.name)
         {
-            return Err(of(Error::usage("two backends have this name")));
+            return Err(in_backend(Error::usage("two backends have this name")));
         }
     }
     Ok(backends)
 }
 
+/// Reads a text file that is smaller than [`MAX_SIZE`].
 fn read_bounded(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
     if File::open(path)?.take(MAX_SIZE).read_to_string(&mut text)? as u64 == MAX_SIZE {
@@ -122,12 +123,13 @@ fn read_bounded(path: &Path) -> std::io::Result<String> {
 }
 
 impl Backend {
+    /// Checks the fields, the mount of the controller, and the mounts of nodes.
     fn check(&self) -> Result<()> {
         let (fs_type, source) = kinds::canonical(self.fs_type.clone(), self.source.clone())?;
-        let one_component = Directory::new(&self.name).is_ok_and(|name| name.parent().is_none());
-        if !one_component || self.name.len() > MAX_NAME {
-            return Err(Error::usage(format!(
-                "bad name: letters, digits, `.`, `_` and `-`, at most {MAX_NAME} of them"
+        let is_one_component = Directory::new(&self.name).is_ok_and(|name| name.parent().is_none());
+        if !is_one_component || self.name.len() > MAX_NAME {
+            return Err(Error::usage("bad name").hint(format!(
+                "use letters, digits, `.`, `_` and `-`, at most {MAX_NAME} of them"
             )));
         }
         if !TYPES.contains(&fs_type.as_str()) {
@@ -145,9 +147,10 @@ impl Backend {
                 "bad quota: ceph is for the types ceph and ceph-fuse",
             ));
         }
+        // Any absolute path: nothing is mounted here.
         let target = "/run";
         self.volume(BTreeMap::new())?.request(target)?;
-        // Nodes get the description of a volume as it is.
+        // A node would refuse a bad option only when the first pod starts.
         let directory = Directory::new("x")?;
         let on_node = Spec {
             attributes: self.context(&VolumeId::new(&self.name, directory)?),
@@ -157,10 +160,10 @@ impl Backend {
         on_node.request(target).map(drop)
     }
 
-    /// Reads the secrets of the mount.
+    /// Reads the secrets of the mount, each without the line feed at its end.
     ///
     /// # Errors
-    /// A file cannot be read.
+    /// A file cannot be read, or is too large.
     pub fn read_secrets(&self) -> Result<BTreeMap<String, String>> {
         let read = |(key, path): (&String, &PathBuf)| {
             let text = read_bounded(path).map_err(|e| {
@@ -171,8 +174,8 @@ impl Backend {
                 ))
                 .because(e)
             })?;
-            let line = text.strip_suffix('\n').unwrap_or(&text).to_owned();
-            Ok((key.clone(), line))
+            let secret = text.strip_suffix('\n').unwrap_or(&text).to_owned();
+            Ok((key.clone(), secret))
         };
         self.secrets.iter().map(read).collect()
     }
@@ -183,10 +186,10 @@ impl Backend {
     /// An option or a secret is invalid.
     pub fn volume(&self, secrets: BTreeMap<String, String>) -> Result<Volume> {
         let attributes = [("source", &self.source), ("options", &self.options)];
-        let own = |(key, value): (&str, &String)| (key.to_owned(), value.clone());
+        let owned = |(key, value): (&str, &String)| (key.to_owned(), value.clone());
         let spec = Spec {
             fs_type: Some(self.fs_type.clone()),
-            attributes: attributes.map(own).into(),
+            attributes: attributes.map(owned).into(),
             mount_options: vec![OWN_OPTIONS.into()],
             secrets,
             ..Spec::default()
@@ -194,7 +197,7 @@ impl Backend {
         Volume::new(&spec, Author::Administrator)
     }
 
-    /// Returns the attributes by which a node mounts a volume.
+    /// Returns the volume context of CSI: the attributes with which a node mounts a volume.
     pub fn context(&self, id: &VolumeId) -> BTreeMap<String, String> {
         let root = self.source.trim_end_matches('/');
         let source = format!("{root}/{}", id.directory.path());

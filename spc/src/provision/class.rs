@@ -7,23 +7,24 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::provision::Directory;
 
-/// Mode of a new directory without a parameter: pods run as any user.
+/// Mode of a new directory if the StorageClass sets none. Pods may run as any user.
 const DEFAULT_MODE: u32 = 0o777;
 
-/// Known parameters.
-const KNOWN: [&str; 5] = ["backend", "directory", "onDelete", "mode", "owner"];
+/// Parameters that a StorageClass may have.
+const PARAMETERS: [&str; 5] = ["backend", "directory", "onDelete", "mode", "owner"];
 
 /// Prefix of the parameters that csi-provisioner adds with `--extra-create-metadata`.
 const METADATA: &str = "csi.storage.k8s.io/";
 
-/// Variables of a directory, and the parameters of csi-provisioner that have their values.
+/// Variables of the parameter `directory`, each with the parameter of csi-provisioner that has its
+/// value.
 const VARIABLES: [(&str, &str); 3] = [
     ("pvc.namespace", "pvc/namespace"),
     ("pvc.name", "pvc/name"),
     ("pv.name", "pv/name"),
 ];
 
-/// Treatment of a directory whose volume is deleted.
+/// Treatment of the directory when its volume is deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDelete {
@@ -57,11 +58,11 @@ impl Class {
     /// # Errors
     /// A parameter is missing, unknown or invalid.
     pub fn new(parameters: &BTreeMap<String, String>, name: &str) -> Result<Self> {
-        let foreign = |key: &&String| !KNOWN.contains(&key.as_str()) && !is_of_the_system(key);
-        if let Some(key) = parameters.keys().find(foreign) {
+        let is_unknown = |key: &&String| !PARAMETERS.contains(&key.as_str()) && !is_metadata(key);
+        if let Some(key) = parameters.keys().find(is_unknown) {
             return Err(
                 Error::usage(format!("unknown parameter: {}", key.escape_default()))
-                    .hint(format!("a StorageClass may have {}", KNOWN.join(", "))),
+                    .hint(format!("a StorageClass may have {}", PARAMETERS.join(", "))),
             );
         }
         let get = |key: &str| parameters.get(key).map(String::as_str);
@@ -104,22 +105,23 @@ impl Class {
 }
 
 /// Returns whether a parameter comes from csi-provisioner.
-fn is_of_the_system(key: &str) -> bool {
+fn is_metadata(key: &str) -> bool {
     key.starts_with(METADATA)
 }
 
-/// Parses a user or group id. The largest number stands for none (chown(2)).
+/// Parses a user or group id. The largest number is not an id: chown(2) changes nothing for it.
 fn id(text: &str) -> Option<u32> {
     text.parse().ok().filter(|id| *id != u32::MAX)
 }
 
+/// Parses an octal file mode.
 fn octal(text: &str) -> Option<u32> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     let mode = u32::from_str_radix(text, 8).ok()?;
     (digits && mode <= 0o7777).then_some(mode)
 }
 
-/// Replaces the variables of a pattern.
+/// Replaces the variables of a pattern by their values.
 fn expand(pattern: &str, parameters: &BTreeMap<String, String>) -> Result<String> {
     let mut text = String::new();
     let mut rest = pattern;
@@ -140,7 +142,7 @@ fn expand(pattern: &str, parameters: &BTreeMap<String, String>) -> Result<String
             Error::usage(format!("${{{name}}} has no value"))
                 .hint("start csi-provisioner with --extra-create-metadata")
         })?;
-        // Another component would be another directory than the class says.
+        // A slash would add a component to the path that the class prescribes.
         if value.contains('/') {
             return Err(Error::usage(format!(
                 "bad value of ${{{name}}}: {}",

@@ -10,7 +10,8 @@ const MAX_ID: usize = 128;
 /// Largest number of nested directories.
 const MAX_DEPTH: usize = 4;
 
-/// Directory of a volume, relative to the root of its backend. No component can lead elsewhere.
+/// Directory of a volume, relative to the root of its backend. No component is `.` or `..`, or has
+/// characters with a meaning in a mount source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory(String);
 
@@ -25,13 +26,12 @@ impl Directory {
         if components.len() <= MAX_DEPTH && components.iter().all(|name| is_plain(name)) {
             return Ok(Self(path.to_owned()));
         }
-        Err(Error::usage(format!(
-            "bad name of a directory: {}",
-            path.escape_default()
-        ))
-        .hint(format!(
-            "use letters, digits, `.`, `_` and `-`, first a letter or digit, and at most {MAX_DEPTH} nested directories"
-        )))
+        Err(
+            Error::usage(format!("bad directory name: {}", path.escape_default())).hint(format!(
+                "use letters, digits, `.`, `_` and `-`, first a letter or digit, and at most \
+             {MAX_DEPTH} nested directories"
+            )),
+        )
     }
 
     /// Returns the relative path.
@@ -39,18 +39,23 @@ impl Directory {
         &self.0
     }
 
-    /// Returns the path of the directory that this one is in, unless that is the backend's root.
+    /// Returns the last component.
+    pub fn name(&self) -> &str {
+        self.0.rsplit_once('/').map_or(&self.0, |(_, name)| name)
+    }
+
+    /// Returns the path of the parent directory, unless that is the backend's root.
     pub fn parent(&self) -> Option<&str> {
         self.0.rsplit_once('/').map(|(parent, _)| parent)
     }
 
-    /// Returns the directories that this one is in, the outermost first.
+    /// Returns the directories above this one, the outermost first.
     pub fn ancestors(&self) -> impl Iterator<Item = Self> {
         let ends = self.0.match_indices('/');
         ends.map(|(end, _)| Self(self.0[..end].to_owned()))
     }
 
-    /// Returns the path as one name. No component has the separator `%`.
+    /// Returns the path as one file name, with `%` for each slash. No component contains `%`.
     pub fn key(&self) -> String {
         self.0.replace('/', "%")
     }
@@ -62,8 +67,8 @@ fn is_plain(name: &str) -> bool {
     name.bytes().all(plain) && name.starts_with(|first: char| first.is_ascii_alphanumeric())
 }
 
-/// Id of a volume: the name of its backend and its directory there. DeleteVolume is given nothing
-/// else.
+/// Id of a volume: the name of its backend and its directory there. A DeleteVolume request contains
+/// nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeId {
     /// Name of the backend.
@@ -83,15 +88,17 @@ impl VolumeId {
             directory,
         };
         if id.to_string().len() > MAX_ID {
-            return Err(Error::usage(format!(
-                "the volume id {id} is longer than {MAX_ID} bytes"
-            ))
-            .hint("give the claim a shorter name, or let the parameter `directory` of the StorageClass leave a part out"));
+            return Err(
+                Error::usage(format!("the volume id {id} is longer than {MAX_ID} bytes")).hint(
+                    "give the PersistentVolumeClaim a shorter name, or remove a variable from the \
+                 parameter `directory` of the StorageClass",
+                ),
+            );
         }
         Ok(id)
     }
 
-    /// Parses an id; none if no volume can have it.
+    /// Parses an id. Returns none for an id that no volume can have.
     pub fn parse(id: &str) -> Option<Self> {
         let (backend, directory) = id.split_once('/')?;
         is_plain(backend).then_some(())?;
@@ -153,12 +160,11 @@ mod tests {
         let id = VolumeId::parse("data/team/web/x").unwrap();
         assert_eq!(id.directory.key(), "team%web%x");
         assert_eq!(id.directory.parent(), Some("team/web"));
+        assert_eq!(id.directory.name(), "x");
         let above: Vec<_> = id.directory.ancestors().map(|above| above.0).collect();
         assert_eq!(above, ["team", "team/web"]);
         let id = VolumeId::parse("data/x").unwrap();
-        assert_eq!(
-            (id.directory.parent(), id.directory.ancestors().count()),
-            (None, 0)
-        );
+        assert_eq!((id.directory.parent(), id.directory.name()), (None, "x"));
+        assert_eq!(id.directory.ancestors().count(), 0);
     }
 }

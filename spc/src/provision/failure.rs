@@ -2,12 +2,12 @@
 
 use crate::error::{Cause, Error};
 
-/// Kind of a failure, by what the caller may do about it.
+/// FailureKind of a failure, by what the caller may do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Request that is not valid.
+pub enum FailureKind {
+    /// Request that is not valid, whatever exists.
     Invalid,
-    /// Volume or directory that exists and is another one.
+    /// Directory that exists and is not the requested volume.
     Exists,
     /// Volume that does not exist.
     NotFound,
@@ -17,33 +17,33 @@ pub enum Kind {
     Unfinished,
     /// Failure that left nothing behind.
     Final,
-    /// Failure after which something may be left; the same call again may succeed.
+    /// Failure that may have left something behind. A repeated call may succeed.
     Unavailable,
 }
 
 /// Failure of a call.
 #[derive(Debug)]
 pub struct Failure {
-    /// Kind of the failure.
-    pub kind: Kind,
-    /// Error.
+    /// FailureKind of the failure.
+    pub kind: FailureKind,
+    /// Error with the message for the user.
     pub error: Error,
 }
 
 impl Failure {
-    /// Returns a failure of this kind.
-    pub fn new(kind: Kind, error: Error) -> Self {
+    /// Creates a failure of a kind.
+    pub fn new(kind: FailureKind, error: Error) -> Self {
         Self { kind, error }
     }
 
-    /// Returns the failure of a system call on the share.
-    pub(super) fn on_share(what: impl Into<String>, cause: impl Into<Cause>) -> Self {
-        Error::mount(what).because(cause).into()
+    /// Creates the failure of a system call on the share.
+    pub(super) fn on_share(message: impl Into<String>, cause: impl Into<Cause>) -> Self {
+        Error::mount(message).because(cause).into()
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::new(Kind::Unavailable, error)
+        Self::new(FailureKind::Unavailable, error)
     }
 }

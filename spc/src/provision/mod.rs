@@ -1,9 +1,9 @@
-//! Volumes on request: directories of shares that the administrator lists, made, grown, archived
-//! and removed for the controller service.
+//! Volumes on request (dynamic provisioning): creates, expands, archives and removes directories of
+//! shares for the controller service.
 //!
-//! A volume is a directory below the root of a backend, and a note about it on the same share.
-//! Everything is done beneath a descriptor of the backend's root: no name and no link in the tree
-//! leads anywhere else.
+//! A volume is a directory below the root of a backend, and a note about it on the same share. All
+//! calls go through a descriptor of the backend's root, so no name and no link in the tree leads
+//! out of it.
 
 pub mod backends;
 pub mod class;
@@ -19,7 +19,7 @@ mod task;
 
 pub use backends::Backend;
 pub use directory::{Directory, VolumeId};
-pub use failure::{Failure, Kind};
+pub use failure::{Failure, FailureKind};
 pub use share::{Share, missing_capability};
 pub use shared_mount::release;
 pub use task::Task;
@@ -34,33 +34,34 @@ use crate::process::interrupts::Interrupts;
 use crate::state::Session;
 use crate::volume::Volume;
 
-/// Work for a worker process. Debug is left out, since it holds secrets.
+/// Work for a worker process. `Debug` is not derived, because the secrets must not reach a log.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Work {
     /// Backend of the volume.
     pub backend: Backend,
     /// Secrets of the backend's mount.
     pub secrets: BTreeMap<String, String>,
-    /// Task.
+    /// Task to run on the backend.
     pub task: Task,
 }
 
-/// Does a task with a volume, on its mounted backend. Returns the size of the volume in bytes; 0 if
-/// it has no limit.
+/// Mounts the backend of a volume if necessary, and runs a task on it. Returns the size of the
+/// volume in bytes; 0 if it has no limit.
 ///
 /// # Errors
-/// The backend cannot be mounted, or the task fails.
+/// The id is not one of this backend, the backend cannot be mounted, or the task fails.
 pub fn run(
     session: &Session,
-    (work, id): (&Work, &str),
+    work: &Work,
+    volume_id: &str,
     root: &Volume,
     interrupts: &Interrupts,
     deadline: Instant,
 ) -> Result<u64, Failure> {
-    let id = VolumeId::parse(id)
+    let id = VolumeId::parse(volume_id)
         .filter(|id| id.backend == work.backend.name)
         .ok_or_else(|| Error::usage("bad volume id"))?;
-    // A call that outlasted its client, and the client's next one.
+    // A call may still run when its client has given up and repeats it.
     let name = format!("volume {id}");
     let _lock = session
         .ledger

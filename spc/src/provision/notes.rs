@@ -1,5 +1,7 @@
-//! Notes about volumes, beside them on the share: DeleteVolume is given nothing but an id.
+//! Notes about volumes. They are on the share, because a DeleteVolume request contains nothing but
+//! an id.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 
@@ -9,13 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::provision::class::{Class, OnDelete};
-use crate::provision::share::{NOTES, Share, open_beneath, open_name};
+use crate::provision::share::{NOTES, Share, create_beneath, open_beneath};
 use crate::provision::{Directory, Failure};
 
 /// Largest size of a note in bytes.
 const MAX_SIZE: u64 = 16 * 1024;
 
-/// Note about a volume. A repeated request is one with the same note.
+/// End of the names of notes.
+const SUFFIX: &str = ".json";
+
+/// Note about a volume. Requests with the same note are for the same volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Note {
@@ -32,7 +37,7 @@ pub struct Note {
 }
 
 impl Note {
-    /// Returns the note for a request.
+    /// Creates the note for a request.
     pub fn new(name: &str, bytes: u64, class: &Class) -> Self {
         Self {
             name: name.to_owned(),
@@ -44,8 +49,17 @@ impl Note {
     }
 }
 
+/// Returns the name of a note's file in [`NOTES`].
 fn file_name(directory: &Directory) -> String {
-    format!("{}.json", directory.key())
+    format!("{}{SUFFIX}", directory.key())
+}
+
+/// Returns a function that adds what failed to the cause: `action` on the note about a volume.
+fn cannot(action: &str, directory: &Directory) -> impl Fn(std::io::Error) -> Failure {
+    move |cause| {
+        let path = directory.path();
+        Failure::on_share(format!("cannot {action} the note about {path}"), cause)
+    }
 }
 
 /// Reads the note about a volume, if there is one.
@@ -53,68 +67,59 @@ fn file_name(directory: &Directory) -> String {
 /// # Errors
 /// The note cannot be read, or is of another version.
 pub fn read(share: &Share, directory: &Directory) -> Result<Option<Note>, Failure> {
-    let fail = |error: std::io::Error| {
-        Failure::on_share(
-            format!("cannot read the note about {}", directory.path()),
-            error,
-        )
-    };
+    let fail = cannot("read", directory);
     let notes = match share.open(NOTES) {
         Ok(notes) => notes,
         Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(fail(error.into())),
     };
-    // Nobody else may write there, but a device file or pipe would block.
+    // Only the controller may write there. If a pipe is there all the same, the call does not
+    // block.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-    let file = match open_beneath(&notes, &file_name(directory), flags) {
+    let file = match open_beneath(&notes, file_name(directory), flags) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(fail(error.into())),
     };
     let mut text = String::new();
-    std::fs::File::from(file)
+    File::from(file)
         .take(MAX_SIZE)
         .read_to_string(&mut text)
-        .map_err(fail)?;
+        .map_err(&fail)?;
     let note = serde_json::from_str(&text);
     note.map(Some)
         .map_err(|error| fail(std::io::Error::other(error.to_string())))
 }
 
-/// Writes the note about a new volume. Returns false if there is one already.
+/// Writes the note about a new volume. Returns false if a note exists already.
 ///
-/// The note appears as a whole: a temporary file, which is named by its descriptor, gets the name
-/// as a second one.
+/// The note appears as a whole: the text is in a temporary file before linkat(2) gives that file
+/// the name of the note.
 ///
 /// # Errors
 /// The note cannot be written.
 pub fn write(share: &Share, directory: &Directory, note: &Note) -> Result<bool, Failure> {
-    let fail = |error: std::io::Error| {
-        Failure::on_share(
-            format!("cannot write the note about {}", directory.path()),
-            error,
-        )
-    };
-    let notes = share.own(NOTES)?;
+    let fail = cannot("write", directory);
+    let notes = share.open_own(NOTES)?;
     let name = file_name(directory);
     let temporary = format!("{name}.new");
-    let remove = || match unlinkat(&notes, &temporary, AtFlags::empty()) {
+    let remove_temporary = || match unlinkat(&notes, &temporary, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(fail(error.into())),
     };
-    // Left by a call that was killed.
-    remove()?;
+    // A call that was killed may have left one.
+    remove_temporary()?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
     let mode = Mode::from_raw_mode(0o600);
-    let file = open_name(&notes, &temporary, flags, mode).map_err(|e| fail(e.into()))?;
-    let mut file = std::fs::File::from(file);
+    let file = create_beneath(&notes, &temporary, flags, mode).map_err(|e| fail(e.into()))?;
+    let mut file = File::from(file);
     let text = serde_json::to_string(note).map_err(|e| fail(e.into()))?;
     file.write_all(text.as_bytes())
         .and_then(|()| file.sync_all())
-        .map_err(fail)?;
+        .map_err(&fail)?;
     let written = format!("/proc/self/fd/{}", file.as_raw_fd());
     let linked = linkat(CWD, written, &notes, &name, AtFlags::SYMLINK_FOLLOW);
-    remove()?;
+    remove_temporary()?;
     match linked {
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
@@ -122,28 +127,26 @@ pub fn write(share: &Share, directory: &Directory, note: &Note) -> Result<bool, 
     }
 }
 
-/// Removes the note about a volume. It may be gone.
+/// Removes the note about a volume. Succeeds if there is none.
 ///
 /// # Errors
 /// The note cannot be removed.
 pub fn remove(share: &Share, directory: &Directory) -> Result<(), Failure> {
-    let done = match share.open(NOTES) {
+    let removed = match share.open(NOTES) {
         Ok(notes) => unlinkat(&notes, file_name(directory), AtFlags::empty()),
         Err(error) => Err(error),
     };
-    match done {
+    match removed {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(Failure::on_share(
-            format!("cannot remove the note about {}", directory.path()),
-            error,
-        )),
+        Err(error) => Err(cannot("remove", directory)(error.into())),
     }
 }
 
-/// Returns the name of a volume whose directory is around this one or in it, if there is one.
+/// Returns the path of a volume whose directory contains this one, or is inside it; none if there
+/// is no such volume.
 ///
 /// # Errors
-/// The notes cannot be listed.
+/// The notes cannot be read.
 pub fn nested(share: &Share, directory: &Directory) -> Result<Option<String>, Failure> {
     for above in directory.ancestors() {
         if read(share, &above)?.is_some() {
@@ -155,13 +158,14 @@ pub fn nested(share: &Share, directory: &Directory) -> Result<Option<String>, Fa
             .because(error)
             .into()
     };
-    let notes = share.own(NOTES)?;
+    let notes = share.open_own(NOTES)?;
     let below = format!("{}%", directory.key());
     for entry in Dir::read_from(&notes).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name().to_string_lossy();
-        if name.starts_with(&below) && name.ends_with(".json") {
-            let key = name.trim_end_matches(".json");
+        if name.starts_with(&below)
+            && let Some(key) = name.strip_suffix(SUFFIX)
+        {
             return Ok(Some(key.replace('%', "/")));
         }
     }

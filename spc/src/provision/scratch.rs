@@ -1,15 +1,15 @@
-//! Directory for unit tests, removed at the end.
+//! Temporary directory for unit tests.
 
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Fresh directory.
+/// New temporary directory, removed when dropped.
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    /// Makes a directory.
+    /// Creates the directory.
     pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);

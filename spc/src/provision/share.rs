@@ -1,5 +1,4 @@
-//! Root of a mounted backend, and its directories. Nothing here follows a link or enters another
-//! mount.
+//! Root of a mounted backend, and its directories. No call follows a link or enters another mount.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,11 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::fs::{XattrFlags, fchmod, fchown, fgetxattr, fsetxattr, mkdirat, openat2, unlinkat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use rustix::thread::{CapabilitySet, capabilities};
 
+use crate::error::Error;
 use crate::provision::Failure;
 
-/// Directory of the controller at the root of a backend. No volume can have its name.
+/// Directory of the controller at the root of a backend. Names of volumes do not begin with a dot.
 pub const OWN: &str = ".spc";
 
 /// Directory with a note about each volume.
@@ -20,18 +21,18 @@ pub const NOTES: &str = ".spc/volumes";
 /// Directory in which new volumes are prepared.
 pub const NEW: &str = ".spc/new";
 
-/// Directory of volumes that are being removed.
+/// Directory to which a volume is moved before it is removed.
 pub const TRASH: &str = ".spc/trash";
 
 /// Directory of archived volumes.
 pub const ARCHIVE: &str = ".spc/archive";
 
-/// Capabilities of the controller beside those that every mount needs.
+/// Capabilities of the controller beside those that every mount needs, with name and purpose.
 const CAPABILITIES: [(CapabilitySet, &str, &str); 3] = [
     (
         CapabilitySet::DAC_OVERRIDE,
         "DAC_OVERRIDE",
-        "to remove what users of volumes have made",
+        "to remove files of pods",
     ),
     (
         CapabilitySet::FOWNER,
@@ -45,31 +46,37 @@ const CAPABILITIES: [(CapabilitySet, &str, &str); 3] = [
     ),
 ];
 
+/// Number of lookups of one path that races with renames.
+const MAX_LOOKUPS: usize = 16;
+
 /// Attribute of a CephFS directory that limits its size in bytes.
 const CEPH_QUOTA: &CStr = c"ceph.quota.max_bytes";
 
 /// Flags to open a directory for reading.
 pub const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
-/// Opens a path beneath a directory: without links, and on the same mount.
+/// Opens a path beneath a directory, on the same mount and without following links.
 ///
 /// # Errors
 /// Returns the errno of openat2(2): ELOOP for a link, EXDEV for another mount.
-pub fn open_beneath(dir: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-    open_name(dir, path, flags, Mode::empty())
+pub fn open_beneath(dir: impl AsFd, path: impl Arg, flags: OFlags) -> Result<OwnedFd, Errno> {
+    create_beneath(dir, path, flags, Mode::empty())
 }
 
-/// Does the same as [`open_beneath`], with the mode of a new file.
-pub fn open_name(
+/// Opens like [`open_beneath`], and gives `mode` to a file that the flags create.
+///
+/// # Errors
+/// Returns the errno of openat2(2), as [`open_beneath`] does.
+pub fn create_beneath(
     dir: impl AsFd,
-    path: impl rustix::path::Arg,
+    path: impl Arg,
     flags: OFlags,
     mode: Mode,
 ) -> Result<OwnedFd, Errno> {
     let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // The kernel asks for another try if something was renamed meanwhile.
-    for _ in 0..16 {
+    // EAGAIN means that a rename(2) anywhere on the machine may have raced with the lookup.
+    for _ in 0..MAX_LOOKUPS {
         match openat2(&dir, path.as_cow_c_str()?, flags, mode, inside) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             done => return done,
@@ -78,7 +85,7 @@ pub fn open_name(
     Err(Errno::AGAIN)
 }
 
-/// Returns name and purpose of a capability that the controller lacks.
+/// Returns name and purpose of the first capability that the controller lacks.
 ///
 /// # Errors
 /// capget(2) fails.
@@ -96,7 +103,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// Returns the share with this root directory.
+    /// Creates the share with a root directory.
     pub fn new(root: OwnedFd) -> Self {
         Self { root }
     }
@@ -104,16 +111,16 @@ impl Share {
     /// Opens a directory.
     ///
     /// # Errors
-    /// The path is missing, or leads through a link or another mount.
+    /// Returns the errno of openat2(2): ENOENT for a missing directory, ELOOP for a link, EXDEV for
+    /// another mount.
     pub fn open(&self, path: &str) -> Result<OwnedFd, Errno> {
         open_beneath(&self.root, path, DIRECTORY)
     }
 
-    /// Returns whether a directory has this path.
+    /// Returns whether a directory exists.
     ///
     /// # Errors
-    /// The path is that of something else, cannot be looked up, or leads through a link or another
-    /// mount.
+    /// The path is not a directory, cannot be looked up, or leads through a link or another mount.
     pub fn exists(&self, path: &str) -> Result<bool, Failure> {
         match open_beneath(&self.root, path, OFlags::PATH | OFlags::DIRECTORY) {
             Ok(_) => Ok(true),
@@ -122,13 +129,13 @@ impl Share {
         }
     }
 
-    /// Opens a directory, after it was made if it was missing. Those above it exist.
+    /// Opens a directory, and creates it if it is missing. Its parent directory must exist.
     ///
     /// # Errors
-    /// The directory can neither be made nor opened.
-    pub fn make(&self, path: &str, mode: u32) -> Result<OwnedFd, Failure> {
+    /// The directory can neither be created nor opened.
+    pub fn open_or_create(&self, path: &str, mode: u32) -> Result<OwnedFd, Failure> {
         let fail =
-            |error: Errno| Failure::on_share(format!("cannot make the directory {path}"), error);
+            |error: Errno| Failure::on_share(format!("cannot create the directory {path}"), error);
         let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
         let parent = self.open(parent).map_err(fail)?;
         match mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
@@ -138,22 +145,22 @@ impl Share {
         open_beneath(&parent, name, DIRECTORY).map_err(fail)
     }
 
-    /// Opens one of the controller's own directories, after it was made if it was missing.
+    /// Opens one of the controller's own directories, and creates it if it is missing.
     ///
     /// # Errors
-    /// The directory can neither be made nor opened.
-    pub fn own(&self, path: &str) -> Result<OwnedFd, Failure> {
+    /// The directory can neither be created nor opened.
+    pub fn open_own(&self, path: &str) -> Result<OwnedFd, Failure> {
         match self.open(path) {
             Ok(dir) => Ok(dir),
             Err(Errno::NOENT) => {
-                self.make(OWN, 0o700)?;
-                self.make(path, 0o700)
+                self.open_or_create(OWN, 0o700)?;
+                self.open_or_create(path, 0o700)
             }
             Err(error) => Err(Failure::on_share(format!("cannot open {path}"), error)),
         }
     }
 
-    /// Removes an empty directory; it may be gone.
+    /// Removes an empty directory. Succeeds if it does not exist.
     ///
     /// # Errors
     /// The directory is not empty, or cannot be removed.
@@ -170,12 +177,12 @@ impl Share {
     }
 }
 
-/// Gives a directory its mode and owner.
+/// Sets the mode of a directory, and its owner if there is one.
 ///
 /// # Errors
 /// The server refuses them.
 pub fn set_access(dir: impl AsFd, mode: u32, owner: Option<(u32, u32)>) -> Result<(), Failure> {
-    // First, while the group is the controller's own: set-group-ID needs another capability later.
+    // The mode comes first: for a directory of another group, set-group-ID needs CAP_FSETID.
     fchmod(&dir, Mode::from_raw_mode(mode))
         .map_err(|e| Failure::on_share("cannot give the directory its mode", e))?;
     if let Some((user, group)) = owner {
@@ -186,7 +193,7 @@ pub fn set_access(dir: impl AsFd, mode: u32, owner: Option<(u32, u32)>) -> Resul
     Ok(())
 }
 
-/// Returns the limit of a CephFS directory in bytes; 0 if it has none.
+/// Returns the quota of a CephFS directory in bytes; 0 if it has none.
 ///
 /// # Errors
 /// The attribute cannot be read.
@@ -206,22 +213,19 @@ pub fn ceph_quota(dir: impl AsFd) -> Result<u64, Failure> {
     }
 }
 
-/// Limits a CephFS directory to a number of bytes.
+/// Sets the quota of a CephFS directory in bytes; 0 removes it.
 ///
 /// # Errors
-/// The client may not set quotas.
+/// The client may not set quotas, or the file system is not CephFS.
 pub fn set_ceph_quota(dir: impl AsFd, bytes: u64) -> Result<(), Failure> {
-    let set = fsetxattr(
-        &dir,
-        CEPH_QUOTA,
-        bytes.to_string().as_bytes(),
-        XattrFlags::empty(),
-    );
-    set.map_err(|error| {
-        let mut failure = Failure::on_share("cannot set the quota of the directory", error);
-        failure.error = failure.error.hint(
-            "the user of the backend needs the capability `p` of the metadata server: ceph auth caps client.USER mds 'allow rwp'",
-        );
-        failure
+    let text = bytes.to_string();
+    fsetxattr(&dir, CEPH_QUOTA, text.as_bytes(), XattrFlags::empty()).map_err(|error| {
+        Error::mount("cannot set the quota of the directory")
+            .because(error)
+            .hint(
+                "the user of the backend needs the capability `p` of the metadata server: \
+                 ceph auth caps client.USER mds 'allow rwp'",
+            )
+            .into()
     })
 }

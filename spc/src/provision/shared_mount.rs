@@ -20,15 +20,16 @@ use crate::unmount;
 use crate::unmount::escalate::UnmountMode;
 use crate::volume::Volume;
 
-/// Directory of the mounts on the host.
+/// Directory on the host in which backends are mounted.
 const MOUNTS: &str = "/run/spc/backends";
 
-/// Times that a mount which is dead, of other settings, or just unmounted is made again.
-const MAX_TRIES: usize = 3;
+/// Number of attempts at a mount that is dead, has outdated settings, or is unmounted meanwhile.
+const MAX_ATTEMPTS: usize = 3;
 
-/// Limit for a look at the root of a backend.
+/// Limit for opening the root of a backend.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
+/// Returns the target of a backend on the host.
 fn target(backend: &str) -> PathBuf {
     Path::new(MOUNTS).join(backend)
 }
@@ -45,7 +46,7 @@ pub fn open(
     deadline: Instant,
 ) -> Result<Share> {
     let target = target(backend);
-    for _ in 0..MAX_TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         let left = deadline.saturating_duration_since(Instant::now());
         let request = Request {
             timeout: Some(volume.timeout.min(left)),
@@ -61,7 +62,7 @@ pub fn open(
                 unmount::umount(session, &target, force_and_lazy)?;
                 continue;
             }
-            // Its settings were changed.
+            // The settings of the backend were changed since it was mounted.
             Err(error) if error.reason() == Reason::Occupied => {
                 unmount::umount(session, &target, UnmountMode::default())?;
                 continue;
@@ -77,7 +78,7 @@ pub fn open(
     )))
 }
 
-/// Opens the root of the recorded mount; none if that is not on its target any more.
+/// Opens the root of the recorded mount. Returns none if another mount is on its target by now.
 fn open_root(session: &Session, record: &Record) -> Result<Option<OwnedFd>> {
     let path = PathBuf::from(&record.target);
     let (id, unique) = (record.mount_id, record.unique_id);
@@ -103,7 +104,7 @@ pub fn release(session: &Session, backend: &str) -> Result<()> {
     let Some(record) = session.ledger.get(&target)? else {
         return Ok(());
     };
-    // Services end where they were started.
+    // A service such as rpc.statd is stopped in the client root where it was started.
     if let Some(root) = record.root
         && session.runs_in == RunsIn::Container
     {

@@ -1,5 +1,5 @@
-//! What a call does on a mounted backend. Each step can be the last one of a killed process: the
-//! same call again continues.
+//! Tasks of the controller service on a mounted backend. A process may be killed after any step;
+//! the same task then continues.
 
 use std::time::Instant;
 
@@ -13,15 +13,15 @@ use crate::provision::class::OnDelete;
 use crate::provision::notes::{self, Note};
 use crate::provision::remove::remove;
 use crate::provision::share::{self, ARCHIVE, NEW, Share, TRASH};
-use crate::provision::{Directory, Failure, Kind};
+use crate::provision::{Directory, Failure, FailureKind};
 
-/// Number of archived volumes with the same directory.
+/// Largest number of archived volumes with the same directory.
 const MAX_ARCHIVED: usize = 1000;
 
 /// Task on a backend.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Task {
-    /// Makes a volume.
+    /// Creates a volume.
     Create(Note),
     /// Removes, keeps or archives a volume.
     Delete,
@@ -31,11 +31,12 @@ pub enum Task {
     Expand(u64),
 }
 
-/// Does a task with the volume in a directory. Returns the size of the volume in bytes; 0 if it has
+/// Runs a task on the volume in a directory. Returns the size of the volume in bytes; 0 if it has
 /// no limit.
 ///
 /// # Errors
-/// The volume is missing or another one, the server refuses a step, or the time is over.
+/// The volume does not exist or is another one, the server refuses a step, or the deadline has
+/// passed.
 pub fn run(
     share: &Share,
     directory: &Directory,
@@ -51,6 +52,7 @@ pub fn run(
     }
 }
 
+/// Creates a volume, unless it exists. The note is written first and reserves the directory.
 fn create(
     share: &Share,
     directory: &Directory,
@@ -58,40 +60,44 @@ fn create(
     note: &Note,
 ) -> Result<u64, Failure> {
     let path = directory.path();
-    let is_there = share.exists(path)?;
+    let exists = share.exists(path)?;
     match notes::read(share, directory)? {
         Some(found) if found == *note => {}
         Some(found) => return Err(other_volume(directory, &found, note)),
-        None if is_there => {
-            let error = Error::mount(format!("the directory {path} exists, and is no volume"));
-            return Err(Failure::new(Kind::Exists, error.hint("it was made by somebody else, or kept from an earlier volume (onDelete: retain): move it away, or use it as a PersistentVolume")));
+        None if exists => {
+            let error = Error::mount(format!("the directory {path} exists and is not a volume"));
+            let error = error.hint(
+                "it was created by others, or kept from an earlier volume (onDelete: retain): \
+                 move it away, or use it as a PersistentVolume",
+            );
+            return Err(Failure::new(FailureKind::Exists, error));
         }
         None => {
             if !notes::write(share, directory, note)? {
-                let error = Error::mount(format!("another call makes the volume {path}"));
+                let error = Error::mount(format!("another call is creating the volume {path}"));
                 return Err(error.into());
             }
         }
     }
-    if !is_there {
-        // A call for the other one that runs at the same time sees the note that was just written.
+    if !exists {
+        // The note is written, so a concurrent call for a nested directory finds it.
         if let Some(other) = notes::nested(share, directory)? {
             notes::remove(share, directory)?;
             let error = Error::usage(format!(
-                "the directory {path} and that of the volume {other} would be one in the other"
+                "the directory {path} and that of the volume {other} would be nested"
             ));
             return Err(Failure::new(
-                Kind::Invalid,
+                FailureKind::Invalid,
                 error.hint("change the parameter `directory` of the StorageClass"),
             ));
         }
-        make(share, directory, quota, note)
+        create_directory(share, directory, quota, note)
             .map_err(|failure| roll_back(share, directory, failure))?;
     }
     Ok(quota.map_or(0, |Quota::Ceph| note.bytes))
 }
 
-/// Returns the failure for a directory that another volume has.
+/// Returns the failure for a directory that belongs to another volume.
 fn other_volume(directory: &Directory, found: &Note, wanted: &Note) -> Failure {
     let path = directory.path();
     let error = Error::mount(format!("the volume {path} exists"));
@@ -101,22 +107,25 @@ fn other_volume(directory: &Directory, found: &Note, wanted: &Note) -> Failure {
             .hint("delete it first, or request it as before")
     } else {
         error
-            .because(format!("it is that of {}", found.name.escape_default()))
-            .hint("wait until that one is removed, or change the parameter `directory` of the StorageClass so that claims do not share a directory")
+            .because(format!("it belongs to {}", found.name.escape_default()))
+            .hint(
+                "wait until that one is removed, or change the parameter `directory` of the \
+                 StorageClass so that claims do not share a directory",
+            )
     };
-    Failure::new(Kind::Exists, error)
+    Failure::new(FailureKind::Exists, error)
 }
 
-/// Makes the directory elsewhere, with everything that belongs to it, and moves it to its place.
-fn make(
+/// Creates the directory of a volume: sets mode, owner and quota in [`NEW`], then renames it.
+fn create_directory(
     share: &Share,
     directory: &Directory,
     quota: Option<Quota>,
     note: &Note,
 ) -> Result<(), Failure> {
-    let prepared = share.own(NEW)?;
+    let prepared = share.open_own(NEW)?;
     let key = directory.key();
-    let new = share.make(&format!("{NEW}/{key}"), 0o700)?;
+    let new = share.open_or_create(&format!("{NEW}/{key}"), 0o700)?;
     share::set_access(&new, note.mode, note.owner)?;
     if let Some(Quota::Ceph) = quota
         && note.bytes > 0
@@ -124,41 +133,37 @@ fn make(
         share::set_ceph_quota(&new, note.bytes)?;
     }
     for above in directory.ancestors() {
-        share.make(above.path(), 0o755)?;
+        share.open_or_create(above.path(), 0o755)?;
     }
     let path = directory.path();
-    let fail = |error: Errno| Failure::on_share(format!("cannot make the directory {path}"), error);
+    let fail =
+        |error: Errno| Failure::on_share(format!("cannot create the directory {path}"), error);
     let parent = share
         .open(directory.parent().unwrap_or("."))
         .map_err(fail)?;
-    renameat(&prepared, &key, &parent, last(directory)).map_err(fail)
+    renameat(&prepared, &key, &parent, directory.name()).map_err(fail)
 }
 
-/// Returns the last component of a directory.
-fn last(directory: &Directory) -> &str {
-    let path = directory.path();
-    path.rsplit_once('/').map_or(path, |(_, name)| name)
-}
-
-/// Removes what a failed call has made. The failure is final if nothing is left.
+/// Removes the prepared directory and the note of a failed call. The failure is final if nothing is
+/// left.
 fn roll_back(share: &Share, directory: &Directory, failure: Failure) -> Failure {
-    let is_there = share.exists(directory.path());
-    let undone = match is_there {
-        Ok(false) => share
-            .remove_empty(NEW, &directory.key())
-            .and_then(|()| notes::remove(share, directory)),
-        _ => return failure,
-    };
-    let kind = match undone {
-        Ok(()) => Kind::Final,
+    if !matches!(share.exists(directory.path()), Ok(false)) {
+        return failure;
+    }
+    let removed = share
+        .remove_empty(NEW, &directory.key())
+        .and_then(|()| notes::remove(share, directory));
+    let kind = match removed {
+        Ok(()) => FailureKind::Final,
         Err(_) => failure.kind,
     };
     Failure { kind, ..failure }
 }
 
-/// Removes, keeps or archives a volume. The note goes last: with it, the next call continues.
+/// Removes, keeps or archives a volume. The note is removed last, because the next call needs it to
+/// continue.
 fn delete(share: &Share, directory: &Directory, deadline: Instant) -> Result<(), Failure> {
-    // A directory without a note was not made here, or is a volume no more.
+    // A directory without a note was not created by the controller, or is no longer a volume.
     let Some(note) = notes::read(share, directory)? else {
         return Ok(());
     };
@@ -168,8 +173,8 @@ fn delete(share: &Share, directory: &Directory, deadline: Instant) -> Result<(),
         OnDelete::Retain => {}
         OnDelete::Archive => archive(share, directory)?,
         OnDelete::Delete => {
-            let trash = share.own(TRASH)?;
-            // The remains of a removal that was interrupted.
+            let trash = share.open_own(TRASH)?;
+            // An interrupted call may have left a part of the volume.
             remove(&trash, &key, deadline)?;
             if move_to(share, directory, TRASH, &key)? == Moved::NameTaken {
                 let error = Error::mount(format!("cannot move {} away", directory.path()));
@@ -181,32 +186,33 @@ fn delete(share: &Share, directory: &Directory, deadline: Instant) -> Result<(),
     notes::remove(share, directory)
 }
 
-/// Outcome of a move.
+/// Outcome of a rename.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Moved {
-    /// The volume is there, or was gone before.
+    /// The directory has the new name, or did not exist.
     Done,
-    /// Something has the new name.
+    /// Another file has the new name.
     NameTaken,
 }
 
-/// Moves a volume to a name in one of the controller's own directories.
+/// Renames the directory of a volume into one of the controller's own directories.
 fn move_to(share: &Share, directory: &Directory, to: &str, name: &str) -> Result<Moved, Failure> {
     let fail =
         |error: Errno| Failure::on_share(format!("cannot move {} away", directory.path()), error);
-    let to = share.own(to)?;
+    let to = share.open_own(to)?;
     let parent = match share.open(directory.parent().unwrap_or(".")) {
         Ok(parent) => parent,
         Err(Errno::NOENT) => return Ok(Moved::Done),
         Err(error) => return Err(fail(error)),
     };
-    match renameat(&parent, last(directory), &to, name) {
+    match renameat(&parent, directory.name(), &to, name) {
         Ok(()) | Err(Errno::NOENT) => Ok(Moved::Done),
         Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR | Errno::ISDIR) => Ok(Moved::NameTaken),
         Err(error) => Err(fail(error)),
     }
 }
 
+/// Renames the directory of a volume into the archive, with a number if the name is taken.
 fn archive(share: &Share, directory: &Directory) -> Result<(), Failure> {
     let key = directory.key();
     for number in 0..MAX_ARCHIVED {
@@ -214,7 +220,7 @@ fn archive(share: &Share, directory: &Directory) -> Result<(), Failure> {
             0 => key.clone(),
             number => format!("{key}.{number}"),
         };
-        // A directory that is renamed to an empty one replaces it.
+        // rename(2) would replace an empty directory of this name.
         if !share.exists(&format!("{ARCHIVE}/{name}"))?
             && move_to(share, directory, ARCHIVE, &name)? == Moved::Done
         {
@@ -228,6 +234,7 @@ fn archive(share: &Share, directory: &Directory) -> Result<(), Failure> {
         .into())
 }
 
+/// Checks that a volume exists.
 fn find(share: &Share, directory: &Directory) -> Result<(), Failure> {
     if notes::read(share, directory)?.is_some() && share.exists(directory.path())? {
         return Ok(());
@@ -237,9 +244,10 @@ fn find(share: &Share, directory: &Directory) -> Result<(), Failure> {
 
 fn not_found(directory: &Directory) -> Failure {
     let error = Error::mount(format!("there is no volume {}", directory.path()));
-    Failure::new(Kind::NotFound, error)
+    Failure::new(FailureKind::NotFound, error)
 }
 
+/// Raises the quota of a volume to a number of bytes, unless it is larger, and returns the quota.
 fn expand(
     share: &Share,
     directory: &Directory,
@@ -250,7 +258,7 @@ fn expand(
     let Some(Quota::Ceph) = quota else {
         let error = Error::mount("the size of this volume is not limited");
         return Err(Failure::new(
-            Kind::Unsupported,
+            FailureKind::Unsupported,
             error.hint("give the backend a quota; older volumes get one when they grow"),
         ));
     };
@@ -288,18 +296,18 @@ mod tests {
             Self { scratch, share }
         }
 
-        fn run(&self, path: &str, task: &Task) -> Result<u64, Kind> {
+        fn run(&self, path: &str, task: &Task) -> Result<u64, FailureKind> {
             let directory = Directory::new(path).unwrap();
             let deadline = Instant::now() + Duration::from_secs(60);
             let done = super::run(&self.share, &directory, None, task, deadline);
             done.map_err(|failure| failure.kind)
         }
 
-        fn create(&self, path: &str, note: &Note) -> Result<(), Kind> {
+        fn create(&self, path: &str, note: &Note) -> Result<(), FailureKind> {
             self.run(path, &Task::Create(note.clone())).map(drop)
         }
 
-        fn delete(&self, path: &str) -> Result<(), Kind> {
+        fn delete(&self, path: &str) -> Result<(), FailureKind> {
             self.run(path, &Task::Delete).map(drop)
         }
 
@@ -361,20 +369,23 @@ mod tests {
                 ..wanted.clone()
             },
         ] {
-            assert_eq!(backend.create("team/web", &other), Err(Kind::Exists));
+            assert_eq!(backend.create("team/web", &other), Err(FailureKind::Exists));
         }
         assert_eq!(
             backend.run("team/web", &Task::Expand(1)),
-            Err(Kind::Unsupported)
+            Err(FailureKind::Unsupported)
         );
         for _ in 0..3 {
             backend.delete("team/web").unwrap();
         }
         assert_eq!(backend.list("team"), [""; 0]);
-        assert_eq!(backend.run("team/web", &Task::Find), Err(Kind::NotFound));
+        assert_eq!(
+            backend.run("team/web", &Task::Find),
+            Err(FailureKind::NotFound)
+        );
         assert_eq!(
             backend.run("team/web", &Task::Expand(1)),
-            Err(Kind::NotFound)
+            Err(FailureKind::NotFound)
         );
         backend.is_clean();
     }
@@ -401,7 +412,7 @@ mod tests {
         assert!(backend.scratch.0.join("kept").is_dir());
         // Another claim does not get the data of the first.
         let other = note("pvc-5", OnDelete::Delete);
-        assert_eq!(backend.create("kept", &other), Err(Kind::Exists));
+        assert_eq!(backend.create("kept", &other), Err(FailureKind::Exists));
         backend.delete("kept").unwrap();
         assert!(backend.scratch.0.join("kept").is_dir());
         backend.is_clean();
@@ -412,14 +423,20 @@ mod tests {
         let backend = Backend::new();
         let wanted = |name: &str| note(name, OnDelete::Delete);
         backend.create("a", &wanted("1")).unwrap();
-        assert_eq!(backend.create("a/b", &wanted("2")), Err(Kind::Invalid));
+        assert_eq!(
+            backend.create("a/b", &wanted("2")),
+            Err(FailureKind::Invalid)
+        );
         backend.create("c/d/e", &wanted("3")).unwrap();
-        assert_eq!(backend.create("c", &wanted("4")), Err(Kind::Exists));
-        assert_eq!(backend.create("c/d", &wanted("5")), Err(Kind::Exists));
+        assert_eq!(backend.create("c", &wanted("4")), Err(FailureKind::Exists));
+        assert_eq!(
+            backend.create("c/d", &wanted("5")),
+            Err(FailureKind::Exists)
+        );
         backend.create("c/d/f", &wanted("6")).unwrap();
         // The other one is not made yet.
         fs::remove_dir_all(backend.scratch.0.join("c")).unwrap();
-        assert_eq!(backend.create("c", &wanted("4")), Err(Kind::Invalid));
+        assert_eq!(backend.create("c", &wanted("4")), Err(FailureKind::Invalid));
         assert_eq!(
             backend.list(share::NOTES),
             ["a.json", "c%d%e.json", "c%d%f.json"]
@@ -443,7 +460,7 @@ mod tests {
         backend.create("team/web", &wanted).unwrap();
         fs::rename(root.join("team"), root.join("moved")).unwrap();
         symlink(&outside.0, root.join("team")).unwrap();
-        assert_eq!(backend.delete("team/web"), Err(Kind::Unavailable));
+        assert_eq!(backend.delete("team/web"), Err(FailureKind::Unavailable));
         assert!(outside.0.join("web/kept").exists());
         fs::remove_file(root.join("team")).unwrap();
         fs::rename(root.join("moved"), root.join("team")).unwrap();
@@ -454,7 +471,7 @@ mod tests {
         fs::rename(root.join("a"), root.join("moved")).unwrap();
         fs::create_dir_all(root.join("other/b/web")).unwrap();
         symlink("other", root.join("a")).unwrap();
-        assert_eq!(backend.delete("a/b/web"), Err(Kind::Unavailable));
+        assert_eq!(backend.delete("a/b/web"), Err(FailureKind::Unavailable));
         assert!(root.join("other/b/web").is_dir());
         fs::remove_file(root.join("a")).unwrap();
         fs::rename(root.join("moved"), root.join("a")).unwrap();
@@ -472,7 +489,7 @@ mod tests {
         // The controller's own directories.
         fs::remove_dir_all(root.join(share::OWN)).unwrap();
         symlink(&outside.0, root.join(share::OWN)).unwrap();
-        assert_eq!(backend.create("x", &wanted), Err(Kind::Unavailable));
+        assert_eq!(backend.create("x", &wanted), Err(FailureKind::Unavailable));
         assert_eq!(fs::read_dir(&outside.0).unwrap().count(), 1);
     }
 
@@ -484,7 +501,7 @@ mod tests {
         // What calls that were killed leave.
         let states: [fn(&Backend, &Note, &Directory); 6] = [
             |backend, _, _| {
-                backend.share.own(share::NOTES).unwrap();
+                backend.share.open_own(share::NOTES).unwrap();
                 fs::write(backend.scratch.0.join(".spc/volumes/a%b.json.new"), "{").unwrap();
             },
             |backend, note, directory| {
@@ -492,14 +509,17 @@ mod tests {
             },
             |backend, note, directory| {
                 notes::write(&backend.share, directory, note).unwrap();
-                backend.share.own(NEW).unwrap();
-                backend.share.make(".spc/new/a%b", 0o700).unwrap();
+                backend.share.open_own(NEW).unwrap();
+                backend.share.open_or_create(".spc/new/a%b", 0o700).unwrap();
             },
             |backend, note, directory| {
                 notes::write(&backend.share, directory, note).unwrap();
-                backend.share.own(NEW).unwrap();
-                backend.share.make(".spc/new/a%b", 0o2770).unwrap();
-                backend.share.make("a", 0o755).unwrap();
+                backend.share.open_own(NEW).unwrap();
+                backend
+                    .share
+                    .open_or_create(".spc/new/a%b", 0o2770)
+                    .unwrap();
+                backend.share.open_or_create("a", 0o755).unwrap();
             },
             |backend, note, directory| {
                 create(&backend.share, directory, None, note).unwrap();
@@ -546,12 +566,12 @@ mod tests {
         fs::write(backend.scratch.0.join("a"), "a file").unwrap();
         let wanted = note("pvc-1", OnDelete::Delete);
         let failed = create(&backend.share, &directory, None, &wanted).unwrap_err();
-        assert_ne!(failed.kind, Kind::Exists, "{}", failed.error);
+        assert_ne!(failed.kind, FailureKind::Exists, "{}", failed.error);
         backend.is_clean();
         // A quota is not for this file system.
         let directory = Directory::new("c").unwrap();
         let failed = create(&backend.share, &directory, Some(Quota::Ceph), &wanted).unwrap_err();
-        assert_eq!(failed.kind, Kind::Final, "{}", failed.error);
+        assert_eq!(failed.kind, FailureKind::Final, "{}", failed.error);
         backend.is_clean();
         assert_eq!(backend.list(""), [".spc", "a"]);
     }

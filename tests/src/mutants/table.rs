@@ -90,9 +90,9 @@ pub const MUTATIONS: &[Mutation] = &[
     root("spc/src/provision/share.rs", "ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV", "ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS", "nothing_outside_of_a_removed_tree"),
     unit("spc/src/provision/task.rs", "Some(found) if found == *note => {}", "Some(found) if found.name == note.name => {}", "a_volume_is_made_once"),
     unit("spc/src/provision/task.rs", "if let Some(other) = notes::nested(share, directory)? {", "if let Some(other) = None::<String> {", "no_volume_is_inside_another"),
-    unit("spc/src/provision/task.rs", "            // The remains of a removal that was interrupted.\n            remove(&trash, &key, deadline)?;\n", "", "the_next_call_continues"),
+    unit("spc/src/provision/task.rs", "            // An interrupted call may have left a part of the volume.\n            remove(&trash, &key, deadline)?;\n", "", "the_next_call_continues"),
     unit("spc/src/provision/directory.rs", "&& name.starts_with(|first: char| first.is_ascii_alphanumeric())", "", "names_that_could_lead_elsewhere"),
-    root("spc/src/frontends/csi/work.rs", "if mark.access != SINGLE_WRITER {", "if true {", "a_repeated_call_changes_nothing"),
+    root("spc/src/frontends/csi/work.rs", "if wanted.access != SINGLE_WRITER {", "if true {", "a_repeated_call_changes_nothing"),
     root("spc/src/repair/mod.rs", "        recorded.follow(session, &record);\n", "", "a_dead_daemon_is_replaced_for_all_pods"),
     // Disks: nothing is formatted that may hold data.
     unit("spc/src/block/filesystem.rs", "Content::Nothing if in_use => Some(\"something on the host uses it\".into()),", "", "only_an_unused_device"),

@@ -412,7 +412,7 @@ fn run(command: Command) -> Result<u8> {
             controller,
             ..
         } => serve::serve(metrics, || Ok((csi.start()?, controller.start()?))).map(|()| 0),
-        Command::CsiWork => Ok(csi::run_worker()),
+        Command::CsiWork => Ok(csi::worker_main()),
         Command::Pages(request) => man::run(&request, Cli::command()).map(|()| 0),
         Command::Sandbox {
             status: None,

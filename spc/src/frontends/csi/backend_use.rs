@@ -1,11 +1,11 @@
-//! Record of the backends that calls use, and of those that may still be mounted.
+//! Backends that calls use, and backends that may still be mounted.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Time after which a backend that no call uses is unmounted.
-const IDLE: Duration = Duration::from_secs(20);
+/// Time after its last call when a backend is unmounted.
+const IDLE_TIME: Duration = Duration::from_secs(20);
 
 /// Backends that may be mounted.
 #[derive(Default)]
@@ -15,18 +15,22 @@ pub struct BackendUse {
 
 #[derive(Default)]
 struct State {
+    /// Backends that may be mounted, by name.
     backends: HashMap<String, Use>,
+    /// Whether no further call may begin.
     stopped: bool,
 }
 
 /// Use of one backend.
 #[derive(Clone, Copy)]
 struct Use {
+    /// Number of calls that run now.
     calls: usize,
+    /// Time at which a call last began or ended.
     last: Instant,
 }
 
-/// Call that uses a backend, until it is dropped.
+/// Use of a backend by a call. The use ends when this is dropped.
 pub struct InUse {
     used: Arc<BackendUse>,
     name: String,
@@ -46,17 +50,17 @@ impl BackendUse {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a backend may be mounted.
-    pub fn seen(&self, name: &str) {
+    /// Adds a backend that may be mounted, or starts its idle time again.
+    pub fn touch(&self, name: &str) {
         let mut state = self.state();
         let last = Instant::now();
         let new = Use { calls: 0, last };
         state.backends.entry(name.to_owned()).or_insert(new).last = last;
     }
 
-    /// Notes that a call uses a backend; none if the process ends.
+    /// Begins the use of a backend by a call. Returns none after [`BackendUse::stop`].
     pub fn begin(self: &Arc<Self>, name: &str) -> Option<InUse> {
-        self.seen(name);
+        self.touch(name);
         let mut state = self.state();
         if state.stopped {
             return None;
@@ -68,18 +72,18 @@ impl BackendUse {
         })
     }
 
-    /// Returns the backends that no call has used for a while.
+    /// Returns the backends that no call has used for the idle time.
     pub fn idle(&self, now: Instant) -> Vec<String> {
         let state = self.state();
-        let is_idle = |used: &Use| used.calls == 0 && now.duration_since(used.last) >= IDLE;
+        let is_idle = |used: &Use| used.calls == 0 && now.duration_since(used.last) >= IDLE_TIME;
         let idle = state.backends.iter().filter(|(_, used)| is_idle(used));
         idle.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Notes that a backend is unmounted, unless a call has used it since.
-    pub fn released(&self, name: &str) {
+    /// Removes a backend that was unmounted, unless a call has used it meanwhile.
+    pub fn remove_if_idle(&self, name: &str) {
         let mut state = self.state();
-        let is_idle = |used: &Use| used.calls == 0 && used.last.elapsed() >= IDLE;
+        let is_idle = |used: &Use| used.calls == 0 && used.last.elapsed() >= IDLE_TIME;
         if state.backends.get(name).is_some_and(is_idle) {
             state.backends.remove(name);
         }
@@ -100,15 +104,15 @@ mod tests {
     #[test]
     fn a_backend_is_idle_when_no_call_has_used_it_for_a_while() {
         let used = Arc::new(BackendUse::default());
-        let later = || Instant::now() + IDLE;
-        used.seen("left");
+        let later = || Instant::now() + IDLE_TIME;
+        used.touch("left");
         let call = used.begin("data").unwrap();
         assert_eq!(used.idle(later()), ["left"]);
         assert!(used.idle(Instant::now()).is_empty());
         drop(call);
         assert_eq!(used.idle(later()).len(), 2);
-        // It was used within the time.
-        used.released("data");
+        // The call ended just now.
+        used.remove_if_idle("data");
         assert_eq!(used.stop().len(), 2);
         assert!(used.begin("data").is_none());
     }

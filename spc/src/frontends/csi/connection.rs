@@ -1,8 +1,8 @@
-//! Connections of clients that name a Unix socket by its path in `:authority`.
+//! Connections of clients that send the path of a Unix socket as `:authority`.
 //!
-//! kubelet does so before Kubernetes 1.26, and so do other clients. The HTTP/2 library refuses
-//! requests with a name that cannot be one of a host. The name means nothing on a Unix socket, so
-//! another takes its place.
+//! kubelet did so before Kubernetes 1.26, and other clients still do. The HTTP/2 library refuses
+//! requests whose `:authority` cannot be a host name. The value has no meaning on a Unix socket, so
+//! it is replaced before the library reads it.
 
 use std::io::Result;
 use std::pin::Pin;
@@ -14,36 +14,36 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::Connected;
 
-/// Bytes with which a client begins (RFC 9113, section 3.4).
-const PREFACE: usize = 24;
+/// Size of the connection preface of a client in bytes (RFC 9113, section 3.4).
+const PREFACE_SIZE: usize = 24;
 
-/// Size of a frame's header.
-const HEADER: usize = 9;
+/// Size of the header of a frame in bytes.
+const HEADER_SIZE: usize = 9;
 
-/// Largest payload that a client may send.
+/// Largest payload of a frame in bytes.
 const MAX_FRAME: usize = 16384;
 
-/// Type of the frames that begin a request.
+/// Type of the frame that begins a request.
 const HEADERS: u8 = 1;
 
-/// Flags of such a frame: its end is the end of the fields, it is padded, it has a priority.
+/// Flags of such a frame: the fields end with it, it is padded, it has a priority.
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 32;
 
-/// Size of a priority.
+/// Size of the priority in bytes.
 const PRIORITY_SIZE: usize = 5;
 
-/// Index of the name `:authority` in every table of fields (RFC 7541, appendix A).
+/// Index of the name `:authority` in the static table (RFC 7541, appendix A).
 const AUTHORITY: usize = 1;
 
-/// Value that replaces the name, with its length.
+/// Value that replaces the one of `:authority`, as a string of HPACK: length and text.
 ///
-/// No other name is shorter, so that the server's table of fields has at least the entries
-/// of the client's: indices count from the newest.
-const NAME: [u8; 2] = [1, b'x'];
+/// Only an empty value is shorter. So the server's dynamic table evicts no entry that the client's
+/// still has, and the client's indices, which count from the newest entry, stay valid.
+const REPLACEMENT: [u8; 2] = [1, b'x'];
 
-/// Returns the connections of the clients of a socket, which does not block.
+/// Returns the stream of connections to a non-blocking socket.
 ///
 /// # Errors
 /// There is no runtime, or the socket is invalid.
@@ -54,13 +54,13 @@ pub fn incoming(
     Ok(incoming.map(|stream| stream.map(Connection::new)))
 }
 
-/// Connection of a client, whose requests get another `:authority`.
+/// Connection of a client. `:authority` is replaced in each of its requests.
 pub struct Connection {
     stream: UnixStream,
-    /// Bytes whose frame is not complete.
+    /// Bytes of an incomplete frame.
     held: Vec<u8>,
-    /// Number of bytes to come that need no look.
-    passing: usize,
+    /// Number of bytes to come that are passed on unread.
+    unread: usize,
     /// Bytes for the server.
     ready: Vec<u8>,
 }
@@ -71,18 +71,18 @@ impl Connection {
         Self {
             stream,
             held: Vec::new(),
-            passing: PREFACE,
+            unread: PREFACE_SIZE,
             ready: Vec::new(),
         }
     }
 
-    /// Takes bytes of the client.
-    fn take(&mut self, bytes: &[u8]) {
+    /// Moves bytes of the client to those for the server, as far as their frames are complete.
+    fn receive(&mut self, bytes: &[u8]) {
         self.held.extend_from_slice(bytes);
         loop {
-            let passing = self.passing.min(self.held.len());
-            self.ready.extend(self.held.drain(..passing));
-            self.passing -= passing;
+            let unread = self.unread.min(self.held.len());
+            self.ready.extend(self.held.drain(..unread));
+            self.unread -= unread;
             let [a, b, c, kind, flags, ..] = self.held[..] else {
                 return;
             };
@@ -92,22 +92,22 @@ impl Connection {
                 || flags & PADDED != 0
                 || size > MAX_FRAME
             {
-                self.passing = HEADER + size;
+                self.unread = HEADER_SIZE + size;
                 continue;
             }
-            let Some(frame) = self.held.get(..HEADER + size) else {
+            let Some(frame) = self.held.get(..HEADER_SIZE + size) else {
                 return;
             };
-            let renamed = renamed(frame).unwrap_or_else(|| frame.to_vec());
-            self.ready.extend(renamed);
-            self.held.drain(..HEADER + size);
+            let replaced = replace_authority(frame).unwrap_or_else(|| frame.to_vec());
+            self.ready.extend(replaced);
+            self.held.drain(..HEADER_SIZE + size);
         }
     }
 }
 
-/// Returns a frame of fields with another `:authority`, or None for a malformed one.
-fn renamed(frame: &[u8]) -> Option<Vec<u8>> {
-    let (header, payload) = frame.split_at_checked(HEADER)?;
+/// Returns a frame of type HEADERS with another `:authority`, or none for a malformed one.
+fn replace_authority(frame: &[u8]) -> Option<Vec<u8>> {
+    let (header, payload) = frame.split_at_checked(HEADER_SIZE)?;
     let skipped = match header[4] & PRIORITY {
         0 => 0,
         _ => PRIORITY_SIZE,
@@ -115,22 +115,28 @@ fn renamed(frame: &[u8]) -> Option<Vec<u8>> {
     let (priority, mut rest) = payload.split_at_checked(skipped)?;
     let mut fields = Vec::with_capacity(payload.len());
     while let Some(first) = rest.first() {
-        let begun = rest;
-        let (literal, bits) = match first {
+        let start = rest;
+        // Representations of RFC 7541, section 6. Only a literal contains a value.
+        let (is_literal, bits) = match first {
+            // Indexed field.
             128.. => (false, 7),
+            // Literal that is added to the dynamic table.
             64.. => (true, 6),
+            // New size of the dynamic table.
             32.. => (false, 5),
+            // Literal that is not added.
             _ => (true, 4),
         };
-        let index = number(&mut rest, bits)?;
-        if literal && index == 0 {
-            string(&mut rest)?;
+        let index = read_integer(&mut rest, bits)?;
+        if is_literal && index == 0 {
+            read_string(&mut rest)?;
         }
-        let name = &begun[..begun.len() - rest.len()];
+        let name = &start[..start.len() - rest.len()];
         fields.extend_from_slice(name);
-        if literal {
-            match string(&mut rest)? {
-                [_, _, ..] if index == AUTHORITY => fields.extend(NAME),
+        if is_literal {
+            match read_string(&mut rest)? {
+                // An empty value stays, because the replacement is longer.
+                [_, _, ..] if index == AUTHORITY => fields.extend(REPLACEMENT),
                 value => fields.extend_from_slice(value),
             }
         }
@@ -140,12 +146,12 @@ fn renamed(frame: &[u8]) -> Option<Vec<u8>> {
     Some([&[a, b, c], &header[3..], priority, &fields].concat())
 }
 
-/// Takes a number with a prefix of so many bits (RFC 7541, section 5.1).
-fn number(rest: &mut &[u8], bits: u32) -> Option<usize> {
+/// Reads an integer whose prefix has `bits` bits (RFC 7541, section 5.1).
+fn read_integer(rest: &mut &[u8], bits: u32) -> Option<usize> {
     let (first, mut left) = rest.split_first()?;
-    let most = (1 << bits) - 1;
-    let mut number = usize::from(*first) & most;
-    if number == most {
+    let mask = (1 << bits) - 1;
+    let mut number = usize::from(*first) & mask;
+    if number == mask {
         for shift in [0, 7, 14, 21] {
             let (next, after) = left.split_first()?;
             left = after;
@@ -161,12 +167,12 @@ fn number(rest: &mut &[u8], bits: u32) -> Option<usize> {
     Some(number)
 }
 
-/// Takes a string, and returns it with its length (RFC 7541, section 5.2).
-fn string<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let begun = *rest;
-    let size = number(rest, 7)?;
+/// Reads a string, and returns it with its length (RFC 7541, section 5.2).
+fn read_string<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let start = *rest;
+    let size = read_integer(rest, 7)?;
     *rest = rest.get(size..)?;
-    Some(&begun[..begun.len() - rest.len()])
+    Some(&start[..start.len() - rest.len()])
 }
 
 impl AsyncRead for Connection {
@@ -182,7 +188,7 @@ impl AsyncRead for Connection {
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            self.take(read.filled());
+            self.receive(read.filled());
         }
         let size = buffer.remaining().min(self.ready.len());
         buffer.put_slice(&self.ready[..size]);
@@ -241,13 +247,13 @@ mod tests {
         .concat()
     }
 
-    fn through(parts: &[&[u8]]) -> Vec<u8> {
+    fn receive(parts: &[&[u8]]) -> Vec<u8> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build();
         let _inside = runtime.as_ref().unwrap().enter();
         let mut connection = Connection::new(UnixStream::pair().unwrap().0);
-        parts.iter().for_each(|part| connection.take(part));
+        parts.iter().for_each(|part| connection.receive(part));
         connection.ready
     }
 
@@ -270,17 +276,17 @@ mod tests {
             .concat()
         };
         let (path, name) = (sent(b"/var/lib/kubelet/plugins/x/csi.sock"), sent(b"x"));
-        assert_eq!(through(&[&path]), name);
-        assert_eq!(through(&[&name]), name);
+        assert_eq!(receive(&[&path]), name);
+        assert_eq!(receive(&[&name]), name);
         for cut in 0..path.len() {
             let (one, other) = path.split_at(cut);
-            assert_eq!(through(&[one, other]), name, "{cut}");
+            assert_eq!(receive(&[one, other]), name, "{cut}");
         }
     }
 
     #[test]
     fn what_is_not_understood_passes_as_it_is() {
-        let preface = [0; PREFACE];
+        let preface = [0; PREFACE_SIZE];
         for frame in [
             frame(HEADERS, 0, &fields(b"/path")),
             frame(HEADERS, END_HEADERS | PADDED, &fields(b"/path")),
@@ -295,7 +301,7 @@ mod tests {
             frame(HEADERS, END_HEADERS, b""),
         ] {
             let sent = [&preface[..], &frame].concat();
-            assert_eq!(through(&[&sent]), sent, "{frame:?}");
+            assert_eq!(receive(&[&sent]), sent, "{frame:?}");
         }
     }
 }

@@ -1,17 +1,17 @@
 //! Controller service: volumes on request, as directories of backends.
 //!
-//! `spc serve --csi-controller` answers csi-provisioner and csi-resizer, which share a directory
-//! with it. Each call gets a worker process, as those of the node service do.
+//! `spc serve --csi-controller` serves csi-provisioner and csi-resizer on a socket in a directory
+//! of the pod. Each call runs in a worker process, like the calls of the node service.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::fs;
-use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use rustix::process::{Signal, getpid, kill_process};
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -24,18 +24,18 @@ use crate::frontends::csi::proto::csi::controller_server::{Controller, Controlle
 use crate::frontends::csi::proto::csi::controller_service_capability::rpc::Type as Rpc;
 use crate::frontends::csi::proto::csi::identity_server::{Identity, IdentityServer};
 use crate::frontends::csi::proto::csi::plugin_capability::{
-    Service as Extra, VolumeExpansion, service, volume_expansion,
+    Service as PluginService, VolumeExpansion, service, volume_expansion,
 };
 use crate::frontends::csi::proto::csi::{self, controller_service_capability, plugin_capability};
-use crate::frontends::csi::server::{Service, run_worker};
-use crate::frontends::csi::{connection, sockets, validate};
+use crate::frontends::csi::server::{GrpcResult, Service, run_worker};
+use crate::frontends::csi::{connection, runtime, sockets, validate};
 use crate::provision::backends::{self, Backend};
 use crate::provision::class::Class;
 use crate::provision::notes::Note;
 use crate::provision::{self, Task, VolumeId, Work};
 
-/// Interval at which unused backends are looked for.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval at which unused backends are unmounted.
+const RELEASE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Limit for unmounting a backend.
 const RELEASE_LIMIT: Duration = Duration::from_secs(15);
@@ -62,7 +62,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.socket);
         for backend in self.used.stop() {
-            let answer = run_worker(&release(&backend), RELEASE_LIMIT);
+            let answer = run_worker(&release_job(&backend), RELEASE_LIMIT);
             if answer.code != 0 {
                 tracing::warn!(backend, "the backend stays mounted: {}", answer.message);
             }
@@ -70,7 +70,8 @@ impl Drop for Running {
     }
 }
 
-fn release(backend: &str) -> Job {
+/// Returns the job that unmounts a backend.
+fn release_job(backend: &str) -> Job {
     Job {
         driver: Driver::Share,
         volume_id: String::new(),
@@ -82,18 +83,18 @@ fn release(backend: &str) -> Job {
 }
 
 impl ControllerArgs {
-    /// Starts the controller if the arguments ask for it. It is served until the process ends.
+    /// Starts the controller if the arguments ask for it. It runs until the process ends.
     ///
     /// # Errors
-    /// The backends are invalid, or the socket or the thread cannot be made.
+    /// The backends are invalid, the socket cannot be bound, or the thread cannot be started.
     pub fn start(self) -> Result<Option<Running>> {
         let (Some(socket), Some(file)) = (self.csi_controller, self.backends) else {
             return Ok(None);
         };
-        // An earlier process may have left backends mounted. Unless used again, they are unmounted.
+        // An earlier process may have left backends mounted. Unused ones are unmounted soon.
         let used = Arc::new(BackendUse::default());
         for backend in backends::read(&file)? {
-            used.seen(&backend.name);
+            used.touch(&backend.name);
         }
         let listener = sockets::listen(&socket)
             .map_err(|e| Error::system(format!("cannot listen on {}", show(&socket))).because(e))?;
@@ -102,32 +103,17 @@ impl ControllerArgs {
             file: file.into(),
             used: Arc::clone(&used),
         };
-        let serve = move || {
+        runtime::spawn("csi-controller", "the CSI controller", move || {
             tracing::info!("serving the CSI controller");
-            let Err(error) = serve(service, listener) else {
-                return;
-            };
-            tracing::error!(
-                "the CSI controller is not served any more, so this process ends: {error}"
-            );
-            // kubelet or the engine starts it again.
-            let _ = kill_process(getpid(), Signal::TERM);
-        };
-        std::thread::Builder::new()
-            .name("csi-controller".into())
-            .spawn(serve)
-            .map_err(|e| Error::system("cannot start a thread").because(e))?;
+            serve(service, listener)
+        })?;
         Ok(Some(Running { socket, used }))
     }
 }
 
-/// Serves the controller on the calling thread. Does not return unless it fails.
-fn serve(service: ControllerService, listener: StdListener) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()?;
-    runtime.block_on(async {
+/// Serves the controller on the calling thread. Returns only on failure.
+fn serve(service: ControllerService, listener: UnixListener) -> std::io::Result<Infallible> {
+    runtime::block_on(async {
         tokio::spawn(release_unused(service.clone()));
         let router = Server::builder()
             .add_service(IdentityServer::new(service.clone()))
@@ -142,18 +128,21 @@ fn serve(service: ControllerService, listener: StdListener) -> std::io::Result<(
     })
 }
 
-/// Unmounts backends that are not used any more, for ever.
+/// Unmounts unused backends in an endless loop.
 async fn release_unused(service: ControllerService) {
     loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(RELEASE_INTERVAL).await;
         for backend in service.used.idle(Instant::now()) {
-            let job = release(&backend);
-            let call = (job.volume_id, job.call);
-            match service.service.work(&MetadataMap::new(), call).await {
-                Ok(_) => service.used.released(&backend),
-                // A call that outlasted its client may use it.
+            let job = release_job(&backend);
+            let released = service
+                .service
+                .work(&MetadataMap::new(), job.volume_id, job.call)
+                .await;
+            match released {
+                Ok(_) => service.used.remove_if_idle(&backend),
+                // A call whose client has given up may still use the backend.
                 Err(status) => {
-                    service.used.seen(&backend);
+                    service.used.touch(&backend);
                     tracing::warn!(backend, "the backend stays mounted: {}", status.message());
                 }
             }
@@ -164,24 +153,26 @@ async fn release_unused(service: ControllerService) {
 /// Identity and controller service.
 #[derive(Clone)]
 struct ControllerService {
+    /// Runs workers, and answers calls that are the same for every driver.
     service: Service,
+    /// File of backends.
     file: Arc<Path>,
     used: Arc<BackendUse>,
 }
 
-type Reply<T> = std::result::Result<Response<T>, Status>;
-
+/// Returns the status for an error of this process. Logs it, since the client only tries again.
 fn unavailable(error: &Error) -> Status {
     tracing::error!("{}", one_line(error));
     Status::unavailable(error.to_string())
 }
 
+/// Returns the status for an invalid parameter.
 fn invalid(error: &Error) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
 impl ControllerService {
-    /// Reads the backends. The file may change while this process runs.
+    /// Reads the backends anew, because the file may change while this process runs.
     fn backends(&self) -> std::result::Result<Vec<Backend>, Status> {
         backends::read(&self.file).map_err(|error| unavailable(&error))
     }
@@ -192,8 +183,8 @@ impl ControllerService {
         Ok(all.find(|backend| backend.name == name))
     }
 
-    /// Checks that attributes are those that a volume has, unless there are none.
-    fn is_context(
+    /// Checks that attributes, if there are any, are the volume context of a volume.
+    fn check_context(
         &self,
         id: &str,
         given: &HashMap<String, String>,
@@ -213,7 +204,7 @@ impl ControllerService {
         }
     }
 
-    /// Does a task with a volume in a worker process.
+    /// Runs a task on a volume in a worker process.
     async fn run(
         &self,
         metadata: &MetadataMap,
@@ -223,18 +214,19 @@ impl ControllerService {
     ) -> std::result::Result<Answer, Status> {
         let secrets = backend.read_secrets().map_err(|e| unavailable(&e))?;
         let Some(_in_use) = self.used.begin(&backend.name) else {
-            return Err(Status::unavailable("this process ends"));
+            return Err(Status::unavailable("this process is shutting down"));
         };
         let work = Work {
             backend,
             secrets,
             task,
         };
-        let call = (id.to_string(), Call::Provision(work));
-        self.service.work(metadata, call).await
+        self.service
+            .work(metadata, id.to_string(), Call::Provision(work))
+            .await
     }
 
-    /// Does a task with a volume that must exist.
+    /// Runs a task on a volume that must exist.
     async fn run_existing(
         &self,
         metadata: &MetadataMap,
@@ -253,15 +245,15 @@ impl Identity for ControllerService {
     async fn get_plugin_info(
         &self,
         request: Request<csi::GetPluginInfoRequest>,
-    ) -> Reply<csi::GetPluginInfoResponse> {
+    ) -> GrpcResult<csi::GetPluginInfoResponse> {
         self.service.get_plugin_info(request).await
     }
 
     async fn get_plugin_capabilities(
         &self,
         _: Request<csi::GetPluginCapabilitiesRequest>,
-    ) -> Reply<csi::GetPluginCapabilitiesResponse> {
-        let controller = plugin_capability::Type::Service(Extra {
+    ) -> GrpcResult<csi::GetPluginCapabilitiesResponse> {
+        let controller = plugin_capability::Type::Service(PluginService {
             r#type: service::Type::ControllerService.into(),
         });
         let online = plugin_capability::Type::VolumeExpansion(VolumeExpansion {
@@ -275,7 +267,7 @@ impl Identity for ControllerService {
         }))
     }
 
-    async fn probe(&self, request: Request<csi::ProbeRequest>) -> Reply<csi::ProbeResponse> {
+    async fn probe(&self, request: Request<csi::ProbeRequest>) -> GrpcResult<csi::ProbeResponse> {
         backends::read(&self.file).map_err(|e| Status::failed_precondition(e.to_string()))?;
         match provision::missing_capability() {
             Ok(None) => self.service.probe(request).await,
@@ -292,7 +284,7 @@ impl Controller for ControllerService {
     async fn create_volume(
         &self,
         request: Request<csi::CreateVolumeRequest>,
-    ) -> Reply<csi::CreateVolumeResponse> {
+    ) -> GrpcResult<csi::CreateVolumeResponse> {
         let (metadata, _, request) = request.into_parts();
         let bytes = validate::create(&request)?;
         let parameters: BTreeMap<_, _> = request.parameters.into_iter().collect();
@@ -303,7 +295,7 @@ impl Controller for ControllerService {
                 class.backend.escape_default()
             ))
         })?;
-        validate::types(&request.volume_capabilities, &backend.fs_type)?;
+        validate::check_types(&request.volume_capabilities, &backend.fs_type)?;
         let directory = class.directory.clone();
         let id = VolumeId::new(&backend.name, directory).map_err(|e| invalid(&e))?;
         let context = backend.context(&id);
@@ -321,14 +313,15 @@ impl Controller for ControllerService {
     async fn delete_volume(
         &self,
         request: Request<csi::DeleteVolumeRequest>,
-    ) -> Reply<csi::DeleteVolumeResponse> {
+    ) -> GrpcResult<csi::DeleteVolumeResponse> {
         let (metadata, _, request) = request.into_parts();
         let given = validate::volume_id(&request.volume_id)?;
-        // An id that no volume can have is that of none.
+        // Nothing is to do for an id that no volume can have.
         if let Some(id) = VolumeId::parse(&given) {
             let Some(backend) = self.backend(&id.backend)? else {
                 return Err(Status::failed_precondition(format!(
-                    "the controller has no backend {}, so the volume is left alone: add it again, or delete the PersistentVolume object",
+                    "the controller has no backend {}, so the volume is left alone: add it again, \
+                     or delete the PersistentVolume object",
                     id.backend
                 )));
             };
@@ -340,20 +333,20 @@ impl Controller for ControllerService {
     async fn validate_volume_capabilities(
         &self,
         request: Request<csi::ValidateVolumeCapabilitiesRequest>,
-    ) -> Reply<csi::ValidateVolumeCapabilitiesResponse> {
+    ) -> GrpcResult<csi::ValidateVolumeCapabilitiesResponse> {
         let (metadata, _, request) = request.into_parts();
         let id = validate::volume_id(&request.volume_id)?;
-        let usable = validate::capabilities(&request.volume_capabilities);
+        let usable = validate::check_capabilities(&request.volume_capabilities);
         if let Err(status) = &usable
             && status.code() == tonic::Code::InvalidArgument
         {
             return Err(status.clone());
         }
         self.run_existing(&metadata, &id, Task::Find).await?;
-        let usable = usable.and_then(|()| self.is_context(&id, &request.volume_context));
+        let usable = usable.and_then(|()| self.check_context(&id, &request.volume_context));
         let (confirmed, message) = match usable {
             Ok(()) => {
-                // Parameters are left out: nothing says that the volume was made with them.
+                // Parameters are not confirmed, because the note does not contain them all.
                 let confirmed = csi::validate_volume_capabilities_response::Confirmed {
                     volume_context: request.volume_context,
                     volume_capabilities: request.volume_capabilities,
@@ -372,13 +365,13 @@ impl Controller for ControllerService {
     async fn controller_get_capabilities(
         &self,
         _: Request<csi::ControllerGetCapabilitiesRequest>,
-    ) -> Reply<csi::ControllerGetCapabilitiesResponse> {
+    ) -> GrpcResult<csi::ControllerGetCapabilitiesResponse> {
         let capability = |rpc: Rpc| csi::ControllerServiceCapability {
             r#type: Some(controller_service_capability::Type::Rpc(
                 controller_service_capability::Rpc { r#type: rpc.into() },
             )),
         };
-        // The sidecars ask once, and a backend with a quota may come later.
+        // The sidecars ask once. A backend with a quota, whose volumes can grow, may come later.
         let all = [
             Rpc::CreateDeleteVolume,
             Rpc::SingleNodeMultiWriter,
@@ -392,7 +385,7 @@ impl Controller for ControllerService {
     async fn controller_expand_volume(
         &self,
         request: Request<csi::ControllerExpandVolumeRequest>,
-    ) -> Reply<csi::ControllerExpandVolumeResponse> {
+    ) -> GrpcResult<csi::ControllerExpandVolumeResponse> {
         let (metadata, _, request) = request.into_parts();
         let id = validate::volume_id(&request.volume_id)?;
         let range = request
@@ -414,6 +407,7 @@ impl Controller for ControllerService {
     }
 }
 
+/// Returns the size of a volume as CSI expresses it.
 fn size(answer: &Answer) -> i64 {
     answer.bytes.try_into().unwrap_or(i64::MAX)
 }

@@ -1,5 +1,5 @@
-//! The drivers of one process. Kubernetes decides per driver how a pod's group and SELinux label
-//! get to the files of a volume, so kinds that differ in this have drivers of their own.
+//! CSI drivers of one process. Kubernetes decides per driver how a pod's group and SELinux label
+//! are applied to the files of a volume, so kinds that differ in this have drivers of their own.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! Calls that a worker process does, and their results, as JSON on its standard input and output.
+//! Call for a worker process and its result: JSON on the standard input and output of the worker.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,14 @@ use crate::frontends::csi::stats::Stats;
 use crate::log;
 use crate::provision;
 
-/// Call for a worker. Debug is left out, since it holds secrets.
+/// Call for a worker. `Debug` is not derived, because the secrets must not reach a log.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Job {
     /// Driver that was called.
     pub driver: Driver,
     /// Id of the volume.
     pub volume_id: String,
-    /// Time for the work in milliseconds. Undoing comes on top of it.
+    /// Time limit of the work in milliseconds. A rollback may exceed it.
     pub milliseconds: u64,
     /// Call with its parameters.
     pub call: Call,
@@ -67,9 +67,9 @@ pub enum Call {
         /// Directory where the volume is.
         target: String,
     },
-    /// Call of the controller service, about a volume of a backend.
+    /// Call of the controller service for a volume of a backend.
     Provision(provision::Work),
-    /// End of the use of a backend.
+    /// Unmount of a backend that no call uses.
     Release {
         /// Name of the backend.
         backend: String,
@@ -78,7 +78,7 @@ pub enum Call {
     Expand {
         /// Directory where the volume is.
         target: String,
-        /// Least size in bytes.
+        /// Smallest size in bytes.
         bytes: u64,
     },
 }
@@ -88,29 +88,29 @@ pub enum Call {
 pub struct Description {
     /// Type of the file system.
     pub fs_type: Option<String>,
-    /// Attributes of the volume's author.
+    /// Attributes that the author of the volume wrote.
     pub attributes: BTreeMap<String, String>,
     /// Mount options of the PersistentVolume.
     pub mount_options: Vec<String>,
-    /// Secret.
+    /// Secrets, by name.
     pub secrets: BTreeMap<String, String>,
     /// Access mode.
     pub access: String,
     /// Whether the volume is read-only.
     pub read_only: bool,
-    /// Group that the files shall have.
+    /// Group for the files of the volume (`volume_mount_group`).
     pub group: Option<String>,
 }
 
 /// Result of a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// Status code of gRPC; 0 for success.
+    /// gRPC status code; 0 for success.
     pub code: i32,
     /// Reason of a failure.
     #[serde(default)]
     pub message: String,
-    /// Look at a volume.
+    /// Size, use and condition of a volume.
     #[serde(default)]
     pub stats: Stats,
     /// Size of the volume, in bytes.
@@ -129,12 +129,12 @@ impl Answer {
     }
 
     /// Parses the output of a worker.
-    pub fn read(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         serde_json::from_str(text.trim()).ok()
     }
 
     /// Returns the result as JSON, on one line.
-    pub fn text(&self) -> String {
+    pub fn to_json(&self) -> String {
         // Strings and numbers always convert to JSON.
         serde_json::to_string(self).unwrap_or_default()
     }
@@ -142,8 +142,8 @@ impl Answer {
 
 /// Returns the code for an error that left nothing behind.
 ///
-/// To kubelet, UNAVAILABLE and ABORTED mean that the call may still be going on, and every other
-/// code that nothing is there.
+/// For kubelet, UNAVAILABLE and ABORTED mean that the call may still be in progress, every other
+/// code that nothing is mounted.
 pub fn code_of(error: &Error) -> Code {
     match (error.class(), error.reason()) {
         (_, Reason::Occupied) => Code::AlreadyExists,
@@ -156,15 +156,15 @@ pub fn code_of(error: &Error) -> Code {
 
 /// Returns the code for a failure of the controller service. csi-provisioner forgets a volume that
 /// failed with a code other than UNAVAILABLE, DEADLINE_EXCEEDED and ABORTED.
-pub fn code_of_kind(kind: provision::Kind) -> Code {
+pub fn code_of_failure(kind: provision::FailureKind) -> Code {
     match kind {
-        provision::Kind::Invalid => Code::InvalidArgument,
-        provision::Kind::Exists => Code::AlreadyExists,
-        provision::Kind::NotFound => Code::NotFound,
-        provision::Kind::Unsupported => Code::FailedPrecondition,
-        provision::Kind::Unfinished => Code::DeadlineExceeded,
-        provision::Kind::Final => Code::Internal,
-        provision::Kind::Unavailable => Code::Unavailable,
+        provision::FailureKind::Invalid => Code::InvalidArgument,
+        provision::FailureKind::Exists => Code::AlreadyExists,
+        provision::FailureKind::NotFound => Code::NotFound,
+        provision::FailureKind::Unsupported => Code::FailedPrecondition,
+        provision::FailureKind::Unfinished => Code::DeadlineExceeded,
+        provision::FailureKind::Final => Code::Internal,
+        provision::FailureKind::Unavailable => Code::Unavailable,
     }
 }
 

@@ -1,8 +1,8 @@
 //! CSI drivers: the node service of the Container Storage Interface, for kubelet, and the
 //! controller service, for the sidecars of a controller.
 //!
-//! `spc serve --csi` answers kubelet by gRPC on one thread. Every call that needs the host gets a
-//! worker process (`work`), which makes the same request as the other frontends. A volume is
+//! `spc serve --csi` serves gRPC to kubelet on one thread. Every call that needs the host runs in a
+//! worker process (`work`), which uses the same pipeline as the other frontends. A volume is
 //! mounted once for the node (stage), and bound for each pod (publish).
 
 mod backend_use;
@@ -12,18 +12,19 @@ mod driver;
 mod job;
 mod proto;
 mod registration;
+mod runtime;
 mod server;
 mod sockets;
 mod stats;
 mod validate;
 pub mod work;
 
+use std::convert::Infallible;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
-use rustix::process::{Signal, getpid, kill_process};
 use tonic::transport::Server;
 
 use crate::daemon::event_listener::retry_forever;
@@ -56,7 +57,7 @@ pub struct CsiArgs {
 
 /// Running drivers. Dropping them removes their sockets from the host.
 pub struct Drivers {
-    /// None until the host could be reached. The thread that serves them keeps a reference.
+    /// Sockets; none until the host is reachable. Shared with the thread that binds them.
     sockets: Arc<Mutex<Option<Sockets>>>,
 }
 
@@ -68,10 +69,10 @@ impl Drop for Drivers {
 }
 
 impl CsiArgs {
-    /// Starts the drivers if the arguments ask for them. They are served until the process ends.
+    /// Starts the drivers if the arguments ask for them. They run until the process ends.
     ///
     /// # Errors
-    /// The thread cannot be started, or kubelet's directory is no absolute path.
+    /// The thread cannot be started, or kubelet's directory is not an absolute path.
     pub fn start(self) -> Result<Option<Drivers>> {
         if !self.csi {
             return Ok(None);
@@ -84,35 +85,23 @@ impl CsiArgs {
             name.nodename().to_string_lossy().into_owned()
         });
         let sockets = Arc::new(Mutex::new(None));
-        let kept = Arc::clone(&sockets);
-        let serve = move || {
+        let shared = Arc::clone(&sockets);
+        runtime::spawn("csi", "CSI", move || {
             let listeners = retry_forever("kubelet cannot use the CSI drivers", || {
                 let (bound, listeners) = Sockets::bind(&self.kubelet_dir)?;
-                *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(bound);
+                *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(bound);
                 Ok(listeners)
             });
             tracing::info!(node_id, "serving CSI");
-            if let Err(error) = serve(listeners, &node_id) {
-                tracing::error!("CSI is not served any more, so this process ends: {error}");
-                // kubelet or the engine starts it again.
-                let _ = kill_process(getpid(), Signal::TERM);
-            }
-        };
-        std::thread::Builder::new()
-            .name("csi".into())
-            .spawn(serve)
-            .map_err(|e| Error::system("cannot start a thread").because(e))?;
+            serve(listeners, &node_id)
+        })?;
         Ok(Some(Drivers { sockets }))
     }
 }
 
-/// Serves all drivers on the calling thread. Does not return unless it fails.
-fn serve(all: Vec<Listeners>, node_id: &str) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()?;
-    runtime.block_on(async {
+/// Serves all drivers on the calling thread. Returns only on failure.
+fn serve(all: Vec<Listeners>, node_id: &str) -> std::io::Result<Infallible> {
+    runtime::block_on(async {
         let mut servers = tokio::task::JoinSet::new();
         for listeners in all {
             let service = Service::new(listeners.driver, node_id);
@@ -139,10 +128,10 @@ fn serve(all: Vec<Listeners>, node_id: &str) -> std::io::Result<()> {
     })
 }
 
-/// Runs the worker of a call, prints its answer, and returns the exit code.
-pub fn run_worker() -> u8 {
+/// Is the worker process of a call: runs the call, prints its result, and returns the exit code.
+pub fn worker_main() -> u8 {
     let answer = work::run();
-    // A failure to write shows as a missing answer.
-    let _ = std::io::stdout().write_all(format!("{}\n", answer.text()).as_bytes());
+    // If this fails, the parent process reports that the worker has not replied.
+    let _ = std::io::stdout().write_all(format!("{}\n", answer.to_json()).as_bytes());
     0
 }

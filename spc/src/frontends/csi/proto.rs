@@ -1,4 +1,5 @@
-//! Messages and services of gRPC, generated from `proto/`. A test of the workspace compares them.
+//! gRPC messages and services, generated from `proto/`. A test of `spc-tests` fails when they are
+//! outdated.
 #![allow(missing_docs, clippy::all, reason = "generated code")]
 
 /// Container Storage Interface.

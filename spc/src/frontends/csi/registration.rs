@@ -1,4 +1,4 @@
-//! Registration of a driver with kubelet, which calls each socket in its directory of plug-ins.
+//! Registration of a driver with kubelet, which calls each socket in its `plugins_registry`.
 
 use tonic::{Request, Response, Status};
 
@@ -13,9 +13,9 @@ const VERSION: &str = "1.0.0";
 
 /// Registration of one driver.
 pub struct Registrar {
-    /// The driver.
+    /// Driver to register.
     pub driver: Driver,
-    /// Path of its socket on the host.
+    /// Path of the driver's socket on the host.
     pub endpoint: String,
 }
 
@@ -40,7 +40,7 @@ impl Registration for Registrar {
             true => tracing::info!(driver, "registered with kubelet"),
             false => tracing::error!(
                 driver,
-                "kubelet did not take the driver: {}",
+                "kubelet rejected the driver: {}",
                 status.error.escape_default()
             ),
         }

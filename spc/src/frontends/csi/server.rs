@@ -1,8 +1,8 @@
-//! Services of a driver: each call that needs the host gets a worker process, and an answer before
-//! its deadline.
+//! Identity and node service of a driver. Each call that needs the host runs in a worker process,
+//! and is answered before its deadline.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, oneshot};
@@ -23,80 +23,87 @@ use crate::frontends::csi::validate;
 use crate::host::namespace::missing_capabilities;
 use crate::volume::worker::{self, ROLLBACK_TIME, WorkerCall};
 
-/// Limit of a call without `grpc-timeout`, which is kubelet's limit.
+/// Limit of a call without `grpc-timeout`, the same as kubelet's.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Time that is kept of a call's limit to undo what was begun.
-const UNDO_TIME: Duration = Duration::from_secs(5);
+/// Part of a call's limit that is reserved for a rollback.
+const ROLLBACK_RESERVE: Duration = Duration::from_secs(5);
 
-/// Time that is kept of a call's limit to send the answer.
-const ANSWER_TIME: Duration = Duration::from_millis(500);
+/// Part of a call's limit that is reserved for sending the answer.
+const ANSWER_RESERVE: Duration = Duration::from_millis(500);
 
-/// Time for an answer about a volume, whatever the client's limit.
-const STATS_TIME: Duration = Duration::from_millis(1900);
+/// Limit of `NodeGetVolumeStats`, whatever the client's limit.
+const STATS_LIMIT: Duration = Duration::from_millis(1900);
 
-/// Number of worker processes of each group at the same time. Further calls wait.
+/// Largest number of worker processes of each group at the same time. Further calls wait.
 const MAX_WORKERS: usize = 32;
+
+/// Result of a call.
+pub type GrpcResult<T> = Result<Response<T>, Status>;
 
 /// Services of one driver.
 #[derive(Clone)]
 pub struct Service {
     driver: Driver,
     node_id: Arc<str>,
+    /// Slots for workers of other calls than the ones below.
     workers: Arc<Semaphore>,
-    /// Workers that mount volumes of pods, whose servers may be silent on purpose. Other calls do
-    /// not wait for them.
-    inline: Arc<Semaphore>,
-    /// Workers that look at volumes, for which mounts do not wait, nor they for mounts.
-    lookers: Arc<Semaphore>,
-    /// Last figures of each volume that has some, by its directory.
+    /// Slots for workers that mount inline volumes. Pods choose their servers, which may be silent
+    /// on purpose, so other calls do not wait for these workers.
+    inline_workers: Arc<Semaphore>,
+    /// Slots for workers that collect figures. Neither they nor mounts wait for the other.
+    stats_workers: Arc<Semaphore>,
+    /// Last known figures of volumes, by the directory of the volume.
     figures: Arc<Mutex<HashMap<String, Figures>>>,
 }
 
 impl Service {
-    /// Returns the services of a driver on a node.
+    /// Creates the services of a driver on a node.
     pub fn new(driver: Driver, node_id: &str) -> Self {
         Self {
             driver,
             node_id: node_id.into(),
             workers: Arc::new(Semaphore::new(MAX_WORKERS)),
-            inline: Arc::new(Semaphore::new(MAX_WORKERS)),
-            lookers: Arc::new(Semaphore::new(MAX_WORKERS)),
+            inline_workers: Arc::new(Semaphore::new(MAX_WORKERS)),
+            stats_workers: Arc::new(Semaphore::new(MAX_WORKERS)),
             figures: Arc::default(),
         }
     }
 
-    /// Does a call in a worker process. If the worker needs longer than the call may take, ABORTED
-    /// says so, and the work goes on.
+    /// Runs a call in a worker process. At the deadline of the call it fails with ABORTED, and the
+    /// worker continues.
     pub(super) async fn work(
         &self,
         metadata: &MetadataMap,
-        call: (String, Call),
+        volume_id: String,
+        call: Call,
     ) -> Result<Answer, Status> {
         let timeout = grpc_timeout(metadata).unwrap_or(DEFAULT_TIMEOUT);
-        let answer_at = Instant::now() + timeout.saturating_sub(ANSWER_TIME);
-        let slots = match call.1 {
-            Call::Inline { .. } => &self.inline,
+        let answer_at = Instant::now() + timeout.saturating_sub(ANSWER_RESERVE);
+        let slots = match call {
+            Call::Inline { .. } => &self.inline_workers,
             _ => &self.workers,
         };
-        self.work_until(answer_at, slots, call).await
+        self.work_until(answer_at, slots, volume_id, call).await
     }
 
-    /// Does a call in a worker process that takes one of these slots, and answers at `answer_at`.
+    /// Runs a call in a worker process that needs one of `slots`. Returns at `answer_at` at the
+    /// latest.
     async fn work_until(
         &self,
         answer_at: Instant,
         slots: &Arc<Semaphore>,
-        (volume_id, call): (String, Call),
+        volume_id: String,
+        call: Call,
     ) -> Result<Answer, Status> {
-        let going_on =
+        let unfinished =
             |_| Status::aborted("the call takes longer than its deadline; spc goes on with it");
         let slot = Arc::clone(slots).acquire_owned();
         let slot = tokio::time::timeout_at(answer_at.into(), slot).await;
-        let slot = slot.map_err(going_on)?;
+        let slot = slot.map_err(unfinished)?;
         let limit = answer_at
             .saturating_duration_since(Instant::now())
-            .saturating_sub(UNDO_TIME.saturating_sub(ANSWER_TIME))
+            .saturating_sub(ROLLBACK_RESERVE.saturating_sub(ANSWER_RESERVE))
             .max(Duration::from_secs(1));
         let job = Job {
             driver: self.driver,
@@ -108,7 +115,7 @@ impl Service {
         let work = move || {
             let answer = run_worker(&job, limit + ROLLBACK_TIME);
             drop(slot);
-            // The receiver is gone after the deadline, or with kubelet.
+            // After the deadline nobody waits for the answer.
             let _ = sender.send(answer);
         };
         std::thread::Builder::new()
@@ -119,20 +126,31 @@ impl Service {
             Ok(Ok(answer)) if answer.code == 0 => Ok(answer),
             Ok(Ok(answer)) => Err(Status::new(Code::from(answer.code), answer.message)),
             Ok(Err(_)) => Err(Status::aborted("the thread of the call has ended")),
-            Err(elapsed) => Err(going_on(elapsed)),
+            Err(elapsed) => Err(unfinished(elapsed)),
         }
     }
-}
 
-impl Service {
-    /// Forgets the figures of a volume that goes.
-    fn forget(&self, target: &str) {
-        let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
-        figures.remove(target);
+    /// Locks the last known figures of volumes.
+    fn last_figures(&self) -> MutexGuard<'_, HashMap<String, Figures>> {
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Runs a worker to its end, and returns its answer.
+/// Returns figures as CSI expresses them.
+fn usages(figures: Figures) -> Vec<csi::VolumeUsage> {
+    let usage = |usage: Usage, unit: Unit| csi::VolumeUsage {
+        available: usage.available,
+        total: usage.total,
+        used: usage.used,
+        unit: unit.into(),
+    };
+    vec![
+        usage(figures.bytes, Unit::Bytes),
+        usage(figures.inodes, Unit::Inodes),
+    ]
+}
+
+/// Runs a worker process and returns its answer.
 pub(super) fn run_worker(job: &Job, limit: Duration) -> Answer {
     let failed = |error: Error| Answer::failure(Code::Aborted, error);
     let input = match serde_json::to_string(job) {
@@ -146,12 +164,12 @@ pub(super) fn run_worker(job: &Job, limit: Duration) -> Answer {
         logs_here: true,
     };
     match worker::run(&call, None) {
-        Ok(end) => Answer::read(&end.stdout).unwrap_or_else(|| failed(end.no_reply())),
+        Ok(end) => Answer::parse(&end.stdout).unwrap_or_else(|| failed(end.no_reply())),
         Err(error) => failed(error),
     }
 }
 
-/// Returns the time limit that the client has sent: up to eight digits and a unit.
+/// Returns the time limit that the client sent: up to eight digits and a unit.
 fn grpc_timeout(metadata: &MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -175,7 +193,7 @@ impl Identity for Service {
     async fn get_plugin_info(
         &self,
         _: Request<csi::GetPluginInfoRequest>,
-    ) -> Result<Response<csi::GetPluginInfoResponse>, Status> {
+    ) -> GrpcResult<csi::GetPluginInfoResponse> {
         Ok(Response::new(csi::GetPluginInfoResponse {
             name: self.driver.name().into(),
             vendor_version: env!("CARGO_PKG_VERSION").into(),
@@ -185,7 +203,7 @@ impl Identity for Service {
     async fn get_plugin_capabilities(
         &self,
         _: Request<csi::GetPluginCapabilitiesRequest>,
-    ) -> Result<Response<csi::GetPluginCapabilitiesResponse>, Status> {
+    ) -> GrpcResult<csi::GetPluginCapabilitiesResponse> {
         let online = VolumeExpansion {
             r#type: volume_expansion::Type::Online.into(),
         };
@@ -198,10 +216,7 @@ impl Identity for Service {
         }))
     }
 
-    async fn probe(
-        &self,
-        _: Request<csi::ProbeRequest>,
-    ) -> Result<Response<csi::ProbeResponse>, Status> {
+    async fn probe(&self, _: Request<csi::ProbeRequest>) -> GrpcResult<csi::ProbeResponse> {
         let missing = missing_capabilities().map_err(|e| Status::internal(e.to_string()))?;
         match missing.first() {
             None => Ok(Response::new(csi::ProbeResponse { ready: Some(true) })),
@@ -217,90 +232,79 @@ impl Node for Service {
     async fn node_stage_volume(
         &self,
         request: Request<csi::NodeStageVolumeRequest>,
-    ) -> Result<Response<csi::NodeStageVolumeResponse>, Status> {
+    ) -> GrpcResult<csi::NodeStageVolumeResponse> {
         let (metadata, _, request) = request.into_parts();
-        let call = validate::stage(self.driver, request)?;
-        self.work(&metadata, call).await?;
+        let (id, call) = validate::stage(self.driver, request)?;
+        self.work(&metadata, id, call).await?;
         Ok(Response::new(csi::NodeStageVolumeResponse {}))
     }
 
     async fn node_unstage_volume(
         &self,
         request: Request<csi::NodeUnstageVolumeRequest>,
-    ) -> Result<Response<csi::NodeUnstageVolumeResponse>, Status> {
+    ) -> GrpcResult<csi::NodeUnstageVolumeResponse> {
         let (metadata, _, request) = request.into_parts();
         let id = validate::volume_id(&request.volume_id)?;
         let target = validate::path("staging_target_path", &request.staging_target_path)?;
-        self.forget(&target);
-        self.work(&metadata, (id, Call::Unstage { target })).await?;
+        self.last_figures().remove(&target);
+        self.work(&metadata, id, Call::Unstage { target }).await?;
         Ok(Response::new(csi::NodeUnstageVolumeResponse {}))
     }
 
     async fn node_publish_volume(
         &self,
         request: Request<csi::NodePublishVolumeRequest>,
-    ) -> Result<Response<csi::NodePublishVolumeResponse>, Status> {
+    ) -> GrpcResult<csi::NodePublishVolumeResponse> {
         let (metadata, _, request) = request.into_parts();
-        let call = validate::publish(self.driver, request)?;
-        self.work(&metadata, call).await?;
+        let (id, call) = validate::publish(self.driver, request)?;
+        self.work(&metadata, id, call).await?;
         Ok(Response::new(csi::NodePublishVolumeResponse {}))
     }
 
     async fn node_unpublish_volume(
         &self,
         request: Request<csi::NodeUnpublishVolumeRequest>,
-    ) -> Result<Response<csi::NodeUnpublishVolumeResponse>, Status> {
+    ) -> GrpcResult<csi::NodeUnpublishVolumeResponse> {
         let (metadata, _, request) = request.into_parts();
         let id = validate::volume_id(&request.volume_id)?;
         let target = validate::path("target_path", &request.target_path)?;
-        self.forget(&target);
-        self.work(&metadata, (id, Call::Unpublish { target }))
-            .await?;
+        self.last_figures().remove(&target);
+        self.work(&metadata, id, Call::Unpublish { target }).await?;
         Ok(Response::new(csi::NodeUnpublishVolumeResponse {}))
     }
 
     async fn node_get_volume_stats(
         &self,
         request: Request<csi::NodeGetVolumeStatsRequest>,
-    ) -> Result<Response<csi::NodeGetVolumeStatsResponse>, Status> {
+    ) -> GrpcResult<csi::NodeGetVolumeStatsResponse> {
         let request = request.into_inner();
         let id = validate::volume_id(&request.volume_id)?;
         let target = validate::path("volume_path", &request.volume_path)?;
         let call = Call::Stats {
             target: target.clone(),
         };
-        let answer_at = Instant::now() + STATS_TIME;
-        let worked = self.work_until(answer_at, &self.lookers, (id, call)).await;
-        let stats = match worked {
+        let answer_at = Instant::now() + STATS_LIMIT;
+        let answer = self
+            .work_until(answer_at, &self.stats_workers, id, call)
+            .await;
+        let stats = match answer {
             Ok(answer) => answer.stats,
-            // The worker itself hangs.
+            // The worker itself is blocked.
             Err(status) if status.code() == Code::Aborted => Stats {
                 problem: Some("the volume does not respond".into()),
                 ..Stats::default()
             },
             Err(status) => return Err(status),
         };
-        let figures = {
-            let mut last = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
-            match stats.figures {
-                Some(figures) => {
-                    last.insert(target, figures);
-                    Some(figures)
-                }
-                None => last.get(&target).copied(),
+        let figures = match stats.figures {
+            Some(figures) => {
+                self.last_figures().insert(target, figures);
+                Some(figures)
             }
+            None => self.last_figures().get(&target).copied(),
         };
-        let usage = |figures: Usage, unit: Unit| csi::VolumeUsage {
-            available: figures.available,
-            total: figures.total,
-            used: figures.used,
-            unit: unit.into(),
-        };
-        let usages = figures.map(|Figures { bytes, inodes }| {
-            vec![usage(bytes, Unit::Bytes), usage(inodes, Unit::Inodes)]
-        });
         Ok(Response::new(csi::NodeGetVolumeStatsResponse {
-            usage: usages.unwrap_or_default(),
+            usage: figures.map(usages).unwrap_or_default(),
             volume_condition: Some(csi::VolumeCondition {
                 abnormal: stats.problem.is_some(),
                 message: stats
@@ -313,9 +317,11 @@ impl Node for Service {
     async fn node_expand_volume(
         &self,
         request: Request<csi::NodeExpandVolumeRequest>,
-    ) -> Result<Response<csi::NodeExpandVolumeResponse>, Status> {
+    ) -> GrpcResult<csi::NodeExpandVolumeResponse> {
         if self.driver != Driver::Disk {
-            return Err(Status::unimplemented("only disks grow"));
+            return Err(Status::unimplemented(
+                "only volumes of disk.spc.csi grow on the node",
+            ));
         }
         let (metadata, _, request) = request.into_parts();
         let id = validate::volume_id(&request.volume_id)?;
@@ -325,7 +331,7 @@ impl Node for Service {
             .try_into()
             .map_err(|_| Status::invalid_argument("required_bytes is negative"))?;
         let call = Call::Expand { target, bytes };
-        let answer = self.work(&metadata, (id, call)).await?;
+        let answer = self.work(&metadata, id, call).await?;
         Ok(Response::new(csi::NodeExpandVolumeResponse {
             capacity_bytes: answer.bytes.try_into().unwrap_or(i64::MAX),
         }))
@@ -334,7 +340,7 @@ impl Node for Service {
     async fn node_get_capabilities(
         &self,
         _: Request<csi::NodeGetCapabilitiesRequest>,
-    ) -> Result<Response<csi::NodeGetCapabilitiesResponse>, Status> {
+    ) -> GrpcResult<csi::NodeGetCapabilitiesResponse> {
         let capability = |rpc: Rpc| csi::NodeServiceCapability {
             r#type: Some(node_service_capability::Type::Rpc(
                 node_service_capability::Rpc { r#type: rpc.into() },
@@ -359,7 +365,7 @@ impl Node for Service {
     async fn node_get_info(
         &self,
         _: Request<csi::NodeGetInfoRequest>,
-    ) -> Result<Response<csi::NodeGetInfoResponse>, Status> {
+    ) -> GrpcResult<csi::NodeGetInfoResponse> {
         Ok(Response::new(csi::NodeGetInfoResponse {
             node_id: self.node_id.to_string(),
         }))

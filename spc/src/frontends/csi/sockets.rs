@@ -1,5 +1,5 @@
-//! Sockets of the drivers, bound in the host's mount namespace: the container needs no directory of
-//! the host.
+//! Sockets of the drivers. They are bound in the host's mount namespace, so the container needs no
+//! directory of the host.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -23,19 +23,19 @@ pub struct Sockets {
 /// Bound socket.
 struct Bound {
     path: PathBuf,
-    /// Device and inode number, by which a socket of a later process is left alone.
+    /// Device and inode number, which tell the socket from that of a later process.
     id: (u64, u64),
 }
 
 /// Listening sockets of one driver.
 pub struct Listeners {
-    /// The driver.
+    /// Driver that is called.
     pub driver: Driver,
-    /// Path of its socket on the host.
+    /// Path of the driver's socket on the host.
     pub endpoint: String,
-    /// Socket of the driver.
+    /// Socket for the identity and node services.
     pub service: UnixListener,
-    /// Socket for its registration.
+    /// Socket for the registration service.
     pub registration: UnixListener,
 }
 
@@ -53,7 +53,7 @@ impl Sockets {
         for driver in Driver::ALL {
             let name = driver.name();
             let endpoint = kubelet.join(format!("plugins/{name}/csi.sock"));
-            // kubelet calls the driver as soon as it sees the registration.
+            // kubelet calls the driver as soon as it sees the registration socket.
             let service = sockets.add(&endpoint)?;
             let registration = kubelet.join(format!("plugins_registry/{name}-reg.sock"));
             all.push(Listeners {
@@ -66,7 +66,7 @@ impl Sockets {
         Ok((sockets, all))
     }
 
-    /// Binds a socket on the host, in a directory that is made if it is missing.
+    /// Binds a socket on the host. Creates its directory if it is missing.
     fn add(&mut self, path: &Path) -> Result<UnixListener> {
         let target = path.to_owned();
         let bind = move || {
@@ -90,7 +90,7 @@ impl Sockets {
     }
 }
 
-/// Binds a socket that only root can reach, and that does not block. Replaces a socket that an earlier
+/// Binds a non-blocking socket that only root can connect to. Replaces a socket that an earlier
 /// process left, but no other file.
 ///
 /// # Errors
@@ -102,7 +102,7 @@ pub fn listen(path: &Path) -> std::io::Result<UnixListener> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    // Threads that share the mask make their files for root alone meanwhile.
+    // Threads that share the mask create files for root alone meanwhile, which does no harm.
     let before = umask(Mode::from_raw_mode(0o077));
     let bound = UnixListener::bind(path);
     umask(before);
@@ -113,7 +113,8 @@ pub fn listen(path: &Path) -> std::io::Result<UnixListener> {
 
 impl Drop for Sockets {
     fn drop(&mut self) {
-        // kubelet forgets a driver when its registration goes, so that goes first.
+        // kubelet deregisters a driver when its registration socket disappears: that one goes
+        // first.
         for Bound { path, id } in self.bound.drain(..).rev() {
             let remove = move || {
                 let file = fs::symlink_metadata(&path)?;

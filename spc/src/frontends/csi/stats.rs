@@ -1,4 +1,5 @@
-//! Size, use and condition of a volume, in a time that no server decides.
+//! Size, use and condition of a volume, within a limit that holds even if the server does not
+//! respond.
 
 use std::time::{Duration, Instant};
 
@@ -11,17 +12,17 @@ use crate::liveness::probe::{self, ProbeTarget, Probed};
 use crate::process::cancel::CancelToken;
 use crate::state::Record;
 
-/// Time for the mount to respond, and to count.
+/// Limit for the probe of a mount, statfs(2) included.
 const LIMIT: Duration = Duration::from_millis(1500);
 
 /// Size and use in one unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Units that a user other than root may still use.
+    /// Number of units that a user other than root may still use.
     pub available: i64,
-    /// All units.
+    /// Number of all units.
     pub total: i64,
-    /// Used units.
+    /// Number of used units.
     pub used: i64,
 }
 
@@ -34,20 +35,20 @@ pub struct Figures {
     pub inodes: Usage,
 }
 
-/// Result of a look at a volume.
+/// Size, use and condition of a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Figures; none if the volume does not respond.
     pub figures: Option<Figures>,
-    /// Words for a volume that pods cannot use.
+    /// Fault that keeps pods from using the volume, in words.
     pub problem: Option<String>,
 }
 
-/// Looks at a recorded mount.
+/// Collects the figures and the condition of a recorded mount.
 ///
 /// # Errors
-/// The mount cannot be probed.
-pub fn look(record: &Record) -> Result<Stats> {
+/// The mount cannot be probed, or statfs(2) fails.
+pub fn collect(record: &Record) -> Result<Stats> {
     let problem = |text: &str| {
         Ok(Stats {
             figures: None,
@@ -62,11 +63,11 @@ pub fn look(record: &Record) -> Result<Stats> {
             problem: None,
         }),
         (Health::Ok, None) => Err(Error::mount(format!("cannot count {}", record.target))),
-        _ => problem(&dead(record)),
+        _ => problem(&dead_text(record)),
     }
 }
 
-/// Returns whether a recorded mount keeps those who look at it waiting.
+/// Returns whether a process that accesses a recorded mount would block.
 pub fn hangs(record: &Record) -> bool {
     probe(record).is_ok_and(|probed| probed.health == Health::Hung)
 }
@@ -83,20 +84,22 @@ fn probe(record: &Record) -> Result<Probed> {
     probe::probe(&target, None, CancelToken::at(Instant::now() + LIMIT))
 }
 
-/// Returns the words for a mount whose daemon or server is gone.
-fn dead(record: &Record) -> String {
+/// Returns the description of a mount whose daemon or server is gone.
+fn dead_text(record: &Record) -> String {
     let lost = record.repair.iter().flat_map(|repair| &repair.secrets);
     let lost = lost
         .filter_map(|secret| secret.split_once('='))
         .find(|(_, from)| !from.starts_with("file:"));
     match lost {
         Some((key, _)) => format!(
-            "the daemon or server of the volume is gone; spc cannot mount it again, because its secret {key} is not kept: delete the pods, and they get it again"
+            "the daemon or server of the volume is gone; spc cannot mount it again, because its \
+             secret {key} is not kept: delete the pods, and they get it again"
         ),
         None => "the daemon or server of the volume is gone".into(),
     }
 }
 
+/// Converts the counts of statfs(2) to bytes and inodes.
 fn figures(counts: &Counts) -> Figures {
     let usage = |[total, free, available]: [u64; 3], unit: u64| {
         let units = |number: u64| i64::try_from(number.saturating_mul(unit)).unwrap_or(i64::MAX);
@@ -128,7 +131,7 @@ mod tests {
             (found.total, found.used, found.available),
             (5120, 3072, 2048)
         );
-        // Servers without a limit, and wrong ones.
+        // A server without a limit, and one that reports nonsense.
         let found = figures(&counted(u64::MAX, u64::MAX, 4096)).bytes;
         assert_eq!((found.total, found.used), (i64::MAX, 0));
         assert_eq!(figures(&counted(1, 2, 1)).bytes.used, 0);

@@ -1,5 +1,5 @@
-//! Checks of requests before any work: required fields in the order of the standard, sizes, and
-//! capabilities.
+//! Checks of requests before any work: required fields in the order of the CSI specification,
+//! sizes, and capabilities.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,16 +14,16 @@ use crate::frontends::csi::proto::csi::{
     VolumeCapability,
 };
 
-/// Largest size of a string in bytes.
+/// Largest size of a string in bytes, as the CSI specification says.
 const MAX_STRING: usize = 128;
 
-/// Largest size of a map or list in bytes.
+/// Largest size of a map or list in bytes, as the CSI specification says.
 const MAX_MAP: usize = 4096;
 
 /// Longest path in bytes (PATH_MAX).
 const MAX_PATH: usize = 4096;
 
-/// Key of kubelet for a volume that a pod's author wrote into the pod.
+/// Key of the volume context with which kubelet marks an inline volume.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 
 type Result<T> = std::result::Result<T, Status>;
@@ -44,6 +44,7 @@ pub fn path(field: &str, path: &str) -> Result<String> {
     text(field, path, MAX_PATH)
 }
 
+/// Checks a required string of at most `longest` bytes.
 fn text(field: &str, given: &str, longest: usize) -> Result<String> {
     if given.is_empty() {
         return Err(Status::invalid_argument(format!("{field} is missing")));
@@ -78,7 +79,7 @@ pub fn publish(driver: Driver, request: NodePublishVolumeRequest) -> Result<(Str
     let target = path("target_path", &request.target_path)?;
     let capability = capability(driver, request.volume_capability)?;
     let context = request.volume_context;
-    // Only kubelet sets this key, since it replaces that of the pod's author.
+    // kubelet replaces a key of this name that the author of the pod wrote.
     if context.get(EPHEMERAL).is_some_and(|value| value == "true") {
         if driver == Driver::Disk {
             return Err(Status::failed_precondition(
@@ -104,13 +105,13 @@ pub fn publish(driver: Driver, request: NodePublishVolumeRequest) -> Result<(Str
     Ok((id, call))
 }
 
-/// Checks a request to make a volume, and returns the wanted size in bytes; 0 for any.
+/// Checks a request to create a volume. Returns the wanted size in bytes; 0 for any.
 ///
 /// # Errors
-/// A field is missing or invalid, or asks for what the controller does not have.
+/// A field is missing or invalid, or asks for a feature that the controller does not have.
 pub fn create(request: &CreateVolumeRequest) -> Result<u64> {
     text("name", &request.name, MAX_STRING)?;
-    capabilities(&request.volume_capabilities)
+    check_capabilities(&request.volume_capabilities)
         .map_err(|status| Status::invalid_argument(status.message()))?;
     check_size("parameters", &request.parameters)?;
     if request.volume_content_source.is_some() {
@@ -120,7 +121,8 @@ pub fn create(request: &CreateVolumeRequest) -> Result<u64> {
     }
     if !request.secrets.is_empty() {
         return Err(Status::invalid_argument(
-            "a secret of the StorageClass is not used (provisioner-secret-name): secrets belong to the backend",
+            "a secret of the StorageClass is not used (provisioner-secret-name): secrets belong to \
+             the backend",
         ));
     }
     if !request.mutable_parameters.is_empty() {
@@ -134,7 +136,7 @@ pub fn create(request: &CreateVolumeRequest) -> Result<u64> {
 /// Returns the wanted size of a volume in bytes; 0 for any.
 ///
 /// # Errors
-/// A number is negative, or no size fits.
+/// A number is negative, or the required size is larger than the limit.
 pub fn size(range: Option<CapacityRange>) -> Result<u64> {
     let range = range.unwrap_or_default();
     let number = |bytes: i64| {
@@ -151,11 +153,11 @@ pub fn size(range: Option<CapacityRange>) -> Result<u64> {
     }
 }
 
-/// Checks that directories on shares can be used in these ways.
+/// Checks that a directory on a share has all capabilities.
 ///
 /// # Errors
-/// A capability is missing or invalid (INVALID_ARGUMENT), or not there (FAILED_PRECONDITION).
-pub fn capabilities(all: &[VolumeCapability]) -> Result<()> {
+/// A capability is missing or invalid (INVALID_ARGUMENT), or not supported (FAILED_PRECONDITION).
+pub fn check_capabilities(all: &[VolumeCapability]) -> Result<()> {
     if all.is_empty() {
         return Err(Status::invalid_argument("volume_capabilities is missing"));
     }
@@ -163,18 +165,19 @@ pub fn capabilities(all: &[VolumeCapability]) -> Result<()> {
     all.iter().try_for_each(check)
 }
 
-/// Checks that capabilities ask for no other type than that of the backend.
+/// Checks that no capability names another type than that of the backend.
 ///
 /// # Errors
-/// A capability has another type.
-pub fn types(all: &[VolumeCapability], of_backend: &str) -> Result<()> {
+/// A capability names another type.
+pub fn check_types(all: &[VolumeCapability], backend_type: &str) -> Result<()> {
     for one in all {
         if let Some(AccessType::Mount(mount)) = &one.access_type
             && !mount.fs_type.is_empty()
-            && mount.fs_type != of_backend
+            && mount.fs_type != backend_type
         {
             return Err(Status::invalid_argument(format!(
-                "the backend has the type {of_backend}, and the StorageClass another one (csi.storage.k8s.io/fstype)"
+                "the backend has the type {backend_type}, and the StorageClass another one \
+                 (csi.storage.k8s.io/fstype)"
             )));
         }
     }
@@ -197,7 +200,7 @@ impl Capability {
     }
 }
 
-/// Checks a capability.
+/// Checks a capability of a volume of this driver.
 fn capability(driver: Driver, given: Option<VolumeCapability>) -> Result<Capability> {
     let missing = |what: &str| Status::invalid_argument(format!("{what} is missing"));
     let given = given.ok_or_else(|| missing("volume_capability"))?;
@@ -210,8 +213,7 @@ fn capability(driver: Driver, given: Option<VolumeCapability>) -> Result<Capabil
         }
         None => return Err(missing("access_type of volume_capability")),
     };
-    let mode = given.access_mode.map(|mode| mode.mode());
-    let mode = match mode {
+    let mode = match given.access_mode.map(|mode| mode.mode()) {
         None | Some(Mode::Unknown) => return Err(missing("access_mode of volume_capability")),
         Some(Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)
             if driver == Driver::Disk =>
@@ -242,6 +244,7 @@ fn capability(driver: Driver, given: Option<VolumeCapability>) -> Result<Capabil
     Ok(Capability { mount, mode })
 }
 
+/// Checks the size of a map.
 fn check_size(name: &str, map: &HashMap<String, String>) -> Result<()> {
     let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
     if size > MAX_MAP {
@@ -252,7 +255,7 @@ fn check_size(name: &str, map: &HashMap<String, String>) -> Result<()> {
     Ok(())
 }
 
-/// Returns the description of a volume, without the keys that the system adds.
+/// Returns the description of a volume, without the keys that Kubernetes adds.
 fn description(
     capability: Capability,
     context: HashMap<String, String>,
@@ -261,18 +264,16 @@ fn description(
 ) -> Result<Description> {
     check_size("volume_context", &context)?;
     check_size("secrets", &secrets)?;
-    for (key, value) in &secrets {
-        let line = value.strip_suffix('\n').unwrap_or(value);
+    let one_line = |(key, value): (String, String)| {
+        let line = value.strip_suffix('\n').unwrap_or(&value);
         if line.contains(['\n', '\0']) {
             let key = key.escape_default();
             return Err(Status::invalid_argument(format!(
                 "bad secret {key}: it holds a line break or a NUL byte"
             )));
         }
-    }
-    let one_line = |(key, value): (String, String)| {
-        let line = value.strip_suffix('\n').unwrap_or(&value).to_owned();
-        (key, line)
+        let line = line.to_owned();
+        Ok((key, line))
     };
     let read_only = read_only || capability.is_read_only();
     let Capability { mount, mode } = capability;
@@ -281,21 +282,21 @@ fn description(
         fs_type: optional(mount.fs_type),
         attributes: context
             .into_iter()
-            .filter(|(key, _)| !is_of_the_system(key))
+            .filter(|(key, _)| !is_reserved(key))
             .collect(),
         mount_options: mount.mount_flags,
         secrets: secrets
             .into_iter()
             .map(one_line)
-            .collect::<BTreeMap<_, _>>(),
+            .collect::<Result<BTreeMap<_, _>>>()?,
         access: mode.as_str_name().to_owned(),
         read_only,
         group: optional(mount.volume_mount_group),
     })
 }
 
-/// Returns whether a key of the volume context comes from Kubernetes, not from the volume's author.
-fn is_of_the_system(key: &str) -> bool {
+/// Returns whether a key of the volume context has a domain that is reserved for Kubernetes.
+fn is_reserved(key: &str) -> bool {
     key.split_once('/').is_some_and(|(domain, _)| {
         ["k8s.io", "kubernetes.io"].iter().any(|system| {
             domain
@@ -320,7 +321,7 @@ mod tests {
             ("source", false),
             ("k8s.io", false),
         ] {
-            assert_eq!(is_of_the_system(key), system, "{key}");
+            assert_eq!(is_reserved(key), system, "{key}");
         }
     }
 }

@@ -381,7 +381,7 @@ fn parallel_requests_make_one_volume_and_two_claims_never_share_one() {
             if number.is_multiple_of(2) == first {
                 ensure!(reply? == "data/a-b-c");
             } else {
-                refused(reply.map(drop), Code::AlreadyExists, "it is that of pvc-")?;
+                refused(reply.map(drop), Code::AlreadyExists, "it belongs to pvc-")?;
             }
         }
         ensure!(test.on_server("ls")? == "a-b-c");
