@@ -17,8 +17,8 @@ use rustix::fs::{CWD, Mode, OFlags, open};
 use crate::client::{image, namespace};
 use crate::error::{Cause, Error, Result};
 use crate::host::file_lock::{self, LockMode};
+use crate::host::mount_id::mount_id;
 use crate::host::runs_in::{NAME_FILE, RunsIn, current};
-use crate::host::target::mount_id;
 use crate::host::{Host, Settings, caller, confinement};
 use crate::state::{Record, Session};
 

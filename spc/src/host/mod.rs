@@ -10,6 +10,7 @@ pub mod disk;
 pub mod file_lock;
 pub mod hostname;
 pub mod modules;
+pub mod mount_id;
 pub mod mountinfo;
 pub mod namespace;
 pub mod propagated;

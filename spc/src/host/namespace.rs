@@ -17,8 +17,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, Result, errno_text};
+use crate::host::mount_id::mount_id;
 use crate::host::runs_in::{RunsIn, current};
-use crate::host::target::mount_id;
 use crate::host::{Settings, confinement, namespace};
 
 /// Timeout for one job on the host.

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::error::{Error, Result, show};
+use crate::host::mount_id::mount_id;
 use crate::host::mountinfo::{self, Entry};
-use crate::host::target::mount_id;
 
 /// Unmounts the copies of a host mount in the mount table of the calling thread, which is the
 /// container's. `parent` is the host mount on which `mount` is. The copies are newer than the mount

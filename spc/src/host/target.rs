@@ -2,52 +2,28 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags, linkat, mkdirat, open,
-    openat, readlinkat, statx, unlinkat,
+    AtFlags, FileType, Mode, OFlags, Statx, StatxFlags, linkat, mkdirat, open, openat, readlinkat,
+    statx, unlinkat,
 };
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, errno_text, show};
+use crate::host::mount_id::{MountId, mount_id};
 use crate::host::mountinfo;
 
 /// System directories, which a mount on top would hide.
 const SYSTEM: [&str; 7] = ["/proc", "/sys", "/dev", "/etc", "/usr", "/run", "/var"];
 
-/// Limit of symbolic links in one walk, the same as the kernel's (path_resolution(7)).
-const LINKS: usize = 40;
+/// Largest number of symbolic links in one walk, the same as the kernel's (path_resolution(7)).
+const MAX_LINKS: usize = 40;
 
-/// `STATX_MNT_ID_UNIQUE`, Linux 6.8; older kernels do not set it in the reply.
-const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-
-/// Mount that a path is on, and whether the path is its root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MountId {
-    /// Mount id, as in proc_pid_mountinfo(5). The kernel reuses it after the mount is gone.
-    pub id: u64,
-    /// Unique id, which is never reused; 0 before Linux 6.8.
-    pub unique: u64,
-    /// Whether the path is the root of this mount.
-    pub is_root: bool,
-}
-
-impl MountId {
-    /// Returns whether this is the mount with these ids. The unique ids decide if both are known.
-    pub fn matches(&self, id: u64, unique: u64) -> bool {
-        if self.unique != 0 && unique != 0 {
-            self.unique == unique
-        } else {
-            self.id == id
-        }
-    }
-}
-
-/// Directory that is held open in the host's namespace. A mount goes onto this directory, whatever
-/// its path points to by then.
+/// Directory that is held open in the host's namespace. A mount is made on this directory, whatever
+/// its path leads to by then.
 #[derive(Debug)]
 pub struct Pinned {
     /// `O_PATH` descriptor of the directory.
@@ -71,7 +47,7 @@ pub struct Pinned {
 /// Rules of a walk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
-    /// Mode with which missing directories are created (`x-mount.mkdir`); none to create none.
+    /// Mode of missing directories that the walk creates (`x-mount.mkdir`); none to create none.
     pub mkdir: Option<u32>,
     /// Whether the target may be a system directory such as `/etc`.
     pub system: bool,
@@ -88,7 +64,7 @@ pub enum Walk {
     Missing(PathBuf, PathBuf),
 }
 
-/// Directories that the walk created, outermost first. A drop removes them, unless they are kept.
+/// Directories that the walk created, outermost first. They are removed when dropped, unless kept.
 #[derive(Debug, Default)]
 pub struct CreatedDirs(Vec<(OwnedFd, OsString)>);
 
@@ -137,9 +113,9 @@ struct Level {
 /// root, and only if root alone controls them.
 ///
 /// # Errors
-/// Fails if a component cannot be opened or created, is not a directory, or is a symbolic link that
-/// a user other than root made or could replace. Fails for `/`, and for a system directory unless
-/// the rules allow it. Directories that the walk created are removed again.
+/// A component cannot be opened or created, is not a directory, or is a symbolic link that a user
+/// other than root made or could replace. The target is `/`, or a system directory that the rules
+/// do not allow. Directories that the walk created are removed again.
 pub fn walk(target: &Path, rules: Rules) -> Result<Walk> {
     let mut walker = Walker::new(target, rules)?;
     while let Some(name) = walker.pending.pop_front() {
@@ -202,13 +178,13 @@ impl<'a> Walker<'a> {
         path
     }
 
-    /// Goes up to the directory above, if the current one is not the root.
+    /// Makes the parent of the current directory the current one. The root has itself as parent.
     fn go_up(&mut self) {
         self.below.pop();
     }
 
-    /// Opens an entry of the current directory without following a symbolic link. A missing
-    /// directory is created if the rules say so; otherwise returns none.
+    /// Opens an entry of the current directory without following a symbolic link. Creates a missing
+    /// directory if the rules say so; otherwise returns none.
     fn open_component(&mut self, name: &OsStr) -> Result<Option<OwnedFd>> {
         let mut opened = open_entry(&self.current().dir, name);
         if matches!(opened, Err(Errno::NOENT)) {
@@ -221,7 +197,10 @@ impl<'a> Walker<'a> {
         opened.map(Some).map_err(|errno| {
             let error = self.fail_at(&self.path().join(name), errno);
             match errno {
-                Errno::ACCESS => error.hint("only another user may enter a directory of this path: start the container with --cap-add=DAC_READ_SEARCH"),
+                Errno::ACCESS => error.hint(
+                    "only another user may enter a directory of this path: start the container \
+                     with --cap-add=DAC_READ_SEARCH",
+                ),
                 _ => error,
             }
         })
@@ -272,7 +251,7 @@ impl<'a> Walker<'a> {
 
     /// Checks that a symbolic link in the current directory may be followed.
     fn check_link(&self, path: &Path, stat: &Statx) -> Result<()> {
-        if self.links > LINKS {
+        if self.links > MAX_LINKS {
             return Err(self.fail(&errno_text(Errno::LOOP)));
         }
         // The pending components end with the last ones of the target, also after a link.
@@ -346,10 +325,12 @@ impl<'a> Walker<'a> {
         ))
     }
 
+    /// Returns the error for this target.
     fn fail(&self, cause: &str) -> Error {
         bad_target(self.target, cause)
     }
 
+    /// Returns the error for a system call on a path of the walk.
     fn fail_at(&self, path: &Path, errno: Errno) -> Error {
         self.fail(&format!("{}: {}", show(path), errno_text(errno)))
     }
@@ -370,7 +351,7 @@ fn open_entry(dir: &OwnedFd, name: &OsStr) -> std::result::Result<OwnedFd, Errno
 /// Walks to a directory that must exist; otherwise like [`walk`].
 ///
 /// # Errors
-/// Fails like [`walk`], or if the target does not exist.
+/// The target does not exist, or [`walk`] fails.
 pub fn pin(target: &Path, rules: Rules) -> Result<(Pinned, CreatedDirs)> {
     match walk(target, rules)? {
         Walk::Pinned(pinned, made) => Ok((pinned, made)),
@@ -385,55 +366,6 @@ pub fn missing(target: &Path) -> Error {
         show(target)
     ))
     .hint("create it, or mount with -o x-mount.mkdir")
-}
-
-/// Returns the mount at a name in a directory; with an empty name, the mount of the directory
-/// itself. The call sends no request to the file system, which may be dead.
-///
-/// # Errors
-/// Returns the errno of statx(2), or of openat(2).
-pub fn mount_id(dir: impl AsFd, name: &OsStr) -> std::result::Result<MountId, Errno> {
-    match ask_mount_id(&dir, name) {
-        // A FUSE server has changed the type of the mount's root: the kernel then refuses all calls
-        // on that inode.
-        Err(Errno::IO) if !name.is_empty() => read_mount_id(&dir, name),
-        found => found,
-    }
-}
-
-/// Returns the mount at a name in a directory, from the file descriptor's entry in procfs, which
-/// asks nothing of the inode.
-fn read_mount_id(dir: impl AsFd, name: &OsStr) -> std::result::Result<MountId, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat(&dir, name, flags, Mode::empty())?;
-    let info = format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd());
-    let info = std::fs::read_to_string(info).map_err(|_| Errno::IO)?;
-    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
-    let id = id.and_then(|id| id.trim().parse().ok()).ok_or(Errno::IO)?;
-    Ok(MountId {
-        id,
-        unique: 0,
-        is_root: ask_mount_id(&dir, OsStr::new(""))?.id != id,
-    })
-}
-
-/// Does the same as [`mount_id`], by statx(2) alone.
-fn ask_mount_id(dir: impl AsFd, name: &OsStr) -> std::result::Result<MountId, Errno> {
-    let flags = AtFlags::EMPTY_PATH
-        | AtFlags::SYMLINK_NOFOLLOW
-        | AtFlags::NO_AUTOMOUNT
-        | AtFlags::STATX_DONT_SYNC;
-    let plain = statx(&dir, name, flags, StatxFlags::MNT_ID)?;
-    let unique = statx(&dir, name, flags, MNT_ID_UNIQUE)?;
-    Ok(MountId {
-        id: plain.stx_mnt_id,
-        unique: if unique.stx_mask & MNT_ID_UNIQUE.bits() != 0 {
-            unique.stx_mnt_id
-        } else {
-            0
-        },
-        is_root: plain.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
-    })
 }
 
 impl Pinned {
@@ -467,7 +399,7 @@ impl Pinned {
     /// Returns the mount table entry of the topmost mount.
     ///
     /// # Errors
-    /// Fails if the mount or the table cannot be read.
+    /// The mount id or the mount table cannot be read.
     pub fn entry(&self) -> Result<Option<mountinfo::Entry>> {
         let top = self.top().map_err(|e| {
             Error::system(format!("cannot read the mount id of {}", show(&self.path))).because(e)
@@ -527,16 +459,5 @@ mod tests {
     fn paths_are_shown_on_one_line() {
         assert_eq!(show(Path::new("/a b,c\nd\\é")), "/a b,c\\012d\\134é");
         assert_eq!(show(Path::new(OsStr::from_bytes(b"/\xff"))), "/\\377");
-    }
-
-    #[test]
-    fn unique_id_decides_if_both_are_known() {
-        let mount = MountId {
-            id: 7,
-            unique: 100,
-            is_root: true,
-        };
-        assert!(mount.matches(9, 100) && !mount.matches(7, 101));
-        assert!(mount.matches(7, 0) && !mount.matches(8, 0));
     }
 }

@@ -9,8 +9,8 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
+use crate::host::mount_id::mount_id;
 use crate::host::mountinfo;
-use crate::host::target::mount_id;
 
 /// Unmounts the mount with these ids, also if it is not at `target` any more. Returns whether it
 /// existed. Run it on the host's thread.

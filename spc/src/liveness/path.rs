@@ -14,8 +14,8 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Reason, Result, show};
 use crate::host::Host;
+use crate::host::mount_id::mount_id;
 use crate::host::mountinfo::{self, Entry};
-use crate::host::target::mount_id;
 use crate::liveness::message::Message;
 use crate::liveness::waiter_lock::{WaiterLock, key};
 use crate::process::cancel::CancelToken;

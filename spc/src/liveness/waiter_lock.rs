@@ -13,8 +13,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{self, Error};
 use crate::host::Host;
+use crate::host::mount_id::MountId;
 use crate::host::ranges::Ranges;
-use crate::host::target::MountId;
 
 /// Lock file on the host.
 const FILE: &str = "/run/spc/looks";

@@ -15,7 +15,8 @@ use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::mount::{mount_change, move_mount, open_tree};
 
 use crate::error::{Error, Result, errno_text, show};
-use crate::host::target::{MountId, Pinned, mount_id};
+use crate::host::mount_id::{MountId, mount_id};
+use crate::host::target::Pinned;
 use crate::host::{Host, accounts, caller};
 use crate::options::Options;
 use crate::sys;

@@ -13,7 +13,7 @@ use rustix::mount::{
 };
 
 use crate::error::{Error, Result, errno_text};
-use crate::host::target::mount_id;
+use crate::host::mount_id::mount_id;
 use crate::kinds::model::{MountMethod, Source};
 use crate::kinds::resolve::ResolvedKind;
 use crate::mount::detached::{Detached, PRIVATE_TARGET, in_private_namespace};

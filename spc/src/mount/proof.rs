@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use crate::error::{Cause, Error, Result, show};
+use crate::host::mount_id::MountId;
 use crate::host::mountinfo::{self, Entry};
-use crate::host::target::{MountId, Pinned};
+use crate::host::target::Pinned;
 use crate::kinds;
 
 /// New mount, as found in the host's mount table on the requested target and with an expected type.

@@ -9,8 +9,8 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use crate::client::enter;
 use crate::error::{Error, Reason, Result};
+use crate::host::mount_id::mount_id;
 use crate::host::runs_in::RunsIn;
-use crate::host::target::mount_id;
 use crate::mount::Request;
 use crate::mount::pipeline::{MountOutcome, mount};
 use crate::process::interrupts::Interrupts;

@@ -7,9 +7,9 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::error::{Error, Result};
+use crate::host::mount_id::mount_id;
 use crate::host::mountinfo;
 use crate::host::redirect::Redirect;
-use crate::host::target::mount_id;
 use crate::state::Record;
 
 /// Returns the error for a failed search for the processes of a mount.

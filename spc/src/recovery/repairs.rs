@@ -8,10 +8,10 @@ use rustix::fs::CWD;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
 use crate::error::{Error, Result, errno_text};
+use crate::host::mount_id::{MountId, mount_id};
 use crate::host::mountinfo::{self, Entry};
 use crate::host::propagated::drop_copies;
 use crate::host::redirect::Redirect;
-use crate::host::target::{MountId, mount_id};
 use crate::host::unmount as host_unmount;
 use crate::process::{marks, terminate};
 use crate::recovery::leftovers::{

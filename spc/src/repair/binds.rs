@@ -16,9 +16,9 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::error::{Cause, Error, Result, show};
+use crate::host::mount_id::mount_id;
 use crate::host::mountinfo::{self, Entry};
 use crate::host::namespace;
-use crate::host::target::mount_id;
 use crate::options::Options;
 use crate::process::procfs::look_at_each;
 use crate::repair::replace::{BENEATH, DeadMount, detach_at};

@@ -13,9 +13,10 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, ope
 use rustix::process::{chdir, fchdir};
 
 use crate::error::{Error, Result, show};
+use crate::host::mount_id::MountId;
 use crate::host::mountinfo::{self, Entry};
 use crate::host::redirect::Redirect;
-use crate::host::target::{MountId, Pinned};
+use crate::host::target::Pinned;
 use crate::mount::detached::Detached;
 use crate::recovery::repairs::leave_peer;
 use crate::state::Session;

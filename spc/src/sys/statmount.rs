@@ -230,7 +230,7 @@ pub fn list_after(unique: u64) -> io::Result<Vec<u64>> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::host::target::mount_id;
+    use crate::host::mount_id::mount_id;
 
     /// Returns the value, or none if the kernel of this machine lacks the system call. In CI the
     /// kernel must have it.

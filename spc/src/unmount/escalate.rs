@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::error::{Error, Reason, Result, show};
+use crate::host::mount_id::MountId;
 use crate::host::mountinfo::{self, Entry};
-use crate::host::target::MountId;
 use crate::host::unmount as host_unmount;
 use crate::liveness::health::Health;
 use crate::liveness::message::Message;
