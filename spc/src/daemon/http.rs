@@ -21,11 +21,11 @@ use crate::host::{Host, Settings};
 /// Limit for receiving a request, and for sending the response.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Number of connections that are served at the same time. Any user of the host can connect to a
-/// loopback address, so that a new connection ends the oldest one when there are too many.
+/// Largest number of open connections. Any user of the host can connect to a loopback address, so a
+/// connection beyond the limit closes the oldest one.
 const MAX_CLIENTS: usize = 32;
 
-/// Number of connections from one address that are served at the same time.
+/// Largest number of open connections from one address.
 const MAX_PER_PEER: usize = 16;
 
 /// Longest request in bytes.
@@ -34,7 +34,7 @@ const MAX_REQUEST: usize = 8 * 1024;
 /// Address on which metrics are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// Path of a Unix socket on the host, mode 0600.
+    /// Path of a Unix socket on the host. Its mode is 0600.
     Unix(PathBuf),
     /// Loopback address and port.
     Loopback(SocketAddr),
@@ -61,8 +61,8 @@ impl FromStr for Address {
     }
 }
 
-/// Starts the server, which runs as long as the process. An address that is not available is tried
-/// again every 10 s.
+/// Starts the server, which runs until the process ends. Retries an address that is not available
+/// every 10 s.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -95,6 +95,7 @@ pub fn serve(address: Address, metrics: Arc<Metrics>) -> Result<()> {
         .map_err(|e| Error::system("cannot start a thread").because(e))
 }
 
+/// Returns the error for an address that cannot be bound.
 fn cannot_listen(address: &str, error: std::io::Error) -> Error {
     Error::system(format!("cannot listen on {address}")).because(error)
 }
@@ -119,11 +120,11 @@ fn bind(path: &Path) -> Result<UnixListener> {
         .map_err(|e| cannot_listen(&format!("{} on the host", path.display()), e))
 }
 
-/// Connection of either kind.
+/// Connection over TCP or a Unix socket.
 trait Client: Read + Write + Send + Sized + 'static {
     /// Sets the timeouts for the next read and write.
     fn set_timeouts(&self, timeout: Duration) -> std::io::Result<()>;
-    /// Ends the response, or the connection.
+    /// Shuts down one or both directions.
     fn shut_down(&self, how: Shutdown) -> std::io::Result<()>;
     /// Duplicates the descriptor.
     fn duplicate(&self) -> std::io::Result<Self>;
@@ -159,31 +160,42 @@ impl Client for UnixStream {
     }
 }
 
-/// Open connections, the oldest first: a number, the address of the peer, and the connection.
-struct Clients<C>(Mutex<VecDeque<(u64, Option<IpAddr>, C)>>);
+/// Open connection.
+struct Open<C> {
+    /// Number of the connection, counted from the start of the server.
+    number: u64,
+    /// Address of the peer; none on a Unix socket.
+    peer: Option<IpAddr>,
+    client: C,
+}
+
+/// Open connections, the oldest first.
+struct Clients<C>(Mutex<VecDeque<Open<C>>>);
 
 impl<C: Client> Clients<C> {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, Option<IpAddr>, C)>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Open<C>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a connection. Ends the oldest one of the same peer, or of all, if there are too many.
-    fn add(&self, number: u64, peer: Option<IpAddr>, client: C) {
+    /// Adds a connection. Closes the oldest one of the same peer, or of all, if there are too many.
+    fn add(&self, new: Open<C>) {
         let mut open = self.lock();
-        let of_peer = open.iter().filter(|(_, other, _)| *other == peer).count();
-        let oldest = match of_peer {
-            MAX_PER_PEER.. => open.iter().position(|(_, other, _)| *other == peer),
-            _ => (open.len() >= MAX_CLIENTS).then_some(0),
+        let is_same_peer = |other: &Open<C>| other.peer == new.peer;
+        let same_peer = open.iter().filter(|other| is_same_peer(other)).count();
+        let oldest = if same_peer >= MAX_PER_PEER {
+            open.iter().position(is_same_peer)
+        } else {
+            (open.len() >= MAX_CLIENTS).then_some(0)
         };
-        if let Some((.., client)) = oldest.and_then(|at| open.remove(at)) {
-            // The peer may have ended it already.
-            let _ = client.shut_down(Shutdown::Both);
+        if let Some(closed) = oldest.and_then(|at| open.remove(at)) {
+            // The peer may have closed the connection already.
+            let _ = closed.client.shut_down(Shutdown::Both);
         }
-        open.push_back((number, peer, client));
+        open.push_back(new);
     }
 
     fn remove(&self, number: u64) {
-        self.lock().retain(|(other, ..)| *other != number);
+        self.lock().retain(|other| other.number != number);
     }
 }
 
@@ -202,7 +214,11 @@ fn accept_clients<C: Client>(
         let Ok(duplicate) = client.duplicate() else {
             continue;
         };
-        clients.add(number, peer, duplicate);
+        clients.add(Open {
+            number,
+            peer,
+            client: duplicate,
+        });
         let (metrics, open) = (Arc::clone(metrics), Arc::clone(&clients));
         let handle = move || {
             // The client may have disconnected.
@@ -221,7 +237,7 @@ fn serve_client(client: &mut impl Client, metrics: &Metrics) -> std::io::Result<
     let mut buffer = [0; 1024];
     let deadline = Instant::now() + CLIENT_TIMEOUT;
     let response = loop {
-        wait_until(client, deadline)?;
+        set_deadline(client, deadline)?;
         let read = client.read(&mut buffer)?;
         request.extend(&buffer[..read]);
         if let Some(response) = response_to(&request, metrics) {
@@ -234,7 +250,7 @@ fn serve_client(client: &mut impl Client, metrics: &Metrics) -> std::io::Result<
     let deadline = Instant::now() + CLIENT_TIMEOUT;
     let mut rest = &response[..];
     while !rest.is_empty() {
-        wait_until(client, deadline)?;
+        set_deadline(client, deadline)?;
         match client.write(rest)? {
             0 => return Err(ErrorKind::WriteZero.into()),
             written => rest = &rest[written..],
@@ -243,8 +259,11 @@ fn serve_client(client: &mut impl Client, metrics: &Metrics) -> std::io::Result<
     client.shut_down(Shutdown::Write)
 }
 
-/// Limits the next read and write of a client to the time that is left.
-fn wait_until(client: &impl Client, deadline: Instant) -> std::io::Result<()> {
+/// Limits the next read and write of a client to the time until a deadline.
+///
+/// # Errors
+/// The deadline has passed, or the timeouts cannot be set.
+fn set_deadline(client: &impl Client, deadline: Instant) -> std::io::Result<()> {
     match deadline.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(ErrorKind::TimedOut.into()),
         left => client.set_timeouts(left),
@@ -266,19 +285,22 @@ pub fn response_to(bytes: &[u8], metrics: &Metrics) -> Option<Vec<u8>> {
     Some(response.bytes())
 }
 
+/// Returns the response to bytes that are not an HTTP request.
 fn bad_request() -> Response {
     Response::plain("400 Bad Request", "not an HTTP request\n")
 }
 
+/// HTTP response.
 struct Response {
     status: &'static str,
     content_type: &'static str,
     body: Vec<u8>,
-    /// Whether to send only the head, in response to HEAD.
+    /// Whether to leave out the body, as in a response to HEAD.
     head_only: bool,
 }
 
 impl Response {
+    /// Creates a response with a plain text.
     fn plain(status: &'static str, body: &str) -> Self {
         Self {
             status,
@@ -288,9 +310,11 @@ impl Response {
         }
     }
 
+    /// Returns the response as it is sent.
     fn bytes(&self) -> Vec<u8> {
         let head = format!(
-            "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
+            "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n\
+             Cache-Control: no-store\r\nConnection: close\r\n\r\n",
             self.status,
             self.content_type,
             self.body.len()
@@ -303,6 +327,7 @@ impl Response {
     }
 }
 
+/// Returns the response to a request.
 fn respond(method: &str, path: &str, metrics: &Metrics) -> Response {
     let head_only = match method {
         "GET" => false,
