@@ -38,8 +38,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// [`CREATED`].
 const NOT_COPIED: [&str; 7] = ["dev", "lost+found", "proc", "run", "spc", "sys", "tmp"];
 
-/// Directories that are not copied, a third of all files: no client program reads documents or the
-/// state of the package manager.
+/// Directories that are not copied, because no client program reads documents or the state of the
+/// package manager. They contain a third of all files.
 const UNUSED: [&str; 3] = ["/usr/share/doc", "/var/lib/apt", "/var/lib/dpkg"];
 
 /// Directories that are created empty in a client root, with their modes.
@@ -54,8 +54,8 @@ const CREATED: [(&str, u32); 8] = [
     ("tmp", 0o755),
 ];
 
-/// Mode bits that are copied. On the host, users other than root could run set-user-ID programs of
-/// the image, and write to its temporary directories.
+/// Mode bits that are copied. Without the others, users of the host other than root cannot run
+/// set-user-ID programs of the image or write to its directories.
 const COPIED_MODE: u32 = 0o755;
 
 /// Lock of all client roots, released when dropped.
@@ -80,8 +80,8 @@ pub fn path(id: &str) -> PathBuf {
 
 /// Returns the id of the client root that mounts of this process use.
 ///
-/// In a client root it is that one, in a container that of its image, and on the host the installed
-/// one.
+/// A process in a client root uses that one, in a container the one of its image, on the host the
+/// installed one.
 ///
 /// # Errors
 /// Nothing is installed on the host, or `/usr` of the image cannot be read.
@@ -119,8 +119,8 @@ pub fn linked_id(link: &Path) -> Option<String> {
 /// held for 120 s.
 pub fn extract_if_missing(host: &Host, id: &str) -> Result<RootLock> {
     let held = lock(host, LockMode::Shared)?;
-    let named = path(id).join(NAME_FILE.trim_start_matches('/'));
-    let exists = move || named.exists();
+    let name_file = path(id).join(NAME_FILE.trim_start_matches('/'));
+    let exists = move || name_file.exists();
     if host.run("looking for the client root file system", exists.clone())? {
         return Ok(held);
     }
@@ -147,7 +147,11 @@ pub fn extract_if_missing(host: &Host, id: &str) -> Result<RootLock> {
 fn lock(host: &Host, mode: LockMode) -> Result<RootLock> {
     let fail = |e: std::io::Error| {
         Error::system(format!("cannot lock {ROOTS}/lock on the host"))
-            .hint(file_lock::hint(&e, "the client programs are kept there; to run them in the container instead, which ends the mount with the container, add -o x-spc.container"))
+            .hint(file_lock::hint(
+                &e,
+                "the client programs are kept there; to run them in the container instead, which \
+                 ends the mount with the container, add -o x-spc.container",
+            ))
             .because(e)
     };
     let open = || file_lock::open(Path::new(ROOTS), 0o755);
@@ -164,9 +168,15 @@ fn copy_own_root(host: &Host, id: &str) -> Result<()> {
     let final_path = path(id);
     let new = Path::new(ROOTS).join(format!(".{id}.new"));
     let fail = |cause: Cause| {
-        Error::system(format!("cannot copy the client programs to the host: {}", final_path.display()))
-            .because(cause)
-            .hint("the copy takes 170 MB; to run the programs in the container instead, which ends the mount with the container, add -o x-spc.container")
+        let path = final_path.display();
+        Error::system(format!(
+            "cannot copy the client programs to the host: {path}"
+        ))
+        .because(cause)
+        .hint(
+            "the copy takes 170 MB; to run the programs in the container instead, which ends \
+                 the mount with the container, add -o x-spc.container",
+        )
     };
     let directory = {
         let new = new.clone();
@@ -182,7 +192,10 @@ fn copy_own_root(host: &Host, id: &str) -> Result<()> {
         host.run("copying the client programs", make)?
             .map_err(|e| fail(e.into()))?
     };
-    tracing::info!(root = %final_path.display(), "copying the client programs to the host, once for each version of the image");
+    tracing::info!(
+        root = %final_path.display(),
+        "copying the client programs to the host, once for each version of the image"
+    );
     let copied = fill(&directory, host.settings(), id);
     let result = copied.map_err(|e| fail(e.into())).and_then(|()| {
         let (new, final_path) = (new.clone(), final_path.clone());
@@ -194,7 +207,7 @@ fn copy_own_root(host: &Host, id: &str) -> Result<()> {
             .map_err(|e| fail(e.into()))
     });
     if result.is_err() {
-        // An error is ignored: the next attempt removes the remains first.
+        // The next attempt removes what is left after an error.
         let _ = host.run_within("removing an incomplete copy", LIMIT, move || {
             remove_tree(&new)
         });
@@ -216,10 +229,10 @@ fn fill(directory: &OwnedFd, settings: &Settings, id: &str) -> std::io::Result<(
     for entry in fs::read_dir("/")? {
         let entry = entry?;
         let path = entry.path();
-        let wanted =
+        let is_copied =
             !NOT_COPIED.iter().any(|other| entry.file_name() == *other) && !hosts.contains(&path);
         // Volumes of the container are other mounts, and are not copied.
-        if wanted && mount_id(CWD, path.as_os_str()).is_ok_and(|mount| mount.id == root) {
+        if is_copied && mount_id(CWD, path.as_os_str()).is_ok_and(|mount| mount.id == root) {
             copy_tree(&path, &to.join(entry.file_name()), root)?;
         }
     }
@@ -228,7 +241,7 @@ fn fill(directory: &OwnedFd, settings: &Settings, id: &str) -> std::io::Result<(
         fs::create_dir(&directory)?;
         fs::set_permissions(&directory, Permissions::from_mode(mode))?;
     }
-    File::create(to.join("spc/client"))?.write_all(id.as_bytes())
+    File::create(to.join(NAME_FILE.trim_start_matches('/')))?.write_all(id.as_bytes())
 }
 
 /// Copies a file, a link, or a directory with all files below it that are in the mount with id
@@ -237,20 +250,17 @@ fn fill(directory: &OwnedFd, settings: &Settings, id: &str) -> std::io::Result<(
 /// Owners are not copied: that needs a capability that mounting does not need. A directory without
 /// read permission stays empty.
 fn copy_tree(from: &Path, to: &Path, mount: u64) -> std::io::Result<()> {
-    let data = fs::symlink_metadata(from)?;
-    let kind = data.file_type();
+    let metadata = fs::symlink_metadata(from)?;
+    let kind = metadata.file_type();
     if kind.is_symlink() {
         return symlink(fs::read_link(from)?, to);
     }
-    let mode = Permissions::from_mode(data.permissions().mode() & COPIED_MODE);
+    let mode = Permissions::from_mode(metadata.permissions().mode() & COPIED_MODE);
     if kind.is_file() {
         fs::copy(from, to)?;
         return fs::set_permissions(to, mode);
     }
-    if !kind.is_dir() {
-        return Ok(());
-    }
-    if UNUSED.iter().any(|unused| from == *unused) {
+    if !kind.is_dir() || UNUSED.iter().any(|unused| from == *unused) {
         return Ok(());
     }
     fs::create_dir(to)?;
@@ -305,7 +315,7 @@ pub fn all(host: &Host) -> Result<Vec<String>> {
 
 /// Removes unused client roots. Returns whether one was removed.
 ///
-/// A client root is in use while it is installed, is in `keep`, a record names it, or its namespace
+/// A client root is in use if it is installed, is in `keep`, a record names it, or its namespace
 /// has a process other than the holder. Nothing is removed while another process holds the lock.
 ///
 /// # Errors
@@ -332,26 +342,32 @@ pub fn collect_garbage(session: &Session, keep: &[String]) -> Result<bool> {
         if !incomplete && !namespace::end_if_unused(host, &id)? {
             continue;
         }
-        let directory = path(&id);
-        let removed_path = Path::new(ROOTS).join(format!(".{}.old", id.trim_start_matches('.')));
-        let remove = move || -> std::io::Result<()> {
-            if directory != removed_path {
-                remove_tree(&removed_path)?;
-                fs::rename(&directory, &removed_path)?;
-            }
-            remove_tree(&removed_path)
-        };
-        host.run_within("removing a client root file system", LIMIT, remove)?
-            .map_err(|e| {
-                Error::system(format!(
-                    "cannot remove the client root file system {id} on the host"
-                ))
-                .because(e)
-            })?;
+        remove(host, &id)?;
         tracing::info!(root = %id, "removed an unused client root file system");
         removed = true;
     }
     Ok(removed)
+}
+
+/// Removes a client root. It is renamed first, so that an interrupted removal leaves no client root
+/// with missing files.
+fn remove(host: &Host, id: &str) -> Result<()> {
+    let directory = path(id);
+    let renamed = Path::new(ROOTS).join(format!(".{}.old", id.trim_start_matches('.')));
+    let remove = move || -> std::io::Result<()> {
+        if directory != renamed {
+            remove_tree(&renamed)?;
+            fs::rename(&directory, &renamed)?;
+        }
+        remove_tree(&renamed)
+    };
+    host.run_within("removing a client root file system", LIMIT, remove)?
+        .map_err(|e| {
+            Error::system(format!(
+                "cannot remove the client root file system {id} on the host"
+            ))
+            .because(e)
+        })
 }
 
 /// Takes the exclusive lock of all client roots without waiting.
@@ -365,10 +381,8 @@ fn try_lock_exclusive(host: &Host) -> Result<File> {
     Ok(file)
 }
 
-/// Removes client roots that an unmount left unused, when run in a client root. In a container,
-/// `spc serve` does it.
-///
-/// An error is only logged: the unmount itself succeeded.
+/// Removes client roots that an unmount left unused, if this process runs in a client root. In a
+/// container, `spc serve` removes them. An error is only logged, because the unmount succeeded.
 pub fn remove_unused(session: &Session) {
     if let RunsIn::ClientRoot(own_id) = &session.runs_in {
         caller::release_client_root();

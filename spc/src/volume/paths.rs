@@ -1,33 +1,34 @@
-//! Targets below kubelet's directory, recognised by their paths.
+//! Targets in kubelet's directory, recognised by their paths.
 
 use std::ffi::OsStr;
 use std::path::{Component, Path};
 
 use crate::error::{Error, Result};
 
-/// Returns how many of a target's last components are below kubelet's directory; 0 if none is.
+/// Returns the number of components of a target below kubelet's directory; 0 if it is not there.
 ///
-/// No symbolic link is followed in these components, since pods own directories there. kubelet's
+/// No symbolic link is followed in these components, because pods own directories there. kubelet's
 /// directory may be anywhere. Targets in it are `pods/UID/volumes/PLUGIN/NAME`, for CSI
 /// `pods/UID/volumes/kubernetes.io~csi/NAME/mount`, or `plugins/kubernetes.io/…` for volumes that
 /// pods share.
 pub fn depth(target: &Path) -> usize {
     let parts: Vec<_> = target.components().map(Component::as_os_str).collect();
     let is = |at: usize, name: &str| parts.get(at).is_some_and(|part| *part == OsStr::new(name));
-    let begins = |at: &usize| {
-        is(*at, "pods") && is(at + 2, "volumes") && parts.len() == at + 5
-            || is(*at, "pods") && is(at + 3, "kubernetes.io~csi") && parts.len() == at + 6
-            || is(*at, "plugins") && is(at + 1, "kubernetes.io") && parts.len() > at + 2
+    let is_start = |at: &usize| {
+        let below = parts.len() - at;
+        is(*at, "pods") && is(at + 2, "volumes") && below == 5
+            || is(*at, "pods") && is(at + 3, "kubernetes.io~csi") && below == 6
+            || is(*at, "plugins") && is(at + 1, "kubernetes.io") && below > 2
     };
-    // The last match counts, since directories above may have the same names.
+    // The last match counts, because directories above may have the same names.
     (1..parts.len())
         .rev()
-        .find(begins)
+        .find(is_start)
         .map_or(0, |at| parts.len() - at)
 }
 
-/// Returns the name of the FlexVolume driver that a target belongs to, by the directory
-/// `VENDOR~DRIVER` above it.
+/// Returns the name of the FlexVolume driver of a target: DRIVER, if its parent directory is called
+/// `VENDOR~DRIVER`.
 pub fn driver(target: &Path) -> Option<&str> {
     let plugin = target.parent()?.file_name()?.to_str()?;
     plugin.split_once('~').map(|(_, driver)| driver)

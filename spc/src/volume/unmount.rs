@@ -1,4 +1,4 @@
-//! Unmounts what is mounted on a directory that kubelet gave.
+//! Unmounts volumes from kubelet's directories, and removes the directories.
 
 use std::path::{Path, PathBuf};
 
@@ -12,14 +12,14 @@ use crate::unmount::escalate::UnmountMode;
 use crate::unmount::foreign::unmount_foreign;
 use crate::volume::paths;
 
-/// Unmounts the mount on `dir`, whoever made it, since kubelet gave the directory to the driver.
+/// Unmounts the mount on `dir`, with or without a record: kubelet gave the directory to the driver.
 /// Succeeds if nothing is mounted there.
 ///
 /// # Errors
-/// The path is not one of kubelet's, or the mount cannot be unmounted.
+/// The path is not absolute or has `.` or `..` components, or the mount cannot be unmounted.
 pub fn unmount(session: &Session, dir: &Path, mode: UnmountMode) -> Result<()> {
     paths::check(dir)?;
-    // No lookup, which a broken file system would not allow.
+    // A recorded target needs no lookup, which a broken file system would not allow.
     if session.ledger.get(dir)?.is_some() {
         return unmount_foreign(session, dir, mode);
     }
@@ -42,7 +42,7 @@ pub fn unmount(session: &Session, dir: &Path, mode: UnmountMode) -> Result<()> {
     Ok(())
 }
 
-/// Removes the empty directory of a volume that is not mounted any more. Succeeds if it is gone.
+/// Removes the empty directory of an unmounted volume. Succeeds if it does not exist.
 ///
 /// # Errors
 /// The directory is not empty, or another user controls a part of its path.

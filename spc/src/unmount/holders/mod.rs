@@ -1,8 +1,9 @@
 //! Finds the processes, mounts and loop devices that keep a mount busy.
 //!
 //! The search reads procfs and sysfs only: mount ids and link names. The mount itself is not
-//! touched, because it may not respond. Other users determine what the files of their processes
-//! hold, and whether a read ends, so that a subprocess searches, with limits of time and length.
+//! touched, because it may not respond. A process may belong to a user who makes reads of its files
+//! in procfs block, or their content long. So the search runs in a subprocess, with limits on time
+//! and length.
 
 pub mod finding;
 pub mod search;
@@ -24,33 +25,40 @@ use crate::unmount::holders::search::Search;
 /// Time limit of the search. The maps of a process cannot be read while it waits in a page fault.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Largest number of uses that are kept of a process.
+/// Largest number of uses that are kept for one process.
 const MAX_USES: usize = 100;
 
-/// Maximum number of holders in an error.
+/// Largest number of holders in an error.
 const MAX_LINES: usize = 10;
+
+/// Largest number of uses of one process in an error.
+const MAX_SHOWN_USES: usize = 2;
 
 /// Process that uses a mount.
 #[derive(Debug, Default)]
 struct Holder {
     /// Name of the process and, if any, its container.
     name: String,
+    /// Uses of the mount, each with the path that is used.
     uses: Vec<(Use, String)>,
 }
 
 /// Holders of a busy mount.
 #[derive(Debug, Default)]
 pub struct Holders {
+    /// Processes by pid.
     processes: BTreeMap<i32, Holder>,
     /// Mounts below the mount: target and type.
     pub below: Vec<(String, String)>,
+    /// Loop devices: name and backing file.
     loops: Vec<(String, String)>,
+    /// Whether the search finished.
     complete: bool,
 }
 
 /// Finds the holders of a mount of the host, and of the copies that are unmounted with it.
 ///
-/// A search that exceeds its limit still yields its findings so far.
+/// If the search exceeds its limit, its findings so far are returned.
 pub fn find(mount: &Entry) -> Holders {
     let mut holders = Holders::default();
     let ids = [mount.id, mount.unique].map(|id| id.to_string());
@@ -68,8 +76,8 @@ pub fn find(mount: &Entry) -> Holders {
     holders
 }
 
-/// Searches for the users of the mount with these ids, and prints each finding as JSON on a line.
-/// Runs in a subprocess, which the caller leaves behind with the threads that hang.
+/// Searches for the holders of the mount with these ids, and prints each finding as a line of JSON.
+/// Runs in a subprocess, which the caller abandons if a thread of it stays blocked.
 ///
 /// # Errors
 /// The host's mount namespace cannot be entered or its mount table cannot be read.
@@ -82,16 +90,13 @@ pub fn child(id: u64, unique: u64) -> Result<()> {
         return Ok(());
     };
     let (sender, findings) = channel();
-    let search = move || {
-        Arc::new(Search {
-            mount,
-            sender,
-            limit: LIMIT,
-        })
-        .run()
-    };
+    let search = Arc::new(Search {
+        mount,
+        sender,
+        limit: LIMIT,
+    });
     std::thread::Builder::new()
-        .spawn(search)
+        .spawn(move || search.run())
         .map_err(|e| fail(e.into()))?;
     let deadline = Instant::now() + LIMIT;
     while let Ok(finding) =
@@ -107,6 +112,7 @@ pub fn child(id: u64, unique: u64) -> Result<()> {
 }
 
 impl Holders {
+    /// Adds a finding of the subprocess.
     fn add(&mut self, finding: Finding) {
         match finding {
             Finding::Process {
@@ -117,7 +123,7 @@ impl Holders {
             } => {
                 let holder = self.processes.entry(pid).or_default();
                 holder.name = name;
-                // A mapping of an open file or of the program itself is not news.
+                // A process maps its own program and often the files that it has open.
                 let is_known = holder.uses.iter().any(|(used, known)| {
                     *known == path && (*used == used_as || used_as == Use::HasMapped)
                 });
@@ -142,9 +148,9 @@ impl Holders {
     /// Returns one line per holder, for the user.
     pub fn lines(&self) -> Vec<String> {
         let processes = self.processes.iter().map(|(pid, holder)| {
-            let uses = holder.uses.iter().take(2);
+            let uses = holder.uses.iter().take(MAX_SHOWN_USES);
             let uses: Vec<String> = uses.map(|(used_as, path)| used_as.words(path)).collect();
-            let more = match holder.uses.len().saturating_sub(2) {
+            let more = match holder.uses.len().saturating_sub(MAX_SHOWN_USES) {
                 0 => String::new(),
                 more => format!(", and {more} more"),
             };
