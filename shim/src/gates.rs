@@ -1,16 +1,18 @@
 //! Checks of the built library: size, imports and exports.
 //!
 //! Run `cargo build --release -p spc-shim`, then `SPC_SHIM_SO=target/release/libspc_shim.so cargo
-//! test -p spc-shim`. Without the variable the checks are skipped; with `CI=true` they then fail.
+//! test -p spc-shim`. Without the variable the checks are skipped, or fail if `CI=true`.
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
 /// Largest permitted file size in bytes.
 const SIZE_MAX: u64 = 16 * 1024;
-/// Oldest glibc that supports every architecture of the shim.
+/// Newest version of glibc that the library may need: the oldest one that supports every
+/// architecture of the shim.
 const GLIBC_MAX: (u32, u32) = (2, 17);
 
+/// Returns the path of the built library; none to skip the checks.
 fn library() -> Option<String> {
     let path = std::env::var("SPC_SHIM_SO").ok();
     if path.is_none() {
@@ -23,9 +25,10 @@ fn library() -> Option<String> {
     path
 }
 
-fn readelf(path: &str, what: &[&str]) -> String {
+/// Returns the output of readelf(1).
+fn readelf(path: &str, options: &[&str]) -> String {
     let output = Command::new("readelf")
-        .args(what)
+        .args(options)
         .arg(path)
         .output()
         .unwrap();
@@ -98,6 +101,6 @@ fn the_exports_match_the_list_and_nothing_panics() {
         imported.contains("__errno_location"),
         "imports not found: {imported:?}"
     );
-    // The panic handler calls abort(3). Without that import the library has no code that panics.
+    // The panic handler calls abort(3). Without that import no code of the library can panic.
     assert!(!imported.contains("abort"), "{imported:?}");
 }

@@ -1,4 +1,5 @@
-//! Rules that decide where a call goes. Pure functions, so that every rule is tested without root.
+//! Rules that decide where a call is made. All functions are pure, so that every rule is tested
+//! without root.
 
 use spc_shim_config::words::{same, split_once, strip};
 use spc_shim_config::{Config, Operation};
@@ -18,7 +19,7 @@ pub enum Change {
     Propagation,
     /// An unmount.
     Unmount,
-    /// A descriptor of a mount; nothing changes.
+    /// A descriptor of a mount. Nothing changes.
     Handle,
     /// A descriptor of a detached copy of a mount.
     Copy,
@@ -57,14 +58,13 @@ impl Change {
         }
     }
 
-    /// Whether the change attaches a mount at the target.
+    /// Returns whether the change attaches a mount at the target.
     pub fn attaches(self) -> bool {
         matches!(self, Self::New | Self::Bind | Self::Move)
     }
 }
 
-/// Reason for the destination of a call. Reports name each with the word at its number in
-/// `REASONS`.
+/// Reason for the destination of a call. Its number selects the word in reports, after `REASONS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Reason {
@@ -74,7 +74,7 @@ pub enum Reason {
     Settings,
     /// A redirect of the launcher.
     Redirect,
-    /// Type of the new mount, or of the mount to unmount.
+    /// The type of the new mount, or of the mount to unmount.
     Type,
     /// A target that the settings list.
     Target,
@@ -89,16 +89,16 @@ pub enum Reason {
 /// Decision for one call by its target.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
-    /// Made in the container.
+    /// The call is made in the container.
     Local,
-    /// Redirected to the host.
+    /// The call is redirected to the host.
     ToHost {
         /// Reason for the decision.
         reason: Reason,
         /// Path of the target on the host.
         host: &'a [u8],
     },
-    /// An unmount: redirected if a mount of a redirected type is at the target on the host.
+    /// The unmount is redirected if a mount of a redirected type is at the target on the host.
     HostIfMounted {
         /// Path of the target on the host.
         host: &'a [u8],
@@ -107,7 +107,7 @@ pub enum Verdict<'a> {
     },
 }
 
-/// Whether the settings redirect new mounts of this type.
+/// Returns whether the settings redirect new mounts of this type.
 #[inline(never)]
 pub fn is_redirected_type(config: &Config, fs_type: &[u8]) -> bool {
     config.types().any(|pattern| match pattern.split_last() {
@@ -116,8 +116,8 @@ pub fn is_redirected_type(config: &Config, fs_type: &[u8]) -> bool {
     })
 }
 
-/// Returns the reason to redirect a call whatever its target, if there is one. `redirected_type`
-/// tells whether the settings redirect the type of a new mount.
+/// Returns the reason to redirect a call whatever its target, if there is one. `redirected_type` is
+/// the result of [`is_redirected_type`] for a new mount.
 #[inline(never)]
 pub fn reason_for_any_target(
     config: &Config,
@@ -133,12 +133,12 @@ pub fn reason_for_any_target(
         .then_some(Reason::Operation)
 }
 
-/// Decides by the canonical target, which has no redirect of the launcher. `demanded` is the result
-/// of [`reason_for_any_target`].
+/// Decides for a canonical target that has no redirect of the launcher. `reason_for_any` is the
+/// result of [`reason_for_any_target`].
 pub fn decide<'a>(
     config: &'a Config,
     change: Change,
-    demanded: Option<Reason>,
+    reason_for_any: Option<Reason>,
     target: &'a [u8],
 ) -> Verdict<'a> {
     let mapped = to_host_path(config, target);
@@ -147,7 +147,7 @@ pub fn decide<'a>(
         let reason = Reason::Target;
         return Verdict::ToHost { reason, host };
     }
-    if let Some(reason) = demanded {
+    if let Some(reason) = reason_for_any {
         return Verdict::ToHost { reason, host };
     }
     if change == Change::Unmount {
@@ -159,7 +159,7 @@ pub fn decide<'a>(
     Verdict::Local
 }
 
-/// Returns the path on the host of a path at or below a directory where the container sees the
+/// Returns the path on the host, if `path` is at or below a directory where the container sees the
 /// host's root.
 #[inline(never)]
 pub fn to_host_path<'a>(config: &Config, path: &'a [u8]) -> Option<&'a [u8]> {
@@ -186,9 +186,9 @@ pub fn placeholder_id<'a>(config: &'a Config, path: &'a [u8]) -> Option<(&'a [u8
 /// Redirect that the launcher wrote for a placeholder directory.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Redirect<'a> {
-    /// Made in the container. The launcher brings the mount to the host itself.
+    /// The mount is made in the container, and the launcher brings it to the host.
     Local,
-    /// Made on the host, on the directory with this path.
+    /// The mount is made on the host, on the directory with this path.
     ToHost(&'a [u8]),
 }
 
@@ -203,7 +203,7 @@ pub fn parse_redirect(text: &[u8]) -> Option<Redirect<'_>> {
     text.get(start..).map(Redirect::ToHost)
 }
 
-/// Whether the type is FUSE, whose mount source is a label and not a path.
+/// Returns whether the type is FUSE, whose mount source is a label and not a path.
 pub fn is_fuse(fs_type: &[u8]) -> bool {
     strip(fs_type, b"fuse").is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'.'))
 }
@@ -351,7 +351,7 @@ mod tests {
             Some(Redirect::ToHost(b"/mnt/a b\nc"))
         );
         assert_eq!(parse_redirect(b"stay 0:0 0 /x"), Some(Redirect::Local));
-        // An empty path is that of no file.
+        // An empty path names no file.
         assert_eq!(
             parse_redirect(b"carry 8:1 77 x"),
             Some(Redirect::ToHost(b""))
