@@ -1,4 +1,4 @@
-//! A real Kubernetes cluster of one node, on a disposable host.
+//! Real Kubernetes cluster of one node, on a disposable host.
 
 pub mod programs;
 pub mod show;
@@ -25,16 +25,17 @@ const REGISTRATION_LIMIT: Duration = Duration::from_secs(60);
 /// Names of the CSI drivers.
 const DRIVERS: [&str; 3] = ["disk.spc.csi", "mapped.spc.csi", "share.spc.csi"];
 
-/// Network plugin that gives pods nothing but an address to report. They have no other network
-/// than that of the host, if they ask for it.
+/// Network plugin that reports an address for a pod, and creates no interface. Only pods with
+/// `hostNetwork` have a network.
 const NO_NETWORK: &str = r#"#!/bin/sh
 if [ "$CNI_COMMAND" = ADD ]; then
-    echo "{\"cniVersion\": \"0.3.1\", \"interfaces\": [{\"name\": \"$CNI_IFNAME\", \"sandbox\": \"$CNI_NETNS\"}],
+    echo "{\"cniVersion\": \"0.3.1\",
+        \"interfaces\": [{\"name\": \"$CNI_IFNAME\", \"sandbox\": \"$CNI_NETNS\"}],
         \"ips\": [{\"version\": \"4\", \"interface\": 0, \"address\": \"198.51.100.9/32\"}]}"
 fi
 "#;
 
-/// Files of the node. containerd always runs the plugin `loopback`.
+/// Files of the node, by path. containerd always runs the plugin `loopback`.
 const FILES: [(&str, &str); 7] = [
     ("/opt/cni/bin/loopback", NO_NETWORK),
     ("/opt/cni/bin/none", NO_NETWORK),
@@ -54,10 +55,14 @@ const FILES: [(&str, &str); 7] = [
     (START, include_str!("cluster/start.sh")),
 ];
 
+/// Script on the node that starts kubelet.
 const KUBELET: &str = "/etc/kubernetes/kubelet";
+
+/// Script on the node that starts the cluster.
 const START: &str = "/etc/kubernetes/start";
 
-/// Makes the image `registry.example.com/pause:1`: busybox, and a program that waits.
+/// Script that creates an archive of the image `registry.example.com/pause:1`: busybox, and a
+/// program that waits.
 const PAUSE: &str = r#"set -eu
 cd "$(mktemp -d)"
 mkdir -p layer/bin
@@ -77,15 +82,15 @@ tar -cf "$1" manifest.json config.json layer.tar
 rm -rf "$PWD"
 "#;
 
-/// A cluster of one node.
+/// Cluster of one node.
 #[derive(Debug)]
 pub struct Kubernetes<'lab> {
     host: Host<'lab>,
 }
 
 impl Lab {
-    /// Starts a cluster whose node has the images `registry.example.com/spc:0.1.0`, of the
-    /// manifests, and `registry.example.com/pause:1`, with busybox.
+    /// Starts a cluster. Its node has the images `registry.example.com/spc:0.1.0`, which the
+    /// manifests name, and `registry.example.com/pause:1`, which contains busybox.
     pub fn kubernetes(&self) -> Result<Kubernetes<'_>> {
         let started = Instant::now();
         let host = self.host(HostOptions {
@@ -120,7 +125,8 @@ impl<'lab> Kubernetes<'lab> {
         self.host.run(&[&["kubectl"], words].concat())
     }
 
-    /// Applies the manifest of the CSI drivers as it is, and waits until kubelet knows them.
+    /// Applies the unchanged manifest of the CSI drivers, and waits until kubelet knows the
+    /// drivers.
     pub fn install_drivers(&self) -> Result<()> {
         self.apply(&manifest()?)?;
         self.wait_for_drivers()
@@ -161,8 +167,8 @@ impl<'lab> Kubernetes<'lab> {
         self.host.run(&words)?.ok().map(drop)
     }
 
-    /// Runs `kubectl apply` with objects in YAML or JSON. Fields that are newer than this version
-    /// of Kubernetes are ignored.
+    /// Runs `kubectl apply` with objects in YAML or JSON. The server ignores fields that are newer
+    /// than its version.
     pub fn apply(&self, objects: &[u8]) -> Result<()> {
         let apply = self
             .host

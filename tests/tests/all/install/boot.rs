@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Base, Root, Vm, VmOptions};
 use serde_json::Value;
 
-use crate::install::lifecycle::same;
+use crate::install::lifecycle::ensure_same;
 use crate::support::{VmSpc, until, with_gluster};
 
 pub const SYSTEMD: VmOptions = VmOptions {
@@ -185,7 +185,7 @@ fn fstab_and_units_mount_at_boot() {
             .ok()?;
         vm.run(&["spc", "uninstall"])?.ok()?;
         vm.sh("rmdir /mnt/*")?.ok()?;
-        same(&before, &listing(vm)?)
+        ensure_same(&before, &listing(vm)?)
     });
 }
 
@@ -260,6 +260,6 @@ fn a_read_only_usr_gets_a_system_extension() {
         vm.run(&["systemctl", "is-enabled", "systemd-sysext.service"])?
             .code(1)?;
         vm.run(&["test", "-e", "/sbin/mount.glusterfs"])?.code(1)?;
-        same(&before, &listing(vm)?)
+        ensure_same(&before, &listing(vm)?)
     });
 }

@@ -1,4 +1,4 @@
-//! `spc install` and `spc uninstall`: the files that they leave on all sorts of hosts, and their
+//! `spc install` and `spc uninstall`: the files that they create on different hosts, and their
 //! removal.
 
 use anyhow::{Context, Result, ensure};
@@ -7,17 +7,19 @@ use serde_json::Value;
 
 use crate::support::{MINIMAL, PRIVILEGED, Spc, with_lab};
 
-/// Lists the host's own file systems, with modes and targets of links. Skips files of a single
-/// boot, and those of the engine.
-const LISTING: &str = "find / -xdev \\( -path /run -o -path /tmp -o -path /etc/docker -o -path /root \\) -prune \
+/// Command that lists the host's own file systems, with modes and targets of links. Leaves out
+/// temporary files and those of the engine.
+const LISTING: &str = "find / -xdev \
+    \\( -path /run -o -path /tmp -o -path /etc/docker -o -path /root \\) -prune \
     -o -exec stat -c '%N %F %a' {} + | sort";
 
+/// Lists the files of the host.
 fn listing(spc: &Spc<'_>) -> Result<String> {
     Ok(spc.host.sh(LISTING)?.ok()?.text())
 }
 
-/// Compares two listings; the error shows the difference.
-pub fn same(before: &str, after: &str) -> Result<()> {
+/// Checks that two listings are the same. The error shows the difference.
+pub fn ensure_same(before: &str, after: &str) -> Result<()> {
     let only = |a: &str, b: &str| -> Vec<String> {
         let lines = a
             .lines()
@@ -48,8 +50,9 @@ fn with_util_linux<'lab>(lab: &'lab Lab, arguments: &[&str]) -> Result<Spc<'lab>
     Ok(spc)
 }
 
-/// Checks that a name on the host leads to a program that runs there, and is this version.
-fn works(spc: &Spc<'_>, name: &str) -> Result<()> {
+/// Checks that a name on the host leads to a program that runs there and has the container's
+/// version.
+fn ensure_works(spc: &Spc<'_>, name: &str) -> Result<()> {
     let version = spc.host.run(&[name, "--version"])?.ok()?.text();
     let own = spc.exec(&["spc", "--version"])?.ok()?.text();
     ensure!(version == own, "{version} is not {own}");
@@ -57,7 +60,7 @@ fn works(spc: &Spc<'_>, name: &str) -> Result<()> {
 }
 
 /// Checks that a name on the host leads to spc.
-fn leads_to_spc(spc: &Spc<'_>, name: &str) -> Result<()> {
+fn ensure_leads_to_spc(spc: &Spc<'_>, name: &str) -> Result<()> {
     let there = spc.host.run(&["readlink", "-f", name])?.ok()?.text();
     ensure!(there.ends_with("bin/spc"), "{name}: {there}");
     spc.host.run(&["test", "-x", name])?.ok().map(drop)
@@ -67,7 +70,7 @@ fn leads_to_spc(spc: &Spc<'_>, name: &str) -> Result<()> {
 fn uninstall_removes_everything_that_install_created() {
     with_lab(|lab| {
         let spc = with_util_linux(lab, &MINIMAL)?;
-        // The host has a helper and a program with the same names as ours.
+        // The host has a mount.ceph of its own.
         let native =
             "cd /usr/sbin && printf '#!/bin/sh\\nexit 7\\n' >mount.ceph && chmod 755 mount.ceph";
         spc.host.sh(native)?.ok()?;
@@ -86,7 +89,7 @@ fn uninstall_removes_everything_that_install_created() {
             "{done}"
         );
         spc.host.run(&["/usr/sbin/mount.ceph"])?.code(7)?;
-        works(&spc, "spc")?;
+        ensure_works(&spc, "spc")?;
         for name in [
             "mount.glusterfs",
             "mount.nfs",
@@ -95,9 +98,9 @@ fn uninstall_removes_everything_that_install_created() {
             "mount.fuse.sshfs",
             "mount.spc",
         ] {
-            leads_to_spc(&spc, &format!("/sbin/{name}"))?;
+            ensure_leads_to_spc(&spc, &format!("/sbin/{name}"))?;
         }
-        leads_to_spc(&spc, "/var/lib/spc/mounter")?;
+        ensure_leads_to_spc(&spc, "/var/lib/spc/mounter")?;
         // Other users gain nothing from the copied programs and directories.
         let find = "find /var/lib/spc ! -type l '(' -perm /6000 -o -perm /022 ')'";
         let found = spc.host.sh(find)?.ok()?.text();
@@ -109,15 +112,15 @@ fn uninstall_removes_everything_that_install_created() {
             again["changed"] == false && again["before"] == again["version"],
             "{again}"
         );
-        same(&installed, &listing(&spc)?)?;
+        ensure_same(&installed, &listing(&spc)?)?;
         spc.host.run(&["rm", "/usr/sbin/mount.nfs"])?.ok()?;
         ensure!(install(&spc, &[])?["changed"] == true);
-        same(&installed, &listing(&spc)?)?;
+        ensure_same(&installed, &listing(&spc)?)?;
         // The installed commands need no container, and can uninstall themselves.
         spc.remove()?;
         spc.host.run(&["spc", "ls"])?.ok()?;
         spc.host.run(&["spc", "uninstall"])?.ok()?;
-        same(&before, &listing(&spc)?)?;
+        ensure_same(&before, &listing(&spc)?)?;
         spc.host.run(&["test", "-e", "/run/spc"])?.code(1)?;
         let processes = spc
             .host
@@ -151,7 +154,7 @@ fn uninstall_waits_for_mounts_unless_told() {
             32,
             &["1 mounts need", "/srv/to", "--force"],
         )?;
-        works(&spc, "spc")?;
+        ensure_works(&spc, "spc")?;
         let text = spc.exec(&["spc", "uninstall", "--force"])?.ok()?.text();
         ensure!(text.contains("left "), "{text}");
         spc.host.run(&["test", "-e", "/usr/sbin/spc"])?.code(1)?;
@@ -159,10 +162,10 @@ fn uninstall_waits_for_mounts_unless_told() {
         ensure!(on.len() == 1 && on[0].id == id, "{on:?}");
         ensure!(spc.host.read("/srv/to/file")? == b"text\n");
         spc.umount("/srv/to")?;
-        // The last mount is gone: now nothing is left.
+        // Without the last mount, uninstall leaves nothing.
         spc.exec(&["spc", "uninstall"])?.ok()?;
         spc.host.run(&["rm", "-r", "/srv/from", "/srv/to"])?.ok()?;
-        same(&before, &listing(&spc)?)
+        ensure_same(&before, &listing(&spc)?)
     });
 }
 
@@ -198,7 +201,7 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
             done["add"]["file"] == "/etc/fstab" && done["directory"] == "/usr/sbin",
             "{done}"
         );
-        works(&spc, "/opt/bin/spc")?;
+        ensure_works(&spc, "/opt/bin/spc")?;
         let driver = "/opt/plugins/spc~spc/spc";
         let drivers = serde_json::json!([driver, "/opt/plugins/spc~no-fsgroup/no-fsgroup"]);
         ensure!(done["drivers"] == drivers, "{done}");
@@ -213,7 +216,7 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
             unknown.error_text().contains("unknown filesystem type"),
             "{unknown}"
         );
-        // The line is enough, and hides no file of the host.
+        // The line is enough, and the mount hides no file of the host.
         spc.host
             .write("/etc/fstab", format!("{line}\n").as_bytes())?;
         let programs = spc.host.sh("ls /usr/sbin")?.text();
@@ -224,7 +227,7 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
         for name in programs.lines() {
             ensure!(now.lines().any(|other| other == name), "{name} is hidden");
         }
-        leads_to_spc(&spc, "/sbin/mount.spc")?;
+        ensure_leads_to_spc(&spc, "/sbin/mount.spc")?;
         // The next install does not mistake the extension for the host's own.
         let again = install(&spc, &[])?;
         ensure!(
@@ -234,7 +237,7 @@ fn a_read_only_usr_without_systemd_needs_one_line() {
         ensure!(again["drivers"] == drivers, "{again}");
         spc.host.run(&["umount", "/usr/sbin"])?.ok()?;
         spc.exec(&["spc", "uninstall"])?.ok()?;
-        same(&before, &listing(&spc)?)
+        ensure_same(&before, &listing(&spc)?)
     });
 }
 
@@ -247,8 +250,8 @@ fn a_noexec_var_gets_a_copy_in_usr() {
             .ok()?;
         let before = listing(&spc)?;
         install(&spc, &[])?;
-        works(&spc, "/usr/sbin/spc")?;
-        leads_to_spc(&spc, "/var/lib/spc/mounter")?;
+        ensure_works(&spc, "/usr/sbin/spc")?;
+        ensure_leads_to_spc(&spc, "/var/lib/spc/mounter")?;
         let link = spc
             .host
             .run(&["readlink", "/usr/sbin/mount.nfs"])?
@@ -256,6 +259,6 @@ fn a_noexec_var_gets_a_copy_in_usr() {
             .text();
         ensure!(link == "/usr/sbin/spc", "{link}");
         spc.exec(&["spc", "uninstall"])?.ok()?;
-        same(&before, &listing(&spc)?)
+        ensure_same(&before, &listing(&spc)?)
     });
 }

@@ -1,4 +1,4 @@
-//! Helpers that the shim can enter, and helpers that it cannot. Each one's mount reaches the host.
+//! Routes: mounts of helpers reach the host with the shim and without it.
 
 use std::fs;
 
@@ -14,6 +14,7 @@ fn musl_loader() -> String {
 
 #[test]
 fn a_helper_of_any_make_mounts_on_the_host() {
+    // Name, libc, arguments of the compiler, and route.
     const HELPERS: [(&str, Libc, &[&str], &str); 8] = [
         ("plain", Libc::Gnu, &[], "preload"),
         ("clear", Libc::Gnu, &["-DCLEAR"], "preload"),
@@ -39,14 +40,14 @@ fn a_helper_of_any_make_mounts_on_the_host() {
                 ensure!(record["route"] == route, "{name}: {record}");
                 spc.host.write("/mnt/made/file", name.as_bytes())?;
                 ensure!(spc.host.read("/mnt/made/file")? == name.as_bytes());
-                // Both routes give the same record, but for numbers and the route itself.
-                let same = serde_json::json!({
+                // Both routes give the same record, except for numbers and the route itself.
+                let expected = serde_json::json!({
                     "target": "/mnt/made", "written": "/mnt/made", "source": name, "type": "ramfs",
                     "state": "ok", "daemon": [], "age_seconds": record["age_seconds"],
                     "route": route, "mount_id": record["mount_id"], "options": "size=1m",
                     "request": record["request"], "root": null,
                 });
-                ensure!(*record == same, "{record}");
+                ensure!(*record == expected, "{record}");
                 Ok(())
             })?;
         }

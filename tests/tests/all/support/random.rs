@@ -1,10 +1,10 @@
-//! Random choices, the same in each run.
+//! Pseudo-random choices.
 
 /// Pseudo-random numbers from a linear congruential generator, the same in each run.
 pub struct Random(pub u64);
 
 impl Random {
-    /// Returns a number below `end`.
+    /// Returns a number below `end`, which must not be 0.
     pub fn below(&mut self, end: usize) -> usize {
         self.0 = self
             .0
@@ -13,11 +13,11 @@ impl Random {
         usize::try_from(self.0 >> 33).unwrap_or_default() % end
     }
 
-    /// Returns one of these.
-    pub fn one<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
-        match of.len() {
+    /// Returns an item of a slice; none if it is empty.
+    pub fn one<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
+        match items.len() {
             0 => None,
-            length => of.get(self.below(length)),
+            length => items.get(self.below(length)),
         }
     }
 }
