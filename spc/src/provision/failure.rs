@@ -2,7 +2,7 @@
 
 use crate::error::{Cause, Error};
 
-/// FailureKind of a failure, by what the caller may do about it.
+/// Kind of a failure, by what the caller may do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
     /// Request that is not valid, whatever exists.
@@ -24,7 +24,7 @@ pub enum FailureKind {
 /// Failure of a call.
 #[derive(Debug)]
 pub struct Failure {
-    /// FailureKind of the failure.
+    /// Kind of the failure.
     pub kind: FailureKind,
     /// Error with the message for the user.
     pub error: Error,

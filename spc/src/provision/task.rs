@@ -27,7 +27,7 @@ pub enum Task {
     Delete,
     /// Checks that a volume exists.
     Find,
-    /// Lets a volume grow to a number of bytes.
+    /// Expands a volume to a number of bytes.
     Expand(u64),
 }
 
@@ -311,7 +311,7 @@ mod tests {
             self.run(path, &Task::Delete).map(drop)
         }
 
-        /// Names in a directory of the backend.
+        /// Returns the sorted names in a directory of the backend.
         fn list(&self, path: &str) -> Vec<String> {
             let Ok(entries) = fs::read_dir(self.scratch.0.join(path)) else {
                 return Vec::new();
@@ -323,8 +323,8 @@ mod tests {
             names
         }
 
-        /// Fails unless the controller has left nothing of its own.
-        fn is_clean(&self) {
+        /// Checks that the controller has left nothing in its own directories.
+        fn assert_clean(&self) {
             for path in [share::NOTES, NEW, TRASH] {
                 assert!(self.list(path).is_empty(), "{path}: {:?}", self.list(path));
             }
@@ -387,7 +387,7 @@ mod tests {
             backend.run("team/web", &Task::Expand(1)),
             Err(FailureKind::NotFound)
         );
-        backend.is_clean();
+        backend.assert_clean();
     }
 
     #[test]
@@ -415,7 +415,7 @@ mod tests {
         assert_eq!(backend.create("kept", &other), Err(FailureKind::Exists));
         backend.delete("kept").unwrap();
         assert!(backend.scratch.0.join("kept").is_dir());
-        backend.is_clean();
+        backend.assert_clean();
     }
 
     #[test]
@@ -434,7 +434,7 @@ mod tests {
             Err(FailureKind::Exists)
         );
         backend.create("c/d/f", &wanted("6")).unwrap();
-        // The other one is not made yet.
+        // The directories of the other volumes do not exist yet.
         fs::remove_dir_all(backend.scratch.0.join("c")).unwrap();
         assert_eq!(backend.create("c", &wanted("4")), Err(FailureKind::Invalid));
         assert_eq!(
@@ -452,7 +452,7 @@ mod tests {
         fs::write(outside.0.join("web/kept"), "x").unwrap();
         let wanted = note("pvc-1", OnDelete::Delete);
 
-        // Above the volume.
+        // Link above the volume.
         symlink(&outside.0, root.join("team")).unwrap();
         assert!(backend.create("team/web", &wanted).is_err());
         assert!(backend.create("team/new", &wanted).is_err());
@@ -465,7 +465,7 @@ mod tests {
         fs::remove_file(root.join("team")).unwrap();
         fs::rename(root.join("moved"), root.join("team")).unwrap();
 
-        // Further above, to another directory of the share.
+        // Further above the volume, to another directory of the share.
         let deep = note("pvc-2", OnDelete::Delete);
         backend.create("a/b/web", &deep).unwrap();
         fs::rename(root.join("a"), root.join("moved")).unwrap();
@@ -477,16 +477,16 @@ mod tests {
         fs::rename(root.join("moved"), root.join("a")).unwrap();
         backend.delete("a/b/web").unwrap();
 
-        // The volume itself.
+        // Link in the place of the volume.
         fs::remove_dir(root.join("team/web")).unwrap();
         symlink(outside.0.join("web"), root.join("team/web")).unwrap();
         assert!(backend.create("team/web", &wanted).is_err());
         backend.delete("team/web").unwrap();
         assert!(outside.0.join("web/kept").exists());
         assert!(fs::symlink_metadata(root.join("team/web")).is_err());
-        backend.is_clean();
+        backend.assert_clean();
 
-        // The controller's own directories.
+        // Link in the place of the controller's own directories.
         fs::remove_dir_all(root.join(share::OWN)).unwrap();
         symlink(&outside.0, root.join(share::OWN)).unwrap();
         assert_eq!(backend.create("x", &wanted), Err(FailureKind::Unavailable));
@@ -498,7 +498,7 @@ mod tests {
         let wanted = note("pvc-1", OnDelete::Delete);
         let directory = Directory::new("a/b").unwrap();
         let root = |backend: &Backend, path: &str| backend.scratch.0.join(path);
-        // What calls that were killed leave.
+        // States in which calls that were killed leave the backend.
         let states: [fn(&Backend, &Note, &Directory); 6] = [
             |backend, _, _| {
                 backend.share.open_own(share::NOTES).unwrap();
@@ -524,7 +524,7 @@ mod tests {
             |backend, note, directory| {
                 create(&backend.share, directory, None, note).unwrap();
             },
-            // A removal.
+            // Interrupted removal.
             |backend, note, directory| {
                 create(&backend.share, directory, None, note).unwrap();
                 fs::write(backend.scratch.0.join("a/b/file"), "x").unwrap();
@@ -541,12 +541,12 @@ mod tests {
                 .mode();
             assert_eq!(mode & 0o7777, 0o2770, "{number}");
             backend.delete("a/b").unwrap();
-            backend.is_clean();
+            backend.assert_clean();
             assert!(backend.list("a").is_empty(), "{number}");
 
             let backend = Backend::new();
             state(&backend, &wanted, &directory);
-            // A claim that was deleted meanwhile.
+            // The claim was deleted meanwhile.
             backend.delete("a/b").unwrap();
             assert!(backend.list("a").is_empty(), "{number}");
             assert!(
@@ -567,12 +567,12 @@ mod tests {
         let wanted = note("pvc-1", OnDelete::Delete);
         let failed = create(&backend.share, &directory, None, &wanted).unwrap_err();
         assert_ne!(failed.kind, FailureKind::Exists, "{}", failed.error);
-        backend.is_clean();
-        // A quota is not for this file system.
+        backend.assert_clean();
+        // The local file system has no CephFS quota.
         let directory = Directory::new("c").unwrap();
         let failed = create(&backend.share, &directory, Some(Quota::Ceph), &wanted).unwrap_err();
         assert_eq!(failed.kind, FailureKind::Final, "{}", failed.error);
-        backend.is_clean();
+        backend.assert_clean();
         assert_eq!(backend.list(""), [".spc", "a"]);
     }
 }

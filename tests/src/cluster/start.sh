@@ -59,10 +59,12 @@ for archive in $etc/images/*.tar; do
 done
 # The name in the manifests.
 ctr -n k8s.io images tag localhost/spc:latest registry.example.com/spc:0.1.0 >/dev/null
-start kube-apiserver --etcd-servers=http://127.0.0.1:2379 --advertise-address=$2 --cert-dir=$etc/pki \
-    --token-auth-file=$etc/tokens --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
-    --allow-privileged --service-cluster-ip-range=198.51.100.0/24 --service-account-issuer=https://localhost \
-    --service-account-key-file=$etc/pki/apiserver.key --service-account-signing-key-file=$etc/pki/apiserver.key
+start kube-apiserver --etcd-servers=http://127.0.0.1:2379 --advertise-address=$2 \
+    --cert-dir=$etc/pki --token-auth-file=$etc/tokens --authorization-mode=Node,RBAC \
+    --enable-admission-plugins=NodeRestriction --allow-privileged \
+    --service-cluster-ip-range=198.51.100.0/24 --service-account-issuer=https://localhost \
+    --service-account-key-file=$etc/pki/apiserver.key \
+    --service-account-signing-key-file=$etc/pki/apiserver.key
 wait_for kubectl get --raw /readyz
 start kube-controller-manager --kubeconfig=$etc/kube-controller-manager.conf --leader-elect=false \
     --use-service-account-credentials --service-account-private-key-file=$etc/pki/apiserver.key \

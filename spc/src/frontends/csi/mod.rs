@@ -128,7 +128,7 @@ fn serve(all: Vec<Listeners>, node_id: &str) -> std::io::Result<Infallible> {
     })
 }
 
-/// Is the worker process of a call: runs the call, prints its result, and returns the exit code.
+/// Runs one call in a worker process, prints its result, and returns the exit code.
 pub fn worker_main() -> u8 {
     let answer = work::run();
     // If this fails, the parent process reports that the worker has not replied.

@@ -51,7 +51,8 @@ pub struct Service {
     /// Slots for workers that mount inline volumes. Pods choose their servers, which may be silent
     /// on purpose, so other calls do not wait for these workers.
     inline_workers: Arc<Semaphore>,
-    /// Slots for workers that collect figures. Neither they nor mounts wait for the other.
+    /// Slots for workers that collect figures. Figures do not wait for mounts, nor mounts for
+    /// figures.
     stats_workers: Arc<Semaphore>,
     /// Last known figures of volumes, by the directory of the volume.
     figures: Arc<Mutex<HashMap<String, Figures>>>,
