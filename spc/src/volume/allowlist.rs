@@ -13,7 +13,7 @@ use crate::options::Options;
 /// Path of the file on the node.
 pub const FILE: &str = "/etc/spc/flexvolume.conf";
 
-/// Size in bytes that the file must not reach.
+/// Files of this size, in bytes, or larger are refused.
 const MAX_SIZE: u64 = 1024 * 1024;
 
 /// Allowed volumes; none by default.
@@ -47,7 +47,7 @@ impl Allowed {
                 ));
             }
             let mut text = String::new();
-            // A line that was cut could allow another volume.
+            // A truncated line could allow another volume.
             if file.take(MAX_SIZE).read_to_string(&mut text)? as u64 == MAX_SIZE {
                 return Err(std::io::ErrorKind::FileTooLarge.into());
             }
@@ -96,8 +96,8 @@ impl Allowed {
 
     /// Returns the node's options for a volume, if the volume is allowed.
     ///
-    /// The full source is compared. A directory below an allowed one could be a symbolic link that a
-    /// pod has made.
+    /// The full source is compared, because a directory below an allowed one could be a symbolic
+    /// link that a pod created.
     pub fn options(&self, fs_type: &str, source: &str) -> Option<&Options> {
         let matches = |line: &&Line| line.fs_type == fs_type && line.source == source;
         self.0.iter().find(matches).map(|line| &line.options)

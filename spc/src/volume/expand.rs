@@ -1,7 +1,7 @@
-//! Lets a mounted volume use the space that it was given on its server.
+//! Expansion of a mounted volume to the size that it has on its server.
 //!
-//! An ext4 or xfs file system is grown online to fill its disk. Volumes that are not on a disk need
-//! no work: only their size is checked.
+//! An ext4 or xfs file system is grown online to fill its disk. For volumes that are not on a disk,
+//! only the size is checked.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -38,6 +38,7 @@ pub fn grow(path: &Path, wanted: u64) -> Result<u64> {
     session.host.run_within("growing a volume", LIMIT, job)?
 }
 
+/// Grows the volume on `path`. Runs on the host's thread.
 fn on_host(path: &Path, wanted: u64) -> Result<u64> {
     let rules = Rules {
         mkdir: None,
@@ -71,28 +72,30 @@ fn on_host(path: &Path, wanted: u64) -> Result<u64> {
         _ => resize::xfs(&root, available),
     };
     grown.map_err(|e| {
-        let denied = e.kind() == io::ErrorKind::PermissionDenied;
-        let failed = fail(e);
-        match denied {
-            true => failed.hint("growing needs CAP_SYS_RESOURCE for ext4 and CAP_SYS_ADMIN for xfs: kubelet's service must have them"),
-            false => failed.hint("see the host's kernel log: dmesg"),
-        }
+        let hint = match e.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "growing needs CAP_SYS_RESOURCE for ext4 and CAP_SYS_ADMIN for xfs: kubelet's \
+                 service must have them"
+            }
+            _ => "see the host's kernel log: dmesg",
+        };
+        fail(e).hint(hint)
     })?;
-    let own = match magic {
+    let after = match magic {
         EXT4 => ext4_size(&disk),
         _ => xfs_size(&root),
     };
-    let own = own.map_err(fail)?;
-    if !own.fills(available) {
+    let after = after.map_err(fail)?;
+    if !after.fills(available) {
         return Err(Error::mount(format!(
             "the file system on {} has {} bytes, its disk has {available}",
             show(path),
-            own.bytes
+            after.bytes
         ))
         .hint("the host's kernel log may say why it did not grow: dmesg"));
     }
     tracing::info!(
-        target = %show(path), before = bytes(&before), after = own.bytes, disk = available,
+        target = %show(path), before = bytes(&before), after = after.bytes, disk = available,
         "the file system fills its disk"
     );
     Ok(available)
@@ -108,7 +111,7 @@ struct Size {
 }
 
 impl Size {
-    /// Whether a disk of this size, in bytes, has no room for another step.
+    /// Returns whether a disk of this size, in bytes, has no room for another step.
     fn fills(&self, disk: u64) -> bool {
         disk.checked_sub(self.bytes)
             .is_some_and(|left| left < self.step)
@@ -118,8 +121,8 @@ impl Size {
 /// Position of the ext4 superblock on a disk, in bytes.
 const SUPERBLOCK: u64 = 1024;
 
-/// Reads the size of a mounted ext4 from its superblock. The kernel keeps that in the page cache of
-/// the disk, where reads find the current one.
+/// Reads the size of a mounted ext4 from its superblock. The kernel keeps the current superblock in
+/// the page cache of the disk, which the read uses.
 fn ext4_size(disk: &Path) -> io::Result<Size> {
     let name = std::fs::canonicalize(disk)?;
     let name = name.file_name().unwrap_or_default().to_string_lossy();
@@ -131,7 +134,7 @@ fn ext4_size(disk: &Path) -> io::Result<Size> {
 }
 
 /// Parses an ext4 superblock (ext4 Data Structures and Algorithms, "Super Block" in the kernel's
-/// documentation). Returns `None` if it is not one.
+/// documentation). Returns none for other bytes.
 fn parse_ext4(superblock: &[u8; 1024]) -> Option<Size> {
     let number = |at: usize| {
         let bytes = superblock.get(at..at + 4)?.try_into().ok()?;
@@ -155,8 +158,8 @@ fn parse_ext4(superblock: &[u8; 1024]) -> Option<Size> {
     let inodes = (number(0x28)? * short(0x58)?).div_ceil(block);
     Some(Size {
         bytes: blocks.checked_mul(block)?,
-        // The kernel adds no last group without room for its tables: a copy of the superblock, group
-        // descriptors, two bitmaps and an inode table.
+        // The kernel adds no last group without room for its tables: a copy of the superblock,
+        // group descriptors, two bitmaps and an inode table.
         step: (1 + descriptors + 2 + inodes + cluster + 1).checked_mul(block)?,
     })
 }
@@ -190,6 +193,7 @@ fn size(root: &OwnedFd) -> io::Result<StatVfs> {
     Ok(fstatvfs(root)?)
 }
 
+/// Returns the size of a file system in bytes according to statvfs(3).
 fn bytes(size: &StatVfs) -> u64 {
     size.f_blocks.saturating_mul(size.f_frsize)
 }

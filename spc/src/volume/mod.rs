@@ -1,5 +1,5 @@
-//! Volumes of Kubernetes: what kubelet's volumes are, who may have them, and the worker processes
-//! that mount them. The frontends for kubelet share this room.
+//! Volumes of Kubernetes: descriptions, rules for their authors, and worker processes. The
+//! frontends for kubelet share this room.
 
 pub mod allowlist;
 pub mod expand;

@@ -1,7 +1,8 @@
 //! Types, sources and options that a pod may use.
 //!
-//! A user who may create pods need not be root on the nodes. So no volume reaches files, programs or
-//! devices of a node or of the container, unless the node allows it ([`super::allowlist`]).
+//! A user who may create pods need not be root on the nodes. So no volume of a pod reaches files,
+//! programs or devices of a node or of the container, unless the node allows it
+//! ([`super::allowlist`]).
 
 use crate::block::filesystem::MKFS;
 use crate::error::{Error, Result};
@@ -19,12 +20,12 @@ pub struct Policy {
     options: Allowed,
     /// Allowed prefixes of a source; if empty, any source.
     sources: &'static [&'static str],
-    /// Options that follow from the pod's group (fsGroup), for types on which kubelet cannot change
-    /// the group of files. `{}` stands for the group.
+    /// Options that set the pod's group (fsGroup), for types on which kubelet cannot change the
+    /// group of files. `{}` stands for the group.
     group: &'static [(&'static str, &'static str)],
     /// Option without which only root can use the mount.
     for_others: Option<&'static str>,
-    /// Required option, whose value must not be zero.
+    /// Option that is required and whose value must not be zero.
     needs: Option<&'static str>,
 }
 
@@ -46,7 +47,7 @@ const DEFAULT: Policy = Policy {
     needs: None,
 };
 
-/// Returns the policy for a volume that the node allows. The node's file names its options.
+/// Returns the policy for a volume that the node allows. Only the node's file sets its options.
 pub fn allowed_by_node(fs_type: &str) -> Policy {
     Policy {
         options: Allowed::Only(&[]),
@@ -55,8 +56,8 @@ pub fn allowed_by_node(fs_type: &str) -> Policy {
     }
 }
 
-/// Returns the policy for a volume of the cluster's administrator, whose options are not checked:
-/// the options that follow from the pod's group.
+/// Returns the policy for a volume of the cluster's administrator. It only adds options, such as
+/// those for the pod's group; nothing is checked.
 pub fn unrestricted(fs_type: &str) -> Policy {
     for_type(fs_type).unwrap_or(DEFAULT)
 }
@@ -81,6 +82,7 @@ const COMMON: [&str; 16] = [
     "default_permissions",
 ];
 
+/// Options of sshfs that name neither files nor programs.
 const SSHFS: [&str; 24] = [
     "Ciphers",
     "Compression",
@@ -108,6 +110,7 @@ const SSHFS: [&str; 24] = [
     "umask",
 ];
 
+/// Options of s3fs that name neither files nor programs.
 const S3FS: [&str; 26] = [
     "allow_other",
     "compat_dir",
@@ -169,8 +172,8 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
                 "logdev",
                 "rtdev",
             ]),
-            // An RBD image's monitors configure the program that maps it, which is no client in a
-            // sandbox: it would write files of the node for them.
+            // RBD is not for pods. The program that maps an image runs outside the sandbox, and the
+            // monitors configure it, so they could make it write files of the node.
             sources: &["iscsi:"],
             ..DEFAULT
         },
@@ -197,7 +200,11 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
                 fs_type.escape_default()
             ))
             .because("they may reach files or programs of the node")
-            .hint(format!("pods may use glusterfs, nfs, ceph, ceph-fuse, cifs, ext4 and xfs from iscsi:, fuse.sshfs, fuse.s3fs and tmpfs; any other volume needs a line in {FILE} on the node: allow TYPE SOURCE OPTIONS")));
+            .hint(format!(
+                "pods may use glusterfs, nfs, ceph, ceph-fuse, cifs, ext4 and xfs from iscsi:, \
+                 fuse.sshfs, fuse.s3fs and tmpfs; any other volume needs a line in {FILE} on the \
+                 node: allow TYPE SOURCE OPTIONS"
+            )));
         }
     })
 }
@@ -211,9 +218,11 @@ impl Policy {
     /// Checks the source of a volume.
     ///
     /// # Errors
-    /// The source is a device of the node, or has characters that a helper could misread.
+    /// The source has a prefix that is not allowed for the type, or a character that a helper could
+    /// misread.
     pub fn check_source(&self, fs_type: &str, source: &str) -> Result<()> {
-        if !self.sources.is_empty() && !self.sources.iter().any(|begin| source.starts_with(begin)) {
+        if !self.sources.is_empty() && !self.sources.iter().any(|prefix| source.starts_with(prefix))
+        {
             return Err(Error::usage(format!(
                 "bad source for {fs_type}: {}",
                 source.escape_default()
@@ -223,18 +232,21 @@ impl Policy {
                 false => "it is a device of the node",
             })
             .hint(format!(
-                "for pods, sources of this type begin with {}; any other needs a line in {FILE} on the node: allow TYPE SOURCE OPTIONS",
+                "for pods, sources of this type begin with {}; any other needs a line in {FILE} on \
+                 the node: allow TYPE SOURCE OPTIONS",
                 self.sources.join(" or ")
             )));
         }
         // mount.glusterfs is a shell script.
-        let script = fs_type == "glusterfs";
+        let is_script = fs_type == "glusterfs";
         if source.contains(|c: char| c.is_control() || "\"'".contains(c))
-            || (script && source.contains(is_special_in_shell))
+            || (is_script && source.contains(is_special_in_shell))
         {
             return Err(
-                Error::usage(format!("bad source: {}", source.escape_default()))
-                    .hint("a source must not contain quotes or control characters, and for glusterfs no spaces or shell characters"),
+                Error::usage(format!("bad source: {}", source.escape_default())).hint(
+                    "a source must not contain quotes or control characters, and for glusterfs \
+                         no spaces or shell characters",
+                ),
             );
         }
         Ok(())
@@ -247,24 +259,24 @@ impl Policy {
     /// option is missing.
     pub fn check_options(&self, fs_type: &str, options: &Options) -> Result<()> {
         for (key, value) in options.iter() {
-            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             let bad = |why: &str| {
                 Error::usage(format!(
                     "bad option {} for {fs_type}: {why}",
                     key.escape_default()
                 ))
             };
-            if !key.chars().all(plain) {
+            if !key.chars().all(is_plain) {
                 return Err(bad("no valid option name"));
             }
-            // A helper that splits the value at such a character would find a further option in it.
-            let split = |c: char| {
+            // A helper may split the value at such a character and find a further option in it.
+            let is_separator = |c: char| {
                 c.is_control()
                     || c.is_whitespace()
                     || ",\"'".contains(c)
                     || (fs_type == "glusterfs" && is_special_in_shell(c))
             };
-            if value.is_some_and(|value| value.contains(split)) {
+            if value.is_some_and(|value| value.contains(is_separator)) {
                 return Err(bad("its value has a comma, a space or a quote"));
             }
             if (key, value) == ("xprtsec", Some("mtls")) {
@@ -272,7 +284,7 @@ impl Policy {
                     .because("the node would show its own certificate")
                     .hint("use xprtsec=tls, which shows none"));
             }
-            // With them, the volume is another one than that of the type and source that were checked.
+            // With these, mount(8) does not mount the type and source that were checked.
             if OPERATIONS.contains(&key) {
                 return Err(bad("not for pods")
                     .because("a pod's volume is of the type that it names")
@@ -286,9 +298,13 @@ impl Policy {
             };
             if !allowed {
                 return Err(bad("not for pods").hint(match self.options {
-                    Allowed::Only([]) => format!("the options of this volume are set in {FILE} on the node"),
+                    Allowed::Only([]) => {
+                        format!("the options of this volume are set in {FILE} on the node")
+                    }
                     Allowed::Only(known) => format!("pods may use {}", known.join(", ")),
-                    Allowed::AllBut(_) => "it names a file, a device or a program of the node; secrets come from a secret of the pod".into(),
+                    Allowed::AllBut(_) => "it names a file, a device or a program of the node; \
+                                           secrets come from a secret of the pod"
+                        .into(),
                 }));
             }
         }
@@ -306,7 +322,7 @@ impl Policy {
         Ok(())
     }
 
-    /// Adds options that follow from the pod's group, and those that any pod needs.
+    /// Adds the options that set the pod's group, and the one without which only root has access.
     ///
     /// # Errors
     /// The group is not a number.
@@ -340,7 +356,7 @@ impl Policy {
     }
 }
 
-/// Whether a character has a special meaning in a shell.
+/// Returns whether a character has a special meaning in a shell.
 fn is_special_in_shell(c: char) -> bool {
     c.is_whitespace() || "`$;|&<>(){}*?!\\".contains(c)
 }

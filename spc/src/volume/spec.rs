@@ -1,5 +1,4 @@
-//! Volume as the author of a pod or PersistentVolume describes it, checked by the rules for that
-//! author.
+//! Volume as the author of a pod or PersistentVolume describes it, and the checks for that author.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,7 +22,7 @@ const MAX_TIMEOUT: u64 = 3600;
 /// Keys that a volume may have.
 const KNOWN: [&str; 6] = ["fsType", "source", "servers", "path", "options", "timeout"];
 
-/// Description of a volume, with whatever its frontend decodes already decoded.
+/// Description of a volume, decoded by its frontend.
 #[derive(Default)]
 pub struct Spec {
     /// Type of the file system; without it, the source determines it.
@@ -33,7 +32,7 @@ pub struct Spec {
     pub attributes: BTreeMap<String, String>,
     /// Mount options that follow those of the attributes.
     pub mount_options: Vec<String>,
-    /// Secret of the volume: each value is one line. Keys that are no secrets become options.
+    /// Secret of the volume: each value is one line. A key that names no secret becomes an option.
     pub secrets: BTreeMap<String, String>,
     /// Whether the volume is read-only.
     pub read_only: bool,
@@ -41,13 +40,13 @@ pub struct Spec {
     pub group: Option<String>,
 }
 
-/// Author of a volume, who decides what it may be.
+/// Author of a volume. The rules for the volume depend on its author.
 #[derive(Clone, Copy, Debug)]
 pub enum Author<'a> {
-    /// Administrator of the cluster, who made a PersistentVolume and may do what the command line
-    /// may.
+    /// Administrator of the cluster, who created a PersistentVolume. Everything is allowed that the
+    /// command line allows.
     Administrator,
-    /// Author of a pod. The node allows these volumes in addition to harmless ones.
+    /// Author of a pod. Harmless volumes are allowed, and those that the node allows.
     Pod(&'a Allowed),
 }
 
@@ -66,8 +65,8 @@ pub struct Volume {
     pub secrets: Secrets,
     /// Limit for the whole call.
     pub timeout: Duration,
-    /// Whether the helper runs in a sandbox: not if an administrator made or allowed this volume,
-    /// which may need files of the node.
+    /// Whether the helper runs in a sandbox. A volume that an administrator created or allowed may
+    /// need files of the node, so its helper does not.
     pub sandboxed: bool,
 }
 
@@ -86,7 +85,8 @@ impl Spec {
         let given_type = types.next();
         if types.next().is_some_and(|other| Some(other) != given_type) {
             return Err(Error::usage(
-                "two different types are given: fsType of the volume, and fsType among its attributes",
+                "two different types are given: fsType of the volume, and fsType among its \
+                 attributes",
             ));
         }
         let source = self.source(given_type)?;
@@ -97,7 +97,7 @@ impl Spec {
         Ok((fs_type, source))
     }
 
-    /// Returns the source, either as given or composed of servers and a path.
+    /// Returns the source: as given, or composed of servers and a path.
     fn source(&self, fs_type: Option<&str>) -> Result<String> {
         let get = |key: &str| self.attributes.get(key).filter(|value| !value.is_empty());
         match (get("source"), get("servers"), get("path")) {
@@ -129,13 +129,21 @@ impl Spec {
     fn options_and_secrets(&self) -> Result<(Options, Secrets)> {
         let unknown = |key: &&String| !KNOWN.contains(&key.as_str());
         if let Some(key) = self.attributes.keys().find(unknown) {
-            return Err(Error::usage(format!("unknown option: {}", key.escape_default()))
-                .hint(format!("the options of a volume are {}; those of the file system belong into `options`, secrets into a secret of the volume", KNOWN.join(", "))));
+            return Err(
+                Error::usage(format!("unknown option: {}", key.escape_default())).hint(format!(
+                    "the options of a volume are {}; those of the file system belong into \
+                     `options`, secrets into a secret of the volume",
+                    KNOWN.join(", ")
+                )),
+            );
         }
         let lists = self.attributes.get("options").into_iter();
         let lists = lists.chain(&self.mount_options).map(String::as_str);
         let mut options = Options::parse(lists).map_err(|error| {
-            error.hint("put it into a secret that the volume names (secretRef, nodeStageSecretRef, nodePublishSecretRef): anybody who may read the volume sees its options")
+            error.hint(
+                "put it into a secret that the volume names (secretRef, nodeStageSecretRef, \
+                 nodePublishSecretRef): anybody who may read the volume sees its options",
+            )
         })?;
         if options.value(SERVERS).is_some() {
             return Err(Error::usage(format!("bad option {SERVERS}"))
@@ -199,7 +207,7 @@ impl Volume {
         if restricted {
             policy.check_options(&fs_type, &options)?;
         }
-        // Appended, so that they override options of the pod.
+        // Options of the node come last, because the last one of a name takes effect.
         if let Some(node_options) = node_options {
             options.extend(node_options);
         }
@@ -209,7 +217,7 @@ impl Volume {
         let group = spec.group.as_deref();
         policy.complete(&mut options, group)?;
         Ok(Self {
-            // kubelet leaves a read-only volume as it is.
+            // kubelet does not change the group of files on a read-only volume.
             has_group_without_owners: group.is_some() && !policy.has_owners() && !read_only,
             fs_type,
             source,
@@ -220,11 +228,11 @@ impl Volume {
         })
     }
 
-    /// Checks that kubelet will not change group and mode of files for the pod's group, where the
-    /// mount shows the same owner for all files.
+    /// Checks that kubelet will not set the pod's group on files that all have the owner of the
+    /// mount.
     ///
     /// # Errors
-    /// kubelet would change them.
+    /// kubelet would set the group.
     pub fn check_fs_group(&self) -> Result<()> {
         if !self.has_group_without_owners {
             return Ok(());
@@ -234,7 +242,10 @@ impl Volume {
             self.fs_type
         ))
         .because("kubelet would change every file on the server")
-        .hint("use `driver: spc/no-fsgroup`, and a secret of that type: the group becomes an option of the mount"))
+        .hint(
+            "use `driver: spc/no-fsgroup`, and a secret of that type: the group becomes an option \
+             of the mount",
+        ))
     }
 
     /// Returns the request to mount the volume on `target`.
@@ -253,7 +264,7 @@ impl Volume {
             ..Request::new(self.fs_type.as_str(), self.source.as_str(), path)
         }
         .validated()?;
-        // Whatever changes the type escapes the rules for it.
+        // The rules for the type were applied above, so the type must not change.
         if self.sandboxed && request.fs_type != self.fs_type {
             let bad = format!(
                 "a volume of type {} became {}",

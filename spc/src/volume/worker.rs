@@ -1,4 +1,4 @@
-//! Worker process of one call of kubelet. The process that starts it replies, however it ends.
+//! Worker process of one call of kubelet. The parent process replies even if the worker crashes.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -41,10 +41,11 @@ pub struct WorkerCall<'a> {
 pub struct WorkerEnd {
     /// Standard output.
     pub stdout: String,
-    /// Reason, if this process stopped the worker.
+    /// Reason why this process stopped the worker, if it did.
     stopped: Option<String>,
     /// Status, unless another thread has read it.
     status: Option<ExitStatus>,
+    /// Last lines of its log, unless it logs where this process does.
     log: Vec<String>,
 }
 
@@ -61,7 +62,10 @@ impl WorkerEnd {
                     Some((_, Some(signal))) => format!("killed by signal {signal}"),
                     _ => "its process has ended".into(),
                 })
-                .hint("kubelet tries again, and spc then rolls back what is left; if memory was short, dmesg says so"),
+                .hint(
+                    "kubelet tries again, and spc then rolls back what is left; if memory was \
+                     short, dmesg says so",
+                ),
         };
         failed.log(self.log)
     }
@@ -111,8 +115,8 @@ pub fn run(call: &WorkerCall<'_>, interrupts: Option<&Interrupts>) -> Result<Wor
 
 /// Waits for the worker to end. Returns its status, and the reason if spc stopped it.
 ///
-/// A worker that exceeds `limit`, or whose call was interrupted, gets SIGTERM and time to roll back,
-/// then SIGKILL. One that is blocked in the kernel is then left behind, and has no status.
+/// A worker that exceeds `limit`, or whose call was interrupted, gets SIGTERM and time to roll
+/// back, then SIGKILL. If it is blocked in the kernel, it is abandoned and has no status.
 fn wait(
     child: &mut Child,
     pidfd: &OwnedFd,
@@ -136,22 +140,22 @@ fn wait(
             Err(error) => return Err(error.into()),
         }
         if !fds[0].revents().is_empty() {
-            // The loop of `spc serve` may have reaped it.
+            // The loop of `spc serve` may have reaped the worker.
             return Ok((child.try_wait().ok().flatten(), stopped));
         }
-        let late = Instant::now() >= deadline;
+        let is_late = Instant::now() >= deadline;
         let interrupted = interrupts.map_or(Ok(()), Interrupts::check);
         let signal = match (interrupted, &stopped) {
             (Err(interrupted), None) => {
                 stopped = Some(interrupted.summary());
                 Signal::TERM
             }
-            (_, None) if late => {
+            (_, None) if is_late => {
                 stopped = Some(format!("took longer than {} s", limit.as_secs()));
                 Signal::TERM
             }
-            (_, Some(_)) if late && killed => return Ok((None, stopped)),
-            (_, Some(_)) if late => {
+            (_, Some(_)) if is_late && killed => return Ok((None, stopped)),
+            (_, Some(_)) if is_late => {
                 killed = true;
                 Signal::KILL
             }
