@@ -46,9 +46,10 @@ impl FromStr for Address {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             let path = PathBuf::from(path);
-            return match path.is_absolute() {
-                true => Ok(Self::Unix(path)),
-                false => Err("the path of the socket must begin with /".into()),
+            return if path.is_absolute() {
+                Ok(Self::Unix(path))
+            } else {
+                Err("the path of the socket must begin with /".into())
             };
         }
         match text.parse::<SocketAddr>() {

@@ -122,15 +122,13 @@ pub fn remove(parent: &OwnedFd, name: &str, deadline: Instant) -> Result<(), Fai
     for _ in 0..MAX_ROUNDS {
         while let Some((entry, is_dir)) = removal.next(&mut top, &name)? {
             let fail = |error: Errno| cannot_remove(&entry, error);
-            match is_dir {
-                true if entry.to_bytes().starts_with(removal.prefix.as_bytes()) => {
-                    removal.remove_directory(&entry)?;
-                }
-                true => {
-                    let renamed = removal.move_up(&top.dir, &entry).map_err(fail)?;
-                    removal.remove_directory(&renamed)?;
-                }
-                false => unlink(&top.dir, &entry, AtFlags::empty()).map_err(fail)?,
+            if !is_dir {
+                unlink(&top.dir, &entry, AtFlags::empty()).map_err(fail)?;
+            } else if entry.to_bytes().starts_with(removal.prefix.as_bytes()) {
+                removal.remove_directory(&entry)?;
+            } else {
+                let renamed = removal.move_up(&top.dir, &entry).map_err(fail)?;
+                removal.remove_directory(&renamed)?;
             }
         }
         match unlink(parent, &name, AtFlags::REMOVEDIR) {
@@ -170,9 +168,10 @@ impl Removal {
         };
         for _ in 0..MAX_ROUNDS {
             while let Some((entry, is_dir)) = self.next(&mut level, name)? {
-                let done = match is_dir {
-                    true => self.move_up(&level.dir, &entry).map(drop),
-                    false => unlink(&level.dir, &entry, AtFlags::empty()),
+                let done = if is_dir {
+                    self.move_up(&level.dir, &entry).map(drop)
+                } else {
+                    unlink(&level.dir, &entry, AtFlags::empty())
                 };
                 done.map_err(|error| cannot_remove(&entry, error))?;
             }

@@ -223,14 +223,16 @@ impl Policy {
     pub fn check_source(&self, fs_type: &str, source: &str) -> Result<()> {
         if !self.sources.is_empty() && !self.sources.iter().any(|prefix| source.starts_with(prefix))
         {
+            let why = if source.starts_with("rbd:") {
+                "its monitors could write files of the node"
+            } else {
+                "it is a device of the node"
+            };
             return Err(Error::usage(format!(
                 "bad source for {fs_type}: {}",
                 source.escape_default()
             ))
-            .because(match source.starts_with("rbd:") {
-                true => "its monitors could write files of the node",
-                false => "it is a device of the node",
-            })
+            .because(why)
             .hint(format!(
                 "for pods, sources of this type begin with {}; any other needs a line in {FILE} on \
                  the node: allow TYPE SOURCE OPTIONS",

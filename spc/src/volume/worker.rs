@@ -80,9 +80,10 @@ impl WorkerEnd {
 pub fn run(call: &WorkerCall<'_>, interrupts: Option<&Interrupts>) -> Result<WorkerEnd> {
     let fail = |e: std::io::Error| Error::system("cannot start the worker of this call").because(e);
     let stdout = Output::new().map_err(fail)?;
-    let stderr = match call.logs_here {
-        true => None,
-        false => Some(Output::new().map_err(fail)?),
+    let stderr = if call.logs_here {
+        None
+    } else {
+        Some(Output::new().map_err(fail)?)
     };
     let mut command = Command::new(WORKER);
     command

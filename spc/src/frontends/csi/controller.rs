@@ -196,11 +196,12 @@ impl ControllerService {
             .ok_or_else(not_found)?
             .context(&id);
         let is_same = |(key, value)| given.get(key) == Some(value);
-        match given.is_empty() || (given.len() == context.len() && context.iter().all(is_same)) {
-            true => Ok(()),
-            false => Err(Status::failed_precondition(
+        if given.is_empty() || (given.len() == context.len() && context.iter().all(is_same)) {
+            Ok(())
+        } else {
+            Err(Status::failed_precondition(
                 "the attributes are not those of the volume",
-            )),
+            ))
         }
     }
 

@@ -36,13 +36,11 @@ impl Registration for Registrar {
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let status = request.into_inner();
         let driver = self.driver.name();
-        match status.plugin_registered {
-            true => tracing::info!(driver, "registered with kubelet"),
-            false => tracing::error!(
-                driver,
-                "kubelet rejected the driver: {}",
-                status.error.escape_default()
-            ),
+        if status.plugin_registered {
+            tracing::info!(driver, "registered with kubelet");
+        } else {
+            let error = status.error.escape_default();
+            tracing::error!(driver, "kubelet rejected the driver: {error}");
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }

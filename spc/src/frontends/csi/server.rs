@@ -98,7 +98,7 @@ impl Service {
         call: Call,
     ) -> Result<Answer, Status> {
         let unfinished =
-            |_| Status::aborted("the call takes longer than its deadline; spc goes on with it");
+            |_| Status::aborted("the call takes longer than its deadline; spc continues it");
         let slot = Arc::clone(slots).acquire_owned();
         let slot = tokio::time::timeout_at(answer_at.into(), slot).await;
         let slot = slot.map_err(unfinished)?;

@@ -118,9 +118,10 @@ impl Drop for Sockets {
         for Bound { path, id } in self.bound.drain(..).rev() {
             let remove = move || {
                 let file = fs::symlink_metadata(&path)?;
-                match (file.dev(), file.ino()) == id {
-                    true => fs::remove_file(&path),
-                    false => Ok(()),
+                if (file.dev(), file.ino()) == id {
+                    fs::remove_file(&path)
+                } else {
+                    Ok(())
                 }
             };
             match self.host.run("removing a socket", remove) {

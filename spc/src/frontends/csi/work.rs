@@ -164,9 +164,10 @@ impl<'a> Worker<'a> {
         let record = self.session.ledger.get(&resolved)?.ok_or_else(not_found)?;
         let is_made = record.state != State::Mounting
             && record.csi.as_ref().is_some_and(|csi| self.owns(csi));
-        match is_made && entry_of(&self.session, &record)?.is_some() {
-            true => Ok(record),
-            false => Err(not_found()),
+        if is_made && entry_of(&self.session, &record)?.is_some() {
+            Ok(record)
+        } else {
+            Err(not_found())
         }
     }
 
