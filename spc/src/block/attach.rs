@@ -74,7 +74,6 @@ impl AttachRequest<'_> {
                 ..Attachment::default()
             },
         };
-        self.check_session(&attachment)?;
         if !attachment.sources.contains(&self.record.source) {
             attachment.sources.push(self.record.source.clone());
         }
@@ -96,25 +95,6 @@ impl AttachRequest<'_> {
             disk,
             _lock: device_lock,
         })
-    }
-
-    /// Checks that a pod's volume gets no session that somebody else has authenticated: the host, or
-    /// an administrator's mount.
-    fn check_session(&self, attachment: &Attachment) -> Result<()> {
-        let is_of_others = |record: &Record| {
-            let device = record.device.as_ref();
-            !record.sandboxed
-                && device.is_some_and(|device| device.session_key == self.device.session_key)
-        };
-        if !self.record.sandboxed
-            || (attachment.foreign.is_empty() && !self.session.ledger.has(is_of_others)?)
-        {
-            return Ok(());
-        }
-        let error = Error::mount(format!("cannot attach {}", self.device.name));
-        Err(error
-            .because("the node has a session with this target, which is not for pods")
-            .hint("allow the volume by a line in /etc/spc/flexvolume.conf on the node"))
     }
 
     /// Runs the steps that bring up one path.

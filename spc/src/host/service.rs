@@ -224,7 +224,7 @@ fn mark(service: &Service) -> Result<String> {
 
 /// Returns pidfds of the processes of a service that spc started in this container.
 fn processes(service: &Service) -> Result<Vec<OwnedFd>> {
-    marks::open_service(&format!("{MARK}={}", mark(service)?)).map_err(|e| {
+    marks::open_service(MARK, &mark(service)?).map_err(|e| {
         Error::system(format!("cannot find the processes of {}", service.name)).because(e)
     })
 }

@@ -51,16 +51,17 @@ pub fn helper(input: &KindInput<'_>) -> Result<MountMethod> {
         return Err(Error::usage(format!("bad source: {}", input.source))
             .hint("an NFS source is SERVER:/PATH, with the path as the server exports it, and an IPv6 address in brackets"));
     }
-    if let Some(flavors) = input.options.value("sec")
-        && flavors.split(':').any(|flavor| flavor.starts_with("krb5"))
-    {
+    // The kernel joins the lists of several such options.
+    let is_kerberos = |flavors: &&str| flavors.split(':').any(|one| one.starts_with("krb5"));
+    if let Some(flavors) = input.options.values("sec").find(is_kerberos) {
         return Err(
             Error::usage(format!("cannot mount with sec={flavors}: Kerberos is not set up in this container"))
                 .because("no rpc.gssd runs in it, and it has no keytab")
                 .hint("mount with sec=sys, if the server allows it; Kerberos needs rpc.gssd and a keytab where the mount is made"),
         );
     }
-    if input.options.has("bg") {
+    // mount.nfs ignores a value of it.
+    if input.options.has_key("bg") {
         return Err(
             Error::usage("bad option bg: spc does not mount in the background")
                 .hint("leave it out; --timeout sets how long to try"),
@@ -223,6 +224,8 @@ mod tests {
             ("sec=krb5p", "rpc.gssd"),
             ("sec=sys:krb5", "Kerberos"),
             ("vers=3,bg", "bg"),
+            ("bg=1", "bg"),
+            ("sec=krb5,sec=sys", "Kerberos"),
         ] {
             let error = method("a:/x", options).unwrap_err();
             assert!(error.to_string().contains(reason), "{error}");

@@ -27,9 +27,8 @@ pub fn helper(input: &KindInput<'_>) -> Result<MountMethod> {
             .because("mount.cifs takes the text after a comma for options")
             .hint("rename the share or the directory on the server"));
     }
-    if let Some(sec) = input.options.value("sec")
-        && sec.starts_with("krb5")
-    {
+    let is_kerberos = |sec: &&str| sec.starts_with("krb5");
+    if let Some(sec) = input.options.values("sec").find(is_kerberos) {
         return Err(Error::usage(format!("bad option sec={sec}: no Kerberos for SMB here"))
             .hint("use sec=ntlmssp and a password; for Kerberos the kernel runs cifs.upcall on the host, which has no client programs"));
     }

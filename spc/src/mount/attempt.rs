@@ -46,6 +46,10 @@ use crate::state::{Route, Session};
 /// Time for the mount to appear after its helper has exited successfully.
 const APPEAR_LIMIT: Duration = Duration::from_millis(500);
 
+/// Time limit for a helper that has the kernel contact a server of a pod. Until the server answers,
+/// the kernel makes no other mount of NFS version 4 or of SMB on the node.
+const POD_KERNEL_LIMIT: Duration = Duration::from_secs(15);
+
 /// Attempt at a mount, rolled back when it is dropped unfinished.
 pub(super) struct Attempt<'a> {
     session: &'a Session,
@@ -201,6 +205,11 @@ impl<'a> Attempt<'a> {
         let run = HelperRun::new(self.plan, helper, program, &redirect, &secret_fds, record);
         // The process that probes a FUSE mount starts while the helper runs, which saves time.
         let (is_fuse, mut prestarted) = (self.plan.kind.is_fuse(), None);
+        let deadline = if self.record.sandboxed && !is_fuse {
+            deadline.min(Instant::now() + POD_KERNEL_LIMIT)
+        } else {
+            deadline
+        };
         let mut run_helper = || {
             run.run(deadline, interrupts, || {
                 prestarted = is_fuse.then(|| probe::prestart(deadline).ok()).flatten();

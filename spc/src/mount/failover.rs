@@ -17,11 +17,12 @@ use crate::mount::Plan;
 use crate::mount::deadline::Deadline;
 use crate::process::cancel::CancelToken;
 use crate::process::interrupts::Interrupts;
+use crate::servers::dead_cache;
 use crate::servers::keepalive::Watch;
 use crate::servers::order::Order;
 use crate::servers::probe::{self, ProbeResult};
+use crate::servers::resolve::{self, MAX_SERVERS};
 use crate::servers::server::Server;
-use crate::servers::{dead_cache, resolve};
 
 /// Time limit for a helper at a server that responded, while there are others to try.
 const RESPONSIVE_LIMIT: Duration = Duration::from_secs(20);
@@ -76,6 +77,7 @@ impl ServerChoice {
         }
         order.arrange(&mut servers)?;
         move_dead_last(&mut servers, host);
+        servers.truncate(MAX_SERVERS);
         Ok(Some(Self {
             servers,
             order,

@@ -102,12 +102,20 @@ impl Options {
         self.0.iter().any(|o| o == option)
     }
 
+    /// Returns whether the list has this key, with or without a value.
+    pub fn has_key(&self, key: &str) -> bool {
+        self.iter().any(|(given, _)| given == key)
+    }
+
     /// Returns the value of the last `key=value`, without quotes around it.
     pub fn value(&self, key: &str) -> Option<&str> {
-        self.iter()
-            .filter(|(k, _)| *k == key)
-            .filter_map(|(_, v)| v)
-            .next_back()
+        self.values(key).next_back()
+    }
+
+    /// Returns the values of all `key=value`, without quotes around them.
+    pub fn values(&self, key: &str) -> impl DoubleEndedIterator<Item = &str> {
+        let values = self.iter().filter(move |(given, _)| *given == key);
+        values.filter_map(|(_, value)| value)
     }
 
     /// Sets the value of every `key=…` in the list.

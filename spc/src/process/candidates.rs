@@ -5,6 +5,7 @@
 //! `status`, `comm` and `cgroup` only, which never wait.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +28,11 @@ pub(super) struct ProcessId {
     pub(super) in_proc: i32,
     /// Id in the PID namespace of this process.
     pub(super) own: i32,
+    /// Whether it is the first process of a PID namespace below that of this process.
+    pub(super) is_first: bool,
+    /// Number that the processes of a cgroup have in common that have an id in equally many PID
+    /// namespaces.
+    pub(super) group: u64,
 }
 
 /// Users whose processes in the cgroup of this process are considered.
@@ -61,12 +67,20 @@ pub(super) fn candidates(users: Users) -> io::Result<Vec<ProcessId>> {
         let Some(own) = status.ids.get(depth - 1).filter(|own| **own != own_pid) else {
             continue;
         };
+        let mut hasher = DefaultHasher::new();
+        (&cgroup, status.ids.len()).hash(&mut hasher);
+        let process = ProcessId {
+            in_proc,
+            own: *own,
+            is_first: status.ids.len() > depth && status.ids.last() == Some(&1),
+            group: hasher.finish(),
+        };
         let of_system = users == Users::Any && status.users.iter().all(|user| *user < FIRST_USER);
         let is_trusted = of_system || status.has_users(own_users);
         if of_spc || (cgroup == own_cgroup && (is_trusted || users == Users::Any)) {
-            found.push(ProcessId { in_proc, own: *own });
+            found.push(process);
         } else if is_trusted && status.ids.len() == depth {
-            others.insert(in_proc, *own);
+            others.insert(in_proc, process);
         }
     }
     // A command may have entered the container's namespaces without its cgroup.
@@ -75,9 +89,7 @@ pub(super) fn candidates(users: Users) -> io::Result<Vec<ProcessId>> {
         move |pid| own_namespace.is_some() && mount_namespace(&path(pid)) == own_namespace;
     let pids: Vec<i32> = others.keys().copied().collect();
     look_at_each(&pids, ROOT_LIMIT, is_here, |in_proc, is_here| {
-        if let Some(own) = others.get(&in_proc).filter(|_| is_here) {
-            found.push(ProcessId { in_proc, own: *own });
-        }
+        found.extend(others.get(&in_proc).filter(|_| is_here));
     })?;
     Ok(found)
 }

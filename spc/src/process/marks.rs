@@ -4,6 +4,10 @@
 //! place that only spc and root put processes in: a cgroup of spc on the host, the cgroup of this
 //! process, which is that of the container, or its mount namespace. Users can write any mark, so
 //! that a mark elsewhere means nothing. Nothing is read of processes elsewhere but their place.
+//!
+//! A sandbox has the mark of its first process, which is spc. The other processes in it may have any
+//! number, any marks and memory that cannot be read in time, since a server that has taken them over
+//! decides. Their memory is not read. They end with the first process.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
@@ -33,6 +37,9 @@ const SEARCH_LIMIT: Duration = Duration::from_secs(10);
 /// have more than this process can open. Its first process is usually among them, with which all
 /// others end; after the process ids have wrapped around, another search finds it.
 const MAX_HELD: usize = 256;
+
+/// Longest mark, in bytes. Ids have 16 bytes, names of services a few more.
+const MAX_ID: usize = 128;
 
 /// Device number of `/dev/fuse`, which is the same on every host.
 const FUSE_DEVICE: (u32, u32) = (10, 229);
@@ -88,6 +95,8 @@ pub fn daemons_in(cgroup: &Path, id: &str) -> io::Result<Vec<i32>> {
     let members = members.map(|pid| ProcessId {
         in_proc: pid,
         own: pid,
+        is_first: false,
+        group: 0,
     });
     let variable = format!("{MARK}={id}");
     let is_marked = move |environ: &[u8]| has_variable(environ, &variable).then_some(());
@@ -136,16 +145,9 @@ pub(super) fn serves_fuse(id: &str) -> io::Result<bool> {
 /// Returns whether something holds for any process. A process that cannot be looked at in time,
 /// such as in the middle of execve(2), counts as one for which it holds.
 fn any_process(processes: &[ProcessId], holds: fn(ProcessId) -> bool) -> io::Result<bool> {
-    let own: BTreeMap<i32, i32> = processes.iter().map(|p| (p.in_proc, p.own)).collect();
-    let pids: Vec<i32> = own.keys().copied().collect();
-    let look = move |pid| {
-        own.get(&pid).is_some_and(|own| {
-            holds(ProcessId {
-                in_proc: pid,
-                own: *own,
-            })
-        })
-    };
+    let by_id: BTreeMap<i32, ProcessId> = processes.iter().map(|p| (p.in_proc, *p)).collect();
+    let pids: Vec<i32> = by_id.keys().copied().collect();
+    let look = move |pid| by_id.get(&pid).is_some_and(|process| holds(*process));
     let mut any = false;
     let all = look_at_each(&pids, SEARCH_LIMIT, look, |_, holds| any |= holds)?;
     Ok(any || !all)
@@ -171,16 +173,61 @@ fn is_fuse_device(file: &Path) -> bool {
     })
 }
 
-/// Returns pidfds of the processes of all mounts, by mount id, from one walk through `/proc`.
+/// Returns pidfds of the processes of all mounts, by mount id, from one walk through `/proc`. Of a
+/// sandbox it is the first process.
 ///
 /// # Errors
 /// No file descriptor or no memory is left.
 pub fn by_mount() -> io::Result<BTreeMap<String, Vec<OwnedFd>>> {
     let mut found: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
-    for (id, pidfd) in hold(candidates(Users::Own)?, mount_of)? {
+    for (id, pidfd) in hold(outside_sandboxes(search(MARK, Users::Own)?), MARK)? {
         found.entry(id).or_default().push(pidfd);
     }
     Ok(found)
+}
+
+/// Process with the mark of a mount or service.
+struct Marked {
+    process: ProcessId,
+    id: String,
+    /// Whether it is in a sandbox, and not the first process there.
+    is_inside: bool,
+}
+
+/// Returns all processes with a mark in this variable.
+fn search(variable: &'static str, users: Users) -> io::Result<Vec<Marked>> {
+    let (first, others): (Vec<_>, Vec<_>) =
+        candidates(users)?.into_iter().partition(|p| p.is_first);
+    let marked = |is_inside| {
+        move |(process, id)| Marked {
+            process,
+            id,
+            is_inside,
+        }
+    };
+    let sandboxes = matching(first, |environ| mark_in(environ, MARK))?;
+    let ids: BTreeMap<u64, String> = sandboxes
+        .iter()
+        .map(|(first, id)| (first.group, id.clone()))
+        .collect();
+    let (inside, outside): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|p| ids.contains_key(&p.group));
+    let outside = matching(outside, move |environ| mark_in(environ, variable))?;
+    let mut found: Vec<Marked> = outside.into_iter().map(marked(false)).collect();
+    if variable == MARK {
+        let inside = inside
+            .into_iter()
+            .filter_map(|process| Some((process, ids.get(&process.group)?.clone())));
+        found.extend(inside.map(marked(true)));
+        found.extend(sandboxes.into_iter().map(marked(false)));
+    }
+    Ok(found)
+}
+
+/// Returns the processes that are not inside a sandbox, among them the first process of each.
+fn outside_sandboxes(found: Vec<Marked>) -> Vec<(ProcessId, String)> {
+    let outside = found.into_iter().filter(|marked| !marked.is_inside);
+    outside.map(|marked| (marked.process, marked.id)).collect()
 }
 
 /// Returns the processes for which `select` returns something of their environment, with that.
@@ -188,14 +235,13 @@ fn matching<T: Send + 'static>(
     processes: Vec<ProcessId>,
     select: impl Fn(&[u8]) -> Option<T> + Clone + Send + 'static,
 ) -> io::Result<Vec<(ProcessId, T)>> {
-    let own: BTreeMap<i32, i32> = processes.iter().map(|p| (p.in_proc, p.own)).collect();
+    let by_id: BTreeMap<i32, ProcessId> = processes.iter().map(|p| (p.in_proc, *p)).collect();
     let pids: Vec<i32> = processes.iter().map(|process| process.in_proc).collect();
     let look = move |pid| environ(pid).map(|environ| select(&environ));
     let (mut found, mut shortage) = (Vec::new(), None);
     look_at_each(&pids, SEARCH_LIMIT, look, |pid, selected| match selected {
         Ok(Some(selected)) => {
-            let own = own.get(&pid).copied().unwrap_or(pid);
-            found.push((ProcessId { in_proc: pid, own }, selected));
+            found.extend(by_id.get(&pid).map(|process| (*process, selected)));
         }
         Ok(None) => {}
         Err(error) => shortage = Some(error),
@@ -206,17 +252,17 @@ fn matching<T: Send + 'static>(
     }
 }
 
-/// Returns pidfds of the processes for which `select` returns something of their environment, with
-/// that. For the same text at most [`MAX_HELD`], with the lowest ids.
+/// Returns pidfds of marked processes, with their marks. For the same mark at most [`MAX_HELD`],
+/// with the lowest ids.
 ///
 /// Reads each environment again after opening the pidfd, since the kernel reuses process ids.
-fn hold<T: Ord + Clone + Send + 'static>(
-    processes: Vec<ProcessId>,
-    select: impl Fn(&[u8]) -> Option<T> + Clone + Send + 'static,
-) -> io::Result<Vec<(T, OwnedFd)>> {
-    let (mut opened, mut held) = (Vec::new(), BTreeMap::<T, usize>::new());
-    for (process, selected) in matching(processes, select.clone())? {
-        let held = held.entry(selected.clone()).or_default();
+fn hold(
+    processes: Vec<(ProcessId, String)>,
+    variable: &'static str,
+) -> io::Result<Vec<(String, OwnedFd)>> {
+    let (mut opened, mut held) = (Vec::new(), BTreeMap::<String, usize>::new());
+    for (process, id) in processes {
+        let held = held.entry(id.clone()).or_default();
         *held += 1;
         if *held > MAX_HELD {
             continue;
@@ -224,16 +270,16 @@ fn hold<T: Ord + Clone + Send + 'static>(
         if let Some(pid) = Pid::from_raw(process.own)
             && let Some(pidfd) = open(pid)?
         {
-            opened.push((process, selected, pidfd));
+            opened.push((process, id, pidfd));
         }
     }
     let again = opened.iter().map(|(process, ..)| *process).collect();
-    let again: BTreeMap<i32, T> = matching(again, select)?
+    let again: BTreeMap<i32, String> = matching(again, move |environ| mark_in(environ, variable))?
         .into_iter()
-        .map(|(process, selected)| (process.in_proc, selected))
+        .map(|(process, id)| (process.in_proc, id))
         .collect();
-    let same = opened.into_iter().filter_map(|(process, selected, pidfd)| {
-        (again.get(&process.in_proc) == Some(&selected)).then_some((selected, pidfd))
+    let same = opened.into_iter().filter_map(|(process, id, pidfd)| {
+        (again.get(&process.in_proc) == Some(&id)).then_some((id, pidfd))
     });
     Ok(same.collect())
 }
@@ -261,9 +307,9 @@ fn open(pid: Pid) -> io::Result<Option<OwnedFd>> {
     )
 }
 
-/// Returns the mount id in an environment with a mark.
-fn mount_of(environ: &[u8]) -> Option<String> {
-    value_of(environ, MARK)
+/// Returns the mark in a variable of an environment.
+fn mark_in(environ: &[u8], variable: &str) -> Option<String> {
+    value_of(environ, variable).filter(|id| id.len() <= MAX_ID)
 }
 
 /// Returns the value of a variable in an environment.
@@ -273,12 +319,11 @@ fn value_of(environ: &[u8], name: &str) -> Option<String> {
     Some(String::from_utf8_lossy(value).into_owned())
 }
 
-/// Returns the processes with the mark of a mount.
+/// Returns the processes with the mark of a mount, and all that are in its sandbox.
 fn with_mark(id: &str) -> io::Result<Vec<ProcessId>> {
-    let variable = format!("{MARK}={id}");
-    let is_marked = move |environ: &[u8]| has_variable(environ, &variable).then_some(());
-    let found = matching(candidates(Users::Own)?, is_marked)?;
-    Ok(found.into_iter().map(|(process, ())| process).collect())
+    let found = search(MARK, Users::Own)?.into_iter();
+    let of_mount = found.filter(|marked| marked.id == id);
+    Ok(of_mount.map(|marked| marked.process).collect())
 }
 
 fn has_variable(environ: &[u8], variable: &str) -> bool {
@@ -286,25 +331,25 @@ fn has_variable(environ: &[u8], variable: &str) -> bool {
     variables.any(|found| found == variable.as_bytes())
 }
 
-/// Returns pidfds of the processes of a mount.
+/// Returns pidfds of the processes of a mount. Of a sandbox it is the first process.
 pub(super) fn open_all(id: &str) -> io::Result<Vec<OwnedFd>> {
-    open_marked(&format!("{MARK}={id}"), Users::Own)
+    open_marked(MARK, id, Users::Own)
 }
 
-/// Returns pidfds of the processes with a variable, as `NAME=VALUE`, in their environment.
-/// Processes of any user are considered, as services change to users of their own.
+/// Returns pidfds of the processes with this value of a variable in their environment. Processes of
+/// any user are considered, as services change to users of their own.
 ///
 /// # Errors
 /// No file descriptor or no memory is left.
-pub fn open_service(variable: &str) -> io::Result<Vec<OwnedFd>> {
-    open_marked(variable, Users::Any)
+pub fn open_service(variable: &'static str, mark: &str) -> io::Result<Vec<OwnedFd>> {
+    open_marked(variable, mark, Users::Any)
 }
 
-fn open_marked(variable: &str, users: Users) -> io::Result<Vec<OwnedFd>> {
-    let variable = variable.to_owned();
-    let is_marked = move |environ: &[u8]| has_variable(environ, &variable).then_some(());
-    let held = hold(candidates(users)?, is_marked)?;
-    Ok(held.into_iter().map(|((), pidfd)| pidfd).collect())
+fn open_marked(variable: &'static str, mark: &str, users: Users) -> io::Result<Vec<OwnedFd>> {
+    let mut found = outside_sandboxes(search(variable, users)?);
+    found.retain(|(_, id)| id == mark);
+    let held = hold(found, variable)?;
+    Ok(held.into_iter().map(|(_, pidfd)| pidfd).collect())
 }
 
 /// Returns whether a process's FUSE device still has a file system in the kernel. The kernel

@@ -15,6 +15,9 @@ use crate::host::Host;
 /// Directory of the cache on the host.
 const DIR: &str = "/run/spc/dead";
 
+/// Largest number of entries. Pods may name any servers.
+const MAX_ENTRIES: usize = 1000;
+
 /// Time after which an entry expires.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
@@ -45,8 +48,8 @@ pub fn update(host: &Host, dead: Vec<SocketAddr>, alive: Vec<SocketAddr>) {
             .recursive(true)
             .mode(0o700)
             .create(DIR)?;
-        remove_expired()?;
-        dead.iter().try_for_each(|server| {
+        let free = MAX_ENTRIES.saturating_sub(remove_expired()?);
+        dead.iter().take(free).try_for_each(|server| {
             let mut file = OpenOptions::new();
             file.write(true).create(true).mode(0o600);
             let file = file.open(file_of(server))?;
@@ -61,16 +64,19 @@ pub fn update(host: &Host, dead: Vec<SocketAddr>, alive: Vec<SocketAddr>) {
     }
 }
 
-/// Removes expired entries.
-fn remove_expired() -> std::io::Result<()> {
+/// Removes expired entries, and returns the number of the others.
+fn remove_expired() -> std::io::Result<usize> {
+    let mut current = 0;
     for entry in fs::read_dir(DIR)? {
         let file = entry?.path();
-        if age(&file).is_none() {
+        if age(&file).is_some() {
+            current += 1;
+        } else {
             // Fails if another command has removed the file.
             let _ = fs::remove_file(file);
         }
     }
-    Ok(())
+    Ok(current)
 }
 
 /// Returns the age of an entry, or `None` if there is no entry or it has expired.

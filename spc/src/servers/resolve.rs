@@ -5,22 +5,30 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use crate::error::{Class, Result};
+use crate::error::{Class, Error, Result};
 use crate::helper::tool::{Tool, earlier_deadline};
 use crate::process::interrupts::Interrupts;
 
 /// Time limit per name in seconds. A name that takes longer is passed to the helper unresolved.
 const LIMIT: u64 = 5;
 
-/// Returns the addresses of each name, resolved in parallel. An unknown name has none.
+/// Largest number of servers that a source may name, and of addresses of a name that are used. A
+/// program runs for each name, and each server is probed.
+pub const MAX_SERVERS: usize = 64;
+
+/// Returns the first 64 addresses of each name, resolved in parallel. An unknown name has none.
 ///
 /// # Errors
-/// A termination signal arrives.
+/// There are more than 64 names, or a termination signal arrives.
 pub fn addresses(
     names: &[&str],
     deadline: Instant,
     interrupts: &Interrupts,
 ) -> Result<Vec<Vec<IpAddr>>> {
+    if names.len() > MAX_SERVERS {
+        return Err(Error::usage(format!("{} servers are given", names.len()))
+            .hint(format!("give at most {MAX_SERVERS}")));
+    }
     std::thread::scope(|scope| {
         let threads: Vec<_> = names
             .iter()
@@ -71,6 +79,7 @@ fn parse(text: &str) -> Vec<IpAddr> {
         // The loopback addresses of both protocols are one server.
         found.truncate(1);
     }
+    found.truncate(MAX_SERVERS);
     found
 }
 
@@ -85,5 +94,7 @@ mod tests {
         assert_eq!(found, ["192.0.2.7", "2001:db8::1", "192.0.2.8"]);
         assert_eq!(parse("::1 STREAM localhost\n127.0.0.1 STREAM\n").len(), 1);
         assert!(parse("").is_empty());
+        let many: String = (0..200).map(|n| format!("192.0.2.{n} STREAM\n")).collect();
+        assert_eq!(parse(&many).len(), MAX_SERVERS);
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::client::root;
 use crate::error::{Error, Reason, Result, show};
 use crate::host::caller;
+use crate::host::mountinfo::Entry;
 use crate::host::target::{self, Rules, host_path};
 use crate::liveness::path;
 use crate::process::cancel::CancelToken;
@@ -100,11 +101,19 @@ fn unmount_locked(
     mode: UnmountMode,
     found: &mut Option<Record>,
 ) -> Result<()> {
+    let before = session.ledger.get(target)?;
     let cancel_repair = || repairs::cancel(session, target);
     let cancel = CancelToken::new(Instant::now() + LOCK_LIMIT, &cancel_repair);
     let _lock = session.ledger.lock(target, cancel)?;
     let Some(mut record) = load_record(session, target)? else {
-        return Err(not_ours(session, target));
+        return match (entry_on(session, target)?, before) {
+            // `spc serve` has unmounted what the repair left that this command has cancelled.
+            (None, Some(record)) => {
+                *found = Some(record);
+                Ok(())
+            }
+            (entry, _) => Err(not_ours(target, entry)),
+        };
     };
     *found = Some(record.clone());
     let redirect = session.redirect(&record);
@@ -157,27 +166,33 @@ fn put_or_warn(session: &Session, record: &Record) {
     }
 }
 
-/// Returns the error for a target without a record: not mounted, or mounted by another program.
-fn not_ours(session: &Session, target: &Path) -> Error {
+/// Returns the entry of the mount on a target, whoever made it.
+///
+/// # Errors
+/// The target cannot be reached.
+fn entry_on(session: &Session, target: &Path) -> Result<Option<Entry>> {
     let path = target.to_owned();
-    let entry = session.host.run("looking at the target", move || {
+    session.host.run("looking at the target", move || {
         let (pinned, _) = target::pin(&path, RULES)?;
         if pinned.mount.is_root {
             pinned.entry()
         } else {
             Ok(None)
         }
-    });
+    })?
+}
+
+/// Returns the error for a target without a record: not mounted, or mounted by another program.
+fn not_ours(target: &Path, entry: Option<Entry>) -> Error {
     match entry {
-        Ok(Ok(Some(entry))) => Error::mount(format!(
+        Some(entry) => Error::mount(format!(
             "{} was not mounted by spc: {} ({})",
             show(target),
             entry.source,
             entry.fs_type
         ))
         .hint("to unmount it anyway, run umount on the host"),
-        Ok(Ok(None)) => Error::mount(format!("{}: not mounted", show(target)))
+        None => Error::mount(format!("{}: not mounted", show(target)))
             .hint("`spc ls` shows what is mounted"),
-        Ok(Err(error)) | Err(error) => error,
     }
 }

@@ -4,7 +4,6 @@
 //! programs or devices of a node or of the container, unless the node allows it
 //! ([`super::allowlist`]).
 
-use crate::block::filesystem::MKFS;
 use crate::error::{Error, Result};
 use crate::kinds::FILE_OPTIONS;
 use crate::options::Options;
@@ -18,8 +17,6 @@ const OPERATIONS: [&str; 3] = ["bind", "rbind", "remount"];
 pub struct Policy {
     /// Options that pods may use.
     options: Allowed,
-    /// Allowed prefixes of a source; if empty, any source.
-    sources: &'static [&'static str],
     /// Options that set the pod's group (fsGroup), for types on which kubelet cannot change the
     /// group of files. `{}` stands for the group.
     group: &'static [(&'static str, &'static str)],
@@ -27,6 +24,9 @@ pub struct Policy {
     for_others: Option<&'static str>,
     /// Option that is required and whose value must not be zero.
     needs: Option<&'static str>,
+    /// Option, and its value unless the pod gives one, with which the kernel does not offer the
+    /// node's Kerberos ticket to a server that asks for it.
+    authentication: Option<(&'static str, &'static str)>,
 }
 
 /// Set of options that pods may use.
@@ -41,10 +41,10 @@ enum Allowed {
 /// Policy for types whose options are safe, except those that name files.
 const DEFAULT: Policy = Policy {
     options: Allowed::AllBut(&[]),
-    sources: &[],
     group: &[],
     for_others: None,
     needs: None,
+    authentication: None,
 };
 
 /// Returns the policy for a volume that the node allows. Only the node's file sets its options.
@@ -59,7 +59,10 @@ pub fn allowed_by_node(fs_type: &str) -> Policy {
 /// Returns the policy for a volume of the cluster's administrator. It only adds options, such as
 /// those for the pod's group; nothing is checked.
 pub fn unrestricted(fs_type: &str) -> Policy {
-    for_type(fs_type).unwrap_or(DEFAULT)
+    Policy {
+        authentication: None,
+        ..for_type(fs_type).unwrap_or(DEFAULT)
+    }
 }
 
 /// Options that have the same meaning for every type.
@@ -150,7 +153,10 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
             options: Allowed::AllBut(&["log-file", "dump-fuse"]),
             ..DEFAULT
         },
-        "nfs" | "nfs4" => DEFAULT,
+        "nfs" | "nfs4" => Policy {
+            authentication: Some(("sec", "sys")),
+            ..DEFAULT
+        },
         "ceph" | "ceph-fuse" | "fuse.ceph" | "fuse.ceph-fuse" => Policy {
             options: Allowed::AllBut(&["modules"]),
             ..DEFAULT
@@ -162,21 +168,18 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
                 ("file_mode", "0664"),
                 ("dir_mode", "0775"),
             ],
+            authentication: Some(("sec", "ntlmssp")),
             ..DEFAULT
         },
-        "ext4" | "xfs" | "auto" => Policy {
-            options: Allowed::AllBut(&[
-                "cluster",
-                "journal_dev",
-                "journal_path",
-                "logdev",
-                "rtdev",
-            ]),
-            // RBD is not for pods. The program that maps an image runs outside the sandbox, and the
-            // monitors configure it, so they could make it write files of the node.
-            sources: &["iscsi:"],
-            ..DEFAULT
-        },
+        // A disk that a pod chooses can end the node (`errors=panic` in its superblock), take the
+        // identity of another disk, and its monitors have rbd, outside of a sandbox, write files.
+        "ext4" | "xfs" | "auto" => {
+            return Err(refused(
+                fs_type,
+                "whoever serves a disk to the node is trusted by its kernel",
+                "name it in a PersistentVolume for the CSI driver disk.spc.csi, or in",
+            ));
+        }
         "fuse.sshfs" => Policy {
             options: Allowed::Only(&SSHFS),
             group: &[("gid", "{}")],
@@ -195,18 +198,24 @@ pub fn for_type(fs_type: &str) -> Result<Policy> {
             ..DEFAULT
         },
         _ => {
-            return Err(Error::usage(format!(
-                "volumes of type {} are not for pods",
-                fs_type.escape_default()
-            ))
-            .because("they may reach files or programs of the node")
-            .hint(format!(
-                "pods may use glusterfs, nfs, ceph, ceph-fuse, cifs, ext4 and xfs from iscsi:, \
-                 fuse.sshfs, fuse.s3fs and tmpfs; any other volume needs a line in {FILE} on the \
-                 node: allow TYPE SOURCE OPTIONS"
-            )));
+            return Err(refused(
+                fs_type,
+                "they may reach files or programs of the node",
+                "pods may use glusterfs, nfs, ceph, ceph-fuse, cifs, fuse.sshfs, fuse.s3fs and \
+                 tmpfs; any other volume needs",
+            ));
         }
     })
+}
+
+/// Returns the error for a type that pods may not have.
+fn refused(fs_type: &str, why: &'static str, hint: &str) -> Error {
+    let fs_type = fs_type.escape_default();
+    Error::usage(format!("volumes of type {fs_type} are not for pods"))
+        .because(why)
+        .hint(format!(
+            "{hint} a line in {FILE} on the node: allow TYPE SOURCE OPTIONS"
+        ))
 }
 
 impl Policy {
@@ -218,27 +227,8 @@ impl Policy {
     /// Checks the source of a volume.
     ///
     /// # Errors
-    /// The source has a prefix that is not allowed for the type, or a character that a helper could
-    /// misread.
+    /// The source has a character that a helper could misread.
     pub fn check_source(&self, fs_type: &str, source: &str) -> Result<()> {
-        if !self.sources.is_empty() && !self.sources.iter().any(|prefix| source.starts_with(prefix))
-        {
-            let why = if source.starts_with("rbd:") {
-                "its monitors could write files of the node"
-            } else {
-                "it is a device of the node"
-            };
-            return Err(Error::usage(format!(
-                "bad source for {fs_type}: {}",
-                source.escape_default()
-            ))
-            .because(why)
-            .hint(format!(
-                "for pods, sources of this type begin with {}; any other needs a line in {FILE} on \
-                 the node: allow TYPE SOURCE OPTIONS",
-                self.sources.join(" or ")
-            )));
-        }
         // mount.glusterfs is a shell script.
         let is_script = fs_type == "glusterfs";
         if source.contains(|c: char| c.is_control() || "\"'".contains(c))
@@ -294,7 +284,7 @@ impl Policy {
             }
             let own = key.starts_with("x-") || key.starts_with("X-");
             let allowed = match self.options {
-                _ if own => key == MKFS,
+                _ if own => false,
                 Allowed::AllBut(not) => !not.contains(&key) && !FILE_OPTIONS.contains(&key),
                 Allowed::Only(known) => known.contains(&key) || COMMON.contains(&key),
             };
@@ -324,7 +314,8 @@ impl Policy {
         Ok(())
     }
 
-    /// Adds the options that set the pod's group, and the one without which only root has access.
+    /// Adds the options that set the pod's group, the one without which only root has access, and
+    /// the one that keeps the node's Kerberos ticket from a pod's server.
     ///
     /// # Errors
     /// The group is not a number.
@@ -333,6 +324,11 @@ impl Policy {
             && !options.has(option)
         {
             options.push(option.into())?;
+        }
+        if let Some((option, value)) = self.authentication
+            && !options.has_key(option)
+        {
+            options.push(format!("{option}={value}"))?;
         }
         let Some(group) = group else { return Ok(()) };
         if group.parse::<u32>().is_err() {
@@ -346,7 +342,7 @@ impl Policy {
             return Ok(());
         }
         for (key, value) in self.group {
-            if options.iter().any(|(given, _)| given == *key) {
+            if options.has_key(key) {
                 continue;
             }
             options.push(match *value {
@@ -381,6 +377,9 @@ mod tests {
             "fuse.fuse2fs",
             "x",
             "",
+            "ext4",
+            "xfs",
+            "auto",
         ] {
             assert!(for_type(fs_type).is_err(), "{fs_type}");
         }
@@ -390,14 +389,13 @@ mod tests {
             ("ceph", "modules=subdir"),
             ("cifs", "credentials=/etc/shadow"),
             ("glusterfs", "log-file=/etc/passwd"),
-            ("xfs", "logdev=/dev/sda"),
-            ("ext4", "journal_path=/dev/sda"),
             ("fuse.sshfs", "ProxyCommand=id"),
             ("fuse.sshfs", "ssh_command=id"),
             ("fuse.sshfs", "IdentityFile=/root/.ssh/id"),
             ("fuse.s3fs", "credlib=/x"),
             ("fuse.s3fs", "passwd_file=/etc/shadow"),
             ("nfs", "x-spc.container"),
+            ("nfs", "x-spc.mkfs"),
             ("nfs", "vers=4.2,xprtsec=mtls"),
             // No limit for the memory.
             ("tmpfs", "mode=0700"),
@@ -422,7 +420,6 @@ mod tests {
                 "glusterfs",
                 "backup-volfile-servers=b:c,log-level=ERROR,acl",
             ),
-            ("ext4", "id=app,mon=a/b,x-spc.mkfs,noatime"),
             ("fuse.sshfs", "reconnect,port=2222,ro"),
             (
                 "fuse.s3fs",
@@ -436,9 +433,6 @@ mod tests {
             assert!(checked.is_ok(), "{checked:?}");
         }
         for (fs_type, source, good) in [
-            ("ext4", "/dev/sda1", false),
-            ("auto", "rbd:a/b", false),
-            ("ext4", "iscsi:192.0.2.1/iqn.x:y/0", true),
             ("glusterfs", "h:/v --log-file=/x", false),
             ("glusterfs", "h:/$(id)", false),
             ("cifs", "//h/My Share", true),
@@ -470,20 +464,25 @@ mod tests {
                 refused.push(name);
             }
         }
-        assert_eq!(refused, ["fuse.*", "overlay", "bind"]);
+        assert_eq!(refused, ["fuse.*", "overlay", "ext4", "xfs", "bind"]);
     }
 
     #[test]
     fn group_of_a_pod_becomes_options_where_files_have_no_group() {
         for (fs_type, given, complete) in [
-            ("nfs", "ro", "ro"),
-            ("cifs", "", "gid=7,forcegid,file_mode=0664,dir_mode=0775"),
+            ("nfs", "ro", "ro,sec=sys"),
+            ("nfs4", "sec=none", "sec=none"),
             (
                 "cifs",
-                "file_mode=0600",
-                "file_mode=0600,gid=7,forcegid,dir_mode=0775",
+                "",
+                "sec=ntlmssp,gid=7,forcegid,file_mode=0664,dir_mode=0775",
             ),
-            ("cifs", "gid=5", "gid=5"),
+            (
+                "cifs",
+                "sec=ntlmv2,file_mode=0600",
+                "sec=ntlmv2,file_mode=0600,gid=7,forcegid,dir_mode=0775",
+            ),
+            ("cifs", "gid=5", "gid=5,sec=ntlmssp"),
             ("fuse.sshfs", "", "allow_other,gid=7"),
             ("fuse.s3fs", "umask=0007", "umask=0007,allow_other,gid=7"),
         ] {
@@ -493,5 +492,9 @@ mod tests {
             assert_eq!(options.to_string(), complete, "{fs_type}");
             assert!(policy.complete(&mut options, Some("7,x")).is_err());
         }
+        // The administrator may use the node's ticket.
+        let mut options = options("ro");
+        unrestricted("nfs").complete(&mut options, None).unwrap();
+        assert_eq!(options.to_string(), "ro");
     }
 }

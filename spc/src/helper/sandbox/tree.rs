@@ -83,9 +83,12 @@ pub fn build(description: &Description) -> io::Result<()> {
     let run = subdirectories(Path::new("/run"))?;
     tmpfs("/run".as_ref(), plain, c"mode=0755,size=16m")?;
     create_all(&run)?;
-    let logs = subdirectories(Path::new("/var/log"))?;
-    tmpfs("/var/log".as_ref(), no_programs, c"mode=0755,size=16m")?;
-    create_all(&logs)?;
+    // /var/lib holds what services note, such as iscsid the passwords of targets.
+    for path in ["/var/lib", "/var/log"].map(Path::new) {
+        let directories = subdirectories(path)?;
+        tmpfs(path, no_programs, c"mode=0755,size=16m")?;
+        create_all(&directories)?;
+    }
     tmpfs("/tmp".as_ref(), plain, c"mode=1777")?;
     tmpfs(HOME.as_ref(), plain, c"mode=0700,size=16m")?;
     build_dev(&kept.devices)?;

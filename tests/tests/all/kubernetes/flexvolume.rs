@@ -315,8 +315,8 @@ fn pods_use_volumes_that_the_kernel_mounts() {
             let source = [("source", "rbd:rbd/flex")];
             let volume = Volume::new(fs_type, &source).secret("secret", &secret);
             let refused = kubelet.set_up(&Pod::new("4-9", volume.clone())).err();
-            let refused = refused.context("monitors of a pod's choice")?.to_string();
-            ensure!(refused.contains("its monitors could"), "{refused}");
+            let refused = refused.context("a disk of a pod's choice")?.to_string();
+            ensure!(refused.contains("are not for pods"), "{refused}");
             let monitor = ceph.address();
             let line = format!("allow {fs_type} rbd:rbd/flex id=disk,mon={monitor}{more}\n");
             host.sh("mkdir -p /etc/spc")?.ok()?;
@@ -348,15 +348,11 @@ fn pods_use_volumes_that_the_kernel_mounts() {
         let device = "modprobe loop && ln -s $(losetup -f --show /srv/flex.img) /srv/flex";
         lio.vm().sh(device)?.ok()?;
         lio.target(iqn, &["flex"])?;
-        let options = [
-            ("servers", lio.vm().address().to_string()),
-            ("path", format!("{iqn}/0")),
-        ];
-        let mut options: Vec<_> = options
-            .iter()
-            .map(|(key, value)| (*key, value.as_str()))
-            .collect();
-        options.push(("options", "x-spc.mkfs"));
+        let address = lio.vm().address().to_string();
+        let path = format!("{iqn}/0");
+        let options = [("servers", address.as_str()), ("path", path.as_str())];
+        let line = format!("allow ext4 iscsi:{address}/{iqn}/0 x-spc.mkfs\n");
+        host.write("/etc/spc/flexvolume.conf", line.as_bytes())?;
         let pod = Pod::new("5-1", Volume::new("ext4", &options));
         life(&spc, &kubelet, &pod, "ext4", |directory| {
             host.write(format!("{directory}/file"), b"by a pod")?;

@@ -88,7 +88,7 @@ fn monitors_of_a_pod_cannot_have_rbd_write_files() {
             .secret("secret", &ceph.secret("disk")?);
         let refused = kubelet.set_up(&Pod::new("1-0", volume)).err();
         let refused = refused.context("monitors of a pod's choice")?.to_string();
-        ensure!(refused.contains("its monitors could"), "{refused}");
+        ensure!(refused.contains("are not for pods"), "{refused}");
         let seen = host.sh("ls -la /srv; head -c 1500 /srv/of-the-monitor")?;
         ensure!(!seen.text().contains("of-the-monitor"), "{seen}");
         Ok(())

@@ -6,9 +6,8 @@ use anyhow::{Context, ensure};
 use lab::{Libc, program};
 
 use crate::kubernetes::csi::{Client, CsiVolume, MAPPED, serve};
-use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, driver, install, install_there};
-use crate::support::images::{MIB, ext4};
-use crate::support::{Spc, VmSpc, until, with_lab};
+use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, driver, install};
+use crate::support::{Spc, until, with_lab};
 
 #[test]
 fn options_of_a_pod_do_not_make_its_volume_a_bind_of_the_node() {
@@ -111,47 +110,5 @@ fn pods_do_not_use_up_the_helper_slots_of_a_server() {
             "{refused}"
         );
         Ok(())
-    });
-}
-
-#[test]
-fn a_pod_has_no_part_in_an_iscsi_session_of_the_node() {
-    with_lab(|lab| {
-        let lio = lab::lio().context("no server")?;
-        lio.disk("of-the-node-0", 64 * MIB, ext4)?;
-        let iqn = "iqn.2026-01.org.example:of-the-node";
-        lio.target(iqn, &["of-the-node-0"])?;
-        lio.tell(&format!(
-            "/iscsi/{iqn}/tpg1 set attribute authentication=1\n/iscsi/{iqn}/tpg1 set auth userid=me password=sesame-123456\n"
-        ))?;
-        let spc = VmSpc::privileged(lab)?;
-        install_there(&spc)?;
-        let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
-        host.run(&["mkdir", "-p", "/mnt/data"])?.ok()?;
-        spc.put("/run/password", b"sesame-123456\n")?;
-        let source = format!("iscsi:{}/{iqn}/0", lio.vm().address());
-        let password = "password=file:/run/password";
-        let mount = [
-            "-t",
-            "ext4",
-            "-o",
-            "user=me",
-            "--secret",
-            password,
-            &source,
-            "/mnt/data",
-        ];
-        spc.exec(&[&["spc", "mount"][..], &mount].concat())?.ok()?;
-        let pod = Pod::new("1-0", Volume::new("ext4", &[("source", &source)]));
-        let refused = kubelet.set_up(&pod).err();
-        let refused = refused.context("mounted without a password")?.to_string();
-        ensure!(refused.contains("which is not for pods"), "{refused}");
-        ensure!(spc.on("/mnt/data")?.len() == 1);
-        spc.umount("/mnt/data")?;
-        // Without that session, the password is missing.
-        let refused = kubelet.set_up(&pod).err();
-        let refused = refused.context("mounted without a password")?.to_string();
-        ensure!(refused.contains("authorization failure"), "{refused}");
-        until("nothing is left", || Ok(spc.is_clean().is_ok()))
     });
 }

@@ -226,7 +226,7 @@ mod tests {
             ),
             (
                 serde_json::json!({"source": "rbd:a/b", "kubernetes.io/fsType": "ext4"}),
-                "its monitors could",
+                "whoever serves a disk",
             ),
             (
                 serde_json::json!({"source": "h:/x", "vers": "3"}),

@@ -1,0 +1,57 @@
+//! Clients of pods whose memory cannot be read in time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use lab::{Libc, program};
+
+use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
+use crate::support::{Spc, until, with_lab};
+
+#[test]
+fn a_client_of_a_pod_does_not_delay_other_unmounts() {
+    with_lab(|lab| {
+        let spc = Spc::minimal(lab)?;
+        install(&spc)?;
+        let host = &spc.host;
+        host.run(&["mkdir", "-p", "/srv/source"])?.ok()?;
+        let kubelet = Kubelet::start(host)?;
+        let path = host.run(&["realpath", "/var/lib/spc/current/usr/bin/s3fs"])?;
+        let bytes = std::fs::read(program(
+            "hostile_lock",
+            Libc::Gnu,
+            &["-static", "-pthread"],
+        )?)?;
+        host.write(path.ok()?.text(), &bytes)?;
+        let mount = [
+            "-t",
+            "fuse.bindfs",
+            "-o",
+            "x-mount.mkdir,allow_other,x-spc.repair=no",
+            "/host/srv/source",
+            "/mnt/bound",
+        ];
+        let unmount = || {
+            spc.mount(&mount)?;
+            let began = Instant::now();
+            let unmounted = spc.exec(&["spc", "umount", "/mnt/bound"])?;
+            anyhow::Ok((began.elapsed(), unmounted))
+        };
+        let (before, _) = unmount()?;
+        let pod = Pod::new("1-0", Volume::new("fuse.s3fs", &[("source", "bucket")]));
+        kubelet.set_up(&pod)?;
+        std::thread::sleep(Duration::from_secs(8));
+        let after = unmount();
+        let done = kubelet.call(&["unmount", &pod.directory()]);
+        host.sh("kill -9 $(pidof s3fs)")?;
+        until("no process is left", || {
+            Ok(host.run(&["pidof", "s3fs"])?.text().is_empty())
+        })?;
+        let (took, unmounted) = after?;
+        ensure!(
+            unmounted.success() && took < before + Duration::from_secs(3),
+            "{before:?}, then {took:?}: {unmounted}"
+        );
+        done.map(drop)
+    });
+}
