@@ -43,7 +43,7 @@ fn on_host(path: &Path, wanted: u64) -> Result<u64> {
     let rules = Rules {
         mkdir: None,
         system: true,
-        no_symlink_tail: paths::depth(path),
+        no_symlink_tail: paths::kubelet_tail(path),
     };
     let fail = |e: io::Error| Error::mount(format!("cannot grow {}", show(path))).because(e);
     let Walk::Pinned(Pinned { dir, mount, .. }, _) = walk(path, rules)? else {

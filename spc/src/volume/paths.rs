@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// directory may be anywhere. Targets in it are `pods/UID/volumes/PLUGIN/NAME`, for CSI
 /// `pods/UID/volumes/kubernetes.io~csi/NAME/mount`, or `plugins/kubernetes.io/…` for volumes that
 /// pods share.
-pub fn depth(target: &Path) -> usize {
+pub fn kubelet_tail(target: &Path) -> usize {
     let parts: Vec<_> = target.components().map(Component::as_os_str).collect();
     let is = |at: usize, name: &str| parts.get(at).is_some_and(|part| *part == OsStr::new(name));
     let is_start = |at: &usize| {
@@ -75,7 +75,7 @@ mod tests {
             ("/mnt/data", 0),
             ("/", 0),
         ] {
-            assert_eq!(depth(Path::new(target)), below, "{target}");
+            assert_eq!(kubelet_tail(Path::new(target)), below, "{target}");
         }
     }
 

@@ -259,7 +259,7 @@ impl Volume {
             options: self.options.clone(),
             secrets: self.secrets.clone(),
             timeout: Some(self.timeout),
-            no_symlink_tail: paths::depth(&path),
+            no_symlink_tail: paths::kubelet_tail(&path),
             sandboxed: self.sandboxed,
             ..Request::new(self.fs_type.as_str(), self.source.as_str(), path)
         }

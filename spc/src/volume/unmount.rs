@@ -26,7 +26,7 @@ pub fn unmount(session: &Session, dir: &Path, mode: UnmountMode) -> Result<()> {
     let rules = Rules {
         mkdir: None,
         system: true,
-        no_symlink_tail: paths::depth(dir),
+        no_symlink_tail: paths::kubelet_tail(dir),
     };
     let path = PathBuf::from(dir);
     let walked = session
@@ -54,7 +54,7 @@ pub fn remove_directory(session: &Session, dir: &Path) -> Result<()> {
     let rules = Rules {
         mkdir: None,
         system: true,
-        no_symlink_tail: paths::depth(dir).saturating_sub(1),
+        no_symlink_tail: paths::kubelet_tail(dir).saturating_sub(1),
     };
     let (parent, name) = (parent.to_owned(), name.to_owned());
     let remove = move || match target::walk(&parent, rules)? {

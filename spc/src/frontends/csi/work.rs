@@ -322,7 +322,7 @@ impl<'a> Worker<'a> {
         let request = Request {
             options,
             timeout: Some(self.deadline.saturating_duration_since(Instant::now())),
-            no_symlink_tail: paths::depth(&path),
+            no_symlink_tail: paths::kubelet_tail(&path),
             source_mount: Some((staged.mount_id, staged.unique_id)),
             csi: Some(csi),
             ..Request::new("bind", staged.target.as_str(), path)

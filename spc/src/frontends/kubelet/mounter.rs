@@ -146,7 +146,7 @@ impl MountArgs {
         let log = options
             .value("log-file")
             .map(PathBuf::from)
-            .filter(|log| paths::depth(log) > 0);
+            .filter(|log| paths::kubelet_tail(log) > 0);
         if log.is_some() {
             options = options.without(&["log-file"]);
         }
@@ -154,7 +154,7 @@ impl MountArgs {
         let request = Request {
             options,
             secrets,
-            no_symlink_tail: paths::depth(&target),
+            no_symlink_tail: paths::kubelet_tail(&target),
             // Users who may make pods and endpoints choose the server.
             sandboxed: true,
             ..Request::new(fs_type, source.as_str(), target)
