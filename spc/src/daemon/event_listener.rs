@@ -13,7 +13,7 @@ use crate::host::{Host, Settings};
 use crate::state::events::{Failure, LIMIT, Report, SOCKET};
 
 /// Directory of the socket, mode 0700.
-const DIR: &str = "/run/spc";
+pub(super) const DIR: &str = "/run/spc";
 
 /// Delay before a failed operation is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -96,8 +96,7 @@ fn bind(create_dir: bool) -> Result<(Host, UnixDatagram)> {
     let host = Host::open(Settings::read()?)?;
     let bind = move || {
         if create_dir {
-            let mut directory = fs::DirBuilder::new();
-            directory.recursive(true).mode(0o700).create(DIR)?;
+            create_directory()?;
         }
         match fs::remove_file(SOCKET) {
             Err(error) if error.kind() != NotFound => return Err(error),
@@ -113,6 +112,12 @@ fn bind(create_dir: bool) -> Result<(Host, UnixDatagram)> {
     let socket = bound
         .map_err(|e| Error::system(format!("cannot listen on {SOCKET} on the host")).because(e))?;
     Ok((host, socket))
+}
+
+/// Creates the directory of sockets, if it is missing.
+pub(super) fn create_directory() -> std::io::Result<()> {
+    let mut directory = fs::DirBuilder::new();
+    directory.recursive(true).mode(0o700).create(DIR)
 }
 
 /// Logs a report and counts it in the metrics.

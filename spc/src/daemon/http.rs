@@ -3,6 +3,7 @@
 //! Other addresses are refused, because there is no authentication and no encryption.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,7 +14,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::daemon::event_listener::retry_forever;
+use crate::daemon::event_listener::{DIR, create_directory, retry_forever};
 use crate::daemon::metrics::{CONTENT_TYPE, Metrics};
 use crate::error::{Error, Result};
 use crate::host::{Host, Settings};
@@ -38,6 +39,15 @@ pub enum Address {
     Unix(PathBuf),
     /// Loopback address and port.
     Loopback(SocketAddr),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Loopback(address) => address.fmt(f),
+        }
+    }
 }
 
 impl FromStr for Address {
@@ -107,6 +117,9 @@ fn bind(path: &Path) -> Result<UnixListener> {
     let host = Host::open(Settings::read()?)?;
     let host_path = path.to_owned();
     let bind = move || {
+        if host_path.parent() == Some(Path::new(DIR)) {
+            create_directory()?;
+        }
         match fs::symlink_metadata(&host_path) {
             Ok(found) if found.file_type().is_socket() => fs::remove_file(&host_path)?,
             Ok(_) => return Err(ErrorKind::AlreadyExists.into()),
@@ -122,7 +135,7 @@ fn bind(path: &Path) -> Result<UnixListener> {
 }
 
 /// Connection over TCP or a Unix socket.
-trait Client: Read + Write + Send + Sized + 'static {
+pub trait Client: Read + Write + Send + Sized + 'static {
     /// Sets the timeouts for the next read and write.
     fn set_timeouts(&self, timeout: Duration) -> std::io::Result<()>;
     /// Shuts down one or both directions.

@@ -4,6 +4,7 @@
 pub mod backoff;
 pub mod copies;
 pub mod event_listener;
+pub mod health_check;
 pub mod http;
 pub mod metrics;
 pub mod pod_release;

@@ -62,13 +62,13 @@ const MAX_PER_PASS: usize = 256;
 /// for which there is no event.
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Runs until SIGTERM or SIGINT. Mounts stay mounted. Serves metrics at `metrics_address`, if
-/// given, and what `start` starts, which is dropped at the end.
+/// Runs until SIGTERM or SIGINT. Mounts stay mounted. Serves metrics at these addresses, and
+/// what `start` starts, which is dropped at the end.
 ///
 /// # Errors
 /// Signals cannot be watched, a thread cannot be started, or poll(2) fails.
 pub fn serve<T>(
-    metrics_address: Option<http::Address>,
+    metrics_addresses: Vec<http::Address>,
     start: impl FnOnce() -> Result<T>,
 ) -> Result<()> {
     sys::return_large_buffers();
@@ -88,7 +88,7 @@ pub fn serve<T>(
     let reports = bind_report_socket();
     let metrics = Arc::new(Metrics::new()?);
     event_listener::listen(Arc::clone(&metrics))?;
-    if let Some(address) = metrics_address {
+    for address in metrics_addresses {
         http::serve(address, Arc::clone(&metrics))?;
     }
     let _started = start()?;

@@ -14,8 +14,8 @@ use clap::builder::ValueHint;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::client::namespace_holder;
-use crate::daemon::{http, serve};
-use crate::doctor;
+use crate::daemon::{health_check, http, serve};
+use crate::doctor::{self, check::check};
 use crate::error::{Class, Error, Result};
 use crate::frontends::cli::install::{InstallArgs, UninstallArgs};
 use crate::frontends::cli::umount::UmountArgs;
@@ -74,6 +74,9 @@ enum Command {
         /// Also check what this kind needs: glusterfs, nfs, ceph, cifs, fuse.PROGRAM, rbd, iscsi, …
         #[arg(short, long, value_name = "KIND")]
         kind: Vec<String>,
+        /// Check only whether the `spc serve` whose --metrics is ADDRESS is healthy
+        #[arg(long, value_name = "ADDRESS", conflicts_with = "kind")]
+        serve: Option<http::Address>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -92,9 +95,9 @@ enum Command {
         #[arg(short, long)]
         verbose: bool,
         /// Serve metrics for Prometheus, and /healthz, at unix:PATH on the host or at
-        /// 127.0.0.1:PORT
+        /// 127.0.0.1:PORT; may be given more than once
         #[arg(long, value_name = "ADDRESS")]
-        metrics: Option<http::Address>,
+        metrics: Vec<http::Address>,
         #[command(flatten)]
         csi: CsiArgs,
         #[command(flatten)]
@@ -367,9 +370,12 @@ fn run(command: Command) -> Result<u8> {
         Command::Umount(args) => args.run(),
         Command::Ls { json, watch: false } => list::list(&Session::open()?, json),
         Command::Ls { json, watch: true } => list::watch(&Session::open()?, json).map(|()| 0),
-        Command::Doctor { kind, json } => {
+        Command::Doctor { kind, serve, json } => {
             let kinds = kind.iter().map(|kind| needs::needs(kind));
-            let checks = doctor::examine(&kinds.collect::<Result<Vec<_>>>()?);
+            let checks = match &serve {
+                Some(address) => vec![check("serve", health_check::ask(address))],
+                None => doctor::examine(&kinds.collect::<Result<Vec<_>>>()?),
+            };
             output::checks(&checks, json)?;
             Ok(if checks.iter().all(|check| check.ok) {
                 0

@@ -269,6 +269,24 @@ fn places(lab: &Lab) -> Result<()> {
             .text()
             .contains("503 Service Unavailable"))
     })?;
+    let ask_doctor = |address: &str| spc.exec(&["spc", "doctor", "--serve", address]);
+    let unhealthy = ask_doctor(ADDRESS)?.code(2)?;
+    ensure!(unhealthy.text().contains("is not healthy"), "{unhealthy}");
+
+    // Several addresses, each of which answers health checks.
+    again(
+        &spc,
+        &MINIMAL,
+        &["--metrics", &address, "--metrics", ADDRESS],
+    )?;
+    for address in [&address, ADDRESS] {
+        until(
+            "spc serve is healthy",
+            || Ok(ask_doctor(address)?.success()),
+        )?;
+    }
+    let nobody = ask_doctor("unix:/run/nobody.sock")?.code(2)?;
+    ensure!(nobody.text().contains("does not answer"), "{nobody}");
 
     for bad in ["0.0.0.0:9750", "unix:run/x", "9750"] {
         let refused = spc.exec(&["spc", "serve", "--metrics", bad])?.code(1)?;

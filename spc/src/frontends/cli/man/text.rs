@@ -189,7 +189,9 @@ const LS: &[Section] = &[Section {
 const DOCTOR: &[Section] = &[
     Section {
         heading: "EXAMPLES",
-        parts: &[Lines("spc doctor\nspc doctor --kind nfs --kind iscsi")],
+        parts: &[Lines(
+            "spc doctor\nspc doctor --kind nfs --kind iscsi\nspc doctor --serve unix:/run/spc/metrics.sock",
+        )],
     },
     Section {
         heading: "EXIT STATUS",
