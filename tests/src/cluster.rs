@@ -3,8 +3,7 @@
 pub mod programs;
 pub mod show;
 
-use anyhow::{Context, Result, ensure};
-use std::path::Path;
+use anyhow::{Result, ensure};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use crate::image::{Base, image};
 use crate::outer::{Lab, shared};
 use crate::output::Output;
 use crate::programs::{Libc, program};
+use crate::render;
 use crate::roots::Root;
 
 /// Limit for the start, on a machine that is busy with other tests.
@@ -125,11 +125,22 @@ impl<'lab> Kubernetes<'lab> {
         self.host.run(&[&["kubectl"], words].concat())
     }
 
-    /// Applies the unchanged manifest of the CSI drivers, and waits until kubelet knows the
-    /// drivers.
+    /// Applies the unchanged base of the CSI drivers, and waits until kubelet knows the drivers.
     pub fn install_drivers(&self) -> Result<()> {
-        self.apply(&manifest()?)?;
+        self.apply_base("node")?;
         self.wait_for_drivers()
+    }
+
+    /// Runs `kubectl apply -k` with a base of `image/kubernetes`, which the node then has in
+    /// `/root/kubernetes`.
+    pub fn apply_base(&self, base: &str) -> Result<()> {
+        let directory = format!("/root/kubernetes/{base}");
+        for (name, content) in render::files(&format!("kubernetes/{base}"))? {
+            self.host.write(format!("{directory}/{name}"), &content)?;
+        }
+        self.kubectl(&["apply", "--validate=false", "-k", &directory])?
+            .ok()
+            .map(drop)
     }
 
     /// Waits until the pod of the CSI drivers is ready and kubelet knows them.
@@ -175,15 +186,6 @@ impl<'lab> Kubernetes<'lab> {
             .command(&["kubectl", "apply", "--validate=false", "-f", "-"])?;
         apply.input(objects)?.run()?.ok().map(drop)
     }
-}
-
-/// Reads the manifest of the CSI drivers.
-fn manifest() -> Result<Vec<u8>> {
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    let path = checkout
-        .context("no checkout")?
-        .join("image/kubernetes/csi.yaml");
-    std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Returns the cluster that all tests of this process share, or `None` where there is no lab.

@@ -1,11 +1,11 @@
 //! Kubernetes' own schemas of its API objects, from a Python package. Validation needs no cluster.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use crate::cache::{Key, cached, remove};
 use crate::machine;
@@ -29,47 +29,69 @@ pub const VERSIONS: [&str; 2] = ["1.30", "1.37"];
 
 const PYTHON: &str = "/usr/bin/python3";
 
+/// Prints the objects of a manifest, which is standard input.
+const PARSE: &str = "import json, sys, yaml
+print(json.dumps([object for object in yaml.safe_load_all(sys.stdin) if object]))";
+
+/// Validates the objects of standard input against the schemas of the versions that are arguments.
+const VALIDATE: &str = r#"import functools, json, sys
+from kubernetes_validate import utils, validate, ValidationError
+utils.schema_contents = functools.cache(utils.schema_contents)
+wrong = 0
+for object in json.load(sys.stdin):
+    for version in sys.argv[1:]:
+        try:
+            validate(object, version, strict=True)
+        except ValidationError as error:
+            wrong += 1
+            path = ".".join(map(str, error.path))
+            print(f"{object['kind']} {object['metadata']['name']} did not validate for {version}: {path}: {error.message}")
+sys.exit(wrong > 0)"#;
+
+/// Parses all objects of a manifest.
+pub fn parse(yaml: &str) -> Result<Vec<Value>> {
+    Ok(serde_json::from_str(&python(&[PARSE], yaml)?)?)
+}
+
 /// Reads all objects of a manifest.
 pub fn objects(manifest: &Path) -> Result<Vec<Value>> {
-    let script =
-        "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
-    let words = ["-c".as_ref(), script.as_ref(), manifest.as_os_str()];
-    let output = python(&words)?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {error}", manifest.display());
-    Ok(serde_json::from_slice(&output.stdout)?)
+    let text = fs::read_to_string(manifest);
+    let text = text.with_context(|| format!("cannot read {}", manifest.display()))?;
+    parse(&text).with_context(|| manifest.display().to_string())
 }
 
-/// Validates a manifest against the schemas of one version, which refuse unknown fields.
-pub fn validate(manifest: &Path, version: &str) -> Result<()> {
-    let options = [
-        "-m",
-        "kubernetes_validate",
-        "--strict",
-        "--quiet",
-        "-k",
-        version,
-    ];
-    let words: Vec<&OsStr> = options
-        .iter()
-        .map(OsStr::new)
-        .chain([manifest.as_os_str()])
-        .collect();
-    let output = python(&words)?;
-    let output_text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{}: {output_text}",
-        manifest.display()
-    );
-    Ok(())
+/// Validates objects against the schemas of [`VERSIONS`], which refuse unknown fields. A kind
+/// without a schema is an error.
+pub fn validate(objects: &[Value]) -> Result<()> {
+    let words = [&[VALIDATE], &VERSIONS[..]].concat();
+    python(&words, &serde_json::to_string(objects)?).map(drop)
 }
 
-fn python(words: &[&OsStr]) -> Result<Output> {
+/// Runs a program in Python, and returns its output.
+fn python(words: &[&str], input: &str) -> Result<String> {
     let mut command = Command::new(PYTHON);
-    let output = command.args(words).env("PYTHONPATH", package()?).output();
-    output.with_context(|| format!("cannot run {PYTHON}"))
+    command.arg("-c").args(words).env("PYTHONPATH", package()?);
+    machine::filter(command, input)
+}
+
+/// Installs Python packages in a directory, without what they depend on.
+pub(crate) fn install(directory: &Path, packages: &[&str]) -> Result<()> {
+    let options = [
+        "install",
+        "--root-user-action=ignore",
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--only-binary=:all:",
+        "--target",
+    ];
+    let options = options.iter().map(OsStr::new);
+    let wanted = packages.iter().map(OsStr::new);
+    let words: Vec<&OsStr> = options
+        .chain([directory.as_os_str()])
+        .chain(wanted)
+        .collect();
+    machine::run("/usr/bin/pip3", &words)
 }
 
 /// Returns the package, installed now if the cache lacks it.
@@ -80,19 +102,7 @@ fn package() -> Result<PathBuf> {
     let mut key = Key::new(include_str!("kubernetes.rs"));
     key.add(&version.stdout);
     cached("kubernetes", key, |path| {
-        let options = [
-            "install",
-            "--root-user-action=ignore",
-            "--quiet",
-            "--no-deps",
-            "--no-compile",
-            "--only-binary=:all:",
-            "--target",
-        ];
-        let words: Vec<&OsStr> = options.iter().map(OsStr::new).collect();
-        let wanted = REQUIREMENTS.map(OsStr::new);
-        let words = [&words[..], &[path.as_os_str()], &wanted].concat();
-        machine::run("/usr/bin/pip3", &words)?;
+        install(path, &REQUIREMENTS)?;
         // The package has every version twice. The unused half is 100 MB.
         for entry in fs::read_dir(path.join("kubernetes_validate/kubernetes-json-schema"))? {
             let entry = entry?;

@@ -49,6 +49,7 @@ mod output;
 mod packages;
 mod prepare;
 mod programs;
+pub mod render;
 mod roots;
 mod runtime;
 mod s3;

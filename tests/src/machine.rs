@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -48,6 +49,32 @@ pub(crate) fn run(program: impl AsRef<OsStr>, arguments: &[&OsStr]) -> Result<()
         words.join(" ")
     );
     Ok(())
+}
+
+/// Runs a program of the machine with an input, and returns its output. An error has both streams.
+pub(crate) fn filter(mut command: Command, input: &str) -> Result<String> {
+    let name = command.get_program().display().to_string();
+    let pipes = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = pipes
+        .spawn()
+        .with_context(|| format!("cannot run {name}"))?;
+    let mut stdin = child.stdin.take().context("no pipe")?;
+    let output = std::thread::scope(|scope| {
+        // A program that ends early closes the pipe.
+        scope.spawn(move || drop(stdin.write_all(input.as_bytes())));
+        child.wait_with_output()
+    })?;
+    let (text, errors) = (String::from_utf8(output.stdout)?, output.stderr);
+    let errors = String::from_utf8_lossy(&errors);
+    ensure!(
+        output.status.success(),
+        "{name}: {}: {text}{errors}",
+        output.status
+    );
+    Ok(text)
 }
 
 /// Returns the output of a program of the machine, without the newline at its end.

@@ -11,6 +11,7 @@ use crate::host::HostOptions;
 use crate::image::{Base, image};
 use crate::outer::Lab;
 use crate::packages;
+use crate::render;
 use crate::roots::{self, Root};
 use crate::vm::VmOptions;
 
@@ -36,6 +37,7 @@ pub fn prepare() -> Result<()> {
     let lab = Lab::start()?;
     scope(|scope| {
         let others = scope.spawn(|| {
+            render::programs()?;
             trees()?;
             machines(&lab)
         });

@@ -20,10 +20,10 @@ Everything ends with this shell.
   grep csi /proc/mounts                        one mount of the volume, and one for the pod
   kubectl exec -n spc ds/spc-csi -- spc ls     the same, as spc sees it
   kubectl delete -n spc ds/spc-csi             the pod keeps its volume
-  kubectl apply --validate=false -f /root/csi.yaml
+  kubectl apply --validate=false -k /root/kubernetes/node
   kubectl delete -f /root/example.yaml         the pod and its volume end
 
-Objects: /root/example.yaml and /root/csi.yaml. Logs: /var/log/kubernetes.
+Objects: /root/example.yaml and /root/kubernetes. Logs: /var/log/kubernetes.
 ";
 
 /// Starts the cluster and the example, prints the guide, and runs a shell on the node.
@@ -37,7 +37,6 @@ pub fn run() -> Result<ExitCode> {
     let example = EXAMPLE.replace("SERVER", &server.host().address().to_string());
     let host = cluster.host();
     host.write("/root/example.yaml", example.as_bytes())?;
-    host.write("/root/csi.yaml", &super::manifest()?)?;
     cluster.apply(example.as_bytes())?;
     cluster
         .kubectl(&["wait", "--for=condition=Ready", "--timeout=55s", "pod/web"])?

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, ensure};
 use lab::{Cluster, Kubernetes, Mount};
 use serde_json::{Value, json};
 
-use crate::kubernetes::manifests::directory;
 use crate::support::with_gluster;
 
 /// The cluster that all tests share, with the drivers on its node. One test at a time uses it,
@@ -320,9 +319,9 @@ fn sub_paths_read_only_volumes_and_their_figures() {
 #[ignore = "long: Kubernetes is built from source"]
 fn flexvolume_works_beside_csi() {
     with_cluster(|node, _| {
-        node.cluster
-            .apply(&std::fs::read(directory().join("spc.yaml"))?)?;
-        let status = ["rollout", "status", "-n", "spc", "daemonset/spc"];
+        node.cluster.apply_base("flexvolume")?;
+        let daemonset = ["-n", "spc-flexvolume", "daemonset/spc-flexvolume"];
+        let status = [&["rollout", "status"][..], &daemonset].concat();
         node.text(&status)?;
         node.apply(&node.gluster("csi"))?;
         let flex = json!({"name": "data", "flexVolume": {
@@ -340,7 +339,7 @@ fn flexvolume_works_beside_csi() {
         for pod in ["flex", "csi"] {
             node.delete(pod)?;
         }
-        let set = ["delete", "-n", "spc", "--timeout=55s", "daemonset/spc"];
+        let set = [&["delete", "--timeout=55s"][..], &daemonset].concat();
         node.text(&set).map(drop)
     });
 }

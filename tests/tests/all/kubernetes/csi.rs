@@ -40,7 +40,7 @@ pub const MAPPED: &str = "mapped.spc.csi";
 pub const DISK: &str = "disk.spc.csi";
 
 /// kubelet's limit of a call.
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Starts the container with the drivers, on a host of its own.
 pub fn serve(lab: &Lab) -> Result<Spc<'_>> {
@@ -302,12 +302,17 @@ impl Client {
         pod: &str,
     ) -> Result<Reply<()>> {
         self.prepare(spc, pod)?;
-        Ok(self.publish_as(proto::NodePublishVolumeRequest {
+        Ok(self.publish_as(self.inline_request(volume, pod)))
+    }
+
+    /// Request to publish an inline volume for a pod.
+    pub fn inline_request(&self, volume: &CsiVolume, pod: &str) -> proto::NodePublishVolumeRequest {
+        proto::NodePublishVolumeRequest {
             staging_target_path: String::new(),
             secrets: volume.secrets.clone(),
             volume_context: volume.context(true),
             ..self.publish_request(volume, pod)
-        }))
+        }
     }
 
     /// Unpublishes a volume.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::kubernetes::objects;
+use lab::render::kustomize;
 use lab::{Base, Cluster, Engine, Lab, Propagation};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -433,7 +433,7 @@ fn a_claim_becomes_a_directory_that_pods_use_and_deletion_removes() {
 #[test]
 fn the_manifest_of_the_controller_has_what_it_needs() {
     with_gluster(|lab, cluster| {
-        let objects = objects(&directory().join("controller.yaml"))?;
+        let objects = kustomize(&directory().join("controller"))?;
         let of_kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
         let settings = of_kind("ConfigMap").context("no ConfigMap")?;
         let example = settings["data"]["backends.json"].as_str();

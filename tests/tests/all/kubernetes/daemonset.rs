@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::kubernetes::objects;
+use lab::render::kustomize;
 use lab::{Base, Cluster, Engine, Host, HostOptions, Lab, Output};
 use serde_json::{Value, json};
 
@@ -36,9 +37,9 @@ const WITHOUT_MEANING: [&str; 16] = [
     "volumes",
 ];
 
-/// Pod template of a DaemonSet.
-fn pod(manifest: &str) -> Result<Value> {
-    let objects = objects(&directory().join(manifest))?;
+/// Pod template of the DaemonSet of a base.
+fn pod(base: &str) -> Result<Value> {
+    let objects = kustomize(&directory().join(base))?;
     let set = objects.iter().find(|object| object["kind"] == "DaemonSet");
     let pod = set.and_then(|set| set.pointer("/spec/template/spec"));
     Ok(pod.context("no DaemonSet")?.clone())
@@ -69,7 +70,9 @@ pub fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
     add("network", network);
     for (name, value) in fields(container)? {
         match name.as_str() {
-            "command" | "securityContext" => {}
+            "command" | "livenessProbe" | "securityContext" | "startupProbe" => {}
+            // The caller of [`options`] replaces the variable in the command.
+            "env" => ensure!(value.to_string().contains("spec.nodeName"), "{value}"),
             name => bail!("what does {name}: {value} mean?"),
         }
     }
@@ -103,6 +106,23 @@ pub fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
     Ok(words)
 }
 
+/// Waits until the probes of a container succeed, as kubelet does.
+pub fn probes(host: &Host<'_>, name: &str, container: &Value) -> Result<()> {
+    for probe in ["startupProbe", "livenessProbe"] {
+        let Some(probe) = container.get(probe) else {
+            continue;
+        };
+        let command = probe["exec"]["command"].as_array().context("no command")?;
+        let command = command.iter().filter_map(Value::as_str);
+        let words: Vec<&str> = ["docker", "exec", name]
+            .into_iter()
+            .chain(command)
+            .collect();
+        until("the probe succeeds", || Ok(host.run(&words)?.success()))?;
+    }
+    Ok(())
+}
+
 /// A node of a cluster.
 struct Node<'a> {
     host: Host<'a>,
@@ -124,6 +144,7 @@ impl<'a> Node<'a> {
         for container in containers("containers")? {
             let name = container["name"].as_str().context("no name")?;
             self.container(pod, container, &["-d", "--name", name], image)?;
+            probes(&self.host, name, container)?;
         }
         Ok(())
     }
@@ -223,7 +244,7 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
     let host = &node.host;
     node.start(daemonset, Base::Trixie.image())?;
     let kubelet = Kubelet::start(host)?;
-    let mut pods = examples(&directory().join("pods/glusterfs.yaml"))?;
+    let mut pods = examples(&directory().join("flexvolume/pods/glusterfs.yaml"))?;
     let pod = pods.first_mut().context("no pod")?;
     let servers = cluster.nodes().iter().map(|node| node.host().address());
     let servers: Vec<String> = servers.map(|address| address.to_string()).collect();
@@ -279,7 +300,7 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
     };
     ensure!(!logs()?.is_empty(), "no log of the volume");
     // A volume in use is not taken from its pod.
-    let refused = node.start(&self::pod("uninstall.yaml")?, "localhost/spc:next");
+    let refused = node.start(&self::pod("uninstall")?, "localhost/spc:next");
     let error = format!("{:?}", refused.err().context("uninstalled")?);
     ensure!(
         error.contains("kubectl drain") && !error.contains("umount --all"),
@@ -291,7 +312,7 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
 
     // The uninstall manifest removes everything.
     node.stop()?;
-    node.start(&self::pod("uninstall.yaml")?, "localhost/spc:next")?;
+    node.start(&self::pod("uninstall")?, "localhost/spc:next")?;
     let left = host.sh("find / -xdev -path /var/lib/kubelet -prune -o -name '*spc*' -print")?;
     ensure!(left.text().is_empty(), "left:\n{left}");
     Ok(())
@@ -302,10 +323,10 @@ fn works(lab: &Lab, cluster: &Cluster<'_>, daemonset: &Value) -> Result<()> {
 fn the_driver_accepts_each_example() {
     with_lab(|lab| {
         let node = Node::boot(lab)?;
-        node.start(&pod("spc.yaml")?, Base::Trixie.image())?;
+        node.start(&pod("flexvolume")?, Base::Trixie.image())?;
         let kubelet = Kubelet::start(&node.host)?;
         let mut count = 0;
-        for manifest in manifests()? {
+        for manifest in manifests("flexvolume/pods")? {
             for pod in examples(&manifest)? {
                 let reply = kubelet.call(&["getvolumename", &kubelet.options(&pod)]);
                 let name = reply.with_context(|| manifest.display().to_string())?;
@@ -320,7 +341,7 @@ fn the_driver_accepts_each_example() {
 
 #[test]
 fn the_daemonset_serves_pods_through_an_upgrade() {
-    with_gluster(|lab, cluster| works(lab, cluster, &pod("spc.yaml")?));
+    with_gluster(|lab, cluster| works(lab, cluster, &pod("flexvolume")?));
 }
 
 /// Sends a signal to all SSH servers of a host.
@@ -340,7 +361,7 @@ fn a_pod_ends_whose_server_does_not_respond() {
         let server = sshd(lab, "password")?;
         let node = Node::boot(lab)?;
         let host = &node.host;
-        node.start(&pod("spc.yaml")?, Base::Trixie.image())?;
+        node.start(&pod("flexvolume")?, Base::Trixie.image())?;
         let kubelet = Kubelet::start(host)?;
         let source = format!("root@{}:/srv/data", server.address());
         let options = [
@@ -383,7 +404,7 @@ fn a_pod_ends_whose_server_does_not_respond() {
 #[test]
 fn every_part_of_the_daemonset_is_needed() {
     with_gluster(|lab, cluster| {
-        let whole = pod("spc.yaml")?;
+        let whole = pod("flexvolume")?;
         let mut less = Vec::new();
         let mut without = whole.clone();
         without.as_object_mut().context("no pod")?.remove("hostPID");

@@ -8,6 +8,7 @@ pub mod csi;
 pub mod csi_controller;
 mod csi_controller_hostile;
 mod csi_controller_kinds;
+mod csi_examples;
 pub mod csi_failures;
 mod csi_kinds;
 mod csi_node;
