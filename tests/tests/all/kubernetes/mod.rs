@@ -1,5 +1,6 @@
 //! kubelet's CSI and FlexVolume drivers and mounter, and the manifests.
 
+mod chart;
 mod cluster;
 mod cluster_failures;
 mod cluster_kinds;
