@@ -16,12 +16,11 @@ imagePullPolicy: {{ . }}
 
 {{/* Probes that ask at a socket of the node, which is for root only. */}}
 {{- define "spc.probes" -}}
-startupProbe:
+readinessProbe:
   exec:
     command: [spc, doctor, --serve=unix:{{ . }}]
-  periodSeconds: 2
+  periodSeconds: 10
   timeoutSeconds: 5
-  failureThreshold: 60
 livenessProbe:
   exec:
     command: [spc, doctor, --serve=unix:{{ . }}]

@@ -70,7 +70,7 @@ pub fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
     add("network", network);
     for (name, value) in fields(container)? {
         match name.as_str() {
-            "command" | "livenessProbe" | "securityContext" | "startupProbe" => {}
+            "command" | "livenessProbe" | "readinessProbe" | "securityContext" => {}
             // The caller of [`options`] replaces the variable in the command.
             "env" => ensure!(value.to_string().contains("spec.nodeName"), "{value}"),
             name => bail!("what does {name}: {value} mean?"),
@@ -108,7 +108,7 @@ pub fn options(pod: &Value, container: &Value) -> Result<Vec<String>> {
 
 /// Waits until the probes of a container succeed, as kubelet does.
 pub fn probes(host: &Host<'_>, name: &str, container: &Value) -> Result<()> {
-    for probe in ["startupProbe", "livenessProbe"] {
+    for probe in ["readinessProbe", "livenessProbe"] {
         let Some(probe) = container.get(probe) else {
             continue;
         };
