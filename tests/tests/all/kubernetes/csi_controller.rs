@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::kubernetes::objects;
 use lab::render::kustomize;
 use lab::{Base, Cluster, Engine, Lab, Propagation};
 use serde_json::json;
@@ -433,8 +434,8 @@ fn a_claim_becomes_a_directory_that_pods_use_and_deletion_removes() {
 #[test]
 fn the_manifest_of_the_controller_has_what_it_needs() {
     with_gluster(|lab, cluster| {
-        let objects = kustomize(&directory().join("controller"))?;
-        let of_kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
+        let base = kustomize(&directory().join("controller"))?;
+        let of_kind = |kind: &str| base.iter().find(|object| object["kind"] == kind);
         let settings = of_kind("ConfigMap").context("no ConfigMap")?;
         let example = settings["data"]["backends.json"].as_str();
         let pod = of_kind("Deployment").and_then(|one| one.pointer("/spec/template/spec"));
@@ -489,6 +490,22 @@ fn the_manifest_of_the_controller_has_what_it_needs() {
         test.spc.umount(WHOLE)?;
         test.controller.delete(&volume.volume_id)?;
         ensure!(test.on_server("ls")?.is_empty());
+
+        // The StorageClass of the example.
+        let example = objects(&directory().join("examples/claim.yaml"))?;
+        let class = example
+            .iter()
+            .find(|object| object["kind"] == "StorageClass");
+        let class = class.context("no StorageClass")?;
+        ensure!(class["provisioner"] == SHARE, "{class}");
+        let parameters = class["parameters"].as_object().context("no parameters")?;
+        let parameters: Vec<_> = parameters
+            .iter()
+            .filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
+            .collect();
+        let claimed = request("pvc-2", "web", &parameters, 0);
+        let volume = test.controller.create(claimed)?;
+        ensure!(volume.volume_id == "data/default/web", "{volume:?}");
 
         // The sidecars use the same socket, and nothing else.
         for sidecar in &pod["containers"].as_array().context("no containers")?[1..] {
