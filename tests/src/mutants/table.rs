@@ -94,6 +94,12 @@ pub const MUTATIONS: &[Mutation] = &[
     unit("spc/src/provision/directory.rs", "&& name.starts_with(|first: char| first.is_ascii_alphanumeric())", "", "names_that_could_lead_elsewhere"),
     root("spc/src/frontends/csi/work.rs", "if wanted.access != SINGLE_WRITER {", "if true {", "a_repeated_call_changes_nothing"),
     root("spc/src/repair/mod.rs", "        recorded.follow(session, &record);\n", "", "a_dead_daemon_is_replaced_for_all_pods"),
+    // Delivery: what kubelet asks, and what clusters get.
+    unit("spc/src/daemon/health_check.rs", "\"200\" => Ok(body),", "\"200\" | \"503\" => Ok(body),", "only_the_status_200"),
+    root("image/chart/templates/node.yaml", "      hostNetwork: true\n", "", "the_chart_is_the_bases"),
+    root("image/kubernetes/examples/nfs.yaml", "      source: ", "      sources: ", "the_drivers_of_the_manifest_accept"),
+    root("docs/kubernetes/migration.md", "      path: vol\n```\n\nThe servers", "      volume: vol\n```\n\nThe servers", "the_drivers_of_the_manifest_accept"),
+
     // Disks: nothing is formatted that may hold data.
     unit("spc/src/block/filesystem.rs", "Content::Nothing if in_use => Some(\"something on the host uses it\".into()),", "", "only_an_unused_device"),
     unit("spc/src/block/blank.rs", "if size == 0 {", "if false {", "only_zeros_are_blank"),

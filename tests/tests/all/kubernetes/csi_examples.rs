@@ -145,13 +145,13 @@ fn persistent(spec: &Value, csi: &Value, all: &[Value]) -> Result<CsiVolume> {
         Some("ReadOnlyMany") => Mode::MultiNodeReaderOnly,
         _ => Mode::SingleNodeMultiWriter,
     });
-    ensure!(spec["persistentVolumeReclaimPolicy"] == "Retain", "{spec}");
     Ok(volume)
 }
 
 /// Checks that a PersistentVolume has the claim that it names.
 fn has_claim(object: &Value, all: &[Value]) -> Result<()> {
     let spec = &object["spec"];
+    ensure!(spec["persistentVolumeReclaimPolicy"] == "Retain", "{spec}");
     let claims = all
         .iter()
         .filter(|object| object["kind"] == "PersistentVolumeClaim");
