@@ -166,6 +166,21 @@ impl<'lab> Kubernetes<'lab> {
         }
     }
 
+    /// Runs Helm. The node then has the chart in `/root/chart`.
+    pub fn helm(&self, words: &[&str]) -> Result<Output> {
+        let helm = "/usr/local/bin/helm";
+        if !self.host.run(&["test", "-e", helm])?.success() {
+            self.host.copy_in(render::programs()?.join("helm"), helm)?;
+            for directory in ["chart", "chart/templates"] {
+                for (name, content) in render::files(directory)? {
+                    self.host
+                        .write(format!("/root/{directory}/{name}"), &content)?;
+                }
+            }
+        }
+        self.host.run(&[&[helm], words].concat())
+    }
+
     /// Kills kubelet, starts another one, and waits until it serves the node.
     pub fn restart_kubelet(&self) -> Result<()> {
         let script = format!(

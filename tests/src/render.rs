@@ -51,14 +51,20 @@ pub fn kustomize(base: &Path) -> Result<Vec<Value>> {
     parse(&machine::filter(kubectl, "")?)
 }
 
-/// Renders a chart with values in YAML, for a release `spc` in a namespace. Helm checks the values
-/// against the chart's schema.
+/// Renders a chart with values in YAML, for a release `spc` in a namespace, and for the newest
+/// Kubernetes that Helm knows. Helm checks the values against the chart's schema.
 pub fn helm(chart: &Path, namespace: &str, values: &str) -> Result<Vec<Value>> {
     parse(&run_helm(
         &["template", "spc", "--namespace", namespace],
         chart,
         values,
     )?)
+}
+
+/// Renders a chart for another version of Kubernetes.
+pub fn helm_for(version: &str, chart: &Path, values: &str) -> Result<Vec<Value>> {
+    let words = ["template", "spc", "--kube-version", version];
+    parse(&run_helm(&words, chart, values)?)
 }
 
 /// Returns the notes that Helm prints after an installation.

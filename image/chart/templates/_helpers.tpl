@@ -28,21 +28,42 @@ livenessProbe:
   timeoutSeconds: 5
 {{- end }}
 
-{{/* Privileges of spc: the list of capabilities that it has in addition to those of every mount. */}}
+{{/* Whether Kubernetes has the field `appArmorProfile`. Older versions have an annotation of the pod. */}}
+{{- define "spc.hasAppArmorField" -}}
+{{- if semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version }}true{{ end }}
+{{- end }}
+
+{{/* Annotations of a pod: a list of the chart, those of the values, and the containers of spc. */}}
+{{- define "spc.annotations" -}}
+{{- $annotations := deepCopy (index . 1) }}
+{{- if not (include "spc.hasAppArmorField" (index . 0)) }}
+{{- range $container := index . 2 }}
+{{- $_ := set $annotations (printf "container.apparmor.security.beta.kubernetes.io/%s" $container) "unconfined" }}
+{{- end }}
+{{- end }}
+{{- with $annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Privileges of spc: a list of the chart, and of the capabilities beside those of every mount. */}}
 {{- define "spc.security" -}}
 terminationMessagePolicy: FallbackToLogsOnError
 securityContext:
   capabilities:
     drop: [ALL]
     add:
-      {{- concat (list "SYS_ADMIN" "SYS_CHROOT" "SYS_PTRACE") . | toYaml | nindent 6 }}
+      {{- concat (list "SYS_ADMIN" "SYS_CHROOT" "SYS_PTRACE") (index . 1) | toYaml | nindent 6 }}
   readOnlyRootFilesystem: true
   runAsUser: 0
   seccompProfile:
     type: RuntimeDefault
   # Where the node has AppArmor or SELinux, their profiles for containers forbid mount(2) and /proc/1.
+  {{- if include "spc.hasAppArmorField" (index . 0) }}
   appArmorProfile:
     type: Unconfined
+  {{- end }}
   seLinuxOptions:
     type: spc_t
 {{- end }}

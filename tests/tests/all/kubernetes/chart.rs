@@ -6,7 +6,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use lab::kubernetes::{parse, validate};
-use lab::render::{helm, helm_lint, helm_notes, image_directory, kustomize};
+use lab::render::{helm, helm_for, helm_lint, helm_notes, image_directory, kustomize};
 use serde_json::{Value, json};
 
 use crate::kubernetes::manifests::directory;
@@ -181,6 +181,25 @@ fn the_values_of_the_chart_change_what_they_name() {
         let nothing = "node: {enabled: false}";
         ensure!(chart(nothing)?.is_empty(), "{:#?}", chart(nothing)?);
         helm_lint(&image_directory("chart"), EVERYTHING)
+    });
+}
+
+/// Checks that nothing has a field that Kubernetes before 1.30 does not know.
+#[test]
+fn older_versions_of_kubernetes_get_annotations_for_apparmor() {
+    with_lab(|_| {
+        let chart = image_directory("chart");
+        for (version, has_field) in [("1.20.2", false), ("1.29.9", false), ("1.30.0", true)] {
+            let rendered = Value::from(helm_for(version, &chart, EVERYTHING)?).to_string();
+            let field = rendered.matches("appArmorProfile").count();
+            let annotations = rendered.matches("container.apparmor.security").count();
+            let expected = if has_field { (4, 0) } else { (0, 4) };
+            ensure!(
+                (field, annotations) == expected,
+                "{version}: {field} {annotations}"
+            );
+        }
+        Ok(())
     });
 }
 

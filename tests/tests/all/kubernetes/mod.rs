@@ -2,6 +2,7 @@
 
 mod chart;
 mod cluster;
+mod cluster_chart;
 mod cluster_failures;
 mod cluster_kinds;
 mod cluster_load;
