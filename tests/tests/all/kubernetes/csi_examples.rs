@@ -210,12 +210,17 @@ fn the_drivers_of_the_manifest_accept_each_example() {
 
 /// Objects in the YAML blocks of each section of the page about migration, old ones included.
 fn migration() -> Result<Vec<Vec<Value>>> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kubernetes/migration.md");
-    let text = fs::read_to_string(&page)?;
+    let text = migration_page()?;
     let objects = |section: &str| {
         let blocks = section.split("```yaml\n").skip(1);
         let blocks = blocks.filter_map(|block| Some(block.split_once("```")?.0));
         parse(&blocks.collect::<Vec<_>>().join("\n---\n"))
     };
     text.split("\n## ").map(objects).collect()
+}
+
+/// Text of the page about migration.
+pub fn migration_page() -> Result<String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kubernetes/migration.md");
+    fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))
 }

@@ -6,6 +6,7 @@ mod cluster_chart;
 mod cluster_failures;
 mod cluster_kinds;
 mod cluster_load;
+mod cluster_migration;
 pub mod csi;
 pub mod csi_controller;
 mod csi_controller_hostile;
