@@ -43,21 +43,11 @@ struct Node<'lab> {
 impl<'lab> Node<'lab> {
     fn start(lab: &'lab Lab) -> Result<Self> {
         let objects = kustomize(&directory().join("node"))?;
-        let set = objects.iter().find(|object| object["kind"] == "DaemonSet");
-        let pod = set.and_then(|set| set.pointer("/spec/template/spec"));
-        let pod = pod.context("no DaemonSet")?;
+        let pod = pod_of(&objects)?;
         let container = &pod["containers"][0];
         let spc = Spc::loaded(lab, Propagation::Shared, Engine::Docker, Base::Trixie)?;
-        let mut words: Vec<String> = ["docker", "run", "-d", "--name", "spc"]
-            .map(str::to_owned)
-            .into();
-        words.extend(options(pod, container)?);
-        words.push(Base::Trixie.image().to_owned());
-        let command = container["command"].as_array().context("no command")?;
-        let word = |word: &Value| Some(word.as_str()?.replace("$(NODE_NAME)", "node-1"));
-        words.extend(command.iter().filter_map(word));
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        spc.host.run(&words)?.ok()?;
+        let start = ["docker", "run", "-d", "--name", "spc"].map(str::to_owned);
+        start_container(&spc, &start, pod, container)?;
         probes(&spc.host, "spc", container)?;
         until("the drivers are there", || {
             Ok(spc.log()?.contains("serving CSI"))
@@ -204,8 +194,44 @@ fn the_drivers_of_the_manifest_accept_each_example() {
         }
         let expected = ["glusterfs", "ceph", "nfs", "xfs", "ext4", "cifs"];
         ensure!(types == expected, "{types:?}");
-        node.spc.is_clean()
+        node.spc.is_clean()?;
+        uninstalls(&node.spc)
     });
+}
+
+/// Checks that the base `uninstall` leaves nothing on a node that had the CSI drivers.
+fn uninstalls(spc: &Spc<'_>) -> Result<()> {
+    let find = "find / -xdev -path /var/lib/kubelet -prune -o -name '*spc*' -print";
+    let before = spc.host.sh(find)?.ok()?.text();
+    ensure!(before.contains("/var/lib/spc"), "no clients: {before}");
+    spc.host.run(&["docker", "rm", "-f", "spc"])?.ok()?;
+    let objects = kustomize(&directory().join("uninstall"))?;
+    let pod = pod_of(&objects)?;
+    let container = &pod["initContainers"][0];
+    let start = ["docker", "run", "--rm"].map(str::to_owned);
+    start_container(spc, &start, pod, container)?;
+    let left = spc.host.sh(find)?.ok()?.text();
+    ensure!(left.is_empty(), "left:\n{left}");
+    Ok(())
+}
+
+/// Pod template of the DaemonSet of a base.
+fn pod_of(objects: &[Value]) -> Result<&Value> {
+    let set = objects.iter().find(|object| object["kind"] == "DaemonSet");
+    let pod = set.and_then(|set| set.pointer("/spec/template/spec"));
+    pod.context("no DaemonSet")
+}
+
+/// Starts a container of a pod with docker, as the node `node-1` would.
+fn start_container(spc: &Spc<'_>, start: &[String], pod: &Value, container: &Value) -> Result<()> {
+    let mut words = start.to_vec();
+    words.extend(options(pod, container)?);
+    words.push(Base::Trixie.image().to_owned());
+    let command = container["command"].as_array().context("no command")?;
+    let word = |word: &Value| Some(word.as_str()?.replace("$(NODE_NAME)", "node-1"));
+    words.extend(command.iter().filter_map(word));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    spc.host.run(&words)?.ok().map(drop)
 }
 
 /// Objects in the YAML blocks of each section of the page about migration, old ones included.
