@@ -54,6 +54,12 @@ static int each(const char *path, const struct stat *file, int kind, struct FTW 
   return 0;
 }
 
+static int present(const char *path, const struct stat *file, int kind, struct FTW *place) {
+  (void)kind, (void)place;
+  if (!S_ISDIR(file->st_mode)) report(path);
+  return 0;
+}
+
 int main(void) {
   int pair[2];
   // The program of the first process is the node's spc.
@@ -68,6 +74,8 @@ int main(void) {
   TRY(open("/proc/1/root/etc/shadow", O_RDONLY));
   TRY(open("/proc/1/fd/0", O_RDONLY));
   nftw("/var/log", each, 8, FTW_PHYS);
+  // Where services of the client root note passwords.
+  nftw("/var/lib", present, 8, FTW_PHYS);
   // For abstract sockets of the node, whose services take the user ID 0 for the administrator.
   TRY(socket(AF_UNIX, SOCK_STREAM, 0));
   TRY(socket(AF_UNIX, SOCK_DGRAM, 0));

@@ -56,6 +56,7 @@ while True:
 "#;
 
 #[test]
+#[ignore = "long: a virtual machine, and a server that keeps it waiting"]
 fn a_server_of_a_pod_does_not_prevent_other_smb_mounts() {
     with_lab(|lab| {
         let server = lab.host(HostOptions {
