@@ -6,8 +6,8 @@ use std::{fs, thread};
 
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::host::hash::hash;
 use crate::options::Options;
-use crate::state::store::hash;
 
 /// Settings file of the host's administrator: a number, and comments that begin with `#`.
 pub(super) const SETTING: &str = "/etc/spc/helpers";

@@ -21,6 +21,7 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
 use crate::error::{Cause, Error, Result};
 use crate::host::cgroup_v1;
+use crate::host::hash::hash;
 use crate::process::run;
 use crate::sys;
 use crate::sys::cgroup::{REPORT_LEN, start_in_cgroup};
@@ -39,7 +40,8 @@ const MAX_TASKS: u32 = 1024;
 const MAX_NAME: usize = 180;
 
 /// Returns the cgroup name for the daemons of a mount on this target, escaped like a path by
-/// systemd-escape(1). A name of more than 180 bytes is cut at the front.
+/// systemd-escape(1). A name of more than 180 bytes is cut at the front, where a hash of the target
+/// tells it from others with the same end.
 pub fn name_for(target: &Path) -> String {
     let mut name = String::new();
     for byte in target.as_os_str().as_encoded_bytes() {
@@ -59,7 +61,7 @@ pub fn name_for(target: &Path) -> String {
         let from = (name.len() - MAX_NAME..).find(|at| name.is_char_boundary(*at));
         name = name.split_off(from.unwrap_or_default());
         let component = name.find('-').map_or(0, |at| at + 1);
-        name = name.split_off(component);
+        name = format!("{:016x}-{}", hash(target), name.split_off(component));
     }
     name
 }
@@ -380,9 +382,14 @@ mod tests {
         assert_eq!(name_for(Path::new("/mnt/a b-c/.x")), "mnt-a\\x20b\\x2dc-.x");
         assert_eq!(name_for(Path::new("/.x")), "\\x2ex");
         let long = format!("/var/{}/volume", "x".repeat(300));
-        assert_eq!(name_for(Path::new(&long)), "volume");
+        let name = name_for(Path::new(&long));
+        assert!(name.ends_with("-volume") && name.len() == 16 + 7, "{name}");
         let long = format!("/var/{}", "x".repeat(300));
-        assert_eq!(name_for(Path::new(&long)).len(), MAX_NAME);
+        assert_eq!(name_for(Path::new(&long)).len(), MAX_NAME + 17);
+        assert_ne!(
+            name_for(Path::new(&long)),
+            name_for(Path::new(&format!("/srv/{}", "x".repeat(300))))
+        );
     }
 
     #[test]

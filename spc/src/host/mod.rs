@@ -8,6 +8,7 @@ mod cgroup_v1;
 pub mod confinement;
 pub mod disk;
 pub mod file_lock;
+pub mod hash;
 pub mod hostname;
 pub mod modules;
 pub mod mount_id;

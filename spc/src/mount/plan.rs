@@ -187,11 +187,12 @@ impl Plan {
 
     /// Returns whether the mount needs a daemon that should outlive the container. A directory of
     /// the container as the source, or the option [`IN_CONTAINER`], ties the daemon to the
-    /// container.
+    /// container. A pod has no directory of the container, whatever its source looks like.
     pub fn outlives_container(&self) -> bool {
         let source = Path::new(&self.request.source);
-        let in_container =
-            source.is_absolute() && !self.hosts.iter().any(|host| source.starts_with(host));
+        let in_container = !self.request.sandboxed
+            && source.is_absolute()
+            && !self.hosts.iter().any(|host| source.starts_with(host));
         self.kind.is_fuse() && !in_container && !self.request.options.has(IN_CONTAINER)
     }
 

@@ -28,6 +28,8 @@ pub(super) struct ProcessId {
     pub(super) in_proc: i32,
     /// Id in the PID namespace of this process.
     pub(super) own: i32,
+    /// Id of the parent in the PID namespace of `/proc`.
+    pub(super) parent: Option<i32>,
     /// Whether it is the first process of a PID namespace below that of this process.
     pub(super) is_first: bool,
     /// Number that the processes of a cgroup have in common that have an id in equally many PID
@@ -72,6 +74,7 @@ pub(super) fn candidates(users: Users) -> io::Result<Vec<ProcessId>> {
         let process = ProcessId {
             in_proc,
             own: *own,
+            parent: status.parent,
             is_first: status.ids.len() > depth && status.ids.last() == Some(&1),
             group: hasher.finish(),
         };

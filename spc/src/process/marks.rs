@@ -9,7 +9,7 @@
 //! number, any marks and memory that cannot be read in time, since a server that has taken them over
 //! decides. Their memory is not read. They end with the first process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Command;
@@ -34,8 +34,7 @@ const MAX_INHERITED: usize = 64 * 1024;
 const SEARCH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Number of processes of one mount that are held open. A daemon that its server has taken over may
-/// have more than this process can open. Its first process is usually among them, with which all
-/// others end; after the process ids have wrapped around, another search finds it.
+/// start more than this process can open.
 const MAX_HELD: usize = 256;
 
 /// Longest mark, in bytes. Ids have 16 bytes, names of services a few more.
@@ -95,6 +94,7 @@ pub fn daemons_in(cgroup: &Path, id: &str) -> io::Result<Vec<i32>> {
     let members = members.map(|pid| ProcessId {
         in_proc: pid,
         own: pid,
+        parent: None,
         is_first: false,
         group: 0,
     });
@@ -206,19 +206,28 @@ fn search(variable: &'static str, users: Users) -> io::Result<Vec<Marked>> {
         }
     };
     let sandboxes = matching(first, |environ| mark_in(environ, MARK))?;
-    let ids: BTreeMap<u64, String> = sandboxes
-        .iter()
-        .map(|(first, id)| (first.group, id.clone()))
-        .collect();
+    let groups: BTreeSet<u64> = sandboxes.iter().map(|(first, _)| first.group).collect();
     let (inside, outside): (Vec<_>, Vec<_>) =
-        others.into_iter().partition(|p| ids.contains_key(&p.group));
+        others.into_iter().partition(|p| groups.contains(&p.group));
     let outside = matching(outside, move |environ| mark_in(environ, variable))?;
     let mut found: Vec<Marked> = outside.into_iter().map(marked(false)).collect();
     if variable == MARK {
-        let inside = inside
-            .into_iter()
-            .filter_map(|process| Some((process, ids.get(&process.group)?.clone())));
-        found.extend(inside.map(marked(true)));
+        // Several sandboxes may share a cgroup. A process whose parent has just ended belongs to
+        // none for a moment.
+        let mut children: BTreeMap<i32, Vec<ProcessId>> = BTreeMap::new();
+        for process in inside {
+            let parent = process.parent.unwrap_or_default();
+            children.entry(parent).or_default().push(process);
+        }
+        for (first, id) in &sandboxes {
+            let mut parents = vec![first.in_proc];
+            while let Some(parent) = parents.pop() {
+                for process in children.remove(&parent).unwrap_or_default() {
+                    parents.push(process.in_proc);
+                    found.push(marked(true)((process, id.clone())));
+                }
+            }
+        }
         found.extend(sandboxes.into_iter().map(marked(false)));
     }
     Ok(found)

@@ -69,6 +69,12 @@ fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Ve
     let host_owner = owner(&host).map_err(fail)?;
     let names = fs::read_dir(&procfs).map_err(fail)?.flatten();
     let ids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut ids: Vec<i32> = ids.collect();
+    // Processes of users may use up the time. Most containers have one of root.
+    ids.sort_by_key(|process| {
+        let process = fs::metadata(procfs.join(process.to_string()));
+        process.is_ok_and(|process| process.uid() != 0)
+    });
     let (in_proc, mut others) = (procfs.clone(), BTreeMap::new());
     let open = move |process: i32| {
         // The process may have ended.
@@ -84,16 +90,11 @@ fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Ve
         }
         Some((file.metadata().ok()?.ino(), file))
     };
-    look_at_each(
-        &ids.collect::<Vec<_>>(),
-        SEARCH_LIMIT,
-        open,
-        |process, opened| {
-            if let Some((id, file)) = opened.filter(|(id, _)| *id != own) {
-                others.entry(id).or_insert((process, file));
-            }
-        },
-    )
+    look_at_each(&ids, SEARCH_LIMIT, open, |process, opened| {
+        if let Some((id, file)) = opened.filter(|(id, _)| *id != own) {
+            others.entry(id).or_insert((process, file));
+        }
+    })
     .map_err(fail)?;
     let mut found = BTreeMap::new();
     for (process, file) in others.into_values() {

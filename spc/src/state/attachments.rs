@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::state::store::{Ledger, hash, load_json};
+use crate::host::hash::hash;
+use crate::state::store::{Ledger, load_json};
 
 /// Directory of the attachment files on the host.
 const DEVICES: &str = "/run/spc/devices";

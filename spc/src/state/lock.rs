@@ -10,8 +10,9 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::error::{Error, Reason, Result, show};
+use crate::host::hash::hash;
 use crate::process::cancel::CancelToken;
-use crate::state::store::{Corrupt, DIR, Ledger, file_of, hash, load};
+use crate::state::store::{Corrupt, DIR, Ledger, file_of, load};
 
 /// Exclusive lock of a target. Dropping it releases the lock.
 pub struct Lock {

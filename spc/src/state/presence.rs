@@ -11,9 +11,9 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::host::hash::hash;
 use crate::host::mount_id::{MountId, mount_id};
 use crate::host::mountinfo::{self, Entry};
-use crate::state::store::hash;
 use crate::state::{Record, Session};
 use crate::sys::statmount;
 

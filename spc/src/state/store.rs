@@ -8,18 +8,17 @@
 //! each record (OFD locks, fcntl(2)), and the kernel releases the lock when its holder dies.
 
 use std::fs::{self, OpenOptions};
-use std::hash::Hasher;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fnv::FnvHasher;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Class, Error, Result, errno_text, is_shortage, show};
 use crate::host::Host;
+use crate::host::hash::hash;
 use crate::state::Record;
 
 pub use crate::state::attachments::{Attachment, Volume};
@@ -298,23 +297,4 @@ pub(super) fn file_named(name: u64) -> PathBuf {
 /// Returns the name of a record from its final or temporary file.
 pub(super) fn name_of(file: &Path) -> Option<u64> {
     u64::from_str_radix(file.file_stem()?.to_str()?, 16).ok()
-}
-
-/// Returns the 64-bit FNV-1a hash of a target. Unlike the standard library's hasher, the result is
-/// the same in every version.
-pub fn hash(target: &Path) -> u64 {
-    let mut hasher = FnvHasher::default();
-    hasher.write(target.as_os_str().as_encoded_bytes());
-    hasher.finish()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hash_is_fnv_1a() {
-        assert_eq!(hash(Path::new("")), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(hash(Path::new("a")), 0xaf63_dc4c_8601_ec8c);
-    }
 }

@@ -229,6 +229,14 @@ impl Policy {
     /// # Errors
     /// The source has a character that a helper could misread.
     pub fn check_source(&self, fs_type: &str, source: &str) -> Result<()> {
+        let is_share = matches!(fs_type, "cifs" | "smb3") && source.starts_with("//");
+        if source.starts_with('/') && !is_share {
+            return Err(
+                Error::usage(format!("bad source: {}", source.escape_default()))
+                    .because("it is a directory")
+                    .hint("a pod's source names a server"),
+            );
+        }
         // mount.glusterfs is a shell script.
         let is_script = fs_type == "glusterfs";
         if source.contains(|c: char| c.is_control() || "\"'".contains(c))
@@ -439,6 +447,8 @@ mod tests {
             ("cifs", "//h/a'b", false),
             ("nfs", "h:/a\nb", false),
             ("nfs", "[2001:db8::1]:/x", true),
+            ("fuse.sshfs", "/x@192.0.2.1:/", false),
+            ("fuse.sshfs", "//x@192.0.2.1:/", false),
         ] {
             let checked = for_type(fs_type).unwrap().check_source(fs_type, source);
             assert_eq!(checked.is_ok(), good, "{source}");

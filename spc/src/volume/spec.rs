@@ -339,15 +339,16 @@ mod tests {
             volume(fs_type, source, options, Author::Pod(&nothing)).map(drop)
         };
         for (fs_type, source, options) in [
-            ("nfs", "/srv", "bind"),
-            ("nfs4", "/srv", "ro,rbind"),
-            ("cifs", "/srv", "bind"),
-            ("ceph", "/srv", "rbind"),
-            ("glusterfs", "/srv", "bind"),
+            ("nfs", "h:/srv", "bind"),
+            ("nfs4", "h:/srv", "ro,rbind"),
+            ("cifs", "//h/srv", "bind"),
+            ("ceph", "h:/srv", "rbind"),
+            ("glusterfs", "h:/srv", "bind"),
         ] {
             let refused = pod(fs_type, source, options).unwrap_err().to_string();
             assert!(refused.contains("of the type that it names"), "{refused}");
         }
+        pod("nfs", "/srv", "ro").unwrap_err();
         pod("nfs", "h:/x", "remount").unwrap_err();
         pod("nfs", "h:/x", "ro").unwrap();
         // Not in a volume of the node either.

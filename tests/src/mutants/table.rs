@@ -74,7 +74,7 @@ pub const MUTATIONS: &[Mutation] = &[
     unit("spc/src/volume/policy.rs", "\"ext4\" | \"xfs\" | \"auto\" =>", "\"auto\" =>", "every_kind_is_allowed"),
     unit("spc/src/volume/policy.rs", "authentication: Some((\"sec\", \"sys\")),", "", "group_of_a_pod"),
     unit("spc/src/kinds/nfs.rs", "input.options.values(\"sec\").find(is_kerberos)", "input.options.value(\"sec\").filter(is_kerberos)", "kerberos_and_bg"),
-    root("spc/src/process/marks.rs", "partition(|p| ids.contains_key(&p.group));", "partition(|_| false);", "many_marks_of_a_pod"),
+    root("spc/src/process/marks.rs", "partition(|p| groups.contains(&p.group));", "partition(|_| groups.is_empty() && false);", "many_marks_of_a_pod"),
     unit("spc/src/volume/policy.rs", "if group.parse::<u32>().is_err() {", "if group.is_empty() {", "group_of_a_pod"),
     unit("spc/src/volume/policy.rs", "needs: Some(\"size\"),", "", "volumes_that_reach_the_node"),
     root("spc/src/helper/sandbox/inside.rs", "drop_privileges(kept).map_err(fail)?;", "let _ = kept;", "a_server_of_a_pod_reaches"),

@@ -409,7 +409,7 @@ fn a_claim_becomes_a_directory_that_pods_use_and_deletion_removes() {
         }
         // What was kept is not for another claim.
         let again = controller.create(request("kept-1", "x", &[("backend", "data")], 0));
-        refused(again.map(drop), Code::AlreadyExists, "is no volume")?;
+        refused(again.map(drop), Code::AlreadyExists, "is not a volume")?;
 
         // Nothing is mounted when nothing is to do.
         until("the backend is idle", || {

@@ -312,6 +312,8 @@ fn killed_and_interrupted_calls_are_finished_by_the_next_one() {
         let volume = made(spc, controller, "killed-large")?;
         fill(spc, 3000)?;
         unpublish(spc, &volume, "1-1")?;
+        // The backend may have been idle meanwhile, and unmounted.
+        controller.delete("data/none")?;
         let mut calls = 0;
         loop {
             calls += 1;

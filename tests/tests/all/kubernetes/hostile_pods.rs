@@ -29,7 +29,7 @@ fn options_of_a_pod_do_not_make_its_volume_a_bind_of_the_node() {
             let refused = kubelet.set_up(&pod).err();
             let refused = refused.context("bound a directory of the node")?;
             ensure!(
-                refused.to_string().contains("of the type that it names"),
+                refused.to_string().contains("it is a directory"),
                 "{refused}"
             );
             ensure!(spc.on(pod.directory())?.is_empty());

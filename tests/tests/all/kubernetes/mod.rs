@@ -26,6 +26,7 @@ mod hostile_kerberos;
 mod hostile_lists;
 mod hostile_locks;
 mod hostile_marks;
+mod hostile_names;
 mod hostile_nfs;
 mod hostile_pods;
 mod hostile_servers;

@@ -303,3 +303,42 @@ fn a_hundred_mounts_are_as_fast_under_attack_as_in_peace() {
         spc.is_clean()
     });
 }
+
+/// Checks that the bind of a container is repaired with the mount, beside this many attacks.
+fn a_bind_is_repaired_beside(spc: &Spc<'_>, attacks: u32) -> Result<()> {
+    let daemon = mount_named(spc, "bound", "allow_other,x-spc.repair=containers")?;
+    let attacks = (0..attacks).map(|_| attack(spc, "all", "9"));
+    let attacks = attacks.collect::<Result<Vec<_>>>()?;
+    // A container that starts later.
+    let script = "exec unshare -m sh -c 'mount --make-rprivate /
+        mount -o bind /mnt/bound /tmp/own && echo ready; exec sleep 600'";
+    let mut process = spc.host.spawn(&["sh", "-c", script])?;
+    until(
+        "the bind is there",
+        || Ok(process.so_far()?.0 == b"ready\n"),
+    )?;
+    kill_and_wait(spc, "bound", &daemon)?;
+    let after = spc.on("/mnt/bound")?.pop().context("not mounted")?;
+    let device = format!(" {} ", after.device);
+    let find = "grep -hs ' /tmp/own ' /proc/[0-9]*/mountinfo | sort -u";
+    let repaired = until("the bind is repaired", || {
+        Ok(spc.host.sh(find)?.text().contains(&device))
+    });
+    drop((attacks, process));
+    spc.umount("/mnt/bound")?;
+    repaired
+}
+
+#[test]
+fn users_in_execve_do_not_leave_binds_of_containers_dead() {
+    with_lab(|lab| {
+        let spc = Spc::privileged(lab)?;
+        let bytes = std::fs::read(program("hostile", Libc::Gnu, &["-static"])?)?;
+        spc.host.write(HOSTILE, &bytes)?;
+        let prepare = "chmod 755 /opt/hostile; chmod 1777 /tmp; chmod 666 /dev/fuse
+            mkdir -p /srv/source /tmp/own";
+        spc.host.sh(prepare)?.ok()?;
+        a_bind_is_repaired_beside(&spc, 0).context("without an attack")?;
+        a_bind_is_repaired_beside(&spc, 6).context("beside six processes")
+    });
+}
