@@ -40,6 +40,13 @@ impl ResolvedKind {
                 .iter()
                 .all(|shown| shown == "fuseblk" || shown == "fuse" || shown.starts_with("fuse."))
     }
+
+    /// Returns whether the kernel makes one mount of the type at a time while a server does not
+    /// answer: NFS version 4 and SMB.
+    pub fn locks_out_others(&self) -> bool {
+        let locks = |shown: &String| matches!(&**shown, "nfs" | "nfs4" | "cifs" | "smb3");
+        self.expected_types.iter().any(locks)
+    }
 }
 
 /// Returns whether a type of the mount table is among the expected ones. An empty list allows any

@@ -46,8 +46,8 @@ use crate::state::{Route, Session};
 /// Time for the mount to appear after its helper has exited successfully.
 const APPEAR_LIMIT: Duration = Duration::from_millis(500);
 
-/// Time limit for a helper that has the kernel contact a server of a pod. Until the server answers,
-/// the kernel makes no other mount of NFS version 4 or of SMB on the node.
+/// Time limit for a helper that has the kernel contact an NFS or SMB server of a pod. Until the
+/// server answers, the kernel makes no other mount of NFS version 4 or of SMB on the node.
 const POD_KERNEL_LIMIT: Duration = Duration::from_secs(15);
 
 /// Attempt at a mount, rolled back when it is dropped unfinished.
@@ -205,7 +205,7 @@ impl<'a> Attempt<'a> {
         let run = HelperRun::new(self.plan, helper, program, &redirect, &secret_fds, record);
         // The process that probes a FUSE mount starts while the helper runs, which saves time.
         let (is_fuse, mut prestarted) = (self.plan.kind.is_fuse(), None);
-        let deadline = if self.record.sandboxed && !is_fuse {
+        let deadline = if self.record.sandboxed && self.plan.kind.locks_out_others() {
             deadline.min(Instant::now() + POD_KERNEL_LIMIT)
         } else {
             deadline

@@ -71,6 +71,9 @@ impl ServerChoice {
             // order each time.
             addresses.iter_mut().for_each(|addresses| addresses.sort());
         }
+        for addresses in &mut addresses {
+            addresses.truncate(MAX_SERVERS);
+        }
         let mut servers = servers_at(&server_set.servers, addresses, port);
         if servers.len() < 2 {
             return Ok(None);

@@ -205,8 +205,9 @@ fn search(variable: &'static str, users: Users) -> io::Result<Vec<Marked>> {
             is_inside,
         }
     };
+    // Also of a sandbox that is ending, whose first process has no environment any more.
+    let groups: BTreeSet<u64> = first.iter().map(|first| first.group).collect();
     let sandboxes = matching(first, |environ| mark_in(environ, MARK))?;
-    let groups: BTreeSet<u64> = sandboxes.iter().map(|(first, _)| first.group).collect();
     let (inside, outside): (Vec<_>, Vec<_>) =
         others.into_iter().partition(|p| groups.contains(&p.group));
     let outside = matching(outside, move |environ| mark_in(environ, variable))?;

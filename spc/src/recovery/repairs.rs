@@ -21,21 +21,24 @@ use crate::state::presence::entry_of;
 use crate::state::{Record, Route, Session};
 
 /// Kills the helper of a running repair, so that an unmount does not have to wait for the repair.
+/// Returns the record of the mount under repair, if there is one.
 ///
 /// # Errors
 /// Fails if the ledger cannot be read or the search for processes fails.
-pub fn cancel(session: &Session, target: &Path) -> Result<()> {
-    if let Some(record) = session.ledger.get(target)?
-        && let Some(pending_id) = record
-            .repair
-            .as_ref()
-            .and_then(|repair| repair.pending_id.as_ref())
-    {
-        // The repair fails without its helper. Processes that start meanwhile are found by the next
-        // call.
-        terminate::terminate(pending_id, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
-    }
-    Ok(())
+pub fn cancel(session: &Session, target: &Path) -> Result<Option<Record>> {
+    let Some(record) = session.ledger.get(target)? else {
+        return Ok(None);
+    };
+    let Some(repair) = &record.repair else {
+        return Ok(None);
+    };
+    let Some(pending_id) = &repair.pending_id else {
+        return Ok(None);
+    };
+    // The repair fails without its helper. Processes that start meanwhile are found by the next
+    // call.
+    terminate::terminate(pending_id, Duration::ZERO).map_err(|e| cannot_search(&record, e))?;
+    Ok(Some(record))
 }
 
 /// Returns the redirect with another id, in the directory of the mount's redirects.

@@ -71,7 +71,7 @@ fn namespaces(session: &Session, device: &str) -> Result<BTreeMap<i32, (File, Ve
     let ids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut ids: Vec<i32> = ids.collect();
     // Processes of users may use up the time. Most containers have one of root.
-    ids.sort_by_key(|process| {
+    ids.sort_by_cached_key(|process| {
         let process = fs::metadata(procfs.join(process.to_string()));
         process.is_ok_and(|process| process.uid() != 0)
     });

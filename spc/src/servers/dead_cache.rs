@@ -48,8 +48,13 @@ pub fn update(host: &Host, dead: Vec<SocketAddr>, alive: Vec<SocketAddr>) {
             .recursive(true)
             .mode(0o700)
             .create(DIR)?;
-        let free = MAX_ENTRIES.saturating_sub(remove_expired()?);
-        dead.iter().take(free).try_for_each(|server| {
+        let mut free = MAX_ENTRIES.saturating_sub(remove_expired()?);
+        dead.iter().try_for_each(|server| {
+            let is_new = !file_of(server).exists();
+            if is_new && free == 0 {
+                return Ok(());
+            }
+            free -= usize::from(is_new);
             let mut file = OpenOptions::new();
             file.write(true).create(true).mode(0o600);
             let file = file.open(file_of(server))?;

@@ -4,6 +4,7 @@ pub mod escalate;
 pub mod foreign;
 pub mod holders;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -101,12 +102,17 @@ fn unmount_locked(
     mode: UnmountMode,
     found: &mut Option<Record>,
 ) -> Result<()> {
-    let before = session.ledger.get(target)?;
-    let cancel_repair = || repairs::cancel(session, target);
+    let cancelled = RefCell::new(None);
+    let cancel_repair = || {
+        if let Some(record) = repairs::cancel(session, target)? {
+            cancelled.replace(Some(record));
+        }
+        Ok(())
+    };
     let cancel = CancelToken::new(Instant::now() + LOCK_LIMIT, &cancel_repair);
     let _lock = session.ledger.lock(target, cancel)?;
     let Some(mut record) = load_record(session, target)? else {
-        return match (entry_on(session, target)?, before) {
+        return match (entry_on(session, target)?, cancelled.take()) {
             // `spc serve` has unmounted what the repair left that this command has cancelled.
             (None, Some(record)) => {
                 *found = Some(record);

@@ -230,7 +230,7 @@ impl Policy {
     /// The source has a character that a helper could misread.
     pub fn check_source(&self, fs_type: &str, source: &str) -> Result<()> {
         let is_share = matches!(fs_type, "cifs" | "smb3") && source.starts_with("//");
-        if source.starts_with('/') && !is_share {
+        if source.starts_with('/') && !is_share && fs_type != "tmpfs" {
             return Err(
                 Error::usage(format!("bad source: {}", source.escape_default()))
                     .because("it is a directory")
