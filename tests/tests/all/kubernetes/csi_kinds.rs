@@ -220,6 +220,7 @@ fn on_disks(spc: &VmSpc<'_>) -> Result<()> {
 }
 
 #[test]
+#[ignore = "long: five kinds on an emulated machine, a minute of CPU"]
 fn volumes_that_the_kernel_mounts_are_shared_by_pods_and_grow() {
     with_lab(|lab| {
         let spc = VmSpc::privileged(lab)?;
