@@ -62,7 +62,7 @@ fn fifty_pods_at_once_start_and_end_like_pods_without_volumes() {
         }
         for _ in 0..2 {
             let empty = node.storm("empty", |_| json!({"name": "data", "emptyDir": {}}))?;
-            // What kubelet itself needs for a claim.
+            // Shows the time that kubelet itself needs for a claim.
             let local = node.storm("local", claim)?;
             let shared = node.storm("shared", |_| claim("shared"))?;
             let own = node.storm("own", claim)?;

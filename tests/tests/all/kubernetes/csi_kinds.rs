@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 /// Size of a disk before and after it has grown, in MiB. The smallest xfs has 300.
 const SIZES: [u64; 2] = [320, 640];
 
-/// One driver on the virtual machine.
+/// Driver on the virtual machine.
 struct Driver<'a> {
     spc: &'a VmSpc<'a>,
     name: &'static str,

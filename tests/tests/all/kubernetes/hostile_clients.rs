@@ -11,15 +11,16 @@ use crate::kubernetes::hostile_servers;
 use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
 use crate::support::{PRIVILEGED, Spc, until, with_lab};
 
-/// Puts a program in the place of s3fs.
-fn take_over(host: &Host<'_>, with: &str) -> Result<()> {
+/// Puts a static program, compiled with these flags, in the place of s3fs.
+pub(super) fn take_over(host: &Host<'_>, with: &str, flags: &[&str]) -> Result<()> {
     let path = host.run(&["realpath", "/var/lib/spc/current/usr/bin/s3fs"])?;
-    let bytes = std::fs::read(program(with, Libc::Gnu, &["-static"])?)?;
+    let flags = [&["-static"], flags].concat();
+    let bytes = std::fs::read(program(with, Libc::Gnu, &flags)?)?;
     host.write(path.ok()?.text(), &bytes)
 }
 
 /// Runs the container so that its processes can have 1,024 open files each.
-fn run_with_few_files(spc: &Spc<'_>) -> Result<()> {
+pub(super) fn run_with_few_files(spc: &Spc<'_>) -> Result<()> {
     let limit = ["--ulimit", "nofile=1024:1024"];
     let arguments = [&limit[..], &PRIVILEGED].concat();
     spc.run(Base::Trixie, &arguments)?.ok().map(drop)
@@ -32,7 +33,7 @@ fn a_volume_that_answers_all_but_statfs_keeps_one_process() {
         install(&spc)?;
         let host = &spc.host;
         let driver = Client::register(&spc, MAPPED)?;
-        take_over(host, "hostile_silent")?;
+        take_over(host, "hostile_silent", &[])?;
         let volume = CsiVolume::new("csi-1", "fuse.s3fs", &[("source", "bucket")]);
         driver.publish_inline(&spc, &volume, "1-1")??;
         // Its server answers all but statfs(2) from now on.
@@ -108,7 +109,7 @@ fn a_taken_over_client_has_no_leases_and_shares_no_ports() {
         host.sh("chmod 755 /opt/hold; mkdir -p /srv/source /mnt/b")?
             .ok()?;
         let _service = host.spawn(&["/opt/hold", "serve"])?;
-        take_over(host, "hostile_hold")?;
+        take_over(host, "hostile_hold", &[])?;
         let pod = Pod::new("1-0", Volume::new("fuse.s3fs", &[("source", "bucket")]));
         kubelet.set_up(&pod)?;
         std::thread::sleep(Duration::from_secs(1));
@@ -282,7 +283,7 @@ fn many_processes_of_a_pod_do_not_stop_repairs() {
         run_with_few_files(&spc)?;
         install(&spc)?;
         let kubelet = Kubelet::start(host)?;
-        take_over(host, "hostile_forks")?;
+        take_over(host, "hostile_forks", &[])?;
         let pod = Pod::new("1-0", Volume::new("fuse.s3fs", &[("source", "bucket")]));
         kubelet.set_up(&pod)?;
         spc.mount(&[
@@ -342,7 +343,7 @@ fn silent_inline_volumes_do_not_delay_the_end_of_pods() {
         )?;
         host.sh("chmod 755 /opt/hold; for i in $(seq 100 160); do ip addr add 198.51.100.$i/32 dev lo; done")?.ok()?;
         let _silent = host.spawn(&["/opt/hold", "silent"])?;
-        take_over(host, "hostile_hold")?;
+        take_over(host, "hostile_hold", &[])?;
         let volume = CsiVolume::new("csi-1", "fuse.s3fs", &[("source", "bucket")]);
         driver.publish_inline(&spc, &volume, "9-1")??;
         let took = std::thread::scope(|scope| -> Result<_> {
@@ -379,7 +380,7 @@ fn hanging_repairs_of_pods_leave_room_for_others() {
         let spc = Spc::minimal(lab)?;
         install(&spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
-        take_over(host, "hostile_flaky")?;
+        take_over(host, "hostile_flaky", &[])?;
         host.sh("mkdir -p /srv/source")?.ok()?;
         spc.mount(&[
             "-t",

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use lab::{Libc, program};
 
+use crate::kubernetes::hostile_clients::take_over;
 use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
 use crate::support::{Spc, until, with_lab};
 
@@ -17,13 +17,7 @@ fn a_client_of_a_pod_does_not_delay_other_unmounts() {
         let host = &spc.host;
         host.run(&["mkdir", "-p", "/srv/source"])?.ok()?;
         let kubelet = Kubelet::start(host)?;
-        let path = host.run(&["realpath", "/var/lib/spc/current/usr/bin/s3fs"])?;
-        let bytes = std::fs::read(program(
-            "hostile_lock",
-            Libc::Gnu,
-            &["-static", "-pthread"],
-        )?)?;
-        host.write(path.ok()?.text(), &bytes)?;
+        take_over(host, "hostile_lock", &["-pthread"])?;
         let mount = [
             "-t",
             "fuse.bindfs",

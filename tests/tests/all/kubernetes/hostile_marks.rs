@@ -2,19 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use lab::{Base, Host, Libc, program};
+use anyhow::{Context, ensure};
 
+use crate::kubernetes::hostile_clients::{run_with_few_files, take_over};
 use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
-use crate::support::{PRIVILEGED, Spc, until, with_lab};
+use crate::support::{Spc, until, with_lab};
 
-/// Puts a program in the place of s3fs.
-fn take_over(host: &Host<'_>, with: &str, flags: &[&str]) -> Result<()> {
-    let path = host.run(&["realpath", "/var/lib/spc/current/usr/bin/s3fs"])?;
-    let bytes = std::fs::read(program(with, Libc::Gnu, flags)?)?;
-    host.write(path.ok()?.text(), &bytes)
-}
-
+/// Arguments of `spc mount` for a mount beside the pod's.
 const MOUNT: [&str; 6] = [
     "-t",
     "fuse.bindfs",
@@ -31,12 +25,10 @@ fn many_marks_of_a_pod_do_not_stop_repairs() {
         spc.remove()?;
         let host = &spc.host;
         host.run(&["mkdir", "-p", "/srv/source"])?.ok()?;
-        let limit = ["--ulimit", "nofile=1024:1024"];
-        let arguments = [&limit[..], &PRIVILEGED].concat();
-        spc.run(Base::Trixie, &arguments)?.ok()?;
+        run_with_few_files(&spc)?;
         install(&spc)?;
         let kubelet = Kubelet::start(host)?;
-        take_over(host, "hostile_marks", &["-static"])?;
+        take_over(host, "hostile_marks", &[])?;
         let pod = Pod::new("1-0", Volume::new("fuse.s3fs", &[("source", "bucket")]));
         kubelet.set_up(&pod)?;
         std::thread::sleep(Duration::from_secs(6));
@@ -67,7 +59,7 @@ fn long_marks_of_a_pod_use_little_memory() {
         let host = &spc.host;
         host.run(&["mkdir", "-p", "/srv/source"])?.ok()?;
         let kubelet = Kubelet::start(host)?;
-        take_over(host, "hostile_marks", &["-static", "-DLONG"])?;
+        take_over(host, "hostile_marks", &["-DLONG"])?;
         let pod = Pod::new("1-0", Volume::new("fuse.s3fs", &[("source", "bucket")]));
         kubelet.set_up(&pod)?;
         std::thread::sleep(Duration::from_secs(6));

@@ -1,8 +1,8 @@
 //! Pods that choose the names of their volumes.
 
 use anyhow::ensure;
-use lab::{Libc, program};
 
+use crate::kubernetes::hostile_clients::take_over;
 use crate::kubernetes::kubelet::{DRIVER, Kubelet, Pod, ROOT, Volume, install};
 use crate::support::{Spc, until, with_lab};
 
@@ -12,9 +12,7 @@ fn pods_with_long_names_of_volumes_share_no_cgroup() {
         let spc = Spc::minimal(lab)?;
         install(&spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
-        let path = host.run(&["realpath", "/var/lib/spc/current/usr/bin/s3fs"])?;
-        let bytes = std::fs::read(program("hostile_quiet", Libc::Gnu, &["-static"])?)?;
-        host.write(path.ok()?.text(), &bytes)?;
+        take_over(host, "hostile_quiet", &[])?;
         // A label of 63 characters, as Kubernetes allows it.
         let name = format!("a{}b", "-".repeat(61));
         for uid in ["1-0", "2-0"] {
@@ -39,9 +37,7 @@ fn the_end_of_a_pod_leaves_the_daemon_of_a_volume_in_use_beside_a_pod_with_the_s
         let spc = Spc::minimal(lab)?;
         install(&spc)?;
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
-        let path = host.run(&["realpath", "/var/lib/spc/current/usr/bin/s3fs"])?;
-        let bytes = std::fs::read(program("hostile_quiet", Libc::Gnu, &["-static"])?)?;
-        host.write(path.ok()?.text(), &bytes)?;
+        take_over(host, "hostile_quiet", &[])?;
         let name = format!("a{}b", "-".repeat(61));
         host.run(&["mkdir", "-p", "/mnt/bound"])?.ok()?;
         for uids in [&["1-0"][..], &["2-0", "3-0"]] {

@@ -2,9 +2,10 @@
 //! use an identity of the node.
 
 use anyhow::{Context, Result, ensure};
-use lab::{Host, HostOptions, Lab, Libc, Root, program};
+use lab::{Host, HostOptions, Lab, Root};
 
 use crate::kubernetes::flexvolume::sshd;
+use crate::kubernetes::hostile_clients::take_over;
 use crate::kubernetes::kubelet::{Kubelet, Pod, Volume, install};
 use crate::support::{Spc, until, with_lab};
 
@@ -122,13 +123,6 @@ fn a_server_of_a_pod_reaches_nothing_of_the_node() {
     });
 }
 
-/// Puts a program in the place of s3fs, whose log is a file of the node.
-fn take_over(host: &Host<'_>, with: &str) -> Result<()> {
-    let path = host.run(&["realpath", "/var/lib/spc/current/usr/bin/s3fs"])?;
-    let bytes = std::fs::read(program(with, Libc::Gnu, &["-static"])?)?;
-    host.write(path.ok()?.text(), &bytes)
-}
-
 #[test]
 fn a_helper_that_was_taken_over_reaches_nothing_of_the_node() {
     with_lab(|lab| {
@@ -137,7 +131,7 @@ fn a_helper_that_was_taken_over_reaches_nothing_of_the_node() {
         let (host, kubelet) = (&spc.host, Kubelet::start(&spc.host)?);
         let pod = |uid: &str| Pod::new(uid, Volume::new("fuse.s3fs", &[("source", "bucket")]));
         // The kernel refuses all calls on such a root, and the pod ends all the same.
-        take_over(host, "bad_root")?;
+        take_over(host, "bad_root", &[])?;
         let bad = pod("1-1");
         kubelet.set_up(&bad)?;
         let look = ["stat", &bad.directory()];
@@ -145,7 +139,7 @@ fn a_helper_that_was_taken_over_reaches_nothing_of_the_node() {
         kubelet.call(&["unmount", &bad.directory()])?;
         ensure!(spc.on(bad.directory())?.is_empty());
 
-        take_over(host, "taken_over")?;
+        take_over(host, "taken_over", &[])?;
         let pod = pod("1-0");
         let error = kubelet.set_up(&pod).err();
         let error = error.context("mounted by a program that mounts nothing")?;
